@@ -1,0 +1,114 @@
+"""The facts that tell the released models apart, and the inference options that change no weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+NO_OBJECT_LOGIT = -1024.0
+"""Mask logit of an object that is absent from a frame (official `NO_OBJ_SCORE`)."""
+
+
+@dataclass(frozen=True)
+class Sam2Config:
+    """Architecture of one SAM 2 model: seven facts, an image size, and the widths that a small model of our own may change.
+
+    `image_size` is in pixels (square, a multiple of 32); grids and windows are in tokens of the stage they belong to.
+    """
+
+    embed_dim: int = 96
+    num_heads: int = 1
+    stages: tuple[int, ...] = (1, 2, 7, 2)
+    global_blocks: tuple[int, ...] = (5, 7, 9)
+    windows: tuple[int, ...] = (8, 4, 14, 7)
+    pos_grid: tuple[int, int] = (7, 7)
+    version: str = "2.1"
+    image_size: int = 1024
+    hidden_dim: int = 256
+    memory_dim: int = 64
+    memory_layers: int = 4
+    memory_ffn_dim: int = 2048
+    decoder_mlp_dim: int = 2048
+    num_maps: int = 7
+
+    def __post_init__(self) -> None:
+        if self.version not in ("2.0", "2.1"):
+            raise ValueError(f"version: expected '2.0' or '2.1', got {self.version!r}")
+        if self.image_size <= 0 or self.image_size % 32:
+            raise ValueError(f"image_size: expected a positive multiple of 32 pixels, got {self.image_size}")
+        if len(self.stages) != 4 or len(self.windows) != 4:
+            raise ValueError(f"stages and windows: expected 4 entries each, got {self.stages} and {self.windows}")
+        if self.hidden_dim % self.memory_dim or self.hidden_dim % 8:
+            raise ValueError(f"hidden_dim {self.hidden_dim} must be a multiple of 8 and of memory_dim {self.memory_dim}")
+
+    @property
+    def grid(self) -> int:
+        """Side of the low-resolution feature map, in tokens (stride 16)."""
+        return self.image_size // 16
+
+    @property
+    def stage_dims(self) -> tuple[int, ...]:
+        """Channels of the four trunk stages."""
+        return tuple(self.embed_dim * 2**i for i in range(4))
+
+
+PRESETS: dict[str, Sam2Config] = {
+    "tiny": Sam2Config(),
+    "small": Sam2Config(stages=(1, 2, 11, 2), global_blocks=(7, 10, 13)),
+    "base_plus": Sam2Config(embed_dim=112, num_heads=2, stages=(2, 3, 16, 3), global_blocks=(12, 16, 20), pos_grid=(14, 14)),
+    "large": Sam2Config(embed_dim=144, num_heads=2, stages=(2, 6, 36, 4), global_blocks=(23, 33, 43), windows=(8, 4, 16, 8)),
+}
+"""The four sizes (as version 2.1); `preset` gives the other version."""
+
+
+def preset(name: str, version: str = "2.1", image_size: int = 1024) -> Sam2Config:
+    """One of the eight released architectures, by size name ("tiny", "small", "base_plus", "large")."""
+    if name not in PRESETS:
+        raise ValueError(f"name: expected one of {sorted(PRESETS)}, got {name!r}")
+    return replace(PRESETS[name], version=version, image_size=image_size)
+
+
+@dataclass
+class Options:
+    """Inference choices of the official configurations, under their official names. None of them changes a weight."""
+
+    dynamic_multimask_via_stability: bool = False
+    dynamic_multimask_stability_delta: float = 0.05
+    dynamic_multimask_stability_thresh: float = 0.98
+    multimask_output_in_sam: bool = True
+    multimask_output_for_tracking: bool = True
+    multimask_min_pt_num: int = 0
+    multimask_max_pt_num: int = 1
+    use_mask_input_as_output_without_sam: bool = True
+    binarize_mask_from_pts_for_mem_enc: bool = False
+    non_overlap_masks_for_mem_enc: bool = False
+    memory_temporal_stride_for_eval: int = 1
+    max_cond_frames_in_attn: int = -1
+    max_obj_ptrs_in_encoder: int = 16
+    fill_hole_area: int = 0
+    non_overlap_masks: bool = False
+    clear_non_cond_mem_around_input: bool = False
+    add_all_frames_to_correct_as_cond: bool = False
+
+    def updated(self, **changes: Any) -> Options:
+        """A copy with some options replaced; unknown names and values of another type raise."""
+        known = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in changes.items():
+            if name not in known:
+                raise ValueError(f"option {name!r} is unknown; expected one of {sorted(known)}")
+            kind = type(known[name])
+            if kind is float and isinstance(value, int) and not isinstance(value, bool):
+                changes[name] = float(value)
+            elif type(value) is not kind:
+                raise ValueError(f"option {name}: expected {kind.__name__}, got {value!r}")
+        return replace(self, **changes)
+
+
+IMAGE_POSTPROCESSING: dict[str, Any] = {
+    "dynamic_multimask_via_stability": True,
+    "dynamic_multimask_stability_delta": 0.05,
+    "dynamic_multimask_stability_thresh": 0.98,
+}
+"""What the official builders add under `apply_postprocessing=True`."""
+
+VIDEO_POSTPROCESSING: dict[str, Any] = {**IMAGE_POSTPROCESSING, "binarize_mask_from_pts_for_mem_enc": True, "fill_hole_area": 8}

@@ -1,0 +1,104 @@
+"""The Hiera trunk: four stages of windowed attention blocks, a few of them global (arXiv 2306.00989, official `hieradet.py`)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sam2_fast.config import Sam2Config
+from sam2_fast.model.layers import MLP
+from sam2_fast.ops.window_attention import window_attention
+
+
+class PatchEmbed(nn.Module):
+    """7 x 7 convolution of stride 4: pixels to tokens."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, kernel_size=7, stride=4, padding=3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: [B, 3, S, S] -> [B, S / 4, S / 4, dim]."""
+        return self.proj(images).permute(0, 2, 3, 1)
+
+
+class WindowAttention(nn.Module):
+    """Projections around `ops.window_attention`."""
+
+    def __init__(self, dim: int, dim_out: int, num_heads: int, window: int, pool: bool) -> None:
+        super().__init__()
+        self.num_heads, self.window, self.pool = num_heads, window, pool
+        self.qkv = nn.Linear(dim, 3 * dim_out)
+        self.proj = nn.Linear(dim_out, dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, H, W, dim] -> [B, H', W', dim_out], H' = H / 2 where queries are pooled."""
+        qkv = self.qkv(x)
+        # zeros are padded after the norm, so a padded token is the projection's bias
+        return self.proj(window_attention(qkv, self.qkv.bias.to(qkv.dtype), self.num_heads, self.window, self.pool))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP. Where the width changes, queries and the shortcut are max-pooled 2 x 2."""
+
+    def __init__(self, dim: int, dim_out: int, num_heads: int, window: int, pool: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = WindowAttention(dim, dim_out, num_heads, window, pool)
+        self.norm2 = nn.LayerNorm(dim_out, eps=1e-6)
+        self.mlp = MLP(dim_out, 4 * dim_out, dim_out, num_layers=2, activation=nn.GELU)
+        self.pool = pool
+        if dim != dim_out:
+            self.proj = nn.Linear(dim, dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, H, W, dim] -> [B, H', W', dim_out]."""
+        normed = self.norm1(x)
+        shortcut = x
+        if hasattr(self, "proj"):
+            shortcut = self.proj(normed)
+            if self.pool:
+                shortcut = F.max_pool2d(shortcut.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+        x = shortcut + self.attn(normed)
+        return x + self.mlp(self.norm2(x))
+
+
+class Hiera(nn.Module):
+    """Trunk that returns the last feature map of each stage."""
+
+    def __init__(self, config: Sam2Config) -> None:
+        super().__init__()
+        dim, heads, grid, window = config.embed_dim, config.num_heads, config.pos_grid, config.windows[0]
+        self.patch_embed = PatchEmbed(dim)
+        self.pos_embed = nn.Parameter(torch.zeros(1, dim, *grid))
+        self.pos_embed_window = nn.Parameter(torch.zeros(1, dim, window, window))
+        ends = [sum(config.stages[: i + 1]) - 1 for i in range(4)]
+        self.stage_ends = ends
+        blocks, stage = [], 0
+        for i in range(sum(config.stages)):
+            # the first block of a stage still has the window of the stage before
+            size = 0 if i in config.global_blocks else config.windows[stage]
+            first = i - 1 in ends
+            if first:
+                stage, heads = stage + 1, heads * 2
+            blocks.append(Block(dim, dim * 2 if first else dim, heads, size, pool=first))
+            dim = dim * 2 if first else dim
+        self.blocks = nn.ModuleList(blocks)
+
+    def position(self, height: int, width: int) -> Tensor:
+        """[1, height, width, dim]: a coarse grid, resized, plus a tile for the place inside a window."""
+        coarse = F.interpolate(self.pos_embed, size=(height, width), mode="bicubic")
+        tile = self.pos_embed_window
+        return (coarse + tile.tile([1, 1, height // tile.shape[2], width // tile.shape[3]])).permute(0, 2, 3, 1)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """images: [B, 3, S, S] -> four maps [B, C_i, S / (4 * 2^i), S / (4 * 2^i)], channels_last in memory."""
+        x = self.patch_embed(images)
+        x = x + self.position(x.shape[1], x.shape[2])
+        maps = []
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in self.stage_ends:
+                maps.append(x.permute(0, 3, 1, 2))
+        return maps

@@ -1,0 +1,68 @@
+"""Memory attention: the frame's features attend to themselves, then to the memories (official `memory_attention.py`)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sam2_fast.config import Sam2Config
+from sam2_fast.model.layers import Table
+from sam2_fast.ops.rope_attention import rope_attention, rope_table
+
+
+class RopeAttention(nn.Module):
+    """Projections around `ops.rope_attention`; one head."""
+
+    def __init__(self, dim: int, kv_dim: int) -> None:
+        super().__init__()
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(kv_dim, dim)
+        self.v_proj = nn.Linear(kv_dim, dim)
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int = 0) -> Tensor:
+        """q: [B, N, dim]; k, v: [B, K, kv_dim]; table: [2, N, dim / 2] -> [B, N, dim]."""
+        return self.out_proj(rope_attention(self.q_proj(q), self.k_proj(k), self.v_proj(v), table, num_unrotated))
+
+
+class MemoryAttentionLayer(nn.Module):
+    """Self-attention, attention to the memories (position added to the keys only), feed-forward; all pre-norm."""
+
+    def __init__(self, dim: int, memory_dim: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.self_attn = RopeAttention(dim, dim)
+        self.cross_attn_image = RopeAttention(dim, memory_dim)
+        self.linear1 = nn.Linear(dim, ffn_dim)
+        self.linear2 = nn.Linear(ffn_dim, dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.norm3 = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, memory: Tensor, keys: Tensor, table: Tensor, num_unrotated: int) -> Tensor:
+        """x: [B, N, dim]; memory, keys (memory + position): [B, K, memory_dim] -> [B, N, dim]."""
+        normed = self.norm1(x)
+        x = x + self.self_attn(normed, normed, normed, table)
+        x = x + self.cross_attn_image(self.norm2(x), keys, memory, table, num_unrotated)
+        return x + self.linear2(F.relu(self.linear1(self.norm3(x))))
+
+
+class MemoryAttention(nn.Module):
+    """The stack of layers and its final norm."""
+
+    def __init__(self, config: Sam2Config) -> None:
+        super().__init__()
+        dim, side = config.hidden_dim, config.grid
+        self.layers = nn.ModuleList(
+            MemoryAttentionLayer(dim, config.memory_dim, config.memory_ffn_dim) for _ in range(config.memory_layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.rope = Table(lambda: rope_table(dim, side))
+
+    def forward(self, x: Tensor, position: Tensor, memory: Tensor, memory_position: Tensor, num_unrotated: int) -> Tensor:
+        """x, position: [B, N, dim]; memory, memory_position: [B, K, memory_dim], its last `num_unrotated` tokens pointers."""
+        x = x + 0.1 * position
+        keys = memory + memory_position
+        table = self.rope()
+        for layer in self.layers:
+            x = layer(x, memory, keys, table, num_unrotated)
+        return self.norm(x)

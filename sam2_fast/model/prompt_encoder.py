@@ -1,0 +1,60 @@
+"""Prompt encoder: clicks, box corners and mask hints to embeddings (official `prompt_encoder.py`)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sam2_fast.config import Sam2Config
+from sam2_fast.model.layers import LayerNorm2d
+from sam2_fast.model.position import RandomPosition
+
+
+class PromptEncoder(nn.Module):
+    """Sparse embeddings of points, dense embeddings of masks."""
+
+    def __init__(self, config: Sam2Config) -> None:
+        super().__init__()
+        dim, side = config.hidden_dim, config.grid
+        self.embed_dim = dim
+        self.input_image_size = (config.image_size, config.image_size)
+        self.image_embedding_size = (side, side)
+        self.mask_input_size = (4 * side, 4 * side)
+        self.pe_layer = RandomPosition(dim)
+        self.point_embeddings = nn.ModuleList(nn.Embedding(1, dim) for _ in range(4))  # negative, positive, box corners
+        self.not_a_point_embed = nn.Embedding(1, dim)
+        self.mask_downscaling = nn.Sequential(
+            nn.Conv2d(1, 4, kernel_size=2, stride=2),
+            LayerNorm2d(4),
+            nn.GELU(),
+            nn.Conv2d(4, 16, kernel_size=2, stride=2),
+            LayerNorm2d(16),
+            nn.GELU(),
+            nn.Conv2d(16, dim, kernel_size=1),
+        )
+        self.no_mask_embed = nn.Embedding(1, dim)
+
+    def get_dense_pe(self) -> Tensor:
+        """[1, dim, h, w]: the encoding of every token's place, shared by points and image."""
+        return self.pe_layer.grid(self.image_embedding_size[0])
+
+    def embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
+        """coords: [B, P, 2] (x, y) in model pixels; labels: [B, P] -> [B, P, dim]. Label -1 is padding: its place is ignored."""
+        size = coords.new_tensor(self.input_image_size[::-1])
+        place = self.pe_layer((coords + 0.5) / size)
+        kinds = torch.cat([e.weight for e in (self.not_a_point_embed, *self.point_embeddings)]).to(place.dtype)  # [5, dim]
+        kind = (labels.long() + 1).clamp(0, 4)
+        return torch.where(labels[..., None] == -1, 0.0, place) + kinds[kind]
+
+    def embed_mask(self, mask: Tensor | None) -> Tensor:
+        """mask: [B, 1, 4h, 4w] logits or None -> [B or 1, dim, h or 1, w or 1] (a mask that is absent is one constant)."""
+        if mask is None:
+            return self.no_mask_embed.weight[:, :, None, None]
+        weight = self.mask_downscaling[0].weight
+        return self.mask_downscaling(mask if torch.is_autocast_enabled(mask.device.type) else mask.to(weight.dtype))
+
+    def forward(self, coords: Tensor, labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Sparse [B, P + 1, dim] (one padding point closes the list, as without a separate box) and dense embeddings."""
+        coords = torch.cat([coords, coords.new_zeros(coords.shape[0], 1, 2)], dim=1)
+        labels = torch.cat([labels, labels.new_full((labels.shape[0], 1), -1)], dim=1)
+        return self.embed_points(coords, labels), self.embed_mask(mask)

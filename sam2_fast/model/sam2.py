@@ -1,0 +1,143 @@
+"""SAM 2 as five parts and five verbs. It computes and never remembers."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sam2_fast.config import NO_OBJECT_LOGIT, Options, Sam2Config
+from sam2_fast.model.image_encoder import ImageEncoder
+from sam2_fast.model.layers import MLP, Table, to_map, to_tokens
+from sam2_fast.model.mask_decoder import MaskDecoder, take
+from sam2_fast.model.memory_attention import MemoryAttention
+from sam2_fast.model.memory_encoder import MemoryEncoder
+from sam2_fast.model.object_pointer import age_position, mix_absent, split_pointers
+from sam2_fast.model.position import sine_position
+from sam2_fast.model.prompt_encoder import PromptEncoder
+from sam2_fast.types import Features, Points, Prediction
+
+
+class Sam2(nn.Module):
+    """Image encoder, memory attention, prompt encoder, mask decoder, memory encoder. Its state dict is the official one.
+
+    S = `config.image_size` pixels, h = w = S / 16 tokens. Runs in the dtype of its weights, or in the caller's autocast dtype.
+    """
+
+    def __init__(self, config: Sam2Config, options: Options | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.options = options or Options()
+        dim, memory_dim, side = config.hidden_dim, config.memory_dim, config.grid
+        self.image_encoder = ImageEncoder(config)
+        self.mask_downsample = nn.Conv2d(1, 1, kernel_size=4, stride=4)
+        self.memory_attention = MemoryAttention(config)
+        self.memory_encoder = MemoryEncoder(config)
+        self.maskmem_tpos_enc = nn.Parameter(torch.zeros(config.num_maps, 1, 1, memory_dim))
+        self.no_mem_embed = nn.Parameter(torch.zeros(1, 1, dim))
+        self.no_mem_pos_enc = nn.Parameter(torch.zeros(1, 1, dim))  # in the checkpoints, read by no released model
+        self.no_obj_ptr = nn.Parameter(torch.zeros(1, dim))
+        self.sam_prompt_encoder = PromptEncoder(config)
+        self.sam_mask_decoder = MaskDecoder(config)
+        self.obj_ptr_proj = MLP(dim, dim, dim, 3)
+        if config.version == "2.1":
+            self.no_obj_embed_spatial = nn.Parameter(torch.zeros(1, memory_dim))
+            self.obj_ptr_tpos_proj = nn.Linear(dim, memory_dim)
+        for parameter in (self.maskmem_tpos_enc, self.no_mem_embed, self.no_mem_pos_enc, self.no_obj_ptr):
+            nn.init.trunc_normal_(parameter, std=0.02)
+        self._image_position = Table(lambda: sine_position(dim, side, side).flatten(1).T.contiguous())  # [h * w, 256]
+        self._memory_position = Table(lambda: sine_position(memory_dim, side, side).flatten(1).T.contiguous())  # [h * w, 64]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.no_mem_embed.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are stored in."""
+        return self.no_mem_embed.dtype
+
+    def _enter(self, x: Tensor) -> Tensor:
+        """To the weights' dtype, unless the caller's autocast decides."""
+        return x if torch.is_autocast_enabled(x.device.type) else x.to(self.dtype)
+
+    def encode_image(self, images: Tensor) -> Features:
+        """images: [B, 3, S, S] normalised -> features of each. The decoder's projections of the fine levels are applied once, here."""
+        high, mid, low = self.image_encoder(self._enter(images))
+        return Features(low, self.sam_mask_decoder.conv_s1(mid), self.sam_mask_decoder.conv_s0(high))
+
+    def without_memory(self, low: Tensor) -> Tensor:
+        """low: [B, 256, h, w] -> the same shape: what a frame that has no past is decoded from."""
+        return low + self.no_mem_embed.view(1, -1, 1, 1)
+
+    def attend(self, low: Tensor, maps: Tensor, rows: Tensor, pointers: Tensor, ages: Tensor, longest: int) -> Tensor:
+        """Fuse a frame with what B objects remember. B objects with equal counts of maps and pointers.
+
+        low: [1 or B, 256, h, w]; maps: [B, M, h * w, 64]; rows: [B, M] int64 rows of the temporal table; pointers: [B, P, 256];
+        ages: [B, P] float32 frames; longest: the age that is scaled to 1. Returns [B, 256, h, w].
+        Source: official `_prepare_memory_conditioned_features`.
+        """
+        batch, side = maps.shape[0], self.config.grid
+        dtype = low.dtype
+        memory_dim = self.config.memory_dim
+        project = getattr(self, "obj_ptr_tpos_proj", None)
+        split = pointers.shape[-1] // memory_dim
+        temporal = self.maskmem_tpos_enc[rows].squeeze(-2)  # [B, M, 1, 64]
+        place = self._memory_position().to(dtype) + temporal.to(dtype)  # [B, M, h * w, 64]
+        when = age_position(ages, longest, project, self.config.hidden_dim, memory_dim).to(dtype).repeat_interleave(split, dim=1)
+        memory = torch.cat([maps.to(dtype).flatten(1, 2), split_pointers(pointers.to(dtype), memory_dim)], dim=1)
+        position = torch.cat([place.flatten(1, 2), when], dim=1)
+        x = to_tokens(low).expand(batch, -1, -1)
+        fused = self.memory_attention(x, self._image_position().to(dtype)[None], memory, position, split * pointers.shape[1])
+        return to_map(fused, side, side)
+
+    def decode(self, low: Tensor, features: Features, points: Points, hint: Tensor | None, multimask: bool) -> Prediction:
+        """Masks of B prompts. low: [1 or B, 256, h, w] fused features; hint: [B, 1, 4h, 4w] logits of an earlier mask, or None."""
+        low = self._enter(low)
+        sparse, dense = self.sam_prompt_encoder(points.coords, points.labels, hint)
+        position = self.sam_prompt_encoder.get_dense_pe()
+        found = self.sam_mask_decoder(low, position, sparse, dense, features.high, features.mid, multimask, self.options)
+        return found._replace(logits=found.logits.float())
+
+    def track(self, low: Tensor, features: Features, points: Points, hint: Tensor | None, multimask: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """`decode`, then the best mask, its pointer and the object's presence: [B, 1, 4h, 4w], [B, 256], [B, 1].
+
+        Masks of absent objects are -1024 throughout. Source: official `_forward_sam_heads`.
+        """
+        found = self.decode(low, features, points, hint, multimask)
+        present = found.presence > 0
+        logits, token = found.logits, found.tokens[:, 0]
+        if multimask:
+            best = found.iou.argmax(-1)
+            logits, token = take(logits, best), take(found.tokens, best)[:, 0]
+        logits = torch.where(present[:, None, None], logits, NO_OBJECT_LOGIT)
+        return logits, mix_absent(self.obj_ptr_proj(token), present, self.no_obj_ptr), found.presence
+
+    def point_to(self, features: Features, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Take masks that the user drew: [B, 1, S, S] of 0 and 1 -> logits of +-10, pointer, presence, as `track` returns them.
+
+        Source: official `_use_mask_as_output`.
+        """
+        batch = mask.shape[0]
+        logits = F.interpolate(mask * 20.0 - 10.0, scale_factor=0.25, mode="bilinear", align_corners=False, antialias=True)
+        nowhere = Points(mask.new_zeros(batch, 1, 2), torch.full((batch, 1), -1, dtype=torch.int32, device=mask.device))
+        _, pointer, _ = self.track(features.low, features, nowhere, self.mask_downsample(self._enter(mask)), multimask=False)
+        present = mask.flatten(1).any(1, keepdim=True)
+        return logits, mix_absent(pointer, present, self.no_obj_ptr), present.to(logits.dtype) * 20.0 - 10.0
+
+    def encode_memory(self, low: Tensor, logits: Tensor, presence: Tensor, binarize: bool) -> Tensor:
+        """Memory maps of B objects on one frame: [B, h * w, 64].
+
+        low: [1 or B, 256, h, w] features before fusion; logits: [B, 1, ., .] of any size; presence: [B, 1] logit;
+        binarize: threshold the mask (what a user saw and accepted) instead of its sigmoid. Source: official `_encode_new_memory`.
+        """
+        size = self.config.image_size
+        if logits.shape[-1] != size or logits.shape[-2] != size:
+            logits = F.interpolate(logits, size=(size, size), mode="bilinear", align_corners=False)
+        mask = (logits > 0).to(logits.dtype) if binarize else logits.sigmoid()
+        memory = to_tokens(self.memory_encoder(low, self._enter(mask * 20.0 - 10.0)))
+        if self.config.version == "2.1":
+            absent = (presence <= 0).to(memory.dtype)[:, None]  # [B, 1, 1]
+            memory = memory + absent * self.no_obj_embed_spatial.to(memory.dtype)
+        return memory

@@ -1,0 +1,59 @@
+"""The nouns that the rooms hand to each other. Plain data: no behaviour, no imports from above.
+
+Sizes: S is the model's image size in pixels, h = w = S / 16 the low-resolution grid in tokens, B a batch (images or objects).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Features(NamedTuple):
+    """Image features of B images, after the feature pyramid (and the decoder's own 1x1 projections of its two fine levels)."""
+
+    low: Tensor  # [B, 256, h, w]
+    mid: Tensor  # [B, 64, 2h, 2w]
+    high: Tensor  # [B, 32, 4h, 4w]
+
+    def image(self, index: int) -> Features:
+        """The features of one image of the batch, as a batch of one."""
+        return Features(*(level[index : index + 1] for level in self))
+
+
+class Prediction(NamedTuple):
+    """What the mask decoder says of B objects, M masks each."""
+
+    logits: Tensor  # [B, M, 4h, 4w] float32 mask logits
+    iou: Tensor  # [B, M] predicted IoU
+    tokens: Tensor  # [B, M or 1, 256] output tokens that become object pointers
+    presence: Tensor  # [B, 1] logit that the object is in the frame
+
+
+class Points(NamedTuple):
+    """Click and box prompts of B objects in model pixels. Labels: 1 positive, 0 negative, 2 and 3 box corners, -1 padding."""
+
+    coords: Tensor  # [B, P, 2] float32 (x, y) in pixels of the S x S image
+    labels: Tensor  # [B, P] int32
+
+
+@dataclass(frozen=True)
+class FrameMemory:
+    """What one object remembers of one frame. `map` is None until committed, and once it is too old to be attended to."""
+
+    pointer: Tensor  # [256]
+    presence: Tensor  # [1] logit
+    map: Tensor | None = None  # [h * w, 64] memory tokens
+    logits: Tensor | None = None  # [1, 4h, 4w] float32, holes filled
+
+
+class Recall(NamedTuple):
+    """Which frames one object attends to: integers only. Rows index the temporal table; ages are in frames."""
+
+    maps: tuple[int, ...]  # frame numbers, prompted ones first
+    rows: tuple[int, ...]  # one per map
+    pointers: tuple[int, ...]  # frame numbers
+    ages: tuple[int, ...]  # one per pointer, signed by direction
+    longest: int  # the age that is scaled to 1
