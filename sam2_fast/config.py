@@ -79,7 +79,6 @@ class Options:
     multimask_output_for_tracking: bool = True
     multimask_min_pt_num: int = 0
     multimask_max_pt_num: int = 1
-    use_mask_input_as_output_without_sam: bool = True
     binarize_mask_from_pts_for_mem_enc: bool = False
     non_overlap_masks_for_mem_enc: bool = False
     memory_temporal_stride_for_eval: int = 1

@@ -1,0 +1,59 @@
+"""sam2_fast: SAM 2 for images and videos, a drop-in for the official predictors with its own kernels."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from sam2_fast.build_sam import build_sam2 as build_sam2
+    from sam2_fast.build_sam import build_sam2_hf as build_sam2_hf
+    from sam2_fast.build_sam import build_sam2_video_predictor as build_sam2_video_predictor
+    from sam2_fast.build_sam import build_sam2_video_predictor_hf as build_sam2_video_predictor_hf
+    from sam2_fast.camera_predictor import SAM2CameraPredictor as SAM2CameraPredictor
+    from sam2_fast.checkpoint import CheckpointError as CheckpointError
+    from sam2_fast.config import Options as Options
+    from sam2_fast.config import Sam2Config as Sam2Config
+    from sam2_fast.config import preset as preset
+    from sam2_fast.hub import WeightsUnavailableError as WeightsUnavailableError
+    from sam2_fast.image_predictor import SAM2ImagePredictor as SAM2ImagePredictor
+    from sam2_fast.info import info as info
+    from sam2_fast.mask_generator import SAM2AutomaticMaskGenerator as SAM2AutomaticMaskGenerator
+    from sam2_fast.model import Sam2 as Sam2
+    from sam2_fast.ops.connected_components import connected_components as connected_components
+    from sam2_fast.sam2_base import SAM2Base as SAM2Base
+    from sam2_fast.video_predictor import SAM2VideoPredictor as SAM2VideoPredictor
+
+_HOME = {
+    "build_sam2": "build_sam",
+    "build_sam2_hf": "build_sam",
+    "build_sam2_video_predictor": "build_sam",
+    "build_sam2_video_predictor_hf": "build_sam",
+    "CheckpointError": "checkpoint",
+    "Options": "config",
+    "SAM2AutomaticMaskGenerator": "mask_generator",
+    "SAM2Base": "sam2_base",
+    "SAM2CameraPredictor": "camera_predictor",
+    "SAM2ImagePredictor": "image_predictor",
+    "SAM2VideoPredictor": "video_predictor",
+    "Sam2": "model",
+    "Sam2Config": "config",
+    "WeightsUnavailableError": "hub",
+    "connected_components": "ops.connected_components",
+    "info": "info",
+    "preset": "config",
+}
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported on first use: `import sam2_fast` stays light and needs no optional package."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'sam2_fast' has no attribute {name!r}")
+    return getattr(import_module(f"sam2_fast.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

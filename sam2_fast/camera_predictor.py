@@ -1,0 +1,54 @@
+"""The de-facto camera interface (`load_first_frame`, `add_new_prompt`, `track`) over one streaming session."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+from torch import Tensor
+
+from sam2_fast.inference_state import InferenceState
+from sam2_fast.video_predictor import Output, SAM2VideoPredictor
+
+
+class SAM2CameraPredictor(SAM2VideoPredictor):
+    """A video predictor that holds one stream, under the names that camera forks of SAM 2 made common.
+
+    Unlike those, it feeds every frame the same memories as an offline run: 6 maps, 15 pointers and all prompted frames.
+    """
+
+    condition_state: InferenceState | None = None
+
+    def load_first_frame(self, img: Any) -> int:
+        """Start a stream with its first frame (RGB, as `set_image` takes it); returns its number, 0."""
+        state = self.init_state(None)
+        number, _, _ = self.step(state, img)
+        self.condition_state = state
+        return number
+
+    def add_new_prompt(
+        self,
+        frame_idx: int,
+        obj_id: Hashable,
+        points: Any = None,
+        labels: Any = None,
+        bbox: Any = None,
+        clear_old_points: bool = True,
+        normalize_coords: bool = True,
+    ) -> Output:
+        """Click on or box an object on one of the newest frames; see `add_new_points_or_box`."""
+        return self.add_new_points_or_box(self._state(), frame_idx, obj_id, points, labels, clear_old_points, normalize_coords, bbox)
+
+    def add_mask(self, frame_idx: int, obj_id: Hashable, mask: Any) -> Output:
+        """Give an object's mask on one of the newest frames; see `add_new_mask`."""
+        return self.add_new_mask(self._state(), frame_idx, obj_id, mask)
+
+    def track(self, img: Any) -> tuple[list[Hashable], Tensor]:  # type: ignore[override]
+        """Take the next frame; returns (object ids, mask logits [N, 1, H, W])."""
+        _, ids, masks = self.step(self._state(), img)
+        return ids, masks
+
+    def _state(self) -> InferenceState:
+        if self.condition_state is None:
+            raise RuntimeError("no stream: call load_first_frame(image) first")
+        return self.condition_state
