@@ -1,0 +1,144 @@
+"""Run-length encoded masks, as COCO has them: column by column, counts of zeros and ones in turn, zeros first.
+
+Uncompressed: `{"size": [h, w], "counts": [zeros, ones, zeros, ...]}`. Compressed: counts is a string, six bits a character, each count
+from the fourth on as the difference to the count two before it. Byte for byte what `pycocotools.mask` writes, without needing it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sam2_fast.io.limits import MAX_PIXELS
+
+_LONGEST = 8  # characters of one count: 40 bits, where pycocotools has 32
+
+
+class Rle(TypedDict):
+    """One mask; `counts` is compressed (bytes or str) or plain (a list)."""
+
+    size: list[int]
+    counts: bytes | str | list[int]
+
+
+def encode_rle(mask: npt.NDArray[Any] | Tensor, *, text: bool = False) -> Rle:
+    """Compressed RLE of one mask [H, W], bool or zero / non-zero. `text=True` gives str counts, which JSON can hold."""
+    pixels = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    if pixels.ndim != 2:
+        raise ValueError(f"mask: expected [H, W], got {[*pixels.shape]}")
+    height, width = pixels.shape
+    packed = _pack(_runs(pixels.astype(bool, copy=False)))
+    return {"size": [height, width], "counts": packed.decode("ascii") if text else packed}
+
+
+def decode_rle(rle: Rle, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.bool_]:
+    """The mask [H, W] bool of a compressed or plain RLE.
+
+    Raises ValueError for anything that is not a whole mask of `size` within `max_pixels`; nothing is allocated before that is known.
+    """
+    height, width = _size(rle, max_pixels)
+    counts = _counts(rle, height * width)
+    values = np.zeros(counts.size, dtype=bool)
+    values[1::2] = True
+    return np.repeat(values, counts).reshape(width, height).T
+
+
+def area_from_rle(rle: Rle, *, max_pixels: int = MAX_PIXELS) -> int:
+    """Pixels of the mask, without decoding it."""
+    height, width = _size(rle, max_pixels)
+    return int(_counts(rle, height * width)[1::2].sum())
+
+
+def mask_to_rle(masks: Tensor) -> list[Rle]:
+    """Plain RLE of N masks [N, H, W] bool (or zero / non-zero), on any device; only the places of change leave it."""
+    if masks.ndim != 3 or 0 in masks.shape[1:]:
+        raise ValueError(f"masks: expected [N, H, W] with at least one pixel, got {[*masks.shape]}")
+    count, height, width = masks.shape
+    flat = masks.bool().transpose(1, 2).reshape(count, height * width)
+    found: list[Rle] = []
+    for rows in flat.split(max(1, 2**30 // (height * width))):
+        changes = (rows[:, 1:] != rows[:, :-1]).nonzero().cpu().numpy()
+        starts = rows[:, 0].cpu().numpy()
+        bounds = np.searchsorted(changes[:, 0], np.arange(len(starts) + 1))
+        for row, on in enumerate(starts):
+            runs = _lengths(changes[bounds[row] : bounds[row + 1], 1] + 1, height * width, bool(on))
+            found.append({"size": [height, width], "counts": runs.tolist()})
+    return found
+
+
+def compress_rle(rle: Rle) -> Rle:
+    """The compressed form, with str counts, of a plain RLE (official `coco_encode_rle`)."""
+    height, width = _size(rle, np.iinfo(np.int64).max)
+    return {"size": [height, width], "counts": _pack(_counts(rle, height * width)).decode("ascii")}
+
+
+def _runs(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    flat = mask.T.reshape(-1)
+    if flat.size == 0:
+        return np.zeros(1, dtype=np.int64)
+    return _lengths(np.flatnonzero(flat[1:] != flat[:-1]) + 1, flat.size, bool(flat[0]))
+
+
+def _lengths(changes: npt.NDArray[np.int64], total: int, starts_on: bool) -> npt.NDArray[np.int64]:
+    edges = np.concatenate(([0, 0] if starts_on else [0], changes, [total])).astype(np.int64)
+    return np.diff(edges)
+
+
+def _pack(counts: npt.NDArray[np.int64]) -> bytes:
+    """Five bits a character, low ones first, bit 5 where more follow, 48 added; the last character carries the sign in bit 4."""
+    deltas = counts.astype(np.int64)
+    deltas[3:] -= counts[1:-2]
+    shifted = deltas[:, None] >> (5 * np.arange(_LONGEST))
+    groups = shifted & 31
+    rest = shifted >> 5
+    ends = np.where(groups & 16, rest == -1, rest == 0)
+    last = ends.argmax(axis=1)
+    place = np.arange(_LONGEST)
+    characters = groups + 48 + 32 * (place < last[:, None])
+    return characters[place <= last[:, None]].astype(np.uint8).tobytes()
+
+
+def _unpack(text: bytes) -> npt.NDArray[np.int64]:
+    codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
+    if codes.size == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+        raise ValueError("rle counts: not a compressed COCO string")
+    last = np.flatnonzero((codes & 32) == 0)
+    first = np.concatenate(([0], last[:-1] + 1))
+    lengths = last - first + 1
+    if lengths.max() > _LONGEST:
+        raise ValueError(f"rle counts: a count of {lengths.max()} characters, at most {_LONGEST} are possible")
+    place = np.arange(codes.size) - np.repeat(first, lengths)
+    values = np.add.reduceat((codes & 31) << (5 * place), first)
+    values -= np.where(codes[last] & 16, np.int64(1) << (5 * lengths), 0)
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values
+
+
+def _size(rle: Rle, max_pixels: int) -> tuple[int, int]:
+    size = rle.get("size") if isinstance(rle, dict) else None
+    if not isinstance(size, (list, tuple)) or len(size) != 2 or not all(isinstance(side, (int, np.integer)) for side in size):
+        raise ValueError(f"rle: expected {{'size': [h, w], 'counts': ...}}, got size {size!r}")
+    height, width = int(size[0]), int(size[1])
+    if height < 0 or width < 0 or height * width > max_pixels:
+        raise ValueError(f"rle size: {height} x {width} is outside 0 to {max_pixels} pixels; raise the limit with max_pixels=")
+    return height, width
+
+
+def _counts(rle: Rle, total: int) -> npt.NDArray[np.int64]:
+    raw = rle.get("counts")
+    if isinstance(raw, str):
+        raw = raw.encode("utf-8")
+    if isinstance(raw, bytes):
+        counts = _unpack(raw)
+    elif isinstance(raw, (list, tuple, np.ndarray)) and all(isinstance(run, (int, np.integer)) and 0 <= run <= total for run in raw):
+        counts = np.array(raw, dtype=np.int64)
+    else:
+        raise ValueError(f"rle counts: expected bytes, a string or a list of integers from 0 to {total}")
+    if counts.ndim != 1 or (counts < 0).any() or (counts > total).any() or counts.sum() != total:
+        raise ValueError(f"rle counts: expected runs that add up to {total} pixels; the mask is damaged or of another size")
+    return counts

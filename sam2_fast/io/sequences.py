@@ -1,0 +1,174 @@
+"""Videos that are already pictures: a folder of image files, a list, one array, or a stream of frames."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sam2_fast.io.frames import Frame, FrameGoneError, FrameSource
+from sam2_fast.io.images import as_rgb_uint8, image_size, load_image
+from sam2_fast.io.limits import MAX_FRAMES, MAX_PIXELS, check_pixels
+
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+class FrameFolder(FrameSource):
+    """A directory of image files, one a frame, in the order of the numbers in their names (`7.jpg`, `00007.jpg`, `frame_7.png`)."""
+
+    def __init__(self, path: Path, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES) -> None:
+        self._files = _frame_files(path, max_frames)
+        self._max_pixels = max_pixels
+        height, width = image_size(self._files[0])
+        check_pixels(width, height, max_pixels, f"image {self._files[0]}")
+        super().__init__(f"frame folder {path}", len(self._files), height, width)
+
+    def _read(self, index: int) -> Frame:
+        return load_image(self._files[index], max_pixels=self._max_pixels)
+
+
+class FrameList(FrameSource):
+    """A list of arrays, Pillow images, tensors or paths; each is converted when it is asked for."""
+
+    def __init__(self, frames: Sequence[Any], *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES) -> None:
+        if not frames:
+            raise ValueError("video: expected at least one frame, got an empty list")
+        _check_count(len(frames), max_frames, "video")
+        self._frames = frames
+        self._max_pixels = max_pixels
+        height, width = _convert(frames[0], 0, max_pixels).shape[:2]
+        super().__init__(f"list of {len(frames)} frames", len(frames), height, width)
+
+    def _read(self, index: int) -> Frame:
+        return _convert(self._frames[index], index, self._max_pixels)
+
+
+class FrameArray(FrameSource):
+    """One numpy array [T, H, W, 3], or one torch tensor [T, 3, H, W] or [T, H, W, 3]; uint8, or floating point in [0, 1]."""
+
+    def __init__(self, frames: npt.NDArray[Any] | torch.Tensor) -> None:
+        shape = [*frames.shape]
+        first = isinstance(frames, torch.Tensor) and frames.ndim == 4 and shape[1] == 3
+        if len(shape) != 4 or not (first or shape[3] == 3):
+            layouts = "[T, 3, H, W] or [T, H, W, 3]" if isinstance(frames, torch.Tensor) else "[T, H, W, 3]"
+            raise ValueError(f"video: expected {layouts}, got {shape}")
+        if 0 in shape:
+            raise ValueError(f"video: expected at least one frame and one pixel, got {shape}")
+        self._frames = frames
+        height, width = (shape[2], shape[3]) if first else (shape[1], shape[2])
+        super().__init__(f"array {shape}", shape[0], height, width)
+        self._read(0)
+
+    def _read(self, index: int) -> Frame:
+        return _convert(self._frames[index], index, MAX_PIXELS)
+
+
+class FrameStream(FrameSource):
+    """Frames from an iterator of unknown length, pulled when they are first asked for, with the window to look back on.
+
+    `num_frames` is None until the iterator ends. An exception of the iterator passes through and loses no frame.
+    """
+
+    sequential = True
+
+    def __init__(
+        self, frames: Iterable[Any], *, name: str = "stream", max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES
+    ) -> None:
+        self._frames = iter(frames)
+        self._max_pixels = max_pixels
+        self._max_frames = max_frames
+        self._next = 0
+        nothing = object()
+        first = next(self._frames, nothing)
+        if first is nothing:
+            raise ValueError(f"{name}: expected at least one frame, the iterator was empty")
+        frame = _convert(first, 0, max_pixels)
+        super().__init__(name, None, *frame.shape[:2])
+        self._keep(0, frame)
+        self._next = 1
+
+    def _read(self, index: int) -> Frame:
+        if index < self._next:
+            raise FrameGoneError(
+                f"{self.name}: frame {index} is gone; a stream keeps the last {self.window} frames "
+                f"({max(0, self._next - self.window)} to {self._next - 1}). Pass a list, a folder or a video file to go back further"
+            )
+        while True:
+            try:
+                raw = next(self._frames)
+            except StopIteration:
+                self.num_frames = self._next
+                raise IndexError(f"{self.name}: frame {index} is out of range, the stream ended after {self._next} frames") from None
+            number, self._next = self._next, self._next + 1
+            _check_count(self._next, self._max_frames, self.name)
+            frame = _convert(raw, number, self._max_pixels)
+            if number == index:
+                return frame
+            self._keep(number, frame)
+
+
+class Camera(FrameStream):
+    """A camera by number, through OpenCV (`pip install opencv-python`)."""
+
+    def __init__(self, number: int) -> None:
+        try:
+            import cv2
+        except ImportError as error:
+            raise ImportError(f"camera {number}: needs OpenCV; pip install opencv-python-headless") from error
+        self._device = cv2.VideoCapture(number)
+        if not self._device.isOpened():
+            raise ValueError(f"camera {number}: cannot be opened")
+        super().__init__(self._grab(), name=f"camera {number}")
+
+    def _grab(self) -> Iterator[Frame]:
+        while True:
+            good, frame = self._device.read()
+            if not good:
+                return
+            yield np.ascontiguousarray(frame[:, :, ::-1], dtype=np.uint8)
+
+    def close(self) -> None:
+        super().close()
+        self._device.release()
+
+
+def _convert(frame: Any, index: int, max_pixels: int) -> Frame:
+    try:
+        return as_rgb_uint8(frame, max_pixels=max_pixels)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"frame {index}: {error}") from error
+
+
+def _check_count(count: int, max_frames: int, what: str) -> None:
+    if count > max_frames:
+        raise ValueError(f"{what}: more than {max_frames} frames; raise the limit with max_frames=")
+
+
+def _frame_files(folder: Path, max_frames: int) -> list[Path]:
+    """Image files of the folder, in frame order; hidden files (`._0.jpg`) and other kinds are passed over."""
+    names: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.startswith(".") and os.path.splitext(entry.name)[1].lower() in FRAME_SUFFIXES:
+                names.append(entry.name)
+                _check_count(len(names), max_frames, f"frame folder {folder}")
+    if not names:
+        raise ValueError(f"frame folder {folder}: no images found; expected files such as 00000.jpg ({', '.join(FRAME_SUFFIXES)})")
+    seen: dict[tuple[tuple[str, int], ...], str] = {}
+    for name in names:
+        key = _frame_key(os.path.splitext(name)[0])
+        if key in seen:
+            raise ValueError(f"frame folder {folder}: {seen[key]} and {name} are the same frame")
+        seen[key] = name
+    return [folder / seen[key] for key in sorted(seen)]
+
+
+def _frame_key(stem: str) -> tuple[tuple[str, int], ...]:
+    """Natural order: text, then number, then text... `10` after `9`, `frame_10` after `frame_9`."""
+    return tuple((text, int(digits) if digits else -1) for text, digits in re.findall(r"(\D*)(\d*)", stem, re.ASCII) if text or digits)

@@ -1,0 +1,205 @@
+"""A video file, or its bytes, read frame by frame through PyAV (FFmpeg) with exact frame numbers.
+
+The packets are listed once without decoding them; a frame is then found by its time stamp, from the nearest key frame before it.
+Files whose packets do not tell the frames (missing or repeated time stamps, hidden frames) are counted by decoding them once.
+"""
+
+from __future__ import annotations
+
+import io
+from bisect import bisect_right
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from sam2_fast.io.frames import Frame, FrameSource
+from sam2_fast.io.limits import MAX_FRAMES, MAX_PIXELS, check_pixels
+from sam2_fast.io.mp4_header import check_sample_counts
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+
+CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,asf,h264,hevc,obu,ivf,m4v,mjpeg,mxf,apng"
+"""Formats that FFmpeg may try: none that opens further files or addresses, as play lists do."""
+
+ONE_FRAME_A_PACKET = frozenset("h264 hevc vp9 av1 mpeg4 mpeg2video mpeg1video mjpeg prores ffv1 dnxhd png gif rawvideo huffyuv".split())
+
+
+class VideoFile(FrameSource):
+    """Random access to a video file by frame number.
+
+    Rotation metadata (multiples of 90 degrees) is applied, as players do; the pixel aspect ratio is not. Colours are 8-bit RGB.
+    A truncated file has the frames that are there. Frame k is the k-th frame that a decoder shows, in order of time.
+    """
+
+    def __init__(self, source: Path | bytes, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES) -> None:
+        self._source = source
+        name = f"video {source}" if isinstance(source, Path) else f"video of {len(source)} bytes"
+        self._av = _import_av()
+        self._options = {"format_whitelist": CONTAINERS, "max_pixels": str(max_pixels)}
+        self._container: Any = None
+        self._check_header(name, max_frames)
+        try:
+            self._reopen()
+            if not self._container.streams.video:
+                raise ValueError(f"{name}: no video stream in the file")
+            context = self._stream.codec_context
+            check_pixels(context.width, context.height, max_pixels, name)
+            self._list_frames(name, max_frames)
+            first = self._first_frame(name)
+        except self._av.FFmpegError as error:
+            self._release()
+            raise ValueError(f"{name}: cannot be read as a video ({error.strerror})") from error
+        except BaseException:
+            self._release()
+            raise
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        super().__init__(name, len(self._times), *first.shape[:2], fps=float(rate) if rate else None)
+        self._keep(0, first)
+
+    def close(self) -> None:
+        super().close()
+        self._release()
+
+    def _read(self, index: int) -> Frame:
+        """Go on from here where that is shorter than a jump; else jump to a key frame, an earlier one if the frame does not come."""
+        backwards = index < self._next
+        if not backwards and self._key_before(index) <= self._next:
+            found = self._decode_to(index, keep_from=index)
+            if found is not None:
+                return found
+        keep_from = index - self.window + 1 if backwards else index
+        for key in dict.fromkeys((self._key_before(index), self._key_before(max(0, self._key_before(index) - 1)), 0)):
+            self._jump(key)
+            found = self._decode_to(index, keep_from)
+            if found is not None:
+                return found
+        raise ValueError(f"{self.name}: frame {index} cannot be decoded; the file is damaged there")
+
+    def _decode_to(self, index: int, keep_from: int) -> Frame | None:
+        """Decode up to frame `index`; frames from `keep_from` on enter the window. None if the frame does not come."""
+        for number, frame in self._numbered():
+            self._next = number + 1
+            if number == index:
+                return _to_rgb(frame)
+            if number > index:
+                return None
+            if number >= keep_from:
+                self._keep(number, _to_rgb(frame))
+        self._next = len(self._times)
+        return None
+
+    def _numbered(self) -> Iterator[tuple[int, VideoFrame]]:
+        for frame in self._decoded:
+            if not self._timed:
+                yield self._next, frame
+            elif frame.pts in self._number_at:
+                yield self._number_at[frame.pts], frame
+
+    def _key_before(self, index: int) -> int:
+        """The last key frame at or before frame `index`; 0 where only the start can be jumped to."""
+        return self._keys[bisect_right(self._keys, index) - 1]
+
+    def _jump(self, key: int) -> None:
+        if key == 0:
+            self._reopen()
+            return
+        self._container.seek(self._times[key], stream=self._stream, backward=True, any_frame=False)
+        self._decoded = self._decode()
+        self._next = key
+
+    def _reopen(self) -> None:
+        self._release()
+        self._container = self._av.open(self._stream_of_bytes() or f"file:{self._source}", mode="r", options=self._options)
+        if self._container.streams.video:
+            self._stream = self._container.streams.video[0]
+            self._stream.thread_type = "AUTO"
+            self._decoded = self._decode()
+        self._next = 0
+
+    def _decode(self) -> Iterator[VideoFrame]:
+        """Frames from here on; packets that cannot be decoded are passed over, so that the frames after them are not lost."""
+        for packet in self._packets():
+            try:
+                yield from packet.decode()
+            except self._av.error.InvalidDataError:
+                continue
+
+    def _packets(self) -> Iterator[Any]:
+        """Packets from here on; data that ends in the middle ends the video."""
+        try:
+            yield from self._container.demux(self._stream)
+        except (self._av.error.InvalidDataError, self._av.error.EOFError):
+            return
+
+    def _list_frames(self, name: str, max_frames: int) -> None:
+        """Set `_times` (one per frame), `_keys` (numbers of key frames), `_timed` and `_number_at`."""
+        listed: list[tuple[int | None, bool]] = []
+        for packet in self._packets():
+            if packet.size and not packet.is_discard and not packet.is_corrupt:
+                listed.append((packet.pts, packet.is_keyframe))
+                _check_count(len(listed), max_frames, name)
+        times = [time for time, _ in listed if time is not None]
+        opening = listed[0] if listed else (None, False)
+        self._timed = len(set(times)) == len(listed) > 0
+        if not (self._timed and self._stream.codec_context.name in ONE_FRAME_A_PACKET and opening[1] and opening[0] == min(times)):
+            self._reopen()
+            shown: list[int | None] = []
+            for frame in self._decode():
+                shown.append(frame.pts)
+                _check_count(len(shown), max_frames, name)
+            times = [time for time in shown if time is not None]
+            self._timed = len(set(times)) == len(shown) and times == sorted(times)
+            times = times if self._timed else list(range(len(shown)))
+        self._times = sorted(times)
+        self._number_at = {time: number for number, time in enumerate(self._times)}
+        keys = {self._number_at[time] for time, key in listed if key and time in self._number_at} if self._timed else set()
+        self._keys = sorted(keys | {0})
+        self._reopen()
+
+    def _first_frame(self, name: str) -> Frame:
+        for number, frame in self._numbered():
+            self._next = number + 1
+            if number == 0:
+                return _to_rgb(frame)
+            break
+        raise ValueError(f"{name}: no frames; the file is empty or damaged")
+
+    def _check_header(self, name: str, max_frames: int) -> None:
+        if isinstance(self._source, bytes):
+            check_sample_counts(io.BytesIO(self._source), len(self._source), max_frames, name)
+            return
+        try:
+            with self._source.open("rb") as stream:
+                check_sample_counts(stream, self._source.stat().st_size, max_frames, name)
+        except OSError as error:
+            raise ValueError(f"{name}: cannot be opened ({error.strerror})") from error
+
+    def _stream_of_bytes(self) -> BinaryIO | None:
+        return io.BytesIO(self._source) if isinstance(self._source, bytes) else None
+
+    def _release(self) -> None:
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+
+
+def _to_rgb(frame: VideoFrame) -> Frame:
+    turns = round(frame.rotation / 90)
+    rgb: Frame = frame.to_ndarray(format="rgb24")
+    return np.ascontiguousarray(np.rot90(rgb, turns)) if turns % 4 else rgb
+
+
+def _check_count(count: int, max_frames: int, name: str) -> None:
+    if count > max_frames:
+        raise ValueError(f"{name}: more than {max_frames} frames; raise the limit with max_frames=")
+
+
+def _import_av() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError('video files need PyAV: pip install "sam2-fast[video]"') from error
+    return av
