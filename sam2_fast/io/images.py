@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -55,6 +57,20 @@ def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     file = Path(path)
     with _open(file) as stream:
         return _to_uint8(_from_pillow(_identify(stream, file), max_pixels, f"image {file}"))
+
+
+@contextmanager
+def open_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """An image file as a Pillow image in its own mode (palette indices stay indices), within `max_pixels`. Errors as `load_image`."""
+    file = Path(path)
+    with _open(file) as stream:
+        image = _identify(stream, file)
+        check_pixels(*image.size, max_pixels, f"image {file}")
+        try:
+            image.load()
+        except _BROKEN as error:
+            raise ValueError(f"image {file}: cannot be decoded ({error})") from error
+        yield image
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:

@@ -10,7 +10,6 @@ from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from sam2_fast.io.limits import MAX_PIXELS

@@ -77,9 +77,7 @@ class FrameStream(FrameSource):
 
     sequential = True
 
-    def __init__(
-        self, frames: Iterable[Any], *, name: str = "stream", max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES
-    ) -> None:
+    def __init__(self, frames: Iterable[Any], *, name: str = "stream", max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES) -> None:
         self._frames = iter(frames)
         self._max_pixels = max_pixels
         self._max_frames = max_frames

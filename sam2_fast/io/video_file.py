@@ -10,7 +10,7 @@ import io
 from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,asf,h264,hevc,obu,ivf,m4v,mjpeg,mxf,apng"
 """Formats that FFmpeg may try: none that opens further files or addresses, as play lists do."""
 
-ONE_FRAME_A_PACKET = frozenset("h264 hevc vp9 av1 mpeg4 mpeg2video mpeg1video mjpeg prores ffv1 dnxhd png gif rawvideo huffyuv".split())
+ONE_FRAME_A_PACKET = ("h264", "hevc", "vp9", "av1", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "prores", "ffv1", "dnxhd", "png", "gif")
 
 
 class VideoFile(FrameSource):
@@ -56,12 +56,14 @@ class VideoFile(FrameSource):
             self._release()
             raise
         rate = self._stream.average_rate or self._stream.guessed_rate
-        super().__init__(name, len(self._times), *first.shape[:2], fps=float(rate) if rate else None)
+        height, width = first.shape[:2]
+        super().__init__(name, len(self._times), height, width, float(rate) if rate else None)
         self._keep(0, first)
 
     def close(self) -> None:
-        super().close()
-        self._release()
+        with self._lock:
+            super().close()
+            self._release()
 
     def _read(self, index: int) -> Frame:
         """Go on from here where that is shorter than a jump; else jump to a key frame, an earlier one if the frame does not come."""
@@ -112,7 +114,8 @@ class VideoFile(FrameSource):
 
     def _reopen(self) -> None:
         self._release()
-        self._container = self._av.open(self._stream_of_bytes() or f"file:{self._source}", mode="r", options=self._options)
+        source = io.BytesIO(self._source) if isinstance(self._source, bytes) else f"file:{self._source}"
+        self._container = self._av.open(source, mode="r", options=self._options)
         if self._container.streams.video:
             self._stream = self._container.streams.video[0]
             self._stream.thread_type = "AUTO"
@@ -177,9 +180,6 @@ class VideoFile(FrameSource):
         except OSError as error:
             raise ValueError(f"{name}: cannot be opened ({error.strerror})") from error
 
-    def _stream_of_bytes(self) -> BinaryIO | None:
-        return io.BytesIO(self._source) if isinstance(self._source, bytes) else None
-
     def _release(self) -> None:
         if self._container is not None:
             self._container.close()
@@ -188,7 +188,7 @@ class VideoFile(FrameSource):
 
 def _to_rgb(frame: VideoFrame) -> Frame:
     turns = round(frame.rotation / 90)
-    rgb: Frame = frame.to_ndarray(format="rgb24")
+    rgb = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
     return np.ascontiguousarray(np.rot90(rgb, turns)) if turns % 4 else rgb
 
 
