@@ -26,7 +26,7 @@ OBJECTS_PER_PASS = 16
 def frame_features(model: Sam2, session: VideoSession, frame: int) -> Features:
     """Image features of a frame, [1, ...]; the last frame asked for is kept in the session."""
     if session.features is None or session.features[0] != frame:
-        pixels = torch.from_numpy(resize_frame(session.frames[frame], model.config.image_size))
+        pixels = resize_frame(session.frames[frame], model.config.image_size)  # [S, S, 3] uint8
         image = normalize_frame(pixels, device=session.device)  # [3, S, S] float32
         session.features = (frame, model.encode_image(image[None]))
     return session.features[1]
@@ -144,7 +144,7 @@ def _track_part(
     count = len(tracks)
     nowhere = Points(torch.zeros(count, 1, 2, device=session.device), torch.full((count, 1), -1, dtype=torch.int32, device=session.device))
     logits, pointer, presence = model.track(fused, features, nowhere, None, ambiguous(model.options, 0, first=False))
-    maps = model.encode_memory(features.low, logits, presence, binarize=False)  # from the mask before its holes are filled
+    maps = model.encode_memory(features.low, logits, presence, False)  # from the mask before its holes are filled
     return remember(model, session, logits, pointer, presence, maps)
 
 
