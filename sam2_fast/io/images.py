@@ -103,7 +103,8 @@ def _identify(stream: BinaryIO, file: Path) -> Image.Image:
             continue
         stream.seek(0)
         try:
-            return factory(stream, os.fspath(file))
+            found: Image.Image = factory(stream, os.fspath(file))
+            return found
         except _BROKEN:
             continue
     raise ValueError(f"image {file}: not a readable {', '.join(FORMATS)} file")
@@ -123,7 +124,7 @@ def _from_pillow(image: Image.Image, max_pixels: int, what: str) -> RGB8 | npt.N
                     raise ValueError("32-bit integer pixels outside 0..65535")
                 deep = deep.astype(np.uint16)
             return _from_array(deep, what)
-        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
     except _BROKEN as error:
         reason = str(error) or type(error).__name__
         raise ValueError(reason if reason.startswith(what) else f"{what}: cannot be decoded ({reason})") from error
@@ -131,8 +132,8 @@ def _from_pillow(image: Image.Image, max_pixels: int, what: str) -> RGB8 | npt.N
 
 def _to_uint8(pixels: RGB8 | npt.NDArray[np.float32]) -> RGB8:
     if pixels.dtype == np.uint8:
-        return pixels.astype(np.uint8, copy=False)
-    return np.rint(pixels * np.float32(255)).astype(np.uint8)
+        return np.asarray(pixels, dtype=np.uint8)
+    return np.asarray(np.rint(pixels * np.float32(255)), dtype=np.uint8)
 
 
 def _channels_last(image: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import colorsys
 import os
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -87,7 +87,7 @@ class VideoWriter:
         self._pending = PendingFile(path)
         self._container: Any = av.open(os.fspath(self._pending.beside), mode="w", format="mp4")
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-        self._stream: Any = self._container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+        self._stream = cast(Any, self._container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001)))
         self._stream.height, self._stream.width = height + height % 2, width + width % 2
         self._stream.pix_fmt = "yuv420p"
         self._stream.options = {"crf": "20", "preset": "veryfast"} if codec == "libx264" else {"qscale": "3"}

@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from sam2_fast.io.limits import MAX_PIXELS
@@ -59,7 +60,7 @@ def mask_to_rle(masks: Tensor) -> list[Rle]:
     count, height, width = masks.shape
     flat = masks.bool().transpose(1, 2).reshape(count, height * width)
     found: list[Rle] = []
-    for rows in flat.split(max(1, 2**30 // (height * width))):
+    for rows in torch.split(flat, max(1, 2**30 // (height * width))):
         changes = (rows[:, 1:] != rows[:, :-1]).nonzero().cpu().numpy()
         starts = rows[:, 0].cpu().numpy()
         bounds = np.searchsorted(changes[:, 0], np.arange(len(starts) + 1))
@@ -98,7 +99,7 @@ def _pack(counts: npt.NDArray[np.int64]) -> bytes:
     last = ends.argmax(axis=1)
     place = np.arange(_LONGEST)
     characters = groups + 48 + 32 * (place < last[:, None])
-    return characters[place <= last[:, None]].astype(np.uint8).tobytes()
+    return bytes(characters[place <= last[:, None]].astype(np.uint8))
 
 
 def _unpack(text: bytes) -> npt.NDArray[np.int64]:

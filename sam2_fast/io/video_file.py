@@ -40,10 +40,11 @@ class VideoFile(FrameSource):
         self._av = _import_av()
         self._options = {"format_whitelist": CONTAINERS, "max_pixels": str(max_pixels)}
         self._container: Any = None
+        self._stream: Any = None
         self._check_header(name, max_frames)
         try:
             self._reopen()
-            if not self._container.streams.video:
+            if self._stream is None:
                 raise ValueError(f"{name}: no video stream in the file")
             context = self._stream.codec_context
             check_pixels(context.width, context.height, max_pixels, name)
@@ -147,7 +148,8 @@ class VideoFile(FrameSource):
         times = [time for time, _ in listed if time is not None]
         opening = listed[0] if listed else (None, False)
         self._timed = len(set(times)) == len(listed) > 0
-        if not (self._timed and self._stream.codec_context.name in ONE_FRAME_A_PACKET and opening[1] and opening[0] == min(times)):
+        plain = self._stream.codec_context.name in ONE_FRAME_A_PACKET and self._container.format.name != "avi"  # AVI has no time stamps
+        if not (plain and self._timed and opening[1] and opening[0] == min(times)):
             self._reopen()
             shown: list[int | None] = []
             for frame in self._decode():
@@ -183,7 +185,7 @@ class VideoFile(FrameSource):
     def _release(self) -> None:
         if self._container is not None:
             self._container.close()
-            self._container = None
+            self._container = self._stream = None
 
 
 def _to_rgb(frame: VideoFrame) -> Frame:

@@ -1,0 +1,57 @@
+"""Media made on the spot, and the real media where the checkout has them beside it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+sys.path.append(str(Path(__file__).parent))  # for io_media, under any import mode of pytest
+
+from io_media import picture
+
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+@pytest.fixture
+def real() -> Path:
+    if not REAL.is_dir():
+        pytest.skip("the real media (../shared/data beside the checkout) are not here")
+    return REAL
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twelve PNG frames, 0.png to 11.png."""
+    target = tmp_path / "frames"
+    target.mkdir()
+    for index in range(12):
+        Image.fromarray(picture(index)).save(target / f"{index}.png")
+    return target
+
+
+@pytest.fixture
+def make_video(tmp_path: Path) -> Callable[..., Path]:
+    """Write a video: make_video(name, frames=40, codec="libx264", options={...}, size=(height, width), rate=25) -> path."""
+    av = pytest.importorskip("av", reason="video files need PyAV")
+
+    def write(name: str, frames: int = 40, codec: str = "libx264", size: tuple[int, int] = (48, 64), **options: str) -> Path:
+        if codec not in av.codecs_available:
+            pytest.skip(f"this FFmpeg has no encoder {codec}")
+        path = tmp_path / name
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream(codec, rate=25)
+            stream.height, stream.width = size
+            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            stream.options = options
+            container.start_encoding()
+            for index in range(frames):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(index, *size), format="rgb24")))
+            if frames:
+                container.mux(stream.encode(None))
+        return path
+
+    return write
