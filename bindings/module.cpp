@@ -1,0 +1,47 @@
+// The door: one module, every stem registers its functions.
+#include <pybind11/pybind11.h>
+
+#include <sstream>
+#include <string>
+
+namespace py = pybind11;
+
+namespace sam2_fast {
+void register_connected_components(py::module_& module);
+}
+
+namespace {
+
+py::list architectures() {
+  py::list found;
+#ifdef SAM2_FAST_WITH_CUDA
+  std::istringstream words(SAM2_FAST_ARCHITECTURES);
+  for (std::string word; words >> word;) found.append(word);
+#endif
+  return found;
+}
+
+const char* cpu_isa() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512bf16")) return "avx512_bf16";
+  if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) return "avx512";
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "avx2";
+#endif
+  return "portable";
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Native kernels of sam2_fast. Private: use sam2_fast.ops.";
+  module.attr("__version__") = SAM2_FAST_VERSION;
+  module.def("cuda_architectures", &architectures, "CUDA targets that were built, as CMake names them; empty without CUDA.");
+  module.def("cpu_isa", &cpu_isa, "The widest instruction set of this CPU that kernels distinguish.");
+#ifdef _OPENMP
+  module.attr("openmp") = true;
+#else
+  module.attr("openmp") = false;
+#endif
+  sam2_fast::register_connected_components(module);
+}

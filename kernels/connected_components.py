@@ -1,0 +1,122 @@
+"""Union-find in Triton: every program owns a block of pixels; parents live in the labels and only ever decrease.
+
+Four launches, as in csrc/cuda/connected_components.cu but without tiles: each pixel is linked straight in global memory.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 1024  # pixels of a program: 4 a thread with 8 warps
+BACKGROUND = -1
+
+
+@triton.jit
+def _find_root(parent, index, active):
+    """Follow parents until none of the block's active chains moves."""
+    up = tl.load(parent + index, mask=active, other=0, volatile=True)
+    up = tl.where(active, up, index)
+    while tl.max((up != index).to(tl.int32), axis=0) > 0:
+        index = up
+        next_up = tl.load(parent + index, mask=active, other=0, volatile=True)
+        up = tl.where(active, next_up, index)
+    return index
+
+
+@triton.jit
+def _unite(parent, a, b, active):
+    """Link the components of a[i] and b[i] for every active i: the larger root goes under the smaller one."""
+    while tl.max(active.to(tl.int32), axis=0) > 0:
+        a = _find_root(parent, a, active)
+        b = _find_root(parent, b, active)
+        active = active & (a != b)
+        high = tl.maximum(a, b)
+        low = tl.minimum(a, b)
+        before = tl.atomic_min(parent + high, low, mask=active)
+        # where `high` was no root any more, what it hung under must meet `low` as well
+        active = active & (before != high)
+        a = tl.where(active, before, a)
+        b = tl.where(active, low, b)
+
+
+@triton.jit
+def init_kernel(masks, labels, areas, total, pixels, BLOCK: tl.constexpr):
+    """Every foreground pixel is its own root; areas start at zero."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < total
+    on = tl.load(masks + i, mask=inside, other=0) != 0
+    tl.store(labels + i, tl.where(on, (i % pixels).to(tl.int32), -1), mask=inside)
+    tl.store(areas + i, tl.zeros([BLOCK], tl.int32), mask=inside)
+
+
+@triton.jit
+def _link(parent, index, on, y, x, width, dy: tl.constexpr, dx: tl.constexpr):
+    """Unite foreground pixels with their neighbour at (dy, dx), where that is foreground of the same mask."""
+    there = on & (y + dy >= 0) & (x + dx >= 0) & (x + dx < width)
+    other = index + dy * width + dx
+    there = there & (tl.load(parent + other, mask=there, other=-1) != -1)
+    _unite(parent, index, tl.where(there, other, index), there)
+
+
+@triton.jit
+def merge_kernel(labels, total, height, width, BLOCK: tl.constexpr):
+    """Link each pixel with its left, upper left, upper and upper right neighbour. A program stays within one mask."""
+    pixels = height.to(tl.int64) * width
+    blocks = tl.cdiv(pixels, BLOCK)
+    mask_index = tl.program_id(0).to(tl.int64) // blocks
+    parent = labels + mask_index * pixels
+    index = (tl.program_id(0).to(tl.int64) % blocks * BLOCK + tl.arange(0, BLOCK)).to(tl.int32)
+    inside = index < pixels
+    y = index // width
+    x = index % width
+    on = inside & (tl.load(parent + index, mask=inside, other=-1) != -1)
+    _link(parent, index, on, y, x, width, 0, -1)
+    _link(parent, index, on, y, x, width, -1, -1)
+    _link(parent, index, on, y, x, width, -1, 0)
+    _link(parent, index, on, y, x, width, -1, 1)
+
+
+@triton.jit
+def count_kernel(labels, areas, height, width, BLOCK: tl.constexpr):
+    """Replace the parent by the root and add one to the root's area."""
+    pixels = height.to(tl.int64) * width
+    blocks = tl.cdiv(pixels, BLOCK)
+    base = tl.program_id(0).to(tl.int64) // blocks * pixels
+    index = (tl.program_id(0).to(tl.int64) % blocks * BLOCK + tl.arange(0, BLOCK)).to(tl.int32)
+    inside = index < pixels
+    on = inside & (tl.load(labels + base + index, mask=inside, other=-1) != -1)
+    root = _find_root(labels + base, tl.where(on, index, 0), on)
+    tl.store(labels + base + index, root, mask=on)
+    tl.atomic_add(areas + base + root, 1, mask=on)
+
+
+@triton.jit
+def spread_kernel(labels, areas, total, pixels, BLOCK: tl.constexpr):
+    """Take the area from the root and turn the root's index into a label."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < total
+    root = tl.load(labels + i, mask=inside, other=-1)
+    on = inside & (root != -1)
+    area = tl.load(areas + i // pixels * pixels + root, mask=on, other=0)
+    tl.store(areas + i, area, mask=on)
+    tl.store(labels + i, root + 1, mask=inside)
+
+
+def connected_components(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """masks: [N, H, W] bool or uint8, contiguous -> labels and areas, int32 [N, H, W]. Launched on the current stream."""
+    count, height, width = masks.shape
+    labels, areas = (torch.empty(masks.shape, dtype=torch.int32, device=masks.device) for _ in range(2))
+    total, pixels = masks.numel(), height * width
+    if total == 0:
+        return labels, areas
+    flat = masks.view(torch.uint8)
+    over_all, over_masks = (triton.cdiv(total, BLOCK),), (count * triton.cdiv(pixels, BLOCK),)
+    with torch.cuda.device_of(masks):
+        init_kernel[over_all](flat, labels, areas, total, pixels, BLOCK)
+        merge_kernel[over_masks](labels, total, height, width, BLOCK)
+        count_kernel[over_masks](labels, areas, height, width, BLOCK)
+        spread_kernel[over_all](labels, areas, total, pixels, BLOCK)
+    return labels, areas

@@ -1,0 +1,89 @@
+"""Functions on masks: holes, specks, overlaps, boxes, stability. The same result on every backend."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sam2_fast.ops.connected_components import small_components
+
+
+def fill_holes(logits: Tensor, max_area: int, *, threshold: float = 0.0, value: float = 0.1) -> Tensor:
+    """Set background components of at most `max_area` pixels (8-connected) to `value`.
+
+    logits: [N, 1, H, W]; background is where they are at most `threshold`. Returns a new tensor.
+    Source: official `fill_holes_in_mask_scores` (video: threshold 0, value 0.1).
+    """
+    _check(logits, "logits")
+    if max_area <= 0:
+        return logits.clone()
+    hole = small_components(logits[:, 0] <= threshold, max_area)
+    return torch.where(hole[:, None], logits.new_tensor(value), logits)
+
+
+def remove_holes_and_specks(logits: Tensor, *, threshold: float, max_hole_area: float, max_speck_area: float) -> Tensor:
+    """Fill holes with threshold + 10, then push specks down to threshold - 10; areas in pixels, 0 for neither.
+
+    logits: [N, M, H, W]. Source: official `SAM2Transforms.postprocess_masks`, before its upsampling.
+    """
+    _check(logits, "logits")
+    flat = logits.flatten(0, 1)[:, None]
+    if max_hole_area > 0:
+        flat = fill_holes(flat, int(max_hole_area), threshold=threshold, value=threshold + 10.0)
+    if max_speck_area > 0:
+        # decided on the masks as they came, as upstream
+        speck = small_components((logits > threshold).flatten(0, 1), int(max_speck_area))
+        flat = torch.where(speck[:, None], flat.new_tensor(threshold - 10.0), flat)
+    return flat.view_as(logits)
+
+
+def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """logits: [N, M, h, w] -> [N, M, *size], bilinear; unchanged where the size is right."""
+    _check(logits, "logits")
+    if tuple(logits.shape[-2:]) == tuple(size) or logits.shape[0] == 0:
+        return logits if logits.shape[0] else logits.new_zeros(*logits.shape[:2], *size)
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def non_overlapping(logits: Tensor) -> Tensor:
+    """Keep each pixel's highest object; push the others to at most -10.
+
+    logits: [N, 1, H, W], N objects of one image. Source: official `_apply_non_overlapping_constraints`.
+    """
+    _check(logits, "logits")
+    if logits.shape[0] < 2:
+        return logits
+    winner = logits.argmax(dim=0, keepdim=True)
+    mine = winner == torch.arange(logits.shape[0], device=logits.device).view(-1, 1, 1, 1)
+    return torch.where(mine, logits, logits.clamp(max=-10.0))
+
+
+def boxes(masks: Tensor) -> Tensor:
+    """masks: [..., H, W] bool -> [..., 4] int64 boxes (x0, y0, x1, y1), last pixel included; zeros for an empty mask.
+
+    Source: official `batched_mask_to_box`.
+    """
+    height, width = masks.shape[-2:]
+    if masks.numel() == 0:
+        return torch.zeros(*masks.shape[:-2], 4, dtype=torch.int64, device=masks.device)
+    rows, columns = masks.any(-1), masks.any(-2)
+    y, x = torch.arange(height, device=masks.device), torch.arange(width, device=masks.device)
+    y0, y1 = torch.where(rows, y, height).amin(-1), torch.where(rows, y, -1).amax(-1)
+    x0, x1 = torch.where(columns, x, width).amin(-1), torch.where(columns, x, -1).amax(-1)
+    return torch.stack([x0, y0, x1, y1], dim=-1) * rows.any(-1, keepdim=True)
+
+
+def stability_score(logits: Tensor, threshold: float, offset: float) -> Tensor:
+    """IoU of the masks at `threshold` + and - `offset`: logits [..., H, W] -> [...] float32; exact pixel counts.
+
+    Source: official `calculate_stability_score`, whose int16 sums overflow above 32,767 pixels.
+    """
+    inner = (logits > threshold + offset).flatten(-2).sum(-1)
+    outer = (logits > threshold - offset).flatten(-2).sum(-1)
+    return inner / outer
+
+
+def _check(logits: Tensor, name: str) -> None:
+    if logits.ndim != 4:
+        raise ValueError(f"{name}: expected shape [N, M, H, W], got {tuple(logits.shape)}")

@@ -1,0 +1,1 @@
+"""Public functions with several backends each, and the registry that chooses between them."""

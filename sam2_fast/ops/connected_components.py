@@ -1,0 +1,167 @@
+"""Connected components of masks (8-connected): labels, areas, and the pixels of small components."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sam2_fast.ops.native import is_plain, native, no_cpu, no_cuda, no_triton
+from sam2_fast.ops.registry import Implementation, choose, register
+
+_compiling = torch.compiler.is_compiling
+_library = torch.library.Library("sam2_fast", "FRAGMENT")
+
+
+def connected_components(masks: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    """Label every 8-connected component of each mask and measure it.
+
+    masks: [N, H, W] or [N, 1, H, W], bool or uint8 (non-zero is foreground), any strides, any device.
+    Returns labels and areas, int32 of the same shape: a label is 1 + the row-major index of the component's first pixel, so
+    that backends agree to the bit; an area is in pixels; both are 0 on background.
+    backend: "auto", "cuda", "triton", "cpu" or "torch". Raises TypeError for other dtypes, ValueError for other shapes,
+    BackendError where the named backend cannot run. Same partition and areas as the official `get_connected_components`.
+    """
+    flat = _as_masks(masks)
+    if backend == "auto" and (_compiling() or not is_plain(masks)):
+        labels, areas = torch.ops.sam2_fast.connected_components(flat)
+    else:
+        labels, areas = choose("connected_components", backend, flat).run(flat)
+    return labels.view(masks.shape), areas.view(masks.shape)
+
+
+def small_components(masks: Tensor, max_area: int, *, backend: str = "auto") -> Tensor:
+    """Which foreground pixels belong to a component of at most `max_area` pixels.
+
+    masks as in `connected_components`; max_area: pixels, 0 or more. Returns bool of the same shape.
+    """
+    if max_area < 0:
+        raise ValueError(f"max_area: expected 0 or more pixels, got {max_area}")
+    flat = _as_masks(masks)
+    if max_area == 0:
+        return torch.zeros_like(masks, dtype=torch.bool)
+    if backend == "auto" and (_compiling() or not is_plain(masks)):
+        small = torch.ops.sam2_fast.small_components(flat, max_area)
+    else:
+        small = choose("small_components", backend, flat, max_area).run(flat, max_area)
+    return small.view(masks.shape)
+
+
+def _as_masks(masks: Tensor) -> Tensor:
+    if masks.dtype not in (torch.bool, torch.uint8):
+        raise TypeError(f"masks: expected bool or uint8, got {masks.dtype}; compare logits with a threshold first, e.g. masks > 0")
+    if masks.ndim == 4 and masks.shape[1] == 1:
+        masks = masks[:, 0]
+    if masks.ndim != 3:
+        raise ValueError(f"masks: expected shape [N, H, W] or [N, 1, H, W], got {tuple(masks.shape)}")
+    return masks.contiguous()
+
+
+def connected_components_reference(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """The definition: every foreground pixel takes the smallest index around it until nothing changes. masks: [N, H, W]."""
+    count, height, width = masks.shape
+    on = masks != 0
+    if masks.numel() == 0:
+        return torch.zeros_like(masks, dtype=torch.int32), torch.zeros_like(masks, dtype=torch.int32)
+    # max-pooling negated indices finds the minimum; float64 holds every index below 2^53 exactly
+    index = torch.arange(1, height * width + 1, device=masks.device, dtype=torch.float64).view(1, height, width)
+    nothing = -torch.inf
+    value = torch.where(on, -index, nothing)
+    while True:
+        spread = torch.where(on, F.max_pool2d(value[:, None], 3, stride=1, padding=1)[:, 0], nothing)
+        # jump to what one's own representative has found: long thin components need few rounds
+        target = (-torch.where(on, spread, -1.0)).long() - 1
+        spread = torch.where(on, torch.maximum(spread, spread.flatten(1).gather(1, target.flatten(1)).view_as(spread)), nothing)
+        if torch.equal(spread, value):
+            break
+        value = spread
+    labels = torch.where(on, -value, 0.0).to(torch.int64)
+    counts = torch.zeros(count, height * width + 1, dtype=torch.int32, device=masks.device)
+    counts.scatter_add_(1, labels.flatten(1), torch.ones_like(labels.flatten(1), dtype=torch.int32))
+    areas = torch.where(on, counts.gather(1, labels.flatten(1)).view_as(labels), 0)
+    return labels.to(torch.int32), areas
+
+
+def small_components_reference(masks: Tensor, max_area: int) -> Tensor:
+    """The definition of `small_components`, on [N, H, W]."""
+    areas = connected_components_reference(masks)[1]
+    return (areas > 0) & (areas <= max_area)
+
+
+def _native_components(masks: Tensor) -> tuple[Tensor, Tensor]:
+    labels, areas = (torch.empty(masks.shape, dtype=torch.int32, device=masks.device) for _ in range(2))
+    module = native()
+    assert module is not None
+    module.connected_components(masks, labels, areas, torch.get_num_threads())
+    return labels, areas
+
+
+def _native_small(masks: Tensor, max_area: int) -> Tensor:
+    module = native()
+    assert module is not None
+    if masks.is_cuda and max_area > module.max_local_area:
+        areas = _native_components(masks)[1]
+        return (areas > 0) & (areas <= max_area)
+    small = torch.empty(masks.shape, dtype=torch.bool, device=masks.device)
+    module.small_components(masks, small, min(max_area, 2**31 - 1), torch.get_num_threads())
+    return small
+
+
+def _triton_components(masks: Tensor) -> tuple[Tensor, Tensor]:
+    from sam2_fast.kernels import connected_components as kernels
+
+    return kernels.connected_components(masks)
+
+
+def _triton_small(masks: Tensor, max_area: int) -> Tensor:
+    areas = _triton_components(masks)[1]
+    return (areas > 0) & (areas <= max_area)
+
+
+def _refuse_device(kind: str) -> Any:
+    def refuses(masks: Tensor, *_: Any) -> str | None:
+        if masks.device.type != kind:
+            return f"masks are on {masks.device}, it takes {kind} tensors"
+        if not is_plain(masks):
+            return f"masks are a {type(masks).__name__}, it takes plain tensors"
+        if masks.shape[1] * masks.shape[2] >= 2**31:
+            return f"a mask of {masks.shape[1]} x {masks.shape[2]} pixels, it takes fewer than 2^31"
+        return None
+
+    return refuses
+
+
+for _op, _runs in {
+    "connected_components": (_native_components, _triton_components, connected_components_reference),
+    "small_components": (_native_small, _triton_small, small_components_reference),
+}.items():
+    register(Implementation(_op, "cuda", _runs[0], _refuse_device("cuda")), no_cuda)
+    register(Implementation(_op, "triton", _runs[1], _refuse_device("cuda")), no_triton)
+    register(Implementation(_op, "cpu", _runs[0], _refuse_device("cpu")), no_cpu)
+    register(Implementation(_op, "torch", _runs[2], lambda *_: None), lambda: None)
+
+
+def _dispatch_components(masks: Tensor) -> tuple[Tensor, Tensor]:
+    return choose("connected_components", "auto", masks).run(masks)
+
+
+def _dispatch_small(masks: Tensor, max_area: int) -> Tensor:
+    return choose("small_components", "auto", masks, max_area).run(masks, max_area)
+
+
+_library.define("connected_components(Tensor masks) -> (Tensor, Tensor)")
+_library.define("small_components(Tensor masks, int max_area) -> Tensor")
+_library.impl("connected_components", _dispatch_components, "CompositeExplicitAutograd")
+_library.impl("small_components", _dispatch_small, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("sam2_fast::connected_components", lib=_library)
+def _(masks: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(masks, dtype=torch.int32), torch.empty_like(masks, dtype=torch.int32)
+
+
+@torch.library.register_fake("sam2_fast::small_components", lib=_library)
+def _(masks: Tensor, max_area: int) -> Tensor:
+    return torch.empty_like(masks, dtype=torch.bool)

@@ -1,0 +1,283 @@
+"""Connected components on every backend against a flood fill and two libraries: integers match exactly."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import deque
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from sam2_fast.ops.connected_components import connected_components, small_components
+from sam2_fast.ops.native import native, no_cpu, no_cuda, no_triton
+from sam2_fast.ops.registry import BackendError, backends
+
+ABSENT = {"cuda": no_cuda, "triton": no_triton, "cpu": no_cpu, "torch": lambda: None}
+BACKENDS = [pytest.param(b, marks=[pytest.mark.gpu] if b in ("cuda", "triton") else []) for b in ABSENT]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    reason = ABSENT[request.param]()
+    if reason:
+        pytest.skip(f"{request.param}: {reason}")
+    return request.param
+
+
+def place(masks: np.ndarray, backend: str) -> torch.Tensor:
+    return torch.from_numpy(masks).to("cuda" if backend in ("cuda", "triton") else "cpu")
+
+
+def flood_fill(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (1 + index of the first pixel) and areas, one pixel at a time."""
+    labels, areas = np.zeros(mask.shape, np.int32), np.zeros(mask.shape, np.int32)
+    height, width = mask.shape
+    for y, x in np.argwhere(mask):
+        if labels[y, x]:
+            continue
+        queue, found = deque([(y, x)]), [(y, x)]
+        labels[y, x] = 1 + y * width + x
+        while queue:
+            cy, cx = queue.popleft()
+            for ny in range(max(cy - 1, 0), min(cy + 2, height)):
+                for nx in range(max(cx - 1, 0), min(cx + 2, width)):
+                    if mask[ny, nx] and not labels[ny, nx]:
+                        labels[ny, nx] = 1 + y * width + x
+                        queue.append((ny, nx))
+                        found.append((ny, nx))
+        for fy, fx in found:
+            areas[fy, fx] = len(found)
+    return labels, areas
+
+
+def spiral(size: int) -> np.ndarray:
+    mask = np.zeros((size, size), bool)
+    y, x, dy, dx, left, top, right, bottom = 0, 0, 0, 1, 0, 0, size - 1, size - 1
+    while left <= right and top <= bottom:
+        mask[y, x] = True
+        if (dx == 1 and x == right) or (dx == -1 and x == left) or (dy == 1 and y == bottom) or (dy == -1 and y == top):
+            if dx == 1:
+                top += 2
+            elif dy == 1:
+                right -= 2
+            elif dx == -1:
+                bottom -= 2
+            else:
+                left += 2
+            dy, dx = dx, -dy
+            if left > right or top > bottom:
+                break
+        y, x = y + dy, x + dx
+    return mask
+
+
+def noise(density: float, height: int, width: int, count: int = 2) -> np.ndarray:
+    return np.random.default_rng(int(density * 1000) + height).random((count, height, width)) < density
+
+
+CASES = {
+    "one pixel on": np.ones((1, 1, 1), bool),
+    "one pixel off": np.zeros((1, 1, 1), bool),
+    "all on": np.ones((2, 67, 93), bool),
+    "all off": np.zeros((2, 33, 32), bool),
+    "checkerboard": (np.indices((65, 70)).sum(0) % 2 == 0)[None],
+    "dots": ((np.indices((65, 70)) % 2).sum(0) == 0)[None],
+    "spiral": spiral(101)[None],
+    "spiral, mirrored and turned": np.ascontiguousarray(np.stack([spiral(64)[:, ::-1], spiral(64)[::-1].T])),
+    "one row": noise(0.6, 1, 300),
+    "one column": noise(0.6, 300, 1),
+    "comb": np.ascontiguousarray(np.stack([np.tile([True, False], 50)[None].repeat(60, 0)] * 2) | (np.arange(60) == 59)[None, :, None]),
+    **{f"noise {d}": noise(d, 71, 131) for d in (0.1, 0.3, 0.4, 0.45, 0.5, 0.6, 0.9)},
+    "many masks": noise(0.4, 17, 19, count=300),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_labels_and_areas_equal_a_flood_fill(backend: str, name: str) -> None:
+    masks = CASES[name]
+    labels, areas = connected_components(place(masks, backend), backend=backend)
+    expected = [flood_fill(mask) for mask in masks]
+    assert labels.dtype == areas.dtype == torch.int32
+    assert np.array_equal(labels.cpu().numpy(), np.stack([e[0] for e in expected]))
+    assert np.array_equal(areas.cpu().numpy(), np.stack([e[1] for e in expected]))
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 5), (3, 0, 5), (3, 5, 0), (0, 0, 0)])
+def test_empty_input_gives_empty_output(backend: str, shape: tuple[int, ...]) -> None:
+    masks = place(np.zeros(shape, bool), backend)
+    labels, areas = connected_components(masks, backend=backend)
+    assert labels.shape == areas.shape == small_components(masks, 3, backend=backend).shape == shape
+
+
+@pytest.mark.parametrize("density", [0.2, 0.4, 0.5])
+def test_the_partition_equals_scipys_and_cc3ds(backend: str, density: float) -> None:
+    ndimage, cc3d = pytest.importorskip("scipy.ndimage"), pytest.importorskip("cc3d")
+    mask = noise(density, 301, 257, count=1)
+    labels = connected_components(place(mask, backend), backend=backend)[0][0].cpu().numpy()
+    for theirs in (ndimage.label(mask[0], np.ones((3, 3)))[0], cc3d.connected_components(mask[0], connectivity=8)):
+        pairs = np.unique(np.stack([labels.ravel(), theirs.astype(np.int64).ravel()]), axis=1)
+        assert len(np.unique(pairs[0])) == len(np.unique(pairs[1])) == pairs.shape[1]
+
+
+@pytest.mark.parametrize("max_area", [1, 2, 8, 15, 16, 17, 100])
+@pytest.mark.parametrize("name", ["noise 0.3", "noise 0.45", "spiral", "dots", "many masks", "all on"])
+def test_small_components_are_those_of_small_area(backend: str, name: str, max_area: int) -> None:
+    masks = CASES[name]
+    areas = np.stack([flood_fill(mask)[1] for mask in masks])
+    small = small_components(place(masks, backend), max_area, backend=backend)
+    assert small.dtype == torch.bool
+    assert np.array_equal(small.cpu().numpy(), (areas > 0) & (areas <= max_area))
+
+
+@settings(deadline=None, max_examples=60)
+@given(hnp.arrays(bool, hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=24)), st.integers(1, 20))
+def test_any_mask_on_the_cpu(masks: np.ndarray, max_area: int) -> None:
+    expected = [flood_fill(mask) for mask in masks]
+    areas = np.stack([e[1] for e in expected])
+    for backend in ("cpu", "torch"):
+        if ABSENT[backend]():
+            continue
+        labels, found = connected_components(torch.from_numpy(masks), backend=backend)
+        assert np.array_equal(labels.numpy(), np.stack([e[0] for e in expected])) and np.array_equal(found.numpy(), areas)
+        small = small_components(torch.from_numpy(masks), max_area, backend=backend).numpy()
+        assert np.array_equal(small, (areas > 0) & (areas <= max_area))
+
+
+def test_strides_channel_axis_and_uint8_are_taken(backend: str) -> None:
+    masks = place(noise(0.4, 40, 60), backend)
+    expected = connected_components(masks, backend=backend)
+    turned = masks.transpose(1, 2).contiguous().transpose(1, 2)
+    every_second = masks.repeat_interleave(2, dim=2)[..., ::2]
+    for other in (turned, every_second, masks.to(torch.uint8) * 255):
+        assert all(torch.equal(a, b) for a, b in zip(expected, connected_components(other, backend=backend), strict=True))
+    labels, areas = connected_components(masks[:, None], backend=backend)
+    assert torch.equal(labels[:, 0], expected[0]) and torch.equal(areas[:, 0], expected[1])
+
+
+def test_every_pixel_of_the_output_is_written(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = place(noise(0.3, 45, 77), backend)
+    expected = connected_components(masks, backend="torch")
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(True if k.get("dtype") is torch.bool else -77))
+    labels, areas = connected_components(masks, backend=backend)
+    assert torch.equal(labels, expected[0]) and torch.equal(areas, expected[1])
+    assert torch.equal(small_components(masks, 8, backend=backend), (areas > 0) & (areas <= 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.int8])
+def test_other_dtypes_are_refused_with_the_way_out(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match=r"masks: expected bool or uint8.*masks > 0"):
+        connected_components(torch.zeros(1, 4, 4, dtype=dtype))
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (1, 2, 4, 4), (4,)])
+def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"masks: expected shape \[N, H, W\]"):
+        connected_components(torch.zeros(shape, dtype=torch.bool))
+
+
+def test_a_named_backend_runs_or_says_why_not() -> None:
+    masks = torch.zeros(1, 4, 4, dtype=torch.bool)
+    with pytest.raises(BackendError, match=r"connected_components: cuda refuses: .*Would run: (cpu|torch)"):
+        connected_components(masks, backend="cuda")
+    with pytest.raises(ValueError, match="backend: expected 'auto'"):
+        connected_components(masks, backend="metal")
+    with pytest.raises(ValueError, match="max_area"):
+        small_components(masks, -1)
+
+
+def test_the_table_names_every_backend_once() -> None:
+    rows = [(s.op, s.backend) for s in backends()]
+    assert len(rows) == len(set(rows)) == 8 and all(s.reason is None for s in backends() if s.backend == "torch")
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_do_not_change_the_result(threads: int) -> None:
+    if no_cpu():
+        pytest.skip(str(no_cpu()))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for name in ("all on", "noise 0.45", "many masks", "one row", "spiral"):
+            masks = torch.from_numpy(CASES[name])
+            for a, b in zip(connected_components(masks, backend="cpu"), connected_components(masks, backend="torch"), strict=True):
+                assert torch.equal(a, b)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_native_door_checks_what_it_is_given() -> None:
+    module = native()
+    if module is None:
+        pytest.skip(str(no_cpu()))
+    masks, out = torch.zeros(2, 4, 6, dtype=torch.bool), torch.zeros(2, 4, 6, dtype=torch.int32)
+    for wrong in (torch.zeros(2, 4, 5, dtype=torch.int32), torch.zeros(2, 6, 4, dtype=torch.int32).transpose(1, 2), out.long()):
+        with pytest.raises(ValueError, match="areas: expected"):
+            module.connected_components(masks, out, wrong, 1)
+    with pytest.raises(ValueError, match="masks: expected bool or uint8"):
+        module.connected_components(masks.float(), out, out, 1)
+
+
+SAMPLES = [torch.zeros(0, 4, 4, dtype=torch.bool), torch.ones(1, 5, 7, dtype=torch.bool), torch.rand(3, 9, 8)[..., ::2] > 0.5]
+
+
+@pytest.mark.parametrize("index", range(len(SAMPLES)))
+def test_opcheck(index: int) -> None:
+    torch.library.opcheck(torch.ops.sam2_fast.connected_components.default, (SAMPLES[index],))
+    torch.library.opcheck(torch.ops.sam2_fast.small_components.default, (SAMPLES[index], 3))
+
+
+def test_fake_tensors_take_the_registered_op() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        labels, areas = connected_components(torch.zeros(2, 5, 5, dtype=torch.bool))
+    assert labels.shape == areas.shape == (2, 5, 5) and labels.dtype == torch.int32
+
+
+def test_it_compiles_as_one_graph() -> None:
+    masks = torch.from_numpy(CASES["noise 0.4"])
+    compiled = torch.compile(lambda m: small_components(m, 8).sum() + connected_components(m)[1].sum(), fullgraph=True, backend="eager")
+    assert compiled(masks) == small_components(masks, 8).sum() + connected_components(masks)[1].sum()
+
+
+INTERPRETED = """
+import numpy as np, torch
+from contextlib import nullcontext
+torch.cuda.device_of = lambda tensor: nullcontext()
+from sam2_fast.kernels import connected_components as kernels
+from sam2_fast.ops.connected_components import connected_components_reference
+kernels.BLOCK = 256
+for density, shape in ((0.45, (2, 23, 31)), (0.6, (1, 1, 300)), (1.0, (1, 20, 20)), (0.0, (1, 3, 3)), (0.3, (3, 17, 9))):
+    masks = torch.from_numpy(np.random.default_rng(0).random(shape) < density)
+    assert all(torch.equal(a, b) for a, b in zip(kernels.connected_components(masks), connected_components_reference(masks)))
+"""
+
+
+def test_the_triton_kernel_in_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    environment = {"TRITON_INTERPRET": "1", "PATH": "/usr/bin:/bin", "HOME": "/tmp"}
+    run = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+@pytest.mark.parametrize("capability", [80, 90, 120])
+def test_the_triton_kernels_compile_without_a_gpu(capability: int) -> None:
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from sam2_fast.kernels import connected_components as kernels
+
+    i64, signature = "i64", {"masks": "*u8", "labels": "*i32", "areas": "*i32", "BLOCK": "constexpr"}
+    for kernel in (kernels.init_kernel, kernels.merge_kernel, kernels.count_kernel, kernels.spread_kernel):
+        names = kernel.arg_names
+        kinds = {n: signature.get(n, "i32" if n in ("height", "width") else i64) for n in names}
+        source = ASTSource(kernel, kinds, constexprs={(names.index("BLOCK"),): 1024})
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 8})
+        assert compiled.asm["cubin"]
