@@ -1,0 +1,5 @@
+"""`python -m sam2_fast.cli` is `sam2-fast`."""
+
+from sam2_fast.cli import main
+
+main()

@@ -1,0 +1,23 @@
+"""The four commands."""
+
+from __future__ import annotations
+
+import typer
+
+from sam2_fast.cli.everything import everything
+from sam2_fast.cli.info import info
+from sam2_fast.cli.segment import segment
+from sam2_fast.cli.track import track
+
+app = typer.Typer(
+    name="sam2-fast",
+    help="SAM 2 for images and videos. Coordinates are pixels from the top left corner, x before y.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(segment)
+app.command()(track)
+app.command()(everything)
+app.command()(info)

@@ -1,0 +1,74 @@
+"""What a command says and how it ends: one line on stderr and an exit code, never a traceback for bad input."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import torch
+import typer
+
+from sam2_fast.hub import WeightsUnavailableError
+from sam2_fast.ops.registry import BackendError
+
+BAD_INPUT, NO_WEIGHTS, INTERRUPTED, OUT_OF_MEMORY = 2, 3, 130, 1
+
+P = ParamSpec("P")
+
+
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """Errors that the caller can mend become one line on stderr; errors in our code keep their traceback."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except WeightsUnavailableError as error:
+            fail(error, NO_WEIGHTS)
+        except torch.OutOfMemoryError:
+            fail("out of device memory; try a smaller --size or --image-size, --dtype bfloat16, or --device cpu", OUT_OF_MEMORY)
+        except (ValueError, IndexError, OSError, ImportError, BackendError) as error:
+            fail(error, BAD_INPUT)
+        except KeyboardInterrupt:
+            fail("interrupted", INTERRUPTED)
+
+    return run
+
+
+def fail(message: object, code: int) -> None:
+    """One line on stderr, then the exit code."""
+    typer.echo(f"error: {' '.join(str(message).split())}", err=True)
+    raise typer.Exit(code)
+
+
+def note(message: str) -> None:
+    """One line on stderr."""
+    typer.echo(message, err=True)
+
+
+class Summary:
+    """What was done: printed as text, or with --json as one JSON object and nothing else on stdout."""
+
+    def __init__(self, command: str, source: Path) -> None:
+        self.facts: dict[str, Any] = {"command": command, "input": str(source)}
+        self._files: list[str] = []
+        self._started = time.perf_counter()
+
+    def wrote(self, path: Path) -> None:
+        """Remember a file or directory that was written."""
+        self._files.append(str(path))
+
+    def show(self, as_json: bool, headline: str) -> None:
+        """Print to stdout: the headline and the files, or everything as JSON."""
+        if as_json:
+            self.facts["files"] = self._files
+            self.facts["seconds"] = round(time.perf_counter() - self._started, 3)
+            typer.echo(json.dumps(self.facts))
+            return
+        typer.echo(headline)
+        for path in self._files:
+            typer.echo(f"  {path}")

@@ -1,0 +1,125 @@
+"""`sam2-fast segment IMAGE`: the objects that points, boxes or masks name in one image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from PIL import Image
+
+from sam2_fast.cli import options as o
+from sam2_fast.cli.prompts import Prompt, gather
+from sam2_fast.cli.report import Summary, guarded
+from sam2_fast.cli.weights import choose_weights
+from sam2_fast.io.images import load_image
+from sam2_fast.io.masks import JsonWriter, Mask, describe, load_mask, save_davis, save_mask
+from sam2_fast.io.overlay import RGB8, draw_box, draw_masks, draw_points, save_png
+
+HINT_LOGIT = 10.0
+"""A mask file becomes a hint of plus or minus this logit."""
+
+
+@guarded
+def segment(
+    image: Annotated[Path, typer.Argument(help="An image file.", show_default=False)],
+    point: o.Points = [],  # noqa: B006
+    box: o.Boxes = [],  # noqa: B006
+    mask: o.MaskFile = None,
+    object_: o.Objects = [],  # noqa: B006
+    prompts: o.PromptFile = None,
+    weights: o.Weights = None,
+    size: o.ModelSize = None,
+    image_size: o.ImageSize = None,
+    device: o.Device = None,
+    dtype: o.NumberFormat = o.Dtype.float32,
+    output: o.Output = None,
+    format_: Annotated[o.Format, typer.Option("--format", help="Mask files.")] = o.Format.png,
+    overlay: o.Overlay = True,
+    json: o.AsJson = False,
+    max_pixels: o.PixelLimit = o.DEFAULT_PIXELS,
+) -> None:
+    """Cut objects out of an image: a mask for each object that the prompts name."""
+    given = gather(point, box, mask, object_, prompts)
+    if any(prompt.frame for prompt in given):
+        raise ValueError("frame: an image has frame 0 only; use `sam2-fast track` for videos")
+    directory, settings = o.output_directory(output, image), o.model_options(device, dtype, image_size)
+    pixels = load_image(image, max_pixels=max_pixels)
+    hints = {prompt.object_id: load_mask(prompt.mask) for prompt in given if prompt.mask}
+    summary = Summary("segment", image)
+    predictor, label = _predictor(weights, size, settings)
+    predictor.set_image(pixels)
+    masks: dict[int, Mask] = {}
+    scores: dict[int, float] = {}
+    for prompt in given:
+        masks[prompt.object_id], scores[prompt.object_id] = _predict(predictor, prompt, hints.get(prompt.object_id))
+    _save(directory, format_, masks, summary)
+    if overlay:
+        save_png(directory / "overlay.png", _draw(pixels, masks, given))
+        summary.wrote(directory / "overlay.png")
+    found = [{"id": key, "score": round(scores[key], 6), **describe(masks[key])} for key in masks]
+    for entry in found:
+        del entry["segmentation"]
+    height, width = pixels.shape[:2]
+    summary.facts |= {
+        "height": height,
+        "width": width,
+        "weights": label,
+        "device": str(predictor.device),
+        "dtype": dtype.value,
+        "objects": found,
+    }
+    lines = "".join(f"\n  object {entry['id']}: {entry['area']} pixels, score {entry['score']:.3f}" for entry in found)
+    summary.show(json, f"{image}: {len(masks)} objects, weights {label}{lines}")
+
+
+def _predictor(weights: str | None, size: o.Size | None, settings: dict[str, Any]) -> tuple[Any, str]:
+    from sam2_fast import SAM2ImagePredictor, build_sam2
+
+    chosen = choose_weights(weights, size)
+    return SAM2ImagePredictor(build_sam2(chosen.config, chosen.path, seed=chosen.seed, **settings)), chosen.label
+
+
+def _predict(predictor: Any, prompt: Prompt, hint: Mask | None) -> tuple[Mask, float]:
+    """The mask with the highest predicted IoU; three are asked for where one click leaves it open what is meant."""
+    several = len(prompt.points) == 1 and prompt.box is None
+    masks, scores, _ = predictor.predict(
+        point_coords=np.array(prompt.points, np.float32) if prompt.points else None,
+        point_labels=np.array(prompt.labels, np.int32) if prompt.points else None,
+        box=np.array(prompt.box, np.float32) if prompt.box else None,
+        mask_input=_hint(hint, predictor.model.image_size // 4) if hint is not None else None,
+        multimask_output=several,
+    )
+    best = int(np.argmax(scores))
+    return np.asarray(masks[best] > 0, dtype=bool), float(scores[best])
+
+
+def _hint(mask: Mask, side: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Mask [H, W] to low-resolution logits [1, side, side]."""
+    small = Image.fromarray(mask.astype(np.uint8) * 255).resize((side, side), Image.Resampling.BILINEAR)
+    return (np.asarray(small, dtype=np.float32)[None] / 127.5 - 1) * np.float32(HINT_LOGIT)
+
+
+def _save(directory: Path, kind: o.Format, masks: dict[int, Mask], summary: Summary) -> None:
+    if kind is o.Format.png:
+        for object_id, mask in masks.items():
+            save_mask(directory / f"{object_id:03d}.png", mask)
+            summary.wrote(directory / f"{object_id:03d}.png")
+    elif kind is o.Format.davis:
+        save_davis(directory / "masks.png", masks)
+        summary.wrote(directory / "masks.png")
+    else:
+        writer = JsonWriter(directory / "masks.json", *next(iter(masks.values())).shape)
+        writer.write(0, masks)
+        writer.close()
+        summary.wrote(directory / "masks.json")
+
+
+def _draw(pixels: RGB8, masks: dict[int, Mask], prompts: list[Prompt]) -> RGB8:
+    drawn = draw_masks(pixels, masks)
+    for prompt in prompts:
+        drawn = draw_points(drawn, prompt.points, prompt.labels)
+        if prompt.box:
+            drawn = draw_box(drawn, prompt.box, prompt.object_id)
+    return drawn
