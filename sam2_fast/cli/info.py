@@ -63,7 +63,7 @@ def _extension() -> dict[str, Any]:
         value = getattr(module, name)
         if not name.startswith("_") and isinstance(value, (str, int, float, bool, list, tuple)):
             facts[name] = list(value) if isinstance(value, tuple) else value
-    return facts
+    return facts | ({"cpu_isa": module.cpu_isa()} if hasattr(module, "cpu_isa") else {})
 
 
 def _kernels() -> list[dict[str, str | None]]:
@@ -86,7 +86,7 @@ def _as_text(facts: dict[str, Any]) -> str:
         lines.append("  " + "  ".join(str(value) for value in device.values()))
     extension = facts["extension"]
     lines += ["", f"compiled extension: {'yes' if extension['present'] else 'no: ' + extension['reason']}"]
-    lines += [f"  {name:22} {value}" for name, value in extension.items() if name not in ("present", "reason")]
+    lines += [f"  {name:22} {'none' if value == '' else value}" for name, value in extension.items() if name not in ("present", "reason")]
     lines += ["", "kernels"]
     for row in facts["kernels"]:
         lines.append(f"  {row['op']:22} {row['backend']:8} {'yes' if row['reason_why_not'] is None else 'no: ' + row['reason_why_not']}")
