@@ -92,10 +92,17 @@ class Sam2(nn.Module):
         fused = self.memory_attention(x, self._image_position().to(dtype)[None], memory, position, split * pointers.shape[1])
         return to_map(fused, side, side)
 
-    def decode(self, low: Tensor, features: Features, points: Points, hint: Tensor | None, multimask: bool) -> Prediction:
-        """Masks of B prompts. low: [1 or B, 256, h, w] fused features; hint: [B, 1, 4h, 4w] logits of an earlier mask, or None."""
+    def decode(self, low: Tensor, features: Features, points: Points | None, hint: Tensor | None, multimask: bool) -> Prediction:
+        """Masks of B prompts. low: [1 or B, 256, h, w] fused features; hint: [B, 1, 4h, 4w] logits of an earlier mask, or None.
+
+        points None: the hint alone, without even a padding point (as `SAM2ImagePredictor` has it upstream).
+        """
         low = self._enter(low)
-        sparse, dense = self.sam_prompt_encoder(points.coords, points.labels, hint)
+        if points is None:
+            assert hint is not None
+            sparse, dense = low.new_zeros(hint.shape[0], 0, self.config.hidden_dim), self.sam_prompt_encoder.embed_mask(hint)
+        else:
+            sparse, dense = self.sam_prompt_encoder(points.coords, points.labels, hint)
         position = self.sam_prompt_encoder.get_dense_pe()
         found = self.sam_mask_decoder(low, position, sparse, dense, features.high, features.mid, multimask, self.options)
         return found._replace(logits=found.logits.float())
