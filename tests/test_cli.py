@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,10 @@ def needs(name: str) -> pytest.MarkDecorator:
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run in an empty directory, without network and without cached weights: random ones are used."""
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run in an empty directory, on one thread, without network and without cached weights: random ones are used."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the models are tiny, and a busy machine makes threads wait for each other
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "cached", lambda model_id: None)
 
@@ -45,6 +48,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise hub.WeightsUnavailableError(f"weights {model_id!r}: offline")
 
     monkeypatch.setattr("sam2_fast.cli.weights._download", nowhere)
+    yield
+    torch.set_num_threads(threads)
 
 
 def run(*arguments: object) -> Result:
@@ -217,7 +222,7 @@ def test_ctrl_c_is_exit_code_130_and_leaves_no_half_video(monkeypatch: pytest.Mo
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT to another process")
 def test_a_real_interrupt_ends_the_program_with_130(tmp_path: Path) -> None:
     arguments = ["track", EXAMPLES / "clip.mp4", "--point", "40,212", "--image-size", "512", "--device", "cpu", "--no-overlay"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(
         [sys.executable, "-m", "sam2_fast.cli", *map(str, arguments)], cwd=tmp_path, env=environment, stderr=subprocess.PIPE
     )
