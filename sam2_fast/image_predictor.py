@@ -185,7 +185,7 @@ class SAM2ImagePredictor:
         rows = len(mask_input) if points is None and mask_input is not None else 0 if points is None else len(points.coords)
         if points is None and mask_input is None:
             raise ValueError("_predict: expected point_coords with point_labels, boxes or mask_input, got none of them")
-        low, iou = self._decode(points, mask_input, multimask_output, [img_idx] * rows)
+        low, iou = self.decode_prompts(points, mask_input, multimask_output, [img_idx] * rows)
         return self._at_image_size(low, hw, return_logits), iou, low.clamp(-32.0, 32.0)
 
     @torch.no_grad()
@@ -204,7 +204,9 @@ class SAM2ImagePredictor:
             chosen = [p for i in members if (p := joined[i]) is not None]
             points = None if length < 0 else Points(torch.cat([p.coords for p in chosen]), torch.cat([p.labels for p in chosen]))
             hints = [m.expand(counts[i], -1, -1, -1) for i in members if (m := prompts[i].mask) is not None]
-            low, iou = self._decode(points, torch.cat(hints) if hints else None, multimask, [i for i in members for _ in range(counts[i])])
+            low, iou = self.decode_prompts(
+                points, torch.cat(hints) if hints else None, multimask, [i for i in members for _ in range(counts[i])]
+            )
             sizes = [counts[i] for i in members]
             found.update(zip(members, zip(low.split(sizes), iou.split(sizes), strict=True), strict=True))
         return [
@@ -212,7 +214,7 @@ class SAM2ImagePredictor:
             for i, hw in enumerate(self._orig_hw)
         ]
 
-    def _decode(self, points: Points | None, hint: Tensor | None, multimask: bool, images: list[int]) -> tuple[Tensor, Tensor]:
+    def decode_prompts(self, points: Points | None, hint: Tensor | None, multimask: bool, images: list[int]) -> tuple[Tensor, Tensor]:
         """One prompt per entry of `images` (the index of its image) -> logits [B, C, S / 4, S / 4] float32 and IoU [B, C]."""
         count, masks, side = len(images), 3 if multimask else 1, self.model.config.image_size // 4
         low, iou = [], []
