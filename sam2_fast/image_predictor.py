@@ -21,9 +21,11 @@ from sam2_fast.types import Features, Points
 Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]
 """(masks, predicted IoU, low-resolution logits), as `predict` returns them."""
 
-ROWS_PER_CALL = {"cpu": 4}
-"""Prompts decoded in one call by device type (other devices: `ROWS_ELSEWHERE`): a CPU's caches hold few, a GPU wants many."""
-ROWS_ELSEWHERE = 64
+ROWS_PER_CALL = 64
+"""Prompts decoded in one call."""
+
+CPU_TOKENS_PER_CALL = 2**14
+"""Image tokens decoded in one call on a CPU (4 prompts at 1024 pixels): what its caches hold; a larger batch is slower a prompt."""
 
 ELEMENTS_PER_CALL = 2**27
 """Mask pixels upsampled in one call: 512 MB of float32, and far below the 2^31 elements that CUDA's kernels can index."""
@@ -218,7 +220,9 @@ class SAM2ImagePredictor:
         """One prompt per entry of `images` (the index of its image) -> logits [B, C, S / 4, S / 4] float32 and IoU [B, C]."""
         count, masks, side = len(images), 3 if multimask else 1, self.model.config.image_size // 4
         low, iou = [], []
-        step = ROWS_PER_CALL.get(self.device.type, ROWS_ELSEWHERE)
+        step = ROWS_PER_CALL
+        if self.device.type == "cpu":
+            step = min(step, max(1, CPU_TOKENS_PER_CALL // self.model.config.grid**2))
         for start in range(0, count, step):
             rows = slice(start, start + step)
             features = self._features_of(images[rows])
