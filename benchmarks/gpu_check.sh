@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# The whole check on a machine with a GPU: build, GPU tests, sanitizers, benchmarks. No network; under nine minutes.
+#   benchmarks/gpu_check.sh [OUT] [CMAKE_CUDA_ARCHITECTURES]        results and logs land in OUT (default outputs/gpu)
+# Goes on after a failing part, so that one run tells everything; exit status 1 if any part failed.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-outputs/gpu} architectures=${2:-90a-real} python=${PYTHON:-python3}
+mkdir -p "$out"
+failed=()
+part() {  # part NAME SECONDS COMMAND...
+  local name=$1 limit=$2 start=$SECONDS
+  shift 2
+  timeout "$limit" "$@" >"$out/$name.log" 2>&1
+  local status=$?
+  [ $status -eq 0 ] || failed+=("$name")
+  printf '%-28s exit %3d  %4ds\n' "$name" $status $((SECONDS - start))
+  [ $status -eq 0 ] || tail -n 25 "$out/$name.log"
+}
+
+part build 120 "$python" -m pip install --no-build-isolation --no-deps -v -C cmake.define.SAM2_FAST_CUDA=ON \
+  -C cmake.define.CMAKE_CUDA_ARCHITECTURES="$architectures" .
+# The installed package, not the source tree, holds the native module: tests and benchmarks run beside a copy of themselves.
+stage=$(mktemp -d)
+trap 'rm -rf "$stage"' EXIT
+cp -r tests benchmarks pyproject.toml "$stage/"
+here=$PWD out=$(cd "$out" && pwd)
+cd "$stage" || exit 1
+part backends 60 "$python" -m sam2_fast.ops.registry
+cat "$out/backends.log"
+part gpu_tests 180 "$python" -m pytest -q -p no:cacheprovider tests/ops tests/test_masks.py
+
+cat >"$stage/small_shapes.py" <<'PY'
+import torch
+from sam2_fast.ops.connected_components import connected_components, connected_components_reference, small_components
+
+for shape in ((1, 1, 1), (3, 33, 65), (2, 64, 64), (1, 97, 40), (5, 1, 70), (0, 4, 4)):
+    for density in (0.3, 0.6, 1.0):
+        masks = (torch.rand(shape) < density).cuda()
+        expected = connected_components_reference(masks)
+        assert all(torch.equal(a, b) for a, b in zip(connected_components(masks, backend="cuda"), expected)), shape
+        for area in (1, 8, 16):
+            assert torch.equal(small_components(masks, area, backend="cuda"), (expected[1] > 0) & (expected[1] <= area)), (shape, area)
+torch.cuda.synchronize()
+PY
+sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1)
+if [ -n "$sanitizer" ]; then
+  for tool in memcheck racecheck initcheck synccheck; do
+    part "$tool" 75 "$sanitizer" --tool "$tool" --error-exitcode 9 "$python" small_shapes.py
+  done
+else
+  echo "compute-sanitizer is not here: memcheck, racecheck, initcheck and synccheck were not run"
+  part small_shapes 60 "$python" small_shapes.py
+fi
+part benchmarks 180 "$python" -m benchmarks.run --device cuda --json "$out/benchmarks.json"
+cat "$out/benchmarks.log"
+cd "$here" || exit 1
+if [ ${#failed[@]} -gt 0 ]; then
+  echo "failed: ${failed[*]}"
+  exit 1
+fi
+echo "all parts passed"

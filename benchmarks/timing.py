@@ -1,0 +1,121 @@
+"""Fair timing: competitors take turns in one process; medians with their spread; what machine it was."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "triton", "numpy", "scipy", "opencv-python-headless", "connected-components-3d")
+
+
+class RedCaseError(AssertionError):
+    """Outputs differ: a case that is wrong is not timed."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for."""
+
+    device: torch.device
+    repeats: int = 9
+    peers: tuple[str, ...] = ()  # empty: every peer that is installed
+    quick: bool = False  # small shapes only, to see that it runs
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the result: a case, who ran it, milliseconds, and whatever else is worth a column."""
+
+    case: str
+    who: str
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    notes: Mapping[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def require(equal: bool, case: str, who: str) -> None:
+    """Refuse to go on with a case whose outputs differ."""
+    if not equal:
+        raise RedCaseError(f"{case}: {who} differs; a red case is not timed")
+
+
+def interleaved(functions: Mapping[str, Callable[[], Any]], options: Options) -> dict[str, list[float]]:
+    """Milliseconds of every run. Each round runs everybody once, so that drift of the machine hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    cuda = options.device.type == "cuda"
+    cold = torch.empty(256 << 20, dtype=torch.int8, device=options.device) if cuda else None  # larger than any L2
+    for turn in range(options.repeats + 1):
+        for name, function in functions.items():
+            if cold is not None:
+                cold.fill_(turn)
+            taken = _cuda_ms(function) if cuda else _cpu_ms(function)
+            if turn:  # the first round warms up
+                times[name].append(taken)
+    return times
+
+
+def _cpu_ms(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    result = function()
+    taken = (time.perf_counter() - start) * 1e3
+    del result  # freeing is not timed
+    return taken
+
+
+def _cuda_ms(function: Callable[[], Any]) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    start.record()
+    function()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end)
+
+
+def rows(case: str, times: Mapping[str, list[float]], notes: Mapping[str, Mapping[str, Any]] | None = None) -> list[Row]:
+    """Medians and spreads as rows."""
+    extra = notes or {}
+    return [Row(case, who, statistics.median(t), min(t), max(t), dict(extra.get(who, {}))) for who, t in times.items()]
+
+
+def machine(options: Options) -> dict[str, Any]:
+    """Processor, device, threads and versions: enough to repeat a result, nothing that names the machine."""
+    return {
+        "cpu": _cpu_name(),
+        "device": torch.cuda.get_device_name(options.device) if options.device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "command": "python -m benchmarks.run " + " ".join(a for a in sys.argv[1:]),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,131 @@
+"""The house rules as tests: floors, stems, budgets, and what a library never does."""
+
+from __future__ import annotations
+
+import ast
+import re
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "sam2_fast"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+TRITON = sorted((ROOT / "kernels").glob("*.py"))
+
+FLOORS: dict[int, tuple[str, ...]] = {
+    1: ("kernels",),
+    2: ("_C", "types", "config"),
+    3: ("ops",),
+    4: ("model", "memory", "io"),
+    5: ("session", "masks", "nms"),
+    6: ("checkpoint", "hf_keys", "hub", "official_config", "official_steps", "tracker"),
+    7: (
+        "amg", "build_sam", "camera_predictor", "image_predictor", "image_prompts", "inference_state", "mask_generator",
+        "prompts", "sam2_base", "sam2_transforms", "video_predictor",
+    ),
+    8: ("cli", "compat", "data", "environment", "evaluation", "info", "serve", "training"),
+}  # fmt: skip
+"""Rooms, from the ground up. A room may use any lower floor; `APART` says which floors' rooms keep to themselves."""
+FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
+APART = {4}  # the model never remembers, the memory never computes, files are only files
+MAX_LINES = 350
+MAX_TEST_LINES = 400
+MEDIAN_LINES = 140
+INFRASTRUCTURE = {"module", "tensor", "device_guard", "device", "tile", "dispatch", "simd"}  # native files that are no stem
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Rooms of this package that a file imports, wherever in the file; "" for a name of the package itself."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            names = [f"{module}.{alias.name}" for alias in node.names] if module == "sam2_fast" else [module]
+        for name in names:
+            if name.split(".")[0] == "sam2_fast":
+                room = name.split(".")[1] if "." in name else ""
+                yield room if room in FLOOR else ""
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p != PACKAGE / "__init__.py"], ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_file_knows_a_higher_floor(path: Path) -> None:
+    own = room_of(path)
+    assert own in FLOOR, f"{own}: give the new module a floor in {Path(__file__).name}"
+    for other in imports(path):
+        if other == "":  # the public names: predictors and builders
+            assert FLOOR[own] == 8, f"{path}: only floor 8 imports public names from the package; import the module that defines them"
+            continue
+        assert FLOOR[other] <= FLOOR[own], f"{path}: floor {FLOOR[own]} imports {other} of floor {FLOOR[other]}"
+        if FLOOR[own] in APART:
+            assert other == own or FLOOR[other] < FLOOR[own], f"{path}: {own} and {other} must not know each other"
+
+
+def test_triton_kernels_know_nothing_of_the_package() -> None:
+    assert not [f"{path}: {name}" for path in TRITON for name in imports(path)]
+
+
+def test_native_code_is_free_of_torch_and_python() -> None:
+    files = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cuh", ".cu", ".cpp"}]
+    assert files
+    for path in files:
+        assert not re.search(r'#include\s*[<"](torch|ATen|c10|pybind11|Python\.h)', path.read_text()), path
+
+
+def test_every_stem_is_whole() -> None:
+    stems = {p.stem for p in (ROOT / "csrc").glob("*.h")}
+    places = ["csrc/cuda/{}.cu", "csrc/cpu/{}.cpp", "kernels/{}.py", "bindings/{}.cpp", "sam2_fast/ops/{}.py"]
+    places += ["tests/ops/test_{}.py", "benchmarks/{}.py", "docs/kernels/{}.md"]
+    missing = [place.format(stem) for stem in stems for place in places if not (ROOT / place.format(stem)).is_file()]
+    assert not missing
+    native = [*(ROOT / "csrc").glob("*/*.cu"), *(ROOT / "csrc").glob("*/*.cpp"), *TRITON, *(ROOT / "bindings").glob("*.cpp")]
+    orphans = {p.stem for p in native} - stems - INFRASTRUCTURE
+    assert not orphans, "each kernel file belongs to a stem with a header in csrc/"
+    listed = re.search(r"set\(SAM2_FAST_STEMS ([^)]*)\)", (ROOT / "CMakeLists.txt").read_text())
+    assert listed
+    assert set(listed[1].split()) == stems
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+def test_files_stay_readable() -> None:
+    everywhere = [p for d in ("sam2_fast", "csrc", "bindings", "kernels", "tests", "benchmarks", "tools") for p in (ROOT / d).rglob("*")]
+    code = [p for p in everywhere if p.suffix in {".py", ".cpp", ".cu", ".h", ".cuh"}]
+    assert not {str(p.relative_to(ROOT)): lines(p) for p in code if lines(p) > (MAX_TEST_LINES if "tests" in p.parts else MAX_LINES)}
+    assert statistics.median(lines(p) for p in SOURCES) <= MEDIAN_LINES
+
+
+def is_reraised(handler: ast.ExceptHandler) -> bool:
+    last = handler.body[-1]
+    return isinstance(last, ast.Raise) and last.exc is None
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *TRITON], ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_a_library_never_does(path: Path) -> None:
+    at_home = path.is_relative_to(PACKAGE / "cli")
+    for node in ast.walk(ast.parse(path.read_text())):
+        where = f"{path}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.ExceptHandler):
+            broad = node.type is None or (isinstance(node.type, ast.Name) and node.type.id in {"Exception", "BaseException"})
+            assert not broad or is_reraised(node), f"{where}: swallows every exception"
+        if isinstance(node, ast.Call) and not at_home:
+            called = ast.unparse(node.func)
+            assert called != "print", f"{where}: a library does not print"
+            assert not re.match(r"torch\.(set_|use_deterministic|cuda\.set_|backends\.)", called), (
+                f"{where}: {called} is the caller's choice"
+            )
+        if isinstance(node, (ast.Assign, ast.AugAssign)) and not at_home:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for target in targets:
+                assert not ast.unparse(target).startswith("torch.backends."), f"{where}: a global setting is the caller's choice"
