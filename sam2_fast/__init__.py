@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from sam2_fast.config import Options as Options
     from sam2_fast.config import Sam2Config as Sam2Config
     from sam2_fast.config import preset as preset
+    from sam2_fast.environment import info as info
     from sam2_fast.hub import WeightsUnavailableError as WeightsUnavailableError
     from sam2_fast.image_predictor import SAM2ImagePredictor as SAM2ImagePredictor
-    from sam2_fast.info import info as info
     from sam2_fast.mask_generator import SAM2AutomaticMaskGenerator as SAM2AutomaticMaskGenerator
     from sam2_fast.model import Sam2 as Sam2
     from sam2_fast.ops.connected_components import connected_components as connected_components
@@ -42,7 +42,7 @@ _HOME = {
     "Sam2Config": "config",
     "WeightsUnavailableError": "hub",
     "connected_components": "ops.connected_components",
-    "info": "info",
+    "info": "environment",
     "preset": "config",
 }
 __all__ = ["__version__", *_HOME]

@@ -94,11 +94,19 @@ def infer_config(state: Mapping[str, Tensor], image_size: int = 1024) -> Sam2Con
         raise CheckpointError(f"state dict: key {error} is missing; this is not a SAM 2 model") from error
     depth = 1 + max(int(m[1]) for m in map(_BLOCK.match, state) if m)
     layers = 1 + max(int(k.split(".")[2]) for k in state if k.startswith("memory_attention.layers."))
-    widths = dict(memory_dim=tpos.shape[-1], memory_layers=layers, memory_ffn_dim=ffn, decoder_mlp_dim=mlp, num_maps=tpos.shape[0])
-    version = "2.1" if "no_obj_embed_spatial" in state else "2.0"
+    version = version_of(state)
     for known in PRESETS.values():
         if known.embed_dim == dim and sum(known.stages) == depth and known.pos_grid == grid:
-            return replace(known, version=version, image_size=image_size, **widths)
+            return replace(
+                known,
+                version=version,
+                image_size=image_size,
+                memory_dim=tpos.shape[-1],
+                memory_layers=layers,
+                memory_ffn_dim=ffn,
+                decoder_mlp_dim=mlp,
+                num_maps=tpos.shape[0],
+            )
     sizes = {name: (p.embed_dim, sum(p.stages)) for name, p in PRESETS.items()}
     raise CheckpointError(f"state dict: trunk of width {dim} and {depth} blocks is none of {sizes}; pass `config=` for a model of your own")
 

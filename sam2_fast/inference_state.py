@@ -31,7 +31,6 @@ class InferenceState(VideoSession):
         return list(_KEYS)
 
 
-
 def _points(session: VideoSession) -> dict[int, dict[int, Any]]:
     return {
         i: {f: {"point_coords": p.points.coords, "point_labels": p.points.labels} for f, p in t.prompts.items() if p.points is not None}

@@ -28,7 +28,14 @@ class MemoryBank:
         return self.prompted.get(frame) or (self.tracked.get(frame) if frame in self.corrected else None)
 
     def recall(
-        self, now: int, step: int, num_frames: int | None, num_maps: int = 7, num_pointers: int = 16, stride: int = 1, max_prompted: int = -1
+        self,
+        now: int,
+        step: int,
+        num_frames: int | None,
+        num_maps: int = 7,
+        num_pointers: int = 16,
+        stride: int = 1,
+        max_prompted: int = -1,
     ) -> Recall:
         """Which memories frame `now` attends to when tracking in direction `step` (+1 or -1).
 

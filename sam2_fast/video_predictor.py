@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Hashable, Iterator
-from typing import Any, cast
+from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -140,7 +141,9 @@ class SAM2VideoPredictor(SAM2Base):
             raise ValueError(f"max_frame_num_to_track: expected 0 or more, got {max_frame_num_to_track}")
         return self._propagate(session, start_frame_idx, max_frame_num_to_track, -1 if reverse else 1, progress)
 
-    def _propagate(self, session: VideoSession, start: int | None, limit: int | None, step: int, progress: bool) -> Generator[Output, None, None]:
+    def _propagate(
+        self, session: VideoSession, start: int | None, limit: int | None, step: int, progress: bool
+    ) -> Generator[Output, None, None]:
         with torch.inference_mode(), session.exclusive("propagate_in_video"):
             self._require_objects(session)
             tracker.commit(self, session)
@@ -270,8 +273,6 @@ def _frame_order(start: int, limit: int | None, step: int, num_frames: int | Non
     if step < 0:
         return range(start, max(start - limit, 0) - 1 if limit is not None else -1, -1) if start > 0 else range(0)
     if num_frames is None:
-        from itertools import count
-
         return count(start) if limit is None else range(start, start + limit + 1)
     return range(start, num_frames if limit is None else min(start + limit, num_frames - 1) + 1)
 

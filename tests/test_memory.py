@@ -89,6 +89,6 @@ def test_corrected_frames_are_kept_and_settled() -> None:
 
 
 def test_clearing_around_an_input_drops_tracked_neighbours_only() -> None:
-    memory = bank([10], list(range(0, 10)) + list(range(11, 30)))
+    memory = bank([10], list(range(10)) + list(range(11, 30)))
     memory.clear_around(10, 7)
     assert set(memory.tracked) == {0, 1, 2, *range(18, 30)} and 10 in memory.prompted

@@ -50,8 +50,8 @@ class PromptEncoder(nn.Module):
         """mask: [B, 1, 4h, 4w] logits or None -> [B or 1, dim, h or 1, w or 1] (a mask that is absent is one constant)."""
         if mask is None:
             return self.no_mask_embed.weight[:, :, None, None]
-        weight = self.mask_downscaling[0].weight
-        return self.mask_downscaling(mask if torch.is_autocast_enabled(mask.device.type) else mask.to(weight.dtype))
+        autocast = torch.is_autocast_enabled(mask.device.type)
+        return self.mask_downscaling(mask if autocast else mask.to(self.no_mask_embed.weight.dtype))
 
     def forward(self, coords: Tensor, labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Sparse [B, P + 1, dim] (one padding point closes the list, as without a separate box) and dense embeddings."""

@@ -41,7 +41,7 @@ def window_attention_reference(qkv: Tensor, pad: Tensor, num_heads: int, window:
 
 def _attend(qkv: Tensor, num_heads: int, pool: bool) -> Tensor:
     """qkv: [N, H, W, 3 * C] -> [N, H or H / 2, W or W / 2, C], every token attending to all of its own map."""
-    count, height, width, channels = qkv.shape
+    count, channels = qkv.shape[0], qkv.shape[-1]
     q, k, v = qkv.split(channels // 3, dim=-1)  # [N, H, W, C] each
     if pool:
         q = F.max_pool2d(q.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)

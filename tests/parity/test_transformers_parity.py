@@ -30,7 +30,8 @@ def alive(model, seed=0):
     return model
 
 size, folder = sys.argv[1], sys.argv[2]
-ours = alive(build_sam2({"t": "tiny", "s": "small", "b+": "base_plus", "l": "large"}[size], seed=1, device="cpu", apply_postprocessing=False))
+name = {"t": "tiny", "s": "small", "b+": "base_plus", "l": "large"}[size]
+ours = alive(build_sam2(name, seed=1, device="cpu", apply_postprocessing=False))
 wide = build_sam2(None, ours.state_dict(), device="cpu", dtype=torch.float64, apply_postprocessing=False)
 theirs = peer.to_hf_video(ours.state_dict(), size)
 save_file({k: v.contiguous().clone() for k, v in theirs.state_dict().items()}, folder + "/model.safetensors")
@@ -64,7 +65,8 @@ from sam2_fast.build_sam import build_sam2_video_predictor
 from sam2_fast.io.transforms import normalize_frame, resize_frame
 
 frames, height, width = 5, 96, 128
-ours = build_sam2_video_predictor("tiny", seed=1, device="cpu", hydra_overrides_extra=["++model.binarize_mask_from_pts_for_mem_enc=true", "++model.dynamic_multimask_via_stability=true"], apply_postprocessing=False)
+options = ["++model.binarize_mask_from_pts_for_mem_enc=true", "++model.dynamic_multimask_via_stability=true"]
+ours = build_sam2_video_predictor("tiny", seed=1, device="cpu", hydra_overrides_extra=options, apply_postprocessing=False)
 generator = torch.Generator().manual_seed(0)
 with torch.no_grad():
     for p in ours.parameters():
@@ -97,7 +99,9 @@ def run(script: str, *arguments: str) -> None:
     if not (TOOLS / "transformers_peer.py").is_file():
         pytest.skip("no transformers_peer.py in ../shared/tools")
     environment = {**os.environ, "PYTHONPATH": str(TOOLS), "HF_HUB_OFFLINE": "1"}
-    found = subprocess.run([sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, timeout=900, check=False)
+    found = subprocess.run(
+        [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, timeout=900, check=False
+    )
     assert found.returncode == 0 and found.stdout.strip().endswith("EQUAL"), found.stdout[-1500:] + found.stderr[-3000:]
 
 

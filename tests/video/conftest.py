@@ -42,7 +42,7 @@ def moving_frames(count: int, height: int = 48, width: int = 72, seed: int = 0) 
     generator = np.random.default_rng(seed)
     clip = np.repeat(generator.integers(0, 120, (1, height, width, 3), dtype=np.uint8), count, axis=0)
     for t in range(count):
-        clip[t, 10 : 26, (8 + 2 * t) % (width - 16) : (8 + 2 * t) % (width - 16) + 16] += 120
+        clip[t, 10:26, (8 + 2 * t) % (width - 16) : (8 + 2 * t) % (width - 16) + 16] += 120
     return clip
 
 

@@ -133,13 +133,16 @@ def test_both_directions_visit_every_frame_once(predictor: Any, clip: Any) -> No
     assert frames == [*range(7, 20), *range(6, -1, -1)]
 
 
-@pytest.mark.parametrize(("start", "limit", "reverse", "frames"), [
-    (3, 2, False, [3, 4, 5]),
-    (18, 5, False, [18, 19]),
-    (3, 2, True, [3, 2, 1]),
-    (0, None, True, []),
-    (2, 0, False, [2]),
-])
+@pytest.mark.parametrize(
+    ("start", "limit", "reverse", "frames"),
+    [
+        (3, 2, False, [3, 4, 5]),
+        (18, 5, False, [18, 19]),
+        (3, 2, True, [3, 2, 1]),
+        (0, None, True, []),
+        (2, 0, False, [2]),
+    ],
+)
 def test_frame_order_is_the_official_one(predictor: Any, clip: Any, start: int, limit: int, reverse: bool, frames: list[int]) -> None:
     state = predictor.init_state(clip)
     predictor.add_new_points_or_box(state, 0, 1, **CLICK)
