@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 import sys
@@ -98,6 +99,8 @@ def machine(options: Options) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "device": torch.cuda.get_device_name(options.device) if options.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 1),  # more than the cores: others were running, medians are pessimistic
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "command": "python -m benchmarks.run " + " ".join(a for a in sys.argv[1:]),

@@ -58,7 +58,8 @@ void components(py::handle masks_object, py::handle labels_object, py::handle ar
     check_output(*out, masks);
     out->want_int32();
   }
-  const ConnectedComponentsParams params{masks.data<const uint8_t>(), labels.data<int32_t>(), areas.data<int32_t>(), s.count, s.height, s.width};
+  const ConnectedComponentsParams params{
+      masks.data<const uint8_t>(), labels.data<int32_t>(), areas.data<int32_t>(), s.count, s.height, s.width};
 #ifdef SAM2_FAST_WITH_CUDA
   launch(masks, params, num_threads, &connected_components_cpu, &connected_components_cuda);
 #else

@@ -12,9 +12,16 @@ namespace py = pybind11;
 
 // Own declarations of the stable DLPack ABI (version 1). See https://dmlc.github.io/dlpack/latest/c_api.html
 namespace dl {
-struct Version { uint32_t major, minor; };
-struct Device { int32_t type, id; };
-struct DataType { uint8_t code, bits; uint16_t lanes; };
+struct Version {
+  uint32_t major, minor;
+};
+struct Device {
+  int32_t type, id;
+};
+struct DataType {
+  uint8_t code, bits;
+  uint16_t lanes;
+};
 struct Tensor {
   void* data;
   Device device;
@@ -25,7 +32,10 @@ struct Tensor {
   uint64_t byte_offset;
 };
 static_assert(sizeof(Tensor) == 48, "the ABI of DLPack 1");
-struct Header { Version version; Header* previous; };
+struct Header {
+  Version version;
+  Header* previous;
+};
 struct Exchange {
   Header header;
   void* allocator;
@@ -73,7 +83,9 @@ struct View {
   }
 
   template <typename T>
-  T* data() const { return reinterpret_cast<T*>(static_cast<char*>(t.data) + t.byte_offset); }
+  T* data() const {
+    return reinterpret_cast<T*>(static_cast<char*>(t.data) + t.byte_offset);
+  }
 
   void want_shape3(int64_t count, int64_t height, int64_t width) const {
     if (t.ndim == 3 && t.shape[0] == count && t.shape[1] == height && t.shape[2] == width) return;

@@ -98,7 +98,8 @@ void write_rows(const Scratch& s, int32_t width, int32_t y0, int32_t y1, int32_t
   size_t i = 0, n = s.runs.size();
   for (size_t lo = 0, hi = n; lo < hi;) {  // first run of row y0
     const size_t mid = (lo + hi) / 2;
-    if (s.runs[mid].row < y0) lo = mid + 1; else hi = mid;
+    if (s.runs[mid].row < y0) lo = mid + 1;
+    else hi = mid;
     i = lo;
   }
   for (int32_t y = y0; y < y1; ++y) {

@@ -2,16 +2,16 @@
 // takes its root's index and area. Four launches for any number of masks; small components in one.
 // Parents only ever decrease (atomicMin), so a root is the first pixel of its component in row-major order, and a chain that
 // is read while others write still ends at an ancestor.
-#include "csrc/connected_components.h"
-
 #include <cuda_runtime.h>
+
+#include "csrc/connected_components.h"
 
 namespace sam2_fast {
 namespace {
 
 constexpr int kTileWidth = 32;  // one warp reads one row of a tile: 32 bytes of mask, 128 of labels
 constexpr int kTileHeight = 32;
-constexpr int kThreads = 256;  // 8 rows at a time; a tile is 4 steps
+constexpr int kThreads = 256;                                // 8 rows at a time; a tile is 4 steps
 constexpr int kBorder = kTileWidth + 2 * (kTileHeight - 1);  // top row, left column, right column
 constexpr int32_t kBackground = -1;
 
@@ -29,8 +29,8 @@ struct Tile {
 __host__ Grid make_grid(int64_t count, int32_t height, int32_t width) {
   Grid g;
   g.pixels = static_cast<int64_t>(height) * width;
-  g.tiles_x = (width + kTileWidth - 1) / kTileWidth;
-  g.tiles_y = (height + kTileHeight - 1) / kTileHeight;
+  g.tiles_x = (width - 1) / kTileWidth + 1;  // not (width + 31) / 32: a width near 2^31 would overflow
+  g.tiles_y = (height - 1) / kTileHeight + 1;
   g.tiles = count * g.tiles_x * g.tiles_y;
   return g;
 }
