@@ -1,0 +1,1 @@
+"""The top of the official package: `import sam2`."""
