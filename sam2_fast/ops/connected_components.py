@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -133,10 +134,11 @@ def _refuse_device(kind: str) -> Any:
     return refuses
 
 
-for _op, _runs in {
+_RUNS: dict[str, tuple[Callable[..., Any], ...]] = {
     "connected_components": (_native_components, _triton_components, connected_components_reference),
     "small_components": (_native_small, _triton_small, small_components_reference),
-}.items():
+}
+for _op, _runs in _RUNS.items():
     register(Implementation(_op, "cuda", _runs[0], _refuse_device("cuda")), no_cuda)
     register(Implementation(_op, "triton", _runs[1], _refuse_device("cuda")), no_triton)
     register(Implementation(_op, "cpu", _runs[0], _refuse_device("cpu")), no_cpu)

@@ -269,10 +269,9 @@ def test_the_triton_kernel_in_the_interpreter() -> None:
 @pytest.mark.parametrize("capability", [80, 90, 120])
 def test_the_triton_kernels_compile_without_a_gpu(capability: int) -> None:
     triton = pytest.importorskip("triton")
+    from sam2_fast.kernels import connected_components as kernels
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
-
-    from sam2_fast.kernels import connected_components as kernels
 
     i64, signature = "i64", {"masks": "*u8", "labels": "*i32", "areas": "*i32", "BLOCK": "constexpr"}
     for kernel in (kernels.init_kernel, kernels.merge_kernel, kernels.count_kernel, kernels.spread_kernel):
