@@ -62,8 +62,7 @@ def _read_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0][:200]
-        raise CheckpointError(f"checkpoint {path}: refused, it is no plain table of tensors and might run code ({reason})") from error
+        raise CheckpointError(f"checkpoint {path}: refused: not a plain table of tensors, or one that would run code to load") from error
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError, OSError) as error:
         raise CheckpointError(f"checkpoint {path}: not a readable PyTorch checkpoint ({str(error).splitlines()[0][:200]})") from error
 
