@@ -63,7 +63,7 @@ void components(py::handle masks_object, py::handle labels_object, py::handle ar
 #ifdef SAM2_FAST_WITH_CUDA
   launch(masks, params, num_threads, &connected_components_cpu, &connected_components_cuda);
 #else
-  launch(masks, params, num_threads, &connected_components_cpu, nullptr);
+  launch<ConnectedComponentsParams>(masks, params, num_threads, &connected_components_cpu, nullptr);
 #endif
 }
 
@@ -80,7 +80,7 @@ void small(py::handle masks_object, py::handle small_object, int32_t max_area, i
 #ifdef SAM2_FAST_WITH_CUDA
   launch(masks, params, num_threads, &small_components_cpu, &small_components_cuda);
 #else
-  launch(masks, params, num_threads, &small_components_cpu, nullptr);
+  launch<SmallComponentsParams>(masks, params, num_threads, &small_components_cpu, nullptr);
 #endif
 }
 
