@@ -19,7 +19,12 @@ from sam2_fast.io.limits import MAX_PIXELS, check_pixels
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 """Formats that are read. Others (EPS, FITS, PSD...) are refused, whatever the file is called: some run programs or have no bounds."""
 
-_BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, struct.error, OverflowError, MemoryError)
+_BROKEN = (
+    *(OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, MemoryError),
+    *(struct.error, Image.DecompressionBombError),
+)
+"""What Pillow's decoders raise on damaged files."""
+
 
 RGB8 = npt.NDArray[np.uint8]
 

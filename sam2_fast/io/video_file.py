@@ -47,6 +47,8 @@ class VideoFile(FrameSource):
             if self._stream is None:
                 raise ValueError(f"{name}: no video stream in the file")
             context = self._stream.codec_context
+            if context is None:
+                raise ValueError(f"{name}: no decoder for its video stream")
             check_pixels(context.width, context.height, max_pixels, name)
             self._list_frames(name, max_frames)
             first = self._first_frame(name)
@@ -75,8 +77,7 @@ class VideoFile(FrameSource):
                 return found
         keep_from = index - self.window + 1 if backwards else index
         for key in dict.fromkeys((self._key_before(index), self._key_before(max(0, self._key_before(index) - 1)), 0)):
-            self._jump(key)
-            found = self._decode_to(index, keep_from)
+            found = self._decode_to(index, keep_from) if self._jump(key) else None
             if found is not None:
                 return found
         raise ValueError(f"{self.name}: frame {index} cannot be decoded; the file is damaged there")
@@ -105,13 +106,18 @@ class VideoFile(FrameSource):
         """The last key frame at or before frame `index`; 0 where only the start can be jumped to."""
         return self._keys[bisect_right(self._keys, index) - 1]
 
-    def _jump(self, key: int) -> None:
+    def _jump(self, key: int) -> bool:
+        """Go to a key frame; False where the container cannot. The start is always within reach."""
         if key == 0:
             self._reopen()
-            return
-        self._container.seek(self._times[key], stream=self._stream, backward=True, any_frame=False)
+            return True
+        try:
+            self._container.seek(self._times[key], stream=self._stream, backward=True, any_frame=False)
+        except self._av.FFmpegError:  # damaged index
+            return False
         self._decoded = self._decode()
         self._next = key
+        return True
 
     def _reopen(self) -> None:
         self._release()

@@ -144,6 +144,13 @@ def test_a_huge_image_is_refused_by_its_header_at_once(tmp_path: Path, data: byt
     assert time.monotonic() - started < 1
 
 
+def test_a_gif_whose_first_frame_is_larger_than_its_screen_is_refused(tmp_path: Path) -> None:
+    screen = b"GIF89a" + struct.pack("<HHBBB", 10, 10, 0, 0, 0)
+    (tmp_path / "huge.gif").write_bytes(screen + b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\x02\x02L\x01\x00;")
+    with pytest.raises(ValueError, match=r"huge\.gif"):
+        load_image(tmp_path / "huge.gif")
+
+
 def test_a_caller_can_raise_and_lower_the_limit(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     Image.fromarray(RGB).save(path)

@@ -193,6 +193,32 @@ def test_a_damaged_frame_leaves_the_others_readable(make_video: MakeVideo) -> No
     assert good >= 27
 
 
+def test_a_container_that_cannot_seek_is_read_from_its_start(make_video: MakeVideo) -> None:
+    class Stuck:
+        """The container, but its index is damaged."""
+
+        def __init__(self, container: object) -> None:
+            self._container = container
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._container, name)
+
+        def seek(self, *_: object, **__: object) -> None:
+            raise av.error.PermissionError(1, "Operation not permitted")
+
+    path = make_video("clip.mp4", frames=30, g="5")
+    expected = decoded(path)
+    with open_video(path) as video:
+        video._container = Stuck(video._container)
+        assert np.array_equal(video[22], expected[22])
+
+
+def test_a_codec_that_this_ffmpeg_lacks_is_refused_by_name(make_video: MakeVideo) -> None:
+    path = make_video("clip.mkv")
+    path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_MPEG9/ISO/XYZ"))
+    refused(path, "clip.mkv: (no decoder|no video stream|no frames|cannot be read)")
+
+
 def test_without_pyav_the_error_names_the_extra(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_bytes(b"x")
     code = (
