@@ -103,9 +103,15 @@ def machine(options: Options) -> dict[str, Any]:
         "load_average": round(os.getloadavg()[0], 1),  # more than the cores: others were running, medians are pessimistic
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
-        "command": "python -m benchmarks.run " + " ".join(a for a in sys.argv[1:]),
+        "command": " ".join(["python -m benchmarks.run", *_public_arguments()]),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
+
+
+def _public_arguments() -> list[str]:
+    """The command line without where its JSON goes: a folder says nothing about a result."""
+    words = sys.argv[1:]
+    return [w for i, w in enumerate(words) if not w.startswith("--json") and (i == 0 or words[i - 1] != "--json")]
 
 
 def _cpu_name() -> str:
