@@ -1,0 +1,219 @@
+"""Stages and tracked frames against the official package and transformers at equal weights, and peak memory by video length.
+
+`--quick` takes 256-pixel images; otherwise 1024. Weights are random and seeded, frames are noise with a moving square.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import peers
+from benchmarks.timing import Options, Row, interleaved, require, rows
+from sam2_fast.build_sam import build_sam2_video_predictor
+from sam2_fast.config import PRESETS
+from sam2_fast.types import Points
+
+# GFLOP at 1024 pixels with nothing rewritten, one object, 7 maps and 16 pointers (2 FLOP a multiply-add)
+GFLOP = {
+    "image encoder": {"tiny": 292, "small": 360, "base_plus": 647, "large": 1823},
+    "memory attention": 606,
+    "decoder": 3.6,
+    "memory encoder": 11.6,
+}
+SCRIPT = """
+import json, resource, sys, numpy as np
+sys.path.insert(0, sys.argv[4])
+from benchmarks import predictors
+who, frames, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+predictors.track_for_memory(who, frames, size)
+print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+"""
+
+
+def clip(count: int, height: int = 270, width: int = 480) -> np.ndarray:
+    """[count, height, width, 3] uint8."""
+    frames = np.repeat(np.random.default_rng(0).integers(0, 120, (1, height, width, 3), dtype=np.uint8), count, axis=0)
+    for t in range(count):
+        x = 20 + 5 * t % (width - 120)
+        frames[t, 60:160, x : x + 100] += 120
+    return frames
+
+
+def matrix_peak(device: torch.device) -> float:
+    """GFLOP/s of a large matrix product in float32 as torch runs it here: the ceiling that shares are given of."""
+    n = 2048 if device.type == "cpu" else 8192
+    a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
+    options = Options(device, repeats=5)
+    return 2 * n**3 / min(interleaved({"peak": lambda: a @ b}, options)["peak"]) / 1e6
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal to what reordering float32 sums can change."""
+    return bool((a.float() - b.float()).abs().max() <= 1e-4 * b.abs().max())
+
+
+def stages(ours: Any, theirs: Any, hf: Any, name: str, image_size: int, options: Options) -> Iterator[Row]:
+    """Each stage by itself, ours against the official one; the encoder against transformers too."""
+    device, side = options.device, image_size // 16
+    image = torch.randn(1, 3, image_size, image_size, device=device)
+    features = ours.encode_image(image)
+    maps, pointers = torch.randn(1, 7, side * side, 64, device=device), torch.randn(1, 16, 256, device=device)
+    rows_, ages = torch.tensor([[6, 5, 4, 3, 2, 1, 0]], device=device), torch.arange(16.0, device=device)[None]
+    click = Points(torch.tensor([[[300.0, 200.0]]], device=device), torch.ones(1, 1, dtype=torch.int32, device=device))
+    mask, presence = torch.randn(1, 1, image_size, image_size, device=device), torch.ones(1, 1, device=device)
+    runs: dict[str, dict[str, Callable[[], Any]]] = {
+        "image encoder": {"sam2_fast": lambda: ours.encode_image(image).low},
+        "memory attention": {"sam2_fast": lambda: ours.attend(features.low, maps, rows_, pointers, ages, 15)},
+        "decoder": {"sam2_fast": lambda: ours.track(features.low, features, click, None, True)[0]},
+        "memory encoder": {"sam2_fast": lambda: ours.encode_memory(features.low, mask, presence, False)},
+    }
+    if theirs is not None:
+        vision = theirs._prepare_backbone_features(theirs.forward_image(image))[1:]
+        state = official_state(theirs, maps, pointers, side)
+        prompt, levels = {"point_coords": click.coords, "point_labels": click.labels}, [features.high, features.mid]
+        runs["image encoder"]["official"] = lambda: theirs.forward_image(image)["vision_features"]
+        runs["memory attention"]["official"] = lambda: theirs._prepare_memory_conditioned_features(
+            16, False, vision[0][-1:], vision[1][-1:], vision[2][-1:], state, 100
+        )
+        runs["decoder"]["official"] = lambda: theirs._forward_sam_heads(features.low, prompt, None, levels, True)[3]
+        runs["memory encoder"]["official"] = lambda: theirs._encode_new_memory(vision[0], vision[2], mask, presence, False)[0].flatten(2).mT
+    if hf is not None:
+        runs["image encoder"]["transformers"] = lambda: hf.get_image_features(image).fpn_hidden_states[-1]
+    peak = matrix_peak(device)
+    for stage, functions in runs.items():
+        case = f"{name} {image_size}, {stage}"
+        expected = functions["sam2_fast"]()
+        for who, function in functions.items():
+            found = function()
+            if who == "transformers":  # its features are tokens first
+                found = found.reshape(side * side, 1, -1).permute(1, 2, 0).reshape(expected.shape)
+            if stage != "memory attention" or who == "sam2_fast":
+                require(close(found, expected), case, who)
+        if "official" in functions and stage == "memory attention":
+            require(close(functions["official"](), in_official_order(ours, features, maps, pointers)), case, "official")
+        work = GFLOP[stage] if image_size == 1024 else None
+        flop = work[name] if isinstance(work, dict) else work
+        for row in with_ratio(rows(case, interleaved(functions, options))):
+            extra = {"GFLOP/s": flop / row.median_ms * 1e3, "% of matrix peak": 100 * flop / row.median_ms * 1e3 / peak} if flop else {}
+            yield Row(row.case, row.who, row.median_ms, row.low_ms, row.high_ms, {**row.notes, **extra})
+
+
+def official_state(theirs: Any, maps: torch.Tensor, pointers: torch.Tensor, side: int) -> dict[str, Any]:
+    """Frame 0 prompted and frames 1 to 15 tracked; frames 10 to 15 and the prompt carry maps."""
+    position = theirs.memory_encoder.position_encoding(maps.new_zeros(1, 64, side, side))
+    as_map = [m.T.reshape(1, 64, side, side) for m in maps[0]]
+
+    def output(frame: int) -> dict[str, Any]:
+        which = 0 if frame == 0 else max(frame - 9, 0)
+        return {"maskmem_features": as_map[which], "maskmem_pos_enc": [position], "obj_ptr": pointers[:, frame]}
+
+    return {"cond_frame_outputs": {0: output(0)}, "non_cond_frame_outputs": {t: output(t) for t in range(1, 16)}}
+
+
+def in_official_order(ours: Any, features: Any, maps: torch.Tensor, pointers: torch.Tensor) -> torch.Tensor:
+    """Our attention over exactly what `official_state` holds."""
+    order = [0, *range(15, 0, -1)]
+    ages = torch.tensor([[16.0, *range(1, 16)]], device=maps.device)
+    rows_ = torch.tensor([[6, 5, 4, 3, 2, 1, 0]], device=maps.device)
+    return ours.attend(features.low, maps, rows_, pointers[:, order], ages, 15)
+
+
+def with_ratio(measured: list[Row]) -> list[Row]:
+    """Each row with how many times slower than ours it was."""
+    ours = measured[0].median_ms
+    return [Row(r.case, r.who, r.median_ms, r.low_ms, r.high_ms, {**r.notes, "x ours": r.median_ms / ours}) for r in measured]
+
+
+class Steady:
+    """One tracked frame at a time in the steady state: every frame attends to 7 maps and 16 pointers."""
+
+    def __init__(self, predictor: Any, folder: str | np.ndarray, objects: int, frames: int) -> None:
+        self.predictor, self.frames, self.now = predictor, frames, 17
+        with torch.inference_mode():
+            self.state = predictor.init_state(folder)
+            for i in range(objects):
+                predictor.add_new_points_or_box(self.state, 0, i, points=[[40 + 20 * i, 100]], labels=[1])
+            for _ in predictor.propagate_in_video(self.state, max_frame_num_to_track=16):
+                pass
+
+    def __call__(self) -> torch.Tensor:
+        with torch.inference_mode():
+            output = next(iter(self.predictor.propagate_in_video(self.state, self.now, 0)))
+        self.now = 17 + (self.now - 16) % (self.frames - 17)
+        return output[2]
+
+
+def frames(ours: Any, theirs: Any, name: str, image_size: int, options: Options) -> Iterator[Row]:
+    """Tracked frames by number of objects."""
+    count = 17 + options.repeats + 3
+    folder = folder_of(clip(count))
+    for objects in (1, 4):
+        case = f"{name} {image_size}, frame, {objects} objects"
+        functions: dict[str, Callable[[], Any]] = {"sam2_fast": Steady(ours, folder, objects, count)}
+        if theirs is not None:
+            functions["official"] = Steady(theirs, folder, objects, count)
+            a, b = functions["sam2_fast"]() > 0, functions["official"]() > 0
+            require(((a & b).sum() / (a | b).sum().clamp(min=1)).item() >= 0.999 or not (a | b).any(), case, "official")
+        for row in with_ratio(rows(case, interleaved(functions, options))):
+            yield Row(row.case, row.who, row.median_ms, row.low_ms, row.high_ms, {**row.notes, "frames/s": 1e3 / row.median_ms})
+
+
+def folder_of(pictures: np.ndarray) -> str:
+    """Frames as JPEGs in a temporary folder, which both predictors read alike."""
+    import tempfile
+
+    from PIL import Image
+
+    folder = tempfile.mkdtemp()
+    for i, picture in enumerate(pictures):
+        Image.fromarray(picture).save(f"{folder}/{i:05d}.jpg")
+    return folder
+
+
+def track_for_memory(who: str, count: int, image_size: int) -> None:
+    """Track one object through `count` frames; run in a process of its own, whose peak memory is then read."""
+    ours = build_sam2_video_predictor("tiny", device="cpu", seed=0, image_size=image_size)
+    predictor = peers.official("tiny", ours.state_dict(), image_size, torch.device("cpu")) if who == "official" else ours
+    keep = {"keep": "reachable"} if who == "sam2_fast" else {}
+    with torch.inference_mode():
+        state = predictor.init_state(folder_of(clip(count, 120, 160)), **keep)
+        predictor.add_new_points_or_box(state, 0, 1, points=[[60, 60]], labels=[1])
+        for _ in predictor.propagate_in_video(state):
+            pass
+
+
+def memory(image_size: int, official: bool) -> Iterator[Row]:
+    """Peak resident memory by video length (in MB, in the column of milliseconds' notes; the time column is empty)."""
+    for who in ("sam2_fast", *(("official",) if official else ())):
+        for count in (25, 100):
+            command = [sys.executable, "-c", SCRIPT, who, str(count), str(image_size), str(peers.ROOT)]
+            run = subprocess.run(command, capture_output=True, text=True, check=True)
+            peak = json.loads(run.stdout.strip().splitlines()[-1]) / 1e6
+            yield Row(f"tiny {image_size}, peak memory, {count} frames", who, 0.0, 0.0, 0.0, {"MB": peak})
+
+
+@torch.inference_mode()
+def measure(options: Options) -> Iterator[Row]:
+    """Entry point of `benchmarks.run`."""
+    image_size = 256 if options.quick else 1024
+    sizes = ("tiny",) if options.quick or options.device.type == "cpu" else tuple(PRESETS)
+    wanted = options.peers or ("official", "transformers")
+    found: list[Row] = []
+    for name in sizes:
+        ours = build_sam2_video_predictor(name, device=options.device, seed=0, image_size=image_size)
+        ours.fill_hole_area = 0
+        state = ours.state_dict()
+        theirs = peers.official(name, state, image_size, options.device) if "official" in wanted else None
+        hf = peers.transformers(name, state, image_size, options.device) if "transformers" in wanted else None
+        found += stages(ours, theirs, hf, name, image_size, options)
+        found += frames(ours, theirs, name, image_size, options)
+    if options.device.type == "cpu":
+        found += memory(256, theirs is not None)
+    yield from found
