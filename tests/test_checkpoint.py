@@ -116,7 +116,7 @@ def test_row_38_bad_files_are_refused_fast_by_name_and_run_nothing(name: str, tm
 
 
 def test_row_38_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere.pt"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pt"):
         read_state_dict(tmp_path / "nowhere.pt")
 
 
