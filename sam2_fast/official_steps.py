@@ -116,7 +116,8 @@ class OfficialSteps(Sam2):
         low = _as_map(current_vision_feats[-1], feat_sizes[-1])
         if is_init_cond_frame:
             return self.without_memory(low)
-        bank = MemoryBank(*({t: _memory(out) for t, out in output_dict[kind].items()} for kind in _KINDS))
+        cond, non_cond = ({t: _memory(out) for t, out in output_dict[kind].items()} for kind in _KINDS)
+        bank = MemoryBank(cond, non_cond)
         if not bank.prompted:
             raise ValueError("output_dict: expected at least one frame in 'cond_frame_outputs', got none")
         options = self.options
