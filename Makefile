@@ -21,8 +21,8 @@ $(STAMP): pyproject.toml CMakeLists.txt
 build: $(STAMP)  ## rebuild the native module after a change
 	$(PIP) install --no-build-isolation --no-deps -e .
 
-demo: $(STAMP)  ## the main job on the shipped clip: track two objects, write masks and an overlay
-	$(VENV)/bin/sam2-fast track examples/clip.mp4 --prompts examples/clip_prompts.json --output outputs/demo
+demo: $(STAMP)  ## the main job on the shipped clip: track three objects, write masks and an overlay
+	$(VENV)/bin/sam2-fast track examples/clip.mp4 --prompts examples/clip_prompts.json --image-size 512 --output outputs/demo
 
 test: $(STAMP)
 	$(PY) -m pytest -n 2 -q
