@@ -1,0 +1,292 @@
+"""Automatic masks: records, options, the defects of the official code that are fixed, and the helpers below them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sam2_fast.mask_generator as module
+from sam2_fast import amg
+from sam2_fast.config import IMAGE_POSTPROCESSING, Options, Sam2Config
+from sam2_fast.io.rle import decode_rle
+from sam2_fast.mask_generator import SAM2AutomaticMaskGenerator
+from sam2_fast.nms import batched_nms
+from sam2_fast.sam2_base import SAM2Base
+
+SMALL = Sam2Config(
+    embed_dim=16, stages=(1, 1, 2, 1), global_blocks=(3,), image_size=64, memory_layers=1, memory_ffn_dim=32, decoder_mlp_dim=32
+)
+ALL: dict[str, Any] = {"points_per_side": 3, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
+
+
+@pytest.fixture(scope="module")
+def model() -> SAM2Base:
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        made = SAM2Base(SMALL, Options(**IMAGE_POSTPROCESSING)).eval()
+        for parameter in made.parameters():
+            if parameter.numel() > 1 and parameter.std() < 1e-5:
+                parameter.add_(torch.randn(parameter.shape) * 0.2)
+    return made
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+
+
+def same(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> bool:
+    return len(first) == len(second) and all(
+        all(np.array_equal(a[k], b[k]) if k == "segmentation" else a[k] == b[k] for k in a) for a, b in zip(first, second, strict=True)
+    )
+
+
+def test_records(model: SAM2Base, image: np.ndarray) -> None:
+    records = SAM2AutomaticMaskGenerator(model, **ALL).generate(image)
+    assert len(records) > 9
+    for r in records:
+        assert list(r) == ["segmentation", "area", "bbox", "predicted_iou", "point_coords", "stability_score", "crop_box"]
+        assert r["segmentation"].shape == (50, 70)
+        assert r["segmentation"].dtype == bool
+        assert r["area"] == r["segmentation"].sum()
+        assert isinstance(r["area"], int)
+        assert isinstance(r["predicted_iou"], float)
+        assert r["crop_box"] == [0.0, 0.0, 70.0, 50.0]
+        y, x = np.nonzero(r["segmentation"])
+        assert r["area"] == 0 or r["bbox"] == [x.min(), y.min(), x.max() - x.min(), y.max() - y.min()]
+    assert [r["predicted_iou"] for r in records] == sorted((r["predicted_iou"] for r in records), reverse=True)
+
+
+def test_output_modes_hold_the_same_masks(model: SAM2Base, image: np.ndarray) -> None:
+    masks, plain, coco = (
+        SAM2AutomaticMaskGenerator(model, **ALL, output_mode=mode).generate(image)
+        for mode in ("binary_mask", "uncompressed_rle", "coco_rle")
+    )
+    for a, b, c in zip(masks, plain, coco, strict=True):
+        assert isinstance(b["segmentation"]["counts"], list)
+        assert isinstance(c["segmentation"]["counts"], str)
+        assert np.array_equal(a["segmentation"], decode_rle(b["segmentation"]))
+        assert np.array_equal(a["segmentation"], decode_rle(c["segmentation"]))
+        pycocotools = pytest.importorskip("pycocotools.mask")
+        assert np.array_equal(a["segmentation"], pycocotools.decode(c["segmentation"]).astype(bool))
+
+
+def test_no_mask_gives_an_empty_list(model: SAM2Base) -> None:
+    """Upstream raises IndexError or KeyError when a crop has no mask."""
+    blank = np.zeros((40, 40, 3), np.uint8)
+    for extra in ({}, {"crop_n_layers": 1}, {"min_mask_region_area": 5, "crop_n_layers": 1}, {"use_m2m": True}):
+        assert SAM2AutomaticMaskGenerator(model, points_per_side=2, pred_iou_thresh=2.0, **extra).generate(blank) == []
+
+
+@pytest.mark.parametrize("given", ["grey", "pillow", "path", "tensor", "float"])
+def test_images_of_every_kind(model: SAM2Base, image: np.ndarray, given: str, tmp_path: Path) -> None:
+    grey = np.repeat(image[..., :1], 3, axis=2)
+    Image.fromarray(grey).save(tmp_path / "image.png")
+    forms = {
+        "grey": grey[..., 0],
+        "pillow": Image.fromarray(grey[..., 0]),
+        "path": tmp_path / "image.png",
+        "tensor": torch.from_numpy(grey).permute(2, 0, 1),
+        "float": grey.astype(np.float32) / np.float32(255),
+    }
+    generator = SAM2AutomaticMaskGenerator(model, **ALL)
+    assert same(generator.generate(grey), generator.generate(forms[given]))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"points_per_batch": 0}, "points_per_batch: expected 1 or more, got 0"),
+        ({"points_per_side": 0}, "points_per_side"),
+        ({"points_per_side": None}, "exactly one"),
+        ({"point_grids": [np.zeros((1, 2))]}, "exactly one"),
+        ({"points_per_side": None, "point_grids": [np.zeros((1, 2))], "crop_n_layers": 1}, "expected 2 arrays"),
+        ({"points_per_side": None, "point_grids": [np.zeros((1, 3))]}, "point_grids"),
+        ({"output_mode": "png"}, "output_mode: expected one of"),
+        ({"crop_n_layers": -1}, "crop_n_layers"),
+        ({"points_per_side": 2, "crop_n_layers": 2, "crop_n_points_downscale_factor": 2}, "leaves no point in crop layer 2"),
+        ({"crop_overlap_ratio": 1.5}, "crop_overlap_ratio"),
+        ({"min_mask_region_area": -1}, "min_mask_region_area"),
+        ({"min_mask_region_area_at": "high_res"}, "min_mask_region_area_at: expected one of"),
+    ],
+)
+def test_options_without_meaning_are_refused(model: SAM2Base, kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SAM2AutomaticMaskGenerator(model, **kwargs)
+
+
+def test_batches_change_nothing(model: SAM2Base, image: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points per batch and pixels per step bound memory and leave the masks alone."""
+    whole = SAM2AutomaticMaskGenerator(model, **ALL, points_per_batch=9).generate(image)
+    monkeypatch.setattr(module, "ELEMENTS_PER_CALL", 1)
+    parts = SAM2AutomaticMaskGenerator(model, **ALL, points_per_batch=9).generate(image)
+    assert same(whole, parts)
+
+
+def test_images_in_batches(model: SAM2Base, image: np.ndarray) -> None:
+    generator = SAM2AutomaticMaskGenerator(model, **ALL, crop_n_layers=1, crop_nms_thresh=1.0)
+    images = [image, image[:30], image[:, :33]]
+    together, single = generator.generate_batch(images, images_per_batch=2), [generator.generate(i) for i in images]
+    assert [len(r) for r in together] == [len(r) for r in single]
+    assert generator.generate_batch([]) == []
+    assert not generator.predictor._is_image_set
+
+
+def test_crops_reach_the_image(model: SAM2Base, image: np.ndarray) -> None:
+    """Masks of crops are placed in the image, with their click inside their crop."""
+    generator = SAM2AutomaticMaskGenerator(model, **ALL, crop_n_layers=1, crop_nms_thresh=1.0, mask_threshold=0.3)
+    for r in generator.generate(image):
+        x, y, w, h = r["crop_box"]
+        outside = np.ones((50, 70), bool)
+        outside[int(y) : int(y + h), int(x) : int(x + w)] = False
+        assert not (r["segmentation"] & outside).any()
+        assert x <= r["point_coords"][0][0] <= x + w
+        assert y <= r["point_coords"][0][1] <= y + h
+
+
+def test_small_regions_are_measured_at_image_resolution(model: SAM2Base, image: np.ndarray) -> None:
+    """Upstream applies the area to low-resolution logits; that stays available by name."""
+    cv2 = pytest.importorskip("cv2")
+    for r in SAM2AutomaticMaskGenerator(model, **ALL, min_mask_region_area=12).generate(image):
+        for side in (r["segmentation"], ~r["segmentation"]):
+            areas = cv2.connectedComponentsWithStats(side.astype(np.uint8), connectivity=8)[2][1:, -1]
+            assert len(areas) <= 1 or areas.min() >= 12
+    low = SAM2AutomaticMaskGenerator(model, **ALL, min_mask_region_area=12, min_mask_region_area_at="low_res")
+    assert low.predictor._transforms.max_hole_area == 12
+    assert not same(low.generate(image), SAM2AutomaticMaskGenerator(model, **ALL).generate(image))
+
+
+def test_stability_of_wide_images_is_exact() -> None:
+    """Upstream adds up 40,000 pixels in int16."""
+    logits = torch.full((1, 2, 40_000), 5.0)
+    logits[0, 0, :10_000] = 0.0
+    assert amg.calculate_stability_score(logits, 0.0, 1.0).item() == pytest.approx(70_000 / 80_000)
+
+
+def test_refine_gives_full_size_logits(model: SAM2Base, image: np.ndarray) -> None:
+    generator = SAM2AutomaticMaskGenerator(model, **ALL, use_m2m=True)
+    generator.predictor.set_image(image)
+    points, labels = torch.rand(5, 2) * 64, torch.ones(5, dtype=torch.int32)
+    masks, iou = generator.refine_with_m2m(points, labels, torch.zeros(5, 16, 16), 2)
+    assert masks.shape == (5, 1, 50, 70)
+    assert iou.shape == (5, 1)
+
+
+def greedy(boxes: np.ndarray, scores: np.ndarray, idxs: np.ndarray, threshold: float) -> list[int]:
+    """The definition, one box at a time, in float32."""
+    kept: list[int] = []
+    for i in np.argsort(-scores, kind="stable"):
+        for j in kept:
+            low, high = np.maximum(boxes[i, :2], boxes[j, :2]), np.minimum(boxes[i, 2:], boxes[j, 2:])
+            common = np.prod(np.maximum(high - low, np.float32(0)))
+            areas = [np.prod(boxes[k, 2:] - boxes[k, :2]) for k in (i, j)]
+            if idxs[i] == idxs[j] and common > 0 and common / (areas[0] + areas[1] - common) > threshold:
+                break
+        else:
+            kept.append(int(i))
+    return kept
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 300])
+@pytest.mark.parametrize("block", [2048, 64])
+def test_suppression_is_the_greedy_one(count: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sam2_fast.nms.BLOCK", block)
+    generator = np.random.default_rng(count)
+    corners = generator.integers(0, 30, (count, 2)).astype(np.float32)
+    boxes = np.concatenate([corners, corners + generator.integers(0, 30, (count, 2))], 1).astype(np.float32)
+    scores, idxs = generator.integers(0, 9, count).astype(np.float32), generator.integers(0, 2, count)  # many ties
+    for threshold in (0.0, 0.3, 0.7, 1.0):
+        found = batched_nms(*(torch.from_numpy(a) for a in (boxes, scores, idxs)), threshold)
+        assert found.tolist() == greedy(boxes, scores, idxs, threshold)
+
+
+def test_a_long_chain_of_overlaps() -> None:
+    """Every box overlaps the next one only: every second stays."""
+    x = torch.arange(500.0)[:, None] * 6
+    boxes = torch.cat([x, torch.zeros_like(x), x + 10, torch.full_like(x, 10)], 1)
+    found = batched_nms(boxes, torch.arange(500.0, 0, -1), torch.zeros(500), 0.2)
+    assert found.tolist() == list(range(0, 500, 2))
+    with pytest.raises(ValueError, match="boxes, scores, idxs"):
+        batched_nms(boxes, torch.ones(3), torch.zeros(500), 0.2)
+
+
+def official_small_regions(mask: np.ndarray, area: float, mode: str) -> tuple[np.ndarray, bool]:
+    """The rule in words: small holes are filled; small islands go, but the largest stays where all are small. By OpenCV."""
+    cv2 = pytest.importorskip("cv2")
+    side = ~mask if mode == "holes" else mask
+    _, regions, stats, _ = cv2.connectedComponentsWithStats(side.astype(np.uint8), connectivity=8)
+    sizes = {i + 1: s for i, s in enumerate(stats[1:, -1])}
+    small = [i for i, s in sizes.items() if s < area]
+    if not small:
+        return mask, False
+    if mode == "holes":
+        return mask | np.isin(regions, small), True
+    large = [i for i in sizes if i not in small] or [max(sizes, key=lambda i: sizes[i])]
+    return np.isin(regions, large), True
+
+
+@pytest.mark.parametrize("mode", ["holes", "islands"])
+@pytest.mark.parametrize("density", [0.02, 0.3, 0.6, 0.97])
+def test_small_regions(mode: str, density: float) -> None:
+    generator = np.random.default_rng(1)
+    for area in (0, 1, 2.5, 6, 400):
+        blob = np.zeros((20, 31), bool)
+        blob[3:6, 4:9] = True  # the largest by far where all are small, so that no tie decides
+        mask = (generator.random((20, 31)) < density) | blob
+        found, changed = amg.remove_small_regions(mask, area, mode)
+        expected, expected_changed = official_small_regions(mask, area, mode)
+        assert changed == expected_changed
+        assert np.array_equal(found, expected)
+    with pytest.raises(ValueError, match="mode"):
+        amg.remove_small_regions(blob, 3, "specks")
+
+
+def test_the_first_of_equal_islands_stays() -> None:
+    mask = np.zeros((9, 9), bool)
+    mask[1, 6:8] = mask[7, 1:3] = mask[4, 4] = True
+    found, changed = amg.remove_small_regions(mask, 5, "islands")
+    assert changed
+    assert found.nonzero()[0].tolist() == [1, 1]
+
+
+def test_postprocessing_prefers_masks_that_needed_none() -> None:
+    clean = torch.zeros(1, 20, 20, dtype=torch.bool)
+    clean[0, 2:12, 2:12] = True
+    specked = clean.clone()
+    specked[0, 18, 18] = True
+    rles = amg.mask_to_rle_pytorch(torch.cat([specked, clean]))
+    data = amg.MaskData(rles=rles, boxes=amg.batched_mask_to_box(torch.cat([specked, clean])), iou_preds=torch.tensor([0.9, 0.8]))
+    found = SAM2AutomaticMaskGenerator.postprocess_small_regions(data, 3, 0.7)
+    assert found["iou_preds"].tolist() == [pytest.approx(0.8)]
+    alone = amg.MaskData(rles=amg.mask_to_rle_pytorch(specked), boxes=amg.batched_mask_to_box(specked))
+    found = SAM2AutomaticMaskGenerator.postprocess_small_regions(alone, 3, 0.7)
+    assert found["boxes"].tolist() == [[2, 2, 11, 11]]
+    assert np.array_equal(amg.rle_to_mask(found["rles"][0]), clean[0].numpy())
+
+
+def test_mask_data() -> None:
+    data = amg.MaskData(a=torch.arange(3), b=np.arange(3), c=["x", "y", "z"])
+    data.filter(torch.tensor([True, False, True]))
+    assert (data["a"].tolist(), data["b"].tolist(), data["c"]) == ([0, 2], [0, 2], ["x", "z"])
+    data.filter(torch.tensor([1, 0]))
+    assert (data["a"].tolist(), data["b"].tolist(), data["c"]) == ([2, 0], [2, 0], ["z", "x"])
+    data.cat(amg.MaskData(a=torch.tensor([7]), b=np.array([8]), c=["w"], d=[1]))
+    assert (data["a"].tolist(), data["c"], data["d"]) == ([2, 0, 7], ["z", "x", "w"], [1])
+    data.to_numpy()
+    assert data["a"].dtype == np.float32
+    del data["d"]
+    assert "d" not in data
+    with pytest.raises(TypeError, match="'e'"):
+        data["e"] = 3  # type: ignore[assignment]
+
+
+def test_batches_of_rows() -> None:
+    assert [list(a) for (a,) in amg.batch_iterator(2, [1, 2, 3])] == [[1, 2], [3]]
+    assert list(amg.batch_iterator(2, [])) == []
+    with pytest.raises(ValueError, match="batch_size"):
+        list(amg.batch_iterator(0, [1]))
