@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sam2_fast.image_prompts import ImagePrompts, image_prompts, join_points
+from sam2_fast.image_prompts import ImagePrompts, image_prompts, join_points, stack_points
 from sam2_fast.io.images import as_rgb
 from sam2_fast.io.transforms import resize_image
 from sam2_fast.model import Sam2
@@ -192,19 +192,20 @@ class SAM2ImagePredictor:
 
     @torch.no_grad()
     def _predict_images(self, prompts: Sequence[ImagePrompts], multimask: bool, return_logits: bool) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """`_predict` for every image; rows of equal length go through the decoder together."""
+        """`_predict` for every image; all of them go through the decoder together, whatever their lengths (those with a
+        mask hint, and those without points, apart)."""
         assert self._orig_hw is not None
         joined = [join_points(p.coords, p.labels, p.boxes) for p in prompts]
         counts = [
             len(p.coords) if p is not None else len(m.mask) if m.mask is not None else 0 for p, m in zip(joined, prompts, strict=True)
         ]
-        groups: dict[tuple[int, bool], list[int]] = defaultdict(list)
+        groups: dict[tuple[bool, bool], list[int]] = defaultdict(list)
         for i, (points, given) in enumerate(zip(joined, prompts, strict=True)):
-            groups[-1 if points is None else points.labels.shape[1], given.mask is not None].append(i)
+            groups[points is not None, given.mask is not None].append(i)
         found: dict[int, tuple[Tensor, Tensor]] = {}
-        for (length, _), members in groups.items():
+        for members in groups.values():
             chosen = [p for i in members if (p := joined[i]) is not None]
-            points = None if length < 0 else Points(torch.cat([p.coords for p in chosen]), torch.cat([p.labels for p in chosen]))
+            points = stack_points(chosen) if chosen else None
             hints = [m.expand(counts[i], -1, -1, -1) for i in members if (m := prompts[i].mask) is not None]
             low, iou = self.decode_prompts(
                 points, torch.cat(hints) if hints else None, multimask, [i for i in members for _ in range(counts[i])]
@@ -226,7 +227,7 @@ class SAM2ImagePredictor:
         for start in range(0, count, step):
             rows = slice(start, start + step)
             features = self._features_of(images[rows])
-            some = None if points is None else Points(points.coords[rows].to(self.device), points.labels[rows].to(self.device))
+            some = None if points is None else Points(*(None if x is None else x[rows].to(self.device) for x in points))
             some_hint = hint if hint is None or len(hint) == 1 else hint[rows]
             found = self.model.decode(features.low, features, some, some_hint, multimask)
             low.append(found.logits)

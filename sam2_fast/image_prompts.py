@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_fast.prompts import LABELS, as_float
@@ -63,6 +64,18 @@ def join_points(coords: Tensor | None, labels: Tensor | None, boxes: Tensor | No
     if coords is None or labels is None:
         return Points(corners, kinds)
     return Points(torch.cat([corners, coords], 1), torch.cat([kinds, labels.to(torch.int32)], 1))
+
+
+def stack_points(prompts: Sequence[Points]) -> Points:
+    """Prompts of different lengths as one batch: shorter ones are filled up with points that are marked as not present."""
+    length = max(p.labels.shape[1] for p in prompts)
+    if all(p.labels.shape[1] == length for p in prompts):
+        return Points(torch.cat([p.coords for p in prompts]), torch.cat([p.labels for p in prompts]))
+    gaps = [length - p.labels.shape[1] for p in prompts]
+    coords = torch.cat([F.pad(p.coords, (0, 0, 0, gap)) for p, gap in zip(prompts, gaps, strict=True)])
+    labels = torch.cat([F.pad(p.labels, (0, gap), value=-1) for p, gap in zip(prompts, gaps, strict=True)])
+    present = torch.cat([F.pad(torch.ones_like(p.labels, dtype=torch.bool), (0, gap)) for p, gap in zip(prompts, gaps, strict=True)])
+    return Points(coords, labels, present)
 
 
 def _points(point_coords: Any, point_labels: Any) -> tuple[Tensor | None, Tensor | None]:

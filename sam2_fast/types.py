@@ -33,10 +33,15 @@ class Prediction(NamedTuple):
 
 
 class Points(NamedTuple):
-    """Click and box prompts of B objects in model pixels. Labels: 1 positive, 0 negative, 2 and 3 box corners, -1 padding."""
+    """Click and box prompts of B objects in model pixels. Labels: 1 positive, 0 negative, 2 and 3 box corners, -1 padding.
+
+    Padding is a token that the model was trained with and that changes the mask. Points that only fill up a batch of prompts of
+    different lengths are marked in `present` instead: nothing attends to them.
+    """
 
     coords: Tensor  # [B, P, 2] float32 (x, y) in pixels of the S x S image
     labels: Tensor  # [B, P] int32
+    present: Tensor | None = None  # [B, P] bool; None: all
 
 
 @dataclass(frozen=True)

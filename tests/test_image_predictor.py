@@ -199,7 +199,7 @@ def test_low_level_masks_are_bool_or_logits(predictor: SAM2ImagePredictor) -> No
 
 @pytest.mark.parametrize("together", [1, 64])
 def test_a_batch_is_its_images(monkeypatch: pytest.MonkeyPatch, together: int) -> None:
-    """Rows of equal length are decoded together; errors against float64 stay those of one call per image."""
+    """Prompts of any length are decoded together; errors against float64 stay those of one call per image."""
     monkeypatch.setattr(module, "ROWS_PER_CALL", together)
     images = [picture(i, 30 + 9 * i, 50) for i in range(4)]
     coords = [[[5, 6]], [[[7, 8]], [[9, 9]]], None, [[1, 2], [3, 4]]]
@@ -219,6 +219,16 @@ def test_a_batch_is_its_images(monkeypatch: pytest.MonkeyPatch, together: int) -
     assert [a.shape for a in pools[0]] == [a.shape for a in pools[1]]
     mine, one, truth = (np.concatenate([a.ravel() for a in pool]) for pool in pools)
     assert np.abs(mine - truth).max() <= 2 * np.abs(one - truth).max()
+
+
+def test_prompts_of_different_lengths_take_one_decoder_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = SAM2ImagePredictor(small_model(torch.float32))
+    predictor.set_image_batch([picture(i, 30, 50) for i in range(3)])
+    calls = []
+    original = predictor.model.sam_mask_decoder.forward
+    monkeypatch.setattr(predictor.model.sam_mask_decoder, "forward", lambda *a: calls.append(len(a[2])) or original(*a))
+    predictor.predict_batch([[[5, 6]], [[7, 8], [9, 9]], None], [[1], [1, 0], None], [None, None, [1, 2, 20, 21]])
+    assert calls == [3]
 
 
 def test_a_batch_needs_an_entry_per_image(predictor: SAM2ImagePredictor) -> None:

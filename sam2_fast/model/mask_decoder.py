@@ -37,16 +37,28 @@ class MaskDecoder(nn.Module):
         self.pred_obj_score_head = MLP(dim, dim, 1, 3)
 
     def forward(
-        self, low: Tensor, position: Tensor, sparse: Tensor, dense: Tensor, high: Tensor, mid: Tensor, multimask: bool, options: Options
+        self,
+        low: Tensor,
+        position: Tensor,
+        sparse: Tensor,
+        dense: Tensor,
+        high: Tensor,
+        mid: Tensor,
+        multimask: bool,
+        options: Options,
+        present: Tensor | None = None,
     ) -> Prediction:
         """low: [1 or B, dim, h, w]; position: [1, dim, h, w]; sparse: [B, P, dim]; dense: [1 or B, dim, h or 1, w or 1];
         high: [1 or B, dim / 8, 4h, 4w]; mid: [1 or B, dim / 4, 2h, 2w] -> M = 3 masks if `multimask`, else 1.
+        present: [B, P] bool, which sparse tokens count (None: all).
         """
         first = torch.cat([self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight])
         sparse = sparse.to(first.dtype)
         tokens = torch.cat([first.expand(sparse.shape[0], -1, -1), sparse], dim=1)  # [B, 6 + P, dim]
         image = (low + dense).expand(tokens.shape[0], -1, -1, -1)
-        tokens, pixels = self.transformer(to_tokens(image), to_tokens(position.to(image.dtype)), tokens)
+        if present is not None:
+            present = torch.cat([present.new_ones(present.shape[0], first.shape[0]), present], dim=1)
+        tokens, pixels = self.transformer(to_tokens(image), to_tokens(position.to(image.dtype)), tokens, present)
         upscaled = self._upscale(to_map(pixels, *image.shape[-2:]), high, mid)  # [B, dim / 8, 4h, 4w]
         iou = self.iou_prediction_head(tokens[:, 1])
         mask_tokens = tokens[:, 2 : 2 + NUM_MASKS]

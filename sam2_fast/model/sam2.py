@@ -97,14 +97,16 @@ class Sam2(nn.Module):
 
         points None: the hint alone, without even a padding point (as `SAM2ImagePredictor` has it upstream).
         """
-        low = self._enter(low)
+        low, present = self._enter(low), None
         if points is None:
             assert hint is not None
             sparse, dense = low.new_zeros(hint.shape[0], 0, self.config.hidden_dim), self.sam_prompt_encoder.embed_mask(hint)
         else:
             sparse, dense = self.sam_prompt_encoder(points.coords, points.labels, hint)
+            if points.present is not None:  # the padding point that closes the list always counts
+                present = torch.cat([points.present, points.present.new_ones(points.present.shape[0], 1)], dim=1)
         position = self.sam_prompt_encoder.get_dense_pe()
-        found = self.sam_mask_decoder(low, position, sparse, dense, features.high, features.mid, multimask, self.options)
+        found = self.sam_mask_decoder(low, position, sparse, dense, features.high, features.mid, multimask, self.options, present)
         return found._replace(logits=found.logits.float())
 
     def track(self, low: Tensor, features: Features, points: Points, hint: Tensor | None, multimask: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,10 +23,11 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, heads, N, d]
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q: [B, N, dim]; k, v: [B, M, dim] -> [B, N, dim]."""
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, present: Tensor | None = None) -> Tensor:
+        """q: [B, N, dim]; k, v: [B, M, dim]; present: [B, M] bool, keys to attend to (None: all) -> [B, N, dim]."""
         q, k, v = self._heads(self.q_proj(q)), self._heads(self.k_proj(k)), self._heads(self.v_proj(v))
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
+        mask = None if present is None else present[:, None, None]
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(-2))
 
 
 class TwoWayBlock(nn.Module):
@@ -44,18 +45,21 @@ class TwoWayBlock(nn.Module):
         self.cross_attn_image_to_token = Attention(dim, num_heads, downsample=2)
         self.first = first
 
-    def forward(self, tokens: Tensor, image: Tensor, token_position: Tensor, image_position: Tensor) -> tuple[Tensor, Tensor]:
-        """tokens, token_position: [B, T, dim]; image: [B, N, dim]; image_position: [1, N, dim] -> both, updated."""
+    def forward(
+        self, tokens: Tensor, image: Tensor, token_position: Tensor, image_position: Tensor, present: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """tokens, token_position: [B, T, dim]; image: [B, N, dim]; image_position: [1, N, dim]; present: [B, T] bool or None
+        -> tokens and image, updated."""
         if self.first:  # the tokens are still their own position: nothing to add, nothing to keep
-            tokens = self.self_attn(tokens, tokens, tokens)
+            tokens = self.self_attn(tokens, tokens, tokens, present)
         else:
             q = tokens + token_position
-            tokens = tokens + self.self_attn(q, q, tokens)
+            tokens = tokens + self.self_attn(q, q, tokens, present)
         tokens = self.norm1(tokens)
         tokens = tokens + self.cross_attn_token_to_image(tokens + token_position, image + image_position, image)
         tokens = self.norm2(tokens)
         tokens = self.norm3(tokens + self.mlp(tokens))
-        image = image + self.cross_attn_image_to_token(image + image_position, tokens + token_position, tokens)
+        image = image + self.cross_attn_image_to_token(image + image_position, tokens + token_position, tokens, present)
         return tokens, self.norm4(image)
 
 
@@ -68,10 +72,11 @@ class TwoWayTransformer(nn.Module):
         self.final_attn_token_to_image = Attention(dim, num_heads, downsample=2)
         self.norm_final_attn = nn.LayerNorm(dim)
 
-    def forward(self, image: Tensor, image_position: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
-        """image: [B, N, dim]; image_position: [1, N, dim]; prompt: [B, T, dim] -> tokens [B, T, dim], image [B, N, dim]."""
+    def forward(self, image: Tensor, image_position: Tensor, prompt: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """image: [B, N, dim]; image_position: [1, N, dim]; prompt: [B, T, dim]; present: [B, T] bool, tokens that may be attended
+        to (None: all) -> tokens [B, T, dim], image [B, N, dim]."""
         tokens = prompt
         for layer in self.layers:
-            tokens, image = layer(tokens, image, prompt, image_position)
+            tokens, image = layer(tokens, image, prompt, image_position, present)
         tokens = tokens + self.final_attn_token_to_image(tokens + prompt, image + image_position, image)
         return self.norm_final_attn(tokens), image
