@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sam2_fast.image_prompts import ImagePrompts, image_prompts, join_points, stack_points
+from sam2_fast.image_prompts import ImagePrompts, image_prompts, join_points, rows_of, stack_points
 from sam2_fast.io.images import as_rgb
 from sam2_fast.io.transforms import resize_image
 from sam2_fast.model import Sam2
@@ -227,7 +227,7 @@ class SAM2ImagePredictor:
         for start in range(0, count, step):
             rows = slice(start, start + step)
             features = self._features_of(images[rows])
-            some = None if points is None else Points(*(None if x is None else x[rows].to(self.device) for x in points))
+            some = None if points is None else rows_of(points, rows, self.device)
             some_hint = hint if hint is None or len(hint) == 1 else hint[rows]
             found = self.model.decode(features.low, features, some, some_hint, multimask)
             low.append(found.logits)

@@ -78,6 +78,12 @@ def stack_points(prompts: Sequence[Points]) -> Points:
     return Points(coords, labels, present)
 
 
+def rows_of(points: Points, rows: slice, device: torch.device) -> Points:
+    """Some prompts of a batch, on `device`."""
+    present = None if points.present is None else points.present[rows].to(device)
+    return Points(points.coords[rows].to(device), points.labels[rows].to(device), present)
+
+
 def _points(point_coords: Any, point_labels: Any) -> tuple[Tensor | None, Tensor | None]:
     """[P, 2] or [B, P, 2] and [P] or [B, P] -> [B, P, 2] and int32 [B, P]."""
     if point_coords is None or point_labels is None:
