@@ -269,4 +269,5 @@ def test_ten_thousand_frames_in_flat_memory(predictor: Any, make_clip: Any) -> N
         if frame >= 2000 and frame % 500 == 0:
             sizes.append(process.memory_info().rss)
     slope = np.polyfit(np.arange(len(sizes)) * 500, sizes, 1)[0]
+    print(f"slope {slope:.1f} bytes a frame over frames 2000 to 10000; resident {sizes[0] / 1e6:.1f} to {sizes[-1] / 1e6:.1f} MB")
     assert slope < 500, f"{slope:.0f} bytes a frame"  # one map of this model is 4096 bytes
