@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 import sam2_fast
+from sam2_fast import hub
 from sam2_fast.build_sam import HF_MODEL_ID_TO_FILENAMES, build_sam2, build_sam2_hf, build_sam2_video_predictor
 from sam2_fast.config import Options, Sam2Config, preset
 from sam2_fast.hub import WeightsUnavailableError
@@ -120,11 +123,50 @@ def test_weights_that_cannot_be_had_say_why(monkeypatch: pytest.MonkeyPatch, tmp
         build_sam2_hf("not a model id")
 
 
+def test_models_are_copied_and_pickled() -> None:
+    model = build_sam2_video_predictor(SMALL, device="cpu", seed=0)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert other.config == model.config and other.options == model.options
+        assert all(torch.equal(v, other.state_dict()[k]) for k, v in model.state_dict().items())
+        assert torch.equal(other.memory_attention.rope(), model.memory_attention.rope())
+
+
+def test_a_model_made_on_the_meta_device_fills_its_tables_when_it_lands() -> None:
+    made = build_sam2(SMALL, device="cpu", seed=0)
+    with torch.device("meta"):
+        model = sam2_fast.SAM2Base(SMALL)
+    model = model.to_empty(device="cpu")
+    model.load_state_dict(made.state_dict())
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(model.eval().encode_image(images).low, made.encode_image(images).low)
+    assert torch.equal(model.memory_attention.rope(), made.memory_attention.rope())
+
+
+def test_weights_in_the_hub_cache_are_found_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    from safetensors.torch import save_file
+
+    model_id = "facebook/sam2.1-hiera-tiny"
+    snapshot = tmp_path / "models--facebook--sam2.1-hiera-tiny" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    state = build_sam2("tiny", device="cpu", seed=1, image_size=64).state_dict()
+    save_file(state, snapshot / "model.safetensors")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    if hub.cached(model_id) is None:
+        monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path), raising=False)
+    model = build_sam2_hf(model_id, device="cpu", image_size=64)
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
 QUIET = """
 import logging, sys, warnings, torch
 before = (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.get_num_threads(),
           torch.backends.cudnn.allow_tf32, len(logging.getLogger().handlers), len(warnings.filters), torch.get_rng_state().sum().item())
 import sam2_fast
+from sam2_fast import hub
 for name in sam2_fast.__all__:
     getattr(sam2_fast, name)
 after = (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.get_num_threads(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -56,7 +58,7 @@ class MemoryAttention(nn.Module):
             MemoryAttentionLayer(dim, config.memory_dim, config.memory_ffn_dim) for _ in range(config.memory_layers)
         )
         self.norm = nn.LayerNorm(dim)
-        self.rope = Table(lambda: rope_table(dim, side))
+        self.rope = Table(partial(rope_table, dim, side))
 
     def forward(self, x: Tensor, position: Tensor, memory: Tensor, memory_position: Tensor, num_unrotated: int) -> Tensor:
         """x, position: [B, N, dim]; memory, memory_position: [B, K, memory_dim], its last `num_unrotated` tokens pointers."""

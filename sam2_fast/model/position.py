@@ -25,6 +25,11 @@ def sine_position(channels: int, height: int, width: int, temperature: float = 1
     return torch.cat([rows, columns], dim=-1).permute(2, 0, 1).contiguous()
 
 
+def sine_tokens(channels: int, side: int) -> Tensor:
+    """`sine_position` of a square map as tokens: [side * side, channels]."""
+    return sine_position(channels, side, side).flatten(1).T.contiguous()
+
+
 def sine_age(age: Tensor, channels: int, temperature: float = 10000.0) -> Tensor:
     """Ages [...] -> [..., channels] float32: sines, then cosines (official `get_1d_sine_pe`)."""
     half = channels // 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from sam2_fast.model.mask_decoder import MaskDecoder, take
 from sam2_fast.model.memory_attention import MemoryAttention
 from sam2_fast.model.memory_encoder import MemoryEncoder
 from sam2_fast.model.object_pointer import age_position, mix_absent, split_pointers
-from sam2_fast.model.position import sine_position
+from sam2_fast.model.position import sine_tokens
 from sam2_fast.model.prompt_encoder import PromptEncoder
 from sam2_fast.types import Features, Points, Prediction
 
@@ -45,8 +47,8 @@ class Sam2(nn.Module):
             self.obj_ptr_tpos_proj = nn.Linear(dim, memory_dim)
         for parameter in (self.maskmem_tpos_enc, self.no_mem_embed, self.no_mem_pos_enc, self.no_obj_ptr):
             nn.init.trunc_normal_(parameter, std=0.02)
-        self._image_position = Table(lambda: sine_position(dim, side, side).flatten(1).T.contiguous())  # [h * w, 256]
-        self._memory_position = Table(lambda: sine_position(memory_dim, side, side).flatten(1).T.contiguous())  # [h * w, 64]
+        self._image_position = Table(partial(sine_tokens, dim, side))  # [h * w, 256]
+        self._memory_position = Table(partial(sine_tokens, memory_dim, side))  # [h * w, 64]
 
     @property
     def device(self) -> torch.device:
