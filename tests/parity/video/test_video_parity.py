@@ -139,6 +139,26 @@ def test_version_2_0(official_video: Any, clip_folder: str, mask_iou: Any) -> No
     compare(official_video("t", "sam2", 128), later_objects, clip_folder, mask_iou)
 
 
+def test_bfloat16_autocast_errs_no_more_than_upstream(official_video: Any, clip_folder: str, mask_iou: Any) -> None:
+    """Under the caller's autocast both round; ours is held to twice upstream's error, in the mean and at worst."""
+    theirs = official_video("t", "sam2.1", 256)
+    state = theirs.state_dict()
+    ours = build_sam2_video_predictor(None, state, device="cpu", image_size=256)
+    wide = build_sam2_video_predictor(None, state, device="cpu", image_size=256, dtype=torch.float64)
+    truth = replay(wide, several_objects, clip_folder)
+    errors, overlaps = {}, {}
+    for name, predictor in (("ours", ours), ("theirs", theirs)):
+        with torch.autocast("cpu", torch.bfloat16):
+            found = replay(predictor, several_objects, clip_folder)
+        gaps = [(a - b).abs() for (_, _, a), (_, _, b) in zip(found, truth, strict=True)]
+        errors[name] = (max(g.max().item() for g in gaps), sum(g.mean().item() for g in gaps) / len(gaps))
+        pairs = [(x, y) for (_, _, a), (_, _, b) in zip(found, truth, strict=True) for x, y in zip(a, b, strict=True)]
+        overlaps[name] = sum(mask_iou(x, y) for x, y in pairs) / len(pairs)
+    print(f"bfloat16 autocast against float64: (worst, mean) error {errors}, mean IoU {overlaps}")
+    assert all(a <= 2 * b for a, b in zip(errors["ours"], errors["theirs"], strict=True))
+    assert 1 - overlaps["ours"] <= 2 * (1 - overlaps["theirs"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["sam2", "sam2.1"])
 @pytest.mark.parametrize("size", ["t", "s", "b+", "l"])
