@@ -25,7 +25,7 @@ demo: $(STAMP)  ## the main job on the shipped clip: track three objects, write 
 	$(VENV)/bin/sam2-fast track examples/clip.mp4 --prompts examples/clip_prompts.json --image-size 512 --output outputs/demo
 
 test: $(STAMP)
-	$(PY) -m pytest -n 2 -q
+	$(PY) -m pytest -n 2 --dist worksteal -q
 
 test-slow: $(STAMP)
 	$(PY) -m pytest -q -m slow

@@ -108,10 +108,10 @@ NAMES = ["empty.pt", "garbage.pt", "short.pt", "code.pt", "list.pt", "zero.safet
 @pytest.mark.parametrize("name", NAMES)
 def test_row_38_bad_files_are_refused_fast_by_name_and_run_nothing(name: str, tmp_path: Path) -> None:
     path, wording = files(tmp_path)[name]
-    started = time.perf_counter()
+    started = time.thread_time()
     with pytest.raises(CheckpointError, match=wording) as caught:
         read_state_dict(path)
-    assert time.perf_counter() - started < 1.0 and path.name in str(caught.value)
+    assert time.thread_time() - started < 1.0 and path.name in str(caught.value)
     assert not (tmp_path / "ran").exists()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,20 @@ def folder(tmp_path: Path) -> Path:
     return target
 
 
+@contextmanager
+def the_callers_scheduling() -> Iterator[None]:
+    """Undo what SVT-AV1 does to the calling thread when run as root: it makes it real-time, and all threads it starts later."""
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        if os.sched_getscheduler(0) != policy:
+            os.sched_setscheduler(0, policy, parameters)
+
+
 @pytest.fixture
 def make_video(tmp_path: Path) -> Callable[..., Path]:
     """Write a video: make_video(name, frames=40, codec="libx264", options={...}, size=(height, width), rate=25) -> path."""
@@ -42,7 +58,7 @@ def make_video(tmp_path: Path) -> Callable[..., Path]:
         if codec not in av.codecs_available:
             pytest.skip(f"this FFmpeg has no encoder {codec}")
         path = tmp_path / name
-        with av.open(str(path), "w") as container:
+        with the_callers_scheduling(), av.open(str(path), "w") as container:
             stream = container.add_stream(codec, rate=25)
             stream.height, stream.width = size
             stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"

@@ -138,10 +138,10 @@ def huge_png(side: int) -> bytes:
 def test_a_huge_image_is_refused_by_its_header_at_once(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "huge.jpg"
     path.write_bytes(data)
-    started = time.monotonic()
+    started = time.thread_time()
     with pytest.raises(ValueError, match=r"huge.jpg.*limit.*max_pixels"):
         load_image(path)
-    assert time.monotonic() - started < 1
+    assert time.thread_time() - started < 1
 
 
 def test_a_gif_whose_first_frame_is_larger_than_its_screen_is_refused(tmp_path: Path) -> None:

@@ -95,10 +95,10 @@ def test_an_empty_mask_is_that_of_pycocotools() -> None:
     ],
 )
 def test_what_is_no_mask_is_a_value_error_at_once(rle: object) -> None:
-    started = time.monotonic()
+    started = time.thread_time()
     with pytest.raises(ValueError, match=r"^rle"):
         decode_rle(rle)  # type: ignore[arg-type]
-    assert time.monotonic() - started < 0.5
+    assert time.thread_time() - started < 0.5
 
 
 @given(st.binary(max_size=60), st.integers(0, 50), st.integers(0, 50))

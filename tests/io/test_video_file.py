@@ -88,10 +88,10 @@ def test_a_file_that_ends_in_the_middle_has_the_frames_that_are_there(make_video
 
 
 def refused(data: bytes | Path, words: str, **limits: int) -> None:
-    started = time.monotonic()
+    started = time.thread_time()
     with pytest.raises(ValueError, match=words) as caught:
         open_video(data, **limits)
-    assert time.monotonic() - started < 1
+    assert time.thread_time() - started < 1
     assert "\n" not in str(caught.value)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sam2_fast.build_sam import build_sam2
 from sam2_fast.image_predictor import SAM2ImagePredictor
@@ -31,6 +33,9 @@ PROMPTS: dict[str, dict[str, Any]] = {
 }
 
 
+PHOTOGRAPH = np.array(Image.open(Path(__file__).resolve().parents[2] / "examples" / "coffee.jpg"))
+
+
 def picture(seed: int = 0, height: int = 200, width: int = 300) -> np.ndarray:
     """Smooth colours with shapes on them."""
     generator = np.random.default_rng(seed)
@@ -48,10 +53,18 @@ def arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {k: mask if v == "random" and k == "mask_input" else np.array(v) if isinstance(v, list) else v for k, v in kwargs.items()}
 
 
-@pytest.fixture(scope="module", params=[("t", "sam2.1", "tiny"), ("b+", "sam2", "base_plus")], ids=["tiny 2.1", "base_plus 2.0"])
+QUICK = {("t", "sam2.1"), ("b+", "sam2")}
+PRESETS = [
+    pytest.param((size, version), id=f"{size} {version}", marks=() if (size, version) in QUICK else pytest.mark.slow)
+    for version in ("sam2.1", "sam2")
+    for size in ("t", "s", "b+", "l")
+]
+
+
+@pytest.fixture(scope="module", params=PRESETS)
 def three(request: pytest.FixtureRequest, official_image: Callable[..., Any]) -> SimpleNamespace:
     """The official predictor, ours, and ours in float64; one picture is set."""
-    short, version, _ = request.param
+    short, version = request.param
     theirs = official_image(short, version, SIDE)
     from sam2.sam2_image_predictor import SAM2ImagePredictor as Official
 
@@ -61,7 +74,7 @@ def three(request: pytest.FixtureRequest, official_image: Callable[..., Any]) ->
     official._bb_feat_sizes = [(SIDE // 4, SIDE // 4), (SIDE // 8, SIDE // 8), (SIDE // 16, SIDE // 16)]
     found = SimpleNamespace(official=official, mine=SAM2ImagePredictor(models[0]), exact=SAM2ImagePredictor(models[1]))
     for predictor in vars(found).values():
-        predictor.set_image(picture())
+        predictor.set_image(PHOTOGRAPH)
     return found
 
 

@@ -10,7 +10,7 @@ import torch
 
 from sam2_fast.build_sam import build_sam2
 
-SIDE = 256
+SIDE = 128
 
 
 @pytest.fixture(scope="module", params=[("t", "sam2.1"), ("t", "sam2")], ids=["2.1", "2.0"])
