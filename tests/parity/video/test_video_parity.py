@@ -15,12 +15,15 @@ from sam2_fast.build_sam import build_sam2_video_predictor
 FRAMES = 9
 
 
-@pytest.fixture(scope="module")
-def clip_folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("bedroom")
-    for path in sorted((data / "bedroom").glob("*.jpg"))[:FRAMES]:
+def folder_of(frames: int, data: Path, folder: Path) -> str:
+    for path in sorted((data / "bedroom").glob("*.jpg"))[:frames]:
         (folder / path.name).symlink_to(path)
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def clip_folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return folder_of(FRAMES, data, tmp_path_factory.mktemp("bedroom"))
 
 
 def drawn(left: int = 200) -> np.ndarray:
@@ -128,6 +131,11 @@ def compare(theirs: Any, scenario: Callable[..., Any], clip: str, mask_iou: Any)
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.__name__)
 def test_masks_equal_the_official_ones(official_video: Any, clip_folder: str, mask_iou: Any, scenario: Callable[..., Any]) -> None:
     compare(official_video("t", "sam2.1", 128), scenario, clip_folder, mask_iou)
+
+
+def test_thirty_frames(official_video: Any, data: Path, tmp_path: Path, mask_iou: Any) -> None:
+    """Twice as long as the memory reaches."""
+    compare(official_video("t", "sam2.1", 128), later_objects, folder_of(30, data, tmp_path), mask_iou)
 
 
 @pytest.mark.parametrize("image_size", [96, 256])
