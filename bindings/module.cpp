@@ -4,11 +4,14 @@
 #include <sstream>
 #include <string>
 
+#include "csrc/cpu/isa.h"
+
 namespace py = pybind11;
 
 namespace sam2_fast {
 void register_connected_components(py::module_& module);
-}
+void register_rope_attention(py::module_& module);
+}  // namespace sam2_fast
 
 namespace {
 
@@ -21,15 +24,7 @@ py::list architectures() {
   return found;
 }
 
-const char* cpu_isa() {
-#if defined(__x86_64__) && defined(__GNUC__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512bf16")) return "avx512_bf16";
-  if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) return "avx512";
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "avx2";
-#endif
-  return "portable";
-}
+const char* cpu_isa() { return sam2_fast::kIsaNames[static_cast<int>(sam2_fast::widest_isa())]; }
 
 }  // namespace
 
@@ -44,4 +39,5 @@ PYBIND11_MODULE(_C, module) {
   module.attr("openmp") = false;
 #endif
   sam2_fast::register_connected_components(module);
+  sam2_fast::register_rope_attention(module);
 }

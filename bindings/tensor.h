@@ -45,7 +45,7 @@ struct Exchange {
   int (*current_stream)(int32_t device_type, int32_t device_id, void** out);
 };
 enum : int32_t { kCpu = 1, kCuda = 2 };
-enum : uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBool = 6 };
+enum : uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4, kBool = 6 };
 }  // namespace dl
 
 // torch's table, looked up once.

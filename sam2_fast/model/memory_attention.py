@@ -23,8 +23,14 @@ class RopeAttention(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int = 0) -> Tensor:
-        """q: [B, N, dim]; k, v: [B, K, kv_dim]; table: [2, N, dim / 2] -> [B, N, dim]."""
-        return self.out_proj(rope_attention(self.q_proj(q), self.k_proj(k), self.v_proj(v), table, num_unrotated))
+        """q: [1 or B, N, dim]; k, v: [B, K, kv_dim]; table: [2, N, dim / 2] -> [B, N, dim].
+
+        Rows of the softmax sum to 1, so values narrower than their projection are attended to first and projected after.
+        """
+        q, k = self.q_proj(q).expand(k.shape[0], -1, -1), self.k_proj(k)
+        if v.shape[-1] < q.shape[-1]:
+            return self.out_proj(self.v_proj(rope_attention(q, k, v, table, num_unrotated)))
+        return self.out_proj(rope_attention(q, k, self.v_proj(v), table, num_unrotated))
 
 
 class MemoryAttentionLayer(nn.Module):
@@ -41,7 +47,7 @@ class MemoryAttentionLayer(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, memory: Tensor, keys: Tensor, table: Tensor, num_unrotated: int) -> Tensor:
-        """x: [B, N, dim]; memory, keys (memory + position): [B, K, memory_dim] -> [B, N, dim]."""
+        """x: [1 or B, N, dim]; memory, keys (memory + position): [B, K, memory_dim] -> [B, N, dim]."""
         normed = self.norm1(x)
         x = x + self.self_attn(normed, normed, normed, table)
         x = x + self.cross_attn_image(self.norm2(x), keys, memory, table, num_unrotated)
@@ -61,7 +67,11 @@ class MemoryAttention(nn.Module):
         self.rope = Table(partial(rope_table, dim, side))
 
     def forward(self, x: Tensor, position: Tensor, memory: Tensor, memory_position: Tensor, num_unrotated: int) -> Tensor:
-        """x, position: [B, N, dim]; memory, memory_position: [B, K, memory_dim], its last `num_unrotated` tokens pointers."""
+        """x: [1 or B, N, dim]; position: [1, N, dim]; memory, memory_position: [B, K, memory_dim] -> [B, N, dim].
+
+        The last `num_unrotated` tokens of the memory are pointers. Objects of one frame share x [1, N, dim]: until they meet
+        their memories, in the first layer, they are computed once.
+        """
         x = x + 0.1 * position
         keys = memory + memory_position
         table = self.rope()

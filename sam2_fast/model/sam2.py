@@ -80,8 +80,7 @@ class Sam2(nn.Module):
         ages: [B, P] float32 frames; longest: the age that is scaled to 1. Returns [B, 256, h, w].
         Source: official `_prepare_memory_conditioned_features`.
         """
-        batch, side = maps.shape[0], self.config.grid
-        dtype = low.dtype
+        side, dtype = self.config.grid, low.dtype
         memory_dim = self.config.memory_dim
         project = getattr(self, "obj_ptr_tpos_proj", None)
         split = pointers.shape[-1] // memory_dim
@@ -90,8 +89,7 @@ class Sam2(nn.Module):
         when = age_position(ages, longest, project, self.config.hidden_dim, memory_dim).to(dtype).repeat_interleave(split, dim=1)
         memory = torch.cat([maps.to(dtype).flatten(1, 2), split_pointers(pointers.to(dtype), memory_dim)], dim=1)
         position = torch.cat([place.flatten(1, 2), when], dim=1)
-        x = to_tokens(low).expand(batch, -1, -1)
-        fused = self.memory_attention(x, self._image_position().to(dtype)[None], memory, position, split * pointers.shape[1])
+        fused = self.memory_attention(to_tokens(low), self._image_position().to(dtype)[None], memory, position, split * pointers.shape[1])
         return to_map(fused, side, side)
 
     def decode(self, low: Tensor, features: Features, points: Points | None, hint: Tensor | None, multimask: bool) -> Prediction:

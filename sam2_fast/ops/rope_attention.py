@@ -1,13 +1,18 @@
-"""Attention with an axial rotary position encoding, as memory attention uses it (one head, real-valued rotation).
-
-The torch reference is the definition; native backends join through the registry (see `docs/adding_a_kernel.md`).
-"""
+"""Attention with an axial rotary position encoding, as memory attention uses it (one head, real-valued rotation)."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from sam2_fast.ops.native import is_plain, native, no_cpu
+from sam2_fast.ops.registry import Implementation, choose, register
+
+_compiling = torch.compiler.is_compiling
+_library = torch.library.Library("sam2_fast", "FRAGMENT")
+_STORED = (torch.float32, torch.bfloat16, torch.float16)
+_MAX_CHANNELS = 1024
 
 
 def rope_table(dim: int, side: int, theta: float = 10000.0) -> Tensor:
@@ -27,14 +32,38 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
 
 
-def rope_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int = 0) -> Tensor:
+def rope_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int = 0, *, backend: str = "auto") -> Tensor:
     """Attention of q over k and v after rotating both q and k; the rotation repeats for every map of q's length in k.
 
-    q: [B, N, d]; k: [B, M * N + num_unrotated, d]; v: [B, M * N + num_unrotated, dv]; table: [2, N, d / 2].
+    q: [B, N, d]; k: [B, M * N + num_unrotated, d]; v: [B, M * N + num_unrotated, dv], dv <= d; table: [2, N, d / 2] float32.
     num_unrotated: tokens at the end of k (object pointers) that have no place in the image.
-    Returns [B, N, dv]. Source: official `RoPEAttention`, with complex numbers written out.
+    backend: "auto", "cpu" or "torch". Returns [B, N, dv] in the dtype of q, under autocast in autocast's.
+    Raises ValueError for shapes that do not fit, BackendError where the named backend cannot run.
+    Source: official `RoPEAttention`, with complex numbers written out.
     """
-    return rope_attention_reference(q, k, v, table, num_unrotated)
+    device = q.device.type
+    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and q.dtype != torch.float64:
+        q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
+    _check(q, k, v, table, num_unrotated)
+    if backend == "auto" and (_compiling() or not is_plain(q, k, v, table)):
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+            return rope_attention_reference(q, k, v, table, num_unrotated)
+        return torch.ops.sam2_fast.rope_attention(q, k, v, table, num_unrotated)
+    return choose("rope_attention", backend, q, k, v, table, num_unrotated).run(q, k, v, table, num_unrotated)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 3 or x.shape[0] != q.shape[0]:
+            raise ValueError(f"{name}: expected shape [B, tokens, channels] with the B of q, got {tuple(x.shape)}")
+    batch, queries, dim = q.shape
+    keys = k.shape[1]
+    if k.shape[2] != dim or v.shape[1] != keys or v.shape[2] > dim:
+        raise ValueError(f"k, v: expected [{batch}, K, {dim}] and [{batch}, K, at most {dim}], got {tuple(k.shape)} and {tuple(v.shape)}")
+    if tuple(table.shape) != (2, queries, dim // 2) or dim % 2:
+        raise ValueError(f"table: expected shape {(2, queries, dim // 2)} for q of shape {tuple(q.shape)}, got {tuple(table.shape)}")
+    if num_unrotated < 0 or num_unrotated > keys or (queries and (keys - num_unrotated) % queries):
+        raise ValueError(f"k: expected whole maps of {queries} tokens and {num_unrotated} unrotated ones, got {keys} tokens")
 
 
 def rope_attention_reference(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int = 0) -> Tensor:
@@ -43,4 +72,48 @@ def rope_attention_reference(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num
     maps = k[:, :length].unflatten(1, (-1, q.shape[1])) if length else k[:, :0]
     rotated = rotate(maps, table).flatten(1, 2) if length else maps
     keys = torch.cat([rotated, k[:, length:]], dim=1)
-    return F.scaled_dot_product_attention(rotate(q, table)[:, None], keys[:, None], v[:, None])[:, 0]
+    # torch's fused attention wants values as wide as keys; without it all scores would lie in memory at once
+    values = F.pad(v, (0, q.shape[2] - v.shape[2]))
+    return F.scaled_dot_product_attention(rotate(q, table)[:, None], keys[:, None], values[:, None])[:, 0, :, : v.shape[2]]
+
+
+def _native_rope(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int, isa: str | None = None) -> Tensor:
+    """`isa`: run with a narrower instruction set than this CPU's, for tests."""
+    module = native()
+    assert module is not None
+    q, k, v, table = (x.detach().contiguous() for x in (q, k, v, table))
+    out = torch.empty(q.shape[0], q.shape[1], v.shape[2], dtype=q.dtype)
+    module.rope_attention(q, k, v, table, out, num_unrotated, torch.get_num_threads(), isa or module.cpu_isa())
+    return out
+
+
+def _refuses(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int) -> str | None:
+    tensors = (q, k, v, table)
+    if any(x.device.type != "cpu" for x in tensors):
+        return f"q is on {q.device}, k on {k.device}, v on {v.device}, table on {table.device}, it takes cpu tensors"
+    if not is_plain(*tensors):
+        return f"q, k, v, table are {', '.join(type(x).__name__ for x in tensors)}, it takes plain tensors"
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return "gradients are wanted, it has none"
+    if q.dtype not in _STORED or k.dtype != q.dtype or v.dtype != q.dtype or table.dtype != torch.float32:
+        return f"dtypes are {q.dtype}, {k.dtype}, {v.dtype} and {table.dtype}, it takes float32, bfloat16 or float16 and a float32 table"
+    if not 2 <= q.shape[2] <= _MAX_CHANNELS or v.shape[2] < 1 or k.shape[1] < 1:
+        return f"q {tuple(q.shape)}, v {tuple(v.shape)}: it takes 2 to {_MAX_CHANNELS} channels and one key or more"
+    return None
+
+
+register(Implementation("rope_attention", "cpu", _native_rope, _refuses), no_cpu)
+register(Implementation("rope_attention", "torch", rope_attention_reference, lambda *_: None), lambda: None)
+
+
+def _dispatch(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int) -> Tensor:
+    return choose("rope_attention", "auto", q, k, v, table, num_unrotated).run(q, k, v, table, num_unrotated).contiguous()
+
+
+_library.define("rope_attention(Tensor q, Tensor k, Tensor v, Tensor table, int num_unrotated) -> Tensor")
+_library.impl("rope_attention", _dispatch, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("sam2_fast::rope_attention", lib=_library)
+def _(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int) -> Tensor:
+    return q.new_empty(q.shape[0], q.shape[1], v.shape[2])

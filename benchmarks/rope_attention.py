@@ -1,0 +1,65 @@
+"""Memory attention's kernel on a CPU: its operations a second against a matrix product, and its time against torch's own attention."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+
+import torch
+
+from benchmarks.timing import Options, Row, interleaved, require, rows
+from sam2_fast.ops.rope_attention import rope_attention, rope_attention_reference, rope_table
+
+DIM, MEMORY, LOOSE = 256, 64, 64  # channels of q and k, of a memory; tokens of 16 object pointers
+
+
+def peak(dtype: torch.dtype, options: Options) -> float:
+    """GFLOP/s of torch's matrix product of 2048 x 2048, what this machine's library reaches."""
+    a = torch.randn(2048, 2048).to(dtype)
+    return 2 * 2048**3 / statistics.median(interleaved({"mm": lambda: a @ a}, options)["mm"]) / 1e6
+
+
+def measure(options: Options) -> Iterator[Row]:
+    """Self-attention and attention to 1 and 7 memory maps, float32 and bfloat16, with projected values 256 wide for torch."""
+    if options.device.type != "cpu":
+        return
+    side = 16 if options.quick else 64
+    table, generator = rope_table(DIM, side), torch.Generator().manual_seed(0)
+    for dtype in (torch.float32, torch.bfloat16):
+        best = peak(dtype, options)
+        for maps in (0, 1, 7):
+            loose = LOOSE if maps else 0
+            keys, width = (maps * side * side + loose, MEMORY) if maps else (side * side, DIM)
+            shapes = ((side * side, DIM), (keys, DIM), (keys, width))
+            q, k, v = (torch.randn(1, n, c, generator=generator).to(dtype) for n, c in shapes)
+            what = f"{maps} maps" if maps else "self"
+            case = f"{what}, {side * side} queries, {str(dtype)[6:]}"
+            mine, theirs = rope_attention(q, k, v, table, loose), rope_attention_reference(q, k, v, table, loose)
+            exact = _exact(q, k, v, table, loose)
+            require(_error(mine, exact) <= 2 * _error(theirs, exact), case, "sam2_fast")
+            times = interleaved(
+                {
+                    "sam2_fast": lambda q=q, k=k, v=v, n=loose: rope_attention(q, k, v, table, n),
+                    "torch": lambda q=q, k=k, v=v, n=loose: rope_attention_reference(q, k, v, table, n),
+                },
+                options,
+            )
+            flops = 2 * side * side * keys * (DIM + width)
+            ours = statistics.median(times["sam2_fast"])
+            notes = {
+                who: {
+                    "x ours": statistics.median(t) / ours,
+                    "GFLOP/s": flops / statistics.median(t) / 1e6,
+                    "% of matrix peak": flops / statistics.median(t) / 1e4 / best,
+                }
+                for who, t in times.items()
+            }
+            yield from rows(case, times, notes)
+
+
+def _exact(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor, loose: int) -> torch.Tensor:
+    return rope_attention_reference(q.double(), k.double(), v.double(), table.double(), loose)
+
+
+def _error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return (found.double() - exact).square().mean().sqrt().item()

@@ -1,0 +1,162 @@
+// Vectors of floats for kernels that are compiled once per instruction set. Everything lives in the namespace of that set and
+// nothing here may instantiate a template of the standard library: the linker would keep one copy for all sets.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#ifndef SAM2_FAST_ISA
+#define SAM2_FAST_ISA portable
+#endif
+
+namespace sam2_fast {
+namespace SAM2_FAST_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kTileVectors = 4;  // a tile of 6 rows: 24 accumulators of 32 registers
+#elif defined(__AVX__)
+constexpr int kLanes = 8, kTileVectors = 2;  // 12 of 16
+#else
+constexpr int kLanes = 4, kTileVectors = 2;
+#endif
+constexpr int kTileRows = 6;
+static_assert(64 % (kLanes * kTileVectors) == 0, "blocks of 64 columns are whole tiles");
+
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef int32_t VecInt __attribute__((vector_size(4 * kLanes)));
+typedef float VecLoose __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));  // in memory of any alignment
+
+static inline Vec load(const float* p) { return *reinterpret_cast<const VecLoose*>(p); }
+static inline void store(float* p, Vec x) { *reinterpret_cast<VecLoose*>(p) = x; }
+static inline Vec fill_bits(const void* p) {
+  int32_t bits;
+  std::memcpy(&bits, p, 4);
+  return reinterpret_cast<Vec>(VecInt{} + bits);
+}
+static inline Vec fill(float x) { return fill_bits(&x); }
+static inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+
+static inline float largest(Vec x) {
+  float m = x[0];
+  for (int i = 1; i < kLanes; ++i) m = x[i] > m ? x[i] : m;
+  return m;
+}
+
+static inline float sum(Vec x) {
+  float s = 0;
+  for (int i = 0; i < kLanes; ++i) s += x[i];
+  return s;
+}
+
+// 2^x for x <= 0, to 2 ulp; below -126 it is 2^-126, NaN stays NaN. 2^r = 1 + r P(r) on [-1/2, 1/2], Cephes' exp2f.
+static inline Vec exp2_of(Vec x) {
+  x = x < -126.0f ? fill(-126.0f) : x;
+  const Vec magic = fill(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+  const Vec shifted = x + magic;
+  const Vec r = x - (shifted - magic);
+  Vec p = fill(1.535336188319500e-4f);
+  p = p * r + 1.339887440266574e-3f;
+  p = p * r + 9.618437357674640e-3f;
+  p = p * r + 5.550332471162809e-2f;
+  p = p * r + 2.402264791363012e-1f;
+  p = p * r + 6.931472028550421e-1f;
+  p = p * r + 1.0f;
+  const VecInt power = reinterpret_cast<VecInt>(shifted) << 23;
+  return reinterpret_cast<Vec>(reinterpret_cast<VecInt>(p) + power);
+}
+
+static inline int thread_number() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+static inline float from_bits(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+static inline uint32_t to_bits(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+
+static inline float from_bfloat16(uint16_t x) { return from_bits(static_cast<uint32_t>(x) << 16); }
+
+static inline uint16_t to_bfloat16(float x) {  // to nearest, ties to even
+  const uint32_t bits = to_bits(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40);  // NaN
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+static inline float from_float16(uint16_t h) {
+  const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16, rest = h & 0x7fffu;
+  if (rest >= 0x7c00u) return from_bits(sign | 0x7f800000u | ((rest & 0x3ffu) << 13));
+  // shifted into place the exponent is 112 too small; the product mends that, for subnormal numbers too
+  return from_bits(sign | to_bits(from_bits(rest << 13) * 5.192296858534828e33f));
+}
+
+static inline uint16_t to_float16(float x) {  // to nearest, ties to even
+  const uint32_t bits = to_bits(x), sign = (bits >> 16) & 0x8000u, rest = bits & 0x7fffffffu;
+  if (rest > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
+  if (rest >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // 65520 and more
+  if (rest < 0x38800000u) {  // subnormal: adding 1/2 leaves the rounded multiple of 2^-24 in the low bits
+    return static_cast<uint16_t>(sign | (to_bits(from_bits(rest) + 0.5f) - 0x3f000000u));
+  }
+  return static_cast<uint16_t>(sign | ((rest - 0x38000000u + 0xfffu + ((rest >> 13) & 1u)) >> 13));
+}
+
+// How two rows are multiplied. Unit: what one step of a sum reads; kDepth: numbers in it.
+struct DotFloat {
+  typedef float Unit;
+  static constexpr int kDepth = 1;
+  static inline Vec add(Vec sum, Vec a, Vec b) { return sum + a * b; }
+  static inline Unit pack(const float* x, int64_t) { return x[0]; }
+};
+
+#if defined(__AVX512BF16__)
+struct DotBfloat16 {  // pairs of neighbours in one 32-bit unit, products summed in float32
+  typedef uint32_t Unit;
+  static constexpr int kDepth = 2;
+  static inline Vec add(Vec sum, Vec a, Vec b) { return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(__m512i)a, (__m512bh)(__m512i)b); }
+  static inline Unit pack(const float* x, int64_t stride) {
+    return to_bfloat16(x[0]) | static_cast<uint32_t>(to_bfloat16(x[stride])) << 16;
+  }
+};
+#endif
+
+// c[kTileRows][kLanes * kTileVectors] = (accumulate ? c : 0) + a[kTileRows][steps] b[steps][...]. The new sum is complete before
+// it is added: long sums made of short ones err less.
+template <class Dot>
+static inline void multiply_tile(const typename Dot::Unit* a, int64_t a_stride, const typename Dot::Unit* b, int64_t b_stride,
+                                 int64_t steps, float* c, int64_t c_stride, bool accumulate) {
+  Vec sums[kTileRows][kTileVectors] = {};
+  for (int64_t s = 0; s < steps; ++s) {
+    Vec columns[kTileVectors];
+    for (int j = 0; j < kTileVectors; ++j) columns[j] = load(reinterpret_cast<const float*>(b + s * b_stride) + j * kLanes);
+    for (int r = 0; r < kTileRows; ++r) {
+      const Vec row = fill_bits(a + r * a_stride + s);
+      for (int j = 0; j < kTileVectors; ++j) sums[r][j] = Dot::add(sums[r][j], row, columns[j]);
+    }
+  }
+  for (int r = 0; r < kTileRows; ++r) {
+    for (int j = 0; j < kTileVectors; ++j) {
+      float* const at = c + r * c_stride + j * kLanes;
+      store(at, accumulate ? load(at) + sums[r][j] : sums[r][j]);
+    }
+  }
+}
+
+}  // namespace SAM2_FAST_ISA
+}  // namespace sam2_fast

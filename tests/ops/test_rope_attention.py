@@ -1,0 +1,201 @@
+"""Rotary attention: every instruction set against the definition in float64, and what the public function promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from sam2_fast.config import Sam2Config
+from sam2_fast.model.memory_attention import MemoryAttention, RopeAttention
+from sam2_fast.ops import rope_attention as op
+from sam2_fast.ops.native import native
+from sam2_fast.ops.registry import BackendError
+from sam2_fast.ops.rope_attention import rope_attention, rope_attention_reference, rope_table
+
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> str:
+    module = native()
+    if module is None:
+        pytest.skip("sam2_fast._C is not built")
+    if ISAS.index(request.param) > ISAS.index(module.cpu_isa()):
+        pytest.skip(f"this CPU ends at {module.cpu_isa()}")
+    return request.param
+
+
+def case(side: int, maps: int, loose: int, dim: int = 64, value: int = 16, batch: int = 2, scale: float = 1.0) -> tuple[Tensor, ...]:
+    """q, k, v, table; `scale` makes peaked attention."""
+    generator = torch.Generator().manual_seed(side * 100 + maps)
+    keys = maps * side * side + loose
+    q, k, v = (torch.randn(batch, n, c, generator=generator) for n, c in ((side * side, dim), (keys, dim), (keys, value)))
+    return q * scale, k, v, rope_table(dim, side)
+
+
+def poisoned(arguments: tuple[Tensor, ...], loose: int, isa: str, threads: int = 2) -> Tensor:
+    """The kernel itself, into memory full of NaN."""
+    q, v = arguments[0], arguments[2]
+    out = torch.full((q.shape[0], q.shape[1], v.shape[2]), torch.nan, dtype=q.dtype)
+    module = native()
+    assert module is not None
+    module.rope_attention(*arguments, out, loose, threads, isa)
+    return out
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    return (found.double() - exact).square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("scale", [1.0, 4.0, 16.0], ids="scale {}".format)
+@pytest.mark.parametrize(
+    ("side", "maps", "loose", "dim", "value"),
+    [(8, 3, 16, 256, 64), (9, 2, 5, 64, 16), (16, 1, 0, 256, 256), (8, 0, 7, 64, 64), (3, 7, 1, 20, 1), (1, 1, 0, 4, 3)],
+)
+def test_errs_at_most_twice_as_much_as_torch(
+    isa: str, dtype: torch.dtype, scale: float, side: int, maps: int, loose: int, dim: int, value: int
+) -> None:
+    *wide, table = case(side, maps, loose, dim, value, scale=scale)
+    q, k, v = (x.to(dtype) for x in wide)
+    exact = rope_attention_reference(q.double(), k.double(), v.double(), table.double(), loose)
+    theirs, mine = error(rope_attention_reference(q, k, v, table, loose), exact), error(poisoned((q, k, v, table), loose, isa), exact)
+    # where torch is exact by luck (one key), a result rounded to its dtype is as good as can be
+    rounded = error(exact.to(dtype), exact)
+    assert mine <= 2 * max(theirs, rounded), (mine, theirs, rounded)
+
+
+def test_results_do_not_depend_on_threads_or_the_run_or_the_other_objects(isa: str) -> None:
+    q, k, v, table = case(12, 2, 9, 64, 64, batch=3)
+    one = poisoned((q, k, v, table), 9, isa, threads=1)
+    for threads in (1, 2, 3, 7):
+        assert torch.equal(poisoned((q, k, v, table), 9, isa, threads), one)
+    for i in range(3):
+        assert torch.equal(poisoned((q[i : i + 1], k[i : i + 1], v[i : i + 1], table), 9, isa), one[i : i + 1])
+
+
+def test_not_a_number_spoils_what_it_touches_and_nothing_else(isa: str) -> None:
+    q, k, v, table = case(8, 2, 3)
+    clean = poisoned((q, k, v, table), 3, isa)
+    q[0, 5, 1] = torch.nan
+    k[1, 70, 2] = torch.nan
+    found = poisoned((q, k, v, table), 3, isa)
+    assert found[0, 5].isnan().all() and found[1].isnan().all()
+    others = torch.arange(64) != 5
+    assert torch.equal(found[0, others], clean[0, others])
+
+
+def test_scores_far_apart_neither_overflow_nor_vanish(isa: str) -> None:
+    q, k, v, table = case(8, 2, 3, scale=1e4)
+    exact = rope_attention_reference(q.double(), k.double(), v.double(), table.double(), 3)
+    found = poisoned((q, k, v, table), 3, isa)
+    assert torch.isfinite(found).all() and error(found, exact) <= 2 * error(rope_attention_reference(q, k, v, table, 3), exact)
+
+
+@pytest.mark.parametrize("spread", [lambda x: x.repeat_interleave(2, 1)[:, ::2], lambda x: x.transpose(1, 2).contiguous().transpose(1, 2)])
+def test_any_strides(spread: Callable[[Tensor], Tensor]) -> None:
+    q, k, v, table = case(6, 2, 1)
+    assert torch.equal(rope_attention(spread(q), spread(k), spread(v), table, 1), rope_attention(q, k, v, table, 1))
+
+
+def test_nothing_to_do() -> None:
+    table = rope_table(8, 2)
+    assert rope_attention(torch.zeros(0, 4, 8), torch.zeros(0, 4, 8), torch.zeros(0, 4, 2), table).shape == (0, 4, 2)
+    assert rope_attention(torch.zeros(2, 0, 8), torch.zeros(2, 3, 8), torch.zeros(2, 3, 2), table[:, :0], 3).shape == (2, 0, 2)
+
+
+def test_auto_is_the_native_kernel_on_a_cpu() -> None:
+    q, k, v, table = case(6, 2, 1)
+    assert torch.equal(rope_attention(q, k, v, table, 1), rope_attention(q, k, v, table, 1, backend="cpu"))
+    assert not torch.equal(rope_attention(q, k, v, table, 1), rope_attention(q, k, v, table, 1, backend="torch"))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda q, k, v, t: (q.double(), k.double(), v.double(), t.double()), "float64"),
+        (lambda q, k, v, t: (q, k.half(), v, t), "float16"),
+        (lambda q, k, v, t: (q.requires_grad_(), k, v, t), "gradients"),
+        (lambda q, k, v, t: (q.to("meta"), k, v, t), "meta"),
+    ],
+)
+def test_the_kernel_says_why_it_refuses(change: Callable[..., tuple[Tensor, ...]], reason: str) -> None:
+    with pytest.raises(BackendError, match=rf"rope_attention: cpu refuses: .*{reason}.*Would run: torch"):
+        rope_attention(*change(*case(2, 1, 0)), backend="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda q, k, v, t: (q[0], k, v, t), "q: expected shape"),
+        (lambda q, k, v, t: (q, k[:1], v, t), "k: expected shape"),
+        (lambda q, k, v, t: (q, k[..., :8], v, t), "k, v: expected"),
+        (lambda q, k, v, t: (q, k, v[:, :3], t), "k, v: expected"),
+        (lambda q, k, v, t: (q, k, v, t[:, :2]), "table: expected"),
+        (lambda q, k, v, t: (q, k[:, 1:], v[:, 1:], t), "whole maps of 4 tokens"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(change: Callable[..., tuple[Tensor, ...]], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        rope_attention(*change(*case(2, 2, 0)))
+
+
+def test_the_binding_checks_for_itself(isa: str) -> None:
+    q, k, v, table = case(2, 2, 0)
+    for wrong in (
+        (q[0], k, v, table),
+        (q.double(), k, v, table),
+        (q, k.half(), v, table),
+        (q, k, v, table.double()),
+        (q, k[:, 1:], v, table),
+    ):
+        with pytest.raises(ValueError, match="expected"):
+            poisoned(wrong, 0, isa)
+    with pytest.raises(ValueError, match="isa: expected an instruction set up to"):
+        poisoned((q, k, v, table), 0, "mmx")
+
+
+def test_opcheck() -> None:
+    for arguments, loose in ((case(3, 2, 2), 2), (case(2, 0, 3), 3)):
+        torch.library.opcheck(torch.ops.sam2_fast.rope_attention.default, (*arguments, loose))
+
+
+def test_gradients_flow_through_the_definition() -> None:
+    q, k, v, table = case(3, 2, 2)
+    q.requires_grad_()
+    rope_attention(q, k, v, table, 2).sum().backward()
+    assert q.grad is not None and q.grad.abs().sum() > 0
+
+
+def test_the_callers_autocast_decides_the_dtype() -> None:
+    q, k, v, table = case(3, 2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = rope_attention(q, k.bfloat16(), v, table, 2)
+    assert torch.equal(found, rope_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), table, 2))
+
+
+def test_projecting_values_after_attention_is_the_same_function() -> None:
+    """Softmax rows sum to 1: out(P (M W' + b)) = out((P M) W' + b)."""
+    attention = RopeAttention(32, 8).double()
+    q, memory, table = torch.randn(2, 9, 32).double(), torch.randn(2, 20, 8).double(), rope_table(32, 3).double()
+    late = attention(q, memory, memory, table, 2)
+    early = rope_attention_reference(attention.q_proj(q), attention.k_proj(memory), attention.v_proj(memory), table, 2)
+    assert (late - attention.out_proj(early)).abs().max() < 1e-14
+
+
+def test_objects_that_share_a_frame_share_its_self_attention() -> None:
+    config = Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64, memory_layers=2)
+    attention = MemoryAttention(config).double()
+    x, position = torch.randn(1, 16, 256).double(), torch.randn(1, 16, 256).double()
+    memory, place = torch.randn(3, 20, 64).double(), torch.randn(3, 20, 64).double()
+    shared, apart = (attention(frame, position, memory, place, 4) for frame in (x, x.expand(3, -1, -1)))
+    assert shared.shape == (3, 16, 256) and (shared - apart).abs().max() < 1e-13
+
+
+def test_narrower_sets_are_only_for_tests() -> None:
+    q, k, v, table = case(3, 2, 2)
+    assert op._native_rope(q, k, v, table, 2, "portable").shape == (2, 9, 16)
