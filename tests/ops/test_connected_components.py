@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 from sam2_fast.ops.connected_components import connected_components, small_components
 from sam2_fast.ops.native import native, no_cpu, no_cuda, no_triton
-from sam2_fast.ops.registry import BackendError, backends
+from sam2_fast.ops.registry import ORDER, BackendError, backends
 
 ABSENT = {"cuda": no_cuda, "triton": no_triton, "cpu": no_cpu, "torch": lambda: None}
 BACKENDS = [pytest.param(b, marks=[pytest.mark.gpu] if b in ("cuda", "triton") else []) for b in ABSENT]
@@ -193,7 +193,9 @@ def test_a_named_backend_runs_or_says_why_not() -> None:
 
 def test_the_table_names_every_backend_once() -> None:
     rows = [(s.op, s.backend) for s in backends()]
-    assert len(rows) == len(set(rows)) == 8 and all(s.reason is None for s in backends() if s.backend == "torch")
+    everywhere = {(op, backend) for op in ("connected_components", "small_components") for backend in ORDER}
+    assert len(rows) == len(set(rows)) and set(rows) == everywhere | {("rope_attention", "cpu"), ("rope_attention", "torch")}
+    assert all(s.reason is None for s in backends() if s.backend == "torch")
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
