@@ -28,7 +28,7 @@ test: $(STAMP)
 	$(PY) -m pytest -n 2 --dist worksteal -q
 
 test-slow: $(STAMP)
-	$(PY) -m pytest -q -m slow
+	$(PY) -m pytest -q -m slow --timeout 1800
 
 bench: $(STAMP)
 	$(PY) -m benchmarks.run

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks import peers
-from benchmarks.timing import Options, Row, interleaved, require, rows
+from benchmarks.timing import Options, Row, interleaved, matrix_peak, require, rows
 from sam2_fast.build_sam import build_sam2_video_predictor
 from sam2_fast.config import PRESETS
 from sam2_fast.types import Points
@@ -43,14 +43,6 @@ def clip(count: int, height: int = 270, width: int = 480) -> np.ndarray:
         x = 20 + 5 * t % (width - 120)
         frames[t, 60:160, x : x + 100] += 120
     return frames
-
-
-def matrix_peak(device: torch.device) -> float:
-    """GFLOP/s of a large matrix product in float32 as torch runs it here: the ceiling that shares are given of."""
-    n = 2048 if device.type == "cpu" else 8192
-    a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
-    options = Options(device, repeats=5)
-    return 2 * n**3 / min(interleaved({"peak": lambda: a @ b}, options)["peak"]) / 1e6
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -7,16 +7,10 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.timing import Options, Row, interleaved, require, rows
+from benchmarks.timing import Options, Row, interleaved, matrix_peak, require, rows
 from sam2_fast.ops.rope_attention import rope_attention, rope_attention_reference, rope_table
 
 DIM, MEMORY, LOOSE = 256, 64, 64  # channels of q and k, of a memory; tokens of 16 object pointers
-
-
-def peak(dtype: torch.dtype, options: Options) -> float:
-    """GFLOP/s of torch's matrix product of 2048 x 2048, what this machine's library reaches."""
-    a = torch.randn(2048, 2048).to(dtype)
-    return 2 * 2048**3 / statistics.median(interleaved({"mm": lambda: a @ a}, options)["mm"]) / 1e6
 
 
 def measure(options: Options) -> Iterator[Row]:
@@ -26,7 +20,7 @@ def measure(options: Options) -> Iterator[Row]:
     side = 16 if options.quick else 64
     table, generator = rope_table(DIM, side), torch.Generator().manual_seed(0)
     for dtype in (torch.float32, torch.bfloat16):
-        best = peak(dtype, options)
+        best = matrix_peak(options.device, dtype)
         for maps in (0, 1, 7):
             loose = LOOSE if maps else 0
             keys, width = (maps * side * side + loose, MEMORY) if maps else (side * side, DIM)

@@ -69,6 +69,13 @@ def interleaved(functions: Mapping[str, Callable[[], Any]], options: Options) ->
     return times
 
 
+def matrix_peak(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+    """GFLOP/s of a large matrix product as torch runs it here: the ceiling that shares are given of."""
+    n = 2048 if device.type == "cpu" else 8192
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    return 2 * n**3 / min(interleaved({"peak": lambda: a @ b}, Options(device, repeats=5))["peak"]) / 1e6
+
+
 def _cpu_ms(function: Callable[[], Any]) -> float:
     start = time.perf_counter()
     result = function()
