@@ -1,27 +1,13 @@
 // Checks and launch of csrc/rope_attention.h.
 #include "csrc/rope_attention.h"
 
+#include "bindings/storage.h"
 #include "bindings/tensor.h"
 
 namespace sam2_fast {
 namespace {
 
 constexpr int64_t kMaxDim = 1024;  // channels; the kernel keeps a row of q in its scratch
-
-Storage storage_of(const View& x) {
-  const bool plain = x.t.dtype.lanes == 1;
-  if (plain && x.t.dtype.code == dl::kFloat && x.t.dtype.bits == 32) return Storage::kFloat32;
-  if (plain && x.t.dtype.code == dl::kBfloat && x.t.dtype.bits == 16) return Storage::kBfloat16;
-  if (plain && x.t.dtype.code == dl::kFloat && x.t.dtype.bits == 16) return Storage::kFloat16;
-  refuse(x.name, "float32, bfloat16 or float16", "another dtype");
-}
-
-Isa isa_of(const std::string& name) {
-  for (int32_t i = 0; i <= static_cast<int32_t>(widest_isa()); ++i) {
-    if (name == kIsaNames[i]) return static_cast<Isa>(i);
-  }
-  refuse("isa", std::string("an instruction set up to ") + kIsaNames[static_cast<int32_t>(widest_isa())], name);
-}
 
 void attend(py::handle q_object, py::handle k_object, py::handle v_object, py::handle table_object, py::handle out_object,
             int64_t unrotated, int num_threads, const std::string& isa_name) {

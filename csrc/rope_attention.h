@@ -5,10 +5,9 @@
 #include <cstdint>
 
 #include "csrc/cpu/isa.h"
+#include "csrc/cpu/storage.h"
 
 namespace sam2_fast {
-
-enum class Storage : int32_t { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
 
 struct RopeAttentionParams {
   const void* q;     // [batch, queries, dim], contiguous, `storage`

@@ -5,7 +5,8 @@
 #include <cmath>
 #include <cstdlib>
 
-#include "csrc/cpu/simd.h"
+#include "csrc/cpu/dispatch.h"
+#include "csrc/cpu/tile.h"
 
 namespace sam2_fast {
 namespace SAM2_FAST_ISA {
@@ -13,22 +14,6 @@ namespace {
 
 constexpr int64_t kBlock = 64;  // keys of a block; also the columns of a tile row, in scores and in values
 constexpr int64_t kTask = 96;   // queries of a task: 16 tiles of 6 rows read a key block
-constexpr int64_t kPart = 64;   // steps of a score's sum that are added up at once
-static_assert(4 * kPart * kBlock <= 16 << 10, "a part of a key block is a half of the smallest first-level cache");
-static_assert(kTask % kTileRows == 0, "a task is whole tiles");
-constexpr float kLog2E = 1.4426950408889634f;
-
-inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
-struct Reader {  // a row of a stored tensor as floats
-  const void* data;
-  Storage storage;
-  float operator()(int64_t i) const {
-    if (storage == Storage::kFloat32) return static_cast<const float*>(data)[i];
-    const uint16_t half = static_cast<const uint16_t*>(data)[i];
-    return storage == Storage::kBfloat16 ? from_bfloat16(half) : from_float16(half);
-  }
-};
 
 // Where a call's intermediate data lies; `Unit`s hold one float, or a pair of bfloat16.
 template <class Dot>
@@ -55,8 +40,7 @@ void turn(const RopeAttentionParams& p, float* row, int64_t place) {
 }
 
 void read_row(const RopeAttentionParams& p, const void* data, int64_t row, int64_t columns, float* out) {
-  const Reader read{data, p.storage};
-  for (int64_t i = 0; i < columns; ++i) out[i] = read(row * columns + i);
+  for (int64_t i = 0; i < columns; ++i) out[i] = read(data, p.storage, row * columns + i);
 }
 
 template <class Dot>
@@ -110,7 +94,7 @@ void attend(const Plan<Dot>& plan, int64_t object, int64_t task, const typename 
   typedef typename Dot::Unit Unit;
   const RopeAttentionParams& p = plan.p;
   const int64_t first = task * kTask, count = p.queries - first < kTask ? p.queries - first : kTask, width = plan.width;
-  const int64_t rows = round_up(count, kTileRows);
+  const int64_t rows = count;
   const int64_t depth = kBlock / Dot::kDepth;
   Unit* queries = reinterpret_cast<Unit*>(scratch);                         // [kTask][steps]
   Unit* probabilities = queries + kTask * plan.steps;                       // [kTask][depth]
@@ -135,15 +119,7 @@ void attend(const Plan<Dot>& plan, int64_t object, int64_t task, const typename 
     const Unit* key = keys + block * plan.key_units;
     const Unit* value = values + block * plan.value_units;
     // 2. scores of 96 queries x 64 keys, in parts of the sum outside: 16 KB of keys stay in the first-level cache for all rows
-    for (int64_t s = 0; s < plan.steps; s += kPart) {
-      const int64_t part = plan.steps - s < kPart ? plan.steps - s : kPart;
-      for (int64_t c = 0; c < kBlock; c += kLanes * kTileVectors) {
-        for (int64_t r = 0; r < rows; r += kTileRows) {
-          multiply_tile<Dot>(queries + r * plan.steps + s, plan.steps, key + s * kBlock + c, kBlock, part, scores + r * kBlock + c, kBlock,
-                             s > 0);
-        }
-      }
-    }
+    multiply<Dot>({queries, plan.steps, 1}, key, kBlock, scores, kBlock, rows, kBlock, plan.steps, false);
     const int64_t real = p.keys - block * kBlock;
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t j = real; j < kBlock; ++j) scores[r * kBlock + j] = -INFINITY;
@@ -151,19 +127,13 @@ void attend(const Plan<Dot>& plan, int64_t object, int64_t task, const typename 
       soften<Dot>(scores + r * kBlock, probabilities + r * depth, out + r * width, width, scale, maxima + r, totals + r);
     }
     // 4. out += probabilities x values
-    for (int64_t c = 0; c < width; c += kLanes * kTileVectors) {
-      for (int64_t r = 0; r < rows; r += kTileRows) {
-        multiply_tile<Dot>(probabilities + r * depth, depth, value + c, width, depth, out + r * width + c, width, true);
-      }
-    }
+    multiply<Dot>({probabilities, depth, 1}, value, width, out, width, rows, width, depth, true);
   }
   // 5. divide by the sums and store
   for (int64_t r = 0; r < count; ++r) {
     const int64_t at = (object * p.queries + first + r) * p.value_dim;
     for (int64_t i = 0; i < p.value_dim; ++i) {
-      const float x = out[r * width + i] / totals[r];
-      if (p.storage == Storage::kFloat32) static_cast<float*>(p.out)[at + i] = x;
-      else static_cast<uint16_t*>(p.out)[at + i] = p.storage == Storage::kBfloat16 ? to_bfloat16(x) : to_float16(x);
+      write(p.out, p.storage, at + i, out[r * width + i] / totals[r]);
     }
   }
 }
@@ -208,27 +178,6 @@ bool rope_attention(const RopeAttentionParams& p, int num_threads) {
 
 }  // namespace SAM2_FAST_ISA
 
-#ifdef SAM2_FAST_DISPATCH
-#ifdef SAM2_FAST_X86
-namespace avx2 {
-bool rope_attention(const RopeAttentionParams& p, int num_threads);
-}
-namespace avx512 {
-bool rope_attention(const RopeAttentionParams& p, int num_threads);
-}
-namespace avx512_bf16 {
-bool rope_attention(const RopeAttentionParams& p, int num_threads);
-}
-#endif
-
-bool rope_attention_cpu(const RopeAttentionParams& p, int num_threads, [[maybe_unused]] Isa isa) {
-#ifdef SAM2_FAST_X86
-  if (isa == Isa::kAvx2) return avx2::rope_attention(p, num_threads);
-  if (isa == Isa::kAvx512) return avx512::rope_attention(p, num_threads);
-  if (isa == Isa::kAvx512Bf16) return avx512_bf16::rope_attention(p, num_threads);
-#endif
-  return portable::rope_attention(p, num_threads);
-}
-#endif
+SAM2_FAST_CHOOSE(rope_attention, RopeAttentionParams)
 
 }  // namespace sam2_fast

@@ -20,14 +20,12 @@ namespace sam2_fast {
 namespace SAM2_FAST_ISA {
 
 #if defined(__AVX512F__)
-constexpr int kLanes = 16, kTileVectors = 4;  // a tile of 6 rows: 24 accumulators of 32 registers
+constexpr int kLanes = 16, kTileVectors = 4, kAccumulators = 24;  // of 32 registers
 #elif defined(__AVX__)
-constexpr int kLanes = 8, kTileVectors = 2;  // 12 of 16
+constexpr int kLanes = 8, kTileVectors = 2, kAccumulators = 12;  // of 16
 #else
-constexpr int kLanes = 4, kTileVectors = 2;
+constexpr int kLanes = 4, kTileVectors = 2, kAccumulators = 12;
 #endif
-constexpr int kTileRows = 6;
-static_assert(64 % (kLanes * kTileVectors) == 0, "blocks of 64 columns are whole tiles");
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t VecInt __attribute__((vector_size(4 * kLanes)));
@@ -117,12 +115,15 @@ static inline uint16_t to_float16(float x) {  // to nearest, ties to even
   return static_cast<uint16_t>(sign | ((rest - 0x38000000u + 0xfffu + ((rest >> 13) & 1u)) >> 13));
 }
 
-// How two rows are multiplied. Unit: what one step of a sum reads; kDepth: numbers in it.
+// How two rows are multiplied. Unit: what one step of a sum reads; kDepth: numbers in it. `put` stores kDepth rows of numbers as one
+// row of units, `put_row` one row whose units are neighbours in the row, from number i.
 struct DotFloat {
   typedef float Unit;
   static constexpr int kDepth = 1;
   static inline Vec add(Vec sum, Vec a, Vec b) { return sum + a * b; }
   static inline Unit pack(const float* x, int64_t) { return x[0]; }
+  static inline void put(const Vec* rows, Unit* at) { store(at, rows[0]); }
+  static inline void put_row(Vec row, Unit* data, int64_t i) { store(data + i, row); }
 };
 
 #if defined(__AVX512BF16__)
@@ -133,30 +134,16 @@ struct DotBfloat16 {  // pairs of neighbours in one 32-bit unit, products summed
   static inline Unit pack(const float* x, int64_t stride) {
     return to_bfloat16(x[0]) | static_cast<uint32_t>(to_bfloat16(x[stride])) << 16;
   }
+  static inline __m256i round(Vec x) { return (__m256i)_mm512_cvtneps_pbh((__m512)x); }
+  static inline void put(const Vec* rows, Unit* at) {
+    const __m512i low = _mm512_cvtepu16_epi32(round(rows[0])), high = _mm512_cvtepu16_epi32(round(rows[1]));
+    _mm512_storeu_si512(at, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+  }
+  static inline void put_row(Vec row, Unit* data, int64_t i) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(reinterpret_cast<uint16_t*>(data) + i), round(row));
+  }
 };
 #endif
-
-// c[kTileRows][kLanes * kTileVectors] = (accumulate ? c : 0) + a[kTileRows][steps] b[steps][...]. The new sum is complete before
-// it is added: long sums made of short ones err less.
-template <class Dot>
-static inline void multiply_tile(const typename Dot::Unit* a, int64_t a_stride, const typename Dot::Unit* b, int64_t b_stride,
-                                 int64_t steps, float* c, int64_t c_stride, bool accumulate) {
-  Vec sums[kTileRows][kTileVectors] = {};
-  for (int64_t s = 0; s < steps; ++s) {
-    Vec columns[kTileVectors];
-    for (int j = 0; j < kTileVectors; ++j) columns[j] = load(reinterpret_cast<const float*>(b + s * b_stride) + j * kLanes);
-    for (int r = 0; r < kTileRows; ++r) {
-      const Vec row = fill_bits(a + r * a_stride + s);
-      for (int j = 0; j < kTileVectors; ++j) sums[r][j] = Dot::add(sums[r][j], row, columns[j]);
-    }
-  }
-  for (int r = 0; r < kTileRows; ++r) {
-    for (int j = 0; j < kTileVectors; ++j) {
-      float* const at = c + r * c_stride + j * kLanes;
-      store(at, accumulate ? load(at) + sums[r][j] : sums[r][j]);
-    }
-  }
-}
 
 }  // namespace SAM2_FAST_ISA
 }  // namespace sam2_fast

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_fast.config import Sam2Config
-from sam2_fast.model.layers import MLP
-from sam2_fast.ops.window_attention import window_attention
+from sam2_fast.model.layers import MLP, Kept
+from sam2_fast.ops.hiera_block import hiera_block
 
 
 class PatchEmbed(nn.Module):
@@ -20,48 +22,37 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: [B, 3, S, S] -> [B, S / 4, S / 4, dim]."""
-        return self.proj(images).permute(0, 2, 3, 1)
+        # channels last: three times as fast in oneDNN, and the tokens come out side by side
+        return self.proj(images.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
 
 
 class WindowAttention(nn.Module):
-    """Projections around `ops.window_attention`."""
+    """The projections of a block's attention; `ops.hiera_block` computes with them."""
 
-    def __init__(self, dim: int, dim_out: int, num_heads: int, window: int, pool: bool) -> None:
+    def __init__(self, dim: int, dim_out: int) -> None:
         super().__init__()
-        self.num_heads, self.window, self.pool = num_heads, window, pool
         self.qkv = nn.Linear(dim, 3 * dim_out)
         self.proj = nn.Linear(dim_out, dim_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, H, W, dim] -> [B, H', W', dim_out], H' = H / 2 where queries are pooled."""
-        qkv = self.qkv(x)
-        # zeros are padded after the norm, so a padded token is the projection's bias
-        return self.proj(window_attention(qkv, self.qkv.bias.to(qkv.dtype), self.num_heads, self.window, self.pool))
 
 
 class Block(nn.Module):
     """Pre-norm attention and MLP. Where the width changes, queries and the shortcut are max-pooled 2 x 2."""
 
-    def __init__(self, dim: int, dim_out: int, num_heads: int, window: int, pool: bool) -> None:
+    def __init__(self, dim: int, dim_out: int, num_heads: int, window: int) -> None:
         super().__init__()
+        self.num_heads, self.window, self.pool = num_heads, window, dim != dim_out
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = WindowAttention(dim, dim_out, num_heads, window, pool)
+        self.attn = WindowAttention(dim, dim_out)
         self.norm2 = nn.LayerNorm(dim_out, eps=1e-6)
         self.mlp = MLP(dim_out, 4 * dim_out, dim_out, num_layers=2, activation=nn.GELU)
-        self.pool = pool
-        if dim != dim_out:
+        if self.pool:
             self.proj = nn.Linear(dim, dim_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [B, H, W, dim] -> [B, H', W', dim_out]."""
-        normed = self.norm1(x)
-        shortcut = x
-        if hasattr(self, "proj"):
-            shortcut = self.proj(normed)
-            if self.pool:
-                shortcut = F.max_pool2d(shortcut.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
-        x = shortcut + self.attn(normed)
-        return x + self.mlp(self.norm2(x))
+        """x: [B, H, W, dim] -> [B, H', W', dim_out], H' = H / 2 where queries are pooled."""
+        layers = [self.norm1, self.attn.qkv, self.attn.proj, self.norm2, *self.mlp.layers, *([self.proj] if self.pool else [])]
+        weights = [getattr(layer, name) for layer in layers for name in ("weight", "bias")]
+        return hiera_block(x, weights, self.num_heads, self.window, self.pool, self.norm1.eps)
 
 
 class Hiera(nn.Module):
@@ -73,6 +64,7 @@ class Hiera(nn.Module):
         self.patch_embed = PatchEmbed(dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, dim, *grid))
         self.pos_embed_window = nn.Parameter(torch.zeros(1, dim, window, window))
+        self._position = Kept()
         ends = [sum(config.stages[: i + 1]) - 1 for i in range(4)]
         self.stage_ends = ends
         blocks, stage = [], 0
@@ -82,15 +74,24 @@ class Hiera(nn.Module):
             first = i - 1 in ends
             if first:
                 stage, heads = stage + 1, heads * 2
-            blocks.append(Block(dim, dim * 2 if first else dim, heads, size, pool=first))
+            blocks.append(Block(dim, dim * 2 if first else dim, heads, size))
             dim = dim * 2 if first else dim
         self.blocks = nn.ModuleList(blocks)
 
     def position(self, height: int, width: int) -> Tensor:
         """[1, height, width, dim]: a coarse grid, resized, plus a tile for the place inside a window."""
-        coarse = F.interpolate(self.pos_embed, size=(height, width), mode="bicubic")
-        tile = self.pos_embed_window
-        return (coarse + tile.tile([1, 1, height // tile.shape[2], width // tile.shape[3]])).permute(0, 2, 3, 1)
+
+        def make() -> Tensor:
+            coarse = F.interpolate(self.pos_embed, size=(height, width), mode="bicubic")
+            tile = self.pos_embed_window
+            tiles = tile.tile([1, 1, height // tile.shape[2], width // tile.shape[3]])
+            return (coarse + tiles).permute(0, 2, 3, 1).contiguous()
+
+        return self._position.get(make, (self.pos_embed, self.pos_embed_window), height, width)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Hiera:
+        self._position.clear()
+        return super()._apply(fn, recurse)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """images: [B, 3, S, S] -> four maps [B, C_i, S / (4 * 2^i), S / (4 * 2^i)], channels_last in memory."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sam2_fast.config import Sam2Config
 from sam2_fast.model.hiera import Hiera
+from sam2_fast.model.layers import folded
 
 
 class Lateral(nn.Module):
@@ -21,6 +22,10 @@ class Lateral(nn.Module):
         """x: [B, dim, H, W] -> [B, dim_out, H, W]."""
         return self.conv(x)
 
+    def through(self, outer: nn.Conv2d, x: Tensor) -> Tensor:
+        """`outer(self(x))` of another 1 x 1 convolution, as one product."""
+        return folded(self.conv, outer, x)
+
 
 class FeaturePyramid(nn.Module):
     """Lateral convolutions; only the stride-16 level takes the level below it, the two fine levels stand alone."""
@@ -31,11 +36,21 @@ class FeaturePyramid(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """maps: four trunk maps, fine to coarse -> (stride 4, stride 8, stride 16), each [B, dim, ., .]."""
-        coarse, low, mid, high = self.convs
+        _, _, mid, high = self.convs
+        return high(maps[0]), mid(maps[1]), self.low(maps)
+
+    def folded(self, maps: list[Tensor], s1: nn.Conv2d, s0: nn.Conv2d) -> tuple[Tensor, Tensor]:
+        """The stride-8 level through `s1` and the stride-4 level through `s0`, each in one product with its lateral convolution."""
+        _, _, mid, high = self.convs
+        assert isinstance(mid, Lateral) and isinstance(high, Lateral)
+        return mid.through(s1, maps[1]), high.through(s0, maps[0])
+
+    def low(self, maps: list[Tensor]) -> Tensor:
+        """maps: four trunk maps -> the stride-16 level [B, dim, ., .]."""
+        coarse, low, _, _ = self.convs
         top = F.interpolate(coarse(maps[3]).to(torch.promote_types(maps[3].dtype, torch.float32)), scale_factor=2.0, mode="nearest")
         lateral = low(maps[2])
-        fused = lateral + (top if torch.is_autocast_enabled(top.device.type) else top.to(lateral.dtype))
-        return high(maps[0]), mid(maps[1]), fused
+        return lateral + (top if torch.is_autocast_enabled(top.device.type) else top.to(lateral.dtype))
 
 
 class ImageEncoder(nn.Module):

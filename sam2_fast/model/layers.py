@@ -6,7 +6,10 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sam2_fast.ops.native import is_plain
 
 
 class MLP(nn.Module):
@@ -63,6 +66,58 @@ class Table(nn.Module):
     def forward(self) -> Tensor:
         """The constant, float32."""
         return self.value
+
+
+class Kept:
+    """What was last computed from parameters, kept while they stay as they are. Copies and pickles of a model start without it."""
+
+    def __init__(self) -> None:
+        self._of: tuple[object, ...] = ()
+        self._value: Tensor | None = None
+
+    def get(self, make: Callable[[], Tensor], parameters: tuple[Tensor, ...], *arguments: object) -> Tensor:
+        """`make()`, or what it returned before for the same `parameters` and `arguments`; where gradients are wanted, always `make()`."""
+        wanted = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+        if wanted or torch.compiler.is_compiling() or not is_plain(*parameters) or any(p.is_inference() for p in parameters):
+            return make()
+        state = [(p.data_ptr(), p._version, p.dtype, p.device) for p in parameters]
+        # the parameters themselves are held too, so that no new one can have an old one's place in memory
+        of = (*map(_Same, parameters), *state, *arguments, torch.is_inference_mode_enabled())
+        if self._value is None or of != self._of:
+            self._of, self._value = of, make()
+        return self._value
+
+    def clear(self) -> None:
+        """Forget it: for changes that leave no trace, such as `module.half()`."""
+        self._of, self._value = (), None
+
+    def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
+        return Kept, ()
+
+
+class _Same:
+    """Equal if the same object (`==` of tensors compares their numbers)."""
+
+    def __init__(self, what: Tensor) -> None:
+        self.what = what
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.what is other.what
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def folded(inner: nn.Conv2d, outer: nn.Conv2d, x: Tensor) -> Tensor:
+    """`outer(inner(x))` of two 1 x 1 convolutions as one. x: [B, C, H, W] -> [B, outer's channels, H, W]."""
+    with torch.autocast(x.device.type, enabled=False):
+        wide = torch.promote_types(inner.weight.dtype, torch.float32)
+        matrix = outer.weight.flatten(1).to(wide)
+        weight, bias = matrix @ inner.weight.flatten(1).to(wide), outer.bias
+        if inner.bias is not None:
+            shift = matrix @ inner.bias.to(wide)
+            bias = shift if bias is None else shift + bias.to(wide)
+    dtype = outer.weight.dtype
+    return F.conv2d(x, weight.to(dtype)[..., None, None], None if bias is None else bias.to(dtype))
 
 
 def to_tokens(x: Tensor) -> Tensor:

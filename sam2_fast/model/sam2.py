@@ -65,9 +65,11 @@ class Sam2(nn.Module):
         return x if torch.is_autocast_enabled(x.device.type) else x.to(self.dtype)
 
     def encode_image(self, images: Tensor) -> Features:
-        """images: [B, 3, S, S] normalised -> features of each. The decoder's projections of the fine levels are applied once, here."""
-        high, mid, low = self.image_encoder(self._enter(images))
-        return Features(low, self.sam_mask_decoder.conv_s1(mid), self.sam_mask_decoder.conv_s0(high))
+        """images: [B, 3, S, S] normalised -> features of each. The decoder's projections of the fine levels are
+        applied once, here, in one product with the pyramid's."""
+        neck, decoder = self.image_encoder.neck, self.sam_mask_decoder
+        maps = self.image_encoder.trunk(self._enter(images))
+        return Features(neck.low(maps), *neck.folded(maps, decoder.conv_s1, decoder.conv_s0))
 
     def without_memory(self, low: Tensor) -> Tensor:
         """low: [B, 256, h, w] -> the same shape: what a frame that has no past is decoded from."""

@@ -15,18 +15,7 @@ from sam2_fast.ops.native import native
 from sam2_fast.ops.registry import BackendError
 from sam2_fast.ops.rope_attention import rope_attention, rope_attention_reference, rope_table
 
-ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> str:
-    module = native()
-    if module is None:
-        pytest.skip("sam2_fast._C is not built")
-    if ISAS.index(request.param) > ISAS.index(module.cpu_isa()):
-        pytest.skip(f"this CPU ends at {module.cpu_isa()}")
-    return request.param
 
 
 def case(side: int, maps: int, loose: int, dim: int = 64, value: int = 16, batch: int = 2, scale: float = 1.0) -> tuple[Tensor, ...]:

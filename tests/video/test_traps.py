@@ -29,7 +29,7 @@ def test_trap_01_padded_tokens_attend_as_unmasked_keys() -> None:
 
 
 def test_trap_02_a_stage_starts_with_the_window_before_it_and_pools_queries_inside() -> None:
-    windows = {name: [b.attn.window for b in Hiera(config).blocks] for name, config in PRESETS.items() if name != "large"}
+    windows = {name: [b.window for b in Hiera(config).blocks] for name, config in PRESETS.items() if name != "large"}
     assert windows["tiny"] == [8, 8, 4, 4, 14, 0, 14, 0, 14, 0, 14, 7]
     pools = [b.pool for b in Hiera(PRESETS["tiny"]).blocks]
     assert [i for i, pool in enumerate(pools) if pool] == [1, 3, 10]

@@ -1,0 +1,76 @@
+"""The Hiera block on a CPU: each kind of block of the tiny, base+ and large trunks against torch's layers, and operations a second."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+
+import torch
+
+from benchmarks.timing import Options, Row, interleaved, matrix_peak, require, rows
+from sam2_fast.ops.hiera_block import hiera_block, hiera_block_reference
+
+KINDS = (  # tokens along a side, stage of the input, width factor, window, pooled
+    ("8 x 8", 256, 0, 1, 8, False),
+    ("8 x 8 pooled", 256, 0, 2, 8, True),
+    ("4 x 4", 128, 1, 1, 4, False),
+    ("4 x 4 pooled", 128, 1, 2, 4, True),
+    ("14 x 14", 64, 2, 1, 14, False),
+    ("global", 64, 2, 1, 0, False),
+    ("14 x 14 pooled", 64, 2, 2, 14, True),
+    ("7 x 7", 32, 3, 1, 7, False),
+)
+TRUNKS = {"tiny": (96, 96), "base+": (112, 56), "large": (144, 72)}  # channels of the first stage, of a head
+
+
+def operations(side: int, dim: int, out: int, window: int, pool: bool) -> int:
+    """Multiplications and additions that must be done: padding is not among them."""
+    tokens = side * side
+    after = tokens // 4 if pool else tokens
+    keys = min(window * window, tokens) if window else tokens
+    linear = tokens * dim * out * (4 if pool else 3) + after * out * out * 9
+    return 2 * (linear + 2 * after * keys * out)
+
+
+def weights_of(dim: int, out: int, pool: bool, dtype: torch.dtype) -> list[torch.Tensor]:
+    """A block's parameters, of a size that keeps its values near one."""
+    torch.manual_seed(0)
+    norms = [torch.ones(dim), torch.zeros(dim)], [torch.ones(out), torch.zeros(out)]
+    shapes = [(3 * out, dim), (out, out), (4 * out, out), (out, 4 * out), (out, dim)]
+    linear = [[torch.randn(s) * s[1] ** -0.5, torch.randn(s[0]) * 0.1] for s in shapes]
+    parts = [norms[0], linear[0], linear[1], norms[1], linear[2], linear[3], *([linear[4]] if pool else [])]
+    return [x.to(dtype) for part in parts for x in part]
+
+
+@torch.inference_mode()
+def measure(options: Options) -> Iterator[Row]:
+    """Every kind of block in float32 and bfloat16; the tiny trunk's only where `quick`."""
+    if options.device.type != "cpu":
+        return
+    for dtype in (torch.float32, torch.bfloat16):
+        best = matrix_peak(options.device, dtype)
+        for trunk, (first, head) in list(TRUNKS.items())[: 1 if options.quick else None]:
+            for kind, side, stage, factor, window, pool in KINDS:
+                side = side // 4 if options.quick else side
+                dim = first << stage
+                out = dim * factor
+                x, weights = torch.randn(1, side, side, dim).to(dtype), weights_of(dim, out, pool, dtype)
+                case = f"{trunk}, {kind}, {side}^2 x {dim}, {str(dtype)[6:]}"
+                given = (x, weights, out // head, window, pool)
+                mine, theirs = hiera_block(*given), hiera_block_reference(*given, 1e-6)
+                exact = hiera_block_reference(x.double(), [w.double() for w in weights], *given[2:], 1e-6)
+                require(_error(mine, exact) <= 2 * _error(theirs, exact), case, "sam2_fast")
+                del mine, theirs, exact
+                times = interleaved(
+                    {"sam2_fast": lambda g=given: hiera_block(*g), "torch": lambda g=given: hiera_block_reference(*g, 1e-6)}, options
+                )
+                ours, flops = statistics.median(times["sam2_fast"]), operations(side, dim, out, window, pool)
+                yield from rows(case, times, {who: _notes(statistics.median(t), ours, flops, best) for who, t in times.items()})
+
+
+def _notes(median: float, ours: float, flops: int, best: float) -> dict[str, float]:
+    return {"x ours": median / ours, "GFLOP/s": flops / median / 1e6, "% of matrix peak": flops / median / 1e4 / best}
+
+
+def _error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return (found.double() - exact).square().mean().sqrt().item()

@@ -1,0 +1,100 @@
+// Softmax attention of up to 64 queries over keys that come in blocks of up to 64, without ever holding more scores than one block.
+// Scores lie key by key (row) and query by query (column): maxima and sums of the softmax run down the columns, one query per lane.
+#pragma once
+
+#include "csrc/cpu/tile.h"
+
+namespace sam2_fast {
+namespace SAM2_FAST_ISA {
+
+constexpr int64_t kBlock = 64;  // keys of a block, and the most queries of a tile: 16 KB of scores
+
+// One head's keys and values. Unit s of key j lies at k[j / 64 * k_block + s * k_stride + j % 64]; channel c of the values of keys
+// j .. j + kDepth - 1 at v[j / 64 * v_block + c * v_stride + j % 64 / kDepth].
+template <class Dot>
+struct Keys {
+  const typename Dot::Unit *k, *v;
+  int64_t k_stride, k_block, v_stride, v_block;
+  int64_t count;  // where it is odd and kDepth is 2, what follows the last value must be finite
+};
+
+// The running state of a tile: exact for the keys seen so far.
+struct Softmax {
+  float* scores;  // [64][64], scratch; then probabilities
+  float* out;     // [value channels][64], to be divided by the totals
+  float* maxima;  // [64] of scores, in base 2
+  float* totals;  // [64]
+  static int64_t floats(int64_t value_channels) { return kBlock * (kBlock + value_channels + 2); }
+  Softmax(float* memory, int64_t value_channels)
+      : scores(memory), out(memory + kBlock * kBlock), maxima(out + value_channels * kBlock), totals(maxima + kBlock) {}
+};
+
+// Scores of `count` keys to units of probabilities; maxima and totals brought up to date, `out` scaled to the new maxima.
+template <class Dot>
+void soften(const Softmax& state, int64_t count, int64_t columns, int64_t value_channels, float scale, bool first) {
+  typename Dot::Unit* const units = reinterpret_cast<typename Dot::Unit*>(state.scores);
+  for (int64_t i = 0; i < columns; i += kLanes) {
+    float* const scores = state.scores + i;
+    Vec top = load(scores);
+    for (int64_t j = 1; j < count; ++j) top = larger(load(scores + j * kBlock), top);
+    top = top * scale;
+    Vec total = Vec{}, added = Vec{};
+    if (!first) {
+      const Vec before = load(state.maxima + i);
+      top = larger(before, top);
+      const Vec shrink = exp2_of(before - top);
+      total = load(state.totals + i) * shrink;
+      for (int64_t c = 0; c < value_channels; ++c) store(state.out + c * kBlock + i, load(state.out + c * kBlock + i) * shrink);
+    }
+    store(state.maxima + i, top);
+    for (int64_t j = 0; j < count; j += Dot::kDepth) {
+      Vec values[Dot::kDepth];
+      for (int d = 0; d < Dot::kDepth; ++d) {
+        values[d] = j + d < count ? exp2_of(load(scores + (j + d) * kBlock) * scale - top) : Vec{};
+        added = added + values[d];
+      }
+      Dot::put(values, units + j / Dot::kDepth * kBlock + i);
+    }
+    store(state.totals + i, total + added);
+  }
+}
+
+// q: [steps][q_stride] units, `columns` of them (a multiple of 16, at most 64). `fresh`: nothing has been seen, else the state goes on.
+template <class Dot>
+void attend(const typename Dot::Unit* q, int64_t q_stride, int64_t columns, int64_t steps, const Keys<Dot>& keys, int64_t value_channels,
+            float scale, bool fresh, const Softmax& state) {
+  typedef typename Dot::Unit Unit;
+  for (int64_t j = 0; j < keys.count; j += kBlock) {
+    const int64_t count = keys.count - j < kBlock ? keys.count - j : kBlock;
+    const bool first = fresh && j == 0;
+    const Left<Unit> k{keys.k + j / kBlock * keys.k_block, 1, keys.k_stride};
+    multiply<Dot>(k, q, q_stride, state.scores, kBlock, count, columns, steps, false);
+    soften<Dot>(state, count, columns, value_channels, scale, first);
+    const Left<Unit> v{keys.v + j / kBlock * keys.v_block, keys.v_stride, 1};
+    const int64_t depth = (count + Dot::kDepth - 1) / Dot::kDepth;
+    multiply<Dot>(v, reinterpret_cast<const Unit*>(state.scores), kBlock, state.out, kBlock, value_channels, columns, depth, !first);
+  }
+}
+
+// out[channels / kDepth][count of `columns`] units = state.out / totals
+template <class Dot>
+void finish(const Softmax& state, int64_t channels, int64_t count, typename Dot::Unit* out, int64_t stride) {
+  typename Dot::Unit last[kLanes];
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const Vec inverse = 1.0f / load(state.totals + i);
+    for (int64_t c = 0; c < channels; c += Dot::kDepth) {
+      Vec values[Dot::kDepth];
+      for (int d = 0; d < Dot::kDepth; ++d) values[d] = load(state.out + (c + d) * kBlock + i) * inverse;
+      typename Dot::Unit* const at = out + c / Dot::kDepth * stride + i;
+      if (i + kLanes <= count) {
+        Dot::put(values, at);
+      } else {  // what lies beyond belongs to the next window
+        Dot::put(values, last);
+        std::memcpy(at, last, sizeof(typename Dot::Unit) * (count - i));
+      }
+    }
+  }
+}
+
+}  // namespace SAM2_FAST_ISA
+}  // namespace sam2_fast

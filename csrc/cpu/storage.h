@@ -1,0 +1,11 @@
+// How numbers lie in a tensor.
+#pragma once
+
+#include <cstdint>
+
+namespace sam2_fast {
+
+enum class Storage : int32_t { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
+inline int64_t bytes_of(Storage storage) { return storage == Storage::kFloat32 ? 4 : 2; }
+
+}  // namespace sam2_fast

@@ -1,0 +1,203 @@
+// Work on a tile of tokens that stays in the cache. A tile lies channel by channel: row c holds channel c of all its tokens (columns), so
+// that vectors run over tokens, a weight is broadcast from where torch stored it, and norms and softmax need no sums across a vector.
+// Rows of `Unit`s hold kDepth channels each. Everything lives in the namespace of an instruction set, as in simd.h.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "csrc/cpu/simd.h"
+#include "csrc/cpu/storage.h"
+
+namespace sam2_fast {
+namespace SAM2_FAST_ISA {
+
+constexpr int64_t kColumns = 16;  // a tile's width in tokens is a multiple: a vector of the widest set
+constexpr int64_t kPart = 192;    // steps of a sum that are added up at once; a part of 64 columns is 24 KB, for a first-level cache
+constexpr float kLog2E = 1.4426950408889634f;
+
+inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+// From one row to the next, in elements: an odd number of cache lines, since powers of two would crowd into a few sets of the cache.
+inline int64_t row_stride(int64_t columns) { return round_up(columns, 16) + (round_up(columns, 16) / 16 % 2 == 0 ? 16 : 0); }
+
+// Element (row, step) of a left operand is at[row * next_row + step * next_step].
+template <class Unit>
+struct Left {
+  const Unit* at;
+  int64_t next_row, next_step;
+};
+
+// c[R][V vectors] = (accumulate ? c : 0) + a b. The new sum is complete before it is added: long sums made of short ones err less.
+template <class Dot, int R, int V>
+inline void multiply_tile(Left<typename Dot::Unit> a, const typename Dot::Unit* b, int64_t b_stride, int64_t steps, float* c,
+                          int64_t c_stride, bool accumulate) {
+  Vec sums[R][V] = {};
+  for (int64_t s = 0; s < steps; ++s) {
+    Vec columns[V];
+    for (int j = 0; j < V; ++j) columns[j] = load(reinterpret_cast<const float*>(b + s * b_stride) + j * kLanes);
+#pragma GCC unroll 24
+    for (int r = 0; r < R; ++r) {
+      const Vec row = fill_bits(a.at + r * a.next_row + s * a.next_step);
+      for (int j = 0; j < V; ++j) sums[r][j] = Dot::add(sums[r][j], row, columns[j]);
+    }
+  }
+#pragma GCC unroll 24
+  for (int r = 0; r < R; ++r) {
+    for (int j = 0; j < V; ++j) {
+      float* const at = c + r * c_stride + j * kLanes;
+      store(at, accumulate ? load(at) + sums[r][j] : sums[r][j]);
+    }
+  }
+}
+
+// All rows of one strip of V vectors: as many tiles of full height as fit, then lower ones.
+template <class Dot, int V>
+inline void multiply_strip(Left<typename Dot::Unit> a, const typename Dot::Unit* b, int64_t b_stride, int64_t steps, float* c,
+                           int64_t c_stride, int64_t rows, bool accumulate) {
+  constexpr int kHigh = kAccumulators / V;
+  int64_t r = 0;
+  const auto at = [&](int64_t row) { return Left<typename Dot::Unit>{a.at + row * a.next_row, a.next_row, a.next_step}; };
+  for (; r + kHigh <= rows; r += kHigh) multiply_tile<Dot, kHigh, V>(at(r), b, b_stride, steps, c + r * c_stride, c_stride, accumulate);
+  for (; r + 4 <= rows; r += 4) multiply_tile<Dot, 4, V>(at(r), b, b_stride, steps, c + r * c_stride, c_stride, accumulate);
+  for (; r < rows; ++r) multiply_tile<Dot, 1, V>(at(r), b, b_stride, steps, c + r * c_stride, c_stride, accumulate);
+}
+
+// c[rows][columns] = (accumulate ? c : 0) + a[rows][steps] b[steps][columns]; columns: a multiple of kColumns.
+template <class Dot>
+void multiply(Left<typename Dot::Unit> a, const typename Dot::Unit* b, int64_t b_stride, float* c, int64_t c_stride, int64_t rows,
+              int64_t columns, int64_t steps, bool accumulate) {
+  const int64_t parts = (steps + kPart - 1) / kPart, vectors = columns / kLanes;
+  const int64_t strips = (vectors + kTileVectors - 1) / kTileVectors;
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t from = steps * part / parts, count = steps * (part + 1) / parts - from;
+    const Left<typename Dot::Unit> left{a.at + from * a.next_step, a.next_row, a.next_step};
+    const bool add = accumulate || part > 0;
+    for (int64_t strip = 0; strip < strips; ++strip) {
+      const int64_t first = vectors * strip / strips, width = vectors * (strip + 1) / strips - first;
+      const typename Dot::Unit* right = b + from * b_stride + first * kLanes;
+      float* const out = c + first * kLanes;
+      if (width == 1) multiply_strip<Dot, 1>(left, right, b_stride, count, out, c_stride, rows, add);
+      if (width == 2) multiply_strip<Dot, 2>(left, right, b_stride, count, out, c_stride, rows, add);
+#if defined(__AVX512F__)
+      if (width == 3) multiply_strip<Dot, 3>(left, right, b_stride, count, out, c_stride, rows, add);
+      if (width == 4) multiply_strip<Dot, 4>(left, right, b_stride, count, out, c_stride, rows, add);
+#endif
+    }
+  }
+}
+
+struct Identity {
+  static Vec of(Vec x) { return x; }
+};
+
+struct Relu {
+  static Vec of(Vec x) { return x < 0.0f ? Vec{} : x; }
+};
+
+// x Phi(x) = max(x, 0) - |x| / 2 erfc(|x| / sqrt 2), and -log2 of that erfc is a polynomial without constant term: fitted on [0, 8] with
+// the weight of its effect on the result; rms error 4e-8 on [-4, 4], 2e-7 at most below 8 (torch's own, in float32: 2e-7 and 1e-6).
+struct Gelu {
+  static Vec of(Vec x) {
+    Vec t = x < 0.0f ? -x : x;
+    t = t < 16.0f ? t : fill(16.0f);
+    Vec p = fill(1.389264763e-6f);
+    p = p * t - 2.259049354e-5f;
+    p = p * t + 1.084984603e-4f;
+    p = p * t + 3.209409566e-4f;
+    p = p * t - 7.301571712e-3f;
+    p = p * t + 5.266199292e-2f;
+    p = p * t + 4.591519381e-1f;
+    p = p * t + 1.151112149e+0f;
+    return (x < 0.0f ? Vec{} : x) - 0.5f * t * exp2_of(-(p * t));
+  }
+};
+
+// out[rows / kDepth][columns] units = activation(c + bias)
+template <class Dot, class Activation>
+void pack_rows(const float* c, int64_t stride, const float* bias, int64_t rows, int64_t columns, typename Dot::Unit* out,
+               int64_t out_stride) {
+  for (int64_t r = 0; r < rows; r += Dot::kDepth) {
+    for (int64_t i = 0; i < columns; i += kLanes) {
+      Vec values[Dot::kDepth];
+      for (int d = 0; d < Dot::kDepth; ++d) values[d] = Activation::of(load(c + (r + d) * stride + i) + bias[r + d]);
+      Dot::put(values, out + r / Dot::kDepth * out_stride + i);
+    }
+  }
+}
+
+// out[rows][columns] numbers = c + bias, units made of neighbours in a row
+template <class Dot>
+void pack_along(const float* c, int64_t stride, const float* bias, int64_t rows, int64_t columns, typename Dot::Unit* out,
+                int64_t out_stride) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = 0; i < columns; i += kLanes) Dot::put_row(load(c + r * stride + i) + bias[r], out + r * out_stride, i);
+  }
+}
+
+// x += c + bias
+inline void add_rows(float* x, const float* c, int64_t stride, const float* bias, int64_t rows, int64_t columns) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = r * stride; i < r * stride + columns; i += kLanes) store(x + i, load(x + i) + (load(c + i) + bias[r]));
+  }
+}
+
+// out = units of the layer norm of x over its rows
+template <class Dot>
+void normalise(const float* x, int64_t stride, const float* weight, const float* bias, float epsilon, int64_t rows, int64_t columns,
+               typename Dot::Unit* out) {
+  for (int64_t i = 0; i < columns; i += kLanes) {
+    Vec mean = Vec{}, square = Vec{};
+    for (int64_t r = 0; r < rows; ++r) mean = mean + load(x + r * stride + i);
+    mean = mean / static_cast<float>(rows);
+    for (int64_t r = 0; r < rows; ++r) {
+      const Vec d = load(x + r * stride + i) - mean;
+      square = square + d * d;
+    }
+    const Vec variance = square / static_cast<float>(rows) + epsilon;
+    Vec scale;
+    for (int l = 0; l < kLanes; ++l) scale[l] = 1.0f / std::sqrt(variance[l]);
+    for (int64_t r = 0; r < rows; r += Dot::kDepth) {
+      Vec values[Dot::kDepth];
+      for (int d = 0; d < Dot::kDepth; ++d) values[d] = (load(x + (r + d) * stride + i) - mean) * scale * weight[r + d] + bias[r + d];
+      Dot::put(values, out + r / Dot::kDepth * stride + i);
+    }
+  }
+}
+
+// Element i of a stored tensor.
+inline float read(const void* data, Storage storage, int64_t i) {
+  if (storage == Storage::kFloat32) return static_cast<const float*>(data)[i];
+  const uint16_t half = static_cast<const uint16_t*>(data)[i];
+  return storage == Storage::kBfloat16 ? from_bfloat16(half) : from_float16(half);
+}
+
+inline void write(void* data, Storage storage, int64_t i, float x) {
+  if (storage == Storage::kFloat32) static_cast<float*>(data)[i] = x;
+  else static_cast<uint16_t*>(data)[i] = storage == Storage::kBfloat16 ? to_bfloat16(x) : to_float16(x);
+}
+
+// Copies of weights as Dot reads them, where torch's own cannot be read in place.
+template <class Dot>
+struct Copies {
+  typedef typename Dot::Unit Unit;
+  static constexpr Storage kRead = Dot::kDepth == 1 ? Storage::kFloat32 : Storage::kBfloat16;
+  Storage storage;
+  Unit* next;  // room for them, or null where the caller only counts
+  int64_t units = 0;
+
+  const Unit* of(const void* weight, int64_t numbers) {
+    if (weight == nullptr || storage == kRead) return static_cast<const Unit*>(weight);
+    Unit* const copy = next + units;
+    units += numbers / Dot::kDepth;
+    for (int64_t i = 0; next != nullptr && i < numbers; i += Dot::kDepth) {
+      float values[Dot::kDepth];
+      for (int d = 0; d < Dot::kDepth; ++d) values[d] = read(weight, storage, i + d);
+      copy[i / Dot::kDepth] = Dot::pack(values, 1);
+    }
+    return copy;
+  }
+};
+
+}  // namespace SAM2_FAST_ISA
+}  // namespace sam2_fast

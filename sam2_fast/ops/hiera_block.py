@@ -1,0 +1,139 @@
+"""One block of the Hiera trunk as one op: norm, attention in windows, residual, norm, MLP, residual."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sam2_fast.ops.native import is_plain, native, no_cpu
+from sam2_fast.ops.registry import Implementation, choose, register
+from sam2_fast.ops.window_attention import window_attention_reference
+
+_library = torch.library.Library("sam2_fast", "FRAGMENT")
+_STORED = (torch.float32, torch.bfloat16, torch.float16)
+_MAX_WINDOW = 64
+_MATRICES = (2, 4, 8, 10, 12)
+WEIGHTS = (
+    "norm1.weight", "norm1.bias", "qkv.weight", "qkv.bias", "proj.weight", "proj.bias", "norm2.weight", "norm2.bias",
+    "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias", "shortcut.weight", "shortcut.bias",
+)  # fmt: skip
+"""What `hiera_block` takes as `weights`, in this order; the last two only where queries are pooled."""
+
+
+def hiera_block(
+    x: Tensor, weights: Sequence[Tensor], num_heads: int, window: int, pool: bool = False, eps: float = 1e-6, *, backend: str = "auto"
+) -> Tensor:
+    """A pre-norm block: y = s(x) + attention(norm(x)); y + MLP(norm(y)) with GELU between the MLP's layers.
+
+    x: [B, H, W, C]; weights: 12 tensors as `WEIGHTS` names them, of a block from C to C' channels: norms [C], [C']; qkv [3 C', C];
+        proj [C', C']; fc1 [F, C']; fc2 [C', F] and their biases; 14 with the shortcut [C', C] where `pool`.
+    window: attention stays inside windows of `window` x `window` tokens; windows that stick out of the grid attend to the outside
+        as tokens of zeros, unmasked; 0: every token attends to all.
+    pool: queries and the shortcut norm(x) -> s are max-pooled 2 x 2; else s(x) = x and C' = C.
+    backend: "auto", "cpu" or "torch". Returns [B, H, W, C'], where pooled [B, H / 2, W / 2, C'], in the dtype of x. Under autocast
+        products are computed in its dtype. Raises ValueError for shapes that do not fit, BackendError where the named backend cannot run.
+    Source: official `MultiScaleBlock`.
+    """
+    _check(x, weights, num_heads, window, pool)
+    if backend == "auto" and (torch.compiler.is_compiling() or not is_plain(x, *weights)):
+        if x.device.type != "cpu" or _wants_gradients(x, weights):
+            return hiera_block_reference(x, weights, num_heads, window, pool, eps)
+        return torch.ops.sam2_fast.hiera_block(x, list(weights), num_heads, window, pool, eps)
+    return choose("hiera_block", backend, x, weights, num_heads, window, pool, eps).run(x, weights, num_heads, window, pool, eps)
+
+
+def _check(x: Tensor, weights: Sequence[Tensor], num_heads: int, window: int, pool: bool) -> None:
+    if x.ndim != 4:
+        raise ValueError(f"x: expected shape [B, H, W, C], got {tuple(x.shape)}")
+    if len(weights) != (14 if pool else 12):
+        raise ValueError(f"weights: expected 12 tensors, 14 where queries are pooled, got {len(weights)} with pool={pool}")
+    dim, dim_out, hidden = x.shape[3], weights[5].shape[0], weights[9].shape[0]
+    shapes = [
+        (dim,), (dim,), (3 * dim_out, dim), (3 * dim_out,), (dim_out, dim_out), (dim_out,), (dim_out,), (dim_out,),
+        (hidden, dim_out), (hidden,), (dim_out, hidden), (dim_out,), (dim_out, dim), (dim_out,),
+    ]  # fmt: skip
+    for name, weight, shape in zip(WEIGHTS, weights, shapes, strict=False):
+        if tuple(weight.shape) != shape:
+            raise ValueError(f"weights: {name}: expected shape {shape} for x of shape {tuple(x.shape)}, got {tuple(weight.shape)}")
+    if not pool and dim != dim_out:
+        raise ValueError(f"weights: expected {dim} channels out where nothing is pooled, got {dim_out}")
+    if num_heads < 1 or dim_out % num_heads:
+        raise ValueError(f"num_heads: expected a divisor of {dim_out} channels, got {num_heads}")
+    if window < 0:
+        raise ValueError(f"window: expected tokens, or 0 for all, got {window}")
+
+
+def hiera_block_reference(x: Tensor, weights: Sequence[Tensor], num_heads: int, window: int, pool: bool, eps: float) -> Tensor:
+    """The definition, in torch."""
+    norm1_weight, norm1_bias, qkv_weight, qkv_bias, proj_weight, proj_bias = weights[:6]
+    norm2_weight, norm2_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias = weights[6:12]
+    normed = F.layer_norm(x, x.shape[-1:], norm1_weight, norm1_bias, eps)
+    shortcut = x
+    if pool:
+        shortcut = F.max_pool2d(F.linear(normed, *weights[12:]).permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+    qkv = F.linear(normed, qkv_weight, qkv_bias)
+    # zeros are padded after the norm, so a padded token is the projection's bias
+    attended = window_attention_reference(qkv, qkv_bias.to(qkv.dtype), num_heads, window, pool)
+    y = shortcut + F.linear(attended, proj_weight, proj_bias)
+    hidden = F.gelu(F.linear(F.layer_norm(y, y.shape[-1:], norm2_weight, norm2_bias, eps), fc1_weight, fc1_bias))
+    return y + F.linear(hidden, fc2_weight, fc2_bias)
+
+
+def _native_block(
+    x: Tensor, weights: Sequence[Tensor], num_heads: int, window: int, pool: bool, eps: float, isa: str | None = None
+) -> Tensor:
+    """`isa`: run with a narrower instruction set than this CPU's, for tests."""
+    module = native()
+    assert module is not None
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weights[2].dtype
+    given = [w.detach().to(dtype if i in _MATRICES else torch.float32).contiguous() for i, w in enumerate(weights)]
+    by = 2 if pool else 1
+    out = torch.empty(x.shape[0], x.shape[1] // by, x.shape[2] // by, weights[5].shape[0], dtype=x.dtype)
+    threads = torch.get_num_threads()
+    module.hiera_block(x.detach().contiguous(), given, out, num_heads, window, pool, eps, threads, isa or module.cpu_isa())
+    return out
+
+
+def _wants_gradients(x: Tensor, weights: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights))
+
+
+def _refuses(x: Tensor, weights: Sequence[Tensor], num_heads: int, window: int, pool: bool, eps: float) -> str | None:
+    tensors = (x, *weights)
+    if any(t.device.type != "cpu" for t in tensors):
+        return f"x is on {x.device} and weights on {', '.join({str(w.device) for w in weights})}, it takes cpu tensors"
+    if not is_plain(*tensors):
+        return f"x and weights are {', '.join({type(t).__name__ for t in tensors})}, it takes plain tensors"
+    if _wants_gradients(x, weights):
+        return "gradients are wanted, it has none"
+    if any(t.dtype not in _STORED for t in tensors) or len({weights[i].dtype for i in _MATRICES[: 5 if pool else 4]}) > 1:
+        return f"dtypes are {', '.join({str(t.dtype) for t in tensors})}, it takes float32, bfloat16 or float16, all matrices alike"
+    head = weights[5].shape[0] // num_heads
+    if head % 2 or x.shape[3] % 2 or weights[9].shape[0] % 2 or window > _MAX_WINDOW:
+        return f"{x.shape[3]} channels, {head} a head, window {window}: it takes even widths and windows up to {_MAX_WINDOW}"
+    if pool and (window < 2 or window % 2 or x.shape[1] % 2 or x.shape[2] % 2):
+        return f"window {window} on {x.shape[1]} x {x.shape[2]} tokens: it pools even windows on even grids"
+    return None
+
+
+register(Implementation("hiera_block", "cpu", _native_block, _refuses), no_cpu)
+register(Implementation("hiera_block", "torch", hiera_block_reference, lambda *_: None), lambda: None)
+
+
+def _dispatch(x: Tensor, weights: list[Tensor], num_heads: int, window: int, pool: bool, eps: float) -> Tensor:
+    return (
+        choose("hiera_block", "auto", x, weights, num_heads, window, pool, eps).run(x, weights, num_heads, window, pool, eps).contiguous()
+    )
+
+
+_library.define("hiera_block(Tensor x, Tensor[] weights, int num_heads, int window, bool pool, float eps) -> Tensor")
+_library.impl("hiera_block", _dispatch, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("sam2_fast::hiera_block", lib=_library)
+def _(x: Tensor, weights: list[Tensor], num_heads: int, window: int, pool: bool, eps: float) -> Tensor:
+    by = 2 if pool else 1
+    return x.new_empty(x.shape[0], x.shape[1] // by, x.shape[2] // by, weights[5].shape[0])

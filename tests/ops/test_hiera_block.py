@@ -1,0 +1,228 @@
+"""The fused Hiera block: every instruction set against the definition in float64, and what the public function promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sam2_fast.model.hiera import Block
+from sam2_fast.ops import hiera_block as op
+from sam2_fast.ops.hiera_block import WEIGHTS, hiera_block, hiera_block_reference
+from sam2_fast.ops.native import native
+from sam2_fast.ops.registry import BackendError
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SHAPES = {
+    "whole windows": (16, 16, 16, 16, 1, 8, False),
+    "small windows": (16, 8, 24, 24, 2, 4, False),
+    "windows that stick out": (18, 22, 28, 28, 2, 7, False),
+    "large windows that stick out": (20, 16, 12, 12, 1, 14, False),
+    "one token beyond the last window": (15, 8, 8, 8, 1, 7, False),
+    "pooled": (16, 16, 12, 24, 2, 8, True),
+    "pooled small windows": (16, 12, 12, 24, 4, 4, True),
+    "pooled windows that stick out": (20, 16, 12, 24, 2, 14, True),
+    "global": (8, 8, 16, 16, 2, 0, False),
+    "global, a part of a block": (9, 15, 16, 16, 1, 0, False),
+    "head of 56": (8, 8, 112, 112, 2, 8, False),
+    "head of 72": (8, 8, 144, 144, 2, 8, False),
+    "head of 96": (14, 14, 96, 96, 1, 14, False),
+    "one token": (1, 1, 4, 4, 1, 7, False),
+    "wide": (4, 4, 400, 400, 4, 4, False),
+}
+Case = tuple[Tensor, list[Tensor], int, int, bool]
+
+
+def case(height: int, width: int, dim: int, out: int, heads: int, window: int, pool: bool, batch: int = 2, scale: float = 1.0) -> Case:
+    """Arguments of the op. `scale` makes peaked attention."""
+    generator = torch.Generator().manual_seed(height * 100 + width)
+    shapes = [
+        (dim,), (dim,), (3 * out, dim), (3 * out,), (out, out), (out,), (out,), (out,), (4 * out, out), (4 * out,), (out, 4 * out), (out,),
+        (out, dim), (out,),
+    ]  # fmt: skip
+    weights = []
+    for name, shape in zip(WEIGHTS[: 14 if pool else 12], shapes, strict=False):
+        spread = shape[1] ** -0.5 if len(shape) == 2 else 0.3
+        weights.append(torch.randn(shape, generator=generator) * spread * (scale if name == "qkv.weight" else 1.0))
+    return torch.randn(batch, height, width, dim, generator=generator), weights, heads, window, pool
+
+
+def cast(given: Case, dtype: torch.dtype) -> Case:
+    x, weights, *rest = given
+    return x.to(dtype), [w.to(dtype) for w in weights], *rest  # type: ignore[return-value]
+
+
+def poisoned(given: Case, isa: str, threads: int = 2) -> Tensor:
+    """The kernel itself, into memory full of NaN."""
+    x, weights, heads, window, pool = given
+    by = 2 if pool else 1
+    out = torch.full((x.shape[0], x.shape[1] // by, x.shape[2] // by, weights[5].shape[0]), torch.nan, dtype=x.dtype)
+    ready = [w if w.ndim == 2 else w.float() for w in weights]
+    module = native()
+    assert module is not None
+    module.hiera_block(x, ready, out, heads, window, pool, 1e-6, threads, isa)
+    return out
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    return (found.double() - exact).square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("scale", [1.0, 8.0], ids="scale {}".format)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_errs_at_most_twice_as_much_as_torch(
+    isa: str, dtype: torch.dtype, scale: float, shape: tuple[int, int, int, int, int, int, bool]
+) -> None:
+    given = cast(case(*shape, scale=scale), dtype)
+    exact = hiera_block_reference(*cast(given, torch.float64), 1e-6)
+    theirs, mine = error(hiera_block_reference(*given, 1e-6), exact), error(poisoned(given, isa), exact)
+    # where torch is exact by luck (one key), a result rounded to its dtype is as good as can be
+    assert mine <= 2 * max(theirs, error(exact.to(dtype), exact)), (mine, theirs)
+
+
+@pytest.mark.parametrize("name", ["windows that stick out", "pooled small windows", "global, a part of a block"])
+def test_results_do_not_depend_on_threads_or_the_run_or_the_other_images(isa: str, name: str) -> None:
+    x, weights, *rest = case(*SHAPES[name], batch=3)
+    one = poisoned((x, weights, *rest), isa, threads=1)  # type: ignore[arg-type]
+    for threads in (1, 2, 3, 7):
+        assert torch.equal(poisoned((x, weights, *rest), isa, threads), one)  # type: ignore[arg-type]
+    for i in range(3):
+        assert torch.equal(poisoned((x[i : i + 1], weights, *rest), isa), one[i : i + 1])  # type: ignore[arg-type]
+
+
+def test_not_a_number_spoils_its_window_and_nothing_else(isa: str) -> None:
+    given = case(16, 16, 8, 8, 1, 4, False)
+    clean = poisoned(given, isa)
+    given[0][1, 5, 6, 2] = torch.nan
+    found = poisoned(given, isa)
+    spoilt = torch.zeros(2, 16, 16, dtype=torch.bool)
+    spoilt[1, 4:8, 4:8] = True
+    assert found[spoilt].isnan().all() and torch.equal(found[~spoilt], clean[~spoilt])
+
+
+def test_weights_may_be_narrower_than_the_tokens(isa: str) -> None:
+    """As under autocast: a float32 residual stream through bfloat16 products."""
+    x, weights, *rest = case(*SHAPES["windows that stick out"])
+    narrow = [w.bfloat16() if w.ndim == 2 else w for w in weights]
+    exact = hiera_block_reference(x.double(), [w.double() for w in narrow], *rest, 1e-6)  # type: ignore[arg-type]
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = error(hiera_block_reference(x, weights, *rest, 1e-6), exact)  # type: ignore[arg-type]
+    found = poisoned((x, narrow, *rest), isa)  # type: ignore[arg-type]
+    assert found.dtype == torch.float32 and error(found, exact) <= 2 * theirs
+
+
+def test_the_callers_autocast_decides_the_dtype_of_products() -> None:
+    x, weights, *rest = case(*SHAPES["pooled"])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = hiera_block(x, weights, *rest)
+    narrow = [w.bfloat16() if w.ndim == 2 else w for w in weights]
+    assert found.dtype == torch.float32 and torch.equal(found, hiera_block(x, narrow, *rest))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_gelu_is_at_least_as_good_as_torchs(isa: str, sign: int) -> None:
+    """An identity around the activation: two hidden channels per value, attention and norms out of the way."""
+    values = sign * torch.linspace(0, 12, 4096).view(1, 64, 64, 1)
+    weights = [torch.zeros(s) for s in ((2,), (2,), (6, 2), (6,), (2, 2), (2,), (2,), (2,), (2, 2), (2,), (2, 2), (2,))]
+    found = []
+    for value in values.flatten()[::61]:
+        weights[9] = torch.full((2,), value.item())  # the norm's scale is zero: the activation sees this bias alone
+        weights[10] = torch.eye(2)
+        found.append(poisoned((torch.zeros(1, 1, 1, 2), weights, 1, 1, False), isa)[0, 0, 0, 0])
+    x = values.flatten()[::61]
+    exact = F.gelu(x.double())
+    assert (torch.stack(found) - exact).abs().max() <= max((F.gelu(x) - exact).abs().max(), 1.2e-7 * exact.abs().max())
+
+
+def test_any_strides() -> None:
+    x, weights, *rest = case(*SHAPES["pooled"])
+    spread = [w.repeat_interleave(2, 0)[::2] for w in weights]
+    assert torch.equal(hiera_block(x.transpose(1, 2).contiguous().transpose(1, 2), spread, *rest), hiera_block(x, weights, *rest))
+
+
+def test_nothing_to_do() -> None:
+    x, weights, *rest = case(*SHAPES["pooled"])
+    assert hiera_block(x[:0], weights, *rest).shape == (0, 8, 8, 24)
+    assert hiera_block(x[:, :0], weights, *rest).shape == (2, 0, 8, 24)
+
+
+def test_auto_is_the_native_kernel_on_a_cpu() -> None:
+    given = case(*SHAPES["whole windows"])
+    assert torch.equal(hiera_block(*given), hiera_block(*given, backend="cpu"))
+    assert not torch.equal(hiera_block(*given), hiera_block(*given, backend="torch"))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda x, w, h, s, p: (x.double(), [t.double() for t in w], h, s, p), "float64"),
+        (lambda x, w, h, s, p: (x, [*w[:4], w[4].half(), *w[5:]], h, s, p), "float16"),
+        (lambda x, w, h, s, p: (x.requires_grad_(), w, h, s, p), "gradients"),
+        (lambda x, w, h, s, p: (x.to("meta"), w, h, s, p), "meta"),
+        (lambda x, w, h, s, p: (x[:, :15], w, h, s, p), "pools even windows on even grids"),
+        (lambda x, w, h, s, p: (x, w, h, 0, p), "pools even windows"),
+        (lambda x, w, h, s, p: (x, w, 8, s, p), "even widths"),
+    ],
+)
+def test_the_kernel_says_why_it_refuses(change: Callable[..., Case], reason: str) -> None:
+    with pytest.raises(BackendError, match=rf"hiera_block: cpu refuses: .*{reason}.*Would run: torch"):
+        hiera_block(*change(*case(*SHAPES["pooled"])), backend="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x, w, h, s, p: (x[0], w, h, s, p), "x: expected shape"),
+        (lambda x, w, h, s, p: (x, w[:12], h, s, p), "weights: expected 12 tensors, 14 where"),
+        (lambda x, w, h, s, p: (x, w[:12], h, s, False), "as many|12 channels out"),
+        (lambda x, w, h, s, p: (x, [*w[:2], w[2][:-1], *w[3:]], h, s, p), r"weights: qkv.weight: expected shape \(72, 12\)"),
+        (lambda x, w, h, s, p: (x, w, 5, s, p), "num_heads: expected a divisor of 24"),
+        (lambda x, w, h, s, p: (x, w, h, -1, p), "window: expected tokens"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(change: Callable[..., Case], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        hiera_block(*change(*case(*SHAPES["pooled"])))
+
+
+def test_the_binding_checks_for_itself(isa: str) -> None:
+    x, w, heads, window, pool = case(*SHAPES["pooled"])
+    wrong: Sequence[tuple[Tensor, list[Tensor], int, int, bool]] = (
+        (x[0], w, heads, window, pool),
+        (x.double(), w, heads, window, pool),
+        (x, w[:13], heads, window, pool),
+        (x, w[:12], heads, window, pool),
+        (x, [*w[:2], w[2].half(), *w[3:]], heads, window, pool),
+        (x, [*w[:8], w[8][:, 1:], *w[9:]], heads, window, pool),
+        (x, [*w[:12], w[12].t(), w[13]], heads, window, pool),
+        (x, w, 5, window, pool),
+        (x, w, heads, 65, pool),
+        (x, w, heads, 7, pool),
+    )
+    module = native()
+    assert module is not None
+    for arguments in wrong:
+        with pytest.raises(ValueError, match="expected"):
+            module.hiera_block(arguments[0], arguments[1], torch.zeros(2, 8, 8, 24), *arguments[2:], 1e-6, 2, isa)
+    with pytest.raises(ValueError, match="out: expected size 8 of dimension 1"):
+        module.hiera_block(x, w, torch.zeros(2, 7, 8, 24), heads, window, pool, 1e-6, 2, isa)
+
+
+def test_opcheck() -> None:
+    for name in ("pooled", "global"):
+        torch.library.opcheck(torch.ops.sam2_fast.hiera_block.default, (*case(*SHAPES[name]), 1e-6))
+
+
+def test_gradients_flow_through_the_definition() -> None:
+    block = Block(12, 24, 2, 4)
+    block(torch.randn(1, 8, 8, 12)).sum().backward()
+    assert all(p.grad is not None for p in block.parameters())
+
+
+def test_narrower_sets_are_only_for_tests() -> None:
+    x, weights, *rest = case(*SHAPES["pooled"])
+    assert op._native_block(x, weights, *rest, 1e-6, isa="portable").shape == (2, 8, 8, 24)
