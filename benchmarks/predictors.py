@@ -56,7 +56,7 @@ def stages(ours: Any, theirs: Any, hf: Any, name: str, image_size: int, options:
     image = torch.randn(1, 3, image_size, image_size, device=device)
     features = ours.encode_image(image)
     maps, pointers = torch.randn(1, 7, side * side, 64, device=device), torch.randn(1, 16, 256, device=device)
-    rows_, ages = torch.tensor([[6, 5, 4, 3, 2, 1, 0]], device=device), torch.arange(16.0, device=device)[None]
+    rows_, ages = [[6, 5, 4, 3, 2, 1, 0]], [list(range(16))]
     click = Points(torch.tensor([[[300.0, 200.0]]], device=device), torch.ones(1, 1, dtype=torch.int32, device=device))
     mask, presence = torch.randn(1, 1, image_size, image_size, device=device), torch.ones(1, 1, device=device)
     runs: dict[str, dict[str, Callable[[], Any]]] = {
@@ -111,9 +111,7 @@ def official_state(theirs: Any, maps: torch.Tensor, pointers: torch.Tensor, side
 def in_official_order(ours: Any, features: Any, maps: torch.Tensor, pointers: torch.Tensor) -> torch.Tensor:
     """Our attention over exactly what `official_state` holds."""
     order = [0, *range(15, 0, -1)]
-    ages = torch.tensor([[16.0, *range(1, 16)]], device=maps.device)
-    rows_ = torch.tensor([[6, 5, 4, 3, 2, 1, 0]], device=maps.device)
-    return ours.attend(features.low, maps, rows_, pointers[:, order], ages, 15)
+    return ours.attend(features.low, maps, [[6, 5, 4, 3, 2, 1, 0]], pointers[:, order], [[16, *range(1, 16)]], 15)
 
 
 def with_ratio(measured: list[Row]) -> list[Row]:

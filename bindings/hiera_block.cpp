@@ -1,10 +1,7 @@
 // Checks and launch of csrc/hiera_block.h.
 #include "csrc/hiera_block.h"
 
-#include <vector>
-
 #include "bindings/storage.h"
-#include "bindings/tensor.h"
 
 namespace sam2_fast {
 namespace {
@@ -15,42 +12,6 @@ constexpr int64_t kMaxChannels = 16384;  // of any layer
 const char* const kNames[] = {"norm1.weight", "norm1.bias", "qkv.weight", "qkv.bias",   "proj.weight", "proj.bias",       "norm2.weight",
                               "norm2.bias",   "fc1.weight", "fc1.bias",   "fc2.weight", "fc2.bias",    "shortcut.weight", "shortcut.bias"};
 
-void want_cpu(const View& x) {
-  if (x.t.device.type != dl::kCpu) refuse(x.name, "a tensor on the CPU", "device type " + std::to_string(x.t.device.type));
-  x.want_contiguous();
-}
-
-struct Weights {
-  std::vector<View> views;
-
-  explicit Weights(const py::sequence& tensors) {
-    const size_t count = py::len(tensors);
-    if (count != 12 && count != 14) refuse("weights", "12 tensors, or 14 with a shortcut", std::to_string(count));
-    views.reserve(count);
-    for (size_t i = 0; i < count; ++i) {
-      views.emplace_back(kNames[i], py::object(tensors[i]));
-      want_cpu(views.back());
-    }
-  }
-
-  const float* vector(size_t i, int64_t channels) const {
-    const View& x = views[i];
-    if (x.t.ndim != 1 || x.t.shape[0] != channels || storage_of(x) != Storage::kFloat32) {
-      refuse(x.name, "[" + std::to_string(channels) + "] float32", "another shape or dtype");
-    }
-    return x.data<const float>();
-  }
-
-  Linear linear(size_t i, int64_t rows, int64_t columns) const {
-    const View& x = views[i];
-    if (x.t.ndim != 2 || x.t.shape[0] != rows || x.t.shape[1] != columns) {
-      refuse(x.name, "[" + std::to_string(rows) + ", " + std::to_string(columns) + "]", "another shape");
-    }
-    if (storage_of(x) != storage_of(views[2])) refuse(x.name, "the dtype of qkv.weight", "another dtype");
-    return {x.data<const void>(), vector(i + 1, rows)};
-  }
-};
-
 void run(py::handle x_object, const py::sequence& tensors, py::handle out_object, int64_t heads, int64_t window, bool pool, double epsilon,
          int num_threads, const std::string& isa_name) {
   const View x("x", x_object), out("out", out_object);
@@ -58,7 +19,9 @@ void run(py::handle x_object, const py::sequence& tensors, py::handle out_object
     if (view->t.ndim != 4) refuse(view->name, "4 dimensions", std::to_string(view->t.ndim));
     want_cpu(*view);
   }
-  const Weights w(tensors);
+  const Weights w(tensors, kNames, 14);
+  const size_t count = w.views.size();
+  if (count != 12 && count != 14) refuse("weights", "12 tensors, or 14 with a shortcut", std::to_string(count));
   HieraBlockParams p{};
   p.storage = storage_of(x);
   if (storage_of(out) != p.storage) refuse("out", "the dtype of x", "another dtype");
@@ -73,7 +36,7 @@ void run(py::handle x_object, const py::sequence& tensors, py::handle out_object
   if (heads < 1 || p.dim_out % heads != 0 || p.dim_out / heads % 2 != 0)
     refuse("heads", "an even number of channels each", std::to_string(heads));
   if (window < 0 || window > kMaxWindow) refuse("window", "0 to 64", std::to_string(window));
-  if (pool != (w.views.size() == 14)) refuse("weights", "a shortcut exactly where queries are pooled", "the contrary");
+  if (pool != (count == 14)) refuse("weights", "a shortcut exactly where queries are pooled", "the contrary");
   if (pool && (window < 2 || window % 2 != 0 || p.height % 2 != 0 || p.width % 2 != 0))
     refuse("pool", "even sizes and a window", "odd ones or none");
   if (!pool && p.dim != p.dim_out) refuse("weights", "as many channels out as in", std::to_string(p.dim_out));

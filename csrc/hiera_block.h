@@ -5,14 +5,10 @@
 #include <cstdint>
 
 #include "csrc/cpu/isa.h"
+#include "csrc/cpu/linear.h"
 #include "csrc/cpu/storage.h"
 
 namespace sam2_fast {
-
-struct Linear {
-  const void* weight;  // [rows out, columns in], contiguous, `weights` of the params
-  const float* bias;   // [rows out]
-};
 
 struct HieraBlockParams {
   const void* x;    // [batch, height, width, dim], contiguous, `storage`

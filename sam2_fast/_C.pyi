@@ -22,3 +22,20 @@ def hiera_block(
     num_threads: int,
     isa: str,
 ) -> None: ...
+def memory_attention(
+    x: Tensor,
+    weights: list[Tensor],
+    table: Tensor,
+    maps: list[Tensor],
+    temporal: Tensor,
+    place: Tensor,
+    slots: list[int],
+    rows: list[int],
+    first: list[int],
+    pointers: Tensor,
+    pointer_positions: Tensor,
+    first_pointer: list[int],
+    out: Tensor,
+    num_threads: int,
+    isa: str,
+) -> None: ...

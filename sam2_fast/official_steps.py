@@ -135,12 +135,11 @@ class OfficialSteps(Sam2):
         # the oldest temporal row is the prompted frames', which come first; a frame may also be tracked, and then counts twice
         prompted = [t for t, row in zip(recall.maps, recall.rows, strict=True) if row == self.config.num_maps - 1]
         passed = [t for t in prompted if (t >= frame_idx if track_in_reverse else t <= frame_idx)]
-        maps = torch.stack([_map(m).to(device) for m in _look_up(bank, recall.maps, len(prompted))], 1)
+        maps = [_map(m).to(device) for m in _look_up(bank, recall.maps, len(prompted))]
         pointers = [m.pointer.to(device) for m in _look_up(bank, recall.pointers, len(passed))]
         stacked = torch.stack(pointers, 1) if pointers else low.new_zeros(batch, 0, self.config.hidden_dim)
-        rows = torch.tensor(recall.rows, dtype=torch.int64, device=device).expand(batch, -1)
-        ages = torch.tensor(recall.ages, dtype=torch.float32, device=device).expand(batch, -1)
-        return self.attend(low, maps, rows, stacked, ages, recall.longest)
+        of_each = [[m[i] for m in maps] for i in range(batch)]
+        return self.attend(low, of_each, [recall.rows] * batch, list(stacked), [recall.ages] * batch, recall.longest)
 
     def _encode_new_memory(
         self,

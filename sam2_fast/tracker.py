@@ -163,23 +163,13 @@ def recall(model: Sam2, session: VideoSession, track: ObjectTrack, frame: int, s
 
 
 def attend(model: Sam2, session: VideoSession, features: Features, tracks: Sequence[ObjectTrack], recalls: Sequence[Recall]) -> Tensor:
-    """Fused features [N, 256, h, w] of N objects; those with equally many memories go through the model together."""
-    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for i, r in enumerate(recalls):
-        groups[len(r.maps), len(r.pointers)].append(i)
-    fused: list[Tensor | None] = [None] * len(tracks)
-    for members in groups.values():
-        device = session.device
-        maps = torch.stack([torch.stack([_map(tracks[i], f) for f in recalls[i].maps]) for i in members]).to(device)
-        pointers = [torch.stack([_pointer(tracks[i], f) for f in recalls[i].pointers]) for i in members if recalls[i].pointers]
-        width = model.config.hidden_dim
-        stacked = torch.stack(pointers).to(device) if pointers else maps.new_zeros(len(members), 0, width)
-        rows = torch.tensor([recalls[i].rows for i in members], dtype=torch.int64).to(device)
-        ages = torch.tensor([recalls[i].ages for i in members], dtype=torch.float32).to(device)
-        result = model.attend(features.low, maps, rows, stacked, ages, recalls[members[0]].longest)
-        for i, one in zip(members, result.unbind(), strict=True):
-            fused[i] = one
-    return torch.stack([x for x in fused if x is not None])
+    """Fused features [N, 256, h, w] of N objects, which may remember differently much."""
+    maps, pointers = [], []
+    nothing = features.low.new_zeros(0, model.config.hidden_dim)
+    for track, r in zip(tracks, recalls, strict=True):
+        maps.append([_map(track, f).to(session.device) for f in r.maps])
+        pointers.append(torch.stack([_pointer(track, f) for f in r.pointers]).to(session.device) if r.pointers else nothing)
+    return model.attend(features.low, maps, [r.rows for r in recalls], pointers, [r.ages for r in recalls], recalls[0].longest)
 
 
 def _map(track: ObjectTrack, frame: int) -> Tensor:

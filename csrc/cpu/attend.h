@@ -24,9 +24,9 @@ struct Softmax {
   float* out;     // [value channels][64], to be divided by the totals
   float* maxima;  // [64] of scores, in base 2
   float* totals;  // [64]
-  static int64_t floats(int64_t value_channels) { return kBlock * (kBlock + value_channels + 2); }
-  Softmax(float* memory, int64_t value_channels)
-      : scores(memory), out(memory + kBlock * kBlock), maxima(out + value_channels * kBlock), totals(maxima + kBlock) {}
+  static int64_t floats(int64_t value_channels) { return kBlock * (value_channels + 2); }  // without the scores
+  Softmax(float* scores_of_a_block, float* state, int64_t value_channels)
+      : scores(scores_of_a_block), out(state), maxima(out + value_channels * kBlock), totals(maxima + kBlock) {}
 };
 
 // Scores of `count` keys to units of probabilities; maxima and totals brought up to date, `out` scaled to the new maxima.

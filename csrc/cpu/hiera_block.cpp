@@ -62,7 +62,7 @@ struct Block {
   }
 
   int64_t tile_bytes(int64_t columns) const {  // seven arrays and slack for vectors that start at a window's last columns
-    return 4 * (8 * widest * row_stride(columns) + 8 * kBlock + Softmax::floats(head)) + 64;
+    return 4 * (8 * widest * row_stride(columns) + 8 * kBlock + kBlock * kBlock + Softmax::floats(head)) + 64;
   }
 
   Tile<Dot> tile(char* memory, int64_t columns, int64_t out_columns) const {
@@ -79,7 +79,7 @@ struct Block {
             units(5),
             units(6),
             units(7),
-            Softmax(at + 8 * step, head)};
+            Softmax(at + 8 * step, at + 8 * step + kBlock * kBlock, head)};
   }
 
   void gather(const Window& window, float* x, int64_t stride) const {
@@ -165,7 +165,7 @@ struct Block {
     float* const sum = reinterpret_cast<float*>(t.k);  // keys are not needed any more
     linear(w.proj, p.dim_out, p.dim_out, t.o, stride, columns, t.f);
     add_rows(t.y, t.f, stride, p.proj.bias, p.dim_out, columns);
-    normalise<Dot>(t.y, stride, p.norm2_weight, p.norm2_bias, p.epsilon, p.dim_out, columns, t.n);
+    normalise<Dot>(t.y, stride, p.norm2_weight, p.norm2_bias, p.epsilon, p.dim_out, columns, t.n, stride);
     for (int64_t from = 0; from < p.hidden; from += p.dim_out) {
       const int64_t part = smaller(p.dim_out, p.hidden - from);
       linear(w.fc1 + from * (p.dim_out / depth), part, p.dim_out, t.n, stride, columns, t.f);
@@ -198,7 +198,7 @@ struct Block {
     }
     const int64_t columns = round_up(used, kColumns), out_columns = p.pool ? round_up(cells, kColumns) : columns;
     clear(t.x, t.stride, p.dim, used, columns);
-    normalise<Dot>(t.x, t.stride, p.norm1_weight, p.norm1_bias, p.epsilon, p.dim, columns, t.n);
+    normalise<Dot>(t.x, t.stride, p.norm1_weight, p.norm1_bias, p.epsilon, p.dim, columns, t.n, t.stride);
     project(t, 1, columns);
     pack_rows<Dot, Identity>(t.f, t.stride, bias_of(1), p.dim_out, columns, t.k, t.stride);
     project(t, 2, columns);
@@ -245,7 +245,7 @@ struct Block {
     const Window tokens = run_of(image, block);
     clear(t.x, t.stride, p.dim, tokens.tokens(), kBlock);
     gather(tokens, t.x, t.stride);
-    normalise<Dot>(t.x, t.stride, p.norm1_weight, p.norm1_bias, p.epsilon, p.dim, kBlock, t.n);
+    normalise<Dot>(t.x, t.stride, p.norm1_weight, p.norm1_bias, p.epsilon, p.dim, kBlock, t.n, t.stride);
     project(t, 0, kBlock);
     pack_rows<Dot, Identity>(t.f, t.stride, bias_of(0), p.dim_out, kBlock, all.q + block * all.pitch, kBlock);
     project(t, 1, kBlock);

@@ -134,10 +134,12 @@ struct DotBfloat16 {  // pairs of neighbours in one 32-bit unit, products summed
   static inline Unit pack(const float* x, int64_t stride) {
     return to_bfloat16(x[0]) | static_cast<uint32_t>(to_bfloat16(x[stride])) << 16;
   }
+  typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+  typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
   static inline __m256i round(Vec x) { return (__m256i)_mm512_cvtneps_pbh((__m512)x); }
   static inline void put(const Vec* rows, Unit* at) {
-    const __m512i low = _mm512_cvtepu16_epi32(round(rows[0])), high = _mm512_cvtepu16_epi32(round(rows[1]));
-    _mm512_storeu_si512(at, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    const Words low = __builtin_convertvector((Halves)round(rows[0]), Words), high = __builtin_convertvector((Halves)round(rows[1]), Words);
+    store(reinterpret_cast<float*>(at), (Vec)(low | high << 16));
   }
   static inline void put_row(Vec row, Unit* data, int64_t i) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(reinterpret_cast<uint16_t*>(data) + i), round(row));

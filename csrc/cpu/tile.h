@@ -145,7 +145,7 @@ inline void add_rows(float* x, const float* c, int64_t stride, const float* bias
 // out = units of the layer norm of x over its rows
 template <class Dot>
 void normalise(const float* x, int64_t stride, const float* weight, const float* bias, float epsilon, int64_t rows, int64_t columns,
-               typename Dot::Unit* out) {
+               typename Dot::Unit* out, int64_t out_stride) {
   for (int64_t i = 0; i < columns; i += kLanes) {
     Vec mean = Vec{}, square = Vec{};
     for (int64_t r = 0; r < rows; ++r) mean = mean + load(x + r * stride + i);
@@ -160,7 +160,7 @@ void normalise(const float* x, int64_t stride, const float* weight, const float*
     for (int64_t r = 0; r < rows; r += Dot::kDepth) {
       Vec values[Dot::kDepth];
       for (int d = 0; d < Dot::kDepth; ++d) values[d] = (load(x + (r + d) * stride + i) - mean) * scale * weight[r + d] + bias[r + d];
-      Dot::put(values, out + r / Dot::kDepth * stride + i);
+      Dot::put(values, out + r / Dot::kDepth * out_stride + i);
     }
   }
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,7 @@ from sam2_fast.model.memory_encoder import MemoryEncoder
 from sam2_fast.model.object_pointer import age_position, mix_absent, split_pointers
 from sam2_fast.model.position import sine_tokens
 from sam2_fast.model.prompt_encoder import PromptEncoder
+from sam2_fast.ops.memory_attention import Memories
 from sam2_fast.types import Features, Points, Prediction
 
 
@@ -75,23 +78,38 @@ class Sam2(nn.Module):
         """low: [B, 256, h, w] -> the same shape: what a frame that has no past is decoded from."""
         return low + self.no_mem_embed.view(1, -1, 1, 1)
 
-    def attend(self, low: Tensor, maps: Tensor, rows: Tensor, pointers: Tensor, ages: Tensor, longest: int) -> Tensor:
-        """Fuse a frame with what B objects remember. B objects with equal counts of maps and pointers.
+    def attend(
+        self,
+        low: Tensor,
+        maps: Sequence[Sequence[Tensor]],
+        rows: Sequence[Sequence[int]],
+        pointers: Sequence[Tensor],
+        ages: Sequence[Sequence[float]],
+        longest: int,
+    ) -> Tensor:
+        """Fuse a frame with what B objects remember; they may remember differently much, but at least a map or a pointer each.
 
-        low: [1 or B, 256, h, w]; maps: [B, M, h * w, 64]; rows: [B, M] int64 rows of the temporal table; pointers: [B, P, 256];
-        ages: [B, P] float32 frames; longest: the age that is scaled to 1. Returns [B, 256, h, w].
+        low: [1 or B, 256, h, w]; then for each object: maps [h * w, 64] and their rows of the temporal table; pointers [P, 256] and
+        their ages in frames; longest: the age that is scaled to 1. Returns [B, 256, h, w].
         Source: official `_prepare_memory_conditioned_features`.
         """
-        side, dtype = self.config.grid, low.dtype
-        memory_dim = self.config.memory_dim
+        side, dtype, memory_dim = self.config.grid, low.dtype, self.config.memory_dim
         project = getattr(self, "obj_ptr_tpos_proj", None)
-        split = pointers.shape[-1] // memory_dim
-        temporal = self.maskmem_tpos_enc[rows].squeeze(-2)  # [B, M, 1, 64]
-        place = self._memory_position().to(dtype) + temporal.to(dtype)  # [B, M, h * w, 64]
-        when = age_position(ages, longest, project, self.config.hidden_dim, memory_dim).to(dtype).repeat_interleave(split, dim=1)
-        memory = torch.cat([maps.to(dtype).flatten(1, 2), split_pointers(pointers.to(dtype), memory_dim)], dim=1)
-        position = torch.cat([place.flatten(1, 2), when], dim=1)
-        fused = self.memory_attention(to_tokens(low), self._image_position().to(dtype)[None], memory, position, split * pointers.shape[1])
+        split = self.config.hidden_dim // memory_dim
+        flat = torch.tensor([[age for mine in ages for age in mine]], dtype=torch.float32, device=low.device)
+        when = age_position(flat, longest, project, self.config.hidden_dim, memory_dim).to(dtype).repeat_interleave(split, dim=1)[0]
+        memories = Memories(
+            [m for mine in maps for m in mine],
+            list(range(sum(len(mine) for mine in maps))),
+            [row for mine in rows for row in mine],
+            [0, *accumulate(len(mine) for mine in maps)],
+            split_pointers(torch.cat(list(pointers)).to(dtype)[None], memory_dim)[0],
+            when,
+            [0, *accumulate(split * len(mine) for mine in pointers)],
+        )
+        temporal = self.maskmem_tpos_enc[:, 0, 0].to(dtype)
+        place = self._memory_position().to(dtype)
+        fused = self.memory_attention(to_tokens(low), self._image_position().to(dtype)[None], memories, temporal, place)
         return to_map(fused, side, side)
 
     def decode(self, low: Tensor, features: Features, points: Points | None, hint: Tensor | None, multimask: bool) -> Prediction:

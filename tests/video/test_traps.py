@@ -14,6 +14,7 @@ from sam2_fast.config import NO_OBJECT_LOGIT, PRESETS, Sam2Config
 from sam2_fast.masks import fill_holes, remove_holes_and_specks
 from sam2_fast.model.hiera import Hiera
 from sam2_fast.model.object_pointer import split_pointers
+from sam2_fast.ops.memory_attention import Memories
 from sam2_fast.ops.rope_attention import rope_attention, rope_table, rotate
 from sam2_fast.ops.window_attention import window_attention
 from sam2_fast.types import Points
@@ -56,7 +57,7 @@ def test_trap_04_prompted_maps_take_row_six_and_ages_are_scaled_by_the_longest(p
     model = predictor
     low, side = torch.randn(1, 256, 4, 4), 16
     maps, pointers = torch.randn(1, 1, side, 64), torch.randn(1, 1, 256)
-    run = lambda row, age, longest: model.attend(low, maps, torch.tensor([[row]]), pointers, torch.tensor([[age]]), longest)  # noqa: E731
+    run = lambda row, age, longest: model.attend(low, maps, [[row]], pointers, [[age]], longest)  # noqa: E731
     with torch.no_grad():
         assert torch.equal(run(6, 4.0, 8), run(6, 2.0, 4))
         assert not torch.equal(run(6, 4.0, 8), run(5, 4.0, 8))
@@ -65,10 +66,11 @@ def test_trap_04_prompted_maps_take_row_six_and_ages_are_scaled_by_the_longest(p
 
 def test_trap_05_a_tenth_of_the_position_is_added_to_the_input_of_memory_attention(predictor: Any) -> None:
     attention = predictor.memory_attention
-    x, position, memory = torch.randn(1, 16, 256), torch.randn(1, 16, 256), torch.randn(1, 16, 64)
+    x, position, memory = torch.randn(1, 16, 256), torch.randn(1, 16, 256), torch.randn(16, 64)
+    memories = Memories([memory], [0], [0], [0, 1], torch.zeros(0, 64), torch.zeros(0, 64), [0, 0])
     with torch.no_grad():
-        a = attention(x, position, memory, memory, 0)
-        b = attention(x + 0.1 * position, torch.zeros_like(position), memory, memory, 0)
+        a = attention(x, position, memories, torch.zeros(1, 64), memory)
+        b = attention(x + 0.1 * position, torch.zeros_like(position), memories, torch.zeros(1, 64), memory)
     assert torch.equal(a, b)
 
 
