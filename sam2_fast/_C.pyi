@@ -39,3 +39,18 @@ def memory_attention(
     num_threads: int,
     isa: str,
 ) -> None: ...
+def mask_decoder(
+    image: Tensor,
+    mid: Tensor,
+    high: Tensor,
+    position: Tensor,
+    prompts: Tensor,
+    present: Tensor | None,
+    weights: list[Tensor],
+    heads: int,
+    first_mask_token: int,
+    logits: Tensor,
+    tokens: Tensor,
+    num_threads: int,
+    isa: str,
+) -> None: ...

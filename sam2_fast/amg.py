@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from itertools import product
 from typing import Any
 
@@ -64,13 +64,13 @@ class MaskData:
         for name, values in new_stats.items():
             old = self._stats.get(name)
             if old is None:
-                self._stats[name] = deepcopy(values)
+                self._stats[name] = list(map(copy, values)) if isinstance(values, list) else deepcopy(values)
             elif isinstance(values, Tensor):
                 self._stats[name] = torch.cat([torch.as_tensor(old), values])
             elif isinstance(values, np.ndarray):
                 self._stats[name] = np.concatenate([np.asarray(old), values])
             else:
-                self._stats[name] = [*old, *deepcopy(values)]
+                self._stats[name] = [*old, *map(copy, values)]
 
     def to_numpy(self) -> None:
         """Tensors become float32 arrays."""

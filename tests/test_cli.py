@@ -221,7 +221,7 @@ def test_ctrl_c_is_exit_code_130_and_leaves_no_half_video(monkeypatch: pytest.Mo
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT to another process")
 def test_a_real_interrupt_ends_the_program_with_130(tmp_path: Path) -> None:
-    arguments = ["track", EXAMPLES / "clip.mp4", "--point", "40,212", "--image-size", "512", "--device", "cpu", "--no-overlay"]
+    arguments = ["track", EXAMPLES / "clip.mp4", "--point", "40,212", "--image-size", "1024", "--device", "cpu", "--no-overlay"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(
         [sys.executable, "-m", "sam2_fast.cli", *map(str, arguments)], cwd=tmp_path, env=environment, stderr=subprocess.PIPE

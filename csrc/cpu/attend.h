@@ -22,14 +22,15 @@ struct Keys {
 struct Softmax {
   float* scores;  // [64][64], scratch; then probabilities
   float* out;     // [value channels][64], to be divided by the totals
-  float* maxima;  // [64] of scores, in base 2
+  float* maxima;  // [64] of the scores
   float* totals;  // [64]
   static int64_t floats(int64_t value_channels) { return kBlock * (value_channels + 2); }  // without the scores
   Softmax(float* scores_of_a_block, float* state, int64_t value_channels)
       : scores(scores_of_a_block), out(state), maxima(out + value_channels * kBlock), totals(maxima + kBlock) {}
 };
 
-// Scores of `count` keys to units of probabilities; maxima and totals brought up to date, `out` scaled to the new maxima.
+// Scores of `count` keys, to be multiplied by `scale` for powers of two, to units of probabilities; maxima and totals brought up to date,
+// `out` scaled to the new maxima. The maximum is taken off before anything is rounded: scores may be large where attention is sharp.
 template <class Dot>
 void soften(const Softmax& state, int64_t count, int64_t columns, int64_t value_channels, float scale, bool first) {
   typename Dot::Unit* const units = reinterpret_cast<typename Dot::Unit*>(state.scores);
@@ -37,12 +38,11 @@ void soften(const Softmax& state, int64_t count, int64_t columns, int64_t value_
     float* const scores = state.scores + i;
     Vec top = load(scores);
     for (int64_t j = 1; j < count; ++j) top = larger(load(scores + j * kBlock), top);
-    top = top * scale;
     Vec total = Vec{}, added = Vec{};
     if (!first) {
       const Vec before = load(state.maxima + i);
       top = larger(before, top);
-      const Vec shrink = exp2_of(before - top);
+      const Vec shrink = exp2_of((before - top) * scale);
       total = load(state.totals + i) * shrink;
       for (int64_t c = 0; c < value_channels; ++c) store(state.out + c * kBlock + i, load(state.out + c * kBlock + i) * shrink);
     }
@@ -50,7 +50,7 @@ void soften(const Softmax& state, int64_t count, int64_t columns, int64_t value_
     for (int64_t j = 0; j < count; j += Dot::kDepth) {
       Vec values[Dot::kDepth];
       for (int d = 0; d < Dot::kDepth; ++d) {
-        values[d] = j + d < count ? exp2_of(load(scores + (j + d) * kBlock) * scale - top) : Vec{};
+        values[d] = j + d < count ? exp2_of((load(scores + (j + d) * kBlock) - top) * scale) : Vec{};
         added = added + values[d];
       }
       Dot::put(values, units + j / Dot::kDepth * kBlock + i);

@@ -132,7 +132,6 @@ struct Block {
     multiply<Dot>({w.pad_key + h * steps, 0, 1}, q, stride, state.maxima, kBlock, 1, columns, steps, false);
     const float* const value = bias_of(2) + h * head;
     for (int64_t i = 0; i < columns; i += kLanes) {
-      store(state.maxima + i, load(state.maxima + i) * scale);
       store(state.totals + i, fill(static_cast<float>(window.padded)));
       for (int64_t c = 0; c < head; ++c) store(state.out + c * kBlock + i, fill(static_cast<float>(window.padded) * value[c]));
     }

@@ -84,11 +84,8 @@ struct Stack {
     }
   }
 
-  // out[columns of `count` rows][64] = rows of a stored tensor, zeros beyond `count`
   void gather(const void* data, Storage storage, int64_t first, int64_t count, int64_t columns, float* out, int64_t stride) const {
-    for (int64_t i = 0; i < kBlock; ++i) {
-      for (int64_t c = 0; c < columns; ++c) out[c * stride + i] = i < count ? read(data, storage, (first + i) * columns + c) : 0;
-    }
+    gather_rows(data, storage, columns, count, kBlock, out, stride, [&](int64_t i) { return first + i; });
   }
 
   int64_t count_of(int64_t block) const { return smaller(kBlock, p.tokens - block * kBlock); }
@@ -261,18 +258,6 @@ struct Stack {
   }
 
   const float* zeros = nullptr;  // [memory_dim]
-};
-
-// Hands out parts of one allocation; with no memory it only counts.
-struct Arena {
-  char* memory;
-  int64_t used = 0;
-  template <class T>
-  T* take(int64_t count) {
-    T* const at = reinterpret_cast<T*>(memory + used);
-    used += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
-    return at;
-  }
 };
 
 template <class Dot>

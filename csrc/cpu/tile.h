@@ -13,7 +13,7 @@ namespace sam2_fast {
 namespace SAM2_FAST_ISA {
 
 constexpr int64_t kColumns = 16;  // a tile's width in tokens is a multiple: a vector of the widest set
-constexpr int64_t kPart = 192;    // steps of a sum that are added up at once; a part of 64 columns is 24 KB, for a first-level cache
+constexpr int64_t kPart = 192;    // steps of a sum that are added up at once; fewer err less, more write results less often
 constexpr float kLog2E = 1.4426950408889634f;
 
 inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
@@ -66,8 +66,8 @@ inline void multiply_strip(Left<typename Dot::Unit> a, const typename Dot::Unit*
 // c[rows][columns] = (accumulate ? c : 0) + a[rows][steps] b[steps][columns]; columns: a multiple of kColumns.
 template <class Dot>
 void multiply(Left<typename Dot::Unit> a, const typename Dot::Unit* b, int64_t b_stride, float* c, int64_t c_stride, int64_t rows,
-              int64_t columns, int64_t steps, bool accumulate) {
-  const int64_t parts = (steps + kPart - 1) / kPart, vectors = columns / kLanes;
+              int64_t columns, int64_t steps, bool accumulate, int64_t part_steps = kPart) {
+  const int64_t parts = (steps + part_steps - 1) / part_steps, vectors = columns / kLanes;
   const int64_t strips = (vectors + kTileVectors - 1) / kTileVectors;
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t from = steps * part / parts, count = steps * (part + 1) / parts - from;
@@ -155,7 +155,7 @@ void normalise(const float* x, int64_t stride, const float* weight, const float*
       square = square + d * d;
     }
     const Vec variance = square / static_cast<float>(rows) + epsilon;
-    Vec scale;
+    Vec scale = Vec{};
     for (int l = 0; l < kLanes; ++l) scale[l] = 1.0f / std::sqrt(variance[l]);
     for (int64_t r = 0; r < rows; r += Dot::kDepth) {
       Vec values[Dot::kDepth];
@@ -170,6 +170,15 @@ inline float read(const void* data, Storage storage, int64_t i) {
   if (storage == Storage::kFloat32) return static_cast<const float*>(data)[i];
   const uint16_t half = static_cast<const uint16_t*>(data)[i];
   return storage == Storage::kBfloat16 ? from_bfloat16(half) : from_float16(half);
+}
+
+// out[channels][stride] = column i from row `row(i)` of a stored tensor; zeros from `count` to `columns`
+template <class Row>
+void gather_rows(const void* data, Storage storage, int64_t channels, int64_t count, int64_t columns, float* out, int64_t stride, Row row) {
+  for (int64_t i = 0; i < columns; ++i) {
+    const int64_t from = i < count ? row(i) * channels : 0;
+    for (int64_t c = 0; c < channels; ++c) out[c * stride + i] = i < count ? read(data, storage, from + c) : 0;
+  }
 }
 
 inline void write(void* data, Storage storage, int64_t i, float x) {
@@ -196,6 +205,18 @@ struct Copies {
       copy[i / Dot::kDepth] = Dot::pack(values, 1);
     }
     return copy;
+  }
+};
+
+// Hands out parts of one allocation; with no memory it only counts.
+struct Arena {
+  char* memory;
+  int64_t used = 0;
+  template <class T>
+  T* take(int64_t count) {
+    T* const at = reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(memory) + used);
+    used += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
+    return at;
   }
 };
 

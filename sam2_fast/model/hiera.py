@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_fast.config import Sam2Config
-from sam2_fast.model.layers import MLP, Kept
+from sam2_fast.model.layers import MLP, Kept, parameters_of
 from sam2_fast.ops.hiera_block import hiera_block
 
 
@@ -51,8 +51,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, H, W, dim] -> [B, H', W', dim_out], H' = H / 2 where queries are pooled."""
         layers = [self.norm1, self.attn.qkv, self.attn.proj, self.norm2, *self.mlp.layers, *([self.proj] if self.pool else [])]
-        weights = [getattr(layer, name) for layer in layers for name in ("weight", "bias")]
-        return hiera_block(x, weights, self.num_heads, self.window, self.pool, self.norm1.eps)
+        return hiera_block(x, parameters_of(*layers), self.num_heads, self.window, self.pool, self.norm1.eps)
 
 
 class Hiera(nn.Module):

@@ -120,6 +120,11 @@ def folded(inner: nn.Conv2d, outer: nn.Conv2d, x: Tensor) -> Tensor:
     return F.conv2d(x, weight.to(dtype)[..., None, None], None if bias is None else bias.to(dtype))
 
 
+def parameters_of(*layers: nn.Module) -> list[Tensor]:
+    """Weight and bias of each layer, as ops take them."""
+    return [t for layer in layers for t in (layer.weight, layer.bias)]  # type: ignore[misc]
+
+
 def to_tokens(x: Tensor) -> Tensor:
     """[B, C, H, W] -> [B, H * W, C]."""
     return x.flatten(2).transpose(1, 2)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from sam2_fast.config import Options, Sam2Config
-from sam2_fast.model.layers import MLP, LayerNorm2d, to_map, to_tokens
+from sam2_fast.model.layers import MLP, LayerNorm2d, parameters_of, to_tokens
 from sam2_fast.model.two_way_transformer import TwoWayTransformer
+from sam2_fast.ops.mask_decoder import mask_decoder
 from sam2_fast.types import Prediction
 
 NUM_MASKS = 4  # one for an unambiguous prompt, three for an ambiguous one
@@ -54,31 +55,37 @@ class MaskDecoder(nn.Module):
         """
         first = torch.cat([self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight])
         sparse = sparse.to(first.dtype)
-        tokens = torch.cat([first.expand(sparse.shape[0], -1, -1), sparse], dim=1)  # [B, 6 + P, dim]
-        image = (low + dense).expand(tokens.shape[0], -1, -1, -1)
+        prompts = torch.cat([first.expand(sparse.shape[0], -1, -1), sparse], dim=1)  # [B, 6 + P, dim]
         if present is not None:
             present = torch.cat([present.new_ones(present.shape[0], first.shape[0]), present], dim=1)
-        tokens, pixels = self.transformer(to_tokens(image), to_tokens(position.to(image.dtype)), tokens, present)
-        upscaled = self._upscale(to_map(pixels, *image.shape[-2:]), high, mid)  # [B, dim / 8, 4h, 4w]
+        single = not multimask and not options.dynamic_multimask_via_stability
+        which = range(1) if single else range(1, NUM_MASKS) if multimask else range(NUM_MASKS)
+        image, mid, high = (x.permute(0, 2, 3, 1) for x in (low + dense, mid, high))
+        place = to_tokens(position)[0]
+        weights = [*self.transformer.weights(), *self._upscaling(), *self._hyper(which)]
+        heads = self.transformer.num_heads
+        logits, tokens = mask_decoder(image, mid, high, place, prompts, present, weights, heads, 2 + which[0])
         iou = self.iou_prediction_head(tokens[:, 1])
         mask_tokens = tokens[:, 2 : 2 + NUM_MASKS]
         presence = self.pred_obj_score_head(tokens[:, 0])
         if multimask:
-            return Prediction(self._masks(mask_tokens, upscaled, range(1, NUM_MASKS)), iou[:, 1:], mask_tokens[:, 1:], presence)
-        if not options.dynamic_multimask_via_stability:
-            return Prediction(self._masks(mask_tokens, upscaled, range(1)), iou[:, :1], mask_tokens[:, :1], presence)
-        logits, iou = stable_or_best(self._masks(mask_tokens, upscaled, range(NUM_MASKS)), iou, options)
+            return Prediction(logits, iou[:, 1:], mask_tokens[:, 1:], presence)
+        if single:
+            return Prediction(logits, iou[:, :1], mask_tokens[:, :1], presence)
+        logits, iou = stable_or_best(logits, iou, options)
         # the pointer stays that of the single mask: training saw no other
         return Prediction(logits, iou, mask_tokens[:, :1], presence)
 
-    def _upscale(self, pixels: Tensor, high: Tensor, mid: Tensor) -> Tensor:
-        up1, norm, act, up2, act2 = self.output_upscaling
-        pixels = act(norm(up1(pixels) + mid))
-        return act2(up2(pixels) + high)
+    def _upscaling(self) -> list[Tensor]:
+        """The transposed convolutions as matrices: rows by place in the cell, then channel."""
+        up1, norm, _, up2, _ = self.output_upscaling
+        matrices = [up.weight.permute(2, 3, 1, 0).flatten(0, 2) for up in (up1, up2)]  # type: ignore[operator]
+        return [matrices[0], up1.bias, *parameters_of(norm), matrices[1], up2.bias]  # type: ignore[list-item]
 
-    def _masks(self, mask_tokens: Tensor, upscaled: Tensor, which: range) -> Tensor:
-        weights = torch.stack([self.output_hypernetworks_mlps[i](mask_tokens[:, i]) for i in which], dim=1)  # [B, M, dim / 8]
-        return (weights @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
+    def _hyper(self, which: range) -> list[Tensor]:
+        """The layers by which the mask tokens `which` draw."""
+        networks = [self.output_hypernetworks_mlps[i] for i in which]
+        return [t for network in networks if isinstance(network, MLP) for t in parameters_of(*network.layers)]
 
 
 def stable_or_best(logits: Tensor, iou: Tensor, options: Options) -> tuple[Tensor, Tensor]:

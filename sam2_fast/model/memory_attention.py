@@ -7,7 +7,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from sam2_fast.config import Sam2Config
-from sam2_fast.model.layers import Table
+from sam2_fast.model.layers import Table, parameters_of
 from sam2_fast.ops.memory_attention import Memories, memory_attention
 from sam2_fast.ops.rope_attention import rope_table
 
@@ -43,7 +43,7 @@ class MemoryAttentionLayer(nn.Module):
     def weights(self) -> list[Tensor]:
         """The 26 tensors that `ops.memory_attention` takes of a layer."""
         attentions = [self.norm1, *self.self_attn.parts(), self.norm2, *self.cross_attn_image.parts()]
-        return [t for part in (*attentions, self.norm3, self.linear1, self.linear2) for t in (part.weight, part.bias)]  # type: ignore[misc]
+        return parameters_of(*attentions, self.norm3, self.linear1, self.linear2)
 
 
 class MemoryAttention(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sam2_fast.config import Sam2Config
-from sam2_fast.model.layers import LayerNorm2d
+from sam2_fast.model.layers import Kept, LayerNorm2d
 from sam2_fast.model.position import RandomPosition
 
 
@@ -21,6 +21,7 @@ class PromptEncoder(nn.Module):
         self.image_embedding_size = (side, side)
         self.mask_input_size = (4 * side, 4 * side)
         self.pe_layer = RandomPosition(dim)
+        self._places = Kept()
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, dim) for _ in range(4))  # negative, positive, box corners
         self.not_a_point_embed = nn.Embedding(1, dim)
         self.mask_downscaling = nn.Sequential(
@@ -36,7 +37,8 @@ class PromptEncoder(nn.Module):
 
     def get_dense_pe(self) -> Tensor:
         """[1, dim, h, w]: the encoding of every token's place, shared by points and image."""
-        return self.pe_layer.grid(self.image_embedding_size[0])
+        side, matrix = self.image_embedding_size[0], self.pe_layer.positional_encoding_gaussian_matrix
+        return self._places.get(lambda: self.pe_layer.grid(side), (matrix,), side)
 
     def embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
         """coords: [B, P, 2] (x, y) in model pixels; labels: [B, P] -> [B, P, dim]. Label -1 is padding: its place is ignored."""

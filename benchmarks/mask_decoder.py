@@ -1,0 +1,107 @@
+"""The mask decoder on a CPU: one click and 64 on an encoded image, against torch's layers and the official package."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from benchmarks import peers
+from benchmarks.timing import Options, Row, interleaved, matrix_peak, require, rows
+from sam2_fast.build_sam import build_sam2
+from sam2_fast.ops import mask_decoder as op
+from sam2_fast.ops.mask_decoder import mask_decoder_reference
+from sam2_fast.types import Features, Points
+
+
+def operations(side: int, prompts: int) -> int:
+    """Multiplications and additions of the linear layers on image tokens; what the first layer shares is counted once."""
+    dim, tokens = 256, side * side
+    half = dim * dim // 2
+    first, others = 3 * half, 7 * half  # q, k, v; then out, the second layer's q, k, v, out, and the last k, v
+    upscaling = dim * dim + 4 * (dim // 4) * (dim // 2)
+    return 2 * tokens * (first + prompts * (others + upscaling))
+
+
+class Recorded:
+    """The arguments that the model passes to the op, so that torch's layers get the same."""
+
+    def __init__(self) -> None:
+        self.arguments: tuple[Any, ...] = ()
+
+    def __call__(self, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        self.arguments = arguments
+        return op.mask_decoder(*arguments)
+
+
+def arguments_of(decode: Callable[[], Any]) -> tuple[Any, ...]:
+    """What `decode` calls the op with."""
+    from unittest.mock import patch
+
+    recorded = Recorded()
+    with patch("sam2_fast.model.mask_decoder.mask_decoder", recorded):
+        decode()
+    return recorded.arguments
+
+
+def official(theirs: Any, low: torch.Tensor, features: Features, points: Points) -> torch.Tensor:
+    """Three masks of each click from the official decoder."""
+    sparse, dense = theirs.sam_prompt_encoder(points=(points.coords, points.labels), boxes=None, masks=None)
+    return theirs.sam_mask_decoder(
+        image_embeddings=low,
+        image_pe=theirs.sam_prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=True,
+        repeat_image=len(points.coords) > 1,
+        high_res_features=[features.high, features.mid],
+    )[0]
+
+
+@torch.inference_mode()
+def measure(options: Options) -> Iterator[Row]:
+    """Points to three masks each, float32 and bfloat16 autocast."""
+    if options.device.type != "cpu":
+        return
+    size = 256 if options.quick else 1024
+    side, generator, last = size // 16, torch.Generator().manual_seed(0), torch.channels_last
+    ours = build_sam2("tiny", device="cpu", seed=0, image_size=size)
+    theirs = peers.official("tiny", ours.state_dict(), size, options.device) if "official" in (options.peers or ("official",)) else None
+    shapes = ((256, side), (64, 2 * side), (32, 4 * side))
+    low, mid, high = (torch.randn(1, c, s, s, generator=generator).contiguous(memory_format=last) for c, s in shapes)
+    features = Features(low, mid, high)
+    for narrow in (False, True):
+        dtype = torch.bfloat16 if narrow else torch.float32
+        best = matrix_peak(options.device, dtype)
+        for count in (1, 64):
+            points = Points(torch.rand(count, 1, 2, generator=generator) * size, torch.ones(count, 1, dtype=torch.int32))
+            decode = lambda p=points: ours.decode(low, features, p, None, True).logits  # noqa: E731
+            functions: dict[str, Callable[[], torch.Tensor]] = {"sam2_fast": decode}
+            given = arguments_of(decode)
+            functions["torch"] = lambda g=given: mask_decoder_reference(*g)[0]
+            if theirs is not None:
+                functions["official"] = lambda p=points: official(theirs, low, features, p)
+            exact = functions["torch"]().double()
+            case = f"tiny {size}, {count} clicks, {'bfloat16 autocast' if narrow else 'float32'}"
+            with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+                error = {who: _error(function(), exact) for who, function in functions.items()}
+                slack = 0.0 if narrow else 1e-6 * exact.square().mean().sqrt().item()  # the yardstick is itself float32
+                require(error["sam2_fast"] <= max(2 * error["torch"], slack), case, "sam2_fast")
+                times = interleaved(functions, options)
+            mine, flops = statistics.median(times["sam2_fast"]), operations(side, count)
+            notes = {
+                who: {
+                    "x ours": statistics.median(t) / mine,
+                    "GFLOP/s": flops / statistics.median(t) / 1e6,
+                    "% of matrix peak": flops / statistics.median(t) / 1e4 / best,
+                    "rms error": error[who],
+                }
+                for who, t in times.items()
+            }
+            yield from rows(case, times, notes)
+
+
+def _error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return (found.double() - exact).square().mean().sqrt().item()

@@ -1,0 +1,280 @@
+"""The mask decoder as one op: prompt tokens and image tokens attend to each other, the image is upscaled, mask tokens draw masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sam2_fast.ops.native import is_plain, native, no_cpu
+from sam2_fast.ops.registry import Implementation, choose, register
+
+_library = torch.library.Library("sam2_fast", "FRAGMENT")
+_STORED = (torch.float32, torch.bfloat16, torch.float16)
+_EPS, _MAP_EPS = 1e-5, 1e-6  # of the tokens' norms, of the norm between the upscalings
+_ATTENTION = ("q", "k", "v", "out")
+LAYER = (
+    *(f"self {part}" for part in _ATTENTION), "norm1", *(f"token to image {part}" for part in _ATTENTION), "norm2", "fc1", "fc2", "norm3",
+    "norm4", *(f"image to token {part}" for part in _ATTENTION),
+)  # fmt: skip
+"""What a layer's 36 tensors are, weight and bias each, in this order."""
+REST = (*(f"last {part}" for part in _ATTENTION), "last norm", "up1", "up norm", "up2")
+"""And the 16 after the two layers; then each mask's three linear layers."""
+
+
+def mask_decoder(
+    image: Tensor,
+    mid: Tensor,
+    high: Tensor,
+    position: Tensor,
+    prompts: Tensor,
+    present: Tensor | None,
+    weights: Sequence[Tensor],
+    num_heads: int,
+    first_mask_token: int,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Masks of B objects and what their prompt tokens became.
+
+    image: [1 or B, h, w, C] fused features plus the embedding of a mask hint; with 1 its share of the first layer is computed once.
+    mid, high: [1 or B, 2h, 2w, C / 4] and [1 or B, 4h, 4w, C / 8]; position: [h * w, C] of the image's tokens.
+    prompts: [B, T, C] tokens, their own position too; present: [B, T] bool, tokens that exist (None: all); all mask tokens must.
+    weights: 88 tensors as `LAYER` (twice) and `REST` name them, then 6 for each of M masks; "up1" [C, C] and "up2" [C / 2, C / 4] have
+        rows by place in the 2 x 2 cell (dy, dx), then channel, and biases [C / 4] and [C / 8].
+    Mask m is drawn by token first_mask_token + m. backend: "auto", "cpu" or "torch".
+    Returns logits [B, M, 4h, 4w], float32 or wider, and tokens [B, T, C] in the dtype of prompts, zero where not present (torch: what
+    comes out there). Raises ValueError for shapes that do not fit, BackendError where the named backend cannot run.
+    Source: official `MaskDecoder.predict_masks`.
+    """
+    _check(image, mid, high, position, prompts, present, weights, num_heads, first_mask_token)
+    arguments = (image, mid, high, position, prompts, present, weights, num_heads, first_mask_token)
+    tensors = _tensors(*arguments[:7])
+    if backend == "auto" and (torch.compiler.is_compiling() or not is_plain(*tensors)):
+        if image.device.type != "cpu" or _wants_gradients(tensors):
+            return mask_decoder_reference(*arguments)
+        logits, tokens = torch.ops.sam2_fast.mask_decoder(
+            image, mid, high, position, prompts, present, list(weights), num_heads, first_mask_token
+        )
+        return logits, tokens
+    logits, tokens = choose("mask_decoder", backend, *arguments).run(*arguments)
+    return logits, tokens
+
+
+def _tensors(
+    image: Tensor, mid: Tensor, high: Tensor, position: Tensor, prompts: Tensor, present: Tensor | None, weights: Sequence[Tensor]
+) -> list[Tensor]:
+    return [image, mid, high, position, prompts, *weights, *([] if present is None else [present])]
+
+
+def _check(
+    image: Tensor,
+    mid: Tensor,
+    high: Tensor,
+    position: Tensor,
+    prompts: Tensor,
+    present: Tensor | None,
+    weights: Sequence[Tensor],
+    num_heads: int,
+    first_mask_token: int,
+) -> None:
+    if image.ndim != 4 or prompts.ndim != 3:
+        raise ValueError(f"image, prompts: expected [1 or B, h, w, C] and [B, T, C], got {tuple(image.shape)} and {tuple(prompts.shape)}")
+    (images, height, width, dim), objects = image.shape, prompts.shape[0]
+    frames = mid.shape[0] if mid.ndim else 0
+    if images not in (1, objects) or frames not in (1, objects):
+        raise ValueError(f"image, mid: expected 1 or one for each of {objects} objects, got {images} and {frames}")
+    expected = {
+        "mid": (mid, (frames, 2 * height, 2 * width, dim // 4)),
+        "high": (high, (frames, 4 * height, 4 * width, dim // 8)),
+        "position": (position, (height * width, dim)),
+        "prompts": (prompts, (objects, prompts.shape[1], dim)),
+        "present": (prompts[..., 0] if present is None else present, tuple(prompts.shape[:2])),
+    }
+    for name, (x, shape) in expected.items():
+        if tuple(x.shape) != shape:
+            raise ValueError(f"{name}: expected shape {shape} for image of shape {tuple(image.shape)}, got {tuple(x.shape)}")
+    masks = (len(weights) - 88) // 6
+    if masks < 1 or len(weights) != 88 + 6 * masks:
+        raise ValueError(f"weights: expected 88 tensors and 6 for each mask, got {len(weights)}")
+    if dim % 8 or num_heads < 1 or (dim // 2) % num_heads:
+        raise ValueError(f"num_heads: expected a divisor of {dim // 2} channels, got {num_heads}")
+    if first_mask_token < 0 or first_mask_token + masks > prompts.shape[1]:
+        raise ValueError(f"first_mask_token: expected {masks} mask tokens among {prompts.shape[1]} prompts, got {first_mask_token}")
+    _check_weights(weights, dim, weights[20].shape[0])
+
+
+def _check_weights(weights: Sequence[Tensor], dim: int, hidden: int) -> None:
+    square, down, up = [(dim, dim), (dim,)], [(dim // 2, dim), (dim // 2,)], [(dim, dim // 2), (dim,)]
+    norm, narrow = [(dim,), (dim,)], [*down * 3, *up]
+    mlp = [(hidden, dim), (hidden,), (dim, hidden), (dim,)]
+    layer = [*square * 4, *norm, *narrow, *norm, *mlp, *norm, *norm, *narrow]
+    upscaling = [(dim, dim), (dim // 4,), (dim // 4,), (dim // 4,), (dim // 2, dim // 4), (dim // 8,)]
+    mask = [*square * 2, (dim // 8, dim), (dim // 8,)]
+    shapes = [*layer * 2, *narrow, *norm, *upscaling, *mask * ((len(weights) - 88) // 6)]
+    for i, (weight, shape) in enumerate(zip(weights, shapes, strict=True)):
+        if tuple(weight.shape) != shape:
+            raise ValueError(f"weights: {_name(i)}: expected shape {shape}, got {tuple(weight.shape)}")
+
+
+def _name(i: int) -> str:
+    part = ("weight", "bias")[i % 2]
+    if i < 72:
+        return f"layer {i // 36}, {LAYER[i % 36 // 2]}.{part}"
+    return f"{REST[(i - 72) // 2]}.{part}" if i < 88 else f"mask {(i - 88) // 6}, layer {(i - 88) % 6 // 2}.{part}"
+
+
+def mask_decoder_reference(
+    image: Tensor,
+    mid: Tensor,
+    high: Tensor,
+    position: Tensor,
+    prompts: Tensor,
+    present: Tensor | None,
+    weights: Sequence[Tensor],
+    num_heads: int,
+    first_mask_token: int,
+) -> tuple[Tensor, Tensor]:
+    """The definition, in torch."""
+    pixels, tokens, place = image.flatten(1, 2), prompts, position.to(image.dtype)
+    for i in range(2):
+        w = weights[36 * i : 36 * i + 36]
+        # in the first layer the tokens are still their own position: nothing to add, nothing to keep
+        q = tokens if i == 0 else tokens + prompts
+        looked = _attend(q, q, tokens, present, w[:8], num_heads)
+        tokens = _norm(looked if i == 0 else tokens + looked, w[8:10])
+        tokens = _norm(tokens + _attend(tokens + prompts, pixels + place, pixels, None, w[10:18], num_heads), w[18:20])
+        tokens = _norm(tokens + F.linear(F.relu(F.linear(tokens, w[20], w[21])), w[22], w[23]), w[24:26])
+        looked = _attend(pixels + place, tokens + prompts, tokens, present, w[28:36], num_heads)
+        pixels = _norm(pixels + looked, w[26:28])
+    w = weights[72:88]
+    tokens = _norm(tokens + _attend(tokens + prompts, pixels + place, pixels, None, w[:8], num_heads), w[8:10])
+    upscaled = _upscale(pixels.unflatten(1, image.shape[1:3]), mid, high, w[10:])
+    found = []
+    for m in range((len(weights) - 88) // 6):
+        w = weights[88 + 6 * m : 94 + 6 * m]
+        hidden = F.relu(F.linear(tokens[:, first_mask_token + m], w[0], w[1]))
+        found.append(F.linear(F.relu(F.linear(hidden, w[2], w[3])), w[4], w[5]))
+    drawn = torch.stack(found, dim=1) @ upscaled.flatten(1, 2).transpose(1, 2)  # [B, M, 4h * 4w]
+    return drawn.unflatten(2, upscaled.shape[1:3]).to(torch.promote_types(drawn.dtype, torch.float32)), tokens
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, present: Tensor | None, weights: Sequence[Tensor], num_heads: int) -> Tensor:
+    """q: [1 or B, N, C]; k, v: [1 or B, M, C]; present: [B, M] bool, keys to attend to -> [B, N, C]."""
+    batch = max(q.shape[0], k.shape[0])
+    projected = (F.linear(x, weights[i], weights[i + 1]).expand(batch, -1, -1) for i, x in ((0, q), (2, k), (4, v)))
+    queries, keys, values = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in projected)  # [B, heads, N, d]
+    mask = None if present is None else present[:, None, None]
+    attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+    return F.linear(attended.transpose(1, 2).flatten(-2), weights[6], weights[7])
+
+
+def _norm(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], weights[0], weights[1], _EPS)
+
+
+def _upscale(pixels: Tensor, mid: Tensor, high: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """pixels: [B, h, w, C] -> [B, 4h, 4w, C / 8]: two transposed convolutions of stride 2, each followed by a finer map."""
+    x = _spread(F.linear(pixels, weights[0])) + weights[1] + mid
+    x = F.gelu(F.layer_norm(x, x.shape[-1:], weights[2], weights[3], _MAP_EPS))
+    return F.gelu(_spread(F.linear(x, weights[4])) + weights[5] + high)
+
+
+def _spread(x: Tensor) -> Tensor:
+    """[B, h, w, 4 * c] -> [B, 2h, 2w, c]."""
+    return x.unflatten(3, (2, 2, -1)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def _native_decoder(
+    image: Tensor,
+    mid: Tensor,
+    high: Tensor,
+    position: Tensor,
+    prompts: Tensor,
+    present: Tensor | None,
+    weights: Sequence[Tensor],
+    num_heads: int,
+    first_mask_token: int,
+    isa: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`isa`: run with a narrower instruction set than this CPU's, for tests."""
+    module = native()
+    assert module is not None
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weights[0].dtype
+    given = [w.detach().to(dtype if w.ndim == 2 else torch.float32).contiguous() for w in weights]
+    image, mid, high = (x.detach().to(image.dtype).contiguous() for x in (image, mid, high))
+    position, tokens = (x.detach().to(torch.float32).contiguous() for x in (position, prompts))
+    logits = torch.empty(prompts.shape[0], (len(weights) - 88) // 6, high.shape[1], high.shape[2])
+    found = torch.empty(prompts.shape)
+    exist = None if present is None else present.contiguous()
+    module.mask_decoder(
+        image, mid, high, position, tokens, exist, given, num_heads, first_mask_token, logits, found,
+        torch.get_num_threads(), isa or module.cpu_isa(),
+    )  # fmt: skip
+    return logits, found.to(prompts.dtype)
+
+
+def _wants_gradients(tensors: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def _refuses(
+    image: Tensor,
+    mid: Tensor,
+    high: Tensor,
+    position: Tensor,
+    prompts: Tensor,
+    present: Tensor | None,
+    weights: Sequence[Tensor],
+    num_heads: int,
+    first_mask_token: int,
+) -> str | None:
+    tensors = _tensors(image, mid, high, position, prompts, present, weights)
+    if any(t.device.type != "cpu" for t in tensors):
+        return f"tensors are on {', '.join(sorted({str(t.device) for t in tensors}))}, it takes cpu tensors"
+    if not is_plain(*tensors):
+        return f"tensors are {', '.join(sorted({type(t).__name__ for t in tensors}))}, it takes plain tensors"
+    if _wants_gradients(tensors):
+        return "gradients are wanted, it has none"
+    kinds = {t.dtype for t in tensors if t is not present}
+    if not kinds <= set(_STORED) or len({w.dtype for w in weights if w.ndim == 2}) > 1:
+        return f"dtypes are {', '.join(sorted(map(str, kinds)))}, it takes float32, bfloat16 or float16, all matrices alike"
+    head = image.shape[3] // 2 // num_heads
+    if image.shape[3] % 16 or head % 2 or head > 64 or weights[20].shape[0] % 2:
+        return f"{image.shape[3]} channels, {head} a head: it takes channels in sixteens and even heads up to 64"
+    if present is not None and not bool(present[:, : first_mask_token + (len(weights) - 88) // 6].all()):
+        return "tokens before the last mask token are marked absent, it wants them"
+    return None
+
+
+register(Implementation("mask_decoder", "cpu", _native_decoder, _refuses), no_cpu)
+register(Implementation("mask_decoder", "torch", mask_decoder_reference, lambda *_: None), lambda: None)
+
+
+def _dispatch(
+    image: Tensor, mid: Tensor, high: Tensor, position: Tensor, prompts: Tensor, present: Tensor | None, weights: list[Tensor],
+    num_heads: int, first_mask_token: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    arguments = (image, mid, high, position, prompts, present, weights, num_heads, first_mask_token)
+    logits, tokens = choose("mask_decoder", "auto", *arguments).run(*arguments)
+    return logits.contiguous(), tokens.contiguous()
+
+
+_library.define(
+    "mask_decoder(Tensor image, Tensor mid, Tensor high, Tensor position, Tensor prompts, Tensor? present, Tensor[] weights, "
+    "int num_heads, int first_mask_token) -> (Tensor, Tensor)"
+)
+_library.impl("mask_decoder", _dispatch, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("sam2_fast::mask_decoder", lib=_library)
+def _(
+    image: Tensor, mid: Tensor, high: Tensor, position: Tensor, prompts: Tensor, present: Tensor | None, weights: list[Tensor],
+    num_heads: int, first_mask_token: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    logits = image.new_empty(
+        prompts.shape[0], (len(weights) - 88) // 6, high.shape[1], high.shape[2], dtype=torch.promote_types(image.dtype, torch.float32)
+    )
+    return logits, torch.empty_like(prompts, memory_format=torch.contiguous_format)

@@ -1,0 +1,256 @@
+"""The fused mask decoder: every instruction set against the definition in float64, and what the public function promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from sam2_fast.config import Options, Sam2Config
+from sam2_fast.model.mask_decoder import MaskDecoder
+from sam2_fast.ops import mask_decoder as op
+from sam2_fast.ops.mask_decoder import mask_decoder, mask_decoder_reference
+from sam2_fast.ops.native import native
+from sam2_fast.ops.registry import BackendError
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Case(NamedTuple):
+    """Arguments of the op."""
+
+    image: Tensor
+    mid: Tensor
+    high: Tensor
+    position: Tensor
+    prompts: Tensor
+    present: Tensor | None
+    weights: list[Tensor]
+    num_heads: int
+    first_mask_token: int
+
+
+def case(
+    height: int = 5, width: int = 7, objects: int = 3, tokens: int = 8, images: int = 1, frames: int = 1, masks: int = 3, dim: int = 32,
+    hidden: int = 40, heads: int = 4, absent: bool = False, scale: float = 1.0,
+) -> Case:  # fmt: skip
+    """`scale` makes peaked attention; `absent` leaves some objects with fewer tokens."""
+    generator = torch.Generator().manual_seed(height * 100 + tokens)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    def linear(out: int, into: int, factor: float = 1.0) -> list[Tensor]:
+        return [random(out, into) * into**-0.5 * factor, random(out) * 0.3]
+
+    def attention(inner: int) -> list[Tensor]:
+        return [*linear(inner, dim, scale), *linear(inner, dim), *linear(inner, dim), *linear(dim, inner)]
+
+    norm = [torch.ones(dim), torch.zeros(dim)]
+    half, weights = dim // 2, []
+    for _ in range(2):
+        mlp = [*linear(hidden, dim), *linear(dim, hidden)]
+        weights += [*attention(dim), *norm, *attention(half), *norm, *mlp, *norm, *norm, *attention(half)]
+    up1, up2 = linear(dim, dim)[0], linear(half, dim // 4)[0]
+    weights += [*attention(half), *norm, up1, random(dim // 4), random(dim // 4), random(dim // 4), up2, random(dim // 8)]
+    for _ in range(masks):
+        weights += [*linear(dim, dim), *linear(dim, dim), *linear(dim // 8, dim)]
+    present = None
+    if absent:
+        present = torch.arange(tokens) < torch.tensor([[tokens], [tokens - 1], [5]])
+        present[0, tokens - 2] = False
+    maps = random(frames, 2 * height, 2 * width, dim // 4), random(frames, 4 * height, 4 * width, dim // 8)
+    position, prompts = random(height * width, dim), random(objects, tokens, dim)
+    return Case(random(images, height, width, dim), *maps, position, prompts, present, weights, heads, 1)
+
+
+def cast(given: Case, dtype: torch.dtype) -> Case:
+    tensors = {name: x.to(dtype) for name, x in given._asdict().items() if isinstance(x, Tensor) and name != "present"}
+    return given._replace(**tensors, weights=[w.to(dtype) for w in given.weights])
+
+
+def poisoned(given: Case, isa: str, threads: int = 2) -> tuple[Tensor, Tensor]:
+    """The kernel itself, into memory full of NaN."""
+    module = native()
+    assert module is not None
+    count, size = given.prompts.shape[0], [4 * s for s in given.image.shape[1:3]]
+    logits = torch.full((count, (len(given.weights) - 88) // 6, *size), torch.nan)
+    tokens = torch.full(given.prompts.shape, torch.nan)
+    weights = [w if w.ndim == 2 else w.float() for w in given.weights]
+    position, prompts = given.position.float(), given.prompts.float()
+    module.mask_decoder(
+        given.image, given.mid, given.high, position, prompts, given.present, weights, given.num_heads, given.first_mask_token,
+        logits, tokens, threads, isa,
+    )  # fmt: skip
+    return logits, tokens
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    return (found.double() - exact).square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("scale", [1.0, 8.0], ids="scale {}".format)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"height": 8, "width": 8, "dim": 64, "heads": 2, "hidden": 128, "masks": 4},
+        {"images": 3, "frames": 3, "objects": 3},
+        {"images": 3, "absent": True},
+        {"height": 1, "width": 1, "objects": 40, "masks": 1, "tokens": 2},
+        {"height": 9, "width": 8, "tokens": 70, "dim": 16, "heads": 1, "objects": 8},
+    ],
+    ids=["a block and a part", "one block", "an image each", "hints and absent tokens", "one token", "many tokens"],
+)
+def test_errs_at_most_twice_as_much_as_torch(isa: str, dtype: torch.dtype, scale: float, shape: dict[str, Any]) -> None:
+    given = cast(case(**shape, scale=scale), dtype)
+    exact = mask_decoder_reference(*cast(given, torch.float64))
+    there = torch.ones(given.prompts.shape[:2], dtype=torch.bool) if given.present is None else given.present
+    for which, theirs, mine in zip(exact, mask_decoder_reference(*given), poisoned(given, isa), strict=True):
+        if which is exact[1]:  # tokens that do not exist become zero
+            assert (mine[~there] == 0).all()
+            which, theirs, mine = which[there], theirs[there], mine[there]
+        limit = 2 * max(error(theirs, which), error(which.to(dtype), which))
+        assert error(mine, which) <= limit, (error(mine, which), limit)
+
+
+def test_results_do_not_depend_on_threads_or_the_run_or_the_other_objects(isa: str) -> None:
+    given = case(height=9, width=16, absent=True)
+    logits, tokens = poisoned(given, isa, threads=1)
+    for threads in (1, 2, 3, 7):
+        again = poisoned(given, isa, threads)
+        assert torch.equal(again[0], logits) and torch.equal(again[1], tokens)
+    assert given.present is not None
+    for i in range(3):
+        alone = poisoned(given._replace(prompts=given.prompts[i : i + 1], present=given.present[i : i + 1]), isa)
+        assert torch.equal(alone[0], logits[i : i + 1]) and torch.equal(alone[1], tokens[i : i + 1])
+    apart = given._replace(image=given.image.expand(3, -1, -1, -1).contiguous(), mid=given.mid.expand(3, -1, -1, -1).contiguous(),
+                           high=given.high.expand(3, -1, -1, -1).contiguous())  # fmt: skip
+    assert torch.equal(poisoned(apart, isa)[0], logits)
+
+
+def test_absent_tokens_do_not_matter(isa: str) -> None:
+    given = case(absent=True)
+    clean = poisoned(given, isa)
+    assert given.present is not None
+    given.prompts[~given.present] = torch.nan
+    again = poisoned(given, isa)
+    assert torch.equal(again[0], clean[0]) and torch.equal(again[1], clean[1])
+
+
+def test_not_a_number_spoils_its_object_and_nothing_else(isa: str) -> None:
+    given = case()
+    clean = poisoned(given, isa)[0]
+    given.prompts[1, 4, 3] = torch.nan
+    found = poisoned(given, isa)[0]
+    assert found[1].isnan().all() and torch.equal(found[[0, 2]], clean[[0, 2]])
+
+
+def test_the_callers_autocast_decides_the_dtype_of_products() -> None:
+    given = case()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, tokens = mask_decoder(*given)
+    narrow = given._replace(weights=[w.bfloat16() if w.ndim == 2 else w for w in given.weights])
+    expected = mask_decoder(*narrow)
+    assert logits.dtype == tokens.dtype == torch.float32
+    assert torch.equal(logits, expected[0]) and torch.equal(tokens, expected[1])
+
+
+def test_any_strides() -> None:
+    given = case()
+    image = given.image.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0)
+    spread = given._replace(image=image, weights=[w.t().contiguous().t() for w in given.weights])
+    assert torch.equal(mask_decoder(*spread)[0], mask_decoder(*given)[0])
+
+
+def test_nothing_to_do() -> None:
+    logits, tokens = mask_decoder(*case(objects=0))
+    assert logits.shape == (0, 3, 20, 28) and tokens.shape == (0, 8, 32)
+
+
+def test_auto_is_the_native_kernel_on_a_cpu() -> None:
+    given = case()
+    assert torch.equal(mask_decoder(*given)[0], mask_decoder(*given, backend="cpu")[0])
+    assert not torch.equal(mask_decoder(*given)[0], mask_decoder(*given, backend="torch")[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda c: cast(c, torch.float64), "float64"),
+        (lambda c: c._replace(weights=[c.weights[0].half(), *c.weights[1:]]), "float16"),
+        (lambda c: c._replace(image=c.image.requires_grad_()), "gradients"),
+        (lambda c: c._replace(image=c.image.to("meta")), "meta"),
+        (lambda c: c._replace(present=torch.zeros(3, 8, dtype=torch.bool)), "marked absent"),
+    ],
+)
+def test_the_kernel_says_why_it_refuses(change: Callable[[Case], Case], reason: str) -> None:
+    with pytest.raises(BackendError, match=rf"mask_decoder: cpu refuses: .*{reason}.*Would run: torch"):
+        mask_decoder(*change(case()), backend="cpu")
+
+
+WRONG: list[tuple[Callable[[Case], Case], str]] = [
+    (lambda c: c._replace(image=c.image[0]), "image, prompts: expected"),
+    (lambda c: c._replace(image=c.image.expand(2, -1, -1, -1)), "image, mid: expected 1 or one for each of 3"),
+    (lambda c: c._replace(mid=c.mid[:, 1:]), "mid: expected shape"),
+    (lambda c: c._replace(high=c.high[..., 1:]), "high: expected shape"),
+    (lambda c: c._replace(position=c.position[1:]), "position: expected shape"),
+    (lambda c: c._replace(prompts=c.prompts[..., 1:]), "prompts: expected shape"),
+    (lambda c: c._replace(present=torch.ones(3, 7, dtype=torch.bool)), "present: expected shape"),
+    (lambda c: c._replace(weights=c.weights[:-1]), "weights: expected 88 tensors and 6 for each mask, got 105"),
+    (
+        lambda c: c._replace(weights=[*c.weights[:36], c.weights[36][1:], *c.weights[37:]]),
+        "weights: layer 1, self q.weight",
+    ),
+    (lambda c: c._replace(weights=[*c.weights[:83], c.weights[83][1:], *c.weights[84:]]), "weights: up1.bias: expected shape"),
+    (lambda c: c._replace(num_heads=3), "num_heads: expected a divisor of 16"),
+    (lambda c: c._replace(first_mask_token=6), "first_mask_token: expected 3 mask tokens among 8"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), WRONG, ids=[words for _, words in WRONG])
+def test_arguments_that_do_not_fit_are_named(change: Callable[[Case], Case], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        mask_decoder(*change(case()))
+
+
+@pytest.mark.parametrize(("change", "_"), WRONG, ids=[words for _, words in WRONG])
+def test_the_binding_checks_for_itself(change: Callable[[Case], Case], _: str) -> None:
+    given = change(case())
+    module = native()
+    assert module is not None
+    with pytest.raises(ValueError, match="expected"):
+        module.mask_decoder(
+            given.image.contiguous(), given.mid, given.high, given.position, given.prompts, given.present, given.weights, given.num_heads,
+            given.first_mask_token, torch.zeros(3, 3, 20, 28), torch.zeros(3, 8, 32), 2, "portable",
+        )  # fmt: skip
+
+
+def test_opcheck() -> None:
+    for given in (case(objects=2), case(absent=True)):
+        torch.library.opcheck(torch.ops.sam2_fast.mask_decoder.default, tuple(given))
+
+
+def test_gradients_flow_through_the_definition_and_match_the_transposed_convolutions() -> None:
+    """Upscaling as a matrix is the transposed convolution of the checkpoint."""
+    config = Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64)
+    model, dim = MaskDecoder(config).double(), 256
+    low, high, mid = (torch.randn(1, c, s, s).double() for c, s in ((dim, 4), (dim // 8, 16), (dim // 4, 8)))
+    sparse, place = torch.randn(2, 2, dim).double(), torch.randn(1, dim, 4, 4).double()
+    found = model(low, place, sparse, torch.zeros(1, dim, 1, 1).double(), high, mid, True, Options())
+    found.logits.sum().backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if "transformer" in name or "upscaling" in name)
+    x = torch.randn(2, dim, 4, 4).double()
+    up1 = model.output_upscaling[0]
+    assert isinstance(up1, torch.nn.ConvTranspose2d) and up1.bias is not None
+    matrix = up1.weight.permute(2, 3, 1, 0).flatten(0, 2)
+    spread = op._spread(torch.nn.functional.linear(x.permute(0, 2, 3, 1), matrix)) + up1.bias
+    assert (spread.permute(0, 3, 1, 2) - up1(x)).abs().max() < 1e-12
+
+
+def test_narrower_sets_are_only_for_tests() -> None:
+    assert op._native_decoder(*case(), isa="portable")[0].shape == (3, 3, 20, 28)
