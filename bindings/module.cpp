@@ -12,6 +12,7 @@ namespace sam2_fast {
 void register_connected_components(py::module_& module);
 void register_hiera_block(py::module_& module);
 void register_mask_decoder(py::module_& module);
+void register_mask_postprocess(py::module_& module);
 void register_memory_attention(py::module_& module);
 void register_rope_attention(py::module_& module);
 }  // namespace sam2_fast
@@ -44,6 +45,7 @@ PYBIND11_MODULE(_C, module) {
   sam2_fast::register_connected_components(module);
   sam2_fast::register_hiera_block(module);
   sam2_fast::register_mask_decoder(module);
+  sam2_fast::register_mask_postprocess(module);
   sam2_fast::register_memory_attention(module);
   sam2_fast::register_rope_attention(module);
 }

@@ -54,3 +54,20 @@ def mask_decoder(
     num_threads: int,
     isa: str,
 ) -> None: ...
+def mask_postprocess(
+    logits: Tensor,
+    height: int,
+    width: int,
+    canvas_height: int,
+    canvas_width: int,
+    top: int,
+    left: int,
+    low: float,
+    middle: float,
+    high: float,
+    outer: Tensor,
+    inner: Tensor,
+    boxes: Tensor,
+    num_threads: int,
+    isa: str,
+) -> list[bytes]: ...

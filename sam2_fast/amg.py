@@ -113,7 +113,12 @@ def rle_to_mask(rle: Any) -> npt.NDArray[np.bool_]:
 
 def area_from_rle(rle: Any) -> int:
     """Pixels of a mask in plain run lengths."""
-    return sum(rle["counts"][1::2])
+    return int(np.sum(rle["counts"][1::2], dtype=np.int64))
+
+
+def plain_rle(rle: Any) -> Rle:
+    """Uncompressed run lengths with counts as a list of integers."""
+    return {"size": [*rle["size"]], "counts": np.asarray(rle["counts"]).tolist()}
 
 
 def coco_encode_rle(uncompressed_rle: Any) -> Rle:

@@ -222,7 +222,7 @@ class SAM2ImagePredictor:
         count, masks, side = len(images), 3 if multimask else 1, self.model.config.image_size // 4
         low, iou = [], []
         step = ROWS_PER_CALL
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and hint is not None:  # each prompt has an image of its own then
             step = min(step, max(1, CPU_TOKENS_PER_CALL // self.model.config.grid**2))
         for start in range(0, count, step):
             rows = slice(start, start + step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -16,9 +16,9 @@ from sam2_fast.image_predictor import ELEMENTS_PER_CALL, SAM2ImagePredictor
 from sam2_fast.io.images import as_rgb
 from sam2_fast.io.rle import mask_to_rle
 from sam2_fast.masks import boxes as mask_boxes
-from sam2_fast.masks import stability_score
 from sam2_fast.model import Sam2
 from sam2_fast.nms import batched_nms
+from sam2_fast.ops.mask_postprocess import mask_postprocess
 from sam2_fast.types import Points
 
 OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
@@ -116,7 +116,7 @@ class SAM2AutomaticMaskGenerator:
         return records
 
     def _records(self, data: MaskData) -> list[Record]:
-        encode = {"coco_rle": amg.coco_encode_rle, "binary_mask": amg.rle_to_mask}.get(self.output_mode, lambda rle: rle)
+        encode = {"coco_rle": amg.coco_encode_rle, "binary_mask": amg.rle_to_mask}.get(self.output_mode, amg.plain_rle)
         return [
             {
                 "segmentation": encode(rle),
@@ -172,7 +172,7 @@ class SAM2AutomaticMaskGenerator:
     def _process_batch(self, index: int, points: npt.NDArray[Any], crop_box: list[int], hw: tuple[int, int]) -> MaskData:
         """Decode clicks [N, 2] in pixels of the crop and keep the masks that pass the filters.
 
-        Predicted IoU is judged before any mask is upsampled; the rest comes a bounded number of pixels at a time.
+        Predicted IoU is judged before any mask is upsampled.
         """
         crop_hw = (crop_box[3] - crop_box[1], crop_box[2] - crop_box[0])
         clicks = torch.as_tensor(points, dtype=torch.float32, device=self.predictor.device)
@@ -185,23 +185,20 @@ class SAM2AutomaticMaskGenerator:
         data = MaskData(iou_preds=iou.float(), points=clicks, low=low)
         if self.pred_iou_thresh > 0.0:
             data.filter(data["iou_preds"] > self.pred_iou_thresh)
-        chosen = MaskData()
-        for part in _parts(data, max(1, ELEMENTS_PER_CALL // (hw[0] * hw[1]))):
-            chosen.cat(self._judge(part, crop_box, crop_hw, hw))
-        return chosen
+        return self._judge(data, crop_box, crop_hw, hw)
 
     def _judge(self, data: MaskData, crop_box: list[int], crop_hw: tuple[int, int], hw: tuple[int, int]) -> MaskData:
-        """Upsample masks (column "low", [N, h, w] logits), filter by stability and crop edges, encode as run lengths."""
-        logits = self.predictor._transforms.postprocess_masks(data["low"][:, None], crop_hw)[:, 0]
+        """Masks as logits (column "low", [N, h, w]) to boxes and run lengths, those that are unstable or cut by the crop left out."""
+        low = self.predictor._transforms.clean(data["low"][:, None])[:, 0]
         del data["low"]
-        data["stability_score"] = stability_score(logits, self.mask_threshold, self.stability_score_offset)
-        data["masks"] = logits > self.mask_threshold
+        origin = (crop_box[1], crop_box[0])
+        judged = mask_postprocess(low, crop_hw, self.mask_threshold, self.stability_score_offset, canvas=hw, origin=origin)
+        data["stability_score"] = judged.inner / judged.outer
+        data["boxes"] = judged.boxes
+        data["rles"] = [{"size": [*hw], "counts": runs} for runs in judged.runs]
         if self.stability_score_thresh > 0.0:
             data.filter(data["stability_score"] >= self.stability_score_thresh)
-        data["boxes"] = mask_boxes(data["masks"])
         data.filter(~amg.is_box_near_crop_edge(data["boxes"], crop_box, [0, 0, hw[1], hw[0]]))
-        data["rles"] = list(mask_to_rle(amg.uncrop_masks(data["masks"], crop_box, *hw)))
-        del data["masks"]
         return data
 
     @staticmethod
@@ -271,14 +268,6 @@ def _grids(side: int | None, grids: Sequence[npt.NDArray[Any]] | None, layers: i
 def _nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     scores = scores.to(boxes.device)
     return batched_nms(boxes.float(), scores, torch.zeros_like(scores), threshold)
-
-
-def _parts(data: MaskData, rows: int) -> Iterator[MaskData]:
-    """Tables of at most `rows` rows; one empty table for an empty one, so that every column exists."""
-    columns = dict(data.items())
-    count = len(columns["iou_preds"])
-    for start in range(0, max(count, 1), rows):
-        yield MaskData(**{name: values[start : start + rows] for name, values in columns.items()})
 
 
 def _require(name: str, value: Any, holds: bool, expected: str) -> None:

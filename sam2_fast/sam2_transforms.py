@@ -51,9 +51,13 @@ class SAM2Transforms(nn.Module):
 
     def postprocess_masks(self, masks: Tensor, orig_hw: tuple[int, int]) -> Tensor:
         """masks [N, M, h, w] logits -> [N, M, *orig_hw] float32: small holes filled, small specks removed, then upsampled."""
+        return upsample(self.clean(masks), (int(orig_hw[0]), int(orig_hw[1])))
+
+    def clean(self, masks: Tensor) -> Tensor:
+        """masks [N, M, h, w] logits -> float32, small holes filled and small specks removed, at low resolution."""
         masks = masks.float()
         if self.max_hole_area > 0 or self.max_sprinkle_area > 0:
             masks = remove_holes_and_specks(
                 masks, threshold=self.mask_threshold, max_hole_area=self.max_hole_area, max_speck_area=self.max_sprinkle_area
             )
-        return upsample(masks, (int(orig_hw[0]), int(orig_hw[1])))
+        return masks

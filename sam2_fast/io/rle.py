@@ -19,10 +19,10 @@ _LONGEST = 8  # characters of one count: 40 bits, where pycocotools has 32
 
 
 class Rle(TypedDict):
-    """One mask; `counts` is compressed (bytes or str) or plain (a list)."""
+    """One mask; `counts` is compressed (bytes or str) or plain (a list, or an array of integers)."""
 
     size: list[int]
-    counts: bytes | str | list[int]
+    counts: bytes | str | list[int] | npt.NDArray[Any]
 
 
 def encode_rle(mask: npt.NDArray[Any] | Tensor, *, text: bool = False) -> Rle:
@@ -135,6 +135,8 @@ def _counts(rle: Rle, total: int) -> npt.NDArray[np.int64]:
         raw = raw.encode("utf-8")
     if isinstance(raw, bytes):
         counts = _unpack(raw)
+    elif isinstance(raw, np.ndarray) and np.issubdtype(raw.dtype, np.integer):
+        counts = raw.astype(np.int64)
     elif isinstance(raw, (list, tuple, np.ndarray)) and all(isinstance(run, (int, np.integer)) and 0 <= run <= total for run in raw):
         counts = np.array(raw, dtype=np.int64)
     else:

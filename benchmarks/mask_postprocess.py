@@ -1,0 +1,44 @@
+"""Masks to counts, boxes and run lengths on a CPU: the kernel against torch's operations, smooth masks and noise."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.timing import Options, Row, interleaved, require, rows
+from sam2_fast.io.rle import mask_to_rle
+from sam2_fast.masks import boxes, stability_score
+from sam2_fast.ops.mask_postprocess import interpolate, mask_postprocess
+
+
+def in_torch(logits: torch.Tensor, size: tuple[int, int]) -> int:
+    """The same results step by step over full-size logits; the number of runs."""
+    full = F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    masks = full > 0
+    found = stability_score(full, 0.0, 1.0), boxes(masks), mask_to_rle(masks)
+    return sum(len(rle["counts"]) for rle in found[2])
+
+
+@torch.inference_mode()
+def measure(options: Options) -> Iterator[Row]:
+    """64 masks of 256 x 256 to 600 x 900 pixels."""
+    if options.device.type != "cpu":
+        return
+    count, size = (8, (150, 225)) if options.quick else (64, (600, 900))
+    noise = torch.randn(count, 256, 256, generator=torch.Generator().manual_seed(0))
+    smooth = F.avg_pool2d(F.avg_pool2d(noise[:, None], 33, 1, 16), 33, 1, 16)[:, 0] * 100
+    for name, logits in (("smooth", smooth), ("noise", noise)):
+        case = f"{count} masks to {size[0]} x {size[1]}, {name}"
+        found = mask_postprocess(logits, size, 0.0, 1.0)
+        masks = interpolate(logits, size) > 0
+        expected = mask_to_rle(masks)
+        require(torch.equal(found.boxes, boxes(masks)), case, "sam2_fast")
+        require(all(a.tolist() == b["counts"] for a, b in zip(found.runs, expected, strict=True)), case, "sam2_fast")
+        times = interleaved(
+            {"sam2_fast": lambda x=logits: mask_postprocess(x, size, 0.0, 1.0), "torch": lambda x=logits: in_torch(x, size)}, options
+        )
+        ours = statistics.median(times["sam2_fast"])
+        yield from rows(case, times, {who: {"x ours": statistics.median(t) / ours} for who, t in times.items()})

@@ -1,0 +1,148 @@
+"""From low-resolution mask logits to what is kept of a mask, without the full-size logits ever existing."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sam2_fast.ops.native import is_plain, native, no_cpu
+from sam2_fast.ops.registry import Implementation, choose, register
+
+_MOST = 2**31 - 1  # pixels of a canvas
+_AT_ONCE = 2**26  # pixels of masks that the definition holds at once
+
+
+class Judged(NamedTuple):
+    """What is kept of N masks."""
+
+    inner: Tensor  # [N] int64 pixels above threshold + offset
+    outer: Tensor  # [N] int64 pixels above threshold - offset
+    boxes: Tensor  # [N, 4] int64 (x0, y0, x1, y1), last pixel included, in pixels of `size`; zeros for an empty mask
+    runs: list[npt.NDArray[np.int32]]  # run lengths on the canvas: zeros and ones in turn, column by column, zeros first
+
+
+def mask_postprocess(
+    logits: Tensor,
+    size: tuple[int, int],
+    threshold: float,
+    offset: float,
+    *,
+    canvas: tuple[int, int] | None = None,
+    origin: tuple[int, int] = (0, 0),
+    backend: str = "auto",
+) -> Judged:
+    """Interpolate logits bilinearly (corners not aligned, as torch does), threshold them, and keep counts, boxes and run lengths.
+
+    logits: [N, h, w] float32; size: (height, width) in pixels to interpolate to. canvas: (height, width) of the image of which the mask
+    is the part at `origin` = (top, left); None: the mask itself. A pixel is in the mask where its logit is above `threshold`.
+    backend: "auto", "cpu" or "torch". Every backend returns the same integers on one processor. Raises ValueError for sizes that do not
+    fit, BackendError where the named backend cannot run.
+    Source: official `SAM2Transforms.postprocess_masks`, `calculate_stability_score`, `batched_mask_to_box`, `mask_to_rle_pytorch`.
+    """
+    height, width = size
+    (canvas_height, canvas_width), (top, left) = canvas or size, origin
+    if logits.ndim != 3 or min(*logits.shape[1:], height, width) < 1:
+        raise ValueError(f"logits, size: expected [N, h, w] with a pixel or more to (height, width), got {tuple(logits.shape)} and {size}")
+    if min(top, left) < 0 or top + height > canvas_height or left + width > canvas_width or canvas_height * canvas_width > _MOST:
+        got = f"{canvas_height} x {canvas_width}"
+        raise ValueError(f"canvas: expected room for {height} x {width} pixels at {origin} and fewer than 2^31 in all, got {got}")
+    arguments = (logits, size, threshold, offset, (canvas_height, canvas_width), origin)
+    found: Judged = choose("mask_postprocess", backend, *arguments).run(*arguments)
+    return found
+
+
+def interpolate(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """[N, h, w] -> [N, *size]: products and sums rounded one by one, along rows first, in the dtype of `logits`.
+
+    Places are computed in float64, so the result is nearer to the exact one than torch's.
+    """
+    for dim, (old, new) in ((2, (logits.shape[2], size[1])), (1, (logits.shape[1], size[0]))):
+        at = (old / new * (torch.arange(new, dtype=torch.float64) + 0.5) - 0.5).clamp(min=0)
+        first = at.floor().long().clamp(max=old - 1)
+        second = (first + 1).clamp(max=old - 1).to(logits.device)
+        rest = (at - first).clamp(max=1).to(logits)
+        first, weight, rest = first.to(logits.device), 1 - rest, rest
+        if dim == 1:
+            weight, rest = weight[:, None], rest[:, None]
+        logits = weight * logits.index_select(dim, first) + rest * logits.index_select(dim, second)
+    return logits
+
+
+def mask_postprocess_reference(
+    logits: Tensor, size: tuple[int, int], threshold: float, offset: float, canvas: tuple[int, int], origin: tuple[int, int]
+) -> Judged:
+    """The definition, in torch."""
+    inner, outer, boxes = [], [], []
+    runs: list[npt.NDArray[np.int32]] = []
+    top, left = origin
+    for some in torch.split(logits, max(1, _AT_ONCE // (canvas[0] * canvas[1]))):
+        full = interpolate(some, size)
+        inner.append((full > threshold + offset).flatten(1).sum(1))
+        outer.append((full > threshold - offset).flatten(1).sum(1))
+        masks = full > threshold
+        boxes.append(torch.stack([_box(mask) for mask in masks]) if len(masks) else logits.new_zeros(0, 4, dtype=torch.int64))
+        whole = masks.new_zeros(len(masks), *canvas)
+        whole[:, top : top + size[0], left : left + size[1]] = masks
+        runs += [_runs(mask) for mask in whole.transpose(1, 2).flatten(1)]
+    return Judged(torch.cat(inner), torch.cat(outer), torch.cat(boxes), runs)
+
+
+def _box(mask: Tensor) -> Tensor:
+    """mask: [H, W] bool -> [4]."""
+    y, x = mask.nonzero(as_tuple=True)
+    if not len(y):
+        return torch.zeros(4, dtype=torch.int64, device=mask.device)
+    return torch.stack([x.amin(), y.amin(), x.amax(), y.amax()])
+
+
+def _runs(flat: Tensor) -> npt.NDArray[np.int32]:
+    """flat: [pixels] bool -> lengths of zeros and ones in turn."""
+    edges = (flat[1:] != flat[:-1]).nonzero()[:, 0].cpu().numpy() + 1
+    bounds = np.concatenate(([0, 0] if bool(flat[0]) else [0], edges, [flat.numel()]))
+    return np.diff(bounds).astype(np.int32)
+
+
+def _native_postprocess(
+    logits: Tensor,
+    size: tuple[int, int],
+    threshold: float,
+    offset: float,
+    canvas: tuple[int, int],
+    origin: tuple[int, int],
+    isa: str | None = None,
+) -> Judged:
+    """`isa`: run with a narrower instruction set than this CPU's, for tests."""
+    module = native()
+    assert module is not None
+    count = logits.shape[0]
+    outer, inner, boxes = (torch.empty(shape, dtype=torch.int64) for shape in ((count,), (count,), (count, 4)))
+    thresholds = threshold - offset, threshold, threshold + offset
+    runs = module.mask_postprocess(
+        logits.detach().contiguous(),
+        *size,
+        *canvas,
+        *origin,
+        *thresholds,
+        outer,
+        inner,
+        boxes,
+        torch.get_num_threads(),
+        isa or module.cpu_isa(),
+    )
+    return Judged(inner, outer, boxes, [np.frombuffer(one, dtype=np.int32) for one in runs])
+
+
+def _refuses(
+    logits: Tensor, size: tuple[int, int], threshold: float, offset: float, canvas: tuple[int, int], origin: tuple[int, int]
+) -> str | None:
+    if logits.device.type != "cpu" or not is_plain(logits) or logits.dtype != torch.float32:
+        return f"logits are {type(logits).__name__} of {logits.dtype} on {logits.device}, it takes plain float32 tensors on the CPU"
+    return None
+
+
+register(Implementation("mask_postprocess", "cpu", _native_postprocess, _refuses), no_cpu)
+register(Implementation("mask_postprocess", "torch", mask_postprocess_reference, lambda *_: None), lambda: None)

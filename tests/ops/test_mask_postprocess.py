@@ -1,0 +1,128 @@
+"""Masks to counts, boxes and run lengths: every instruction set gives the definition's integers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sam2_fast.io.rle import compress_rle, decode_rle
+from sam2_fast.masks import boxes, stability_score
+from sam2_fast.ops.mask_postprocess import Judged, _native_postprocess, interpolate, mask_postprocess, mask_postprocess_reference
+from sam2_fast.ops.registry import BackendError
+
+SHAPES = [
+    ((8, 8), (20, 30), (20, 30), (0, 0)),
+    ((16, 12), (37, 9), (50, 40), (3, 17)),
+    ((5, 7), (5, 7), (5, 7), (0, 0)),
+    ((64, 64), (200, 300), (220, 333), (20, 33)),
+    ((9, 9), (4, 3), (4, 3), (0, 0)),
+    ((1, 1), (3, 2), (3, 4), (0, 2)),
+    ((6, 1), (1, 40), (2, 40), (1, 0)),
+]
+
+
+def logits_of(count: int, low: tuple[int, int], smooth: bool = True) -> Tensor:
+    generator = torch.Generator().manual_seed(low[0] * 100 + low[1])
+    noise = torch.randn(count, *low, generator=generator)
+    return F.avg_pool2d(noise[:, None], 3, 1, 1)[:, 0] * 3 if smooth else noise
+
+
+def same(a: Judged, b: Judged) -> bool:
+    integers = all(torch.equal(x, y) for x, y in zip(a[:3], b[:3], strict=True))
+    return integers and len(a.runs) == len(b.runs) and all(np.array_equal(x, y) for x, y in zip(a.runs, b.runs, strict=True))
+
+
+@pytest.mark.parametrize("smooth", [True, False])
+@pytest.mark.parametrize(("low", "size", "canvas", "origin"), SHAPES)
+def test_every_instruction_set_gives_the_definitions_integers(
+    isa: str, low: tuple[int, int], size: tuple[int, int], canvas: tuple[int, int], origin: tuple[int, int], smooth: bool
+) -> None:
+    logits = logits_of(5, low, smooth)
+    logits[0], logits[1] = -1.0, 1.0  # an empty and a full mask
+    arguments = (logits, size, 0.1, 0.5, canvas, origin)
+    assert same(_native_postprocess(*arguments, isa=isa), mask_postprocess_reference(*arguments))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_runs_decode_to_the_mask_and_compress_as_pycocotools_does(backend: str) -> None:
+    from pycocotools import mask as coco
+
+    logits = logits_of(6, (24, 24))
+    found = mask_postprocess(logits, (100, 70), 0.0, 1.0, backend=backend)
+    masks = interpolate(logits, (100, 70)) > 0
+    for mask, runs in zip(masks.numpy(), found.runs, strict=True):
+        rle = {"size": [100, 70], "counts": runs}
+        assert np.array_equal(decode_rle(rle), mask)  # type: ignore[arg-type]
+        official = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+        assert compress_rle(rle)["counts"] == official["counts"].decode()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("low", "size"), [((32, 32), (90, 130)), ((16, 16), (16, 16)), ((40, 30), (13, 11))])
+def test_interpolation_errs_no_more_than_torchs(low: tuple[int, int], size: tuple[int, int]) -> None:
+    logits = logits_of(3, low, smooth=False)
+    theirs = F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    exact = F.interpolate(logits[:, None].double(), size=size, mode="bilinear", align_corners=False)[:, 0]
+    mine = interpolate(logits, size)
+    error, official = ((x - exact).square().mean().sqrt() for x in (mine, theirs))
+    assert error <= max(official, torch.finfo(torch.float32).eps * exact.abs().max() / 2)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_counts_and_boxes_are_those_of_the_masks(backend: str) -> None:
+    logits = logits_of(8, (20, 20))
+    full = interpolate(logits, (64, 48))
+    found = mask_postprocess(logits, (64, 48), 0.2, 0.7, backend=backend)
+    assert torch.equal(found.inner / found.outer, stability_score(full, 0.2, 0.7))
+    assert torch.equal(found.boxes, boxes(full > 0.2))
+
+
+def test_not_a_number_is_outside_every_mask(isa: str) -> None:
+    logits = torch.full((1, 4, 4), torch.nan)
+    found = _native_postprocess(logits, (8, 8), 0.0, 1.0, (8, 8), (0, 0), isa=isa)
+    assert found.inner.item() == found.outer.item() == 0 and found.runs[0].tolist() == [64]
+
+
+def test_threads_and_strides_do_not_matter() -> None:
+    logits = logits_of(7, (16, 16))
+    before = torch.get_num_threads()
+    expected = mask_postprocess(logits, (50, 60), 0.0, 1.0)
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            assert same(mask_postprocess(logits, (50, 60), 0.0, 1.0), expected)
+    finally:
+        torch.set_num_threads(before)
+    assert same(mask_postprocess(logits.transpose(1, 2).contiguous().transpose(1, 2), (50, 60), 0.0, 1.0), expected)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_no_masks(backend: str) -> None:
+    found = mask_postprocess(torch.zeros(0, 4, 4), (8, 8), 0.0, 1.0, backend=backend)
+    assert found.boxes.shape == (0, 4) and found.runs == []
+
+
+def test_auto_is_the_native_kernel_on_a_cpu_and_says_why_it_refuses() -> None:
+    with pytest.raises(BackendError, match=r"mask_postprocess: cpu refuses: .*float64.*Would run: torch"):
+        mask_postprocess(torch.zeros(1, 4, 4).double(), (8, 8), 0.0, 1.0, backend="cpu")
+    assert mask_postprocess(torch.ones(1, 4, 4).double(), (8, 8), 0.0, 1.0).runs[0].tolist() == [0, 64]
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "canvas", "origin", "words"),
+    [
+        ((4, 4), (8, 8), None, (0, 0), "logits, size: expected"),
+        ((1, 4, 0), (8, 8), None, (0, 0), "logits, size: expected"),
+        ((1, 4, 4), (0, 8), None, (0, 0), "logits, size: expected"),
+        ((1, 4, 4), (8, 8), (8, 8), (1, 0), "canvas: expected room"),
+        ((1, 4, 4), (8, 8), (8, 8), (0, -1), "canvas: expected room"),
+        ((1, 4, 4), (8, 8), (2**16, 2**16), (0, 0), "fewer than 2"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(
+    shape: tuple[int, ...], size: tuple[int, int], canvas: tuple[int, int] | None, origin: tuple[int, int], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        mask_postprocess(torch.zeros(shape), size, 0.0, 1.0, canvas=canvas, origin=origin)
