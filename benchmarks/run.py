@@ -17,7 +17,7 @@ import torch
 from benchmarks.timing import Options, RedCaseError, Row, machine
 
 HERE = Path(__file__).resolve().parent
-NOT_BENCHMARKS = {"__init__", "run", "timing"}
+NOT_BENCHMARKS = {"__init__", "engines", "peers", "run", "timing"}
 
 
 def available() -> list[str]:

@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "triton", "numpy", "scipy", "opencv-python-headless", "connected-components-3d")
+PACKAGES = (
+    "torch", "triton", "numpy", "scipy", "opencv-python-headless", "connected-components-3d", "openvino", "onnxruntime", "transformers",
+)  # fmt: skip
 
 
 class RedCaseError(AssertionError):

@@ -50,7 +50,7 @@ void soften(const Softmax& state, int64_t count, int64_t columns, int64_t value_
     for (int64_t j = 0; j < count; j += Dot::kDepth) {
       Vec values[Dot::kDepth];
       for (int d = 0; d < Dot::kDepth; ++d) {
-        values[d] = j + d < count ? exp2_of((load(scores + (j + d) * kBlock) - top) * scale) : Vec{};
+        values[d] = j + d < count ? Dot::exp2((load(scores + (j + d) * kBlock) - top) * scale) : Vec{};
         added = added + values[d];
       }
       Dot::put(values, units + j / Dot::kDepth * kBlock + i);

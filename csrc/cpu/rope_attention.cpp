@@ -80,7 +80,7 @@ void soften(float* scores, typename Dot::Unit* probabilities, float* out, int64_
   const Vec by = fill(scale), minus = fill(*maximum);
   Vec added = Vec{};
   for (int64_t j = 0; j < kBlock; j += kLanes) {
-    const Vec value = exp2_of(load(scores + j) * by - minus);
+    const Vec value = Dot::exp2(load(scores + j) * by - minus);
     added = added + value;
     store(scores + j, value);
   }

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_fast.config import Sam2Config
-from sam2_fast.model.layers import MLP, Kept, parameters_of
+from sam2_fast.model.layers import MLP, Kept, Narrowing, parameters_of
 from sam2_fast.ops.hiera_block import hiera_block
 
 
@@ -35,7 +35,7 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim_out, dim_out)
 
 
-class Block(nn.Module):
+class Block(Narrowing):
     """Pre-norm attention and MLP. Where the width changes, queries and the shortcut are max-pooled 2 x 2."""
 
     def __init__(self, dim: int, dim_out: int, num_heads: int, window: int) -> None:
@@ -51,7 +51,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, H, W, dim] -> [B, H', W', dim_out], H' = H / 2 where queries are pooled."""
         layers = [self.norm1, self.attn.qkv, self.attn.proj, self.norm2, *self.mlp.layers, *([self.proj] if self.pool else [])]
-        return hiera_block(x, parameters_of(*layers), self.num_heads, self.window, self.pool, self.norm1.eps)
+        return hiera_block(x, self.narrowed(parameters_of(*layers)), self.num_heads, self.window, self.pool, self.norm1.eps)
 
 
 class Hiera(nn.Module):
@@ -63,7 +63,7 @@ class Hiera(nn.Module):
         self.patch_embed = PatchEmbed(dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, dim, *grid))
         self.pos_embed_window = nn.Parameter(torch.zeros(1, dim, window, window))
-        self._position = Kept()
+        self._position: Kept[Tensor] = Kept()
         ends = [sum(config.stages[: i + 1]) - 1 for i in range(4)]
         self.stage_ends = ends
         blocks, stage = [], 0

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_fast.ops.native import is_plain
+
+Value = TypeVar("Value")
 
 
 class MLP(nn.Module):
@@ -68,14 +71,14 @@ class Table(nn.Module):
         return self.value
 
 
-class Kept:
+class Kept(Generic[Value]):
     """What was last computed from parameters, kept while they stay as they are. Copies and pickles of a model start without it."""
 
     def __init__(self) -> None:
         self._of: tuple[object, ...] = ()
-        self._value: Tensor | None = None
+        self._value: Value | None = None
 
-    def get(self, make: Callable[[], Tensor], parameters: tuple[Tensor, ...], *arguments: object) -> Tensor:
+    def get(self, make: Callable[[], Value], parameters: Sequence[Tensor], *arguments: object) -> Value:
         """`make()`, or what it returned before for the same `parameters` and `arguments`; where gradients are wanted, always `make()`."""
         wanted = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
         if wanted or torch.compiler.is_compiling() or not is_plain(*parameters) or any(p.is_inference() for p in parameters):
@@ -91,8 +94,28 @@ class Kept:
         """Forget it: for changes that leave no trace, such as `module.half()`."""
         self._of, self._value = (), None
 
-    def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
+    def __reduce__(self) -> tuple[type[Kept[Value]], tuple[()]]:
         return Kept, ()
+
+
+class Narrowing(nn.Module):
+    """A module that keeps its matrices in the dtype of the caller's autocast on a CPU, where casting them is a tenth of the work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._narrow: Kept[list[Tensor]] = Kept()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Narrowing:
+        self._narrow.clear()
+        return super()._apply(fn, recurse)
+
+    def narrowed(self, weights: list[Tensor]) -> list[Tensor]:
+        """`weights`, matrices among them cast where autocast wants it and no gradients are wanted."""
+        enabled = weights[0].device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        if not enabled or (torch.is_grad_enabled() and any(w.requires_grad for w in weights)):
+            return weights
+        dtype = torch.get_autocast_dtype("cpu")
+        return self._narrow.get(lambda: [w.detach().to(dtype) if w.ndim == 2 else w for w in weights], weights, dtype)
 
 
 class _Same:

@@ -7,7 +7,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from sam2_fast.config import Sam2Config
-from sam2_fast.model.layers import Table, parameters_of
+from sam2_fast.model.layers import Narrowing, Table, parameters_of
 from sam2_fast.ops.memory_attention import Memories, memory_attention
 from sam2_fast.ops.rope_attention import rope_table
 
@@ -46,7 +46,7 @@ class MemoryAttentionLayer(nn.Module):
         return parameters_of(*attentions, self.norm3, self.linear1, self.linear2)
 
 
-class MemoryAttention(nn.Module):
+class MemoryAttention(Narrowing):
     """The stack of layers and its final norm; `ops.memory_attention` computes."""
 
     def __init__(self, config: Sam2Config) -> None:
@@ -63,5 +63,6 @@ class MemoryAttention(nn.Module):
 
         Objects of one frame share x [1, N, dim]: until they meet their memories, in the first layer, they are computed once.
         """
-        weights = [t for layer in self.layers for t in layer.weights()]  # type: ignore[operator]
-        return memory_attention(x + 0.1 * position, [*weights, self.norm.weight, self.norm.bias], self.rope(), memories, temporal, place)
+        layers = [t for layer in self.layers for t in layer.weights()]  # type: ignore[operator]
+        weights = self.narrowed([*layers, *parameters_of(self.norm)])
+        return memory_attention(x + 0.1 * position, weights, self.rope(), memories, temporal, place)

@@ -21,7 +21,7 @@ class PromptEncoder(nn.Module):
         self.image_embedding_size = (side, side)
         self.mask_input_size = (4 * side, 4 * side)
         self.pe_layer = RandomPosition(dim)
-        self._places = Kept()
+        self._places: Kept[Tensor] = Kept()
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, dim) for _ in range(4))  # negative, positive, box corners
         self.not_a_point_embed = nn.Embedding(1, dim)
         self.mask_downscaling = nn.Sequential(

@@ -102,7 +102,7 @@ def error(found: Tensor, exact: Tensor) -> float:
         {"images": 3, "frames": 3, "objects": 3},
         {"images": 3, "absent": True},
         {"height": 1, "width": 1, "objects": 40, "masks": 1, "tokens": 2},
-        {"height": 9, "width": 8, "tokens": 70, "dim": 16, "heads": 1, "objects": 8},
+        {"height": 9, "width": 8, "tokens": 70, "dim": 16, "heads": 1, "objects": 64},
     ],
     ids=["a block and a part", "one block", "an image each", "hints and absent tokens", "one token", "many tokens"],
 )
