@@ -125,7 +125,8 @@ struct PromptTokens {
       for (int64_t i = 0; i < count; i += kBlock) {
         const int64_t some = count - i < kBlock ? count - i : kBlock;
         attend<Dot>(q + row + i, stride, round_up(some, kColumns), d / kDepth, keys_of(k, v, head, d), d, scale_of(d), true, softmax);
-        finish<Dot>(softmax, d, some, o + row + i, stride);
+        // columns that only fill up must stay finite: values are read in pairs
+        finish<Dot>(softmax, d, round_up(some, kColumns), o + row + i, stride);
       }
     }
     linear(w.self.out, p.dim, p.dim, o, f);
