@@ -59,6 +59,19 @@ void soften(const Softmax& state, int64_t count, int64_t columns, int64_t value_
   }
 }
 
+// Begins with `count` keys that are all the same, as one: their score is the maximum, their number the total. key: [steps] units;
+// value: [value_channels].
+template <class Dot>
+void begin_with(const typename Dot::Unit* key, const float* value, int64_t count, const typename Dot::Unit* q, int64_t q_stride,
+                int64_t columns, int64_t steps, int64_t value_channels, const Softmax& state) {
+  multiply<Dot>({key, 0, 1}, q, q_stride, state.maxima, kBlock, 1, columns, steps, false);
+  const float weight = static_cast<float>(count);
+  for (int64_t i = 0; i < columns; i += kLanes) {
+    store(state.totals + i, fill(weight));
+    for (int64_t c = 0; c < value_channels; ++c) store(state.out + c * kBlock + i, fill(weight * value[c]));
+  }
+}
+
 // q: [steps][q_stride] units, `columns` of them (a multiple of 16, at most 64). `fresh`: nothing has been seen, else the state goes on.
 template <class Dot>
 void attend(const typename Dot::Unit* q, int64_t q_stride, int64_t columns, int64_t steps, const Keys<Dot>& keys, int64_t value_channels,

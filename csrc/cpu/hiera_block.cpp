@@ -83,9 +83,11 @@ struct Block {
   }
 
   void gather(const Window& window, float* x, int64_t stride) const {
-    for (int64_t i = 0; i < window.tokens(); ++i) {
-      const int64_t from = window.place(grid, i) * p.dim;
-      for (int64_t c = 0; c < p.dim; ++c) x[c * stride + i] = read(p.x, p.storage, from + c);
+    int64_t rows[kBlock];
+    for (int64_t from = 0; from < window.tokens(); from += kBlock) {
+      const int64_t count = smaller(kBlock, window.tokens() - from);
+      window.places(grid, from, count, rows);
+      gather_rows(p.x, p.storage, p.dim, count, count, x + from, stride, [&](int64_t i) { return rows[i]; });
     }
   }
 
@@ -102,41 +104,6 @@ struct Block {
 
   const float* bias_of(int64_t which) const { return p.qkv.bias + which * p.dim_out; }
 
-  // out[rows][...]: the largest of each 2 x 2 cell of a window, or NaN
-  void pool(const float* in, int64_t stride, int64_t rows, int64_t cells, float* out, int64_t out_stride) const {
-    typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
-    for (int64_t r = 0; r < rows; ++r, in += stride, out += out_stride) {
-      int64_t i = 0;
-      for (; i + 4 <= cells; i += 4) {
-        Four most = *reinterpret_cast<const Four*>(in + i);
-        for (int64_t corner = 1; corner < 4; ++corner) {
-          const Four value = *reinterpret_cast<const Four*>(in + corner * cells + i);
-          most = value > most || value != value ? value : most;
-        }
-        *reinterpret_cast<Four*>(out + i) = most;
-      }
-      for (; i < cells; ++i) {
-        float most = in[i];
-        for (int64_t corner = 1; corner < 4; ++corner) {
-          const float value = in[corner * cells + i];
-          most = value > most || value != value ? value : most;
-        }
-        out[i] = most;
-      }
-    }
-  }
-
-  // Tokens outside the image are keys like any other, all with the projection's bias for key and value: one key with their weight.
-  void begin_with_padding(const Window& window, int64_t h, const Unit* q, int64_t stride, int64_t columns, const Softmax& state) const {
-    const int64_t steps = head / depth;
-    multiply<Dot>({w.pad_key + h * steps, 0, 1}, q, stride, state.maxima, kBlock, 1, columns, steps, false);
-    const float* const value = bias_of(2) + h * head;
-    for (int64_t i = 0; i < columns; i += kLanes) {
-      store(state.totals + i, fill(static_cast<float>(window.padded)));
-      for (int64_t c = 0; c < head; ++c) store(state.out + c * kBlock + i, fill(static_cast<float>(window.padded) * value[c]));
-    }
-  }
-
   void attend_window(const Window& window, const Tile<Dot>& t, int64_t at, int64_t out_at) const {
     const int64_t queries = p.pool ? window.tokens() / 4 : window.tokens(), q_stride = t.out_stride;
     for (int64_t h = 0; h < p.heads; ++h) {
@@ -151,7 +118,9 @@ struct Block {
       for (int64_t i = 0; i < queries; i += kBlock) {
         const int64_t count = smaller(kBlock, queries - i), columns = round_up(count, kColumns);
         const Unit* const q = t.q + row * q_stride + out_at + i;
-        if (window.padded > 0) begin_with_padding(window, h, q, q_stride, columns, t.softmax);
+        if (window.padded > 0) {
+          begin_with<Dot>(w.pad_key + row, bias_of(2) + h * head, window.padded, q, q_stride, columns, head / depth, head, t.softmax);
+        }
         attend<Dot>(q, q_stride, columns, head / depth, keys, head, scale, window.padded == 0, t.softmax);
         finish<Dot>(t.softmax, head, count, t.o + row * q_stride + out_at + i, q_stride);
       }
@@ -176,12 +145,12 @@ struct Block {
   }
 
   void scatter(const Window& window, const float* y, int64_t stride) const {
-    const int64_t count = p.pool ? window.tokens() / 4 : window.tokens(), across = p.pool ? window.columns / 2 : window.columns;
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t place = p.pool
-                                ? ((window.image * p.height + window.top) / 2 + i / across) * (p.width / 2) + window.left / 2 + i % across
-                                : window.place(grid, i);
-      for (int64_t c = 0; c < p.dim_out; ++c) write(p.out, p.storage, place * p.dim_out + c, y[c * stride + i]);
+    const int64_t results = p.pool ? window.tokens() / 4 : window.tokens();
+    int64_t rows[kBlock];
+    for (int64_t from = 0; from < results; from += kBlock) {
+      const int64_t count = smaller(kBlock, results - from);
+      window.places_of_results(grid, from, count, rows);
+      scatter_rows(y + from, stride, p.dim_out, count, p.out, p.storage, [&](int64_t i) { return rows[i]; });
     }
   }
 
@@ -234,7 +203,7 @@ struct Block {
     int64_t at = 0, out_at = 0;
     for (int64_t i = first; i < last; ++i) {
       const Window window = window_of(grid, i);
-      pool(t.f + at, t.stride, p.dim_out, window.tokens() / 4, out + out_at, t.out_stride);
+      largest_of_cells(t.f + at, t.stride, p.dim_out, window.tokens() / 4, out + out_at, t.out_stride);
       at += room(window), out_at += window.tokens() / 4;
     }
   }

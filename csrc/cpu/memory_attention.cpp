@@ -182,10 +182,8 @@ struct Stack {
 
   void write_out(const float* x, int64_t object, int64_t block, const Tile<Dot>& t) const {
     normalise<DotFloat>(x + block * pitch, kBlock, p.norm_weight, p.norm_bias, kEpsilon, p.dim, kBlock, t.f, kStride);
-    for (int64_t i = 0; i < count_of(block); ++i) {
-      const int64_t at = (object * p.tokens + block * kBlock + i) * p.dim;
-      for (int64_t c = 0; c < p.dim; ++c) write(p.out, p.storage, at + c, t.f[c * kStride + i]);
-    }
+    const int64_t first = object * p.tokens + block * kBlock;
+    scatter_rows(t.f, kStride, p.dim, count_of(block), p.out, p.storage, [&](int64_t i) { return first + i; });
   }
 
   // The frame's tokens to s.x, and its angles to s.cos and s.sin.

@@ -6,8 +6,8 @@
 #include <cmath>
 #include <cstdint>
 
+#include "csrc/cpu/rows.h"
 #include "csrc/cpu/simd.h"
-#include "csrc/cpu/storage.h"
 
 namespace sam2_fast {
 namespace SAM2_FAST_ISA {
@@ -163,27 +163,6 @@ void normalise(const float* x, int64_t stride, const float* weight, const float*
       Dot::put(values, out + r / Dot::kDepth * out_stride + i);
     }
   }
-}
-
-// Element i of a stored tensor.
-inline float read(const void* data, Storage storage, int64_t i) {
-  if (storage == Storage::kFloat32) return static_cast<const float*>(data)[i];
-  const uint16_t half = static_cast<const uint16_t*>(data)[i];
-  return storage == Storage::kBfloat16 ? from_bfloat16(half) : from_float16(half);
-}
-
-// out[channels][stride] = column i from row `row(i)` of a stored tensor; zeros from `count` to `columns`
-template <class Row>
-void gather_rows(const void* data, Storage storage, int64_t channels, int64_t count, int64_t columns, float* out, int64_t stride, Row row) {
-  for (int64_t i = 0; i < columns; ++i) {
-    const int64_t from = i < count ? row(i) * channels : 0;
-    for (int64_t c = 0; c < channels; ++c) out[c * stride + i] = i < count ? read(data, storage, from + c) : 0;
-  }
-}
-
-inline void write(void* data, Storage storage, int64_t i, float x) {
-  if (storage == Storage::kFloat32) static_cast<float*>(data)[i] = x;
-  else static_cast<uint16_t*>(data)[i] = storage == Storage::kBfloat16 ? to_bfloat16(x) : to_float16(x);
 }
 
 // Copies of weights as Dot reads them, where torch's own cannot be read in place.

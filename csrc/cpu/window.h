@@ -19,13 +19,26 @@ struct Window {
   int64_t image, top, left, rows, columns;  // tokens
   int64_t padded;                           // tokens of the window outside the image
   int64_t tokens() const { return rows * columns; }
-  int64_t place(const Grid& grid, int64_t i) const {  // row of the stored tokens
-    int64_t y = i / columns, x = i % columns;
-    if (grid.pool) {
-      const int64_t quarter = tokens() / 4, corner = i / quarter, cell = i % quarter, across = columns / 2;
-      y = cell / across * 2 + corner / 2, x = cell % across * 2 + corner % 2;
+  // Rows of the stored results of queries first .. first + count - 1: tokens, or cells where queries are pooled.
+  void places_of_results(const Grid& grid, int64_t first, int64_t count, int64_t* rows_out) const {
+    const int64_t by = grid.pool ? 2 : 1, across = columns / by;
+    const int64_t corner = (image * grid.height + top) / by * (grid.width / by) + left / by;
+    int64_t y = first / across, x = first % across;
+    for (int64_t i = 0; i < count; ++i) {
+      rows_out[i] = corner + y * (grid.width / by) + x;
+      if (++x == across) x = 0, ++y;
     }
-    return (image * grid.height + top + y) * grid.width + left + x;
+  }
+  // Rows of the stored tokens first .. first + count - 1, in the order of columns.
+  void places(const Grid& grid, int64_t first, int64_t count, int64_t* rows_out) const {
+    const int64_t by = grid.pool ? 2 : 1, across = columns / by, down = rows / by;
+    const int64_t corner = (image * grid.height + top) * grid.width + left;
+    int64_t quarter = first / (across * down), y = first % (across * down) / across, x = first % across;
+    for (int64_t i = 0; i < count; ++i) {
+      rows_out[i] = corner + (y * by + quarter / 2) * grid.width + x * by + quarter % 2;
+      if (++x == across) x = 0, ++y;
+      if (y == down) y = 0, ++quarter;
+    }
   }
 };
 
@@ -34,6 +47,31 @@ inline Window window_of(const Grid& grid, int64_t index) {
   const int64_t top = index / across % down * grid.window, left = index % across * grid.window;
   const int64_t rows = smaller(grid.window, grid.height - top), columns = smaller(grid.window, grid.width - left);
   return {index / across / down, top, left, rows, columns, grid.window * grid.window - rows * columns};
+}
+
+// out[rows][cells]: the largest of each 2 x 2 cell of a window, or NaN; in[rows]: all upper left tokens, upper right, lower left, lower
+// right
+inline void largest_of_cells(const float* in, int64_t stride, int64_t rows, int64_t cells, float* out, int64_t out_stride) {
+  typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
+  for (int64_t r = 0; r < rows; ++r, in += stride, out += out_stride) {
+    int64_t i = 0;
+    for (; i + 4 <= cells; i += 4) {
+      Four most = *reinterpret_cast<const Four*>(in + i);
+      for (int64_t corner = 1; corner < 4; ++corner) {
+        const Four value = *reinterpret_cast<const Four*>(in + corner * cells + i);
+        most = value > most || value != value ? value : most;
+      }
+      *reinterpret_cast<Four*>(out + i) = most;
+    }
+    for (; i < cells; ++i) {
+      float most = in[i];
+      for (int64_t corner = 1; corner < 4; ++corner) {
+        const float value = in[corner * cells + i];
+        most = value > most || value != value ? value : most;
+      }
+      out[i] = most;
+    }
+  }
 }
 
 }  // namespace SAM2_FAST_ISA

@@ -1,24 +1,49 @@
-"""Windowed attention of Hiera: gather windows, attend inside each, scatter back.
-
-The torch reference is the definition; native backends join through the registry (see `docs/adding_a_kernel.md`).
-"""
+"""Windowed attention of Hiera: gather windows, attend inside each, scatter back."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2_fast.ops.native import is_plain, native, no_cpu
+from sam2_fast.ops.registry import Implementation, choose, register
 
-def window_attention(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool = False) -> Tensor:
+_library = torch.library.Library("sam2_fast", "FRAGMENT")
+_STORED = (torch.float32, torch.bfloat16, torch.float16)
+_MAX_WINDOW = 64
+_MAX_HEAD = 1024
+
+
+def window_attention(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool = False, *, backend: str = "auto") -> Tensor:
     """Attention inside windows of `window` x `window` tokens, or over the whole grid where `window` is 0.
 
     qkv: [B, H, W, 3 * num_heads * d] projected tokens, order (q, k, v), then head, then channel.
     pad: [3 * num_heads * d] what a padded token projects to (the bias of the projection): windows that stick out of the
         grid attend to such tokens as ordinary keys, unmasked.
     pool: max-pool the queries 2 x 2 inside each window; the result then has half the height and width.
-    Returns [B, H or H / 2, W or W / 2, num_heads * d]. Source: official `MultiScaleBlock` and `MultiScaleAttention`.
+    backend: "auto", "cpu" or "torch". Returns [B, H or H / 2, W or W / 2, num_heads * d] in the dtype of qkv, under autocast in
+        autocast's. Raises ValueError for shapes that do not fit, BackendError where the named backend cannot run.
+    Source: official `MultiScaleBlock` and `MultiScaleAttention`. The trunk itself runs whole blocks: `hiera_block`.
     """
-    return window_attention_reference(qkv, pad, num_heads, window, pool)
+    device = qkv.device.type
+    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and qkv.dtype != torch.float64:
+        qkv, pad = (x.to(torch.get_autocast_dtype(device)) for x in (qkv, pad))
+    _check(qkv, pad, num_heads, window)
+    if backend == "auto" and (torch.compiler.is_compiling() or not is_plain(qkv, pad)):
+        if device != "cpu" or _wants_gradients(qkv, pad):
+            return window_attention_reference(qkv, pad, num_heads, window, pool)
+        return torch.ops.sam2_fast.window_attention(qkv, pad, num_heads, window, pool)
+    return choose("window_attention", backend, qkv, pad, num_heads, window, pool).run(qkv, pad, num_heads, window, pool)
+
+
+def _check(qkv: Tensor, pad: Tensor, num_heads: int, window: int) -> None:
+    if num_heads < 1 or qkv.ndim != 4 or qkv.shape[3] % (3 * num_heads):
+        raise ValueError(f"qkv: expected shape [B, H, W, 3 * num_heads * d] with num_heads {num_heads}, got {tuple(qkv.shape)}")
+    if tuple(pad.shape) != (qkv.shape[3],):
+        raise ValueError(f"pad: expected shape {(qkv.shape[3],)} for qkv of shape {tuple(qkv.shape)}, got {tuple(pad.shape)}")
+    if window < 0:
+        raise ValueError(f"window: expected tokens, or 0 for all, got {window}")
 
 
 def window_attention_reference(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool = False) -> Tensor:
@@ -49,3 +74,54 @@ def _attend(qkv: Tensor, num_heads: int, pool: bool) -> Tensor:
     heads = (x.reshape(count, -1, num_heads, channels // 3 // num_heads).transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(*heads)  # [N, heads, tokens, d]
     return out.transpose(1, 2).reshape(count, out_height, out_width, -1)
+
+
+def _native_window(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool = False, isa: str | None = None) -> Tensor:
+    """`isa`: run with a narrower instruction set than this CPU's, for tests."""
+    module = native()
+    assert module is not None
+    by = 2 if pool else 1
+    batch, height, width, channels = qkv.shape
+    out = torch.empty(batch, height // by, width // by, channels // 3, dtype=qkv.dtype)
+    given = qkv.detach().contiguous(), pad.detach().float().contiguous()
+    module.window_attention(*given, out, num_heads, window, pool, torch.get_num_threads(), isa or module.cpu_isa())
+    return out
+
+
+def _wants_gradients(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def _refuses(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool) -> str | None:
+    if qkv.device.type != "cpu" or pad.device.type != "cpu":
+        return f"qkv is on {qkv.device} and pad on {pad.device}, it takes cpu tensors"
+    if not is_plain(qkv, pad):
+        return f"qkv and pad are {type(qkv).__name__} and {type(pad).__name__}, it takes plain tensors"
+    if _wants_gradients(qkv, pad):
+        return "gradients are wanted, it has none"
+    if qkv.dtype not in _STORED or pad.dtype not in _STORED:
+        return f"dtypes are {qkv.dtype} and {pad.dtype}, it takes float32, bfloat16 or float16"
+    head = qkv.shape[3] // 3 // num_heads
+    if head % 2 or not 2 <= head <= _MAX_HEAD or window > _MAX_WINDOW:
+        return f"{head} channels a head, window {window}: it takes even widths up to {_MAX_HEAD} and windows up to {_MAX_WINDOW}"
+    if pool and (window % 2 or qkv.shape[1] % 2 or qkv.shape[2] % 2):
+        return f"window {window} on {qkv.shape[1]} x {qkv.shape[2]} tokens: it pools even windows on even grids"
+    return None
+
+
+register(Implementation("window_attention", "cpu", _native_window, _refuses), no_cpu)
+register(Implementation("window_attention", "torch", window_attention_reference, lambda *_: None), lambda: None)
+
+
+def _dispatch(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool) -> Tensor:
+    return choose("window_attention", "auto", qkv, pad, num_heads, window, pool).run(qkv, pad, num_heads, window, pool).contiguous()
+
+
+_library.define("window_attention(Tensor qkv, Tensor pad, int num_heads, int window, bool pool) -> Tensor")
+_library.impl("window_attention", _dispatch, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("sam2_fast::window_attention", lib=_library)
+def _(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool) -> Tensor:
+    by = 2 if pool else 1
+    return qkv.new_empty(qkv.shape[0], qkv.shape[1] // by, qkv.shape[2] // by, qkv.shape[3] // 3)

@@ -14,13 +14,15 @@ from sam2_fast.ops.native import native, no_cpu
 SCRIPT = """
 import hashlib, sys
 import torch
-import test_hiera_block, test_mask_decoder, test_memory_attention, test_rope_attention
+import test_hiera_block, test_mask_decoder, test_memory_attention, test_rope_attention, test_window_attention
 digest = hashlib.sha256()
 isa = sys.argv[1]
 for dtype in (torch.float32, torch.bfloat16):
     found = []
     for shape in test_hiera_block.SHAPES.values():
         found.append(test_hiera_block.poisoned(test_hiera_block.cast(test_hiera_block.case(*shape), dtype), isa))
+    for shape in test_window_attention.SHAPES.values():
+        found.append(test_window_attention.poisoned(test_window_attention.cast(test_window_attention.case(*shape), dtype), isa))
     for tokens in (8, 9, 17, 33):
         for images, absent in ((1, False), (3, True)):
             given = test_mask_decoder.case(height=9, width=8, tokens=tokens, images=images, absent=absent)

@@ -1,0 +1,60 @@
+"""Windowed attention on a CPU: every shape that the tiny, base+ and large trunks meet, against the same steps in torch."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+
+import torch
+
+from benchmarks.hiera_block import KINDS, TRUNKS
+from benchmarks.timing import Options, Row, interleaved, matrix_peak, require, rows
+from sam2_fast.ops.window_attention import window_attention, window_attention_reference
+
+
+def operations(side: int, channels: int, window: int, pool: bool) -> int:
+    """Multiplications and additions of both products over the tokens that exist."""
+    queries = side * side // (4 if pool else 1)
+    spans = [min(window, side - at) for at in range(0, side, window)] if window else [side]
+    keys = (sum(s * s for s in spans) / side) ** 2  # of a token, on average
+    return int(4 * queries * keys * channels)
+
+
+@torch.inference_mode()
+def measure(options: Options) -> Iterator[Row]:
+    """float32 and bfloat16; the tiny trunk's only where `quick`."""
+    if options.device.type != "cpu":
+        return
+    for dtype in (torch.float32, torch.bfloat16):
+        best = matrix_peak(options.device, dtype)
+        for trunk, (first, head) in list(TRUNKS.items())[: 1 if options.quick else None]:
+            for kind, side, stage, factor, window, pool in KINDS:
+                side = side // 4 if options.quick else side
+                channels = (first << stage) * factor
+                torch.manual_seed(0)
+                qkv, pad = torch.randn(1, side, side, 3 * channels).to(dtype), torch.randn(3 * channels).to(dtype)
+                case = f"{trunk}, {kind}, {side}^2, {channels // head} x {head}, {str(dtype)[6:]}"
+                given = (qkv, pad, channels // head, window, pool)
+                mine, theirs = window_attention(*given), window_attention_reference(*given)
+                exact = window_attention_reference(qkv.double(), pad.double(), *given[2:])
+                require(_error(mine, exact) <= 2 * _error(theirs, exact), case, "sam2_fast")
+                del mine, theirs, exact
+                times = interleaved(
+                    {"sam2_fast": lambda g=given: window_attention(*g), "torch": lambda g=given: window_attention_reference(*g)}, options
+                )
+                ours, flops = statistics.median(times["sam2_fast"]), operations(side, channels, window, pool)
+                moved = qkv.numel() * qkv.itemsize * (1 + (1 / 12 if pool else 1 / 3))
+                yield from rows(case, times, {who: _notes(statistics.median(t), ours, flops, moved, best) for who, t in times.items()})
+
+
+def _notes(median: float, ours: float, flops: int, moved: float, best: float) -> dict[str, float]:
+    return {
+        "x ours": median / ours,
+        "GFLOP/s": flops / median / 1e6,
+        "% of matrix peak": flops / median / 1e4 / best,
+        "GB/s": moved / median / 1e6,
+    }
+
+
+def _error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return (found.double() - exact).square().mean().sqrt().item()
