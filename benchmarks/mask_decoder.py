@@ -31,7 +31,7 @@ class Recorded:
     def __init__(self) -> None:
         self.arguments: tuple[Any, ...] = ()
 
-    def __call__(self, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         self.arguments = arguments
         return op.mask_decoder(*arguments)
 

@@ -49,8 +49,11 @@ def mask_decoder(
     weights: list[Tensor],
     heads: int,
     first_mask_token: int,
+    iou_token: int,
+    best: bool,
     logits: Tensor,
     tokens: Tensor,
+    quality: Tensor,
     num_threads: int,
     isa: str,
 ) -> None: ...

@@ -24,6 +24,7 @@ struct Matrices {
   LayerMatrices<Dot> layers[2];
   AttentionMatrices<Dot> last;
   const Unit *up1, *up2;
+  const Unit* iou[3];
 };
 
 template <class Dot>
@@ -48,6 +49,9 @@ Matrices<Dot> copied(Copies<Dot>& copies, const MaskDecoderParams& p) {
   w.last = copied(copies, p.last, p.dim, p.dim / 2);
   w.up1 = copies.of(p.up1.weight, p.dim * p.dim);
   w.up2 = copies.of(p.up2.weight, p.dim / 4 * p.dim / 2);
+  w.iou[0] = copies.of(p.iou[0].weight, p.iou_hidden * p.dim);
+  w.iou[1] = copies.of(p.iou[1].weight, p.iou_hidden * p.iou_hidden);
+  w.iou[2] = copies.of(p.iou[2].weight, p.iou_values * p.iou_hidden);
   return w;
 }
 

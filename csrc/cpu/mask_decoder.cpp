@@ -189,7 +189,7 @@ struct Decoder {
         if (!keeps_frame()) gather_high(p.frames > 1 ? object : 0, block, cell, fine, high);
         add_bias_and(pixels, p.up2.bias, high, eighth);
         pack_rows<DotFloat, Gelu>(pixels, kStride, zeros, eighth, kBlock, pixels, kStride);
-        multiply<DotFloat>({weights, eighth, 1}, pixels, kStride, drawn, kStride, p.masks, kBlock, eighth, false);
+        multiply<DotFloat>({weights, eighth, 1}, pixels, kStride, drawn, kStride, drawn_masks(), kBlock, eighth, false);
         scatter(object, block, cell / 2 * 2 + fine / 2, cell % 2 * 2 + fine % 2, drawn);
       }
     }
@@ -203,14 +203,29 @@ struct Decoder {
     }
   }
 
+  int64_t drawn_masks() const { return p.best ? 1 : p.masks; }
+
   void scatter(int64_t object, int64_t block, int64_t dy, int64_t dx, const float* pixels) const {
-    for (int64_t m = 0; m < p.masks; ++m) {
-      float* const to = p.logits + (object * p.masks + m) * 16 * count;
+    for (int64_t m = 0; m < drawn_masks(); ++m) {
+      float* const to = p.logits + (object * drawn_masks() + m) * 16 * count;
+      int64_t y = block * kBlock / p.width, x = block * kBlock % p.width;
       for (int64_t i = 0; i < count_of(block); ++i) {
-        const int64_t token = block * kBlock + i;
-        to[(token / p.width * 4 + dy) * 4 * p.width + token % p.width * 4 + dx] = pixels[m * kStride + i];
+        to[(y * 4 + dy) * 4 * p.width + x * 4 + dx] = pixels[m * kStride + i];
+        if (++x == p.width) x = 0, ++y;
       }
     }
+  }
+
+  // How good the masks are, to quality[iou_values]; returns the best one.
+  int64_t judge(const PromptTokens<Dot>& tokens, float* quality) const {
+    tokens.ask_token(p.iou, w.iou, p.iou_token, p.iou_hidden, p.iou_values, quality);
+    for (int64_t i = 0; i < p.iou_values; ++i) quality[i] = 1.0f / (1.0f + expf(-quality[i]));
+    const float* const mine = quality + p.first_mask_token - p.iou_token - 1;
+    int64_t best = 0;
+    for (int64_t m = 1; m < p.masks; ++m) {
+      if (mine[m] > mine[best] || (mine[m] != mine[m] && mine[best] == mine[best])) best = m;
+    }
+    return best;
   }
 
   // Every thread calls the following with the same arguments: loops are shared out, and end together.
@@ -265,11 +280,19 @@ struct Decoder {
     merge(tokens, answers[2]);
     tokens.hear(p.last, w.last, p.last_norm);
     tokens.pack();
-    for (int64_t m = 0; m < p.masks; ++m) tokens.draw(p.hyper + 3 * m, hyper + 3 * m, p.first_mask_token + m, weights + m * eighth);
+    float* const quality = weights + p.masks * eighth;
+    const int64_t first = judge(tokens, quality) * p.best;
+    for (int64_t m = 0; m < drawn_masks(); ++m) {
+      const int64_t from = 3 * (first + m);
+      tokens.ask_token(p.hyper + from, hyper + from, p.first_mask_token + first + m, p.dim, eighth, weights + m * eighth);
+    }
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < blocks; ++b) draw(object, b, weights, t, s);
 #pragma omp master
-    tokens.leave(object);
+    {
+      tokens.leave(object);
+      for (int64_t i = 0; i < p.iou_values; ++i) p.quality[object * p.iou_values + i] = quality[i];
+    }
   }
 
   void run_all(PromptTokens<Dot> tokens, float* weights, const Tile<Dot>& t, const Shared<Dot>& s) const {
@@ -311,7 +334,7 @@ bool run(const MaskDecoderParams& p, int num_threads) {
     Unit *const q = arena.take<Unit>(wide / 2), *const k = arena.take<Unit>(wide / 2), *const v = arena.take<Unit>(wide / 2);
     float *const first = arena.take<float>(answers), *const second = arena.take<float>(answers);
     const int64_t token_floats = round_up(PromptTokens<Dot>::floats(p), 16), tile_floats = round_up(Decoder<Dot>::tile_floats(p), 16);
-    const int64_t thread_floats = token_floats + tile_floats + round_up(p.masks * p.dim / 8, 16);
+    const int64_t thread_floats = token_floats + tile_floats + round_up(p.masks * p.dim / 8 + p.iou_values, 16);
     float* const threads = arena.take<float>(thread_floats * num_threads);
     if (pass == 0) {
       memory = static_cast<char*>(std::aligned_alloc(64, arena.used));

@@ -34,20 +34,25 @@ struct PromptTokens {
   static constexpr int64_t kDepth = Dot::kDepth;
   const MaskDecoderParams& p;
   int64_t stride;               // of the most tokens that an object has
-  float *x, *start, *f, *g;     // tokens now and as they came [dim], products [max(dim, hidden)]
+  float *x, *start, *f, *g;     // tokens now and as they came [dim], products [max(dim, hidden widths)]
   Unit *a, *b, *h;              // tokens plus start, tokens, hidden channels
   Unit *q, *k, *v, *o;          // of an attention; values [rows][stride / kDepth]
   Unit *offered_k, *offered_v;  // for the image's attention to the tokens
   Softmax softmax;
   int64_t count = 0, columns = 0;  // tokens of the object, and that rounded up
 
+  static int64_t widest(const MaskDecoderParams& p) {
+    const int64_t hidden = p.hidden > p.iou_hidden ? p.hidden : p.iou_hidden, wide = hidden > p.dim ? hidden : p.dim;
+    return wide > p.iou_values ? wide : p.iou_values;
+  }
+
   static int64_t floats(const MaskDecoderParams& p) {
-    const int64_t wide = p.hidden > p.dim ? p.hidden : p.dim, stride = row_stride(p.prompt_tokens) + kBlock;
+    const int64_t wide = widest(p), stride = row_stride(p.prompt_tokens) + kBlock;
     return stride * (10 * p.dim + 3 * wide) + kBlock * kBlock + Softmax::floats(p.dim);
   }
 
   static PromptTokens make(const MaskDecoderParams& p, float* at) {
-    const int64_t wide = p.hidden > p.dim ? p.hidden : p.dim, stride = row_stride(p.prompt_tokens), room = stride + kBlock;
+    const int64_t wide = widest(p), stride = row_stride(p.prompt_tokens), room = stride + kBlock;
     const auto take = [&](int64_t rows) {
       float* const part = at;
       at += rows * room;
@@ -167,14 +172,14 @@ struct PromptTokens {
     project_values(w.v, l.v, p.dim / 2, b, offered_v);
   }
 
-  // weights[dim / 8]: how mask token `index` mixes the upscaled channels
-  void draw(const Linear* layers, const Unit* const* w, int64_t index, float* weights) const {
-    linear(w[0], p.dim, p.dim, b, f);
-    pack_rows<Dot, Relu>(f, stride, layers[0].bias, p.dim, columns, a, stride);
-    linear(w[1], p.dim, p.dim, a, f);
-    pack_rows<Dot, Relu>(f, stride, layers[1].bias, p.dim, columns, a, stride);
-    linear(w[2], p.dim / 8, p.dim, a, f);
-    for (int64_t c = 0; c < p.dim / 8; ++c) weights[c] = f[c * stride + index] + layers[2].bias[c];
+  // out[rows]: three layers with ReLU between on token `index` (after `pack`): dim -> hidden -> hidden -> rows
+  void ask_token(const Linear* layers, const Unit* const* w, int64_t index, int64_t hidden, int64_t rows, float* out) const {
+    linear(w[0], hidden, p.dim, b, f);
+    pack_rows<Dot, Relu>(f, stride, layers[0].bias, hidden, columns, h, stride);
+    linear(w[1], hidden, hidden, h, f);
+    pack_rows<Dot, Relu>(f, stride, layers[1].bias, hidden, columns, h, stride);
+    linear(w[2], rows, hidden, h, f);
+    for (int64_t c = 0; c < rows; ++c) out[c] = f[c * stride + index] + layers[2].bias[c];
   }
 };
 

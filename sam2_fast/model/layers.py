@@ -18,21 +18,17 @@ Value = TypeVar("Value")
 class MLP(nn.Module):
     """`num_layers` linear layers with an activation between them (official `sam2_utils.MLP`)."""
 
-    def __init__(
-        self, dim_in: int, dim_hidden: int, dim_out: int, num_layers: int, activation: type[nn.Module] = nn.ReLU, sigmoid: bool = False
-    ) -> None:
+    def __init__(self, dim_in: int, dim_hidden: int, dim_out: int, num_layers: int, activation: type[nn.Module] = nn.ReLU) -> None:
         super().__init__()
         dims = [dim_in, *[dim_hidden] * (num_layers - 1), dim_out]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
         self.act = activation()
-        self.sigmoid = sigmoid
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., dim_in] -> [..., dim_out]."""
         for layer in self.layers[:-1]:
             x = self.act(layer(x))
-        x = self.layers[-1](x)
-        return x.sigmoid() if self.sigmoid else x
+        return self.layers[-1](x)
 
 
 class LayerNorm2d(nn.Module):

@@ -34,7 +34,7 @@ class MaskDecoder(nn.Module):
         self.conv_s0 = nn.Conv2d(dim, dim // 8, kernel_size=1)
         self.conv_s1 = nn.Conv2d(dim, dim // 4, kernel_size=1)
         self.output_hypernetworks_mlps = nn.ModuleList(MLP(dim, dim, dim // 8, 3) for _ in range(NUM_MASKS))
-        self.iou_prediction_head = MLP(dim, 256, NUM_MASKS, 3, sigmoid=True)
+        self.iou_prediction_head = MLP(dim, 256, NUM_MASKS, 3)
         self.pred_obj_score_head = MLP(dim, dim, 1, 3)
 
     def forward(
@@ -48,10 +48,11 @@ class MaskDecoder(nn.Module):
         multimask: bool,
         options: Options,
         present: Tensor | None = None,
+        best: bool = False,
     ) -> Prediction:
         """low: [1 or B, dim, h, w]; position: [1, dim, h, w]; sparse: [B, P, dim]; dense: [1 or B, dim, h or 1, w or 1];
         high: [1 or B, dim / 8, 4h, 4w]; mid: [1 or B, dim / 4, 2h, 2w] -> M = 3 masks if `multimask`, else 1.
-        present: [B, P] bool, which sparse tokens count (None: all).
+        present: [B, P] bool, which sparse tokens count (None: all). best: of three masks only that of highest predicted IoU, M = 1.
         """
         first = torch.cat([self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight])
         sparse = sparse.to(first.dtype)
@@ -62,12 +63,14 @@ class MaskDecoder(nn.Module):
         which = range(1) if single else range(1, NUM_MASKS) if multimask else range(NUM_MASKS)
         image, mid, high = (x.permute(0, 2, 3, 1) for x in (low + dense, mid, high))
         place = to_tokens(position)[0]
-        weights = [*self.transformer.weights(), *self._upscaling(), *self._hyper(which)]
-        heads = self.transformer.num_heads
-        logits, tokens = mask_decoder(image, mid, high, place, prompts, present, weights, heads, 2 + which[0])
-        iou = self.iou_prediction_head(tokens[:, 1])
+        weights = [*self.transformer.weights(), *self._upscaling(), *parameters_of(*self.iou_prediction_head.layers), *self._hyper(which)]
+        heads, best = self.transformer.num_heads, best and multimask
+        logits, iou, tokens = mask_decoder(image, mid, high, place, prompts, present, weights, heads, 2 + which[0], 1, best)
         mask_tokens = tokens[:, 2 : 2 + NUM_MASKS]
         presence = self.pred_obj_score_head(tokens[:, 0])
+        if best:
+            choice = iou[:, 1:].argmax(-1)
+            return Prediction(logits, take(iou[:, 1:], choice), take(mask_tokens[:, 1:], choice), presence)
         if multimask:
             return Prediction(logits, iou[:, 1:], mask_tokens[:, 1:], presence)
         if single:

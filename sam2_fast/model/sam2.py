@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sam2_fast.config import NO_OBJECT_LOGIT, Options, Sam2Config
 from sam2_fast.model.image_encoder import ImageEncoder
 from sam2_fast.model.layers import MLP, Table, to_map, to_tokens
-from sam2_fast.model.mask_decoder import MaskDecoder, take
+from sam2_fast.model.mask_decoder import MaskDecoder
 from sam2_fast.model.memory_attention import MemoryAttention
 from sam2_fast.model.memory_encoder import MemoryEncoder
 from sam2_fast.model.object_pointer import age_position, mix_absent, split_pointers
@@ -112,10 +112,13 @@ class Sam2(nn.Module):
         fused = self.memory_attention(to_tokens(low), self._image_position().to(dtype)[None], memories, temporal, place)
         return to_map(fused, side, side)
 
-    def decode(self, low: Tensor, features: Features, points: Points | None, hint: Tensor | None, multimask: bool) -> Prediction:
+    def decode(
+        self, low: Tensor, features: Features, points: Points | None, hint: Tensor | None, multimask: bool, best: bool = False
+    ) -> Prediction:
         """Masks of B prompts. low: [1 or B, 256, h, w] fused features; hint: [B, 1, 4h, 4w] logits of an earlier mask, or None.
 
         points None: the hint alone, without even a padding point (as `SAM2ImagePredictor` has it upstream).
+        best: of three masks only that of highest predicted IoU is drawn.
         """
         low, present = self._enter(low), None
         if points is None:
@@ -126,7 +129,7 @@ class Sam2(nn.Module):
             if points.present is not None:  # the padding point that closes the list always counts
                 present = torch.cat([points.present, points.present.new_ones(points.present.shape[0], 1)], dim=1)
         position = self.sam_prompt_encoder.get_dense_pe()
-        found = self.sam_mask_decoder(low, position, sparse, dense, features.high, features.mid, multimask, self.options, present)
+        found = self.sam_mask_decoder(low, position, sparse, dense, features.high, features.mid, multimask, self.options, present, best)
         return found._replace(logits=found.logits.float())
 
     def track(self, low: Tensor, features: Features, points: Points, hint: Tensor | None, multimask: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,14 +137,10 @@ class Sam2(nn.Module):
 
         Masks of absent objects are -1024 throughout. Source: official `_forward_sam_heads`.
         """
-        found = self.decode(low, features, points, hint, multimask)
+        found = self.decode(low, features, points, hint, multimask, best=True)
         present = found.presence > 0
-        logits, token = found.logits, found.tokens[:, 0]
-        if multimask:
-            best = found.iou.argmax(-1)
-            logits, token = take(logits, best), take(found.tokens, best)[:, 0]
-        logits = torch.where(present[:, None, None], logits, NO_OBJECT_LOGIT)
-        return logits, mix_absent(self.obj_ptr_proj(token), present, self.no_obj_ptr), found.presence
+        logits = torch.where(present[:, None, None], found.logits, NO_OBJECT_LOGIT)
+        return logits, mix_absent(self.obj_ptr_proj(found.tokens[:, 0]), present, self.no_obj_ptr), found.presence
 
     def point_to(self, features: Features, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Take masks that the user drew: [B, 1, S, S] of 0 and 1 -> logits of +-10, pointer, presence, as `track` returns them.

@@ -21,7 +21,8 @@ LAYER = (
 )  # fmt: skip
 """What a layer's 36 tensors are, weight and bias each, in this order."""
 REST = (*(f"last {part}" for part in _ATTENTION), "last norm", "up1", "up norm", "up2")
-"""And the 16 after the two layers; then each mask's three linear layers."""
+"""And the 16 after the two layers; then the three linear layers that predict IoU, and each mask's three."""
+_BODY, _HEAD = 88, 6  # tensors before the heads, of a head
 
 
 def mask_decoder(
@@ -34,33 +35,36 @@ def mask_decoder(
     weights: Sequence[Tensor],
     num_heads: int,
     first_mask_token: int,
+    iou_token: int,
+    best: bool = False,
     *,
     backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
-    """Masks of B objects and what their prompt tokens became.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Masks of B objects, how good they are, and what their prompt tokens became.
 
     image: [1 or B, h, w, C] fused features plus the embedding of a mask hint; with 1 its share of the first layer is computed once.
     mid, high: [1 or B, 2h, 2w, C / 4] and [1 or B, 4h, 4w, C / 8]; position: [h * w, C] of the image's tokens.
     prompts: [B, T, C] tokens, their own position too; present: [B, T] bool, tokens that exist (None: all); all mask tokens must.
-    weights: 88 tensors as `LAYER` (twice) and `REST` name them, then 6 for each of M masks; "up1" [C, C] and "up2" [C / 2, C / 4] have
-        rows by place in the 2 x 2 cell (dy, dx), then channel, and biases [C / 4] and [C / 8].
-    Mask m is drawn by token first_mask_token + m. backend: "auto", "cpu" or "torch".
-    Returns logits [B, M, 4h, 4w], float32 or wider, and tokens [B, T, C] in the dtype of prompts, zero where not present (torch: what
-    comes out there). Raises ValueError for shapes that do not fit, BackendError where the named backend cannot run.
+    weights: 88 tensors as `LAYER` (twice) and `REST` name them, 6 that predict IoU (C -> H -> H -> K), then 6 for each of M masks (C -> C
+        -> C -> C / 8); "up1" [C, C] and "up2" [C / 2, C / 4] have rows by place in the 2 x 2 cell (dy, dx), then channel, and biases
+        [C / 4] and [C / 8].
+    Mask m is drawn by token first_mask_token + m; token iou_token says how good the K masks are whose tokens follow it.
+    best: draw of the M masks the one of highest predicted IoU alone (the first of equals): `iou` tells which.
+    backend: "auto", "cpu" or "torch".
+    Returns logits [B, M or 1, 4h, 4w] and iou [B, K], float32 or wider, and tokens [B, T, C] in the dtype of prompts, zero where not
+    present (torch: what comes out there). Raises ValueError for shapes that do not fit, BackendError where the named backend cannot run.
     Source: official `MaskDecoder.predict_masks`.
     """
-    _check(image, mid, high, position, prompts, present, weights, num_heads, first_mask_token)
-    arguments = (image, mid, high, position, prompts, present, weights, num_heads, first_mask_token)
+    arguments = (image, mid, high, position, prompts, present, weights, num_heads, first_mask_token, iou_token, best)
+    _check(*arguments)
     tensors = _tensors(*arguments[:7])
     if backend == "auto" and (torch.compiler.is_compiling() or not is_plain(*tensors)):
         if image.device.type != "cpu" or _wants_gradients(tensors):
             return mask_decoder_reference(*arguments)
-        logits, tokens = torch.ops.sam2_fast.mask_decoder(
-            image, mid, high, position, prompts, present, list(weights), num_heads, first_mask_token
-        )
-        return logits, tokens
-    logits, tokens = choose("mask_decoder", backend, *arguments).run(*arguments)
-    return logits, tokens
+        logits, iou, tokens = torch.ops.sam2_fast.mask_decoder(*arguments[:6], list(weights), *arguments[7:])
+        return logits, iou, tokens
+    logits, iou, tokens = choose("mask_decoder", backend, *arguments).run(*arguments)
+    return logits, iou, tokens
 
 
 def _tensors(
@@ -79,6 +83,8 @@ def _check(
     weights: Sequence[Tensor],
     num_heads: int,
     first_mask_token: int,
+    iou_token: int,
+    best: bool,
 ) -> None:
     if image.ndim != 4 or prompts.ndim != 3:
         raise ValueError(f"image, prompts: expected [1 or B, h, w, C] and [B, T, C], got {tuple(image.shape)} and {tuple(prompts.shape)}")
@@ -96,24 +102,33 @@ def _check(
     for name, (x, shape) in expected.items():
         if tuple(x.shape) != shape:
             raise ValueError(f"{name}: expected shape {shape} for image of shape {tuple(image.shape)}, got {tuple(x.shape)}")
-    masks = (len(weights) - 88) // 6
-    if masks < 1 or len(weights) != 88 + 6 * masks:
-        raise ValueError(f"weights: expected 88 tensors and 6 for each mask, got {len(weights)}")
+    masks = _masks(weights)
+    if masks < 1 or len(weights) != _BODY + _HEAD * (1 + masks):
+        raise ValueError(f"weights: expected {_BODY + _HEAD} tensors and {_HEAD} for each mask, got {len(weights)}")
     if dim % 8 or num_heads < 1 or (dim // 2) % num_heads:
         raise ValueError(f"num_heads: expected a divisor of {dim // 2} channels, got {num_heads}")
     if first_mask_token < 0 or first_mask_token + masks > prompts.shape[1]:
         raise ValueError(f"first_mask_token: expected {masks} mask tokens among {prompts.shape[1]} prompts, got {first_mask_token}")
-    _check_weights(weights, dim, weights[20].shape[0])
+    values = weights[_BODY + 4].shape[0]
+    if not 0 <= iou_token < first_mask_token or first_mask_token + masks - iou_token - 1 > values:
+        raise ValueError(f"iou_token: expected one before {first_mask_token} with {values} values for the masks after it, got {iou_token}")
+    _check_weights(weights, dim)
 
 
-def _check_weights(weights: Sequence[Tensor], dim: int, hidden: int) -> None:
+def _masks(weights: Sequence[Tensor]) -> int:
+    return (len(weights) - _BODY) // _HEAD - 1
+
+
+def _check_weights(weights: Sequence[Tensor], dim: int) -> None:
+    hidden, iou_hidden, values = (weights[i].shape[0] for i in (20, _BODY, _BODY + 4))
     square, down, up = [(dim, dim), (dim,)], [(dim // 2, dim), (dim // 2,)], [(dim, dim // 2), (dim,)]
     norm, narrow = [(dim,), (dim,)], [*down * 3, *up]
     mlp = [(hidden, dim), (hidden,), (dim, hidden), (dim,)]
     layer = [*square * 4, *norm, *narrow, *norm, *mlp, *norm, *norm, *narrow]
     upscaling = [(dim, dim), (dim // 4,), (dim // 4,), (dim // 4,), (dim // 2, dim // 4), (dim // 8,)]
+    iou = [(iou_hidden, dim), (iou_hidden,), (iou_hidden, iou_hidden), (iou_hidden,), (values, iou_hidden), (values,)]
     mask = [*square * 2, (dim // 8, dim), (dim // 8,)]
-    shapes = [*layer * 2, *narrow, *norm, *upscaling, *mask * ((len(weights) - 88) // 6)]
+    shapes = [*layer * 2, *narrow, *norm, *upscaling, *iou, *mask * _masks(weights)]
     for i, (weight, shape) in enumerate(zip(weights, shapes, strict=True)):
         if tuple(weight.shape) != shape:
             raise ValueError(f"weights: {_name(i)}: expected shape {shape}, got {tuple(weight.shape)}")
@@ -123,7 +138,10 @@ def _name(i: int) -> str:
     part = ("weight", "bias")[i % 2]
     if i < 72:
         return f"layer {i // 36}, {LAYER[i % 36 // 2]}.{part}"
-    return f"{REST[(i - 72) // 2]}.{part}" if i < 88 else f"mask {(i - 88) // 6}, layer {(i - 88) % 6 // 2}.{part}"
+    if i < _BODY:
+        return f"{REST[(i - 72) // 2]}.{part}"
+    head, layer = divmod(i - _BODY, _HEAD)
+    return f"{f'mask {head - 1}' if head else 'predicted IoU'}, layer {layer // 2}.{part}"
 
 
 def mask_decoder_reference(
@@ -136,7 +154,9 @@ def mask_decoder_reference(
     weights: Sequence[Tensor],
     num_heads: int,
     first_mask_token: int,
-) -> tuple[Tensor, Tensor]:
+    iou_token: int,
+    best: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
     """The definition, in torch."""
     pixels, tokens, place = image.flatten(1, 2), prompts, position.to(image.dtype)
     for i in range(2):
@@ -152,13 +172,22 @@ def mask_decoder_reference(
     w = weights[72:88]
     tokens = _norm(tokens + _attend(tokens + prompts, pixels + place, pixels, None, w[:8], num_heads), w[8:10])
     upscaled = _upscale(pixels.unflatten(1, image.shape[1:3]), mid, high, w[10:])
-    found = []
-    for m in range((len(weights) - 88) // 6):
-        w = weights[88 + 6 * m : 94 + 6 * m]
-        hidden = F.relu(F.linear(tokens[:, first_mask_token + m], w[0], w[1]))
-        found.append(F.linear(F.relu(F.linear(hidden, w[2], w[3])), w[4], w[5]))
-    drawn = torch.stack(found, dim=1) @ upscaled.flatten(1, 2).transpose(1, 2)  # [B, M, 4h * 4w]
-    return drawn.unflatten(2, upscaled.shape[1:3]).to(torch.promote_types(drawn.dtype, torch.float32)), tokens
+    heads = [weights[i : i + _HEAD] for i in range(_BODY, len(weights), _HEAD)]
+    wide = torch.promote_types(tokens.dtype, torch.float32)
+    iou = _head(tokens[:, iou_token], heads[0]).sigmoid().to(wide)
+    brushes = torch.stack([_head(tokens[:, first_mask_token + m], w) for m, w in enumerate(heads[1:])], dim=1)  # [B, M, C / 8]
+    if best:
+        first = first_mask_token - iou_token - 1
+        choice = iou[:, first : first + brushes.shape[1]].argmax(-1)
+        brushes = brushes[torch.arange(len(choice), device=choice.device), choice][:, None]
+    drawn = brushes @ upscaled.flatten(1, 2).transpose(1, 2)  # [B, M or 1, 4h * 4w]
+    return drawn.unflatten(2, upscaled.shape[1:3]).to(wide), iou, tokens
+
+
+def _head(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Three linear layers with ReLU between."""
+    hidden = F.relu(F.linear(x, weights[0], weights[1]))
+    return F.linear(F.relu(F.linear(hidden, weights[2], weights[3])), weights[4], weights[5])
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, present: Tensor | None, weights: Sequence[Tensor], num_heads: int) -> Tensor:
@@ -197,8 +226,10 @@ def _native_decoder(
     weights: Sequence[Tensor],
     num_heads: int,
     first_mask_token: int,
+    iou_token: int,
+    best: bool = False,
     isa: str | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """`isa`: run with a narrower instruction set than this CPU's, for tests."""
     module = native()
     assert module is not None
@@ -206,14 +237,14 @@ def _native_decoder(
     given = [w.detach().to(dtype if w.ndim == 2 else torch.float32).contiguous() for w in weights]
     image, mid, high = (x.detach().to(image.dtype).contiguous() for x in (image, mid, high))
     position, tokens = (x.detach().to(torch.float32).contiguous() for x in (position, prompts))
-    logits = torch.empty(prompts.shape[0], (len(weights) - 88) // 6, high.shape[1], high.shape[2])
-    found = torch.empty(prompts.shape)
+    logits = torch.empty(prompts.shape[0], 1 if best else _masks(weights), high.shape[1], high.shape[2])
+    found, iou = torch.empty(prompts.shape), torch.empty(prompts.shape[0], weights[_BODY + 4].shape[0])
     exist = None if present is None else present.contiguous()
     module.mask_decoder(
-        image, mid, high, position, tokens, exist, given, num_heads, first_mask_token, logits, found,
+        image, mid, high, position, tokens, exist, given, num_heads, first_mask_token, iou_token, best, logits, found, iou,
         torch.get_num_threads(), isa or module.cpu_isa(),
     )  # fmt: skip
-    return logits, found.to(prompts.dtype)
+    return logits, iou, found.to(prompts.dtype)
 
 
 def _wants_gradients(tensors: Sequence[Tensor]) -> bool:
@@ -230,6 +261,8 @@ def _refuses(
     weights: Sequence[Tensor],
     num_heads: int,
     first_mask_token: int,
+    iou_token: int,
+    best: bool,
 ) -> str | None:
     tensors = _tensors(image, mid, high, position, prompts, present, weights)
     if any(t.device.type != "cpu" for t in tensors):
@@ -242,9 +275,9 @@ def _refuses(
     if not kinds <= set(_STORED) or len({w.dtype for w in weights if w.ndim == 2}) > 1:
         return f"dtypes are {', '.join(sorted(map(str, kinds)))}, it takes float32, bfloat16 or float16, all matrices alike"
     head = image.shape[3] // 2 // num_heads
-    if image.shape[3] % 16 or head % 2 or head > 64 or weights[20].shape[0] % 2:
-        return f"{image.shape[3]} channels, {head} a head: it takes channels in sixteens and even heads up to 64"
-    if present is not None and not bool(present[:, : first_mask_token + (len(weights) - 88) // 6].all()):
+    if image.shape[3] % 16 or head % 2 or head > 64 or weights[20].shape[0] % 2 or weights[_BODY].shape[0] % 2:
+        return f"{image.shape[3]} channels, {head} a head: it takes channels in sixteens, even heads up to 64 and even hidden widths"
+    if present is not None and not bool(present[:, : first_mask_token + _masks(weights)].all()):
         return "tokens before the last mask token are marked absent, it wants them"
     return None
 
@@ -255,16 +288,16 @@ register(Implementation("mask_decoder", "torch", mask_decoder_reference, lambda 
 
 def _dispatch(
     image: Tensor, mid: Tensor, high: Tensor, position: Tensor, prompts: Tensor, present: Tensor | None, weights: list[Tensor],
-    num_heads: int, first_mask_token: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    arguments = (image, mid, high, position, prompts, present, weights, num_heads, first_mask_token)
-    logits, tokens = choose("mask_decoder", "auto", *arguments).run(*arguments)
-    return logits.contiguous(), tokens.contiguous()
+    num_heads: int, first_mask_token: int, iou_token: int, best: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    arguments = (image, mid, high, position, prompts, present, weights, num_heads, first_mask_token, iou_token, best)
+    logits, iou, tokens = choose("mask_decoder", "auto", *arguments).run(*arguments)
+    return logits.contiguous(), iou.contiguous(), tokens.contiguous()
 
 
 _library.define(
     "mask_decoder(Tensor image, Tensor mid, Tensor high, Tensor position, Tensor prompts, Tensor? present, Tensor[] weights, "
-    "int num_heads, int first_mask_token) -> (Tensor, Tensor)"
+    "int num_heads, int first_mask_token, int iou_token, bool best) -> (Tensor, Tensor, Tensor)"
 )
 _library.impl("mask_decoder", _dispatch, "CompositeExplicitAutograd")
 
@@ -272,9 +305,9 @@ _library.impl("mask_decoder", _dispatch, "CompositeExplicitAutograd")
 @torch.library.register_fake("sam2_fast::mask_decoder", lib=_library)
 def _(
     image: Tensor, mid: Tensor, high: Tensor, position: Tensor, prompts: Tensor, present: Tensor | None, weights: list[Tensor],
-    num_heads: int, first_mask_token: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    logits = image.new_empty(
-        prompts.shape[0], (len(weights) - 88) // 6, high.shape[1], high.shape[2], dtype=torch.promote_types(image.dtype, torch.float32)
-    )
-    return logits, torch.empty_like(prompts, memory_format=torch.contiguous_format)
+    num_heads: int, first_mask_token: int, iou_token: int, best: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    objects, wide = prompts.shape[0], torch.promote_types(image.dtype, torch.float32)
+    logits = image.new_empty(objects, 1 if best else _masks(weights), high.shape[1], high.shape[2], dtype=wide)
+    iou = image.new_empty(objects, weights[_BODY + 4].shape[0], dtype=wide)
+    return logits, iou, torch.empty_like(prompts, memory_format=torch.contiguous_format)
