@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 
+#include "csrc/cpu/decoder_tiles.h"
 #include "csrc/cpu/decoder_weights.h"
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/prompt_tokens.h"
@@ -13,25 +14,6 @@ namespace SAM2_FAST_ISA {
 namespace {
 
 constexpr float kMapEpsilon = 1e-6f;  // of the norm between the upscalings
-
-// What all threads share. The frame's tokens lie in blocks of 64 columns: [blocks][rows][64].
-template <class Dot>
-struct Shared {
-  typedef typename Dot::Unit Unit;
-  float *image, *position, *x;  // [dim]: before the first layer, of the places, of the object at work
-  float *mid, *high;            // [4 places][dim / 4], [16 places][dim / 8]
-  Unit *q, *k, *v;              // [dim / 2] of the first layer, made once for all objects where they share the image
-  float* partial[2];            // [blocks][heads * tokens][head + 2]: weighted values, maximum, sum; two, used in turn
-};
-
-// One thread's tile of 64 columns: [rows][kStride].
-template <class Dot>
-struct Tile {
-  typedef typename Dot::Unit Unit;
-  float *f, *g;
-  Unit *n, *placed, *q, *k, *v, *o;
-  Softmax softmax;
-};
 
 template <class Dot>
 struct Decoder {
@@ -179,7 +161,7 @@ struct Decoder {
       float* const part = t.f + cell * quarter * kStride;
       float* const mid = keeps_frame() ? s.mid + (block * 4 + cell) * quarter * kBlock : gathered;
       if (!keeps_frame()) gather_mid(p.frames > 1 ? object : 0, block, cell, mid);
-      add_bias_and(part, p.up1.bias, mid, quarter);
+      add_bias_and(part, kStride, p.up1.bias, mid, quarter);
       normalise<DotFloat>(part, kStride, p.up_norm.weight, p.up_norm.bias, kMapEpsilon, quarter, kBlock, part, kStride);
       pack_rows<Dot, Gelu>(part, kStride, zeros, quarter, kBlock, t.placed, kStride);
       linear(w.up2, 4 * eighth, quarter, t.placed, t.g);
@@ -187,19 +169,11 @@ struct Decoder {
         float* const pixels = t.g + fine * eighth * kStride;
         float* const high = keeps_frame() ? s.high + (block * 16 + cell * 4 + fine) * eighth * kBlock : gathered;
         if (!keeps_frame()) gather_high(p.frames > 1 ? object : 0, block, cell, fine, high);
-        add_bias_and(pixels, p.up2.bias, high, eighth);
+        add_bias_and(pixels, kStride, p.up2.bias, high, eighth);
         pack_rows<DotFloat, Gelu>(pixels, kStride, zeros, eighth, kBlock, pixels, kStride);
         multiply<DotFloat>({weights, eighth, 1}, pixels, kStride, drawn, kStride, drawn_masks(), kBlock, eighth, false);
         scatter(object, block, cell / 2 * 2 + fine / 2, cell % 2 * 2 + fine % 2, drawn);
       }
-    }
-  }
-
-  // x[rows][64] += bias + map
-  void add_bias_and(float* x, const float* bias, const float* map, int64_t rows) const {
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t i = 0; i < kBlock; i += kLanes)
-        store(x + r * kStride + i, load(x + r * kStride + i) + bias[r] + load(map + r * kBlock + i));
     }
   }
 
