@@ -88,6 +88,7 @@ def on_cpu(options: Options) -> Iterator[Row]:
         require(torch.equal(small, (areas > 0) & (areas <= 8)), case, "small_components")
         functions: dict[str, Callable[[], Any]] = {
             "sam2_fast with areas": lambda masks=masks: connected_components(masks),
+            "sam2_fast with areas, into the same memory": lambda masks=masks, out=(labels, areas): connected_components(masks, out=out),
             "sam2_fast small_components(8)": lambda masks=masks: small_components(masks, 8),
             **{who: run for who, (run, _) in peers.items()},
         }

@@ -16,21 +16,37 @@ _compiling = torch.compiler.is_compiling
 _library = torch.library.Library("sam2_fast", "FRAGMENT")
 
 
-def connected_components(masks: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
+def connected_components(masks: Tensor, *, backend: str = "auto", out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """Label every 8-connected component of each mask and measure it.
 
     masks: [N, H, W] or [N, 1, H, W], bool or uint8 (non-zero is foreground), any strides, any device.
     Returns labels and areas, int32 of the same shape: a label is 1 + the row-major index of the component's first pixel, so
     that backends agree to the bit; an area is in pixels; both are 0 on background.
+    out: labels and areas to write to and return, contiguous: on a CPU, fresh memory for many large masks costs more than the labelling.
     backend: "auto", "cuda", "triton", "cpu" or "torch". Raises TypeError for other dtypes, ValueError for other shapes,
     BackendError where the named backend cannot run. Same partition and areas as the official `get_connected_components`.
     """
     flat = _as_masks(masks)
+    into = None if out is None else _as_results(out, masks, flat)
     if backend == "auto" and (_compiling() or not is_plain(masks)):
-        labels, areas = torch.ops.sam2_fast.connected_components(flat)
+        found = torch.ops.sam2_fast.connected_components(flat)
     else:
-        labels, areas = choose("connected_components", backend, flat).run(flat)
+        chosen = choose("connected_components", backend, flat)
+        found = _native_components(flat, into) if chosen.run is _native_components else chosen.run(flat)
+    if into is not None and found is not into:
+        into[0].copy_(found[0]), into[1].copy_(found[1])
+    labels, areas = found if out is None else out
     return labels.view(masks.shape), areas.view(masks.shape)
+
+
+def _as_results(out: tuple[Tensor, Tensor], masks: Tensor, flat: Tensor) -> tuple[Tensor, Tensor]:
+    for name, x in zip(("labels", "areas"), out, strict=True):
+        if x.dtype != torch.int32 or x.shape != masks.shape or x.device != masks.device or not x.is_contiguous():
+            wanted = f"contiguous int32 of shape {tuple(masks.shape)} on {masks.device}"
+            raise ValueError(f"out: {name}: expected {wanted}, got {x.dtype} of shape {tuple(x.shape)}, strides {x.stride()} on {x.device}")
+    if out[0].data_ptr() == out[1].data_ptr() and out[0].numel():
+        raise ValueError("out: expected labels and areas in memory of their own, got the same for both")
+    return out[0].view(flat.shape), out[1].view(flat.shape)
 
 
 def small_components(masks: Tensor, max_area: int, *, backend: str = "auto") -> Tensor:
@@ -91,12 +107,12 @@ def small_components_reference(masks: Tensor, max_area: int) -> Tensor:
     return (areas > 0) & (areas <= max_area)
 
 
-def _native_components(masks: Tensor) -> tuple[Tensor, Tensor]:
-    labels, areas = (torch.empty(masks.shape, dtype=torch.int32, device=masks.device) for _ in range(2))
+def _native_components(masks: Tensor, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    labels, areas = out or (torch.empty(masks.shape, dtype=torch.int32, device=masks.device) for _ in range(2))
     module = native()
     assert module is not None
     module.connected_components(masks, labels, areas, torch.get_num_threads())
-    return labels, areas
+    return out or (labels, areas)
 
 
 def _native_small(masks: Tensor, max_area: int) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,10 +196,37 @@ def test_a_named_backend_runs_or_says_why_not() -> None:
 def test_the_table_names_every_backend_once() -> None:
     rows = [(s.op, s.backend) for s in backends()]
     everywhere = {(op, backend) for op in ("connected_components", "small_components") for backend in ORDER}
-    ops = ("hiera_block", "mask_decoder", "mask_postprocess", "memory_attention", "rope_attention")
+    ops = ("hiera_block", "mask_decoder", "mask_postprocess", "memory_attention", "rope_attention", "window_attention")
     not_on_gpus = {(op, backend) for op in ops for backend in ("cpu", "torch")}
     assert len(rows) == len(set(rows)) and set(rows) == everywhere | not_on_gpus
     assert all(s.reason is None for s in backends() if s.backend == "torch")
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 7), (2, 1, 5, 7), (0, 5, 7)])
+def test_results_go_where_the_caller_wants_them(backend: str, shape: tuple[int, ...]) -> None:
+    masks = place(np.random.default_rng(0).random(shape) > 0.5, backend)
+    out = tuple(torch.full(shape, -1, dtype=torch.int32, device=masks.device) for _ in range(2))
+    found = connected_components(masks, backend=backend, out=out)  # type: ignore[arg-type]
+    assert all(a.data_ptr() == b.data_ptr() for a, b in zip(found, out, strict=True))
+    assert all(map(torch.equal, found, connected_components(masks, backend=backend)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a, b: (a.long(), b),
+        lambda a, b: (a, b[:1]),
+        lambda a, b: (a, b.mT.contiguous().mT),
+        lambda a, b: (a, a),
+        lambda a, b: (a, b.to("meta")),
+    ],
+    ids=["dtype", "shape", "strides", "the same memory", "device"],
+)
+def test_results_that_do_not_fit_are_refused_and_left_alone(change: Callable[..., Any]) -> None:
+    given = torch.full((2, 5, 5), -1, dtype=torch.int32), torch.full((2, 5, 5), -1, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"^out: "):
+        connected_components(torch.ones(2, 5, 5, dtype=torch.bool), out=change(*given))
+    assert (given[0] == -1).all() and (given[1] == -1).all()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
