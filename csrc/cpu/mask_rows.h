@@ -7,7 +7,7 @@
 // row of a patch matrix is copied from runs side by side, and nothing is ever gathered by twos.
 #pragma once
 
-#include "csrc/cpu/tile.h"
+#include "csrc/cpu/gelu.h"
 #include "csrc/memory_encoder.h"
 
 namespace sam2_fast {
@@ -189,12 +189,11 @@ struct MaskRows {
       mean = mean / static_cast<float>(c.channels);
       for (int64_t r = 0; r < c.channels; ++r) square = square + (value(r) - mean) * (value(r) - mean);
       const Vec variance = square / static_cast<float>(c.channels) + p.epsilon;
-      Vec scale = Vec{};
-      for (int i = 0; i < kLanes; ++i) scale[i] = 1.0f / std::sqrt(variance[i]);
+      const Vec scale = 1.0f / sqrt_of(variance);
       for (int64_t r = 0; r < c.channels; r += To::kDepth) {
         Vec values[To::kDepth];
         for (int d = 0; d < To::kDepth; ++d)
-          values[d] = Gelu::of((value(r + d) - mean) * scale * c.norm_weight[r + d] + c.norm_bias[r + d]);
+          values[d] = GeluOf<To>::of((value(r + d) - mean) * scale * c.norm_weight[r + d] + c.norm_bias[r + d]);
         To::put(values, reinterpret_cast<typename To::Unit*>(out) + r / To::kDepth * to.from_channels + j);
       }
     }

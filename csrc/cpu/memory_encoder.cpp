@@ -94,12 +94,23 @@ struct Encoder {
     for (int64_t i = 0; y == p.height - 1 && i < 4 * kPad; ++i) map[p.height * row_step + i] = 0;
   }
 
+  // out[word][i] = in[i][word]
+  template <class Word>
+  static void turn(const Word* in, int64_t words, int64_t count, Word* out, int64_t stride) {
+    for (int64_t w = 0; w < words; ++w) {
+      for (int64_t i = 0; i < count; ++i) out[w * stride + i] = in[i * words + w];
+    }
+  }
+
   void project_low(int64_t image, int64_t tile, const Tile<Dot>& t, float* out) const {
     const int64_t token = image * p.height * p.width + tile * group * p.width, count = rows_of(tile) * p.width;
-    for (int64_t c = 0; c < p.dim; ++c) {
-      for (int64_t i = 0; i < count; ++i) t.g[c * t.stride + i] = read(p.low, p.storage, (token + i) * p.dim + c);
+    if (p.storage == Copies<Dot>::kRead) {  // a token's channels already lie as units
+      turn(static_cast<const Unit*>(p.low) + token * (p.dim / kDepth), p.dim / kDepth, count, t.q, t.stride);
+    } else {
+      if (p.storage == Storage::kFloat32) turn(static_cast<const float*>(p.low) + token * p.dim, p.dim, count, t.g, t.stride);
+      else gather_rows(p.low, p.storage, p.dim, count, count, t.g, t.stride, [&](int64_t i) { return token + i; });
+      pack_rows<Dot, Identity>(t.g, t.stride, s.zeros, p.dim, columns_of(tile), t.q, t.stride);
     }
-    pack_rows<Dot, Identity>(t.g, t.stride, s.zeros, p.dim, columns_of(tile), t.q, t.stride);
     linear(w.low_proj, p.dim, p.dim, t.q, out, columns_of(tile), t.stride);
   }
 
@@ -179,7 +190,7 @@ struct Encoder {
     for (int64_t from = 0; from < p.hidden; from += p.dim) {
       const int64_t part = p.hidden - from < p.dim ? p.hidden - from : p.dim;
       linear(w.blocks[2 * b] + from * (p.dim / kDepth), part, p.dim, t.n, t.f, columns, t.stride);
-      pack_rows<Dot, Gelu>(t.f, t.stride, block.fc1.bias + from, part, columns, t.q, t.stride);
+      pack_rows<Dot, GeluOf<Dot>>(t.f, t.stride, block.fc1.bias + from, part, columns, t.q, t.stride);
       const Left<Unit> weight{w.blocks[2 * b + 1] + from / kDepth, p.hidden / kDepth, 1};
       multiply<Dot>(weight, t.q, t.stride, t.g, t.stride, p.dim, columns, part / kDepth, from > 0);
     }
