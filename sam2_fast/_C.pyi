@@ -39,6 +39,16 @@ def memory_attention(
     num_threads: int,
     isa: str,
 ) -> None: ...
+def memory_encoder(
+    low: Tensor,
+    logits: Tensor,
+    weights: list[Tensor],
+    out: Tensor,
+    binarize: bool,
+    epsilon: float,
+    num_threads: int,
+    isa: str,
+) -> None: ...
 def mask_decoder(
     image: Tensor,
     mid: Tensor,

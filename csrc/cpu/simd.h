@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512BF16__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 #ifdef _OPENMP
@@ -40,6 +40,19 @@ static inline Vec fill_bits(const void* p) {
 }
 static inline Vec fill(float x) { return fill_bits(&x); }
 static inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+
+static inline Vec sqrt_of(Vec x) {  // rounded correctly, as std::sqrt, whose loops errno keeps from becoming vectors
+#if defined(__AVX512F__)
+  return (Vec)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX__)
+  return (Vec)_mm256_sqrt_ps((__m256)x);
+#elif defined(__SSE2__)
+  return (Vec)_mm_sqrt_ps((__m128)x);
+#else
+  for (int i = 0; i < kLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
 
 static inline float largest(Vec x) {
   float m = x[0];
@@ -157,12 +170,10 @@ struct DotBfloat16 {  // pairs of neighbours in one 32-bit unit, products summed
     return to_bfloat16(x[0]) | static_cast<uint32_t>(to_bfloat16(x[stride])) << 16;
   }
   static inline Vec exp2(Vec x) { return exp2_coarse(x); }
-  typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
-  typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
   static inline __m256i round(Vec x) { return (__m256i)_mm512_cvtneps_pbh((__m512)x); }
   static inline void put(const Vec* rows, Unit* at) {
-    const Words low = __builtin_convertvector((Halves)round(rows[0]), Words), high = __builtin_convertvector((Halves)round(rows[1]), Words);
-    store(reinterpret_cast<float*>(at), (Vec)(low | high << 16));
+    const __m512i low = _mm512_cvtepu16_epi32(round(rows[0])), high = _mm512_cvtepu16_epi32(round(rows[1]));
+    store(reinterpret_cast<float*>(at), (Vec)_mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
   }
   static inline void put_row(Vec row, Unit* data, int64_t i) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(reinterpret_cast<uint16_t*>(data) + i), round(row));

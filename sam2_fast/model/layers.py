@@ -105,13 +105,21 @@ class Narrowing(nn.Module):
         self._narrow.clear()
         return super()._apply(fn, recurse)
 
-    def narrowed(self, weights: list[Tensor]) -> list[Tensor]:
-        """`weights`, matrices among them cast where autocast wants it and no gradients are wanted."""
+    def narrowed(self, weights: list[Tensor], matrices: Sequence[int] | None = None) -> list[Tensor]:
+        """`weights`, matrices among them cast where autocast wants it and no gradients are wanted; kernels go channels_last.
+
+        matrices: which they are; None: those of two dimensions.
+        """
         enabled = weights[0].device.type == "cpu" and torch.is_autocast_enabled("cpu")
         if not enabled or (torch.is_grad_enabled() and any(w.requires_grad for w in weights)):
             return weights
         dtype = torch.get_autocast_dtype("cpu")
-        return self._narrow.get(lambda: [w.detach().to(dtype) if w.ndim == 2 else w for w in weights], weights, dtype)
+        which = [i for i, w in enumerate(weights) if w.ndim == 2] if matrices is None else matrices
+
+        def cast(w: Tensor) -> Tensor:
+            return w.detach().to(dtype, memory_format=torch.channels_last if w.ndim == 4 else torch.preserve_format)
+
+        return self._narrow.get(lambda: [cast(w) if i in which else w for i, w in enumerate(weights)], weights, dtype)
 
 
 class _Same:

@@ -6,11 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from sam2_fast.config import Sam2Config
-from sam2_fast.model.layers import LayerNorm2d
+from sam2_fast.model.layers import LayerNorm2d, Narrowing, parameters_of
+from sam2_fast.ops.memory_encoder import matrices, memory_encoder
+
+_EPS = 1e-6  # of all its norms
 
 
 class MaskDownSampler(nn.Module):
-    """Four 3 x 3 convolutions of stride 2, then a projection: [B, 1, S, S] -> [B, dim, S / 16, S / 16]."""
+    """Four 3 x 3 convolutions of stride 2, each with norm and GELU, then a projection to `dim`; `ops.memory_encoder` computes."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -19,28 +22,25 @@ class MaskDownSampler(nn.Module):
             steps += [nn.Conv2d(channels, 4 * channels, 3, stride=2, padding=1), LayerNorm2d(4 * channels), nn.GELU()]
         self.encoder = nn.Sequential(*steps, nn.Conv2d(256, dim, kernel_size=1))
 
-    def forward(self, mask: Tensor) -> Tensor:
-        """mask: [B, 1, S, S] -> [B, dim, S / 16, S / 16]."""
-        return self.encoder(mask)
+    def weights(self) -> list[Tensor]:
+        """The 18 tensors that the op takes: convolution and norm by turns, then the projection."""
+        return parameters_of(*(layer for layer in self.encoder if not isinstance(layer, nn.GELU)))
 
 
 class FuserBlock(nn.Module):
-    """ConvNeXt block: depthwise 7 x 7, norm, two pointwise layers, layer scale."""
+    """ConvNeXt block: depthwise 7 x 7, norm, two pointwise layers with GELU between, layer scale; `ops.memory_encoder` computes."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dwconv = nn.Conv2d(dim, dim, kernel_size=7, padding=3, groups=dim)
         self.norm = LayerNorm2d(dim)
         self.pwconv1 = nn.Linear(dim, 4 * dim)
-        self.act = nn.GELU()
         self.pwconv2 = nn.Linear(4 * dim, dim)
         self.gamma = nn.Parameter(1e-6 * torch.ones(dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, dim, h, w] -> the same shape."""
-        inner = self.norm(self.dwconv(x)).permute(0, 2, 3, 1)
-        inner = self.gamma * self.pwconv2(self.act(self.pwconv1(inner)))
-        return x + inner.permute(0, 3, 1, 2)
+    def weights(self) -> list[Tensor]:
+        """The 9 tensors that the op takes of a block."""
+        return [*parameters_of(self.dwconv, self.norm, self.pwconv1, self.pwconv2), self.gamma]
 
 
 class Fuser(nn.Module):
@@ -50,14 +50,8 @@ class Fuser(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(FuserBlock(dim) for _ in range(2))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, dim, h, w] -> the same shape."""
-        for layer in self.layers:
-            x = layer(x)
-        return x
 
-
-class MemoryEncoder(nn.Module):
+class MemoryEncoder(Narrowing):
     """Projected features plus the downsampled mask, fused and narrowed to the memory's width."""
 
     def __init__(self, config: Sam2Config) -> None:
@@ -68,6 +62,9 @@ class MemoryEncoder(nn.Module):
         self.fuser = Fuser(dim)
         self.out_proj = nn.Conv2d(dim, config.memory_dim, kernel_size=1)
 
-    def forward(self, low: Tensor, mask: Tensor) -> Tensor:
-        """low: [1 or B, dim, h, w] features; mask: [B, 1, 16h, 16w] in -10..10 -> [B, memory_dim, h, w]."""
-        return self.out_proj(self.fuser(self.pix_feat_proj(low) + self.mask_downsampler(mask)))
+    def forward(self, low: Tensor, logits: Tensor, binarize: bool) -> Tensor:
+        """low: [1 or B, dim, h, w] features; logits: [B, 1, ., .] of masks, any size -> [B, h * w, memory_dim]."""
+        blocks = [t for layer in self.fuser.layers for t in layer.weights()]  # type: ignore[operator]
+        weights = [*self.mask_downsampler.weights(), *parameters_of(self.pix_feat_proj), *blocks, *parameters_of(self.out_proj)]
+        weights = self.narrowed(weights, matrices(weights))
+        return memory_encoder(low.permute(0, 2, 3, 1), logits[:, 0], weights, binarize, _EPS)

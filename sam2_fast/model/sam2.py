@@ -160,11 +160,7 @@ class Sam2(nn.Module):
         low: [1 or B, 256, h, w] features before fusion; logits: [B, 1, ., .] of any size; presence: [B, 1] logit;
         binarize: threshold the mask (what a user saw and accepted) instead of its sigmoid. Source: official `_encode_new_memory`.
         """
-        size = self.config.image_size
-        if logits.shape[-1] != size or logits.shape[-2] != size:
-            logits = F.interpolate(logits, size=(size, size), mode="bilinear", align_corners=False)
-        mask = (logits > 0).to(logits.dtype) if binarize else logits.sigmoid()
-        memory = to_tokens(self.memory_encoder(low, self._enter(mask * 20.0 - 10.0)))
+        memory = self.memory_encoder(low, logits, binarize)
         if self.config.version == "2.1":
             absent = (presence <= 0).to(memory.dtype)[:, None]  # [B, 1, 1]
             memory = memory + absent * self.no_obj_embed_spatial.to(memory.dtype)

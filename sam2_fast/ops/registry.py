@@ -16,6 +16,7 @@ STEMS = (
     "mask_decoder",
     "mask_postprocess",
     "memory_attention",
+    "memory_encoder",
     "rope_attention",
     "window_attention",
 )

@@ -1,0 +1,100 @@
+"""The memory encoder on a CPU: masks of one object and of four on one frame, against torch's layers and the official package."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks import peers
+from benchmarks.timing import Options, Row, interleaved, matrix_peak, require, rows
+from sam2_fast.build_sam import build_sam2
+from sam2_fast.ops import memory_encoder as op
+
+DIM, NARROW, HIDDEN, CHANNELS = 256, 64, 1024, (1, 4, 16, 64, 256)
+
+
+def operations(side: int, objects: int) -> int:
+    """Multiplications and additions of convolutions and linear layers; what objects share is counted once."""
+    tokens = side * side
+    mask = sum(tokens * 4 ** (3 - i) * 9 * CHANNELS[i] * CHANNELS[i + 1] for i in range(4))
+    blocks = 2 * tokens * (49 * DIM + 2 * DIM * HIDDEN)
+    return 2 * (tokens * DIM * DIM + objects * (mask + tokens * DIM * (CHANNELS[-1] + NARROW) + blocks))
+
+
+class Recorded:
+    """The arguments that the model passes to the op, so that torch's layers get the same."""
+
+    def __init__(self) -> None:
+        self.arguments: tuple[Any, ...] = ()
+
+    def __call__(self, *arguments: Any) -> torch.Tensor:
+        self.arguments = arguments
+        return op.memory_encoder(*arguments)
+
+
+def arguments_of(encode: Callable[[], Any]) -> tuple[Any, ...]:
+    """What `encode` calls the op with."""
+    from unittest.mock import patch
+
+    recorded = Recorded()
+    with patch("sam2_fast.model.memory_encoder.memory_encoder", recorded):
+        encode()
+    return recorded.arguments
+
+
+def official(theirs: Any, low: torch.Tensor, logits: torch.Tensor, size: int) -> torch.Tensor:
+    """The official memory of masks at the decoder's size, which its `track_step` brings to the image's first."""
+    tokens = low.expand(len(logits), -1, -1, -1).flatten(2).permute(2, 0, 1)
+    masks = F.interpolate(logits, size=(size, size), mode="bilinear", align_corners=False)
+    presence = torch.ones(len(logits), 1)
+    return theirs._encode_new_memory([tokens], [tuple(low.shape[2:])], masks, presence, False)[0].flatten(2).mT
+
+
+@torch.inference_mode()
+def measure(options: Options) -> Iterator[Row]:
+    """Mask logits of a quarter of the image's size to memory maps, float32 and bfloat16 autocast."""
+    if options.device.type != "cpu":
+        return
+    size = 256 if options.quick else 1024
+    side, generator = size // 16, torch.Generator().manual_seed(0)
+    ours = build_sam2("tiny", device="cpu", seed=0, image_size=size)
+    for block in ours.memory_encoder.fuser.layers:  # as trained: at their first values the blocks would not show in the result
+        block.gamma.copy_(torch.randn(DIM, generator=generator) * 0.5)  # type: ignore[union-attr, operator]
+    theirs = peers.official("tiny", ours.state_dict(), size, options.device) if "official" in (options.peers or ("official",)) else None
+    low = torch.randn(1, DIM, side, side, generator=generator).contiguous(memory_format=torch.channels_last)
+    for narrow in (False, True):
+        best = matrix_peak(options.device, torch.bfloat16 if narrow else torch.float32)
+        for count in (1, 4):
+            logits = torch.randn(count, 1, 4 * side, 4 * side, generator=generator) * 5
+            encode = lambda m=logits: ours.encode_memory(low, m, torch.ones(len(m), 1), False)  # noqa: E731
+            functions: dict[str, Callable[[], torch.Tensor]] = {"sam2_fast": encode}
+            given = arguments_of(encode)
+            functions["torch"] = lambda g=given: op.memory_encoder_reference(*g)
+            if theirs is not None:
+                functions["official"] = lambda m=logits: official(theirs, low, m, size)
+            case = f"tiny {size}, {count} objects, {'bfloat16 autocast' if narrow else 'float32'}"
+            exact = op.memory_encoder_reference(given[0].double(), given[1].double(), [w.double() for w in given[2]], *given[3:])
+            with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+                error = {who: _error(function(), exact) for who, function in functions.items()}
+                for peer in ("torch", "official"):
+                    require(error["sam2_fast"] <= 2 * error.get(peer, error["torch"]), case, "sam2_fast")
+                times = interleaved(functions, options)
+            mine, flops = statistics.median(times["sam2_fast"]), operations(side, count)
+            notes = {
+                who: {
+                    "x ours": statistics.median(t) / mine,
+                    "GFLOP/s": flops / statistics.median(t) / 1e6,
+                    "% of matrix peak": flops / statistics.median(t) / 1e4 / best,
+                    "rms error": error[who],
+                }
+                for who, t in times.items()
+            }
+            yield from rows(case, times, notes)
+
+
+def _error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return (found.double() - exact).square().mean().sqrt().item()
