@@ -6,6 +6,24 @@
 namespace sam2_fast {
 namespace SAM2_FAST_ISA {
 
+// x Phi(x) = max(x, 0) - |x| / 2 erfc(|x| / sqrt 2), and -log2 of that erfc is a polynomial without constant term: fitted on [0, 8] with
+// the weight of its effect on the result; rms error 4e-8 on [-4, 4], 2e-7 at most below 8 (torch's own, in float32: 2e-7 and 1e-6).
+struct Gelu {
+  static Vec of(Vec x) {
+    Vec t = x < 0.0f ? -x : x;
+    t = t < 16.0f ? t : fill(16.0f);
+    Vec p = fill(1.389264763e-6f);
+    p = p * t - 2.259049354e-5f;
+    p = p * t + 1.084984603e-4f;
+    p = p * t + 3.209409566e-4f;
+    p = p * t - 7.301571712e-3f;
+    p = p * t + 5.266199292e-2f;
+    p = p * t + 4.591519381e-1f;
+    p = p * t + 1.151112149e+0f;
+    return (x < 0.0f ? Vec{} : x) - 0.5f * t * exp2_of(-(p * t));
+  }
+};
+
 template <class Dot>
 struct GeluOf : Gelu {};
 

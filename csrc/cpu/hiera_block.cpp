@@ -6,6 +6,7 @@
 
 #include "csrc/cpu/attend.h"
 #include "csrc/cpu/dispatch.h"
+#include "csrc/cpu/gelu.h"
 #include "csrc/cpu/window.h"
 
 namespace sam2_fast {
@@ -137,7 +138,7 @@ struct Block {
     for (int64_t from = 0; from < p.hidden; from += p.dim_out) {
       const int64_t part = smaller(p.dim_out, p.hidden - from);
       linear(w.fc1 + from * (p.dim_out / depth), part, p.dim_out, t.n, stride, columns, t.f);
-      pack_rows<Dot, Gelu>(t.f, stride, p.fc1.bias + from, part, columns, t.q, stride);
+      pack_rows<Dot, GeluOf<Dot>>(t.f, stride, p.fc1.bias + from, part, columns, t.q, stride);
       const Left<Unit> weight{w.fc2 + from / depth, p.hidden / depth, 1};
       multiply<Dot>(weight, t.q, stride, sum, stride, p.dim_out, columns, part / depth, from > 0);
     }

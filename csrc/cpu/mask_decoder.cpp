@@ -7,6 +7,7 @@
 #include "csrc/cpu/decoder_tiles.h"
 #include "csrc/cpu/decoder_weights.h"
 #include "csrc/cpu/dispatch.h"
+#include "csrc/cpu/gelu.h"
 #include "csrc/cpu/prompt_tokens.h"
 
 namespace sam2_fast {
@@ -163,7 +164,7 @@ struct Decoder {
       if (!keeps_frame()) gather_mid(p.frames > 1 ? object : 0, block, cell, mid);
       add_bias_and(part, kStride, p.up1.bias, mid, quarter);
       normalise<DotFloat>(part, kStride, p.up_norm.weight, p.up_norm.bias, kMapEpsilon, quarter, kBlock, part, kStride);
-      pack_rows<Dot, Gelu>(part, kStride, zeros, quarter, kBlock, t.placed, kStride);
+      pack_rows<Dot, GeluOf<Dot>>(part, kStride, zeros, quarter, kBlock, t.placed, kStride);
       linear(w.up2, 4 * eighth, quarter, t.placed, t.g);
       for (int64_t fine = 0; fine < 4; ++fine) {
         float* const pixels = t.g + fine * eighth * kStride;
