@@ -14,6 +14,7 @@ void register_hiera_block(py::module_& module);
 void register_mask_decoder(py::module_& module);
 void register_mask_postprocess(py::module_& module);
 void register_memory_attention(py::module_& module);
+void register_preprocess(py::module_& module);
 void register_rope_attention(py::module_& module);
 }  // namespace sam2_fast
 
@@ -47,5 +48,6 @@ PYBIND11_MODULE(_C, module) {
   sam2_fast::register_mask_decoder(module);
   sam2_fast::register_mask_postprocess(module);
   sam2_fast::register_memory_attention(module);
+  sam2_fast::register_preprocess(module);
   sam2_fast::register_rope_attention(module);
 }

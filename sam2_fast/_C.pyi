@@ -71,3 +71,13 @@ def mask_postprocess(
     num_threads: int,
     isa: str,
 ) -> list[bytes]: ...
+def preprocess(
+    pictures: Tensor,
+    bicubic: bool,
+    columns_first: bool,
+    mean: list[float],
+    std: list[float],
+    out: Tensor,
+    num_threads: int,
+    isa: str,
+) -> None: ...

@@ -10,7 +10,7 @@ from typing import Any
 ORDER = ("cuda", "triton", "cpu", "torch")
 """The order in which `auto` asks. `torch` is the reference and refuses nothing."""
 
-STEMS = ("connected_components", "hiera_block", "mask_decoder", "mask_postprocess", "memory_attention", "rope_attention")
+STEMS = ("connected_components", "hiera_block", "mask_decoder", "mask_postprocess", "memory_attention", "preprocess", "rope_attention")
 """Ops with native kernels; their modules register implementations on import."""
 
 
