@@ -21,8 +21,8 @@ std::vector<int64_t> strides_of(const View& x) {
   return strides;
 }
 
-void run(py::handle pictures_object, bool bicubic, bool columns_first, const std::vector<float>& mean, const std::vector<float>& std_of_values,
-         py::handle out_object, int num_threads, const std::string& isa_name) {
+void run(py::handle pictures_object, bool bicubic, bool columns_first, const std::vector<float>& mean,
+         const std::vector<float>& std_of_values, py::handle out_object, int num_threads, const std::string& isa_name) {
   const View pictures("pictures", pictures_object), out("out", out_object);
   if (pictures.t.device.type != dl::kCpu) refuse("pictures", "a tensor on the CPU", "another device");
   want_cpu(out);
@@ -66,8 +66,8 @@ void run(py::handle pictures_object, bool bicubic, bool columns_first, const std
 }  // namespace
 
 void register_preprocess(py::module_& module) {
-  module.def("preprocess", &run, py::arg("pictures"), py::arg("bicubic"), py::arg("columns_first"), py::arg("mean"), py::arg("std"), py::arg("out"),
-             py::arg("num_threads"), py::arg("isa"));
+  module.def("preprocess", &run, py::arg("pictures"), py::arg("bicubic"), py::arg("columns_first"), py::arg("mean"), py::arg("std"),
+             py::arg("out"), py::arg("num_threads"), py::arg("isa"));
 }
 
 }  // namespace sam2_fast

@@ -19,9 +19,7 @@ _library = torch.library.Library("sam2_fast", "FRAGMENT")
 _MOST = 2**24  # pixels of a side that the native kernel takes
 
 
-def preprocess_images(
-    images: Tensor, size: int, mean: Sequence[float], std: Sequence[float], *, backend: str = "auto"
-) -> Tensor:
+def preprocess_images(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float], *, backend: str = "auto") -> Tensor:
     """Resize with antialiased bilinear interpolation in float32 (corners not aligned, as torch does), then (x - mean) / std.
 
     images: [B, H, W, 3] of any strides, uint8 (divided by 255 first) or floating point in [0, 1]. size: S, pixels of a side.
@@ -48,7 +46,7 @@ def preprocess_frame(frame: Tensor, size: int, mean: Sequence[float], std: Seque
     _check(frame, 3, "frame", "[H, W, 3]", size, mean, std)
     _check_bytes(frame)
     arguments = frame, size, list(mean), list(std)
-    if _traced(frame, backend) and frame.device.type == "cpu":
+    if _traced(frame, backend):
         return torch.ops.sam2_fast.preprocess_frame(*arguments)
     return choose("preprocess_frame", backend, *arguments).run(*arguments)
 
@@ -61,7 +59,7 @@ def resize_bicubic(frame: Tensor, size: int, *, backend: str = "auto") -> Tensor
     """
     _check(frame, 3, "frame", "[H, W, 3]", size)
     _check_bytes(frame)
-    if _traced(frame, backend) and frame.device.type == "cpu":
+    if _traced(frame, backend):
         return torch.ops.sam2_fast.resize_bicubic(frame, size)
     return choose("resize_bicubic", backend, frame, size).run(frame, size)
 
@@ -135,7 +133,8 @@ def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.d
 def _run(pictures: Tensor, bicubic: bool, mean: Sequence[float], std: Sequence[float], out: Tensor, isa: str | None) -> Tensor:
     module = native()
     assert module is not None
-    columns_first = bicubic and columns_before_rows(*pictures.shape[1:3], out.shape[2])
+    height, width = pictures.shape[1:3]
+    columns_first = bicubic and columns_before_rows(height, width, out.shape[2])
     given = pictures.detach().contiguous() if columns_first else pictures.detach()
     module.preprocess(given, bicubic, columns_first, list(mean), list(std), out, torch.get_num_threads(), isa or module.cpu_isa())
     return out

@@ -14,7 +14,7 @@ from sam2_fast.ops.native import native, no_cpu
 SCRIPT = """
 import hashlib, sys
 import torch
-import test_hiera_block, test_mask_decoder, test_memory_attention, test_rope_attention
+import test_hiera_block, test_mask_decoder, test_memory_attention, test_preprocess, test_rope_attention
 digest = hashlib.sha256()
 isa = sys.argv[1]
 for dtype in (torch.float32, torch.bfloat16):
@@ -29,6 +29,10 @@ for dtype in (torch.float32, torch.bfloat16):
         found.append(test_memory_attention.poisoned(test_memory_attention.cast(test_memory_attention.case(side=side), dtype), isa))
         q, k, v, table = test_rope_attention.case(side, 2, 5)
         found.append(test_rope_attention.poisoned((q.to(dtype), k.to(dtype), v.to(dtype), table), 5, isa))
+    for height, width, size in test_preprocess.SIZES:
+        frame, statistics = test_preprocess.picture(height, width), (test_preprocess.MEAN, test_preprocess.STD)
+        found.append(test_preprocess._native_images(frame[None], size, *statistics, isa=isa))
+        found.append(test_preprocess._native_frame(frame, size, *statistics, isa=isa))
     for x in found:
         assert torch.isfinite(x).all()
         digest.update(x.float().contiguous().numpy().tobytes())
