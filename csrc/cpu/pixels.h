@@ -31,6 +31,17 @@ static inline Vec fused(Vec a, Vec b, Vec c) {
 #endif
 }
 
+// Elements of two vectors by their places; the second's are counted on from the first's.
+template <int... places, typename Many>
+inline Many shuffle(Many x, Many y) {
+#if defined(__clang__)
+  return __builtin_shufflevector(x, y, places...);
+#else
+  typedef decltype(x < y) Places;
+  return __builtin_shuffle(x, y, Places{places...});
+#endif
+}
+
 static inline VecInt widen(const uint8_t* bytes) {
 #if defined(__AVX512F__)
   return (VecInt)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
@@ -39,10 +50,10 @@ static inline VecInt widen(const uint8_t* bytes) {
 #else  // zeros are put between bytes, then between pairs: the order of a little-endian processor
   typedef uint8_t Sixteen __attribute__((vector_size(16)));
   typedef uint16_t Eight __attribute__((vector_size(16)));
-  Sixteen x{};
-  std::memcpy(&x, bytes, kLanes);
-  const Eight pairs = (Eight)__builtin_shuffle(x, Sixteen{}, Sixteen{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
-  return (VecInt)__builtin_shuffle(pairs, Eight{}, Eight{0, 8, 1, 9, 2, 10, 3, 11});
+  int32_t four;
+  std::memcpy(&four, bytes, sizeof(four));
+  const Eight pairs = (Eight)shuffle<0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23>((Sixteen)VecInt{four, 0, 0, 0}, Sixteen{});
+  return (VecInt)shuffle<0, 8, 1, 9, 2, 10, 3, 11>(pairs, Eight{});
 #endif
 }
 
@@ -57,15 +68,15 @@ static inline Vec over_255(VecInt bytes) {
 #endif
 }
 
-// a, b, c, d in each quarter of a vector, for shuffles that stay in it
-template <int a, int b, int c, int d>
-inline VecInt quarters() {
+// The elements a, b, c, d of two vectors' quarters, in each quarter; the second's are counted from kLanes.
+template <int a, int b, int c, int d, typename Many>
+inline Many shuffle_quarters(Many x, Many y) {
 #if defined(__AVX512F__)
-  return VecInt{a, b, c, d, a + 4, b + 4, c + 4, d + 4, a + 8, b + 8, c + 8, d + 8, a + 12, b + 12, c + 12, d + 12};
+  return shuffle<a, b, c, d, a + 4, b + 4, c + 4, d + 4, a + 8, b + 8, c + 8, d + 8, a + 12, b + 12, c + 12, d + 12>(x, y);
 #elif defined(__AVX__)
-  return VecInt{a, b, c, d, a + 4, b + 4, c + 4, d + 4};
+  return shuffle<a, b, c, d, a + 4, b + 4, c + 4, d + 4>(x, y);
 #else
-  return VecInt{a, b, c, d};
+  return shuffle<a, b, c, d>(x, y);
 #endif
 }
 
@@ -73,12 +84,11 @@ inline VecInt quarters() {
 template <typename Many>
 inline void turn(const Many pixels[4], Many channels[3]) {
   constexpr int n = kLanes;
-  const VecInt low = quarters<0, n, 1, n + 1>(), high = quarters<2, n + 2, 3, n + 3>();
-  const Many a = __builtin_shuffle(pixels[0], pixels[1], low), b = __builtin_shuffle(pixels[2], pixels[3], low);
-  channels[0] = __builtin_shuffle(a, b, quarters<0, 1, n, n + 1>());
-  channels[1] = __builtin_shuffle(a, b, quarters<2, 3, n + 2, n + 3>());
-  const Many c = __builtin_shuffle(pixels[0], pixels[1], high), d = __builtin_shuffle(pixels[2], pixels[3], high);
-  channels[2] = __builtin_shuffle(c, d, quarters<0, 1, n, n + 1>());
+  const Many a = shuffle_quarters<0, n, 1, n + 1>(pixels[0], pixels[1]), b = shuffle_quarters<0, n, 1, n + 1>(pixels[2], pixels[3]);
+  channels[0] = shuffle_quarters<0, 1, n, n + 1>(a, b);
+  channels[1] = shuffle_quarters<2, 3, n + 2, n + 3>(a, b);
+  const Many c = shuffle_quarters<2, n + 2, 3, n + 3>(pixels[0], pixels[1]), d = shuffle_quarters<2, n + 2, 3, n + 3>(pixels[2], pixels[3]);
+  channels[2] = shuffle_quarters<0, 1, n, n + 1>(c, d);
 }
 
 }  // namespace SAM2_FAST_ISA
