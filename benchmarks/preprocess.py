@@ -14,9 +14,9 @@ from sam2_fast.ops.preprocess import preprocess_frame, preprocess_images, resize
 
 
 def copy_rate() -> float:
-    """GB/s, read and written, of a copy as large as a picture's input and output: what no pass over them can exceed."""
-    source, target = (torch.zeros(16 << 20, dtype=torch.uint8) for _ in range(2))
-    times = interleaved({"copy": lambda: target.copy_(source)}, Options(torch.device("cpu")))["copy"]
+    """GB/s, read and written, of a copy that no cache holds: what a pass over input and output from memory cannot exceed."""
+    source, target = (torch.ones(256 << 20, dtype=torch.uint8) for _ in range(2))
+    times = interleaved({"copy": lambda: target.copy_(source)}, Options(torch.device("cpu"), repeats=3))["copy"]
     return 2 * source.numel() / min(times) / 1e6
 
 

@@ -147,15 +147,15 @@ def columns_before_rows(height: int, width: int, size: int, pillow: int = int(pi
 
 def _native_images(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float], isa: str | None = None) -> Tensor:
     """`isa`: run with a narrower instruction set than this CPU's, for tests."""
-    return _run(images, False, mean, std, torch.empty(len(images), 3, size, size), isa)
+    return _run(images, False, mean, std, torch.empty(len(images), 3, size, size, device="cpu"), isa)
 
 
 def _native_frame(frame: Tensor, size: int, mean: Sequence[float], std: Sequence[float], isa: str | None = None) -> Tensor:
-    return _run(frame[None], True, mean, std, torch.empty(1, 3, size, size), isa)[0]
+    return _run(frame[None], True, mean, std, torch.empty(1, 3, size, size, device="cpu"), isa)[0]
 
 
 def _native_bicubic(frame: Tensor, size: int, isa: str | None = None) -> Tensor:
-    return _run(frame[None], True, (0, 0, 0), (1, 1, 1), torch.empty(1, size, size, 3, dtype=torch.uint8), isa)[0]
+    return _run(frame[None], True, (0, 0, 0), (1, 1, 1), torch.empty(1, size, size, 3, dtype=torch.uint8, device="cpu"), isa)[0]
 
 
 def _refuses(pictures: Tensor, size: int, *_: object) -> str | None:

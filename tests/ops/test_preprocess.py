@@ -186,6 +186,14 @@ def test_auto_is_native_for_bytes_on_a_cpu_and_the_reference_for_the_rest() -> N
         resize_bicubic(images[0], 2**24 + 1, backend="cpu")
 
 
+def test_the_result_is_where_the_picture_is_whatever_the_default_device() -> None:
+    frame = picture(6, 9)
+    expected = preprocess_images(frame[None], 4, MEAN, STD), preprocess_frame(frame, 4, MEAN, STD), resize_bicubic(frame, 4)
+    with torch.device("meta"):
+        found = preprocess_images(frame[None], 4, MEAN, STD), preprocess_frame(frame, 4, MEAN, STD), resize_bicubic(frame, 4)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_floats_are_left_as_they_were() -> None:
     for dtype in (torch.float32, torch.float64):
         floats = torch.rand(1, 8, 8, 3, dtype=dtype)
