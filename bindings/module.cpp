@@ -15,6 +15,7 @@ void register_mask_decoder(py::module_& module);
 void register_mask_postprocess(py::module_& module);
 void register_memory_attention(py::module_& module);
 void register_memory_encoder(py::module_& module);
+void register_preprocess(py::module_& module);
 void register_rope_attention(py::module_& module);
 void register_window_attention(py::module_& module);
 }  // namespace sam2_fast
@@ -50,6 +51,7 @@ PYBIND11_MODULE(_C, module) {
   sam2_fast::register_mask_postprocess(module);
   sam2_fast::register_memory_attention(module);
   sam2_fast::register_memory_encoder(module);
+  sam2_fast::register_preprocess(module);
   sam2_fast::register_rope_attention(module);
   sam2_fast::register_window_attention(module);
 }

@@ -84,4 +84,14 @@ def mask_postprocess(
     num_threads: int,
     isa: str,
 ) -> list[bytes]: ...
+def preprocess(
+    pictures: Tensor,
+    bicubic: bool,
+    columns_first: bool,
+    mean: list[float],
+    std: list[float],
+    out: Tensor,
+    num_threads: int,
+    isa: str,
+) -> None: ...
 def window_attention(qkv: Tensor, pad: Tensor, out: Tensor, heads: int, window: int, pool: bool, num_threads: int, isa: str) -> None: ...

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sam2_fast.config import NO_OBJECT_LOGIT, Options
-from sam2_fast.io.transforms import normalize_frame, resize_frame
+from sam2_fast.io.transforms import frame_input
 from sam2_fast.masks import fill_holes
 from sam2_fast.model import Sam2
 from sam2_fast.session import ObjectTrack, Prompt, VideoSession
@@ -26,8 +26,7 @@ OBJECTS_PER_PASS = 16
 def frame_features(model: Sam2, session: VideoSession, frame: int) -> Features:
     """Image features of a frame, [1, ...]; the last frame asked for is kept in the session."""
     if session.features is None or session.features[0] != frame:
-        pixels = resize_frame(session.frames[frame], model.config.image_size)  # [S, S, 3] uint8
-        image = normalize_frame(pixels, device=session.device)  # [3, S, S] float32
+        image = frame_input(session.frames[frame], model.config.image_size, session.device)  # [3, S, S] float32
         session.features = (frame, model.encode_image(image[None]))
     return session.features[1]
 

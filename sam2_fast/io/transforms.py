@@ -1,19 +1,19 @@
 """Pictures to model input: resize to S x S pixels, scale to [0, 1], normalise by channel.
 
 Two kernels, as upstream: an image is resized as float (bilinear, antialiased), a video frame as uint8 (Pillow's bicubic).
+The work is done by `sam2_fast.ops.preprocess`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
+
+from sam2_fast.ops.preprocess import full_scale, normalize, preprocess_frame, preprocess_images, resize_bicubic
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
@@ -24,8 +24,7 @@ Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 def resize_image(image: Pixels, size: int) -> Tensor:
     """One image to model input on the CPU: [H, W, 3] uint8, or float32 in [0, 1] -> [3, size, size] float32, normalised."""
     _check_hwc(image, "image")
-    chw = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    return resize_images(chw[None], size)[0]
+    return resize_images(_as_tensor(image).permute(2, 0, 1)[None], size)[0]
 
 
 def resize_images(images: Tensor | Sequence[Tensor], size: int, device: torch.device | str | None = None) -> Tensor:
@@ -44,13 +43,17 @@ def resize_images(images: Tensor | Sequence[Tensor], size: int, device: torch.de
 
 def resize_frame(frame: npt.NDArray[np.uint8], size: int) -> Tensor:
     """One video frame: [H, W, 3] uint8 -> [size, size, 3] uint8 on the CPU, with Pillow's bicubic kernel."""
-    _check_hwc(frame, "frame")
-    if frame.dtype != np.uint8:
-        raise ValueError(f"frame: expected uint8, got {frame.dtype}")
-    if size <= 0:
-        raise ValueError(f"size: expected a positive number of pixels, got {size}")
-    resized = Image.fromarray(np.ascontiguousarray(frame)).resize((size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(resized))
+    return resize_bicubic(_frame_tensor(frame, size), size)
+
+
+def frame_input(frame: npt.NDArray[np.uint8], size: int, device: torch.device | str = "cpu") -> Tensor:
+    """One video frame to model input: [H, W, 3] uint8 -> [3, size, size] float32 on `device`, resized and normalised in one pass on a CPU.
+
+    Elsewhere the resized bytes travel. The numbers are those of `normalize_frame(resize_frame(frame, size), device)`.
+    """
+    if torch.device(device).type == "cpu":
+        return preprocess_frame(_frame_tensor(frame, size), size, PIXEL_MEAN, PIXEL_STD)
+    return normalize_frame(resize_frame(frame, size), device)
 
 
 def normalize_frame(frame: Tensor, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -63,43 +66,31 @@ def normalize_frame(frame: Tensor, device: torch.device | str | None = None, dty
         raise ValueError(f"frame: expected uint8 [S, S, 3] or [B, S, S, 3], got {frame.dtype} {[*frame.shape]}")
     pixels = frame.to(device) if device is not None else frame
     planes = pixels.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-    return _normalize(planes.div_(_full_scale(planes.device))).to(dtype)
+    return normalize(planes.div_(full_scale(planes.device)), PIXEL_MEAN, PIXEL_STD).to(dtype)
 
 
 def _resize_batch(images: Tensor, size: int, device: torch.device | str | None) -> Tensor:
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
         raise ValueError(f"images: expected [B, 3, H, W] with at least one pixel, got {[*images.shape]}")
     placed = images if device is None else images.to(device)
-    if placed.dtype == torch.uint8:
-        scaled = placed.contiguous().to(torch.float32).div_(_full_scale(placed.device))
-    elif placed.is_floating_point():
-        scaled = placed.to(torch.float32)
-    else:
+    if not (placed.dtype == torch.uint8 or placed.is_floating_point()):
         raise ValueError(f"images: expected uint8 or floating point in [0, 1], got {images.dtype}")
-    if scaled.shape[2:] != (size, size):
-        scaled = F.interpolate(scaled, (size, size), mode="bilinear", align_corners=False, antialias=True)
-    elif scaled is images:
-        scaled = scaled.clone()
-    return _normalize(scaled)
+    return preprocess_images(placed.permute(0, 2, 3, 1), size, PIXEL_MEAN, PIXEL_STD)
 
 
-def _normalize(planes: Tensor) -> Tensor:
-    mean, std = _statistics(planes.device)
-    return planes.sub_(mean).div_(std)
+def _frame_tensor(frame: npt.NDArray[np.uint8], size: int) -> Tensor:
+    _check_hwc(frame, "frame")
+    if frame.dtype != np.uint8:
+        raise ValueError(f"frame: expected uint8, got {frame.dtype}")
+    if size <= 0:
+        raise ValueError(f"size: expected a positive number of pixels, got {size}")
+    return _as_tensor(frame)
 
 
-@lru_cache(maxsize=16)
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode(False):
-        mean, std = (torch.tensor(values, dtype=torch.float32, device=device)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
-    return mean, std
-
-
-@lru_cache(maxsize=16)
-def _full_scale(device: torch.device) -> Tensor:
-    """255 on the device: CUDA multiplies by the reciprocal where the divisor is a Python number, and rounds differently."""
-    with torch.inference_mode(False):
-        return torch.full((), 255.0, dtype=torch.float32, device=device)
+def _as_tensor(picture: Pixels) -> Tensor:
+    """The same memory where torch can have it: neither read-only nor with negative strides."""
+    shared = picture.flags.writeable and min(picture.strides) >= 0
+    return torch.from_numpy(picture if shared else picture.copy())
 
 
 def _check_hwc(picture: Pixels, name: str) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from io_media import picture
 from PIL import Image
 
-from sam2_fast.io.transforms import PIXEL_MEAN, PIXEL_STD, normalize_frame, resize_frame, resize_image, resize_images
+from sam2_fast.io.transforms import PIXEL_MEAN, PIXEL_STD, frame_input, normalize_frame, resize_frame, resize_image, resize_images
 
 MEAN, STD = (torch.tensor(values)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
 
@@ -62,6 +62,22 @@ def test_a_frame_is_resized_with_the_kernel_of_the_official_frame_folder() -> No
     assert np.array_equal(resize_frame(frame, 32).numpy(), np.array(Image.fromarray(frame).resize((32, 32))))
 
 
+@pytest.mark.parametrize("shape", [(48, 64), (90, 40), (32, 32)])
+def test_a_frame_goes_to_model_input_in_one_pass_with_the_numbers_of_two(shape: tuple[int, int]) -> None:
+    frame = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    assert torch.equal(frame_input(frame, 32), normalize_frame(resize_frame(frame, 32)))
+    elsewhere = frame_input(frame, 32, "meta")
+    assert elsewhere.shape == (3, 32, 32) and elsewhere.device.type == "meta"
+
+
+def test_arrays_that_torch_cannot_share_are_copied() -> None:
+    frame = picture(2)
+    locked, turned = frame.copy(), frame[::-1, ::-1]
+    locked.setflags(write=False)
+    assert torch.equal(resize_frame(locked, 16), resize_frame(frame, 16))
+    assert torch.equal(resize_image(turned, 16), resize_image(turned.copy(), 16))
+
+
 def test_float32_division_of_bytes_equals_the_official_float64_division_for_all_256_values() -> None:
     values = np.arange(256, dtype=np.uint8)
     official = torch.from_numpy(values / 255.0).to(torch.float32)
@@ -94,6 +110,7 @@ def test_constants_made_in_inference_mode_serve_outside_of_it() -> None:
         lambda: resize_images([], 8),
         lambda: resize_images(torch.zeros(1, 3, 4, 4, dtype=torch.int32), 8),
         lambda: resize_frame(np.zeros((4, 4, 3), np.float32), 8),
+        lambda: frame_input(np.zeros((4, 4), np.uint8), 8),
         lambda: normalize_frame(torch.zeros(4, 4, 3)),
         lambda: normalize_frame(torch.zeros(3, 4, 4, dtype=torch.uint8)),
     ],

@@ -14,7 +14,8 @@ from sam2_fast.ops.native import native, no_cpu
 SCRIPT = """
 import hashlib, sys
 import torch
-import test_hiera_block, test_mask_decoder, test_memory_attention, test_memory_encoder, test_rope_attention, test_window_attention
+import test_hiera_block, test_mask_decoder, test_memory_attention, test_memory_encoder, test_preprocess
+import test_rope_attention, test_window_attention
 digest = hashlib.sha256()
 isa = sys.argv[1]
 for dtype in (torch.float32, torch.bfloat16):
@@ -33,6 +34,10 @@ for dtype in (torch.float32, torch.bfloat16):
         found.append(test_rope_attention.poisoned((q.to(dtype), k.to(dtype), v.to(dtype), table), 5, isa))
     for shape in test_memory_encoder.SHAPES.values():
         found.append(test_memory_encoder.poisoned(test_memory_encoder.cast(test_memory_encoder.case(**shape), dtype), isa))
+    for height, width, size in test_preprocess.SIZES:
+        frame, statistics = test_preprocess.picture(height, width), (test_preprocess.MEAN, test_preprocess.STD)
+        found.append(test_preprocess._native_images(frame[None], size, *statistics, isa=isa))
+        found.append(test_preprocess._native_frame(frame, size, *statistics, isa=isa))
     for x in found:
         assert torch.isfinite(x).all()
         digest.update(x.float().contiguous().numpy().tobytes())

@@ -1,0 +1,95 @@
+// Vectors of pixels for kernels that are compiled once per instruction set, without fused multiply-adds unless written out; see simd.h.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "csrc/cpu/simd.h"
+
+#if defined(__FMA__)
+#include <immintrin.h>
+#endif
+
+namespace sam2_fast {
+namespace SAM2_FAST_ISA {
+
+constexpr int kRows = kLanes / 4;  // rows that are resized along together: a vector holds a pixel of each, three channels and a rest
+constexpr int kPixel = 4;          // bytes of a pixel side by side with others
+typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+
+// a * b + c, rounded once where the set can
+static inline Vec fused(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_FEATURE_FMA)
+  for (int i = 0; i < kLanes; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return c;
+#else
+  return a * b + c;
+#endif
+}
+
+// Elements of two vectors by their places; the second's are counted on from the first's.
+template <int... places, typename Many>
+inline Many shuffle(Many x, Many y) {
+#if defined(__clang__)
+  return __builtin_shufflevector(x, y, places...);
+#else
+  typedef decltype(x < y) Places;
+  return __builtin_shuffle(x, y, Places{places...});
+#endif
+}
+
+static inline VecInt widen(const uint8_t* bytes) {
+#if defined(__AVX512F__)
+  return (VecInt)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+#elif defined(__AVX2__)
+  return (VecInt)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes)));
+#else  // zeros are put between bytes, then between pairs: the order of a little-endian processor
+  typedef uint8_t Sixteen __attribute__((vector_size(16)));
+  typedef uint16_t Eight __attribute__((vector_size(16)));
+  int32_t four;
+  std::memcpy(&four, bytes, sizeof(four));
+  const Eight pairs = (Eight)shuffle<0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23>((Sixteen)VecInt{four, 0, 0, 0}, Sixteen{});
+  return (VecInt)shuffle<0, 8, 1, 9, 2, 10, 3, 11>(pairs, Eight{});
+#endif
+}
+
+// 0..255 -> x / 255, rounded once. With fused products a quotient that is an ulp off is mended by its exact remainder.
+static inline Vec over_255(VecInt bytes) {
+  const Vec x = __builtin_convertvector(bytes, Vec);
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  const Vec reciprocal = fill(1.0f / 255.0f), quotient = x * reciprocal;
+  return fused(fused(-quotient, fill(255.0f), x), reciprocal, quotient);
+#else
+  return x / 255.0f;
+#endif
+}
+
+// The elements a, b, c, d of two vectors' quarters, in each quarter; the second's are counted from kLanes.
+template <int a, int b, int c, int d, typename Many>
+inline Many shuffle_quarters(Many x, Many y) {
+#if defined(__AVX512F__)
+  return shuffle<a, b, c, d, a + 4, b + 4, c + 4, d + 4, a + 8, b + 8, c + 8, d + 8, a + 12, b + 12, c + 12, d + 12>(x, y);
+#elif defined(__AVX__)
+  return shuffle<a, b, c, d, a + 4, b + 4, c + 4, d + 4>(x, y);
+#else
+  return shuffle<a, b, c, d>(x, y);
+#endif
+}
+
+// Four pixels of kRows rows -> by channel four pixels of each row.
+template <typename Many>
+inline void turn(const Many pixels[4], Many channels[3]) {
+  constexpr int n = kLanes;
+  const Many a = shuffle_quarters<0, n, 1, n + 1>(pixels[0], pixels[1]), b = shuffle_quarters<0, n, 1, n + 1>(pixels[2], pixels[3]);
+  channels[0] = shuffle_quarters<0, 1, n, n + 1>(a, b);
+  channels[1] = shuffle_quarters<2, 3, n + 2, n + 3>(a, b);
+  const Many c = shuffle_quarters<2, n + 2, 3, n + 3>(pixels[0], pixels[1]), d = shuffle_quarters<2, n + 2, 3, n + 3>(pixels[2], pixels[3]);
+  channels[2] = shuffle_quarters<0, 1, n, n + 1>(c, d);
+}
+
+}  // namespace SAM2_FAST_ISA
+}  // namespace sam2_fast

@@ -1,0 +1,211 @@
+"""Pictures to model input in one pass: resize to S x S pixels, scale to [0, 1], normalise by channel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from PIL import __version__ as pillow_version
+from torch import Tensor
+
+from sam2_fast.ops.native import is_plain, native, no_cpu
+from sam2_fast.ops.registry import Implementation, choose, register
+
+_library = torch.library.Library("sam2_fast", "FRAGMENT")
+_MOST = 2**24  # pixels of a side that the native kernel takes
+
+
+def preprocess_images(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float], *, backend: str = "auto") -> Tensor:
+    """Resize with antialiased bilinear interpolation in float32 (corners not aligned, as torch does), then (x - mean) / std.
+
+    images: [B, H, W, 3] of any strides, uint8 (divided by 255 first) or floating point in [0, 1]. size: S, pixels of a side.
+    mean, std: of each channel, of values in [0, 1]. backend: "auto", "cpu" (uint8 only) or "torch".
+    Returns [B, 3, S, S] float32 on the device of `images`. Raises ValueError for shapes that do not fit, BackendError where the
+    named backend cannot run. Source: official `SAM2Transforms.__call__`.
+    """
+    _check(images, 4, "images", "[B, H, W, 3]", size, mean, std)
+    if not images.dtype.is_floating_point and images.dtype != torch.uint8:
+        raise ValueError(f"images: expected uint8 or floating point in [0, 1], got {images.dtype}")
+    arguments = images, size, list(mean), list(std)
+    if _traced(images, backend):
+        on_cpu = images.device.type == "cpu" and images.dtype == torch.uint8
+        return (torch.ops.sam2_fast.preprocess_images if on_cpu else preprocess_images_reference)(*arguments)
+    return choose("preprocess_images", backend, *arguments).run(*arguments)
+
+
+def preprocess_frame(frame: Tensor, size: int, mean: Sequence[float], std: Sequence[float], *, backend: str = "auto") -> Tensor:
+    """Resize a frame as `resize_bicubic` does, bytes to bytes, then (x / 255 - mean) / std in float32.
+
+    frame: [H, W, 3] uint8 of any strides. Other arguments and errors as `preprocess_images`. Returns [3, S, S] float32 on its device;
+    every backend returns the same bits. Source: official `load_video_frames`.
+    """
+    _check(frame, 3, "frame", "[H, W, 3]", size, mean, std)
+    _check_bytes(frame)
+    arguments = frame, size, list(mean), list(std)
+    if _traced(frame, backend):
+        return torch.ops.sam2_fast.preprocess_frame(*arguments)
+    return choose("preprocess_frame", backend, *arguments).run(*arguments)
+
+
+def resize_bicubic(frame: Tensor, size: int, *, backend: str = "auto") -> Tensor:
+    """Resize with Pillow's bicubic filter: fixed point, one axis after the other, rounded to bytes after each.
+
+    frame: [H, W, 3] uint8 of any strides; size: S, pixels of a side; backend: "auto", "cpu" or "torch" (Pillow). Returns [S, S, 3] uint8
+    on the device of `frame`; every backend returns the bits of the installed Pillow. Errors as `preprocess_images`.
+    """
+    _check(frame, 3, "frame", "[H, W, 3]", size)
+    _check_bytes(frame)
+    if _traced(frame, backend):
+        return torch.ops.sam2_fast.resize_bicubic(frame, size)
+    return choose("resize_bicubic", backend, frame, size).run(frame, size)
+
+
+def _check(
+    pictures: Tensor, ndim: int, name: str, shape: str, size: int, mean: Sequence[float] = (0, 0, 0), std: Sequence[float] = (1, 1, 1)
+) -> None:
+    if pictures.ndim != ndim or pictures.shape[-1] != 3 or 0 in pictures.shape[-3:]:
+        raise ValueError(f"{name}: expected {shape} with at least one pixel, got {[*pictures.shape]}")
+    if size <= 0:
+        raise ValueError(f"size: expected a positive number of pixels, got {size}")
+    if len(mean) != 3 or len(std) != 3:
+        raise ValueError(f"mean, std: expected three numbers each, got {len(mean)} and {len(std)}")
+
+
+def _check_bytes(frame: Tensor) -> None:
+    if frame.dtype != torch.uint8:
+        raise ValueError(f"frame: expected uint8, got {frame.dtype}")
+
+
+def _traced(pictures: Tensor, backend: str) -> bool:
+    return backend == "auto" and (torch.compiler.is_compiling() or not is_plain(pictures))
+
+
+def preprocess_images_reference(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """The definition, in torch."""
+    planes = images.permute(0, 3, 1, 2)
+    if images.dtype == torch.uint8:
+        scaled = planes.contiguous().to(torch.float32).div_(full_scale(images.device))
+    else:
+        scaled = planes.to(torch.float32)
+    if scaled.shape[2:] != (size, size):
+        scaled = F.interpolate(scaled, (size, size), mode="bilinear", align_corners=False, antialias=True)
+    elif images.dtype == torch.float32:
+        scaled = scaled.clone()  # what follows is done in place
+    return normalize(scaled, mean, std)
+
+
+def resize_bicubic_reference(frame: Tensor, size: int) -> Tensor:
+    """The definition: Pillow."""
+    pixels = Image.fromarray(np.ascontiguousarray(frame.cpu().numpy()))
+    return torch.from_numpy(np.array(pixels.resize((size, size), Image.Resampling.BICUBIC))).to(frame.device)
+
+
+def preprocess_frame_reference(frame: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """The definition, in Pillow and torch."""
+    planes = resize_bicubic_reference(frame, size).permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
+    return normalize(planes.div_(full_scale(frame.device)), mean, std)
+
+
+def normalize(planes: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """[..., 3, H, W] float32, in place: less the mean, over the deviation; a true division on every device."""
+    means, deviations = _statistics(tuple(mean), tuple(std), planes.device)
+    return planes.sub_(means).div_(deviations)
+
+
+@lru_cache(maxsize=16)
+def full_scale(device: torch.device) -> Tensor:
+    """255 on the device: CUDA multiplies by the reciprocal where the divisor is a Python number, and rounds differently."""
+    with torch.inference_mode(False):
+        return torch.full((), 255.0, dtype=torch.float32, device=device)
+
+
+@lru_cache(maxsize=16)
+def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):
+        means, deviations = (torch.tensor(values, dtype=torch.float32, device=device)[:, None, None] for values in (mean, std))
+    return means, deviations
+
+
+def _run(pictures: Tensor, bicubic: bool, mean: Sequence[float], std: Sequence[float], out: Tensor, isa: str | None) -> Tensor:
+    module = native()
+    assert module is not None
+    height, width = pictures.shape[1:3]
+    columns_first = bicubic and columns_before_rows(height, width, out.shape[2])
+    given = pictures.detach().contiguous() if columns_first else pictures.detach()
+    module.preprocess(given, bicubic, columns_first, list(mean), list(std), out, torch.get_num_threads(), isa or module.cpu_isa())
+    return out
+
+
+def columns_before_rows(height: int, width: int, size: int, pillow: int = int(pillow_version.split(".")[0])) -> bool:
+    """Whether the installed Pillow (its major number) resizes columns first: from 13 on where the height shrinks by much more."""
+    return pillow >= 13 and height - size > 2 * max(width - size, 0)
+
+
+def _native_images(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float], isa: str | None = None) -> Tensor:
+    """`isa`: run with a narrower instruction set than this CPU's, for tests."""
+    return _run(images, False, mean, std, torch.empty(len(images), 3, size, size, device="cpu"), isa)
+
+
+def _native_frame(frame: Tensor, size: int, mean: Sequence[float], std: Sequence[float], isa: str | None = None) -> Tensor:
+    return _run(frame[None], True, mean, std, torch.empty(1, 3, size, size, device="cpu"), isa)[0]
+
+
+def _native_bicubic(frame: Tensor, size: int, isa: str | None = None) -> Tensor:
+    return _run(frame[None], True, (0, 0, 0), (1, 1, 1), torch.empty(1, size, size, 3, dtype=torch.uint8, device="cpu"), isa)[0]
+
+
+def _refuses(pictures: Tensor, size: int, *_: object) -> str | None:
+    if pictures.device.type != "cpu" or not is_plain(pictures) or pictures.dtype != torch.uint8:
+        got = f"{type(pictures).__name__} of {pictures.dtype} on {pictures.device}"
+        return f"the input is a {got}, it takes plain uint8 tensors on the CPU"
+    if max(size, *pictures.shape[-3:-1]) > _MOST:
+        return f"sides are {[*pictures.shape[-3:-1]]} and {size} pixels, it takes up to 2^24"
+    return None
+
+
+for _op, _native_run, _reference in (
+    ("preprocess_images", _native_images, preprocess_images_reference),
+    ("preprocess_frame", _native_frame, preprocess_frame_reference),
+    ("resize_bicubic", _native_bicubic, resize_bicubic_reference),
+):
+    register(Implementation(_op, "cpu", _native_run, _refuses), no_cpu)
+    register(Implementation(_op, "torch", _reference, lambda *_: None), lambda: None)
+
+
+def _dispatch_images(images: Tensor, size: int, mean: list[float], std: list[float]) -> Tensor:
+    return choose("preprocess_images", "auto", images, size, mean, std).run(images, size, mean, std).contiguous()
+
+
+def _dispatch_frame(frame: Tensor, size: int, mean: list[float], std: list[float]) -> Tensor:
+    return choose("preprocess_frame", "auto", frame, size, mean, std).run(frame, size, mean, std).contiguous()
+
+
+def _dispatch_bicubic(frame: Tensor, size: int) -> Tensor:
+    return choose("resize_bicubic", "auto", frame, size).run(frame, size)
+
+
+_library.define("preprocess_images(Tensor images, int size, float[] mean, float[] std) -> Tensor")
+_library.define("preprocess_frame(Tensor frame, int size, float[] mean, float[] std) -> Tensor")
+_library.define("resize_bicubic(Tensor frame, int size) -> Tensor")
+_library.impl("preprocess_images", _dispatch_images, "CompositeExplicitAutograd")
+_library.impl("preprocess_frame", _dispatch_frame, "CompositeExplicitAutograd")
+_library.impl("resize_bicubic", _dispatch_bicubic, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("sam2_fast::preprocess_images", lib=_library)
+def _(images: Tensor, size: int, mean: list[float], std: list[float]) -> Tensor:
+    return images.new_empty(images.shape[0], 3, size, size, dtype=torch.float32)
+
+
+@torch.library.register_fake("sam2_fast::preprocess_frame", lib=_library)
+def _(frame: Tensor, size: int, mean: list[float], std: list[float]) -> Tensor:
+    return frame.new_empty(3, size, size, dtype=torch.float32)
+
+
+@torch.library.register_fake("sam2_fast::resize_bicubic", lib=_library)
+def _(frame: Tensor, size: int) -> Tensor:
+    return frame.new_empty(size, size, 3)
