@@ -48,10 +48,11 @@ class Block(Narrowing):
         if self.pool:
             self.proj = nn.Linear(dim, dim_out)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, H, W, dim] -> [B, H', W', dim_out], H' = H / 2 where queries are pooled."""
+    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
+        """x: [B, H, W, dim] -> [B, H', W', dim_out], H' = H / 2 where queries are pooled. overwrite: x may be given up for the result."""
         layers = [self.norm1, self.attn.qkv, self.attn.proj, self.norm2, *self.mlp.layers, *([self.proj] if self.pool else [])]
-        return hiera_block(x, self.narrowed(parameters_of(*layers)), self.num_heads, self.window, self.pool, self.norm1.eps)
+        weights = self.narrowed(parameters_of(*layers))
+        return hiera_block(x, weights, self.num_heads, self.window, self.pool, self.norm1.eps, overwrite=overwrite)
 
 
 class Hiera(nn.Module):
@@ -96,9 +97,9 @@ class Hiera(nn.Module):
         """images: [B, 3, S, S] -> four maps [B, C_i, S / (4 * 2^i), S / (4 * 2^i)], channels_last in memory."""
         x = self.patch_embed(images)
         x = x + self.position(x.shape[1], x.shape[2])
-        maps = []
+        maps, watched = [], any(block._forward_hooks for block in self.blocks)  # hooks may keep what they see
         for i, block in enumerate(self.blocks):
-            x = block(x)
+            x = block(x, overwrite=not watched and i - 1 not in self.stage_ends)  # all but the maps that are returned
             if i in self.stage_ends:
                 maps.append(x.permute(0, 3, 1, 2))
         return maps

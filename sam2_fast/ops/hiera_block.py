@@ -24,7 +24,15 @@ WEIGHTS = (
 
 
 def hiera_block(
-    x: Tensor, weights: Sequence[Tensor], num_heads: int, window: int, pool: bool = False, eps: float = 1e-6, *, backend: str = "auto"
+    x: Tensor,
+    weights: Sequence[Tensor],
+    num_heads: int,
+    window: int,
+    pool: bool = False,
+    eps: float = 1e-6,
+    *,
+    backend: str = "auto",
+    overwrite: bool = False,
 ) -> Tensor:
     """A pre-norm block: y = s(x) + attention(norm(x)); y + MLP(norm(y)) with GELU between the MLP's layers.
 
@@ -33,6 +41,7 @@ def hiera_block(
     window: attention stays inside windows of `window` x `window` tokens; windows that stick out of the grid attend to the outside
         as tokens of zeros, unmasked; 0: every token attends to all.
     pool: queries and the shortcut norm(x) -> s are max-pooled 2 x 2; else s(x) = x and C' = C.
+    overwrite: x is not needed any more; where it can, the kernel writes to its memory, since fresh memory costs page faults.
     backend: "auto", "cpu" or "torch". Returns [B, H, W, C'], where pooled [B, H / 2, W / 2, C'], in the dtype of x. Under autocast
         products are computed in its dtype. Raises ValueError for shapes that do not fit, BackendError where the named backend cannot run.
     Source: official `MultiScaleBlock`.
@@ -42,7 +51,10 @@ def hiera_block(
         if x.device.type != "cpu" or _wants_gradients(x, weights):
             return hiera_block_reference(x, weights, num_heads, window, pool, eps)
         return torch.ops.sam2_fast.hiera_block(x, list(weights), num_heads, window, pool, eps)
-    return choose("hiera_block", backend, x, weights, num_heads, window, pool, eps).run(x, weights, num_heads, window, pool, eps)
+    chosen = choose("hiera_block", backend, x, weights, num_heads, window, pool, eps)
+    if overwrite and not pool and chosen.run is _native_block and x.is_contiguous():
+        return _native_block(x, weights, num_heads, window, pool, eps, out=x.detach())
+    return chosen.run(x, weights, num_heads, window, pool, eps)
 
 
 def _check(x: Tensor, weights: Sequence[Tensor], num_heads: int, window: int, pool: bool) -> None:
@@ -83,15 +95,26 @@ def hiera_block_reference(x: Tensor, weights: Sequence[Tensor], num_heads: int, 
 
 
 def _native_block(
-    x: Tensor, weights: Sequence[Tensor], num_heads: int, window: int, pool: bool, eps: float, isa: str | None = None
+    x: Tensor,
+    weights: Sequence[Tensor],
+    num_heads: int,
+    window: int,
+    pool: bool,
+    eps: float,
+    isa: str | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """`isa`: run with a narrower instruction set than this CPU's, for tests."""
+    """`isa`: run with a narrower instruction set than this CPU's, for tests. out: may be x where nothing is pooled.
+
+    No window reads what another has written, and where every token attends to all, all are read first.
+    """
     module = native()
     assert module is not None
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weights[2].dtype
     given = [w.detach().to(dtype if i in _MATRICES else torch.float32).contiguous() for i, w in enumerate(weights)]
     by = 2 if pool else 1
-    out = torch.empty(x.shape[0], x.shape[1] // by, x.shape[2] // by, weights[5].shape[0], dtype=x.dtype)
+    if out is None:
+        out = torch.empty(x.shape[0], x.shape[1] // by, x.shape[2] // by, weights[5].shape[0], dtype=x.dtype)
     threads = torch.get_num_threads()
     module.hiera_block(x.detach().contiguous(), given, out, num_heads, window, pool, eps, threads, isa or module.cpu_isa())
     return out

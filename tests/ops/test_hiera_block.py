@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.model.hiera import Block
+from sam2_fast.config import Sam2Config
+from sam2_fast.model.hiera import Block, Hiera
 from sam2_fast.ops import hiera_block as op
 from sam2_fast.ops.hiera_block import WEIGHTS, hiera_block, hiera_block_reference
 from sam2_fast.ops.native import native
@@ -215,6 +216,33 @@ def test_the_binding_checks_for_itself(isa: str) -> None:
 def test_opcheck() -> None:
     for name in ("pooled", "global"):
         torch.library.opcheck(torch.ops.sam2_fast.hiera_block.default, (*case(*SHAPES[name]), 1e-6))
+
+
+@pytest.mark.parametrize("name", ["windows that stick out", "global, a part of a block", "head of 72"])
+def test_the_result_may_take_the_place_of_the_input(name: str) -> None:
+    x, weights, *rest = case(*SHAPES[name], batch=3)
+    expected, given = hiera_block(x, weights, *rest), x.clone()
+    found = hiera_block(given, weights, *rest, overwrite=True)
+    assert torch.equal(found, expected) and found.data_ptr() == given.data_ptr()
+
+
+def test_pooled_strided_or_reference_blocks_leave_the_input_alone() -> None:
+    pooled, whole = case(*SHAPES["pooled"]), case(*SHAPES["whole windows"])
+    turned = whole[0].transpose(1, 2).contiguous().transpose(1, 2)
+    for x, given, backend in ((pooled[0], pooled, "auto"), (turned, whole, "auto"), (whole[0], whole, "torch")):
+        before = x.clone()
+        hiera_block(x, *given[1:], backend=backend, overwrite=True)
+        assert torch.equal(x, before)
+
+
+def test_a_trunk_with_hooks_overwrites_nothing() -> None:
+    trunk = Hiera(Sam2Config(embed_dim=16, stages=(1, 2, 1, 1), global_blocks=(), image_size=64)).eval()
+    images, seen = torch.randn(1, 3, 64, 64), []
+    with torch.inference_mode():
+        plain = [m.clone() for m in trunk(images)]
+        trunk.blocks[1].register_forward_hook(lambda _module, _inputs, output: seen.append((output, output.clone())))
+        assert all(map(torch.equal, trunk(images), plain))
+    assert torch.equal(*seen[0])
 
 
 def test_gradients_flow_through_the_definition() -> None:
