@@ -1,9 +1,10 @@
-"""The four commands."""
+"""The five commands."""
 
 from __future__ import annotations
 
 import typer
 
+from sam2_fast.cli.evaluate import evaluate
 from sam2_fast.cli.everything import everything
 from sam2_fast.cli.info import info
 from sam2_fast.cli.segment import segment
@@ -20,4 +21,5 @@ app = typer.Typer(
 app.command()(segment)
 app.command()(track)
 app.command()(everything)
+app.command()(evaluate)
 app.command()(info)

@@ -1,0 +1,42 @@
+"""`sam2-fast evaluate TRUTH MASKS`: J, F and J&F of mask folders."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sam2_fast.cli import options as o
+from sam2_fast.cli.report import Summary, guarded
+from sam2_fast.evaluation import score_folders
+
+
+@guarded
+def evaluate(
+    truth: Annotated[Path, typer.Argument(help="Annotations: a folder a video.", show_default=False)],
+    masks: Annotated[Path, typer.Argument(help="Predicted masks: a folder a video.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="A .csv or .json file with a row an object.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse videos that only one side has.")] = False,
+    ends: Annotated[bool, typer.Option("--ends", help="Judge the first and last annotated frame too; benchmarks do not.")] = False,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Videos at a time.")] = 1,
+    device: o.Device = None,
+    progress: o.Progress = None,
+    json: o.AsJson = False,
+) -> None:
+    """Compare predicted masks with true ones: J, F, J&F, recall and decay of every object, as DAVIS, MOSE, LVOS and SA-V count them."""
+    if output is not None and output.suffix.lower() not in (".csv", ".json"):
+        raise ValueError(f"--output {output}: expected a .csv or .json file")
+    shown = sys.stderr.isatty() if progress is None else progress
+    summary = Summary("evaluate", masks)
+    report = score_folders(truth, masks, strict=strict, ends=ends, processes=processes, device=device or "cpu", progress=shown)
+    means = report.summary()
+    summary.facts |= {"videos": len(report.by_video()), **means}
+    if output is not None:
+        report.save(output)
+        summary.wrote(output)
+    words = "  ".join(f"{name} {means[key]:.1f}" for name, key in (("J&F", "j_and_f"), ("J", "j"), ("F", "f")))
+    summary.show(json, f"{words}  ({len(report.objects)} objects in {len(report.by_video())} videos)")
