@@ -1,19 +1,20 @@
 """How good masks are: J, F and J&F of frames, videos and benchmark folders; images and videos with simulated users."""
 
-from sam2_fast.evaluation.folders import Annotations, score_folders, score_video, videos_in
+from sam2_fast.evaluation.folders import score_folders, score_video
 from sam2_fast.evaluation.image_clicks import image_clicks
 from sam2_fast.evaluation.interactive import Interaction, mean_j_and_f, offline, offline_seconds, online, online_seconds
 from sam2_fast.evaluation.metrics import boundary, boundary_accuracy, near, region_similarity, tolerance
 from sam2_fast.evaluation.scores import ObjectScore, Report, VideoScores
+from sam2_fast.evaluation.semi_supervised import follow, semi_supervised
 
 __all__ = [
-    "Annotations",
     "Interaction",
     "ObjectScore",
     "Report",
     "VideoScores",
     "boundary",
     "boundary_accuracy",
+    "follow",
     "image_clicks",
     "mean_j_and_f",
     "near",
@@ -24,6 +25,6 @@ __all__ = [
     "region_similarity",
     "score_folders",
     "score_video",
+    "semi_supervised",
     "tolerance",
-    "videos_in",
 ]

@@ -1,80 +1,19 @@
-"""Annotation folders as benchmarks publish them, and the scores of a folder of predictions.
-
-A video is a folder either of palette images, `<video>/<frame>.png` whose pixels are object ids (DAVIS, MOSE, YouTube-VOS, LVOS), or of
-a folder an object, `<video>/<object>/<frame>.png` whose pixels that are not zero are the object (SA-V). Each video decides for itself.
-"""
+"""The scores of a folder of predictions, by the rules of the SA-V evaluator."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from sam2_fast.data.folders import Annotations, PathLike, videos_in
 from sam2_fast.evaluation.metrics import BOUND
-from sam2_fast.evaluation.scores import Mask, ObjectScore, Report, VideoScores
-from sam2_fast.io.images import open_image
-
-PathLike = str | os.PathLike[str]
-VOID = 255
-"""The id of pixels that DAVIS leaves unjudged."""
-
-
-class Annotations:
-    """The masks of one video on disk. Frames are names without suffix, in order."""
-
-    def __init__(self, folder: PathLike) -> None:
-        self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise FileNotFoundError(f"annotations {folder}: no such folder")
-        entries = sorted(entry for entry in self.folder.iterdir() if not entry.name.startswith("."))
-        if not entries:
-            raise ValueError(f"annotations {folder}: expected PNG files, or a folder for each object, got an empty folder")
-        self.one_file_an_object = not all(entry.suffix.lower() == ".png" for entry in entries)
-        self._folders = {entry.name: entry for entry in entries if entry.is_dir()} if self.one_file_an_object else {}
-        if self.one_file_an_object and not self._folders:
-            raise ValueError(f"annotations {folder}: expected PNG files, or a folder for each object, got {entries[0].name}")
-
-    def objects(self) -> set[str]:
-        """Names of the objects' folders, where they have some."""
-        return set(self._folders)
-
-    def frames(self) -> list[str]:
-        """Every frame that has a file."""
-        folders = self._folders.values() if self.one_file_an_object else [self.folder]
-        return sorted({path.stem for folder in folders for path in folder.glob("*.png") if not path.name.startswith(".")})
-
-    def read(self, frame: str) -> dict[int, Mask]:
-        """The masks [H, W] of a frame's objects. Raises FileNotFoundError, naming the file, where the frame has none."""
-        if not self.one_file_an_object:
-            labels = _labels(self.folder / f"{frame}.png")
-            return {int(i): labels == i for i in np.unique(labels) if i not in (0, VOID)}
-        found = {_number(folder): folder / f"{frame}.png" for folder in self._folders.values()}
-        missing = [path for path in found.values() if not path.is_file()]
-        if missing:
-            raise FileNotFoundError(f"annotations {missing[0]}: no such file, and frame {frame} is to be judged")
-        return {i: _labels(path) != 0 for i, path in found.items()}
-
-    def void(self, frame: str) -> Mask | None:
-        """Pixels that are not judged, or None."""
-        if self.one_file_an_object:
-            return None
-        unjudged = _labels(self.folder / f"{frame}.png") == VOID
-        return unjudged if unjudged.any() else None
-
-
-def videos_in(root: PathLike) -> list[str]:
-    """Names of the videos below `root`, in order; "Annotations" folders of the published layouts are looked through."""
-    if not Path(root).is_dir():
-        raise FileNotFoundError(f"annotations {root}: no such folder")
-    return sorted(path.name for path in Path(root).iterdir() if path.is_dir() and not path.name.startswith("."))
+from sam2_fast.evaluation.scores import ObjectScore, Report, VideoScores
 
 
 def score_video(
@@ -148,17 +87,3 @@ def _mapped(one: partial[list[ObjectScore]], names: Sequence[str], processes: in
     # one thread in each of our own processes; the caller's threads stay as they are
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         yield from pool.map(one, names)
-
-
-def _number(folder: Path) -> int:
-    if not folder.name.isdigit():
-        raise ValueError(f"annotations {folder}: expected a folder named by the object's number")
-    return int(folder.name)
-
-
-def _labels(path: Path) -> npt.NDArray[np.uint8]:
-    with open_image(path) as image:
-        labels = np.asarray(image)
-    if labels.ndim != 2:
-        raise ValueError(f"annotations {path}: expected a palette or grey image whose pixels are ids, got one with colours")
-    return labels

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam2_fast.evaluation import Annotations, ObjectScore, Report, VideoScores, score_folders, score_video
+from sam2_fast.data import Annotations
+from sam2_fast.evaluation import ObjectScore, Report, VideoScores, score_folders, score_video
 from sam2_fast.evaluation.scores import statistics_of
 from sam2_fast.io.masks import save_davis, save_mask
 

@@ -1,0 +1,7 @@
+"""Videos with masks to train and evaluate with: a synthetic world, annotation folders, SA-V files."""
+
+from sam2_fast.data.folders import Annotations, videos_in
+from sam2_fast.data.sav import SavAnnotations
+from sam2_fast.data.synthetic import Frame, SyntheticVideo, World
+
+__all__ = ["Annotations", "Frame", "SavAnnotations", "SyntheticVideo", "World", "videos_in"]
