@@ -1,0 +1,21 @@
+"""Training: so far the losses of the released recipe and its simulated annotator."""
+
+from sam2_fast.training.losses import Losses, LossWeights, Step, clip_losses, dice_loss, focal_loss, iou_loss, require_finite, step_losses
+from sam2_fast.training.simulation import Annotator, Plan, correction, draw_plan, first_prompt
+
+__all__ = [
+    "Annotator",
+    "LossWeights",
+    "Losses",
+    "Plan",
+    "Step",
+    "clip_losses",
+    "correction",
+    "dice_loss",
+    "draw_plan",
+    "first_prompt",
+    "focal_loss",
+    "iou_loss",
+    "require_finite",
+    "step_losses",
+]

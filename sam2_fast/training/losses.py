@@ -1,0 +1,116 @@
+"""What training minimises: focal and dice loss of the best mask, how far predicted IoU is off, and whether the object is there.
+
+Source: SAM 2 paper, appendix D.2; official `MultiStepMultiMasksAndIous` with the settings of the released recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """How much each part counts, and the focal loss: `balance` of pixels on the object, `focus` on those that are wrong."""
+
+    mask: float = 20.0
+    dice: float = 1.0
+    iou: float = 1.0
+    presence: float = 1.0
+    balance: float = 0.25
+    focus: float = 2.0
+
+
+class Step(NamedTuple):
+    """What the decoder said of N objects after one click (or none): M masks each."""
+
+    logits: Tensor  # [N, M, H, W], at the resolution of the truth
+    iou: Tensor  # [N, M] predicted
+    presence: Tensor  # [N, 1] logit
+
+
+class Losses(NamedTuple):
+    """Scalars; `total` is the weighted sum of the others."""
+
+    mask: Tensor
+    dice: Tensor
+    iou: Tensor
+    presence: Tensor
+    total: Tensor
+
+
+def focal_loss(logits: Tensor, truth: Tensor, balance: float = 0.25, focus: float = 2.0) -> Tensor:
+    """Cross-entropy in which easy pixels count little, averaged over pixels (arXiv 1708.02002). [..., H, W] twice -> [...]."""
+    truth = truth.to(logits.dtype)
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    wrong = torch.where(truth > 0, torch.sigmoid(-logits), torch.sigmoid(logits))  # 1 less the probability of the truth
+    weight = torch.where(truth > 0, balance, 1 - balance)
+    return (weight * wrong**focus * entropy).flatten(-2).mean(-1)
+
+
+def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """One less twice the overlap over the sum of both, each count plus one. [..., H, W] twice -> [...]."""
+    found, truth = logits.sigmoid().flatten(-2), truth.to(logits.dtype).flatten(-2)
+    return 1 - (2 * (found * truth).sum(-1) + 1) / (found.sum(-1) + truth.sum(-1) + 1)
+
+
+def iou_loss(logits: Tensor, truth: Tensor, predicted: Tensor) -> Tensor:
+    """How far `predicted` is from the IoU of the mask at threshold 0. [..., H, W] twice and [...] -> [...]; no gradient to the mask."""
+    found, wanted = (logits > 0).flatten(-2), (truth > 0).flatten(-2)
+    actual = (found & wanted).sum(-1).to(predicted.dtype) / (found | wanted).sum(-1).clamp(min=1)
+    return (predicted - actual).abs()
+
+
+def step_losses(step: Step, truth: Tensor, num_objects: float, weights: LossWeights | None = None) -> Losses:
+    """Losses of one step. truth: [N, H, W] bool; num_objects: what sums are divided by, the mean over all ranks, at least 1.
+
+    Of several masks the one of smallest weighted focal and dice loss is corrected; the predicted IoU of all of them is. Where the object is
+    absent only its presence counts.
+    """
+    weights = weights or LossWeights()
+    _check(step, truth, num_objects)
+    wanted = truth[:, None].expand_as(step.logits)
+    mask = focal_loss(step.logits, wanted, weights.balance, weights.focus)  # [N, M]
+    dice = dice_loss(step.logits, wanted)
+    best = (weights.mask * mask + weights.dice * dice).argmin(1, keepdim=True)  # [N, 1]
+    present = truth.flatten(1).any(1).to(mask.dtype)[:, None]
+    parts = mask.gather(1, best), dice.gather(1, best), iou_loss(step.logits, wanted, step.iou).mean(1, keepdim=True)
+    focal, overlap, quality = ((part * present).sum() / num_objects for part in parts)
+    entropy = F.binary_cross_entropy_with_logits(step.presence, present.to(step.presence.dtype), reduction="sum") / num_objects
+    return _weighted(focal, overlap, quality, entropy, weights)
+
+
+def clip_losses(frames: Sequence[Sequence[Step]], truth: Tensor, num_objects: float, weights: LossWeights | None = None) -> Losses:
+    """The sum over the steps of all frames. frames: of each frame its steps; truth: [T, N, H, W] bool."""
+    weights = weights or LossWeights()
+    if len(frames) != truth.shape[0] or not any(frames):
+        raise ValueError(f"frames: expected steps for {truth.shape[0]} frames, got {[len(steps) for steps in frames]}")
+    found = [step_losses(step, truth[t], num_objects, weights) for t, steps in enumerate(frames) for step in steps]
+    mask, dice, iou, presence = (torch.stack([losses[i] for losses in found]).sum() for i in range(4))
+    return _weighted(mask, dice, iou, presence, weights)
+
+
+def require_finite(losses: Losses, where: str) -> None:
+    """Raises FloatingPointError, naming the parts that are not finite and where: training must stop, not go on with rubbish."""
+    wrong = [name for name, value in losses._asdict().items() if not bool(torch.isfinite(value))]
+    if wrong:
+        raise FloatingPointError(f"{where}: {', '.join(wrong)} loss is not finite; lower the learning rate, or look at this step's data")
+
+
+def _weighted(mask: Tensor, dice: Tensor, iou: Tensor, presence: Tensor, weights: LossWeights) -> Losses:
+    total = weights.mask * mask + weights.dice * dice + weights.iou * iou + weights.presence * presence
+    return Losses(mask, dice, iou, presence, total)
+
+
+def _check(step: Step, truth: Tensor, num_objects: float) -> None:
+    if step.logits.ndim != 4 or truth.shape != (step.logits.shape[0], *step.logits.shape[2:]):
+        raise ValueError(f"truth: expected [N, H, W] for logits [N, M, H, W], got {tuple(truth.shape)} for {tuple(step.logits.shape)}")
+    if step.iou.shape != step.logits.shape[:2] or step.presence.shape != (truth.shape[0], 1):
+        raise ValueError(f"iou, presence: expected [N, M] and [N, 1], got {tuple(step.iou.shape)} and {tuple(step.presence.shape)}")
+    if num_objects < 1:
+        raise ValueError(f"num_objects: expected 1 or more, got {num_objects}")
