@@ -1,0 +1,133 @@
+"""A training clip: which frames give how many steps, where gradients reach, and that there is something to learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sam2_fast.config import Options, Sam2Config
+from sam2_fast.data import SyntheticVideo, World
+from sam2_fast.io.transforms import normalize_frame
+from sam2_fast.model import Sam2
+from sam2_fast.training import Annotator, Plan, clip_losses, require_finite, simulate
+
+SIZE, LENGTH = 64, 3
+CONFIG = Sam2Config(
+    embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(2,), windows=(8, 4, 4, 2), image_size=SIZE, memory_layers=1, memory_ffn_dim=64,
+    decoder_mlp_dim=64,
+)  # fmt: skip
+
+
+def clip() -> tuple[Tensor, Tensor]:
+    """[T, 3, S, S] and [T, N, S, S] of objects that are seen at first."""
+    video = SyntheticVideo(3, LENGTH, World(height=SIZE, width=SIZE, size=(0.2, 0.3), objects=(2, 2), absences=0.0, noise=0.0))
+    truth = np.stack([[frame.labels == i for i in video.ids()] for frame in video])
+    assert truth[0].any((1, 2)).all()
+    return torch.stack([normalize_frame(torch.from_numpy(frame.image)) for frame in video]), torch.from_numpy(truth)
+
+
+def model() -> Sam2:
+    """Random weights that find every object present: masks of absent ones are constants."""
+    torch.manual_seed(0)
+    network = Sam2(CONFIG, Options(dynamic_multimask_via_stability=False))
+    with torch.no_grad():
+        network.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(5.0)
+    return network
+
+
+def test_steps_by_frame_and_their_masks() -> None:
+    images, truth = clip()
+    plan = Plan(True, (0,), (0, 2), (0, 1, 2))
+    frames = simulate(model(), images, truth, plan, np.random.default_rng(0), Annotator(clicks=2, box=0.0))
+    assert [len(steps) for steps in frames] == [3, 1, 3]
+    assert [step.logits.shape[1] for step in frames[0]] == [3, 1, 1], "one click is ambiguous, more are not"
+    for step in (step for steps in frames for step in steps):
+        masks = step.logits.shape[1]
+        assert step.logits.shape == (2, masks, SIZE, SIZE) and step.iou.shape == (2, masks) and step.presence.shape == (2, 1)
+
+
+def test_a_true_mask_gives_no_steps_but_a_memory() -> None:
+    images, truth = clip()
+    plan = Plan(False, (0,), (), (0, 1, 2))
+    frames = simulate(model(), images, truth, plan, np.random.default_rng(0))
+    assert [len(steps) for steps in frames] == [0, 1, 1]
+    other = simulate(model(), images, truth.roll(20, -1), plan, np.random.default_rng(0))
+    assert not torch.equal(frames[1][0].logits, other[1][0].logits), "the mask of frame 0 is remembered on frame 1"
+
+
+def test_frames_are_computed_in_the_order_of_the_plan() -> None:
+    images, truth = clip()
+    plan = Plan(True, (0, 2), (0, 2), (0, 2, 1))
+    annotator = Annotator(clicks=0)
+    frames = simulate(model(), images, truth, plan, np.random.default_rng(0), annotator)
+    alone = simulate(model(), images, truth, Plan(True, (0,), (0,), (0, 1, 2)), np.random.default_rng(0), annotator)
+    assert not torch.equal(frames[1][0].logits, alone[1][0].logits), "frame 1 attends to frame 2, which was prompted"
+
+
+def test_gradients_reach_every_part_through_time() -> None:
+    images, truth = clip()
+    network = model()
+    frames = simulate(network, images, truth, Plan(True, (0,), (0,), (0, 1, 2)), np.random.default_rng(0), Annotator(clicks=1))
+    losses = clip_losses(frames, truth, 2)
+    require_finite(losses, "test")
+    losses.total.backward()
+    parts = (
+        "image_encoder",
+        "memory_attention",
+        "memory_encoder",
+        "sam_prompt_encoder",
+        "sam_mask_decoder",
+        "obj_ptr_proj",
+        "maskmem_tpos_enc",
+    )
+    for part in parts:
+        grads = [p.grad for name, p in network.named_parameters() if name.startswith(part) and p.grad is not None]
+        assert grads and any(bool(g.any()) for g in grads), part
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+
+
+def test_the_last_frame_teaches_the_first_ones_memory() -> None:
+    images, truth = clip()
+    images.requires_grad_()
+    network = model()
+    frames = simulate(network, images, truth, Plan(False, (0,), (), (0, 1, 2)), np.random.default_rng(0))
+    frames[2][0].logits.sum().backward()
+    assert images.grad is not None and images.grad[0].any() and images.grad[1].any()
+
+
+def test_the_same_seeds_give_the_same_steps() -> None:
+    images, truth = clip()
+
+    def run() -> list[Tensor]:
+        network = model()
+        torch.manual_seed(5)
+        frames = simulate(network, images, truth, Plan(True, (0,), (0, 1), (0, 1, 2)), np.random.default_rng(1), Annotator(clicks=2))
+        return [step.logits for steps in frames for step in steps]
+
+    assert all(map(torch.equal, run(), run()))
+
+
+def test_a_clip_can_be_learned() -> None:
+    images, truth = clip()
+    network = model()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    totals, masks = [], []
+    for step in range(40):
+        torch.manual_seed(step)
+        frames = simulate(network, images, truth, Plan(True, (0,), (0,), (0, 1, 2)), np.random.default_rng(step), Annotator(clicks=1))
+        losses = clip_losses(frames, truth, 2)
+        optimizer.zero_grad()
+        losses.total.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        totals.append(losses.total.item()), masks.append(losses.mask.item() + losses.dice.item())
+    assert np.mean(totals[-5:]) < 0.5 * np.mean(totals[:5]), totals
+    assert np.mean(masks[-5:]) < 0.7 * np.mean(masks[:5]), masks
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    images, truth = clip()
+    with pytest.raises(ValueError, match=r"images, truth: expected \(3, 3, 64, 64\)"):
+        simulate(model(), images[:2], truth, Plan(True, (0,), (0,), (0, 1, 2)), np.random.default_rng(0))
