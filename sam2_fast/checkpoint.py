@@ -88,6 +88,7 @@ def infer_config(state: Mapping[str, Tensor], image_size: int = 1024) -> Sam2Con
         grid = tuple(state["image_encoder.trunk.pos_embed"].shape[-2:])
         tpos = state["maskmem_tpos_enc"]
         ffn = state["memory_attention.layers.0.linear1.weight"].shape[0]
+        fuser = state["memory_encoder.fuser.layers.0.pwconv1.weight"].shape[0]
         mlp = state["sam_mask_decoder.transformer.layers.0.mlp.layers.0.weight"].shape[0]
     except KeyError as error:
         raise CheckpointError(f"state dict: key {error} is missing; this is not a SAM 2 model") from error
@@ -105,6 +106,7 @@ def infer_config(state: Mapping[str, Tensor], image_size: int = 1024) -> Sam2Con
                 memory_ffn_dim=ffn,
                 decoder_mlp_dim=mlp,
                 num_maps=tpos.shape[0],
+                fuser_dim=fuser,
             )
     sizes = {name: (p.embed_dim, sum(p.stages)) for name, p in PRESETS.items()}
     raise CheckpointError(f"state dict: trunk of width {dim} and {depth} blocks is none of {sizes}; pass `config=` for a model of your own")

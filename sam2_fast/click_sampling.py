@@ -12,12 +12,17 @@ from sam2_fast.masks import boxes
 
 
 def sample_box_points(
-    masks: Tensor, noise: float = 0.1, noise_bound: int = 20, top_left_label: int = 2, bottom_right_label: int = 3
+    masks: Tensor,
+    noise: float = 0.1,
+    noise_bound: int = 20,
+    top_left_label: int = 2,
+    bottom_right_label: int = 3,
+    draws: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Corners of each mask's box, [B, 2, 2], and their labels, [B, 2].
 
     noise: each side moves by at most this fraction of the box's width or height, and by at most `noise_bound` pixels; it stays
-    inside the image. Source: official `sample_box_points`.
+    inside the image. draws: [B, 1, 4] uniform numbers of 0 to 1 to use; None draws them. Source: official `sample_box_points`.
     """
     height, width = masks.shape[-2:]
     corners = boxes(masks).float()  # [B, 1, 4]
@@ -26,23 +31,33 @@ def sample_box_points(
         sides = (corners[..., 2:] - corners[..., :2]).repeat(1, 1, 2)
         reach = (sides * noise).clamp(max=float(noise_bound))
         limit = corners.new_tensor([width - 1, height - 1] * 2)
-        moved = corners + (2 * torch.rand(corners.shape, device=masks.device) - 1) * reach
+        draws = torch.rand(corners.shape, device=masks.device) if draws is None else draws
+        moved = corners + (2 * draws - 1) * reach
         corners = moved.clamp(min=0).minimum(limit)
     return corners.reshape(-1, 2, 2), kinds.expand(masks.shape[0], 2).clone()
 
 
-def sample_random_points_from_errors(gt_masks: Tensor, pred_masks: Tensor | None, num_pt: int = 1) -> tuple[Tensor, Tensor]:
+def sample_random_points_from_errors(
+    gt_masks: Tensor, pred_masks: Tensor | None, num_pt: int = 1, draws: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """`num_pt` points of each mask drawn evenly from where the prediction is wrong: [B, num_pt, 2] and [B, num_pt].
 
-    The label says what the pixel should be; where nothing is wrong, the point lies on background. Source: official function.
+    The label says what the pixel should be; where nothing is wrong, the point lies on background.
+    draws: [B, num_pt] uniform numbers of 0 to 1, each of which picks a pixel, the same on every device; None draws one for every pixel, as
+    the official function does.
     """
     predicted = _check(gt_masks, pred_masks)
     batch, _, _, width = gt_masks.shape
     wrong = gt_masks ^ predicted
     nothing = ~wrong.flatten(1).any(1)
     pool = torch.where(nothing[:, None, None, None], ~gt_masks, wrong).flatten(1)
-    draw = torch.rand(batch, num_pt, pool.shape[1], device=gt_masks.device)
-    index = torch.where(pool[:, None], draw, -1.0).argmax(-1)
+    if draws is None:
+        every = torch.rand(batch, num_pt, pool.shape[1], device=gt_masks.device)
+        index = torch.where(pool[:, None], every, -1.0).argmax(-1)
+    else:
+        count = pool.cumsum(1)  # int64
+        number = (draws.double() * count[:, -1:]).long().minimum((count[:, -1:] - 1).clamp(min=0))
+        index = torch.searchsorted(count, number + 1).clamp(max=pool.shape[1] - 1)
     labels = gt_masks.flatten(1).gather(1, index) & pool.gather(1, index)
     return _as_points(index, width), labels.to(torch.int32)
 

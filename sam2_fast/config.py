@@ -30,6 +30,7 @@ class Sam2Config:
     memory_ffn_dim: int = 2048
     decoder_mlp_dim: int = 2048
     num_maps: int = 7
+    fuser_dim: int = 1024
 
     def __post_init__(self) -> None:
         if self.version not in ("2.0", "2.1"):

@@ -30,12 +30,12 @@ class MaskDownSampler(nn.Module):
 class FuserBlock(nn.Module):
     """ConvNeXt block: depthwise 7 x 7, norm, two pointwise layers with GELU between, layer scale; `ops.memory_encoder` computes."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.dwconv = nn.Conv2d(dim, dim, kernel_size=7, padding=3, groups=dim)
         self.norm = LayerNorm2d(dim)
-        self.pwconv1 = nn.Linear(dim, 4 * dim)
-        self.pwconv2 = nn.Linear(4 * dim, dim)
+        self.pwconv1 = nn.Linear(dim, hidden)
+        self.pwconv2 = nn.Linear(hidden, dim)
         self.gamma = nn.Parameter(1e-6 * torch.ones(dim))
 
     def weights(self) -> list[Tensor]:
@@ -46,9 +46,9 @@ class FuserBlock(nn.Module):
 class Fuser(nn.Module):
     """Two blocks (the checkpoint calls them `fuser.layers`)."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(FuserBlock(dim) for _ in range(2))
+        self.layers = nn.ModuleList(FuserBlock(dim, hidden) for _ in range(2))
 
 
 class MemoryEncoder(Narrowing):
@@ -59,7 +59,7 @@ class MemoryEncoder(Narrowing):
         dim = config.hidden_dim
         self.mask_downsampler = MaskDownSampler(dim)
         self.pix_feat_proj = nn.Conv2d(dim, dim, kernel_size=1)
-        self.fuser = Fuser(dim)
+        self.fuser = Fuser(dim, config.fuser_dim)
         self.out_proj = nn.Conv2d(dim, config.memory_dim, kernel_size=1)
 
     def forward(self, low: Tensor, logits: Tensor, binarize: bool) -> Tensor:

@@ -16,12 +16,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LossWeights:
-    """How much each part counts, and the focal loss: `balance` of pixels on the object, `focus` on those that are wrong."""
+    """How much each part counts, and the focal loss: `balance` of pixels on the object, `focus` on those that are wrong.
+
+    even: cross-entropy that weighs object and background alike. The released recipe has none; from random weights the focal loss alone
+    stays at empty masks.
+    """
 
     mask: float = 20.0
     dice: float = 1.0
     iou: float = 1.0
     presence: float = 1.0
+    even: float = 0.0
     balance: float = 0.25
     focus: float = 2.0
 
@@ -41,48 +46,60 @@ class Losses(NamedTuple):
     dice: Tensor
     iou: Tensor
     presence: Tensor
+    even: Tensor
     total: Tensor
 
 
-def focal_loss(logits: Tensor, truth: Tensor, balance: float = 0.25, focus: float = 2.0) -> Tensor:
-    """Cross-entropy in which easy pixels count little, averaged over pixels (arXiv 1708.02002). [..., H, W] twice -> [...]."""
-    truth = truth.to(logits.dtype)
-    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    wrong = torch.where(truth > 0, torch.sigmoid(-logits), torch.sigmoid(logits))  # 1 less the probability of the truth
-    weight = torch.where(truth > 0, balance, 1 - balance)
-    return (weight * wrong**focus * entropy).flatten(-2).mean(-1)
+class MaskLosses(NamedTuple):
+    """Of N objects and M masks each: [N, M]."""
+
+    focal: Tensor
+    dice: Tensor
+    even: Tensor
 
 
-def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """One less twice the overlap over the sum of both, each count plus one. [..., H, W] twice -> [...]."""
-    found, truth = logits.sigmoid().flatten(-2), truth.to(logits.dtype).flatten(-2)
-    return 1 - (2 * (found * truth).sum(-1) + 1) / (found.sum(-1) + truth.sum(-1) + 1)
+def mask_losses(logits: Tensor, truth: Tensor, balance: float = 0.25, focus: float = 2.0) -> MaskLosses:
+    """How wrong masks are. logits: [N, M, H, W]; truth: [N, H, W] bool.
+
+    focal: cross-entropy in which easy pixels count little, averaged over pixels (arXiv 1708.02002). dice: one less twice the overlap over
+    the sum of both, each count plus one. even: cross-entropy, averaged over the object and over the rest, half each.
+    """
+    x, on = logits.flatten(2), truth.flatten(1).to(logits.dtype)
+    sides = torch.stack([on, 1 - on], dim=-1)  # [N, H * W, 2]: products with it sum over the object, and over the rest
+    right = x * (2 * on - 1)[:, None]
+    entropy, wrong = -F.logsigmoid(right), torch.sigmoid(-right)  # wrong: 1 less the probability of the truth
+    hard = ((wrong**focus * entropy) @ sides) @ logits.new_tensor([balance, 1 - balance])
+    area, pixels = sides.sum(1)[:, None], x.shape[-1]  # [N, 1, 2]
+    missed, excess = (wrong @ sides).unbind(-1)
+    overlap = area[..., 0] - missed
+    dice = 1 - (2 * overlap + 1) / (overlap + excess + area[..., 0] + 1)
+    return MaskLosses(hard / pixels, dice, ((entropy @ sides) / area.clamp(min=1)).mean(-1))
 
 
 def iou_loss(logits: Tensor, truth: Tensor, predicted: Tensor) -> Tensor:
     """How far `predicted` is from the IoU of the mask at threshold 0. [..., H, W] twice and [...] -> [...]; no gradient to the mask."""
     found, wanted = (logits > 0).flatten(-2), (truth > 0).flatten(-2)
-    actual = (found & wanted).sum(-1).to(predicted.dtype) / (found | wanted).sum(-1).clamp(min=1)
+    overlap, either = (found & wanted).sum(-1), (found | wanted).sum(-1)
+    actual = overlap.to(predicted.dtype) / either.clamp(min=1)
     return (predicted - actual).abs()
 
 
 def step_losses(step: Step, truth: Tensor, num_objects: float, weights: LossWeights | None = None) -> Losses:
     """Losses of one step. truth: [N, H, W] bool; num_objects: what sums are divided by, the mean over all ranks, at least 1.
 
-    Of several masks the one of smallest weighted focal and dice loss is corrected; the predicted IoU of all of them is. Where the object is
+    Of several masks the one of smallest weighted loss is corrected; the predicted IoU of all of them is. Where the object is
     absent only its presence counts.
     """
     weights = weights or LossWeights()
     _check(step, truth, num_objects)
-    wanted = truth[:, None].expand_as(step.logits)
-    mask = focal_loss(step.logits, wanted, weights.balance, weights.focus)  # [N, M]
-    dice = dice_loss(step.logits, wanted)
-    best = (weights.mask * mask + weights.dice * dice).argmin(1, keepdim=True)  # [N, 1]
-    present = truth.flatten(1).any(1).to(mask.dtype)[:, None]
-    parts = mask.gather(1, best), dice.gather(1, best), iou_loss(step.logits, wanted, step.iou).mean(1, keepdim=True)
-    focal, overlap, quality = ((part * present).sum() / num_objects for part in parts)
+    mask = mask_losses(step.logits, truth, weights.balance, weights.focus)
+    cost = weights.mask * mask.focal + weights.dice * mask.dice + weights.even * mask.even
+    best = cost.argmin(1, keepdim=True)  # [N, 1]
+    present = truth.flatten(1).any(1).to(cost.dtype)[:, None]
+    quality = iou_loss(step.logits, truth[:, None].expand_as(step.logits), step.iou).mean(1, keepdim=True)
+    focal, overlap, even, iou = ((part * present).sum() / num_objects for part in (*(m.gather(1, best) for m in mask), quality))
     entropy = F.binary_cross_entropy_with_logits(step.presence, present.to(step.presence.dtype), reduction="sum") / num_objects
-    return _weighted(focal, overlap, quality, entropy, weights)
+    return _weighted(focal, overlap, iou, entropy, even, weights)
 
 
 def clip_losses(frames: Sequence[Sequence[Step]], truth: Tensor, num_objects: float, weights: LossWeights | None = None) -> Losses:
@@ -91,8 +108,8 @@ def clip_losses(frames: Sequence[Sequence[Step]], truth: Tensor, num_objects: fl
     if len(frames) != truth.shape[0] or not any(frames):
         raise ValueError(f"frames: expected steps for {truth.shape[0]} frames, got {[len(steps) for steps in frames]}")
     found = [step_losses(step, truth[t], num_objects, weights) for t, steps in enumerate(frames) for step in steps]
-    mask, dice, iou, presence = (torch.stack([losses[i] for losses in found]).sum() for i in range(4))
-    return _weighted(mask, dice, iou, presence, weights)
+    mask, dice, iou, presence, even = (torch.stack([losses[i] for losses in found]).sum() for i in range(5))
+    return _weighted(mask, dice, iou, presence, even, weights)
 
 
 def require_finite(losses: Losses, where: str) -> None:
@@ -102,9 +119,9 @@ def require_finite(losses: Losses, where: str) -> None:
         raise FloatingPointError(f"{where}: {', '.join(wrong)} loss is not finite; lower the learning rate, or look at this step's data")
 
 
-def _weighted(mask: Tensor, dice: Tensor, iou: Tensor, presence: Tensor, weights: LossWeights) -> Losses:
-    total = weights.mask * mask + weights.dice * dice + weights.iou * iou + weights.presence * presence
-    return Losses(mask, dice, iou, presence, total)
+def _weighted(mask: Tensor, dice: Tensor, iou: Tensor, presence: Tensor, even: Tensor, weights: LossWeights) -> Losses:
+    total = weights.mask * mask + weights.dice * dice + weights.iou * iou + weights.presence * presence + weights.even * even
+    return Losses(mask, dice, iou, presence, even, total)
 
 
 def _check(step: Step, truth: Tensor, num_objects: float) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sam2_fast.click_sampling import sample_box_points, sample_random_points_from_errors
@@ -48,7 +50,8 @@ def draw_plan(rng: np.random.Generator, frames: int, annotator: Annotator | None
     if frames < 1:
         raise ValueError(f"frames: expected 1 or more, got {frames}")
     points = frames == 1 or bool(rng.random() < annotator.points)
-    count = int(rng.integers(1, min(annotator.prompted_frames, frames) + 1))
+    most = min(annotator.prompted_frames, frames if points else frames - 1)  # of masks nothing is learned: a frame is left
+    count = int(rng.integers(1, most + 1))
     prompted = (0, *_some(rng, range(1, frames), count - 1))
     corrected: tuple[int, ...] = ()
     if points:
@@ -58,18 +61,30 @@ def draw_plan(rng: np.random.Generator, frames: int, annotator: Annotator | None
     return Plan(points, prompted, corrected, (*prompted, *(t for t in range(frames) if t not in prompted)))
 
 
-def first_prompt(rng: np.random.Generator, truth: Tensor, annotator: Annotator | None = None) -> tuple[Tensor, Tensor]:
+class Hands:
+    """Random numbers of a batch: habits are drawn for all of it, places by clip. What is drawn for a clip is the same in any batch."""
+
+    def __init__(self, rng: np.random.Generator, seeds: Sequence[int], owner: Sequence[int]) -> None:
+        """rng: for habits; seeds: one for each clip; owner: of each object its clip."""
+        self.habits, self._owner = rng, list(owner)
+        self._clips = [np.random.default_rng([seed, 1]) for seed in seeds]
+
+    def places(self, *shape: int) -> Tensor:
+        """[N, *shape] uniform numbers of 0 to 1."""
+        return torch.from_numpy(np.stack([self._clips[clip].random(shape) for clip in self._owner]))
+
+
+def first_prompt(hands: Hands, truth: Tensor, annotator: Annotator) -> tuple[Tensor, Tensor]:
     """A box, as its two corners, or a click anywhere on each object. truth: [N, 1, H, W] bool -> [N, P, 2] pixels and [N, P] labels."""
-    annotator = annotator or Annotator()
-    if rng.random() < annotator.box:
-        return sample_box_points(truth)
-    return sample_random_points_from_errors(truth, None)
+    if hands.habits.random() < annotator.box:
+        return sample_box_points(truth, draws=hands.places(1, 4).to(truth.device, torch.float32))
+    return sample_random_points_from_errors(truth, None, draws=hands.places(1).to(truth.device))
 
 
-def correction(rng: np.random.Generator, truth: Tensor, found: Tensor, annotator: Annotator | None = None) -> tuple[Tensor, Tensor]:
+def correction(hands: Hands, truth: Tensor, found: Tensor, annotator: Annotator) -> tuple[Tensor, Tensor]:
     """A click of each object where its mask is wrong. truth, found: [N, 1, H, W] bool -> [N, 1, 2] pixels and [N, 1] labels."""
-    annotator = annotator or Annotator()
-    return sample_random_points_from_errors(truth, None if rng.random() < annotator.anywhere else found)
+    anywhere = hands.habits.random() < annotator.anywhere
+    return sample_random_points_from_errors(truth, None if anywhere else found, draws=hands.places(1).to(truth.device))
 
 
 def _some(rng: np.random.Generator, frames: range | list[int], count: int) -> tuple[int, ...]:

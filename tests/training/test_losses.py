@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sam2_fast.training import Losses, LossWeights, Step, clip_losses, dice_loss, focal_loss, iou_loss, require_finite, step_losses
+from sam2_fast.training import Losses, LossWeights, Step, clip_losses, iou_loss, mask_losses, require_finite, step_losses
 
 
 def fixed() -> tuple[list[Step], Tensor]:
@@ -31,16 +31,18 @@ def test_the_values_of_the_official_code() -> None:
     second = [step._replace(logits=step.logits * 0.5) for step in steps]
     found = clip_losses([steps, second], torch.stack([truth, ~truth]), num_objects=3)
     official = (1.1506444877793678, 1.4388029317888593, 0.6795296792551677, 2.431646000222782, 27.56286836685416)
-    assert [x.item() for x in found] == pytest.approx(official, rel=1e-12)
+    assert [x.item() for x in (found.mask, found.dice, found.iou, found.presence, found.total)] == pytest.approx(official, rel=1e-12)
 
 
 def test_two_pixels_by_hand() -> None:
-    logits, truth = torch.tensor([[0.0, 2.0]]).double(), torch.tensor([[True, False]])
+    logits, truth = torch.tensor([[[[0.0, 2.0]]]]).double(), torch.tensor([[[True, False]]])
     wrong = 1 / (1 + math.exp(-2.0))
     first, second = 0.25 * 0.5**2 * math.log(2), 0.75 * wrong**2 * -math.log(1 - wrong)
-    assert focal_loss(logits, truth).item() == pytest.approx((first + second) / 2)
-    assert dice_loss(logits, truth).item() == pytest.approx(1 - (2 * 0.5 + 1) / (0.5 + wrong + 1 + 1))
-    assert iou_loss(logits, truth, torch.tensor(0.3).double()).item() == pytest.approx(0.3)  # nothing of it is found: IoU 0
+    found = mask_losses(logits, truth)
+    assert found.focal.item() == pytest.approx((first + second) / 2)
+    assert found.dice.item() == pytest.approx(1 - (2 * 0.5 + 1) / (0.5 + wrong + 1 + 1))
+    assert found.even.item() == pytest.approx((math.log(2) - math.log(1 - wrong)) / 2)
+    assert iou_loss(logits, truth[:, None], torch.tensor([[0.3]]).double()).item() == pytest.approx(0.3)  # nothing of it is found: IoU 0
 
 
 def test_only_the_best_of_three_masks_is_corrected_and_every_predicted_iou() -> None:
@@ -69,18 +71,18 @@ def test_weights_and_the_number_of_objects_scale() -> None:
 
 
 def test_large_logits_stay_finite() -> None:
-    logits = torch.tensor([[1e4, -1e4], [1e4, -1e4]], requires_grad=True)
-    truth = torch.tensor([[False, True], [True, False]])
-    loss = focal_loss(logits, truth) + dice_loss(logits, truth)
+    logits = torch.tensor([[[[1e4, -1e4], [1e4, -1e4]]]], requires_grad=True)
+    found = mask_losses(logits, torch.tensor([[[False, True], [True, False]]]))
+    loss = found.focal.sum() + found.dice.sum() + found.even.sum()
     loss.backward()
     assert torch.isfinite(loss) and logits.grad is not None and torch.isfinite(logits.grad).all()
 
 
 def test_a_loss_that_is_not_finite_stops_training_by_name() -> None:
     fine = torch.tensor(1.0)
-    require_finite(Losses(fine, fine, fine, fine, fine), "step 7")
+    require_finite(Losses(fine, fine, fine, fine, fine, fine), "step 7")
     with pytest.raises(FloatingPointError, match=r"step 7: dice, total loss is not finite; lower the learning rate"):
-        require_finite(Losses(fine, fine * torch.nan, fine, fine, fine * torch.inf), "step 7")
+        require_finite(Losses(fine, fine * torch.nan, fine, fine, fine, fine * torch.inf), "step 7")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sam2_fast.training import Annotator, Plan, correction, draw_plan, first_prompt
+from sam2_fast.training import Annotator, Hands, Plan, correction, draw_plan, first_prompt
 
 MANY = 4000
 
@@ -65,10 +65,9 @@ def objects() -> torch.Tensor:
 
 
 def test_first_prompts_are_boxes_and_clicks_on_the_object_half_and_half() -> None:
-    rng, truth, boxes = np.random.default_rng(0), objects(), 0
-    torch.manual_seed(0)
+    hands, truth, boxes = Hands(np.random.default_rng(0), [0], [0, 0]), objects(), 0
     for _ in range(200):
-        points, labels = first_prompt(rng, truth)
+        points, labels = first_prompt(hands, truth, Annotator())
         if points.shape[1] == 2:
             boxes += 1
             assert labels.tolist() == [[2, 3]] * 2 and (points[0, 0] - torch.tensor([5.0, 5.0])).abs().max() <= 1
@@ -79,19 +78,41 @@ def test_first_prompts_are_boxes_and_clicks_on_the_object_half_and_half() -> Non
 
 
 def test_corrections_lie_where_the_mask_is_wrong_or_now_and_then_anywhere_on_the_object() -> None:
-    rng, truth = np.random.default_rng(1), objects()
-    torch.manual_seed(1)
+    hands, truth = Hands(np.random.default_rng(1), [1], [0, 0]), objects()
     found = truth.clone()
     found[0, 0, 5:10, 5:7] = False  # missed
     found[1, 0, 0:2, 0:2] = True  # too much
     elsewhere = 0
     for _ in range(300):
-        points, labels = correction(rng, truth, found)
+        points, labels = correction(hands, truth, found, Annotator())
         place = [(int(points[i, 0, 1]), int(points[i, 0, 0])) for i in range(2)]
         wrong = [bool((truth ^ found)[i, 0][place[i]]) for i in range(2)]
         assert all(labels[i, 0] == truth[i, 0][place[i]] for i in range(2))
         elsewhere += not wrong[1]
     assert 10 < elsewhere < 60
+
+
+def test_clicks_fall_on_every_wrong_pixel_alike() -> None:
+    hands, truth = Hands(np.random.default_rng(2), [2], [0, 0]), objects()
+    found = truth.clone()
+    found[0, 0, 5:10, 5:9] = False  # 20 pixels
+    counts = Counter(tuple(correction(hands, truth, found, Annotator(anywhere=0.0))[0][0, 0].tolist()) for _ in range(2000))
+    assert set(counts) == {(x, y) for x in range(5, 9) for y in range(5, 10)}
+    assert min(counts.values()) > 50 and max(counts.values()) < 160  # 100 each, six standard deviations
+
+
+def test_places_of_a_clip_do_not_depend_on_its_company() -> None:
+    alone = Hands(np.random.default_rng(0), [7], [0, 0])
+    among = Hands(np.random.default_rng(0), [5, 7, 9], [0, 1, 1, 2])
+    for shape in ((1,), (1, 4), (2,)):
+        assert torch.equal(alone.places(*shape), among.places(*shape)[1:3])
+
+
+def test_of_a_clip_prompted_with_masks_a_frame_is_left_to_learn_from() -> None:
+    rng = np.random.default_rng(3)
+    plans = [draw_plan(rng, 2) for _ in range(100)]
+    assert all(plan.prompted == (0,) for plan in plans if not plan.points)
+    assert {plan.prompted for plan in plans if plan.points} == {(0,), (0, 1)}
 
 
 @pytest.mark.parametrize("change", [{"points": 1.5}, {"prompted_frames": 3}, {"prompted_frames": 0}, {"clicks": -1}])

@@ -1,0 +1,44 @@
+"""Clips side by side, as a training step takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Clip(NamedTuple):
+    """T frames of one video and N objects that are to be found in them."""
+
+    images: Tensor  # [T, 3, S, S] float32, normalised
+    truth: Tensor  # [T, N, S, S] bool
+    seed: int  # of what the simulated annotator does with it
+
+
+class Batch(NamedTuple):
+    """B clips of equally many frames, with N objects in all."""
+
+    images: Tensor  # [T, B, 3, S, S] float32, normalised
+    truth: Tensor  # [T, N, S, S] bool
+    owner: Tensor  # [N] int64: the clip of each object, in order
+    seeds: tuple[int, ...]  # of the B clips
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on `device`; nothing waits for pinned memory."""
+        images, truth, owner = (t.to(device, non_blocking=True) for t in self[:3])
+        return Batch(images, truth, owner, self.seeds)
+
+
+def collate(clips: Sequence[Clip]) -> Batch:
+    """Raises ValueError where the clips differ in length or size, or one has no objects."""
+    if not clips or len({clip.images.shape for clip in clips}) > 1:
+        raise ValueError(f"clips: expected one or more, all of one shape, got {[tuple(clip.images.shape) for clip in clips]}")
+    for number, (images, truth, _) in enumerate(clips):
+        length, _, height, width = images.shape
+        if truth.ndim != 4 or truth.shape[1] < 1 or (truth.shape[0], *truth.shape[2:]) != (length, height, width):
+            raise ValueError(f"clip {number}: expected truth of shape {(length, 'N', height, width)}, got {tuple(truth.shape)}")
+    owner = torch.tensor([number for number, clip in enumerate(clips) for _ in range(clip.truth.shape[1])])
+    images, truth = torch.stack([clip.images for clip in clips], dim=1), torch.cat([clip.truth for clip in clips], dim=1)
+    return Batch(images, truth, owner, tuple(clip.seed for clip in clips))
