@@ -1,4 +1,4 @@
-"""The five commands."""
+"""The six commands."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from sam2_fast.cli.everything import everything
 from sam2_fast.cli.info import info
 from sam2_fast.cli.segment import segment
 from sam2_fast.cli.track import track
+from sam2_fast.cli.train import train
 
 app = typer.Typer(
     name="sam2-fast",
@@ -22,4 +23,5 @@ app.command()(segment)
 app.command()(track)
 app.command()(everything)
 app.command()(evaluate)
+app.command()(train)
 app.command()(info)

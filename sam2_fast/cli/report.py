@@ -31,7 +31,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             fail(error, NO_WEIGHTS)
         except torch.OutOfMemoryError:
             fail("out of device memory; try a smaller --size or --image-size, --dtype bfloat16, or --device cpu", OUT_OF_MEMORY)
-        except (ValueError, IndexError, OSError, ImportError, BackendError) as error:
+        except (ValueError, IndexError, OSError, ImportError, FloatingPointError, BackendError) as error:
             fail(error, BAD_INPUT)
         except KeyboardInterrupt:
             fail("interrupted", INTERRUPTED)

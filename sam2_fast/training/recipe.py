@@ -11,11 +11,13 @@ from typing import Any
 
 from sam2_fast.config import Sam2Config
 from sam2_fast.data.synthetic import World
+from sam2_fast.training.augment import Augmentation
 from sam2_fast.training.losses import LossWeights
 from sam2_fast.training.simulation import Annotator
 from sam2_fast.training.sources import Source, Synthetic
+from sam2_fast.training.stored import Folder, Sa1b, Sav
 
-SOURCES: dict[str, type[Source]] = {"synthetic": Synthetic}
+SOURCES: dict[str, type[Source]] = {"synthetic": Synthetic, "folder": Folder, "sa-v": Sav, "sa-1b": Sa1b}
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,9 @@ def _source(given: Any, where: str) -> Source:
     if kind not in SOURCES:
         raise ValueError(f"{where}: kind: expected one of {', '.join(SOURCES)}, got {kind!r}")
     rest = {key: value for key, value in given.items() if key != "kind"}
-    if "world" in rest:
-        rest["world"] = _filled(World, rest["world"], f"{where}: world")
+    for name, part in (("world", World), ("augmentation", Augmentation)):
+        if name in rest:
+            rest[name] = _filled(part, rest[name], f"{where}: {name}")
     source: Source = _filled(SOURCES[kind], rest, where)
     return source
 

@@ -1,0 +1,214 @@
+"""Training clips from disk: annotation folders with frames, SA-V, SA-1B."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from sam2_fast.data.folders import Annotations, Mask, videos_in
+from sam2_fast.data.sa1b import Sa1bAnnotations
+from sam2_fast.data.sav import SavAnnotations
+from sam2_fast.io.images import load_image
+from sam2_fast.io.video import open_video
+from sam2_fast.training.augment import FLIPPED, Augmentation, Pixels, augment
+from sam2_fast.training.batches import Clip
+
+TRIES = 100
+"""Clips that are looked at for one whose first frame shows an object, before giving up."""
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+class Video(ABC):
+    """Frames and masks of one video, read when they are asked for."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Annotated frames."""
+
+    @abstractmethod
+    def masks(self, t: int) -> dict[int, Mask]:
+        """Masks [H, W] of annotated frame `t`, by object."""
+
+    @abstractmethod
+    def image(self, t: int) -> Pixels:
+        """[H, W, 3] uint8."""
+
+
+class Stored(ABC):
+    """What the sources below have in common: a clip is consecutive annotated frames, and objects that the first of them shows."""
+
+    share: float
+    frames: int
+    batch: int
+    objects: int
+    backwards: float
+    augmentation: Augmentation
+
+    @abstractmethod
+    def videos(self) -> Sequence[str]:
+        """Names of what clips are cut from. Raises FileNotFoundError or ValueError where there is nothing."""
+
+    @abstractmethod
+    def open(self, name: str) -> Video:
+        """One of them."""
+
+    def clip(self, seed: int, size: int) -> Clip:
+        """As `Source.clip`."""
+        rng, names = np.random.default_rng([seed, 0]), self.videos()
+        for _ in range(TRIES):
+            video = self.open(names[int(rng.integers(len(names)))])
+            if len(video) < self.frames:
+                continue
+            start = int(rng.integers(len(video) - self.frames + 1))
+            times = list(range(start, start + self.frames))
+            if rng.random() < self.backwards:
+                times.reverse()
+            found = [video.masks(times[0])]
+            seen = [i for i, mask in found[0].items() if mask.any()]
+            if seen:
+                chosen = [int(i) for i in rng.permutation(seen)[: self.objects]]
+                found += [video.masks(t) for t in times[1:]]
+                nothing = np.zeros_like(found[0][chosen[0]])
+                masks = np.stack([[frame.get(i, nothing) for i in chosen] for frame in found])
+                return augment([video.image(t) for t in times], masks, seed, size, self.augmentation)
+        raise ValueError(f"source {self}: no clip of {self.frames} annotated frames shows an object on the first, in {TRIES} tries")
+
+
+@dataclass(frozen=True)
+class Folder(Stored):
+    """DAVIS, MOSE, YouTube-VOS, LVOS, or your own: `<images>/<video>/<frame>.jpg` and the annotation folders of `Annotations`."""
+
+    images: str = "JPEGImages"
+    masks: str = "Annotations"
+    listed: str | None = None  # a text file with a video's name a line; None: all in `masks`
+    share: float = 1.0
+    frames: int = 8
+    batch: int = 1
+    objects: int = 3
+    backwards: float = 0.5
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def videos(self) -> Sequence[str]:
+        return _listed(self.masks, self.listed)
+
+    def open(self, name: str) -> Video:
+        return _FolderVideo(Path(self.images) / name, Path(self.masks) / name)
+
+
+class _FolderVideo(Video):
+    def __init__(self, images: Path, masks: Path) -> None:
+        self._masks, self._images = Annotations(masks), images
+        if not images.is_dir():
+            raise FileNotFoundError(f"images {images}: no such folder, and {masks} has annotations")
+        self._names = self._masks.frames()
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def masks(self, t: int) -> dict[int, Mask]:
+        return self._masks.read(self._names[t])
+
+    def image(self, t: int) -> Pixels:
+        for suffix in _SUFFIXES:
+            if (path := self._images / f"{self._names[t]}{suffix}").is_file():
+                return load_image(path)
+        raise FileNotFoundError(f"images {self._images / self._names[t]}: no image of that name with one of {', '.join(_SUFFIXES)}")
+
+
+@dataclass(frozen=True)
+class Sav(Stored):
+    """SA-V's training videos: a folder of `<video>.mp4` with `<video>_manual.json` (or another `annotated`)."""
+
+    folder: str = "sav_train"
+    annotated: str = "manual"  # or "auto"
+    share: float = 1.0
+    frames: int = 8
+    batch: int = 1
+    objects: int = 3
+    backwards: float = 0.5
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def videos(self) -> Sequence[str]:
+        return _with_suffix(self.folder, f"_{self.annotated}.json")
+
+    def open(self, name: str) -> Video:
+        return _SavVideo(Path(self.folder) / f"{name}_{self.annotated}.json", Path(self.folder) / f"{name}.mp4")
+
+
+class _SavVideo(Video):
+    def __init__(self, masks: Path, video: Path) -> None:
+        self._masks, self._video = SavAnnotations(masks), open_video(video)
+        last = SavAnnotations.video_frame(len(self._masks) - 1)
+        if last >= len(self._video):
+            raise ValueError(f"annotations {masks}: reach to frame {last}, {video} has {len(self._video)} frames")
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def masks(self, t: int) -> dict[int, Mask]:
+        return self._masks.read(t)
+
+    def image(self, t: int) -> Pixels:
+        return np.asarray(self._video[SavAnnotations.video_frame(t)])
+
+
+@dataclass(frozen=True)
+class Sa1b(Stored):
+    """SA-1B's images: a folder of `sa_<n>.jpg` with `sa_<n>.json`. Masks of more than `largest` of the image are left out."""
+
+    folder: str = "sa1b"
+    largest: float = 0.9
+    share: float = 1.0
+    batch: int = 1
+    objects: int = 64
+    augmentation: Augmentation = FLIPPED
+    frames = 1
+    backwards = 0.0
+
+    def videos(self) -> Sequence[str]:
+        return _with_suffix(self.folder, ".json")
+
+    def open(self, name: str) -> Video:
+        return _Sa1bImage(Path(self.folder) / f"{name}.json", Path(self.folder) / f"{name}.jpg", self.largest)
+
+
+class _Sa1bImage(Video):
+    def __init__(self, masks: Path, image: Path, largest: float) -> None:
+        self._masks, self._image, self._largest = Sa1bAnnotations(masks), image, largest
+
+    def __len__(self) -> int:
+        return 1
+
+    def masks(self, t: int) -> dict[int, Mask]:
+        return {i: mask for i, mask in enumerate(self._masks) if mask.mean() <= self._largest}
+
+    def image(self, t: int) -> Pixels:
+        return load_image(self._image)
+
+
+@lru_cache(maxsize=64)
+def _listed(masks: str, listed: str | None) -> list[str]:
+    there = videos_in(masks)
+    if listed is not None:
+        wanted = [line.strip() for line in Path(listed).read_text(encoding="utf-8").splitlines() if line.strip()]
+        if missing := sorted(set(wanted) - set(there)):
+            raise FileNotFoundError(f"annotations {Path(masks) / missing[0]}: no such folder, and {listed} names it")
+        there = wanted
+    if not there:
+        raise ValueError(f"annotations {masks}: expected a folder for each video, got none")
+    return there
+
+
+@lru_cache(maxsize=64)
+def _with_suffix(folder: str, suffix: str) -> list[str]:
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"source {folder}: no such folder")
+    found = sorted(path.name.removesuffix(suffix) for path in Path(folder).glob(f"*{suffix}"))
+    if not found:
+        raise ValueError(f"source {folder}: expected files named *{suffix}, got none")
+    return found
