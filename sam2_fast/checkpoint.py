@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sam2_fast.config import PRESETS, Sam2Config
+from sam2_fast.config import NANO, PRESETS, Sam2Config
 from sam2_fast.hf_keys import from_hugging_face, is_hugging_face
 from sam2_fast.model import Sam2
 
@@ -81,8 +81,8 @@ def _plain(loaded: Any, name: str) -> dict[str, Tensor]:
     return from_hugging_face(state) if is_hugging_face(state) else state
 
 
-def infer_config(state: Mapping[str, Tensor], image_size: int = 1024) -> Sam2Config:
-    """The architecture that a state dict belongs to, read off its own keys and shapes."""
+def infer_config(state: Mapping[str, Tensor], image_size: int | None = None) -> Sam2Config:
+    """The architecture that a state dict belongs to, read off its own keys and shapes. image_size: None takes that of training."""
     try:
         dim = state["image_encoder.trunk.patch_embed.proj.weight"].shape[0]
         grid = tuple(state["image_encoder.trunk.pos_embed"].shape[-2:])
@@ -95,12 +95,12 @@ def infer_config(state: Mapping[str, Tensor], image_size: int = 1024) -> Sam2Con
     depth = 1 + max(int(m[1]) for m in map(_BLOCK.match, state) if m)
     layers = 1 + max(int(k.split(".")[2]) for k in state if k.startswith("memory_attention.layers."))
     version = version_of(state)
-    for known in PRESETS.values():
+    for known in (*PRESETS.values(), NANO):
         if known.embed_dim == dim and sum(known.stages) == depth and known.pos_grid == grid:
             return replace(
                 known,
                 version=version,
-                image_size=image_size,
+                image_size=image_size or known.image_size,
                 memory_dim=tpos.shape[-1],
                 memory_layers=layers,
                 memory_ffn_dim=ffn,
@@ -108,7 +108,7 @@ def infer_config(state: Mapping[str, Tensor], image_size: int = 1024) -> Sam2Con
                 num_maps=tpos.shape[0],
                 fuser_dim=fuser,
             )
-    sizes = {name: (p.embed_dim, sum(p.stages)) for name, p in PRESETS.items()}
+    sizes = {name: (p.embed_dim, sum(p.stages)) for name, p in {**PRESETS, "nano": NANO}.items()}
     raise CheckpointError(f"state dict: trunk of width {dim} and {depth} blocks is none of {sizes}; pass `config=` for a model of your own")
 
 

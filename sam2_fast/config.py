@@ -59,14 +59,26 @@ PRESETS: dict[str, Sam2Config] = {
     "base_plus": Sam2Config(embed_dim=112, num_heads=2, stages=(2, 3, 16, 3), global_blocks=(12, 16, 20), pos_grid=(14, 14)),
     "large": Sam2Config(embed_dim=144, num_heads=2, stages=(2, 6, 36, 4), global_blocks=(23, 33, 43), windows=(8, 4, 16, 8)),
 }
-"""The four sizes (as version 2.1); `preset` gives the other version."""
+"""The four released sizes (as version 2.1); `preset` gives the other version."""
+
+NANO = Sam2Config(
+    embed_dim=56, stages=(1, 1, 2, 1), global_blocks=(3,), windows=(8, 4, 8, 8), pos_grid=(8, 8), image_size=256, memory_layers=2,
+    memory_ffn_dim=256, decoder_mlp_dim=128, fuser_dim=256,
+)  # fmt: skip
+"""Our own small model, whose weights come with the package (docs/nano.md)."""
 
 
-def preset(name: str, version: str = "2.1", image_size: int = 1024) -> Sam2Config:
-    """One of the eight released architectures, by size name ("tiny", "small", "base_plus", "large")."""
-    if name not in PRESETS:
-        raise ValueError(f"name: expected one of {sorted(PRESETS)}, got {name!r}")
-    return replace(PRESETS[name], version=version, image_size=image_size)
+def preset(name: str, version: str = "2.1", image_size: int | None = None) -> Sam2Config:
+    """One of the eight released architectures, by size name ("tiny", "small", "base_plus", "large"), or "nano" (version 2.1 alone).
+
+    image_size: None takes that of training: 1024 pixels, of nano 256.
+    """
+    known = PRESETS | {"nano": NANO}
+    if name not in known:
+        raise ValueError(f"name: expected one of {sorted(known)}, got {name!r}")
+    if name == "nano" and version != NANO.version:
+        raise ValueError(f"version: expected '{NANO.version}' for nano, got {version!r}")
+    return replace(known[name], version=version, image_size=image_size or known[name].image_size)
 
 
 @dataclass

@@ -38,12 +38,13 @@ def read_config_name(name: str) -> Sam2Config:
     """An architecture from "tiny" ... "large", `configs/sam2.1/sam2.1_hiera_l.yaml`, a path to such a file (also with the
     leading `//`), or the old `sam2_hiera_l.yaml`. The file itself is not read. Raises ValueError for another name.
     """
-    if name in PRESETS:
+    if name in PRESETS or name == "nano":
         return preset(name)
     found = _NAME.search(str(name))
     if not found:
         raise ValueError(
-            f"config_file: expected one of {sorted(PRESETS)} or an official name such as configs/sam2.1/sam2.1_hiera_t.yaml, got {name!r}"
+            f"config_file: expected one of {', '.join(sorted([*PRESETS, 'nano']))} or an official name such as "
+            f"configs/sam2.1/sam2.1_hiera_t.yaml, got {name!r}"
         )
     return preset(_SIZES.get(found[2], found[2]), version="2.1" if found[1] else "2.0")
 

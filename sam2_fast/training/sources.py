@@ -45,17 +45,24 @@ class Synthetic:
     objects: int = 3  # at most
     least: float = 5e-4  # share of the image that an object covers on the first frame, at least
     backwards: float = 0.5  # how often time runs backwards
+    stride: int = 1  # a clip is every k-th frame, with k from 1 to this: short clips, long ways
     length: int = 2000  # frames of the video that a clip is cut from
     world: World = field(default_factory=World)
 
+    def __post_init__(self) -> None:
+        if self.stride < 1 or self.objects < 1 or (self.frames - 1) * self.stride >= self.length:
+            raise ValueError(f"synthetic source: expected stride and objects of 1 or more, and clips that fit into {self.length} frames")
+
     def clip(self, seed: int, size: int) -> Clip:
-        """Consecutive frames, and objects that are seen on the first of them."""
+        """Frames at equal distances, and objects that are seen on the first of them."""
         world = replace(self.world, height=size, width=size)
         for attempt in range(TRIES):
             rng = np.random.default_rng([seed, attempt])
             video = SyntheticVideo(int(rng.integers(2**31)), self.length, world)
-            start = int(rng.integers(self.length - self.frames + 1))
-            times = list(range(start, start + self.frames))
+            stride = int(rng.integers(1, self.stride + 1)) if self.stride > 1 else 1
+            reach = (self.frames - 1) * stride + 1
+            start = int(rng.integers(self.length - reach + 1))
+            times = list(range(start, start + reach, stride))
             if rng.random() < self.backwards:
                 times.reverse()
             first = video[times[0]]

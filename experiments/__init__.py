@@ -1,0 +1,1 @@
+"""Experiments of the SAM 2 paper on clips that nobody trained on, and what `nano` must reach."""
