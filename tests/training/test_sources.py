@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -135,8 +136,8 @@ def test_synthetic_clips_are_drawn_by_seed_and_show_what_they_ask_for() -> None:
         assert (clip.truth[0].float().mean((1, 2)) >= 0.01).all()
         assert torch.equal(clip.truth, source.clip(seed, 64).truth)
     apart = Synthetic(frames=3, stride=4, length=200)
-    moved = [[(a != b).float().mean().item() for a, b in zip(c.truth, c.truth[1:])] for c in (apart.clip(seed, 64) for seed in range(10))]
-    still = [[(a != b).float().mean().item() for a, b in zip(c.truth, c.truth[1:])] for c in (source.clip(seed, 64) for seed in range(10))]
+    moved = [[(a != b).float().mean().item() for a, b in pairwise(c.truth)] for c in (apart.clip(seed, 64) for seed in range(10))]
+    still = [[(a != b).float().mean().item() for a, b in pairwise(c.truth)] for c in (source.clip(seed, 64) for seed in range(10))]
     assert np.mean(moved) > 1.5 * np.mean(still)
     with pytest.raises(ValueError, match="clips that fit into 10 frames"):
         Synthetic(frames=4, stride=4, length=10)
