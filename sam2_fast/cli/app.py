@@ -1,4 +1,4 @@
-"""The six commands."""
+"""The seven commands."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from sam2_fast.cli.evaluate import evaluate
 from sam2_fast.cli.everything import everything
 from sam2_fast.cli.info import info
 from sam2_fast.cli.segment import segment
+from sam2_fast.cli.simulate import simulate
 from sam2_fast.cli.track import track
 from sam2_fast.cli.train import train
 
@@ -23,5 +24,6 @@ app.command()(segment)
 app.command()(track)
 app.command()(everything)
 app.command()(evaluate)
+app.command()(simulate)
 app.command()(train)
 app.command()(info)

@@ -109,7 +109,11 @@ class Report:
         """Reports by `key`, a function of an `ObjectScore` or a mapping from (video, object): sizes, categories, who is shown."""
         found: dict[Hashable, list[ObjectScore]] = {}
         for row in self.objects:
-            found.setdefault(key[row.video, row.object] if isinstance(key, Mapping) else key(row), []).append(row)
+            try:
+                name = key[row.video, row.object] if isinstance(key, Mapping) else key(row)
+            except KeyError as error:
+                raise ValueError(f"key: expected an entry for object {row.object} of video {row.video}, got none") from error
+            found.setdefault(name, []).append(row)
         return {name: Report(rows) for name, rows in found.items()}
 
     def summary(self) -> dict[str, float]:

@@ -16,11 +16,11 @@ Prompt = Literal["mask", "box", "click", "3 clicks", "5 clicks"]
 CLICKS = {"click": 1, "3 clicks": 3, "5 clicks": 5}
 
 
-def follow(predictor: Any, video: Any, truth: Sequence[Mapping[int, Mask]], prompt: Prompt = "mask") -> list[dict[int, Mask]]:
+def follow(predictor: Any, video: Any, truth: Sequence[Mapping[int, Mask] | None], prompt: Prompt = "mask") -> list[dict[int, Mask]]:
     """The masks of each frame. Objects that appear together are followed together, in a session of their own, forwards from that frame.
 
-    predictor: anything with the official calls; video: what `init_state` takes; truth: masks [H, W] bool by object for each frame, of
-    which only each object's first one is shown to the predictor. Clicks: the centre of the object, then where the mask so far is most
+    predictor: anything with the official calls; video: what `init_state` takes; truth: masks [H, W] bool by object for each frame, None
+    where there are no annotations; only each object's first mask is shown to the predictor. Clicks: the centre of the object, then where the mask so far is most
     wrong.
     """
     if prompt not in ("mask", "box", *CLICKS):
@@ -28,7 +28,7 @@ def follow(predictor: Any, video: Any, truth: Sequence[Mapping[int, Mask]], prom
     groups: dict[int, list[int]] = {}
     seen: set[int] = set()
     for frame, masks in enumerate(truth):
-        new = sorted(i for i, mask in masks.items() if mask.any() and i not in seen)
+        new = sorted(i for i, mask in (masks or {}).items() if mask.any() and i not in seen)
         if new:
             groups[frame] = new
             seen |= set(new)
@@ -36,7 +36,7 @@ def follow(predictor: Any, video: Any, truth: Sequence[Mapping[int, Mask]], prom
     for frame, objects in groups.items():
         state = predictor.init_state(video)
         for i in objects:
-            _prompt(predictor, state, frame, i, truth[frame][i], prompt)
+            _prompt(predictor, state, frame, i, (truth[frame] or {})[i], prompt)
         for t, ids, logits in predictor.propagate_in_video(state, start_frame_idx=frame):
             found[t] |= {i: (logits[ids.index(i), 0] > 0).cpu().numpy() for i in objects}
     return found
@@ -45,18 +45,19 @@ def follow(predictor: Any, video: Any, truth: Sequence[Mapping[int, Mask]], prom
 def semi_supervised(
     predictor: Any,
     video: Any,
-    truth: Sequence[Mapping[int, Mask]],
+    truth: Sequence[Mapping[int, Mask] | None],
     prompt: Prompt = "mask",
     *,
     name: str = "",
     ends: bool = False,
     bound: float = BOUND,
 ) -> list[ObjectScore]:
-    """Scores of `follow` on all frames but the first and last; ends: on those too. Arguments as `follow`."""
+    """Scores of `follow` on all annotated frames but the first and last; ends: on those too. Arguments as `follow`."""
     found = follow(predictor, video, truth, prompt)
     scores = VideoScores(bound=bound)
-    for t in range(len(truth)) if ends else range(1, len(truth) - 1):
-        scores.add(truth[t], found[t])
+    annotated = [(masks, found[t]) for t, masks in enumerate(truth) if masks is not None]
+    for masks, mine in annotated if ends else annotated[1:-1]:
+        scores.add(masks, mine)
     return scores.result(name)
 
 

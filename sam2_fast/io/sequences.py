@@ -23,7 +23,7 @@ class FrameFolder(FrameSource):
     """A directory of image files, one a frame, in the order of the numbers in their names (`7.jpg`, `00007.jpg`, `frame_7.png`)."""
 
     def __init__(self, path: Path, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES) -> None:
-        self._files = _frame_files(path, max_frames)
+        self._files = frame_files(path, max_frames)
         self._max_pixels = max_pixels
         height, width = image_size(self._files[0])
         check_pixels(width, height, max_pixels, f"image {self._files[0]}")
@@ -148,7 +148,7 @@ def _check_count(count: int, max_frames: int, what: str) -> None:
         raise ValueError(f"{what}: more than {max_frames} frames; raise the limit with max_frames=")
 
 
-def _frame_files(folder: Path, max_frames: int) -> list[Path]:
+def frame_files(folder: Path, max_frames: int = MAX_FRAMES) -> list[Path]:
     """Image files of the folder, in frame order; hidden files (`._0.jpg`) and other kinds are passed over."""
     names: list[str] = []
     with os.scandir(folder) as entries:

@@ -69,8 +69,8 @@ def _join(stack: ExitStack, device: torch.device, processes: int) -> torch.devic
         return device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    known = {"backend": "nccl", "device_id": device} if device.type == "cuda" else {"backend": "gloo"}
+    torch.distributed.init_process_group(**known)
     stack.callback(torch.distributed.destroy_process_group)
     return device
 

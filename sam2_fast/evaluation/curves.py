@@ -1,0 +1,58 @@
+"""What evaluations are shown as: groups of objects by a column of a table, and curves."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sam2_fast.io.atomic import whole_file
+
+PathLike = str | os.PathLike[str]
+
+
+def groups_from_csv(path: PathLike, column: str) -> Mapping[tuple[str, int], str]:
+    """(video, object) -> the value of `column`: of a CSV with columns `video` and, where objects differ, `object`.
+
+    For `Report.grouped`: who is shown (fairness), categories, or YouTube-VOS' seen and unseen classes.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        names = reader.fieldnames or []
+        if "video" not in names or column not in names:
+            raise ValueError(f"groups {path}: expected columns video and {column}, got {', '.join(names) or 'none'}")
+        rows = list(reader)
+    if "object" in names:
+        return {(row["video"], int(row["object"])): row[column] for row in rows}
+    return _AnyObject({row["video"]: row[column] for row in rows})
+
+
+class _AnyObject(dict[Any, str]):
+    """Looks at the video alone."""
+
+    def __missing__(self, key: Any) -> str:
+        if isinstance(key, tuple) and key[0] in self:
+            return self[key[0]]
+        raise KeyError(key)
+
+
+def save_curves(curves: Mapping[str, Mapping[int, float]], path: str | os.PathLike[str], *, across: str = "prompted frames") -> None:
+    """Draw J&F, shares from 0 to 1, over `across`: a line for each name, as .svg, .png or .pdf. Needs matplotlib (the extra `plots`)."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("matplotlib is not installed: pip install 'sam2-fast[plots]'") from error
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".svg", ".png", ".pdf"):
+        raise ValueError(f"plot: expected a .svg, .png or .pdf file, got {path}")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel=across, ylabel="J&F (%)")
+    for name, curve in curves.items():
+        axes.plot(list(curve), [100 * value for value in curve.values()], marker="o", label=name)
+    axes.grid(alpha=0.3)
+    if len(curves) > 1:
+        axes.legend()
+    with whole_file(path) as beside:
+        figure.savefig(beside, format=suffix[1:], metadata={"Date": None} if suffix == ".svg" else None)
