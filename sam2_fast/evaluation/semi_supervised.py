@@ -20,8 +20,8 @@ def follow(predictor: Any, video: Any, truth: Sequence[Mapping[int, Mask] | None
     """The masks of each frame. Objects that appear together are followed together, in a session of their own, forwards from that frame.
 
     predictor: anything with the official calls; video: what `init_state` takes; truth: masks [H, W] bool by object for each frame, None
-    where there are no annotations; only each object's first mask is shown to the predictor. Clicks: the centre of the object, then where the mask so far is most
-    wrong.
+    where there are no annotations; only each object's first mask is shown to the predictor. Clicks: the centre of the object, then where
+    the mask so far is most wrong.
     """
     if prompt not in ("mask", "box", *CLICKS):
         raise ValueError(f"prompt: expected mask, box, {', '.join(CLICKS)}, got {prompt!r}")

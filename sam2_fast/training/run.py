@@ -86,7 +86,11 @@ def _writers(stack: ExitStack, folder: Path, step: int, tensorboard: bool) -> li
     with whole_file(path) as beside:
         beside.write_text(kept, encoding="utf-8")
     log = stack.enter_context(path.open("a", encoding="utf-8", buffering=1))
-    writers: list[_Writer] = [lambda number, found: print(json.dumps({"step": number} | found), file=log)]
+
+    def write(number: int, found: dict[str, float]) -> None:
+        log.write(json.dumps({"step": number} | found) + "\n")
+
+    writers: list[_Writer] = [write]
     if tensorboard:
         writers.append(_board(stack, folder))
     return writers
