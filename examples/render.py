@@ -1,4 +1,5 @@
-"""Renders the example media: a clip of three textured objects that pass behind each other and a pillar, a still, and the true masks.
+"""Renders the example media: a clip of three textured objects that pass behind each other and a pillar, a still, and the true masks; and
+a clip of a camera that moves over a photograph.
 
     python examples/render.py   # writes next to this file; needs PyAV
 
@@ -8,6 +9,8 @@ Every pixel follows from the formulas below; nothing is random but the seeded te
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -20,6 +23,7 @@ from sam2_fast.io.masks import JsonWriter
 HERE = Path(__file__).parent
 HEIGHT, WIDTH, FRAMES, RATE = 320, 480, 40, 20
 FOLDER_FRAMES = 10
+PAN = (256, 320)
 
 Field = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -95,21 +99,42 @@ def render(t: float) -> tuple[npt.NDArray[np.uint8], dict[int, Mask]]:
     return np.clip(image + grain, 0, 255).astype(np.uint8), dict(sorted(masks.items()))
 
 
+def pan(t: float) -> npt.NDArray[np.uint8]:
+    """What a hand-held camera sees that moves over a photograph of a cup: a real picture, and a clip of our own."""
+    height, width = PAN
+    with Image.open(HERE / "coffee.jpg") as photo:
+        zoom, turn = 1.1 + 0.12 * np.sin(3 * t), 0.09 * np.sin(5 * t)
+        x, y = photo.width / 2 + 70 * np.sin(2.6 * t) - 40, photo.height / 2 + 22 * np.cos(3.4 * t) - 8
+        a, b = np.cos(turn) * zoom, np.sin(turn) * zoom
+        place = (a, -b, x - a * width / 2 + b * height / 2, b, a, y - b * width / 2 - a * height / 2)
+        return np.asarray(photo.convert("RGB").transform((width, height), Image.Transform.AFFINE, place, Image.Resampling.BICUBIC))
+
+
+@contextmanager
+def writing(name: str, height: int, width: int) -> Iterator[Callable[[npt.NDArray[np.uint8]], None]]:
+    """Within, a function that adds a picture [H, W, 3] to the video."""
+    with av.open(str(HERE / name), "w") as container:
+        stream = container.add_stream("libx264", rate=RATE)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        stream.options = {"crf": "23", "preset": "slow", "g": "20", "threads": "1"}
+        yield lambda image: container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
 def main() -> None:
-    """Write clip.mp4, clip_frames/, still.png, the two truth files and the prompts."""
+    """Write clip.mp4, pan.mp4, clip_frames/, still.png, the two truth files and the prompts."""
     (HERE / "clip_frames").mkdir(exist_ok=True)
     truth = JsonWriter(HERE / "clip_truth.json", HEIGHT, WIDTH)
-    with av.open(str(HERE / "clip.mp4"), "w") as container:
-        stream = container.add_stream("libx264", rate=RATE)
-        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
-        stream.options = {"crf": "23", "preset": "slow", "g": "20", "threads": "1"}
+    with writing("clip.mp4", HEIGHT, WIDTH) as write:
         for index in range(FRAMES):
             image, masks = render(index / (FRAMES - 1))
             truth.write(index, masks)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            write(image)
             if index < FOLDER_FRAMES:
                 Image.fromarray(image).save(HERE / "clip_frames" / f"{index:05d}.jpg", quality=88)
-        container.mux(stream.encode(None))
+    with writing("pan.mp4", *PAN) as write:
+        for index in range(FRAMES):
+            write(pan(index / (FRAMES - 1)))
     truth.close()
     image, masks = render(0.14)
     Image.fromarray(image).save(HERE / "still.png", optimize=True)

@@ -25,11 +25,11 @@ class Shape:
     bite: float  # how far a second disk cuts into a crescent, else 0
 
     @classmethod
-    def random(cls, rng: np.random.Generator) -> Shape:
-        """Any of the kinds."""
+    def random(cls, rng: np.random.Generator, deformation: float = 1.0) -> Shape:
+        """Any of the kinds; deformation: how deep the waves along the outline are."""
         kind = str(rng.choice(["blob", "polygon", "star", "flower", "ring", "crescent"]))
         waves = tuple(
-            (int(rng.integers(2, 6)), float(rng.uniform(0.0, 0.12)), float(rng.uniform(0, TAU)), float(rng.normal(0, 0.02)))
+            (int(rng.integers(2, 6)), deformation * float(rng.uniform(0.0, 0.12)), float(rng.uniform(0, TAU)), float(rng.normal(0, 0.02)))
             for _ in range(3)
         )
         return cls(

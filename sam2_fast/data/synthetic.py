@@ -29,6 +29,7 @@ class World:
     objects: tuple[int, int] = (2, 6)  # at least and at most
     size: tuple[float, float] = (0.08, 0.3)  # radii
     speed: float = 1.0  # 1: across the image in some 30 frames
+    deformation: float = 1.0  # how deep the waves along an outline are; 0: rigid objects
     look_alikes: float = 0.3  # how often an object is a copy of another one, on a path of its own
     absences: float = 0.15  # how often an object is away for a stretch
     absence: int = 12  # frames of a stretch
@@ -42,6 +43,8 @@ class World:
             raise ValueError(f"objects: expected (least, most) within 1 to 254, got {self.objects}")
         if min(self.height, self.width) < 16:
             raise ValueError(f"height, width: expected 16 pixels or more, got {self.height} x {self.width}")
+        if self.deformation < 0:
+            raise ValueError(f"deformation: expected 0 or more, got {self.deformation}")
         if min(self.absence, self.scene) < 1 or self.speed <= 0:
             raise ValueError(f"absence, scene, speed: expected positive numbers, got {self.absence}, {self.scene}, {self.speed}")
 
@@ -78,7 +81,7 @@ class SyntheticVideo(Sequence[Frame]):
                 things.append(things[int(rng.integers(len(things)))])
             else:
                 radius = float(rng.uniform(*self.world.size))
-                things.append(_Thing(Shape.random(rng), Texture.random(rng, 1.5), (0.9 * radius, 1.1 * radius)))
+                things.append(_Thing(Shape.random(rng, self.world.deformation), Texture.random(rng, 1.5), (0.9 * radius, 1.1 * radius)))
         self._things = things
         self._scene = lru_cache(maxsize=4)(self._make_scene)
 

@@ -46,7 +46,7 @@ def schedule(stage: Stage, step: int) -> float:
     """What share of a stage's learning rate its step `step` has."""
     if step < stage.warmup:
         return (step + 1) / stage.warmup
-    done = (step - stage.warmup) / max(stage.steps - stage.warmup, 1)
+    done = (step - stage.warmup) / max((stage.cosine or stage.steps) - stage.warmup, 1)
     return stage.final_lr + (1 - stage.final_lr) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 

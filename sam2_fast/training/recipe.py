@@ -30,6 +30,7 @@ class Stage:
     encoder_lr: float | None = None  # of the image encoder; None: the same
     final_lr: float = 0.1  # of lr
     warmup: int = 0
+    cosine: int | None = None  # steps until the cosine is at its end; None: the stage's
     sources: tuple[Source, ...] = (Synthetic(),)
     annotator: Annotator = field(default_factory=Annotator)
     losses: LossWeights = field(default_factory=LossWeights)
