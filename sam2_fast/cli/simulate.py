@@ -10,11 +10,11 @@ from typing import Annotated
 
 import typer
 
-from sam2_fast import build_sam2_video_predictor
+from sam2_fast import SAM2ImagePredictor, build_sam2, build_sam2_video_predictor
 from sam2_fast.cli import options as o
 from sam2_fast.cli.report import Summary, guarded
 from sam2_fast.cli.weights import choose_weights
-from sam2_fast.evaluation import User, save_curves, simulate_users
+from sam2_fast.evaluation import User, save_curves, simulate_images, simulate_users
 
 
 class Protocol(str, Enum):
@@ -23,6 +23,7 @@ class Protocol(str, Enum):
     offline = "offline"
     online = "online"
     semi_supervised = "semi-supervised"
+    images = "images"
 
 
 class Prompt(str, Enum):
@@ -54,7 +55,7 @@ def simulate(
     progress: o.Progress = None,
     json: o.AsJson = False,
 ) -> None:
-    """Let simulated users prompt every object of every video, and judge the masks: offline, online, or prompted once."""
+    """Let simulated users prompt every object of every video (offline, online, once) or image, and judge the masks."""
     for name, path, kinds in (("--output", output, (".csv", ".json")), ("--plot", plot, (".svg", ".png", ".pdf"))):
         if path is not None and path.suffix.lower() not in kinds:
             raise ValueError(f"{name} {path}: expected a file ending in {', '.join(kinds)}")
@@ -62,7 +63,19 @@ def simulate(
     summary = Summary("simulate", images)
     chosen = choose_weights(weights, size)
     settings = o.model_options(device, dtype, image_size)
-    build = partial(build_sam2_video_predictor, chosen.config, chosen.path, seed=chosen.seed, **settings)
+    arguments = (chosen.config, chosen.path)
+    if protocol is Protocol.images:
+        if output is not None or plot is not None:
+            raise ValueError("--output, --plot: not with --protocol images; --json has the means")
+        scores = simulate_images(
+            lambda: SAM2ImagePredictor(build_sam2(*arguments, seed=chosen.seed, **settings)), images, annotations, progress=shown
+        )
+        means = {count: 100 * sum(row.iou[count] for row in scores) / len(scores) for count in scores[0].iou} if scores else {}
+        summary.facts |= {"weights": chosen.label, "protocol": "images", "objects": len(scores), "iou_by_clicks": means}
+        words = "  ".join(f"{count}: {mean:.1f}" for count, mean in means.items())
+        summary.show(json, f"IoU by clicks {words}  ({len(scores)} objects; weights {chosen.label})")
+        return
+    build = partial(build_sam2_video_predictor, *arguments, seed=chosen.seed, **settings)
     user = User(protocol.value, prompt.value, frames, clicks)
     found = simulate_users(build, images, annotations, user, processes=processes, progress=shown)
     curve = found.curve()

@@ -47,8 +47,7 @@ class Annotations:
     def read(self, frame: str) -> dict[int, Mask]:
         """The masks [H, W] of a frame's objects. Raises FileNotFoundError, naming the file, where the frame has none."""
         if not self.one_file_an_object:
-            labels = _labels(self.folder / f"{frame}.png")
-            return {int(i): labels == i for i in np.unique(labels) if i not in (0, VOID)}
+            return read_labels(self.folder / f"{frame}.png")
         found = {_number(folder): folder / f"{frame}.png" for folder in self._folders.values()}
         missing = [path for path in found.values() if not path.is_file()]
         if missing:
@@ -61,6 +60,12 @@ class Annotations:
             return None
         unjudged = _labels(self.folder / f"{frame}.png") == VOID
         return unjudged if unjudged.any() else None
+
+
+def read_labels(path: Path) -> dict[int, Mask]:
+    """The masks [H, W] of an image whose pixels are ids; 0 and 255 are none."""
+    labels = _labels(path)
+    return {int(i): labels == i for i in np.unique(labels) if i not in (0, VOID)}
 
 
 def videos_in(root: PathLike) -> list[str]:

@@ -2,7 +2,7 @@
 
 from sam2_fast.evaluation.curves import groups_from_csv, save_curves
 from sam2_fast.evaluation.folders import score_folders, score_video
-from sam2_fast.evaluation.image_clicks import image_clicks
+from sam2_fast.evaluation.image_clicks import ImageScore, image_clicks, simulate_images
 from sam2_fast.evaluation.interactive import Interaction, mean_j_and_f, offline, offline_seconds, online, online_seconds
 from sam2_fast.evaluation.metrics import boundary, boundary_accuracy, near, region_similarity, tolerance
 from sam2_fast.evaluation.scores import ObjectScore, Report, VideoScores
@@ -10,6 +10,7 @@ from sam2_fast.evaluation.semi_supervised import follow, semi_supervised
 from sam2_fast.evaluation.users import Round, Rounds, User, simulate_users, simulate_video
 
 __all__ = [
+    "ImageScore",
     "Interaction",
     "ObjectScore",
     "Report",
@@ -33,6 +34,7 @@ __all__ = [
     "score_folders",
     "score_video",
     "semi_supervised",
+    "simulate_images",
     "simulate_users",
     "simulate_video",
     "tolerance",

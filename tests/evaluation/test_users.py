@@ -7,17 +7,30 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sam2_fast import build_sam2_video_predictor
+from sam2_fast import SAM2ImagePredictor, build_sam2_video_predictor
 from sam2_fast.data import SyntheticVideo, World
-from sam2_fast.evaluation import Report, User, groups_from_csv, offline, save_curves, semi_supervised, simulate_users
+from sam2_fast.evaluation import (
+    Report,
+    User,
+    groups_from_csv,
+    image_clicks,
+    offline,
+    save_curves,
+    semi_supervised,
+    simulate_images,
+    simulate_users,
+)
 from sam2_fast.evaluation.scores import ObjectScore
+from sam2_fast.io.rle import encode_rle
 
 WORLD = World(height=64, width=64, objects=(2, 2), size=(0.2, 0.3), absences=0.0, noise=0.0)
 LENGTH = 5
@@ -92,6 +105,30 @@ def test_the_command_writes_rounds_and_a_curve(folders: tuple[Path, Path], tmp_p
     assert len(rows) == 8 and list(facts["curve"]) == ["1", "2"]
     assert facts["mean_j_and_f"] == pytest.approx(np.mean([float(row["j_and_f"]) for row in rows]))
     assert (tmp_path / "curve.svg").read_text().startswith("<?xml")
+
+
+def test_images_of_a_folder_are_clicked(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    images, masks = folders
+    build = partial(_image_predictor, BUILD)
+    rows = simulate_images(build, images / "a", masks / "a", clicks=(1, 2), progress=False)
+    frames = list(SyntheticVideo(3, LENGTH, WORLD))
+    alone = image_clicks(build(), frames[1].image, list(frames[1].masks().values()), clicks=(1, 2))
+    assert [list(row.iou.values()) for row in rows if row.image == "00001"] == alone.tolist()
+    (tmp_path / "json").mkdir()
+    found = [{"segmentation": encode_rle(mask, text=True)} for mask in frames[1].masks().values()]
+    (tmp_path / "json" / "00001.json").write_text(json.dumps({"annotations": found}))
+    assert [
+        list(r.iou.values()) for r in simulate_images(build, images / "a", tmp_path / "json", clicks=(1, 2), progress=False)
+    ] == alone.tolist()
+    (images / "a" / "00001.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"a.00001: no image of that name"):
+        simulate_images(build, images / "a", tmp_path / "json", progress=False)
+    with pytest.raises(FileNotFoundError, match=r"expected a folder of \.png or \.json files"):
+        simulate_images(build, images / "a", tmp_path / "none", progress=False)
+
+
+def _image_predictor(build: Callable[[], Any]) -> SAM2ImagePredictor:
+    return SAM2ImagePredictor(build())
 
 
 def test_groups_are_read_from_a_table(tmp_path: Path) -> None:
