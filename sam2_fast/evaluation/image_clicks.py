@@ -94,9 +94,7 @@ def simulate_images(
     for path in tqdm(found, desc="images", disable=not progress):
         picture = next((p for suffix in _PICTURES if (p := Path(images) / f"{path.stem}{suffix}").is_file()), None)
         if picture is None:
-            raise FileNotFoundError(
-                f"images {Path(images) / path.stem}: no image of that name with one of {', '.join(_PICTURES)}, and {path} is"
-            )
+            raise FileNotFoundError(f"images {Path(images) / path.stem}: no image of that name with one of {', '.join(_PICTURES)}")
         objects = _objects(path)
         ious = image_clicks(predictor, load_image(picture), list(objects.values()), clicks=clicks)
         rows += [ImageScore(path.stem, i, dict(zip(clicks, row, strict=True))) for i, row in zip(objects, ious.tolist(), strict=True)]

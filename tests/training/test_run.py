@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from sam2_fast import build_sam2
-from sam2_fast.training import Recipe
+from sam2_fast.training import Recipe, Trainer
 from sam2_fast.training.run import CHECKPOINT, LOG, WEIGHTS, train_to
 from tests.training.recipes import write_recipe
 
@@ -57,12 +58,27 @@ def test_a_killed_run_is_resumed_by_the_command_with_the_same_weights(tmp_path: 
 
 def _cut(path: Path, folder: Path) -> None:
     """A run's state after 4 of its 6 steps."""
-    from sam2_fast.training import Trainer
-
     trainer = Trainer(Recipe.load(path))
     for _ in zip(range(4), trainer.run(progress=False), strict=False):
         pass
     trainer.save(folder / CHECKPOINT)
+
+
+def test_a_run_that_was_shot_leaves_whole_files_and_goes_on(tmp_path: Path) -> None:
+    path, output = write_recipe(tmp_path, stages=[{"steps": 400}], warmup=0), tmp_path / "run"
+    program = [sys.executable, "-m", "sam2_fast.cli", "train", str(path), "-o", str(output), "--device", "cpu", "--every", "3"]
+    process = subprocess.Popen(program, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 100
+    while not (output / CHECKPOINT).is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.communicate(timeout=60)
+    content = torch.load(output / CHECKPOINT, weights_only=True)
+    assert process.returncode == -9 and content["step"] % 3 == 0 and not (output / WEIGHTS).exists()
+    trainer = Trainer(Recipe.load(path))
+    trainer.resume(output / CHECKPOINT)
+    next(trainer.run(progress=False))
+    assert trainer.step == content["step"] + 1
 
 
 def test_torchrun_trains_with_two_processes(tmp_path: Path) -> None:
