@@ -6,13 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.ops.native import is_plain, native, no_cpu
+from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton
 from sam2_fast.ops.registry import Implementation, choose, register
 
 _compiling = torch.compiler.is_compiling
 _library = torch.library.Library("sam2_fast", "FRAGMENT")
 _STORED = (torch.float32, torch.bfloat16, torch.float16)
 _MAX_CHANNELS = 1024
+_MAX_TRITON_CHANNELS = 256
 
 
 def rope_table(dim: int, side: int, theta: float = 10000.0) -> Tensor:
@@ -37,7 +38,7 @@ def rope_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated
 
     q: [B, N, d]; k: [B, M * N + num_unrotated, d]; v: [B, M * N + num_unrotated, dv], dv <= d; table: [2, N, d / 2] float32.
     num_unrotated: tokens at the end of k (object pointers) that have no place in the image.
-    backend: "auto", "cpu" or "torch". Returns [B, N, dv] in the dtype of q, under autocast in autocast's.
+    backend: "auto", "triton", "cpu" or "torch". Returns [B, N, dv] in the dtype of q, under autocast in autocast's.
     Raises ValueError for shapes that do not fit, BackendError where the named backend cannot run.
     Source: official `RoPEAttention`, with complex numbers written out.
     """
@@ -102,6 +103,30 @@ def _refuses(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int)
     return None
 
 
+def _triton_rope(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int) -> Tensor:
+    from sam2_fast.kernels.rope_attention import rope_attention as launch
+
+    found: Tensor = launch(*(x.detach().contiguous() for x in (q, k, v, table)), num_unrotated)
+    return found
+
+
+def _triton_refuses(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int) -> str | None:
+    tensors = (q, k, v, table)
+    if any(x.device.type != "cuda" for x in tensors) or len({x.device for x in tensors}) > 1:
+        return f"q is on {q.device}, k on {k.device}, v on {v.device}, table on {table.device}, it takes tensors of one cuda device"
+    if not is_plain(*tensors):
+        return f"q, k, v, table are {', '.join(type(x).__name__ for x in tensors)}, it takes plain tensors"
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return "gradients are wanted, it has none"
+    if q.dtype not in (torch.bfloat16, torch.float16) or k.dtype != q.dtype or v.dtype != q.dtype or table.dtype != torch.float32:
+        return f"dtypes are {q.dtype}, {k.dtype}, {v.dtype} and {table.dtype}, it takes bfloat16 or float16 and a float32 table"
+    if not 2 <= q.shape[2] <= _MAX_TRITON_CHANNELS or v.shape[2] < 1 or k.shape[1] < 1 or k.numel() >= 2**31:
+        most = _MAX_TRITON_CHANNELS
+        return f"q {tuple(q.shape)}, v {tuple(v.shape)}: it takes 2 to {most} channels, one key or more, below 2 ** 31 numbers"
+    return None
+
+
+register(Implementation("rope_attention", "triton", _triton_rope, _triton_refuses), no_triton)
 register(Implementation("rope_attention", "cpu", _native_rope, _refuses), no_cpu)
 register(Implementation("rope_attention", "torch", rope_attention_reference, lambda *_: None), lambda: None)
 

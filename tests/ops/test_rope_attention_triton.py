@@ -1,0 +1,135 @@
+"""Rotary attention in Triton: its arithmetic in the interpreter, its code for three generations, and on a GPU what the CPU promises."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sam2_fast.ops.native import no_triton
+from sam2_fast.ops.registry import BackendError
+from sam2_fast.ops.rope_attention import rope_attention, rope_attention_reference, rope_table
+
+CASES = [
+    (8, 3, 16, 256, 64, 3),
+    (9, 2, 5, 64, 16, 2),
+    (8, 1, 0, 256, 256, 1),
+    (8, 0, 7, 64, 64, 1),
+    (3, 7, 1, 20, 1, 4),
+    (1, 1, 0, 4, 3, 1),
+]
+
+INTERPRETED = f"""
+import torch
+from contextlib import nullcontext
+torch.cuda.device_of = lambda tensor: nullcontext()
+fresh = torch.Tensor.new_empty
+torch.Tensor.new_empty = lambda self, *size, **how: fresh(self, *size, **how).fill_(float("nan"))
+from sam2_fast.kernels.rope_attention import rope_attention
+from sam2_fast.ops.rope_attention import rope_attention_reference, rope_table
+
+def error(found, exact):
+    return (found.double() - exact).square().mean().sqrt().item()
+
+for dtype in (torch.float32, torch.float16):
+    for scale in (1.0, 16.0):
+        for side, maps, loose, dim, values, spans in {CASES}:
+            generator, keys = torch.Generator().manual_seed(side), maps * side * side + loose
+            q, k, v = (torch.randn(2, n, c, generator=generator).to(dtype) for n, c in ((side * side, dim), (keys, dim), (keys, values)))
+            q, table = q * scale, rope_table(dim, side)
+            exact = rope_attention_reference(q.double(), k.double(), v.double(), table.double(), loose)
+            mine = error(rope_attention(q, k, v, table, loose, spans), exact)
+            theirs, rounded = error(rope_attention_reference(q, k, v, table, loose), exact), error(exact.to(dtype), exact)
+            assert mine <= 2 * max(theirs, rounded), (dtype, scale, side, mine, theirs, rounded)
+"""
+
+
+def test_errs_at_most_twice_as_much_as_torch_in_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    environment = {"TRITON_INTERPRET": "1", "PATH": "/usr/bin:/bin", "HOME": "/tmp"}
+    run = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+def resources(
+    kernel: Any, kinds: dict[str, str], constants: dict[str, Any], capability: int, warps: int, stages: int
+) -> tuple[int, int, int]:
+    """Registers a thread, bytes spilled and bytes of shared memory, as ptxas reports them."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = kernel.arg_names
+    aligned = {(names.index(n),): [["tt.divisibility", 16]] for n in kinds if kinds[n].startswith("*")}
+    every = {n: "constexpr" if n in constants else kinds[n] for n in names}
+    source = ASTSource(kernel, every, constexprs={(names.index(n),): value for n, value in constants.items()}, attrs=aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps, "num_stages": stages})
+    architecture = re.search(r"\.target ([^\s,]+)", compiled.asm["ptx"])
+    assert architecture is not None
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    runs = []
+    for name in ("ptxas", "ptxas-blackwell"):  # which of them knows the architecture depends on the version
+        if (tools / name).exists():
+            command = [tools / name, "-v", "-arch", architecture[1], "-o", "/dev/null", "/dev/stdin"]
+            runs.append(subprocess.run(command, input=compiled.asm["ptx"], capture_output=True, text=True, timeout=200, check=False))
+    run = next(run for run in runs if run.returncode == 0)
+    registers, spills = re.search(r"Used (\d+) registers", run.stderr), re.search(r"(\d+) bytes spill stores", run.stderr)
+    assert registers is not None and spills is not None, run.stderr
+    return int(registers[1]), int(spills[1]), compiled.metadata.shared
+
+
+@pytest.mark.parametrize("values", [64, 256])
+@pytest.mark.parametrize(("capability", "shared"), [(80, 163), (89, 99), (90, 227), (120, 99)])
+def test_compiles_without_spills_and_fits(capability: int, shared: int, values: int) -> None:
+    pytest.importorskip("triton")
+    from sam2_fast.kernels import rope_attention as kernels
+
+    pointers = {"q": "*bf16", "k": "*bf16", "v": "*bf16", "out": "*bf16", "sums": "*fp32", "largest": "*fp32", "totals": "*fp32"}
+    numbers = {"queries": "i32", "keys": "i32", "span": "i32", "values": "i32", "scale": "fp32"}
+    rows, columns, warps, stages = kernels.blocks(values, 2, capability)
+    constants = {"WIDE": 256, "VALUES": values, "BLOCK_Q": rows, "BLOCK_K": columns, "EXACT": False}
+    for alone in (False, True):
+        found = resources(kernels.attend_kernel, pointers | numbers, constants | {"ALONE": alone}, capability, warps, stages)
+        assert found[1] == 0 and found[2] <= shared * 1024, found
+    tables = {"x": "*bf16", "table": "*fp32", "out": "*bf16", "tokens": "i32", "queries": "i32", "rotated": "i32", "channels": "i32"}
+    assert resources(kernels.turn_kernel, tables, {"BLOCK": 32, "HALF": 128}, capability, 4, 2)[1] == 0
+    merged = {n: pointers[n] for n in ("sums", "largest", "totals", "out")} | {"queries": "i32", "values": "i32", "spans": "i32"}
+    assert resources(kernels.merge_kernel, merged, {"BLOCK": 16, "VALUES": values}, capability, 4, 2)[1] == 0
+
+
+def test_says_why_it_refuses() -> None:
+    q, k, v = (torch.zeros(1, 4, c) for c in (8, 8, 2))
+    with pytest.raises(BackendError, match=r"rope_attention: triton refuses: .*Would run: cpu"):
+        rope_attention(q, k, v, rope_table(8, 2), backend="triton")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 16.0])
+@pytest.mark.parametrize("shape", [*CASES, (64, 7, 64, 256, 64, 0), (64, 1, 0, 256, 256, 0)], ids=str)
+def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(shape: tuple[int, ...], scale: float, dtype: torch.dtype) -> None:
+    if reason := no_triton():
+        pytest.skip(reason)
+    from sam2_fast.kernels.rope_attention import rope_attention as launch
+
+    side, maps, loose, dim, values, spans = shape
+    generator, keys = torch.Generator().manual_seed(side), maps * side * side + loose
+    sizes = ((side * side, dim), (keys, dim), (keys, values))
+    q, k, v = (torch.randn(2, n, c, generator=generator).to("cuda", dtype) for n, c in sizes)
+    q, table = q * scale, rope_table(dim, side).cuda()
+    exact = rope_attention_reference(q.double(), k.double(), v.double(), table.double(), loose)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = launch(q, k, v, table, loose, spans or None)
+    stream.synchronize()
+    errors = [
+        (x.double() - exact).square().mean().sqrt() for x in (found, rope_attention_reference(q, k, v, table, loose), exact.to(dtype))
+    ]
+    assert errors[0] <= 2 * max(errors[1:])
+    assert torch.equal(launch(q, k, v, table, loose, spans or None), found), "run to run"
