@@ -19,7 +19,7 @@ from sam2_fast.hub import PACKAGED
 from sam2_fast.model import Sam2
 
 FIRST_SEED, CLIPS, LENGTH = 2**31, 50, 32
-WORLD = World()
+WORLD = World(objects=(2, 4), size=(0.12, 0.3), variety=0.5, look_alikes=0.2, absences=0.1)
 LEAST = 5e-4
 """Share of the first frame that an object covers at least, to be judged."""
 T = TypeVar("T")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from experiments.clips import FIRST_SEED, LENGTH, WORLD, clip, judged, over_clips, remembering, truth, video_predictor
+from sam2_fast.data import World
 from sam2_fast.evaluation import VideoScores, follow, offline, semi_supervised
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -27,6 +28,7 @@ WORLDS = {
     "gradual transformation: outlines three times as deep": replace(CALM, deformation=3.0),
     "look-alikes: every other object is a copy": replace(CALM, objects=(3, 5), look_alikes=0.6),
     "the world of training": WORLD,
+    "the default world: small objects, two-coloured surfaces": World(),
 }
 MEMORIES: dict[str, tuple[int | None, bool, bool]] = {
     "none": (0, False, False),

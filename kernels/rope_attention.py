@@ -39,20 +39,29 @@ def turn_kernel(x, table, out, tokens, queries, rotated, channels, BLOCK: tl.con
 
 @triton.jit
 def attend_kernel(
-    q, k, v, out, sums, largest, totals, queries, keys, span, values, scale,
-    WIDE: tl.constexpr, VALUES: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, ALONE: tl.constexpr, EXACT: tl.constexpr,
+    q, k, v, firsts, out, sums, largest, totals, queries, shared, keys, values, scale,
+    WIDE: tl.constexpr, VALUES: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, RAGGED: tl.constexpr, ALONE: tl.constexpr,
+    EXACT: tl.constexpr,
 ):  # fmt: skip
-    """One block of queries over `span` keys. q, k: [B, ., WIDE] turned; v: [B, keys, values]; scale: to logarithms of 2.
+    """One block of queries over one span of its object's keys. q: [1 if shared else B, queries, WIDE] turned; scale: to logarithms of 2.
 
+    k: [B, keys, WIDE] turned and v: [B, keys, values]; or RAGGED, [., WIDE] and [., values], where object b has firsts[b] to
+    firsts[b + 1].
     ALONE: there is one span, and `out` [B, queries, values] is written. Else `sums` [B, spans, queries, values], `largest` and `totals`
-    [B, spans, queries], all float32, are what `merge_kernel` takes.
+    [B, spans, queries], all float32, are what `merge_kernel` takes. Only the last spans may be empty.
     """
     precision: tl.constexpr = "ieee" if EXACT else "tf32"
     batch = tl.program_id(2).to(tl.int64)
     row = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     wide, narrow = tl.arange(0, WIDE), tl.arange(0, VALUES)
     there = row < queries
-    mine = tl.load(q + (batch * queries + row)[:, None] * WIDE + wide[None, :], mask=there[:, None], other=0.0)
+    base = batch * keys
+    if RAGGED:
+        base = tl.load(firsts + batch).to(tl.int64)
+        keys = (tl.load(firsts + batch + 1) - base).to(tl.int32)
+    image = tl.where(shared != 0, 0, batch)
+    mine = tl.load(q + (image * queries + row)[:, None] * WIDE + wide[None, :], mask=there[:, None], other=0.0)
+    span = tl.cdiv(tl.cdiv(keys, tl.num_programs(1)), BLOCK_K) * BLOCK_K
     start = tl.program_id(1) * span
     end = tl.minimum(start + span, keys)
     high = tl.full([BLOCK_Q], float("-inf"), tl.float32)
@@ -61,14 +70,14 @@ def attend_kernel(
     for first in range(start, end, BLOCK_K):
         key = first + tl.arange(0, BLOCK_K)
         inside = key < end
-        theirs = tl.load(k + (batch * keys + key)[None, :] * WIDE + wide[:, None], mask=inside[None, :], other=0.0)
+        theirs = tl.load(k + (base + key)[None, :] * WIDE + wide[:, None], mask=inside[None, :], other=0.0)
         scores = tl.dot(mine, theirs, input_precision=precision) * scale
         scores = tl.where(inside[None, :], scores, float("-inf"))
         higher = tl.maximum(high, tl.max(scores, 1))
         weight = tl.exp2(scores - higher[:, None])
         shrink = tl.exp2(high - higher)
         total = total * shrink + tl.sum(weight, 1)
-        at = (batch * keys + key)[:, None] * values + narrow[None, :]
+        at = (base + key)[:, None] * values + narrow[None, :]
         value = tl.load(v + at, mask=inside[:, None] & (narrow < values)[None, :], other=0.0)
         sum_ = tl.dot(weight.to(value.dtype), value, sum_ * shrink[:, None], input_precision=precision)
         high = higher
@@ -120,34 +129,50 @@ def blocks(values: int, size: int, capability: int) -> tuple[int, int, int, int]
     return (128, 64, 8, 2) if roomy else (64, 64, 4, 1)
 
 
-def rope_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int, spans: int | None = None) -> Tensor:
-    """q: [B, N, d]; k: [B, K, d]; v: [B, K, dv]; table: [2, N, d / 2] float32, all contiguous -> [B, N, dv], on the current stream.
+def turn(x: Tensor, table: Tensor, rotated: int) -> Tensor:
+    """x: [B, T, d] contiguous -> [B, T, halves], channels as above; the first `rotated` tokens are turned by table [2, N, d / 2]."""
+    batch, tokens, dim = x.shape
+    half = max(triton.next_power_of_2(dim) // 2, 8)
+    out = x.new_empty(batch, tokens, 2 * half)
+    with torch.cuda.device_of(x):
+        turn_kernel[triton.cdiv(tokens, TURN_BLOCK), batch](
+            x, table, out, tokens, table.shape[1], rotated, dim, TURN_BLOCK, half
+        )  # fmt: skip
+    return out
 
-    spans: in how many parts the keys are taken; None: as many as give every multiprocessor two blocks.
+
+def attend(q: Tensor, k: Tensor, v: Tensor, dim: int, firsts: Tensor | None = None, most: int = 0, spans: int | None = None) -> Tensor:
+    """softmax(q k' / sqrt(dim)) v of turned q [1 or B, N, halves]: -> [B, N, dv].
+
+    k: [B, K, halves], v: [B, K, dv]; or with firsts [B + 1] int32 on the device, k: [., halves], v: [., dv], and `most`, the most keys of
+    an object. spans: in how many parts the keys are taken; None: as many as give every multiprocessor two blocks.
     """
-    (batch, queries, dim), keys, values = q.shape, k.shape[1], v.shape[2]
+    ragged, queries, values = firsts is not None, q.shape[1], v.shape[-1]
+    batch, keys = (len(firsts) - 1, most) if firsts is not None else tuple(k.shape[:2])
     out = q.new_empty(batch, queries, values)
     if out.numel() == 0:
         return out
-    half, narrow = max(triton.next_power_of_2(dim) // 2, 8), max(triton.next_power_of_2(values), 16)
+    narrow = max(triton.next_power_of_2(values), 16)
     major, minor = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
     block_q, block_k, warps, stages = blocks(narrow, q.element_size(), 10 * major + minor)
     rows = triton.cdiv(queries, block_q)
     if spans is None:
         processors = torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 1
         spans = max(min(2 * processors // (rows * batch), triton.cdiv(keys, 4 * block_k)), 1)
-    span = triton.cdiv(triton.cdiv(keys, spans), block_k) * block_k
-    spans = triton.cdiv(keys, span)  # none is empty
+    sums = q.new_empty((batch, spans, queries, values) if spans > 1 else (0,), dtype=torch.float32)
+    largest, totals = (q.new_empty((batch, spans, queries) if spans > 1 else (0,), dtype=torch.float32) for _ in range(2))
     with torch.cuda.device_of(q):
-        turned = q.new_empty(batch, queries, 2 * half), q.new_empty(batch, keys, 2 * half)
-        for x, y, rotated in ((q, turned[0], queries), (k, turned[1], keys - num_unrotated)):
-            turn_kernel[triton.cdiv(x.shape[1], TURN_BLOCK), batch](x, table, y, x.shape[1], queries, rotated, dim, TURN_BLOCK, half)
-        sums = q.new_empty((batch, spans, queries, values) if spans > 1 else (0,), dtype=torch.float32)
-        largest, totals = (q.new_empty((batch, spans, queries) if spans > 1 else (0,), dtype=torch.float32) for _ in range(2))
         attend_kernel[rows, spans, batch](
-            *turned, v, out, sums, largest, totals, queries, keys, span, values, 1.4426950408889634 * dim**-0.5,
-            2 * half, narrow, block_q, block_k, spans == 1, q.dtype == torch.float32, num_warps=warps, num_stages=stages,
+            q, k, v, firsts, out, sums, largest, totals, queries, int(q.shape[0] == 1), keys, values, 1.4426950408889634 * dim**-0.5,
+            q.shape[2], narrow, block_q, block_k, ragged, spans == 1, q.dtype == torch.float32, num_warps=warps, num_stages=stages,
         )  # fmt: skip
         if spans > 1:
             merge_kernel[triton.cdiv(queries, 16), batch](sums, largest, totals, out, queries, values, spans, 16, narrow)
     return out
+
+
+def rope_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int, spans: int | None = None) -> Tensor:
+    """q: [B, N, d]; k: [B, K, d]; v: [B, K, dv]; table: [2, N, d / 2] float32, all contiguous -> [B, N, dv], on the current stream."""
+    if q.shape[0] == 0 or q.shape[1] == 0:
+        return q.new_empty(q.shape[0], q.shape[1], v.shape[2])
+    return attend(turn(q, table, q.shape[1]), turn(k, table, k.shape[1] - num_unrotated), v, q.shape[2], spans=spans)

@@ -79,10 +79,12 @@ class Texture:
     contrast: float
 
     @classmethod
-    def random(cls, rng: np.random.Generator, scale: float = 1.0) -> Texture:
-        """Any of the kinds; scale: how many patterns lie between the middle and a distance of 1."""
+    def random(cls, rng: np.random.Generator, scale: float = 1.0, variety: float = 1.0) -> Texture:
+        """Any of the kinds; scale: how many patterns lie between the middle and a distance of 1; variety: how far apart its colours are."""
         kind = str(rng.choice(["noise", "stripes", "checks", "dots", "gradient"]))
         colours = rng.uniform(0, 255, (2, 3)).astype(np.float32)
+        if variety != 1:
+            colours[1] = colours[0] + variety * (colours[1] - colours[0])
 
         def spectrum(count: int, low: float, high: float) -> Array:
             angle, size = rng.uniform(0, TAU, count), rng.uniform(low, high, count) * scale

@@ -30,6 +30,7 @@ class World:
     size: tuple[float, float] = (0.08, 0.3)  # radii
     speed: float = 1.0  # 1: across the image in some 30 frames
     deformation: float = 1.0  # how deep the waves along an outline are; 0: rigid objects
+    variety: float = 1.0  # how far apart the two colours of a surface are, 0 to 1
     look_alikes: float = 0.3  # how often an object is a copy of another one, on a path of its own
     absences: float = 0.15  # how often an object is away for a stretch
     absence: int = 12  # frames of a stretch
@@ -43,8 +44,8 @@ class World:
             raise ValueError(f"objects: expected (least, most) within 1 to 254, got {self.objects}")
         if min(self.height, self.width) < 16:
             raise ValueError(f"height, width: expected 16 pixels or more, got {self.height} x {self.width}")
-        if self.deformation < 0:
-            raise ValueError(f"deformation: expected 0 or more, got {self.deformation}")
+        if self.deformation < 0 or not 0 <= self.variety <= 1:
+            raise ValueError(f"deformation, variety: expected 0 or more, 0 to 1, got {self.deformation} and {self.variety}")
         if min(self.absence, self.scene) < 1 or self.speed <= 0:
             raise ValueError(f"absence, scene, speed: expected positive numbers, got {self.absence}, {self.scene}, {self.speed}")
 
@@ -81,7 +82,13 @@ class SyntheticVideo(Sequence[Frame]):
                 things.append(things[int(rng.integers(len(things)))])
             else:
                 radius = float(rng.uniform(*self.world.size))
-                things.append(_Thing(Shape.random(rng, self.world.deformation), Texture.random(rng, 1.5), (0.9 * radius, 1.1 * radius)))
+                things.append(
+                    _Thing(
+                        Shape.random(rng, self.world.deformation),
+                        Texture.random(rng, 1.5, self.world.variety),
+                        (0.9 * radius, 1.1 * radius),
+                    )
+                )
         self._things = things
         self._scene = lru_cache(maxsize=4)(self._make_scene)
 
@@ -122,7 +129,7 @@ class SyntheticVideo(Sequence[Frame]):
         height, width = self.world.height, self.world.width
         if not len(self.world.backgrounds):
             y, x = np.mgrid[0:height, 0:width].astype(np.float32) / np.float32(min(height, width) / 2)
-            return Texture.random(rng, 1.0).colour(x, y)
+            return Texture.random(rng, 1.0, self.world.variety).colour(x, y)
         photo = self.world.backgrounds[int(rng.integers(len(self.world.backgrounds)))]
         rows, columns = (
             np.linspace(0, 1, size) * rng.uniform(0.5, 1) for size in (height, width)

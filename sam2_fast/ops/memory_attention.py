@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.ops.native import is_plain, native, no_cpu
+from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton
 from sam2_fast.ops.registry import Implementation, choose, register
 from sam2_fast.ops.rope_attention import rope_attention
 
@@ -45,7 +46,7 @@ def memory_attention(
     weights: 26 L + 2 tensors of L layers, as `WEIGHTS` names them: linear layers [C, C], the memories' k and v [C, m], the MLP's
         [F, C] and [C, F]. table: [2, N, C / 2] float32 from `rope_table`, by which queries and keys of maps are turned.
     temporal: [T, m] and place: [N, m]: a map's keys come from map + place + temporal[row], its values from the map alone.
-    backend: "auto", "cpu" or "torch". Returns [B, N, C] in the dtype of x; under autocast products are computed in its dtype.
+    backend: "auto", "triton", "cpu" or "torch". Returns [B, N, C] in the dtype of x; under autocast products are computed in its dtype.
     Raises ValueError for shapes and tables that do not fit, BackendError where the named backend cannot run.
     Source: official `MemoryAttention`, one head.
     """
@@ -181,6 +182,58 @@ def _native_attention(
     return out
 
 
+def _triton_attention(
+    x: Tensor, weights: Sequence[Tensor], table: Tensor, memories: Memories, temporal: Tensor, place: Tensor, spans: int | None = None
+) -> Tensor:
+    """Objects with memories of any length in one launch a layer; keys never lie in memory before they are turned."""
+    from sam2_fast.kernels.memory_attention import memory_keys
+    from sam2_fast.kernels.rope_attention import attend, turn
+
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights[2].dtype
+    with torch.no_grad(), torch.autocast(device, enabled=False):
+        given = [w.detach().to(dtype if w.ndim == 2 else x.dtype).contiguous() for w in weights]
+        place, temporal, table = place.to(dtype).contiguous(), temporal.to(dtype).contiguous(), table.contiguous()
+        maps = [m.to(dtype).contiguous() for m in memories.maps]
+        loose = memories.pointers.to(dtype).contiguous(), memories.positions.to(dtype).contiguous()
+        slots, firsts, most = _slots(memories, maps, *loose)
+        narrow, dim = place.shape[1], x.shape[2]
+        keys, values = place.new_empty(firsts[-1], dim), place.new_empty(firsts[-1], narrow)
+        where, begin = (torch.tensor(t, dtype=d).to(x.device, non_blocking=True) for t, d in ((slots, torch.int64), (firsts, torch.int32)))
+        longest = max(b - a for a, b in pairwise(firsts))
+        y = x.contiguous()
+        for i in range(len(weights) // 26):
+            w = given[26 * i : 26 * i + 26]
+            q, k, v = (F.linear(_norm(y, w[:2]).to(dtype), w[j], w[j + 1].to(dtype)) for j in (2, 4, 6))
+            found = attend(turn(q, table, q.shape[1]), turn(k, table, k.shape[1]), v, dim, spans=spans)
+            y = y + F.linear(found, w[8], w[9].to(dtype)).to(y.dtype)
+            q = F.linear(_norm(y, w[10:12]).to(dtype), w[12], w[13].to(dtype))
+            memory_keys(where, most, place, temporal, table, w[14], w[15].to(dtype), keys, values, i == 0)
+            found = attend(turn(q, table, q.shape[1]), keys, values, dim, begin, longest, spans)
+            y = y + F.linear(F.linear(found, w[16], w[17].to(dtype)), w[18], w[19].to(dtype)).to(y.dtype)
+            hidden = F.relu(F.linear(_norm(y, w[20:22]).to(dtype), w[22], w[23].to(dtype)))
+            y = y + F.linear(hidden, w[24], w[25].to(dtype)).to(y.dtype)
+        return _norm(y, given[-2:])
+
+
+def _slots(memories: Memories, maps: list[Tensor], pointers: Tensor, positions: Tensor) -> tuple[list[list[int]], list[int], int]:
+    """For the kernel: where each slot's tokens lie and go, where each object's keys begin, and the most tokens of a slot."""
+    slots: list[list[int]] = []
+    firsts, size = [0], pointers.element_size() * pointers.shape[1]
+    for o in range(len(memories.first) - 1):
+        start = firsts[-1]
+        for place in range(memories.first[o], memories.first[o + 1]):
+            tokens = maps[memories.slots[place]]
+            slots.append([tokens.data_ptr(), 0, start, len(tokens), memories.rows[place]])
+            start += len(tokens)
+        begin, end = memories.first_pointer[o], memories.first_pointer[o + 1]
+        if end > begin:
+            slots.append([pointers.data_ptr() + begin * size, positions.data_ptr() + begin * size, start, end - begin, 0])
+            start += end - begin
+        firsts.append(start)
+    return slots, firsts, max(slot[3] for slot in slots)
+
+
 def _wants_gradients(tensors: Sequence[Tensor]) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
@@ -202,6 +255,23 @@ def _refuses(x: Tensor, weights: Sequence[Tensor], table: Tensor, memories: Memo
     return None
 
 
+def _triton_refuses(x: Tensor, weights: Sequence[Tensor], table: Tensor, memories: Memories, temporal: Tensor, place: Tensor) -> str | None:
+    tensors = (x, *weights, table, *memories.maps, memories.pointers, memories.positions, temporal, place)
+    if any(t.device.type != "cuda" for t in tensors) or len({t.device for t in tensors}) > 1:
+        return f"tensors are on {', '.join(sorted({str(t.device) for t in tensors}))}, it takes those of one cuda device"
+    if not is_plain(*tensors):
+        return f"tensors are {', '.join(sorted({type(t).__name__ for t in tensors}))}, it takes plain tensors"
+    if _wants_gradients(tensors):
+        return "gradients are wanted, it has none"
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else weights[2].dtype
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"products are in {dtype}, it takes bfloat16 or float16"
+    if x.shape[2] not in (16, 32, 64, 128, 256) or x.shape[1] == 0 or len(memories.first) < 2:
+        return f"x is {tuple(x.shape)} for {len(memories.first) - 1} objects, it takes 16, 32 ... 256 channels, one object or more"
+    return None
+
+
+register(Implementation("memory_attention", "triton", _triton_attention, _triton_refuses), no_triton)
 register(Implementation("memory_attention", "cpu", _native_attention, _refuses), no_cpu)
 register(Implementation("memory_attention", "torch", memory_attention_reference, lambda *_: None), lambda: None)
 

@@ -29,7 +29,12 @@ import torch
 from contextlib import nullcontext
 torch.cuda.device_of = lambda tensor: nullcontext()
 fresh = torch.Tensor.new_empty
-torch.Tensor.new_empty = lambda self, *size, **how: fresh(self, *size, **how).fill_(float("nan"))
+
+def poisoned(self, *size, **how):
+    made = fresh(self, *size, **how)
+    return made.fill_(float("nan")) if made.is_floating_point() else made
+
+torch.Tensor.new_empty = poisoned
 from sam2_fast.kernels.rope_attention import rope_attention
 from sam2_fast.ops.rope_attention import rope_attention_reference, rope_table
 
@@ -89,12 +94,22 @@ def test_compiles_without_spills_and_fits(capability: int, shared: int, values: 
     pytest.importorskip("triton")
     from sam2_fast.kernels import rope_attention as kernels
 
-    pointers = {"q": "*bf16", "k": "*bf16", "v": "*bf16", "out": "*bf16", "sums": "*fp32", "largest": "*fp32", "totals": "*fp32"}
-    numbers = {"queries": "i32", "keys": "i32", "span": "i32", "values": "i32", "scale": "fp32"}
+    pointers = {
+        "q": "*bf16",
+        "k": "*bf16",
+        "v": "*bf16",
+        "out": "*bf16",
+        "sums": "*fp32",
+        "largest": "*fp32",
+        "totals": "*fp32",
+        "firsts": "*i32",
+    }
+    numbers = {"queries": "i32", "keys": "i32", "shared": "i32", "values": "i32", "scale": "fp32"}
     rows, columns, warps, stages = kernels.blocks(values, 2, capability)
     constants = {"WIDE": 256, "VALUES": values, "BLOCK_Q": rows, "BLOCK_K": columns, "EXACT": False}
-    for alone in (False, True):
-        found = resources(kernels.attend_kernel, pointers | numbers, constants | {"ALONE": alone}, capability, warps, stages)
+    for alone, ragged in ((False, True), (True, False)):
+        chosen = constants | {"ALONE": alone, "RAGGED": ragged}
+        found = resources(kernels.attend_kernel, pointers | numbers, chosen, capability, warps, stages)
         assert found[1] == 0 and found[2] <= shared * 1024, found
     tables = {"x": "*bf16", "table": "*fp32", "out": "*bf16", "tokens": "i32", "queries": "i32", "rotated": "i32", "channels": "i32"}
     assert resources(kernels.turn_kernel, tables, {"BLOCK": 32, "HALF": 128}, capability, 4, 2)[1] == 0

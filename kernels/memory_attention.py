@@ -1,0 +1,69 @@
+"""Keys of memories in Triton: a map and its places go through the key's projection and are turned on their way out."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 64  # tokens of a program
+
+
+@triton.jit
+def keys_kernel(
+    slots, place, temporal, table, weight, bias, keys, values, tokens, channels,
+    NARROW: tl.constexpr, HALF: tl.constexpr, COPY: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Tokens of one slot: keys [., 2 * HALF] as [even channels | odd channels], and with COPY the tokens as values [., channels].
+
+    slots: [S, 5] int64: address of the slot's tokens [count, channels]; address of what is added to them, or 0 for a map, whose tokens
+    are turned by table [2, tokens, HALF] and get place [tokens, channels] + temporal[row]; where its keys begin; count; row.
+    weight: [2 * HALF, channels] and bias: [2 * HALF] of the projection.
+    """
+    precision: tl.constexpr = "ieee" if EXACT else "tf32"
+    slot = slots + tl.program_id(1) * 5
+    memory = tl.load(slot).to(tl.pointer_type(values.dtype.element_ty))
+    added = tl.load(slot + 1)
+    first, count, temporal_row = tl.load(slot + 2), tl.load(slot + 3), tl.load(slot + 4)
+    token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    channel, half = tl.arange(0, NARROW), tl.arange(0, HALF)
+    here = (token < count)[:, None] & (channel < channels)[None, :]
+    at = token[:, None] * channels + channel[None, :]
+    x = tl.load(memory + at, mask=here, other=0.0)
+    if COPY:
+        tl.store(values + (first + token)[:, None] * channels + channel[None, :], x, mask=here)
+    if added == 0:
+        when = tl.load(temporal + temporal_row * channels + channel, mask=channel < channels, other=0.0).to(tl.float32)
+        where = tl.load(place + at, mask=here, other=0.0).to(tl.float32) + when[None, :]
+    else:
+        where = tl.load(added.to(tl.pointer_type(values.dtype.element_ty)) + at, mask=here, other=0.0).to(tl.float32)
+    x = (x.to(tl.float32) + where.to(x.dtype).to(tl.float32)).to(x.dtype)
+    known = (channel < channels)[:, None]
+    rows = weight + 2 * half[None, :] * channels + channel[:, None]
+    even = tl.dot(x, tl.load(rows, mask=known, other=0.0), input_precision=precision) + tl.load(bias + 2 * half).to(tl.float32)[None, :]
+    odd = tl.dot(x, tl.load(rows + channels, mask=known, other=0.0), input_precision=precision)
+    odd += tl.load(bias + 2 * half + 1).to(tl.float32)[None, :]
+    angle = token[:, None] * HALF + half[None, :]
+    turned = (token < tl.where(added == 0, count, 0))[:, None] & (half < HALF)[None, :]
+    cos = tl.load(table + angle, mask=turned, other=1.0)
+    sin = tl.load(table + tokens * HALF + angle, mask=turned, other=0.0)
+    out = keys + (first + token)[:, None] * (2 * HALF) + half[None, :]
+    inside = (token < count)[:, None] & (half < HALF)[None, :]
+    tl.store(out, (even * cos - odd * sin).to(keys.dtype.element_ty), mask=inside)
+    tl.store(out + HALF, (even * sin + odd * cos).to(keys.dtype.element_ty), mask=inside)
+
+
+def memory_keys(
+    slots: Tensor, most: int, place: Tensor, temporal: Tensor, table: Tensor, weight: Tensor, bias: Tensor, keys: Tensor, values: Tensor,
+    copy: bool,
+) -> None:  # fmt: skip
+    """Fill `keys` [., C] from all slots, on the current stream, and with `copy` also `values` [., m]; C is a power of two.
+
+    most: the most tokens of a slot. What `slots` points to has the dtype of `values`, is contiguous, and must outlive the launch.
+    """
+    with torch.cuda.device_of(keys):
+        keys_kernel[triton.cdiv(most, BLOCK), len(slots)](
+            slots, place, temporal, table, weight, bias, keys, values, place.shape[0], place.shape[1],
+            max(triton.next_power_of_2(place.shape[1]), 16), keys.shape[1] // 2, copy, BLOCK, keys.dtype == torch.float32, num_warps=8,
+        )  # fmt: skip

@@ -1,0 +1,98 @@
+"""Memory attention in Triton: its arithmetic in the interpreter, its code for several GPUs, and there what the CPU promises."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sam2_fast.ops.memory_attention import Memories, memory_attention, memory_attention_reference
+from sam2_fast.ops.native import no_triton
+from sam2_fast.ops.registry import BackendError
+from tests.ops.test_memory_attention import RAGGED, Case, case, cast
+from tests.ops.test_rope_attention_triton import resources
+
+SHAPES = [(RAGGED, 1, 16, 8, 6), (RAGGED, 4, 16, 8, 6), (((7, 16),), 1, 256, 64, 5), (((0, 1), (1, 0)), 2, 32, 6, 3)]
+
+INTERPRETED = f"""
+import torch
+from contextlib import nullcontext
+torch.cuda.device_of = lambda tensor: nullcontext()
+fresh = torch.Tensor.new_empty
+
+def poisoned(self, *size, **how):
+    made = fresh(self, *size, **how)
+    return made.fill_(float("nan")) if made.is_floating_point() else made
+
+torch.Tensor.new_empty = poisoned
+from sam2_fast.ops.memory_attention import _triton_attention, memory_attention_reference
+from tests.ops.test_memory_attention import case, cast
+
+def error(found, exact):
+    return (found.double() - exact).square().mean().sqrt().item()
+
+for objects, images, dim, narrow, side in {SHAPES}:
+    for scale in (1.0, 8.0):
+        for dtype in (torch.float32, torch.float16):
+            given = cast(case(side, objects, images, dim, narrow, scale=scale), dtype)
+            exact = memory_attention_reference(*cast(given, torch.float64))
+            theirs = error(memory_attention_reference(*given), exact)
+            for spans in (1, 3):
+                mine = error(_triton_attention(*given, spans=spans), exact)
+                assert mine <= 2 * theirs, (objects, dtype, scale, spans, mine, theirs)
+"""
+
+
+def test_errs_at_most_twice_as_much_as_torch_in_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    environment = {"TRITON_INTERPRET": "1", "PATH": "/usr/bin:/bin", "HOME": "/tmp"}
+    root = Path(__file__).resolve().parents[2]
+    program = [sys.executable, "-c", INTERPRETED]
+    run = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300, check=False, cwd=root)
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+@pytest.mark.parametrize(("capability", "shared"), [(80, 163), (89, 99), (90, 227), (120, 99)])
+def test_compiles_without_spills_and_fits(capability: int, shared: int) -> None:
+    pytest.importorskip("triton")
+    from sam2_fast.kernels.memory_attention import BLOCK, keys_kernel
+
+    kinds = dict.fromkeys(("place", "temporal", "weight", "bias", "keys", "values"), "*bf16")
+    kinds |= {"slots": "*i64", "table": "*fp32", "tokens": "i32", "channels": "i32"}
+    constants = {"NARROW": 64, "HALF": 128, "COPY": True, "BLOCK": BLOCK, "EXACT": False}
+    found = resources(keys_kernel, kinds, constants, capability, 8, 3)
+    assert found[1] == 0 and found[2] <= shared * 1024, found
+
+
+def test_says_why_it_refuses() -> None:
+    with pytest.raises(BackendError, match=r"memory_attention: triton refuses: .*Would run: cpu"):
+        memory_attention(*case(), backend="triton")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (((7, 64),), 1, 256, 64, 64), (((7, 64),) * 3 + ((2, 8),), 1, 256, 64, 64)], ids=str)
+def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(shape: tuple, dtype: torch.dtype) -> None:  # type: ignore[type-arg]
+    if reason := no_triton():
+        pytest.skip(reason)
+    objects, images, dim, narrow, side = shape
+    given = on_gpu(cast(case(side, objects, images, dim, narrow), dtype))
+    exact = memory_attention_reference(*cast(given, torch.float64))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = memory_attention(*given, backend="triton")
+    stream.synchronize()
+    errors = [(x.double() - exact).square().mean().sqrt() for x in (found, memory_attention_reference(*given))]
+    assert errors[0] <= 2 * errors[1]
+    assert torch.equal(memory_attention(*given, backend="triton"), found), "run to run"
+
+
+def on_gpu(given: Case) -> Case:
+    m = given.memories
+    memories = Memories([x.cuda() for x in m.maps], m.slots, m.rows, m.first, m.pointers.cuda(), m.positions.cuda(), m.first_pointer)
+    moved = (given.x.cuda(), [w.cuda() for w in given.weights], given.table.cuda(), memories, given.temporal.cuda(), given.place.cuda())
+    return Case(*moved)
