@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sam2_fast.ops.native import is_plain, native, no_cpu
 from sam2_fast.ops.registry import Implementation, choose, register
-from sam2_fast.ops.window_attention import window_attention_reference
+from sam2_fast.ops.window_attention import window_attention, window_attention_reference
 
 _library = torch.library.Library("sam2_fast", "FRAGMENT")
 _STORED = (torch.float32, torch.bfloat16, torch.float16)
@@ -88,7 +88,8 @@ def hiera_block_reference(x: Tensor, weights: Sequence[Tensor], num_heads: int, 
         shortcut = F.max_pool2d(F.linear(normed, *weights[12:]).permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
     qkv = F.linear(normed, qkv_weight, qkv_bias)
     # zeros are padded after the norm, so a padded token is the projection's bias
-    attended = window_attention_reference(qkv, qkv_bias.to(qkv.dtype), num_heads, window, pool)
+    attend = window_attention_reference if qkv.device.type == "cpu" else window_attention  # which has a kernel for GPUs
+    attended = attend(qkv, qkv_bias.to(qkv.dtype), num_heads, window, pool)
     y = shortcut + F.linear(attended, proj_weight, proj_bias)
     hidden = F.gelu(F.linear(F.layer_norm(y, y.shape[-1:], norm2_weight, norm2_bias, eps), fc1_weight, fc1_bias))
     return y + F.linear(hidden, fc2_weight, fc2_bias)

@@ -6,13 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.ops.native import is_plain, native, no_cpu
+from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton
 from sam2_fast.ops.registry import Implementation, choose, register
 
 _library = torch.library.Library("sam2_fast", "FRAGMENT")
 _STORED = (torch.float32, torch.bfloat16, torch.float16)
 _MAX_WINDOW = 64
 _MAX_HEAD = 1024
+_MAX_TRITON_HEAD = 128
 
 
 def window_attention(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool = False, *, backend: str = "auto") -> Tensor:
@@ -22,7 +23,7 @@ def window_attention(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool
     pad: [3 * num_heads * d] what a padded token projects to (the bias of the projection): windows that stick out of the
         grid attend to such tokens as ordinary keys, unmasked.
     pool: max-pool the queries 2 x 2 inside each window; the result then has half the height and width.
-    backend: "auto", "cpu" or "torch". Returns [B, H or H / 2, W or W / 2, num_heads * d] in the dtype of qkv, under autocast in
+    backend: "auto", "triton", "cpu" or "torch". Returns [B, H or H / 2, W or W / 2, num_heads * d] in the dtype of qkv, under autocast in
         autocast's. Raises ValueError for shapes that do not fit, BackendError where the named backend cannot run.
     Source: official `MultiScaleBlock` and `MultiScaleAttention`. The trunk itself runs whole blocks: `hiera_block`.
     """
@@ -109,6 +110,30 @@ def _refuses(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool) 
     return None
 
 
+def _triton_window(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool = False) -> Tensor:
+    from sam2_fast.kernels.window_attention import window_attention as launch
+
+    found: Tensor = launch(qkv.detach().contiguous(), pad.detach().to(qkv.dtype).contiguous(), num_heads, window, pool)
+    return found
+
+
+def _triton_refuses(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool) -> str | None:
+    if qkv.device.type != "cuda" or pad.device != qkv.device:
+        return f"qkv is on {qkv.device} and pad on {pad.device}, it takes tensors of one cuda device"
+    if not is_plain(qkv, pad):
+        return f"qkv and pad are {type(qkv).__name__} and {type(pad).__name__}, it takes plain tensors"
+    if _wants_gradients(qkv, pad):
+        return "gradients are wanted, it has none"
+    if qkv.dtype not in (torch.bfloat16, torch.float16):
+        return f"qkv is {qkv.dtype}, it takes bfloat16 or float16"
+    if qkv.shape[3] // 3 // num_heads > _MAX_TRITON_HEAD:
+        return f"{qkv.shape[3] // 3 // num_heads} channels a head: it takes up to {_MAX_TRITON_HEAD}"
+    if pool and (window % 2 or qkv.shape[1] % 2 or qkv.shape[2] % 2):
+        return f"window {window} on {qkv.shape[1]} x {qkv.shape[2]} tokens: it pools even windows on even grids"
+    return None
+
+
+register(Implementation("window_attention", "triton", _triton_window, _triton_refuses), no_triton)
 register(Implementation("window_attention", "cpu", _native_window, _refuses), no_cpu)
 register(Implementation("window_attention", "torch", window_attention_reference, lambda *_: None), lambda: None)
 

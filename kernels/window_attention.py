@@ -1,0 +1,149 @@
+"""Windowed attention in Triton: windows are gathered as they are read and scattered as they are written; no partition lies in memory.
+
+Heads of 56, 72 and 96 channels are taken as 32 + 32, 64 + 16 and 64 + 32: little is computed that nobody wants.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def _places(number, first, count, height, width, columns, tall, wide, by: tl.constexpr):
+    """Windows, and rows and columns in the grid, of tokens `number` of the windows that begin with `first`; `by`: every by-th token."""
+    tokens = (tall // by) * (wide // by)
+    local = number // tokens
+    inner = number % tokens
+    window = first + local
+    y = window // columns * tall + inner // (wide // by) * by
+    x = window % columns * wide + inner % (wide // by) * by
+    return local, y, x, (window < count) & (y < height) & (x < width)
+
+
+@triton.jit
+def _row(base, y, x, width, channels, first, channel, head: tl.constexpr, here):
+    """Channels `channel` from `first` on, of tokens (y, x)."""
+    at = ((y * width + x) * channels)[:, None] + (first + channel)[None, :]  # within an image: 32 bits
+    return tl.load(base + at, mask=here[:, None] & (channel < head)[None, :], other=0.0)
+
+
+@triton.jit
+def _pooled(base, y, x, width, channels, first, channel, head: tl.constexpr, here):
+    """The largest of 2 x 2 tokens."""
+    high = tl.maximum(
+        _row(base, y, x, width, channels, first, channel, head, here), _row(base, y, x + 1, width, channels, first, channel, head, here)
+    )
+    low = tl.maximum(
+        _row(base, y + 1, x, width, channels, first, channel, head, here),
+        _row(base, y + 1, x + 1, width, channels, first, channel, head, here),
+    )
+    return tl.maximum(high, low)
+
+
+@triton.jit
+def window_kernel(
+    qkv, pad, out, height, width, columns, count, tall, wide, blocks, heads, scale,
+    head: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PACK: tl.constexpr, LOW: tl.constexpr, REST: tl.constexpr, POOL: tl.constexpr,
+    PADDED: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """A block of queries of PACK windows of tall x wide tokens, one head, one image. qkv: [B, height, width, 3 * heads * head].
+
+    columns, count: windows side by side, and in all; blocks: of queries for PACK windows; scale: to logarithms of 2. Padded tokens of a
+    window that sticks out are one key with the score of `pad` and the logarithm of their number added.
+    """
+    precision: tl.constexpr = "ieee" if EXACT else "tf32"
+    by: tl.constexpr = 2 if POOL else 1
+    first, block = tl.program_id(0) // blocks * PACK, tl.program_id(0) % blocks
+    channels = 3 * heads * head
+    mine = tl.program_id(1) * head
+    base = qkv + tl.program_id(2).to(tl.int64) * height * width * channels
+    low, rest = tl.arange(0, LOW), LOW + tl.arange(0, REST)
+    query = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    own, y, x, here = _places(query, first, count, height, width, columns, tall, wide, by)
+    here = here & (own < PACK)
+    if POOL:
+        q_low = _pooled(base, y, x, width, channels, mine, low, head, here)
+        q_rest = _pooled(base, y, x, width, channels, mine, rest, head, here)
+    else:
+        q_low = _row(base, y, x, width, channels, mine, low, head, here)
+        q_rest = _row(base, y, x, width, channels, mine, rest, head, here)
+    high = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_Q], tl.float32)
+    sum_low = tl.zeros([BLOCK_Q, LOW], tl.float32)
+    sum_rest = tl.zeros([BLOCK_Q, REST], tl.float32)
+    if PADDED:
+        # window rows and columns that lie in the grid
+        window = first + own
+        inside_y = tl.minimum(height - window // columns * tall, tall)
+        inside_x = tl.minimum(width - window % columns * wide, wide)
+        missing = tall * wide - inside_y * inside_x
+        key_low = tl.load(pad + heads * head + mine + low, mask=low < head, other=0.0).to(tl.float32)
+        key_rest = tl.load(pad + heads * head + mine + rest, mask=rest < head, other=0.0).to(tl.float32)
+        score = tl.sum(q_low.to(tl.float32) * key_low[None, :], 1) + tl.sum(q_rest.to(tl.float32) * key_rest[None, :], 1)
+        padded = here & (missing > 0)
+        high = tl.where(padded, score * scale + tl.log2(tl.maximum(missing, 1).to(tl.float32)), float("-inf"))
+        total = tl.where(padded, 1.0, 0.0)
+        value_low = tl.load(pad + 2 * heads * head + mine + low, mask=low < head, other=0.0).to(tl.float32)
+        value_rest = tl.load(pad + 2 * heads * head + mine + rest, mask=rest < head, other=0.0).to(tl.float32)
+        sum_low += total[:, None] * value_low[None, :]
+        sum_rest += total[:, None] * value_rest[None, :]
+    for begin in range(0, PACK * tall * wide, BLOCK_K):
+        key = begin + tl.arange(0, BLOCK_K)
+        theirs, ky, kx, there = _places(key, first, count, height, width, columns, tall, wide, 1)
+        there = there & (theirs < PACK)
+        k_low = _row(base, ky, kx, width, channels, heads * head + mine, low, head, there)
+        k_rest = _row(base, ky, kx, width, channels, heads * head + mine, rest, head, there)
+        scores = tl.dot(q_low, tl.trans(k_low), input_precision=precision)
+        scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision=precision) * scale
+        scores = tl.where(there[None, :] & (own[:, None] == theirs[None, :]), scores, float("-inf"))
+        higher = tl.maximum(high, tl.max(scores, 1))
+        level = tl.where(higher == float("-inf"), 0.0, higher)  # of other windows' keys alone nothing is known yet
+        weight, shrink = tl.exp2(scores - level[:, None]), tl.exp2(high - level)
+        total = total * shrink + tl.sum(weight, 1)
+        v_low = _row(base, ky, kx, width, channels, 2 * heads * head + mine, low, head, there)
+        v_rest = _row(base, ky, kx, width, channels, 2 * heads * head + mine, rest, head, there)
+        sum_low = tl.dot(weight.to(v_low.dtype), v_low, sum_low * shrink[:, None], input_precision=precision)
+        sum_rest = tl.dot(weight.to(v_rest.dtype), v_rest, sum_rest * shrink[:, None], input_precision=precision)
+        high = higher
+    total = tl.where(here, total, 1.0)
+    at = (tl.program_id(2).to(tl.int64) * (height // by) + y // by) * (width // by) + x // by
+    to = out + at[:, None] * (heads * head) + mine
+    tl.store(to + low[None, :], (sum_low / total[:, None]).to(out.dtype.element_ty), mask=here[:, None] & (low < head)[None, :])
+    tl.store(to + rest[None, :], (sum_rest / total[:, None]).to(out.dtype.element_ty), mask=here[:, None] & (rest < head)[None, :])
+
+
+def parts(head: int) -> tuple[int, int]:
+    """A head's channels as two powers of two, each 16 or more: 56 as 32 + 32, 72 as 64 + 16, 96 as 64 + 32."""
+    low = max(triton.next_power_of_2(head) // 2, 16)
+    return low, max(triton.next_power_of_2(max(head - low, 1)), 16)
+
+
+def shape(tall: int, wide: int, by: int) -> tuple[int, int, int]:
+    """Queries and keys of a block, and windows that share one: small ones are packed until they fill a tile."""
+    keys = tall * wide
+    pack = max(64 // keys, 1)
+    queries = pack * (tall // by) * (wide // by)
+    return max(min(triton.next_power_of_2(queries), 64), 16), max(min(triton.next_power_of_2(pack * keys), 64), 16), pack
+
+
+def window_attention(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool) -> Tensor:
+    """As `sam2_fast.ops.window_attention`, for contiguous tensors of one dtype, on the current stream."""
+    batch, height, width, channels = qkv.shape
+    by, head = 2 if pool else 1, channels // 3 // num_heads
+    out = qkv.new_empty(batch, height // by, width // by, channels // 3)
+    if out.numel() == 0:
+        return out
+    tall, wide = (window, window) if window else (height, width)
+    rows, columns = triton.cdiv(height, tall), triton.cdiv(width, wide)
+    block_q, block_k, pack = shape(tall, wide, by)
+    blocks = triton.cdiv(pack * (tall // by) * (wide // by), block_q)
+    padded = rows * tall != height or columns * wide != width
+    with torch.cuda.device_of(qkv):
+        window_kernel[triton.cdiv(rows * columns, pack) * blocks, num_heads, batch](
+            qkv, pad, out, height, width, columns, rows * columns, tall, wide, blocks, num_heads, 1.4426950408889634 * head**-0.5,
+            head, block_q, block_k, pack, *parts(head), pool, padded, qkv.dtype == torch.float32, num_warps=4, num_stages=2,
+        )  # fmt: skip
+    return out

@@ -1,0 +1,94 @@
+"""Windowed attention in Triton: its arithmetic in the interpreter, its code for several GPUs, and there what the CPU promises."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sam2_fast.ops.native import no_triton
+from sam2_fast.ops.registry import BackendError
+from sam2_fast.ops.window_attention import window_attention, window_attention_reference
+from tests.ops.test_rope_attention_triton import resources
+from tests.ops.test_window_attention import SHAPES, case, cast, error
+
+INTERPRETED = """
+import torch
+from contextlib import nullcontext
+torch.cuda.device_of = lambda tensor: nullcontext()
+fresh = torch.Tensor.new_empty
+
+def poisoned(self, *size, **how):
+    made = fresh(self, *size, **how)
+    return made.fill_(float("nan")) if made.is_floating_point() else made
+
+torch.Tensor.new_empty = poisoned
+from sam2_fast.kernels.window_attention import window_attention
+from sam2_fast.ops.window_attention import window_attention_reference
+from tests.ops.test_window_attention import SHAPES, case, cast, error
+
+for name, shape in SHAPES.items():
+    for dtype, scale in ((torch.float32, 1.0), (torch.float16, 1.0), (torch.float16, 16.0)):
+        given = cast(case(*shape, scale=scale), dtype)
+        exact = window_attention_reference(*cast(given, torch.float64))
+        theirs = max(error(window_attention_reference(*given), exact), error(exact.to(dtype), exact))
+        mine = error(window_attention(*given), exact)
+        assert mine <= 2 * theirs, (name, dtype, scale, mine, theirs)
+"""
+TRUNK = {  # window, pooled, channels of a head, side of the grid: of the trunks at 1024 pixels
+    "tiny 8": (8, False, 96, 256), "tiny 8 pooled": (8, True, 96, 256), "base+ 4": (4, False, 56, 128),
+    "large 4 pooled": (4, True, 72, 128), "base+ 14": (14, False, 56, 64), "large 16": (16, False, 72, 64),
+    "tiny global": (0, False, 96, 64), "base+ 14 pooled": (14, True, 56, 64), "tiny 7": (7, False, 96, 32),
+}  # fmt: skip
+
+
+def test_errs_at_most_twice_as_much_as_torch_in_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    environment = {"TRITON_INTERPRET": "1", "PATH": "/usr/bin:/bin", "HOME": "/tmp"}
+    root = Path(__file__).resolve().parents[2]
+    program = [sys.executable, "-c", INTERPRETED]
+    run = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300, check=False, cwd=root)
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+@pytest.mark.parametrize("block", TRUNK.values(), ids=TRUNK)
+@pytest.mark.parametrize(("capability", "shared"), [(80, 163), (90, 227), (120, 99)])
+def test_compiles_without_spills_and_fits(capability: int, shared: int, block: tuple[int, bool, int, int]) -> None:
+    pytest.importorskip("triton")
+    from sam2_fast.kernels import window_attention as kernels
+
+    window, pool, head, side = block
+    block_q, block_k, pack = kernels.shape(window or side, window or side, 2 if pool else 1)
+    low, rest = kernels.parts(head)
+    numbers = ("height", "width", "columns", "count", "tall", "wide", "blocks", "heads")
+    kinds = {"qkv": "*bf16", "pad": "*bf16", "out": "*bf16", "scale": "fp32"} | dict.fromkeys(numbers, "i32")
+    constants = {"head": head, "BLOCK_Q": block_q, "BLOCK_K": block_k, "PACK": pack, "LOW": low, "REST": rest, "POOL": pool, "EXACT": False}
+    found = resources(kernels.window_kernel, kinds, constants | {"PADDED": bool(window and side % window)}, capability, 4, 2)
+    assert found[1] == 0 and found[2] <= shared * 1024, found
+
+
+def test_says_why_it_refuses() -> None:
+    with pytest.raises(BackendError, match=r"window_attention: triton refuses: .*Would run: cpu"):
+        window_attention(*case(*SHAPES["pooled"]), backend="triton")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES.values(), *((s, s, 2, h, w, p) for w, p, h, s in TRUNK.values())], ids=str)
+def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(shape: tuple[int, int, int, int, int, bool], dtype: torch.dtype) -> None:
+    if reason := no_triton():
+        pytest.skip(reason)
+    qkv, pad, *rest = cast(case(*shape), dtype)
+    given = (qkv.cuda(), pad.cuda(), *rest)
+    exact = window_attention_reference(*cast(given, torch.float64))  # type: ignore[arg-type]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = window_attention(*given, backend="triton")  # type: ignore[arg-type]
+    stream.synchronize()
+    theirs = max(error(window_attention_reference(*given), exact), error(exact.to(dtype), exact))  # type: ignore[arg-type]
+    assert error(found, exact) <= 2 * theirs
+    assert torch.equal(window_attention(*given, backend="triton"), found), "run to run"  # type: ignore[arg-type]
