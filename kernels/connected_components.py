@@ -61,7 +61,7 @@ def _link(parent, index, on, y, x, width, dy: tl.constexpr, dx: tl.constexpr):
     _unite(parent, index, tl.where(there, other, index), there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height"])
 def merge_kernel(labels, total, height, width, BLOCK: tl.constexpr):
     """Link each pixel with its left, upper left, upper and upper right neighbour. A program stays within one mask."""
     pixels = height.to(tl.int64) * width
@@ -79,7 +79,7 @@ def merge_kernel(labels, total, height, width, BLOCK: tl.constexpr):
     _link(parent, index, on, y, x, width, -1, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height"])
 def count_kernel(labels, areas, height, width, BLOCK: tl.constexpr):
     """Replace the parent by the root and add one to the root's area."""
     pixels = height.to(tl.int64) * width

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sam2_fast.ops.native import is_plain, native, no_cpu
+from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton
 from sam2_fast.ops.registry import Implementation, choose, register
 
 _MOST = 2**31 - 1  # pixels of a canvas
@@ -39,8 +40,8 @@ def mask_postprocess(
 
     logits: [N, h, w] float32; size: (height, width) in pixels to interpolate to. canvas: (height, width) of the image of which the mask
     is the part at `origin` = (top, left); None: the mask itself. A pixel is in the mask where its logit is above `threshold`.
-    backend: "auto", "cpu" or "torch". Every backend returns the same integers on one processor. Raises ValueError for sizes that do not
-    fit, BackendError where the named backend cannot run.
+    backend: "auto", "triton", "cpu" or "torch". Every backend returns the same integers. Raises ValueError for sizes that do not fit,
+    BackendError where the named backend cannot run.
     Source: official `SAM2Transforms.postprocess_masks`, `calculate_stability_score`, `batched_mask_to_box`, `mask_to_rle_pytorch`.
     """
     height, width = size
@@ -136,13 +137,24 @@ def _native_postprocess(
     return Judged(inner, outer, boxes, [np.frombuffer(one, dtype=np.int32) for one in runs])
 
 
-def _refuses(
+def _triton_postprocess(
     logits: Tensor, size: tuple[int, int], threshold: float, offset: float, canvas: tuple[int, int], origin: tuple[int, int]
-) -> str | None:
-    if logits.device.type != "cpu" or not is_plain(logits) or logits.dtype != torch.float32:
-        return f"logits are {type(logits).__name__} of {logits.dtype} on {logits.device}, it takes plain float32 tensors on the CPU"
-    return None
+) -> Judged:
+    from sam2_fast.kernels import mask_postprocess as kernels
+
+    thresholds = threshold - offset, threshold, threshold + offset
+    return Judged(*kernels.mask_postprocess(logits.detach().contiguous(), size, *thresholds, canvas, origin))
 
 
-register(Implementation("mask_postprocess", "cpu", _native_postprocess, _refuses), no_cpu)
+def _refuse_device(kind: str) -> Callable[..., str | None]:
+    def refuses(logits: Tensor, *_: object) -> str | None:
+        if logits.device.type == kind and is_plain(logits) and logits.dtype == torch.float32:
+            return None
+        return f"logits are {type(logits).__name__} of {logits.dtype} on {logits.device}, it takes plain float32 tensors on {kind} devices"
+
+    return refuses
+
+
+register(Implementation("mask_postprocess", "triton", _triton_postprocess, _refuse_device("cuda")), no_triton)
+register(Implementation("mask_postprocess", "cpu", _native_postprocess, _refuse_device("cpu")), no_cpu)
 register(Implementation("mask_postprocess", "torch", mask_postprocess_reference, lambda *_: None), lambda: None)

@@ -1,0 +1,171 @@
+"""Masks to counts, boxes and run lengths: bits by column, then the places where they change.
+
+The full-size logits never exist; of each pixel one bit is kept. Three launches and a cumulative sum, and only places of change cross to
+the host.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+COLUMNS, ROWS, WORDS = 8, 128, 32  # of a block: image columns; pixels of one, when bits are made; words of 32, when they are read
+AT_ONCE = 2**31  # pixels of masks whose bits are held at once
+_SHAPE = ("low_height", "low_width", "height", "width", "words")
+_CANVAS = ("canvas_height", "canvas_width", "top", "left")
+
+
+@triton.jit
+def _place(i, size, low):
+    """Between which two of `low` samples pixel i of `size` lies, and the share of the second; places in float64, as the reference has."""
+    at = low.to(tl.float64) / size.to(tl.float64) * (i.to(tl.float64) + 0.5) - 0.5
+    at = tl.where(at < 0, 0.0, at)
+    first = tl.minimum(tl.floor(at).to(tl.int32), low - 1)
+    rest = at - first.to(tl.float64)
+    return first, tl.minimum(first + 1, low - 1), tl.where(rest > 1, 1.0, rest).to(tl.float32)
+
+
+@triton.jit
+def _bits(word):
+    """How many bits of each uint32 are set."""
+    word = word - ((word >> 1) & 0x55555555)
+    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
+    return ((((word + (word >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=_SHAPE)
+def bits_kernel(
+    logits, bits, stats, low_height, low_width, height, width, words, low, middle, high, COLUMNS: tl.constexpr, ROWS: tl.constexpr
+):
+    """Bits of COLUMNS columns of one mask, 32 pixels a word, and what they add to its counts and box. logits: [N, low_height, low_width].
+
+    bits: [N, width, words], pixel y of a column in bit y % 32 of word y // 32, those past the height 0.
+    stats: [N, 6] counts above high and low, first and last column and row.
+    """
+    mask = tl.program_id(0).to(tl.int64)
+    base = logits + mask * low_height * low_width
+    x = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    left, right, across = _place(x, width, low_width)
+    left, right, across = left[:, None], right[:, None], across[:, None]
+    inner, outer = tl.zeros([COLUMNS], tl.int32), tl.zeros([COLUMNS], tl.int32)
+    top, bottom = tl.full([COLUMNS], 2147483647, tl.int32), tl.full([COLUMNS], -1, tl.int32)
+    for begin in range(0, words * 32, ROWS):
+        y = begin + tl.arange(0, ROWS)
+        above, below, down = _place(y, height, low_height)
+        above, below, down = above[None, :] * low_width, below[None, :] * low_width, down[None, :]
+        inside = (x < width)[:, None] & (y < height)[None, :]
+        first = (1 - across) * tl.load(base + above + left, inside, 0.0) + across * tl.load(base + above + right, inside, 0.0)
+        second = (1 - across) * tl.load(base + below + left, inside, 0.0) + across * tl.load(base + below + right, inside, 0.0)
+        value = (1 - down) * first + down * second
+        on = inside & (value > middle)
+        inner += tl.sum((inside & (value > high)).to(tl.int32), 1)
+        outer += tl.sum((inside & (value > low)).to(tl.int32), 1)
+        top = tl.minimum(top, tl.min(tl.where(on, y[None, :], 2147483647), 1))
+        bottom = tl.maximum(bottom, tl.max(tl.where(on, y[None, :], -1), 1))
+        packed = tl.sum(tl.reshape(on.to(tl.int32) << (y % 32)[None, :], [COLUMNS, ROWS // 32, 32]), 2)
+        word = begin // 32 + tl.arange(0, ROWS // 32)
+        to = bits + (mask * width + x)[:, None] * words + word[None, :]
+        tl.store(to, packed, (x < width)[:, None] & (word < words)[None, :])
+    mine = stats + mask * 6
+    tl.atomic_add(mine, tl.sum(inner, 0))
+    tl.atomic_add(mine + 1, tl.sum(outer, 0))
+    tl.atomic_min(mine + 2, tl.min(tl.where(bottom >= 0, x, 2147483647), 0))
+    tl.atomic_min(mine + 3, tl.min(top, 0))
+    tl.atomic_max(mine + 4, tl.max(tl.where(bottom >= 0, x, -1), 0))
+    tl.atomic_max(mine + 5, tl.max(bottom, 0))
+
+
+@triton.jit
+def _changes(bits, mask, x, word, height, width, words, canvas_height, canvas_width, top, left):
+    """Bits of [COLUMNS, WORDS] words that differ from the pixel before, in the order of the canvas; the one past a column is its margin."""
+    there = (x < width)[:, None] & (word < words)[None, :]
+    column = bits + (mask * width + x)[:, None] * words
+    now = tl.load(column + word[None, :], there, 0).to(tl.uint32, bitcast=True)
+    before = tl.load(column + word[None, :] - 1, there & (word > 0)[None, :], 0).to(tl.uint32, bitcast=True) >> 31
+    whole = x * 0 + height == canvas_height  # columns of the canvas lie end to end (a scalar mask is none to the interpreter)
+    last = tl.load(bits + (mask * width + x - 1) * words + (height - 1) // 32, whole & (x > 0) & (x < width), 0)
+    ended = (last.to(tl.uint32, bitcast=True) >> ((height - 1) % 32)) & 1
+    before = tl.where((word == 0)[None, :], ended[:, None], before)
+    changed = now ^ ((now << 1) | before)
+    # what follows a column's last pixel: the next column, which has seen it, the end of the canvas, or the margin
+    end = (whole & (x < width - 1)) | ((left + x + 1 == canvas_width) & (x * 0 + top + height == canvas_height))
+    drop = end[:, None] & (word == height // 32)[None, :]
+    return tl.where(drop, changed & ((1 << (height % 32)).to(tl.uint32) - 1), changed)
+
+
+@triton.jit(do_not_specialize=_SHAPE[2:] + _CANVAS)
+def count_kernel(bits, counts, height, width, words, canvas_height, canvas_width, top, left, COLUMNS: tl.constexpr, WORDS: tl.constexpr):
+    """How many places of change each column has. counts: [N, width]."""
+    mask = tl.program_id(0).to(tl.int64)
+    x = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros([COLUMNS], tl.int32)
+    for begin in range(0, words, WORDS):
+        word = begin + tl.arange(0, WORDS)
+        total += tl.sum(_bits(_changes(bits, mask, x, word, height, width, words, canvas_height, canvas_width, top, left)), 1)
+    tl.store(counts + mask * width + x, total, x < width)
+
+
+@triton.jit(do_not_specialize=_SHAPE[2:] + _CANVAS)
+def write_kernel(
+    bits, ends, places, height, width, words, canvas_height, canvas_width, top, left, COLUMNS: tl.constexpr, WORDS: tl.constexpr
+):
+    """The places of change, as pixels of the canvas, in order. ends: [N, width] cumulative counts; places: as many as the last of them."""
+    mask = tl.program_id(0).to(tl.int64)
+    x = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    at = tl.load(ends + mask * width + x - 1, (mask * width + x > 0) & (x < width), 0)
+    for begin in range(0, words, WORDS):
+        word = begin + tl.arange(0, WORDS)
+        changed = _changes(bits, mask, x, word, height, width, words, canvas_height, canvas_width, top, left)
+        all_of_word = _bits(changed)
+        many, to = all_of_word, at[:, None] + tl.cumsum(all_of_word, 1) - all_of_word
+        pixel = (left + x)[:, None] * canvas_height + top + word[None, :] * 32
+        while tl.max(many) > 0:
+            lowest = changed & (~changed + 1)
+            tl.store(places + to, pixel + _bits(lowest - 1), many > 0)
+            changed, many, to = changed ^ lowest, many - 1, to + 1
+        at += tl.sum(all_of_word, 1)
+
+
+def mask_postprocess(
+    logits: Tensor, size: tuple[int, int], low: float, middle: float, high: float, canvas: tuple[int, int], origin: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor, list[npt.NDArray[np.int32]]]:
+    """logits: [N, h, w] float32, contiguous -> inner, outer, boxes as in `sam2_fast.ops.mask_postprocess`, and run lengths, on the host.
+
+    Launched on the current stream; waits for it twice, to know how many runs there are and to have them.
+    """
+    most = max(1, AT_ONCE // (size[0] * size[1]))
+    found = [_some(part, size, (low, middle, high), canvas, origin) for part in logits.split(most)]
+    stats, runs = torch.cat([stats for stats, _ in found]), [run for _, mine in found for run in mine]
+    box = stats[:, 2:]
+    return stats[:, 0], stats[:, 1], box.where(box[:, 2:3] >= 0, 0), runs
+
+
+def _some(
+    logits: Tensor, size: tuple[int, int], thresholds: tuple[float, float, float], canvas: tuple[int, int], origin: tuple[int, int]
+) -> tuple[Tensor, list[npt.NDArray[np.int32]]]:
+    (height, width), count = size, len(logits)
+    words = height // 32 + 1  # room for the pixel past a column
+    stats = logits.new_zeros(count, 6, dtype=torch.int32)
+    stats[:, 2:4], stats[:, 4:] = 2**31 - 1, -1
+    if not count:
+        return stats.long(), []
+    bits = stats.new_empty(count, width, words)
+    counts = stats.new_empty(count, width)
+    grid = count, triton.cdiv(width, COLUMNS)
+    place = (*size, words, *canvas, *origin)
+    with torch.cuda.device_of(logits):
+        bits_kernel[grid](
+            logits, bits, stats, *logits.shape[1:], *size, words, *thresholds, COLUMNS, ROWS, num_warps=4, enable_fp_fusion=False
+        )  # fmt: skip
+        count_kernel[grid](bits, counts, *place, COLUMNS, WORDS, num_warps=4)
+        ends = counts.flatten().cumsum(0)
+        last = ends.view(count, width)[:, -1].cpu().numpy()
+        places = stats.new_empty(int(last[-1]))
+        write_kernel[grid](bits, ends, places, *place, COLUMNS, WORDS, num_warps=4)
+    total = canvas[0] * canvas[1]
+    parts = np.split(places.cpu().numpy(), last[:-1])
+    return stats.long(), [np.diff(part, prepend=np.int32(0), append=np.int32(total)) for part in parts]

@@ -1,0 +1,106 @@
+"""Masks to counts, boxes and run lengths in Triton: the definition's integers, in the interpreter and on a GPU, compiled for several."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sam2_fast.ops.mask_postprocess import mask_postprocess
+from sam2_fast.ops.native import no_triton
+from sam2_fast.ops.registry import BackendError
+from tests.ops.test_mask_postprocess import SHAPES, logits_of, same
+from tests.ops.test_rope_attention_triton import resources
+
+LONG = [((20, 9), (64, 17), (64, 17), (0, 0)), ((12, 6), (1100, 3), (1100, 5), (0, 1)), ((8, 8), (32, 9), (40, 9), (8, 0))]
+"""Columns of whole words, of more words than a block, and down to the canvas's end."""
+
+INTERPRETED = """
+import torch
+from contextlib import nullcontext
+torch.cuda.device_of = lambda tensor: nullcontext()
+fresh = torch.Tensor.new_empty
+torch.Tensor.new_empty = lambda self, *size, **how: fresh(self, *size, **how).fill_(0x55555555)
+from sam2_fast.kernels import mask_postprocess as kernels
+from sam2_fast.ops.mask_postprocess import Judged, mask_postprocess_reference
+from tests.ops.test_mask_postprocess import SHAPES, logits_of, same
+from tests.ops.test_mask_postprocess_triton import LONG
+
+for low, size, canvas, origin in SHAPES + LONG:
+    for smooth in (True, False):
+        logits = logits_of(5, low, smooth)
+        logits[0], logits[1], logits[2] = -1.0, 1.0, torch.nan
+        logits[2, 0, 0] = 1.0
+        wanted = mask_postprocess_reference(logits, size, 0.1, 0.5, canvas, origin)
+        for kernels.AT_ONCE in (2**31, 2 * size[0] * size[1])[: 1 if size[0] > 100 else 2]:
+            found = Judged(*kernels.mask_postprocess(logits, size, -0.4, 0.1, 0.6, canvas, origin))
+            assert same(found, wanted), (low, size, canvas, origin, smooth)
+none = Judged(*kernels.mask_postprocess(torch.zeros(0, 4, 4), (8, 8), -1.0, 0.0, 1.0, (8, 8), (0, 0)))
+assert same(none, mask_postprocess_reference(torch.zeros(0, 4, 4), (8, 8), 0.0, 1.0, (8, 8), (0, 0)))
+"""
+
+
+def test_gives_the_definitions_integers_in_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    environment = {"TRITON_INTERPRET": "1", "PATH": "/usr/bin:/bin", "HOME": "/tmp"}
+    root = Path(__file__).resolve().parents[2]
+    program = [sys.executable, "-c", INTERPRETED]
+    run = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300, check=False, cwd=root)
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+@pytest.mark.parametrize("capability", [80, 90, 120])
+@pytest.mark.parametrize("name", ["bits", "count", "write"])
+def test_compiles_without_spills(name: str, capability: int) -> None:
+    pytest.importorskip("triton")
+    from sam2_fast.kernels import mask_postprocess as kernels
+
+    kernel = getattr(kernels, f"{name}_kernel")
+    kinds = dict.fromkeys(kernel.arg_names, "i32")
+    kinds |= {"logits": "*fp32", "bits": "*i32", "stats": "*i32", "counts": "*i32", "ends": "*i64", "places": "*i32"}
+    kinds |= dict.fromkeys(("low", "middle", "high"), "fp32")
+    constants = {"COLUMNS": kernels.COLUMNS, "ROWS": kernels.ROWS, "WORDS": kernels.WORDS}
+    constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
+    found = resources(kernel, {key: kind for key, kind in kinds.items() if key in kernel.arg_names}, constants, capability, 4, 3)
+    assert found[1] == 0, found
+
+
+def test_no_products_are_fused_as_it_is_launched() -> None:
+    pytest.importorskip("triton")
+    import triton
+    from sam2_fast.kernels.mask_postprocess import bits_kernel as kernel
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kinds = dict.fromkeys(kernel.arg_names, "i32") | {"logits": "*fp32", "bits": "*i32", "stats": "*i32"}
+    kinds |= dict.fromkeys(("low", "middle", "high"), "fp32") | {"COLUMNS": "constexpr", "ROWS": "constexpr"}
+    names = kernel.arg_names
+    source = ASTSource(kernel, kinds, constexprs={(names.index("COLUMNS"),): 8, (names.index("ROWS"),): 128}, attrs={})
+    code = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False}).asm["ptx"]
+    assert "mul.rn.f32" in code and "mul.rn.f64" in code and "fma." not in code
+
+
+def test_says_why_it_refuses() -> None:
+    with pytest.raises(BackendError, match=r"mask_postprocess: triton refuses: .*Would run: cpu"):
+        mask_postprocess(torch.zeros(1, 4, 4), (8, 8), 0.0, 1.0, backend="triton")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("low", "size", "canvas", "origin"), [*SHAPES, *LONG, ((256, 256), (1080, 1920), (1200, 2000), (7, 9))])
+def test_gives_the_definitions_integers_on_a_gpu(
+    low: tuple[int, int], size: tuple[int, int], canvas: tuple[int, int], origin: tuple[int, int]
+) -> None:
+    if reason := no_triton():
+        pytest.skip(reason)
+    logits = logits_of(5, low, smooth=False).cuda()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = mask_postprocess(logits, size, 0.1, 0.5, canvas=canvas, origin=origin, backend="triton")
+    stream.synchronize()
+    on_host = [x.cpu() for x in found[:3]]
+    wanted = mask_postprocess(logits.cpu(), size, 0.1, 0.5, canvas=canvas, origin=origin, backend="torch")
+    assert same(type(found)(*on_host, found.runs), wanted)

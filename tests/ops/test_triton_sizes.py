@@ -1,0 +1,62 @@
+"""Triton turns an argument of 1 into a constant and compiles again: every kernel must still compile then."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+HALVES = dict.fromkeys(("q", "k", "v", "qkv", "pad", "place", "temporal", "weight", "bias", "x", "keys", "values", "out"), "*bf16")
+FLOATS = dict.fromkeys(("logits", "sums", "largest", "totals", "table"), "*fp32")
+WORDS = dict.fromkeys(("labels", "areas", "bits", "stats", "counts", "places", "firsts"), "*i32")
+POINTERS = HALVES | FLOATS | WORDS | {"masks": "*u8", "slots": "*i64", "ends": "*i64"}
+SCALARS = dict.fromkeys(("scale", "low", "middle", "high"), "fp32")
+KERNELS: list[tuple[str, str, dict[str, Any]]] = [
+    *[("connected_components", name, {"BLOCK": 256}) for name in ("init", "merge", "count", "spread")],
+    ("mask_postprocess", "bits", {"COLUMNS": 8, "ROWS": 64}),
+    *[("mask_postprocess", name, {"COLUMNS": 8, "WORDS": 8}) for name in ("count", "write")],
+    ("memory_attention", "keys", {"NARROW": 16, "HALF": 16, "COPY": True, "BLOCK": 16, "EXACT": False}),
+    ("rope_attention", "turn", {"BLOCK": 16, "HALF": 16}),
+    (
+        "rope_attention",
+        "attend",
+        {"WIDE": 16, "VALUES": 16, "BLOCK_Q": 16, "BLOCK_K": 16, "RAGGED": True, "ALONE": False, "EXACT": False},
+    ),
+    ("rope_attention", "merge", {"BLOCK": 16, "VALUES": 16}),
+    (
+        "window_attention",
+        "window",
+        {"head": 16, "BLOCK_Q": 16, "BLOCK_K": 16, "PACK": 2, "LOW": 16, "REST": 16, "POOL": True, "PADDED": True, "EXACT": False},
+    ),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "constants"), KERNELS, ids=[f"{m} {n}" for m, n, _ in KERNELS])
+def test_compiles_where_every_size_is_one(module: str, name: str, constants: dict[str, Any]) -> None:
+    pytest.importorskip("triton")
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = getattr(import_module(f"sam2_fast.kernels.{module}"), f"{name}_kernel")
+    kinds = POINTERS | SCALARS
+    if name in ("attend", "turn", "merge"):
+        kinds = {key: kind for key, kind in kinds.items() if key not in ("keys", "values")}
+    ones = {p.name: 1 for p in kernel.params if p.name not in kinds | constants and not p.do_not_specialize}
+    every = {n: "constexpr" if n in constants | ones else kinds.get(n, "i32") for n in kernel.arg_names}
+    fixed = {(kernel.arg_names.index(n),): value for n, value in (constants | ones).items()}
+    assert triton.compile(ASTSource(kernel, every, constexprs=fixed, attrs={}), target=GPUTarget("cuda", 90, 32)).asm["ptx"]
+
+
+def test_every_kernel_is_among_them() -> None:
+    pytest.importorskip("triton")
+    from pathlib import Path
+
+    folder = Path(import_module("sam2_fast.kernels.connected_components").__file__ or "").parent
+    found = {(file.stem, name.removesuffix("_kernel")) for file in folder.glob("*.py") for name in _kernels(file.stem)}
+    assert found == {(module, name) for module, name, _ in KERNELS}
+
+
+def _kernels(stem: str) -> list[str]:
+    return [name for name in vars(import_module(f"sam2_fast.kernels.{stem}")) if name.endswith("_kernel")]
