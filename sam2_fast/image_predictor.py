@@ -95,7 +95,7 @@ class SAM2ImagePredictor:
                 pictures.append(as_rgb(image))
             except ValueError as error:
                 raise ValueError(f"image_list[{index}]: {error}" if is_batch else str(error)) from error
-        batch = torch.stack([resize_image(picture, self.model.config.image_size) for picture in pictures]).to(self.device)
+        batch = torch.stack([resize_image(picture, self.model.config.image_size, self.device) for picture in pictures])
         features = self.model.encode_image(batch)
         self._features = {"image_embed": self.model.without_memory(features.low), "high_res_feats": [features.high, features.mid]}
         self._orig_hw = [(int(p.shape[0]), int(p.shape[1])) for p in pictures]

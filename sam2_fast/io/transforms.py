@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sam2_fast.ops.native import no_triton
 from sam2_fast.ops.preprocess import full_scale, normalize, preprocess_frame, preprocess_images, resize_bicubic
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
@@ -21,10 +22,14 @@ PIXEL_STD = (0.229, 0.224, 0.225)
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
 
-def resize_image(image: Pixels, size: int) -> Tensor:
-    """One image to model input on the CPU: [H, W, 3] uint8, or float32 in [0, 1] -> [3, size, size] float32, normalised."""
+def resize_image(image: Pixels, size: int, device: torch.device | str = "cpu") -> Tensor:
+    """One image to model input: [H, W, 3] uint8, or float32 in [0, 1] -> [3, size, size] float32 on `device`, normalised.
+
+    Bytes travel as they are and are resized on the device, where it has a kernel for that.
+    """
     _check_hwc(image, "image")
-    return resize_images(_as_tensor(image).permute(2, 0, 1)[None], size)[0]
+    place = device if image.dtype == np.uint8 and _resizes(device) else "cpu"
+    return resize_images(_as_tensor(image).permute(2, 0, 1)[None], size, place)[0].to(device)
 
 
 def resize_images(images: Tensor | Sequence[Tensor], size: int, device: torch.device | str | None = None) -> Tensor:
@@ -47,12 +52,13 @@ def resize_frame(frame: npt.NDArray[np.uint8], size: int) -> Tensor:
 
 
 def frame_input(frame: npt.NDArray[np.uint8], size: int, device: torch.device | str = "cpu") -> Tensor:
-    """One video frame to model input: [H, W, 3] uint8 -> [3, size, size] float32 on `device`, resized and normalised in one pass on a CPU.
+    """One video frame to model input: [H, W, 3] uint8 -> [3, size, size] float32 on `device`, resized and normalised there.
 
-    Elsewhere the resized bytes travel. The numbers are those of `normalize_frame(resize_frame(frame, size), device)`.
+    Where the device has no kernel for that, the resized bytes travel. The numbers are those of
+    `normalize_frame(resize_frame(frame, size), device)`.
     """
-    if torch.device(device).type == "cpu":
-        return preprocess_frame(_frame_tensor(frame, size), size, PIXEL_MEAN, PIXEL_STD)
+    if torch.device(device).type == "cpu" or _resizes(device):
+        return preprocess_frame(_frame_tensor(frame, size).to(device), size, PIXEL_MEAN, PIXEL_STD)
     return normalize_frame(resize_frame(frame, size), device)
 
 
@@ -76,6 +82,11 @@ def _resize_batch(images: Tensor, size: int, device: torch.device | str | None) 
     if not (placed.dtype == torch.uint8 or placed.is_floating_point()):
         raise ValueError(f"images: expected uint8 or floating point in [0, 1], got {images.dtype}")
     return preprocess_images(placed.permute(0, 2, 3, 1), size, PIXEL_MEAN, PIXEL_STD)
+
+
+def _resizes(device: torch.device | str) -> bool:
+    """Whether there is a kernel that resizes bytes on `device`."""
+    return torch.device(device).type == "cuda" and no_triton() is None
 
 
 def _frame_tensor(frame: npt.NDArray[np.uint8], size: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -12,7 +12,7 @@ from PIL import Image
 from PIL import __version__ as pillow_version
 from torch import Tensor
 
-from sam2_fast.ops.native import is_plain, native, no_cpu
+from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton
 from sam2_fast.ops.registry import Implementation, choose, register
 
 _library = torch.library.Library("sam2_fast", "FRAGMENT")
@@ -23,7 +23,7 @@ def preprocess_images(images: Tensor, size: int, mean: Sequence[float], std: Seq
     """Resize with antialiased bilinear interpolation in float32 (corners not aligned, as torch does), then (x - mean) / std.
 
     images: [B, H, W, 3] of any strides, uint8 (divided by 255 first) or floating point in [0, 1]. size: S, pixels of a side.
-    mean, std: of each channel, of values in [0, 1]. backend: "auto", "cpu" (uint8 only) or "torch".
+    mean, std: of each channel, of values in [0, 1]. backend: "auto", "triton", "cpu" (both uint8 only) or "torch".
     Returns [B, 3, S, S] float32 on the device of `images`. Raises ValueError for shapes that do not fit, BackendError where the
     named backend cannot run. Source: official `SAM2Transforms.__call__`.
     """
@@ -54,8 +54,8 @@ def preprocess_frame(frame: Tensor, size: int, mean: Sequence[float], std: Seque
 def resize_bicubic(frame: Tensor, size: int, *, backend: str = "auto") -> Tensor:
     """Resize with Pillow's bicubic filter: fixed point, one axis after the other, rounded to bytes after each.
 
-    frame: [H, W, 3] uint8 of any strides; size: S, pixels of a side; backend: "auto", "cpu" or "torch" (Pillow). Returns [S, S, 3] uint8
-    on the device of `frame`; every backend returns the bits of the installed Pillow. Errors as `preprocess_images`.
+    frame: [H, W, 3] uint8 of any strides; size: S, pixels of a side; backend: "auto", "triton", "cpu" or "torch" (Pillow). Returns
+    [S, S, 3] uint8 on the device of `frame`; every backend returns the bits of the installed Pillow. Errors as `preprocess_images`.
     """
     _check(frame, 3, "frame", "[H, W, 3]", size)
     _check_bytes(frame)
@@ -158,21 +158,45 @@ def _native_bicubic(frame: Tensor, size: int, isa: str | None = None) -> Tensor:
     return _run(frame[None], True, (0, 0, 0), (1, 1, 1), torch.empty(1, size, size, 3, dtype=torch.uint8, device="cpu"), isa)[0]
 
 
-def _refuses(pictures: Tensor, size: int, *_: object) -> str | None:
-    if pictures.device.type != "cpu" or not is_plain(pictures) or pictures.dtype != torch.uint8:
-        got = f"{type(pictures).__name__} of {pictures.dtype} on {pictures.device}"
-        return f"the input is a {got}, it takes plain uint8 tensors on the CPU"
-    if max(size, *pictures.shape[-3:-1]) > _MOST:
-        return f"sides are {[*pictures.shape[-3:-1]]} and {size} pixels, it takes up to 2^24"
-    return None
+def _resampled(pictures: Tensor, size: int, bicubic: bool, mean: Sequence[float] | None = None, std: Sequence[float] = ()) -> Tensor:
+    from sam2_fast.kernels import preprocess as kernels
+
+    height, width = pictures.shape[1:3]
+    columns_first = bicubic and columns_before_rows(height, width, size)
+    return kernels.resample(pictures.detach(), size, bicubic, columns_first, mean, std)
 
 
-for _op, _native_run, _reference in (
-    ("preprocess_images", _native_images, preprocess_images_reference),
-    ("preprocess_frame", _native_frame, preprocess_frame_reference),
-    ("resize_bicubic", _native_bicubic, resize_bicubic_reference),
+def _triton_images(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    return _resampled(images, size, False, mean, std)
+
+
+def _triton_frame(frame: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    return _resampled(frame[None], size, True, mean, std)[0]
+
+
+def _triton_bicubic(frame: Tensor, size: int) -> Tensor:
+    return _resampled(frame[None], size, True)[0]
+
+
+def _refuses_off(kind: str) -> Callable[..., str | None]:
+    def refuses(pictures: Tensor, size: int, *_: object) -> str | None:
+        if pictures.device.type != kind or not is_plain(pictures) or pictures.dtype != torch.uint8:
+            got = f"{type(pictures).__name__} of {pictures.dtype} on {pictures.device}"
+            return f"the input is a {got}, it takes plain uint8 tensors on {kind} devices"
+        if max(size, *pictures.shape[-3:-1]) > _MOST:
+            return f"sides are {[*pictures.shape[-3:-1]]} and {size} pixels, it takes up to 2^24"
+        return None
+
+    return refuses
+
+
+for _op, _in_triton, _native_run, _reference in (
+    ("preprocess_images", _triton_images, _native_images, preprocess_images_reference),
+    ("preprocess_frame", _triton_frame, _native_frame, preprocess_frame_reference),
+    ("resize_bicubic", _triton_bicubic, _native_bicubic, resize_bicubic_reference),
 ):
-    register(Implementation(_op, "cpu", _native_run, _refuses), no_cpu)
+    register(Implementation(_op, "triton", _in_triton, _refuses_off("cuda")), no_triton)
+    register(Implementation(_op, "cpu", _native_run, _refuses_off("cpu")), no_cpu)
     register(Implementation(_op, "torch", _reference, lambda *_: None), lambda: None)
 
 

@@ -8,15 +8,20 @@ from typing import Any
 import pytest
 
 HALVES = dict.fromkeys(("q", "k", "v", "qkv", "pad", "place", "temporal", "weight", "bias", "x", "keys", "values", "out"), "*bf16")
-FLOATS = dict.fromkeys(("logits", "sums", "largest", "totals", "table"), "*fp32")
-WORDS = dict.fromkeys(("labels", "areas", "bits", "stats", "counts", "places", "firsts"), "*i32")
-POINTERS = HALVES | FLOATS | WORDS | {"masks": "*u8", "slots": "*i64", "ends": "*i64"}
+FLOATS = dict.fromkeys(("logits", "sums", "largest", "totals", "table", "statistics"), "*fp32")
+WORDS = dict.fromkeys(("labels", "areas", "bits", "stats", "counts", "places", "firsts", "first", "weights"), "*i32")
+POINTERS = HALVES | FLOATS | WORDS | {"masks": "*u8", "slots": "*i64", "source": "*u8", "ends": "*i64"}
 SCALARS = dict.fromkeys(("scale", "low", "middle", "high"), "fp32")
 KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     *[("connected_components", name, {"BLOCK": 256}) for name in ("init", "merge", "count", "spread")],
     ("mask_postprocess", "bits", {"COLUMNS": 8, "ROWS": 64}),
     *[("mask_postprocess", name, {"COLUMNS": 8, "WORDS": 8}) for name in ("count", "write")],
     ("memory_attention", "keys", {"NARROW": 16, "HALF": 16, "COPY": True, "BLOCK": 16, "EXACT": False}),
+    (
+        "preprocess",
+        "axis",
+        {"BICUBIC": True, "BYTES": True, "PLANES": True, "ALONG": 16, "ACROSS": 8, "FIXED": 22},
+    ),
     ("rope_attention", "turn", {"BLOCK": 16, "HALF": 16}),
     (
         "rope_attention",
