@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2_fast.ops.transfer import upload
 from sam2_fast.prompts import LABELS, as_float
 from sam2_fast.types import Points
 
@@ -48,10 +49,10 @@ def image_prompts(
 
     def place(points: Tensor | None) -> Tensor | None:
         """To model pixels, in the official order of operations."""
-        return None if points is None else ((points / extent if normalize else points) * size).to(device)
+        return None if points is None else upload((points / extent if normalize else points) * size, device)
 
     return ImagePrompts(
-        place(coords), None if labels is None else labels.to(device), place(boxes), None if mask is None else mask.to(device)
+        place(coords), None if labels is None else upload(labels, device), place(boxes), None if mask is None else upload(mask, device)
     )
 
 
@@ -80,8 +81,8 @@ def stack_points(prompts: Sequence[Points]) -> Points:
 
 def rows_of(points: Points, rows: slice, device: torch.device) -> Points:
     """Some prompts of a batch, on `device`."""
-    present = None if points.present is None else points.present[rows].to(device)
-    return Points(points.coords[rows].to(device), points.labels[rows].to(device), present)
+    present = None if points.present is None else upload(points.present[rows], device)
+    return Points(upload(points.coords[rows], device), upload(points.labels[rows], device), present)
 
 
 def _points(point_coords: Any, point_labels: Any) -> tuple[Tensor | None, Tensor | None]:

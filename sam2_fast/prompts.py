@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2_fast.ops.transfer import upload
 from sam2_fast.types import Points
 
 LABELS = (-1, 0, 1)
@@ -97,7 +98,7 @@ def to_model_points(
     if ((coords < 0) | (coords > extent)).any():
         warnings.warn(f"a point or box lies outside the {width} x {height} image; it is used as given", UserWarning, stacklevel=4)
     coords = coords / extent * size if normalize else coords * size
-    return Points(coords[None].to(device), kinds[None].to(device))
+    return Points(upload(coords[None], device), upload(kinds[None], device))
 
 
 def to_model_mask(mask: Any, size: int, device: torch.device) -> Tensor:
@@ -110,7 +111,7 @@ def to_model_mask(mask: Any, size: int, device: torch.device) -> Tensor:
         raise ValueError(f"mask: expected shape (H, W), got {tuple(tensor.shape)}; pass one object's mask, e.g. mask[0]")
     if tensor.is_floating_point() and not torch.isfinite(tensor).all():
         raise ValueError("mask: expected finite numbers, got NaN or infinity")
-    drawn = (tensor.to(device) != 0)[None, None].float()
+    drawn = (upload(tensor, device) != 0)[None, None].float()
     if tensor.shape == (size, size):
         return drawn
     return (F.interpolate(drawn, size=(size, size), mode="bilinear", align_corners=False, antialias=True) >= 0.5).float()

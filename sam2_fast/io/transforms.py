@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sam2_fast.ops.native import no_triton
 from sam2_fast.ops.preprocess import full_scale, normalize, preprocess_frame, preprocess_images, resize_bicubic
+from sam2_fast.ops.transfer import upload
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
@@ -58,7 +59,7 @@ def frame_input(frame: npt.NDArray[np.uint8], size: int, device: torch.device | 
     `normalize_frame(resize_frame(frame, size), device)`.
     """
     if torch.device(device).type == "cpu" or _resizes(device):
-        return preprocess_frame(_frame_tensor(frame, size).to(device), size, PIXEL_MEAN, PIXEL_STD)
+        return preprocess_frame(upload(_frame_tensor(frame, size), device), size, PIXEL_MEAN, PIXEL_STD)
     return normalize_frame(resize_frame(frame, size), device)
 
 
@@ -70,7 +71,7 @@ def normalize_frame(frame: Tensor, device: torch.device | str | None = None, dty
     """
     if frame.dtype != torch.uint8 or frame.ndim not in (3, 4) or frame.shape[-1] != 3:
         raise ValueError(f"frame: expected uint8 [S, S, 3] or [B, S, S, 3], got {frame.dtype} {[*frame.shape]}")
-    pixels = frame.to(device) if device is not None else frame
+    pixels = upload(frame, device) if device is not None else frame
     planes = pixels.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     return normalize(planes.div_(full_scale(planes.device)), PIXEL_MEAN, PIXEL_STD).to(dtype)
 
@@ -78,7 +79,7 @@ def normalize_frame(frame: Tensor, device: torch.device | str | None = None, dty
 def _resize_batch(images: Tensor, size: int, device: torch.device | str | None) -> Tensor:
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
         raise ValueError(f"images: expected [B, 3, H, W] with at least one pixel, got {[*images.shape]}")
-    placed = images if device is None else images.to(device)
+    placed = images if device is None else upload(images, device)
     if not (placed.dtype == torch.uint8 or placed.is_floating_point()):
         raise ValueError(f"images: expected uint8 or floating point in [0, 1], got {images.dtype}")
     return preprocess_images(placed.permute(0, 2, 3, 1), size, PIXEL_MEAN, PIXEL_STD)

@@ -20,6 +20,7 @@ from sam2_fast.model.object_pointer import age_position, mix_absent, split_point
 from sam2_fast.model.position import sine_tokens
 from sam2_fast.model.prompt_encoder import PromptEncoder
 from sam2_fast.ops.memory_attention import Memories
+from sam2_fast.ops.transfer import upload_numbers
 from sam2_fast.types import Features, Points, Prediction
 
 
@@ -96,7 +97,7 @@ class Sam2(nn.Module):
         side, dtype, memory_dim = self.config.grid, low.dtype, self.config.memory_dim
         project = getattr(self, "obj_ptr_tpos_proj", None)
         split = self.config.hidden_dim // memory_dim
-        flat = torch.tensor([[age for mine in ages for age in mine]], dtype=torch.float32, device=low.device)
+        flat = upload_numbers([[age for mine in ages for age in mine]], torch.float32, low.device)
         when = age_position(flat, longest, project, self.config.hidden_dim, memory_dim).to(dtype).repeat_interleave(split, dim=1)[0]
         memories = Memories(
             [m for mine in maps for m in mine],

@@ -14,6 +14,7 @@ from torch import Tensor
 from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton
 from sam2_fast.ops.registry import Implementation, choose, register
 from sam2_fast.ops.rope_attention import rope_attention
+from sam2_fast.ops.transfer import upload_numbers
 
 _library = torch.library.Library("sam2_fast", "FRAGMENT")
 _STORED = (torch.float32, torch.bfloat16, torch.float16)
@@ -199,7 +200,7 @@ def _triton_attention(
         slots, firsts, most = _slots(memories, maps, *loose)
         narrow, dim = place.shape[1], x.shape[2]
         keys, values = place.new_empty(firsts[-1], dim), place.new_empty(firsts[-1], narrow)
-        where, begin = (torch.tensor(t, dtype=d).to(x.device, non_blocking=True) for t, d in ((slots, torch.int64), (firsts, torch.int32)))
+        where, begin = upload_numbers(slots, torch.int64, x.device), upload_numbers(firsts, torch.int32, x.device)
         longest = max(b - a for a, b in pairwise(firsts))
         y = x.contiguous()
         for i in range(len(weights) // 26):

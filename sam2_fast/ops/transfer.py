@@ -1,0 +1,24 @@
+"""From the host to a device without waiting for what the device is doing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def upload(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """`tensor` on `device`. From a CPU to a GPU through pinned memory, on the current stream: the host does not wait.
+
+    Pageable memory would make it wait for all that the stream still has to do. torch keeps the pinned copy until it was read.
+    """
+    if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def upload_numbers(values: Sequence[Any], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """A (nested) list as a tensor on `device`, as `upload` brings it there."""
+    return upload(torch.tensor(values, dtype=dtype), device)
