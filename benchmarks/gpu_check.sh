@@ -27,11 +27,15 @@ here=$PWD out=$(cd "$out" && pwd)
 cd "$stage" || exit 1
 part backends 60 "$python" -m sam2_fast.ops.registry
 cat "$out/backends.log"
-part gpu_tests 180 "$python" -m pytest -q -p no:cacheprovider tests/ops tests/test_masks.py
+part gpu_tests 150 "$python" -m pytest -q -p no:cacheprovider -m gpu tests/ops tests/test_masks.py tests/test_waiting.py
 
 cat >"$stage/small_shapes.py" <<'PY'
 import torch
 from sam2_fast.ops.connected_components import connected_components, connected_components_reference, small_components
+from sam2_fast.ops.mask_postprocess import mask_postprocess
+from sam2_fast.ops.preprocess import preprocess_frame
+from sam2_fast.ops.rope_attention import rope_attention, rope_table
+from sam2_fast.ops.window_attention import window_attention
 
 for shape in ((1, 1, 1), (3, 33, 65), (2, 64, 64), (1, 97, 40), (5, 1, 70), (0, 4, 4)):
     for density in (0.3, 0.6, 1.0):
@@ -40,6 +44,14 @@ for shape in ((1, 1, 1), (3, 33, 65), (2, 64, 64), (1, 97, 40), (5, 1, 70), (0, 
         assert all(torch.equal(a, b) for a, b in zip(connected_components(masks, backend="cuda"), expected)), shape
         for area in (1, 8, 16):
             assert torch.equal(small_components(masks, area, backend="cuda"), (expected[1] > 0) & (expected[1] <= area)), (shape, area)
+found = mask_postprocess(torch.randn(3, 9, 11).cuda(), (33, 20), 0.0, 0.5, canvas=(40, 30), origin=(3, 5), backend="triton")
+assert len(found.runs) == 3
+preprocess_frame(torch.randint(0, 256, (37, 50, 3), dtype=torch.uint8).cuda(), 24, (0.5,) * 3, (0.2,) * 3, backend="triton")
+q, k, v = (torch.randn(2, n, c, dtype=torch.bfloat16).cuda() for n, c in ((64, 64), (133, 64), (133, 16)))
+rope_attention(q, k, v, rope_table(64, 8).cuda(), 5, backend="triton")
+for window, pool in ((8, False), (14, False), (4, True), (0, True)):
+    qkv, pad = torch.randn(1, 16, 16, 3 * 112, dtype=torch.bfloat16).cuda(), torch.randn(3 * 112, dtype=torch.bfloat16).cuda()
+    window_attention(qkv, pad, 2, window, pool, backend="triton")
 torch.cuda.synchronize()
 PY
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1)

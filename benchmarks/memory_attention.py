@@ -1,4 +1,4 @@
-"""Memory attention on a CPU: all four layers, by number of maps and objects, against torch's layers around
+"""Memory attention: all four layers, by number of maps and objects, against torch's layers around
 `rope_attention`; errors on sharp attention too."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.timing import Options, Row, interleaved, matrix_peak, require, rows
+from benchmarks.timing import Options, Row, dtypes, interleaved, matrix_peak, placed, require, rows
 from sam2_fast.ops.memory_attention import WEIGHTS, Memories, memory_attention, memory_attention_reference
 from sam2_fast.ops.rope_attention import rope_table
 
@@ -57,9 +57,9 @@ def arguments(side: int, maps: int, objects: int, dtype: torch.dtype, sharp: flo
     return x, weights, rope_table(DIM, side), memories, torch.randn(7, NARROW, generator=generator).to(dtype), place
 
 
-def errors(side: int, dtype: torch.dtype, sharp: float) -> tuple[float, float]:
+def errors(side: int, dtype: torch.dtype, sharp: float, device: torch.device) -> tuple[float, float]:
     """Root mean square errors of ours and of torch's layers against float64, two maps."""
-    given = arguments(side, 2, 1, dtype, sharp)
+    given = placed(arguments(side, 2, 1, dtype, sharp), device)
     x, weights, table, m, temporal, place = given
     memories = m._replace(maps=[t.double() for t in m.maps], pointers=m.pointers.double(), positions=m.positions.double())
     exact = memory_attention_reference(
@@ -71,19 +71,17 @@ def errors(side: int, dtype: torch.dtype, sharp: float) -> tuple[float, float]:
 
 @torch.inference_mode()
 def measure(options: Options) -> Iterator[Row]:
-    """1, 4 and 7 maps of 64 x 64 tokens with 64 pointer tokens, one object and four, float32 and bfloat16."""
-    if options.device.type != "cpu":
-        return
+    """1, 4 and 7 maps of 64 x 64 tokens with 64 pointer tokens, one object and four."""
     side = 16 if options.quick else 64
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in dtypes(options):
         best = matrix_peak(options.device, dtype)
         error = {}
         for sharp in (1.0, 8.0):
-            mine, theirs = errors(min(side, 32), dtype, sharp)
+            mine, theirs = errors(min(side, 32), dtype, sharp, options.device)
             require(mine <= 2 * theirs, f"{str(dtype)[6:]}, queries x {sharp:g}", "sam2_fast")
             error[sharp] = mine, theirs
         for maps, objects in ((1, 1), (4, 1), (7, 1), (7, 4)):
-            given = arguments(side, maps, objects, dtype)
+            given = placed(arguments(side, maps, objects, dtype), options.device)
             times = interleaved(
                 {"sam2_fast": lambda g=given: memory_attention(*g), PEER: lambda g=given: memory_attention_reference(*g)}, options
             )

@@ -1,4 +1,4 @@
-"""Memory attention's kernel on a CPU: its operations a second against a matrix product, and its time against torch's own attention."""
+"""Memory attention's kernel alone: its operations a second against a matrix product, and its time against torch's own attention."""
 
 from __future__ import annotations
 
@@ -7,25 +7,23 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.timing import Options, Row, interleaved, matrix_peak, require, rows
+from benchmarks.timing import Options, Row, dtypes, interleaved, matrix_peak, placed, require, rows
 from sam2_fast.ops.rope_attention import rope_attention, rope_attention_reference, rope_table
 
 DIM, MEMORY, LOOSE = 256, 64, 64  # channels of q and k, of a memory; tokens of 16 object pointers
 
 
 def measure(options: Options) -> Iterator[Row]:
-    """Self-attention and attention to 1 and 7 memory maps, float32 and bfloat16, with projected values 256 wide for torch."""
-    if options.device.type != "cpu":
-        return
+    """Self-attention and attention to 1 and 7 memory maps, each number format, with projected values 256 wide for torch."""
     side = 16 if options.quick else 64
-    table, generator = rope_table(DIM, side), torch.Generator().manual_seed(0)
-    for dtype in (torch.float32, torch.bfloat16):
+    table, generator = rope_table(DIM, side).to(options.device), torch.Generator().manual_seed(0)
+    for dtype in dtypes(options):
         best = matrix_peak(options.device, dtype)
         for maps in (0, 1, 7):
             loose = LOOSE if maps else 0
             keys, width = (maps * side * side + loose, MEMORY) if maps else (side * side, DIM)
             shapes = ((side * side, DIM), (keys, DIM), (keys, width))
-            q, k, v = (torch.randn(1, n, c, generator=generator).to(dtype) for n, c in shapes)
+            q, k, v = placed([torch.randn(1, n, c, generator=generator).to(dtype) for n, c in shapes], options.device)
             what = f"{maps} maps" if maps else "self"
             case = f"{what}, {side * side} queries, {str(dtype)[6:]}"
             mine, theirs = rope_attention(q, k, v, table, loose), rope_attention_reference(q, k, v, table, loose)

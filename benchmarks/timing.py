@@ -71,6 +71,21 @@ def interleaved(functions: Mapping[str, Callable[[], Any]], options: Options) ->
     return times
 
 
+def dtypes(options: Options) -> tuple[torch.dtype, ...]:
+    """Number formats to measure: those that people run on such a device."""
+    return (torch.float32, torch.bfloat16) if options.device.type == "cpu" else (torch.bfloat16, torch.float16)
+
+
+def placed(value: Any, device: torch.device) -> Any:
+    """`value` with every tensor in it, in lists and tuples too, on `device`."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, list | tuple):
+        parts = [placed(part, device) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
+
+
 def matrix_peak(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
     """GFLOP/s of a large matrix product here: the ceiling that shares are given of.
 

@@ -1,4 +1,4 @@
-"""Windowed attention on a CPU: every shape that the tiny, base+ and large trunks meet, against the same steps in torch."""
+"""Windowed attention: every shape that the tiny, base+ and large trunks meet, against the same steps in torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.hiera_block import KINDS, TRUNKS
-from benchmarks.timing import Options, Row, interleaved, matrix_peak, require, rows
+from benchmarks.timing import Options, Row, dtypes, interleaved, matrix_peak, placed, require, rows
 from sam2_fast.ops.window_attention import window_attention, window_attention_reference
 
 
@@ -22,10 +22,8 @@ def operations(side: int, channels: int, window: int, pool: bool) -> int:
 
 @torch.inference_mode()
 def measure(options: Options) -> Iterator[Row]:
-    """float32 and bfloat16; the tiny trunk's only where `quick`."""
-    if options.device.type != "cpu":
-        return
-    for dtype in (torch.float32, torch.bfloat16):
+    """Of each number format; the tiny trunk's only where `quick`."""
+    for dtype in dtypes(options):
         best = matrix_peak(options.device, dtype)
         for trunk, (first, head) in list(TRUNKS.items())[: 1 if options.quick else None]:
             for kind, side, stage, factor, window, pool in KINDS:
@@ -34,9 +32,9 @@ def measure(options: Options) -> Iterator[Row]:
                 torch.manual_seed(0)
                 qkv, pad = torch.randn(1, side, side, 3 * channels).to(dtype), torch.randn(3 * channels).to(dtype)
                 case = f"{trunk}, {kind}, {side}^2, {channels // head} x {head}, {str(dtype)[6:]}"
-                given = (qkv, pad, channels // head, window, pool)
+                given = placed((qkv, pad, channels // head, window, pool), options.device)
                 mine, theirs = window_attention(*given), window_attention_reference(*given)
-                exact = window_attention_reference(qkv.double(), pad.double(), *given[2:])
+                exact = window_attention_reference(given[0].double(), given[1].double(), *given[2:])
                 require(_error(mine, exact) <= 2 * _error(theirs, exact), case, "sam2_fast")
                 del mine, theirs, exact
                 times = interleaved(
