@@ -37,6 +37,9 @@ class Frames(Protocol):
     def __getitem__(self, index: int) -> np.ndarray:
         """Frame `index`: uint8 [H, W, 3] RGB."""
 
+    def read_ahead(self, index: int) -> None:
+        """Frame `index` will be asked for next."""
+
 
 class StreamFrames:
     """Frames that the caller pushes one by one; only the newest few are held."""
@@ -59,6 +62,9 @@ class StreamFrames:
         self._held[self.pushed] = frame
         self.pushed += 1
         return self.pushed - 1
+
+    def read_ahead(self, index: int) -> None:
+        """Frames are pushed: there is nothing to read."""
 
     def unpush(self) -> None:
         """Take the newest frame back."""

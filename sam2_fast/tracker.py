@@ -23,10 +23,13 @@ OBJECTS_PER_PASS = 16
 """Objects stacked in one forward pass; more are taken in several passes, so that scratch memory stays bounded."""
 
 
-def frame_features(model: Sam2, session: VideoSession, frame: int) -> Features:
-    """Image features of a frame, [1, ...]; the last frame asked for is kept in the session."""
+def frame_features(model: Sam2, session: VideoSession, frame: int, ahead: int | None = None) -> Features:
+    """Image features of a frame, [1, ...]; the last frame asked for is kept in the session. Frame `ahead` is decoded meanwhile."""
     if session.features is None or session.features[0] != frame:
-        image = frame_input(session.frames[frame], model.config.image_size, session.device)  # [3, S, S] float32
+        pixels = session.frames[frame]
+        if ahead is not None:
+            session.frames.read_ahead(ahead)
+        image = frame_input(pixels, model.config.image_size, session.device)  # [3, S, S] float32
         session.features = (frame, model.encode_image(image[None]))
     return session.features[1]
 
@@ -107,16 +110,17 @@ def commit(model: Sam2, session: VideoSession) -> None:
         del track.previews[frame]
 
 
-def track_frame(model: Sam2, session: VideoSession, frame: int, step: int) -> Tensor:
+def track_frame(model: Sam2, session: VideoSession, frame: int, step: int, ahead: int | None = None) -> Tensor:
     """Results of all objects on one frame: logits [N, 1, 4h, 4w] float32, in the order of `session.objects`.
 
     Prompted and corrected frames are shown as they are; other objects attend to their memories, all of them stacked, and
-    remember the result. Paused objects are absent. The frame is stored for all objects or, if anything raises, for none.
+    remember the result. Paused objects are absent. ahead: the frame to come, if one is known. The frame is stored for all objects
+    or, if anything raises, for none.
     """
     tracks = list(session.objects.values())
     settled = [track.bank.settled(frame) for track in tracks]
     moving = [t for t, done in zip(tracks, settled, strict=True) if done is None and not t.paused]
-    features = frame_features(model, session, frame) if moving else None
+    features = frame_features(model, session, frame, ahead) if moving else None
     fresh: dict[int, FrameMemory] = {}
     for part in _parts(moving):
         assert features is not None

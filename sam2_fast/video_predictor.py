@@ -158,13 +158,14 @@ class SAM2VideoPredictor(SAM2Base):
                 raise RuntimeError("the session was reset while it was being propagated; call propagate_in_video again")
             if session.num_frames is None and not _has_frame(session, frame):
                 return
-            yield self._track(session, frame, step)
+            more = isinstance(order, range) and frame + step in order
+            yield self._track(session, frame, step, frame + step if more else None)
 
     @torch.inference_mode()
-    def _track(self, session: VideoSession, frame: int, step: int) -> Output:
+    def _track(self, session: VideoSession, frame: int, step: int, ahead: int | None) -> Output:
         with session.exclusive("propagate_in_video"):
             tracker.commit(self, session)
-            logits = tracker.track_frame(self, session, frame, step)
+            logits = tracker.track_frame(self, session, frame, step, ahead)
             return frame, session.obj_ids, self._finish(session, logits)
 
     def propagate_in_both_directions(self, inference_state: VideoSession, start_frame_idx: int | None = None) -> Iterator[Output]:

@@ -7,6 +7,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import SupportsIndex
 
@@ -30,10 +31,12 @@ class FrameSource(ABC):
 
     `num_frames` is None while it is unknown (a stream); `height` and `width` are in pixels and the same for every frame;
     `fps` is None where the source has no clock; `sequential` sources cannot go back further than the window.
-    Threads may share a source: reads take turns.
+    Threads may share a source: reads take turns, and what is in the window waits for none. `reads_ahead`: frames come from files, and
+    may be decoded on a thread of the source before they are asked for.
     """
 
     sequential = False
+    reads_ahead = False
 
     def __init__(self, name: str, num_frames: int | None, height: int, width: int, fps: float | None = None) -> None:
         self.name = name
@@ -43,7 +46,9 @@ class FrameSource(ABC):
         self.fps = fps
         self.window = min(WINDOW_FRAMES, max(2, WINDOW_BYTES // max(1, height * width * 3)))
         self._kept: OrderedDict[int, Frame] = OrderedDict()
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # of the decoder
+        self._window_lock = threading.Lock()
+        self._reader: ThreadPoolExecutor | None = None
         self._closed = False
 
     @abstractmethod
@@ -55,15 +60,20 @@ class FrameSource(ABC):
         if isinstance(index, (bool, np.bool_)):
             raise TypeError(f"frame index: expected an integer, got {index!r}")
         number = operator.index(index)
+        held = self._held(number)
+        if held is not None:
+            return held
         with self._lock:
-            if self._closed:
-                raise ValueError(f"{self.name}: the video is closed")
-            if number < 0 or (self.num_frames is not None and number >= self.num_frames):
-                raise IndexError(f"{self.name}: frame {number} is out of range, the video has frames 0 to {self._last()}")
-            if number in self._kept:
-                self._kept.move_to_end(number)
-                return self._kept[number]
-            return self._keep(number, self._read(number))
+            held = self._held(number)  # decoded while this thread waited for its turn
+            return self._keep(number, self._read(number)) if held is None else held
+
+    def read_ahead(self, index: int) -> None:
+        """Begin to decode frame `index`, where the source can. What goes wrong is raised when the frame is asked for."""
+        if not self.reads_ahead or self._closed or not 0 <= index < (self.num_frames or 0):
+            return
+        if self._reader is None:
+            self._reader = ThreadPoolExecutor(1, "sam2_fast-read-ahead")
+        self._reader.submit(self.__getitem__, index)
 
     def __len__(self) -> int:
         if self.num_frames is None:
@@ -83,8 +93,10 @@ class FrameSource(ABC):
 
     def close(self) -> None:
         """Let go of files and frames. Later reads raise ValueError; closing twice is fine."""
-        with self._lock:
-            self._closed = True
+        reader, self._reader, self._closed = self._reader, None, True
+        if reader is not None:
+            reader.shutdown(cancel_futures=True)
+        with self._window_lock:
             self._kept.clear()
 
     def __enter__(self) -> FrameSource:
@@ -97,6 +109,17 @@ class FrameSource(ABC):
         count = "unknown" if self.num_frames is None else self.num_frames
         return f"<{type(self).__name__} {self.name}: {count} frames, {self.width} x {self.height}>"
 
+    def _held(self, number: int) -> Frame | None:
+        """Frame `number` if it is in the window."""
+        with self._window_lock:
+            if self._closed:
+                raise ValueError(f"{self.name}: the video is closed")
+            if number < 0 or (self.num_frames is not None and number >= self.num_frames):
+                raise IndexError(f"{self.name}: frame {number} is out of range, the video has frames 0 to {self._last()}")
+            if number in self._kept:
+                self._kept.move_to_end(number)
+            return self._kept.get(number)
+
     def _keep(self, index: int, frame: Frame) -> Frame:
         """Check the size, put the frame into the window, forget the least recently used one."""
         height, width = frame.shape[:2]
@@ -107,10 +130,11 @@ class FrameSource(ABC):
             )
         shared = frame.view()
         shared.flags.writeable = False
-        self._kept[index] = shared
-        self._kept.move_to_end(index)
-        while len(self._kept) > self.window:
-            self._kept.popitem(last=False)
+        with self._window_lock:
+            self._kept[index] = shared
+            self._kept.move_to_end(index)
+            while len(self._kept) > self.window:
+                self._kept.popitem(last=False)
         return shared
 
     def _last(self) -> int:

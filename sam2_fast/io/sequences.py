@@ -22,6 +22,8 @@ FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 class FrameFolder(FrameSource):
     """A directory of image files, one a frame, in the order of the numbers in their names (`7.jpg`, `00007.jpg`, `frame_7.png`)."""
 
+    reads_ahead = True
+
     def __init__(self, path: Path, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES) -> None:
         self._files = frame_files(path, max_frames)
         self._max_pixels = max_pixels

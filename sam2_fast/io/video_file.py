@@ -34,6 +34,8 @@ class VideoFile(FrameSource):
     A truncated file has the frames that are there. Frame k is the k-th frame that a decoder shows, in order of time.
     """
 
+    reads_ahead = True
+
     def __init__(self, source: Path | bytes, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES) -> None:
         self._source = source
         name = f"video {source}" if isinstance(source, Path) else f"video of {len(source)} bytes"
@@ -64,8 +66,8 @@ class VideoFile(FrameSource):
         self._keep(0, first)
 
     def close(self) -> None:
+        super().close()
         with self._lock:
-            super().close()
             self._release()
 
     def _read(self, index: int) -> Frame:
