@@ -22,7 +22,7 @@ build: $(STAMP)  ## rebuild the native module after a change
 	$(PIP) install --no-build-isolation --no-deps -e .
 
 demo: $(STAMP)  ## the main job on the shipped clip: track three objects, write masks and an overlay
-	$(VENV)/bin/sam2-fast track examples/clip.mp4 --prompts examples/clip_prompts.json --image-size 512 --output outputs/demo
+	$(VENV)/bin/sam2-fast track examples/clip.mp4 --prompts examples/clip_prompts.json --output outputs/demo
 
 test: $(STAMP)
 	$(PY) -m pytest -n 2 --dist worksteal -q

@@ -1,4 +1,4 @@
-"""The paper's first questions, asked of `nano` on held-out synthetic clips; writes docs/experiments.md, its curves and its numbers.
+"""The paper's first questions, asked of `nano` on held-out synthetic clips; writes docs/experiments.md and every number behind it.
 
 python -m experiments.run [--weights FILE] [--clips N] [--only NAME ...]
 """
@@ -142,9 +142,9 @@ def experiments(clips: int, longest: int) -> dict[str, Experiment]:
         ),
         "lengths": Experiment(
             "Long videos", f"{once}, followed to the end; each row judges the frames since the row before.",
-            partial(lengths, longest=longest), "frames up to", min(clips, 6),
+            partial(lengths, longest=longest), "frames up to", min(clips, 4),
         ),
-        "absences": Experiment("Coming back", f"{once}; the eight frames after an object was away.", absences, "frames away", clips),
+        "absences": Experiment("Coming back", f"{once}; eight frames after an object was away.", absences, "frames away", min(clips, 30)),
         "clicks": Experiment(
             "Clicks", f"Offline, three clicks a round, on the worst frame. {reached}", clicks_wanted, "rounds", min(clips, 20)
         ),

@@ -16,6 +16,10 @@ HF_MODEL_ID_TO_FILENAMES: dict[str, tuple[str, str]] = {
 
 SAFETENSORS = "model.safetensors"
 
+NANO = "nano"
+PACKAGED = {NANO: Path(__file__).resolve().parent / "weights" / "nano.safetensors"}
+"""Weights that come with the package, by the name that stands for a Hub id."""
+
 
 class WeightsUnavailableError(RuntimeError):
     """Weights that are neither on disk nor in the cache nor can be downloaded."""
@@ -33,10 +37,12 @@ def cached(model_id: str) -> Path | None:
 
 
 def download(model_id: str) -> Path:
-    """A path as it is, or the weights of a Hub id: from the cache, else downloaded (HF_HUB_OFFLINE is honoured).
+    """A path as it is, "nano" as the package has it, or the weights of a Hub id: from the cache, else downloaded (HF_HUB_OFFLINE counts).
 
     Raises WeightsUnavailableError with the reason.
     """
+    if model_id in PACKAGED:
+        return PACKAGED[model_id]
     if Path(model_id).is_file():
         return Path(model_id)
     from huggingface_hub import hf_hub_download

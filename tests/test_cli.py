@@ -241,7 +241,8 @@ def test_a_real_interrupt_ends_the_program_with_130(tmp_path: Path) -> None:
 
 @needs("SAM2VideoPredictor")
 def test_random_weights_are_said_loudly() -> None:
-    result = run("track", EXAMPLES / "clip_frames", "--point", "40,212", *SMALL, "--max-frames", "1", "--no-overlay", "--json")
+    options = ["--size", "tiny", "--max-frames", "1", "--no-overlay", "--json"]
+    result = run("track", EXAMPLES / "clip_frames", "--point", "40,212", *SMALL, *options)
     assert "RANDOM WEIGHTS" in result.stderr
     assert json.loads(result.stdout)["weights"] == "random (seed 0)"
 

@@ -13,8 +13,9 @@ from sam2_fast.io.limits import MAX_FRAMES, MAX_PIXELS
 
 
 class Size(str, Enum):
-    """The released model sizes."""
+    """Our own model, and the released sizes."""
 
+    nano = "nano"
     tiny = "tiny"
     small = "small"
     base_plus = "base_plus"
@@ -58,12 +59,15 @@ Weights = Annotated[
     typer.Option(
         "--weights",
         metavar="PATH|HUB_ID",
-        help="A .pt or .safetensors file, or a Hub id. Default: the cached or downloaded official weights.",
+        help="A .pt or .safetensors file, a Hub id, or nano. Default: official weights from the cache or the Hub, else nano.",
     ),
 ]
-ModelSize = Annotated[Size | None, typer.Option("--size", help="Model size. Default: read from --weights, else tiny.")]
+ModelSize = Annotated[
+    Size | None, typer.Option("--size", help="Model size. Default: read from --weights, else tiny, or nano where there is no network.")
+]
 ImageSize = Annotated[
-    int | None, typer.Option("--image-size", metavar="PIXELS", help="Side of the model's input, a multiple of 32. Default 1024.")
+    int | None,
+    typer.Option("--image-size", metavar="PIXELS", help="Side of the model's input, a multiple of 32. Default 1024, of nano 256."),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1... Default: CUDA where there is one.")]
 NumberFormat = Annotated[Dtype, typer.Option("--dtype", help="Number format.")]

@@ -1,4 +1,4 @@
-"""Which weights a command runs with: the named ones or an error; else the official ones; else random ones, said loudly."""
+"""Which weights a command runs with: the named ones or an error; else the official ones; else nano, or random ones, said loudly."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ class Chosen(NamedTuple):
 
 def choose_weights(weights: str | None, size: Size | None) -> Chosen:
     """Resolve --weights and --size. Raises WeightsUnavailableError if weights that were named cannot be had."""
+    if weights is None and size is Size.nano:
+        weights = hub.NANO
     if weights is not None:
         path = _named(weights)
         return Chosen(size.value if size else None, path, None, weights)
@@ -35,14 +37,23 @@ def choose_weights(weights: str | None, size: Size | None) -> Chosen:
     try:
         path = hub.cached(model_id) or _download(model_id)
     except WeightsUnavailableError as error:
-        reason = " ".join(str(error).split())
-        bar = "!" * 78
-        note(f"{bar}\nWARNING: RANDOM WEIGHTS (seed 0). The masks mean nothing.\n{reason}\nGive --weights PATH to use real ones.\n{bar}")
-        return Chosen(config, None, 0, RANDOM)
+        return _without(size, " ".join(str(error).split()))
     return Chosen(config, path, None, f"{model_id} ({path.name})")
 
 
+def _without(size: Size | None, reason: str) -> Chosen:
+    """No official weights: `nano`, or random ones of the size that was asked for."""
+    if size is None:
+        note(f"{reason}\nUsing nano, the small model of this package: far from the released ones, see docs/nano.md.")
+        return Chosen(None, hub.PACKAGED[hub.NANO], None, hub.NANO)
+    bar = "!" * 78
+    note(f"{bar}\nWARNING: RANDOM WEIGHTS (seed 0). The masks mean nothing.\n{reason}\nGive --weights PATH to use real ones.\n{bar}")
+    return Chosen(size.value, None, 0, RANDOM)
+
+
 def _named(weights: str) -> Path:
+    if weights in hub.PACKAGED:
+        return hub.PACKAGED[weights]
     if Path(weights).is_file():
         return Path(weights)
     looks_like_id = weights.count("/") == 1 and not weights.startswith((".", "/", "~")) and not weights.endswith((".pt", ".safetensors"))
