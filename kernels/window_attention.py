@@ -129,6 +129,11 @@ def shape(tall: int, wide: int, by: int) -> tuple[int, int, int]:
     return max(min(triton.next_power_of_2(queries), 64), 16), max(min(triton.next_power_of_2(pack * keys), 64), 16), pack
 
 
+def warps(head: int, capability: int) -> int:
+    """Of a block. capability: 80, 86, 90... With four warps, wide heads spill registers on 8.x."""
+    return 8 if head > 80 and capability < 90 else 4
+
+
 def window_attention(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool) -> Tensor:
     """As `sam2_fast.ops.window_attention`, for contiguous tensors of one dtype, on the current stream."""
     batch, height, width, channels = qkv.shape
@@ -141,9 +146,11 @@ def window_attention(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool
     block_q, block_k, pack = shape(tall, wide, by)
     blocks = triton.cdiv(pack * (tall // by) * (wide // by), block_q)
     padded = rows * tall != height or columns * wide != width
+    major, minor = torch.cuda.get_device_capability(qkv.device) if qkv.is_cuda else (9, 0)
     with torch.cuda.device_of(qkv):
         window_kernel[triton.cdiv(rows * columns, pack) * blocks, num_heads, batch](
             qkv, pad, out, height, width, columns, rows * columns, tall, wide, blocks, num_heads, 1.4426950408889634 * head**-0.5,
-            head, block_q, block_k, pack, *parts(head), pool, padded, qkv.dtype == torch.float32, num_warps=4, num_stages=2,
+            head, block_q, block_k, pack, *parts(head), pool, padded, qkv.dtype == torch.float32,
+            num_warps=warps(head, 10 * major + minor), num_stages=2,
         )  # fmt: skip
     return out

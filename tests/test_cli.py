@@ -327,7 +327,7 @@ def test_segment_writes_a_mask_for_every_object(tmp_path: Path, kind: str, files
     assert sorted(path.name for path in (tmp_path / "still_sam2").iterdir()) == sorted([*files, "overlay.png"])
     assert [entry["id"] for entry in found["objects"]] == [1, 2, 3]
     assert all({"id", "score", "area", "bbox"} == set(entry) for entry in found["objects"])
-    assert found["weights"] == "random (seed 0)"
+    assert found["weights"] == "nano"
 
 
 @needs("SAM2ImagePredictor")
@@ -337,7 +337,7 @@ def test_segment_takes_a_mask_as_a_hint_and_answers_in_words(tmp_path: Path) -> 
     save_mask("crate.png", load_masks_json(EXAMPLES / "still_truth.json")[0][2])
     result = run("segment", EXAMPLES / "still.png", "--mask", "crate.png", *SMALL, "--no-overlay")
     assert result.exit_code == 0, result.output
-    assert "1 objects, weights random (seed 0)" in result.stdout
+    assert "1 objects, weights nano" in result.stdout
 
 
 @needs("SAM2AutomaticMaskGenerator")

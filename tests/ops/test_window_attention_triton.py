@@ -62,11 +62,11 @@ def test_compiles_without_spills_and_fits(capability: int, shared: int, block: t
 
     window, pool, head, side = block
     block_q, block_k, pack = kernels.shape(window or side, window or side, 2 if pool else 1)
-    low, rest = kernels.parts(head)
+    (low, rest), warps = kernels.parts(head), kernels.warps(head, capability)
     numbers = ("height", "width", "columns", "count", "tall", "wide", "blocks", "heads")
     kinds = {"qkv": "*bf16", "pad": "*bf16", "out": "*bf16", "scale": "fp32"} | dict.fromkeys(numbers, "i32")
     constants = {"head": head, "BLOCK_Q": block_q, "BLOCK_K": block_k, "PACK": pack, "LOW": low, "REST": rest, "POOL": pool, "EXACT": False}
-    found = resources(kernels.window_kernel, kinds, constants | {"PADDED": bool(window and side % window)}, capability, 4, 2)
+    found = resources(kernels.window_kernel, kinds, constants | {"PADDED": bool(window and side % window)}, capability, warps, 2)
     assert found[1] == 0 and found[2] <= shared * 1024, found
 
 
