@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from sam2_fast.checkpoint import infer_config, read_state_dict
 from sam2_fast.config import NANO
@@ -32,7 +32,7 @@ def pack(source: Path, target: Path) -> int:
         raise ValueError(f"{source}: {', '.join(wrong)} has numbers that float16 lacks")
     recipe = hashlib.sha256(RECIPE.read_bytes()).hexdigest()
     with whole_file(target) as beside:
-        save_file(small, beside, {"model": "nano", "license": "Apache-2.0", "recipe": RECIPE.name, "recipe_sha256": recipe})
+        beside.write_bytes(save(small, {"model": "nano", "license": "Apache-2.0", "recipe": RECIPE.name, "recipe_sha256": recipe}))
         size = beside.stat().st_size
         if size > MOST_BYTES:
             raise ValueError(f"{target}: expected at most {MOST_BYTES} bytes, got {size}")

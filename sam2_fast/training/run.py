@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from sam2_fast.build_sam import choose_device
 from sam2_fast.io.atomic import whole_file
@@ -59,7 +59,8 @@ def train_to(
                 write(trainer.step, found)
         if rank == 0:
             with whole_file(folder / WEIGHTS) as beside:
-                save_file({name: t.detach().cpu().contiguous() for name, t in trainer.weights().items()}, beside)
+                # not save_file: it hides the file from other users, whatever the umask says
+                beside.write_bytes(save({name: t.detach().cpu().contiguous() for name, t in trainer.weights().items()}))
     return {name: sum(found[name] for found in last) / len(last) for name in last[0]} if last else {}
 
 

@@ -34,6 +34,7 @@ def test_a_run_leaves_weights_a_checkpoint_and_a_log(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted([CHECKPOINT, WEIGHTS, LOG])
     assert steps(tmp_path / "run") == [1, 2, 3, 4, 5, 6] and losses["total"] > 0
     build_sam2(recipe.model, tmp_path / "run" / WEIGHTS, device="cpu")
+    assert (tmp_path / "run" / WEIGHTS).stat().st_mode == (tmp_path / "run" / LOG).stat().st_mode, "as the umask has it"
 
 
 def test_a_killed_run_is_resumed_by_the_command_with_the_same_weights(tmp_path: Path) -> None:
