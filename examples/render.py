@@ -145,6 +145,7 @@ def main() -> None:
         {"id": 1, "frame": 0, "points": [[40, 212]], "labels": [1]},
         {"id": 2, "frame": 0, "box": [340, 118, 440, 218]},
         {"id": 3, "frame": 0, "points": [[301, 50], [301, 100]], "labels": [1, 0]},
+        {"id": 1, "frame": 26, "points": [[311, 150]], "labels": [1]},  # a correction: the ball comes out from behind the others
     ]
     (HERE / "clip_prompts.json").write_text(json.dumps({"objects": prompts}, indent=1) + "\n")
     on_still = [

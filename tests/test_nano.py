@@ -44,7 +44,7 @@ def test_follows_the_objects_of_the_shipped_clip() -> None:
     for t, ids, logits in predictor.propagate_in_video(state):
         scores.add(frames[t], {i: (logits[ids.index(i), 0] > 0).numpy() for i in ids})
     found = {row.object: row.j_and_f for row in scores.result("")}
-    assert np.mean(list(found.values())) >= 0.6, found
+    assert np.mean(list(found.values())) >= 0.75 and min(found.values()) >= 0.5, found
 
 
 def test_held_out_clips_have_seeds_that_training_cannot_draw() -> None:
