@@ -30,7 +30,7 @@ def resize_image(image: Pixels, size: int, device: torch.device | str = "cpu") -
     """
     _check_hwc(image, "image")
     place = device if image.dtype == np.uint8 and _resizes(device) else "cpu"
-    return resize_images(_as_tensor(image).permute(2, 0, 1)[None], size, place)[0].to(device)
+    return upload(resize_images(_as_tensor(image).permute(2, 0, 1)[None], size, place)[0], device)
 
 
 def resize_images(images: Tensor | Sequence[Tensor], size: int, device: torch.device | str | None = None) -> Tensor:
@@ -58,7 +58,7 @@ def frame_input(frame: npt.NDArray[np.uint8], size: int, device: torch.device | 
     Where the device has no kernel for that, the resized bytes travel. The numbers are those of
     `normalize_frame(resize_frame(frame, size), device)`.
     """
-    if torch.device(device).type == "cpu" or _resizes(device):
+    if _resizes(device):
         return preprocess_frame(upload(_frame_tensor(frame, size), device), size, PIXEL_MEAN, PIXEL_STD)
     return normalize_frame(resize_frame(frame, size), device)
 
@@ -86,8 +86,9 @@ def _resize_batch(images: Tensor, size: int, device: torch.device | str | None) 
 
 
 def _resizes(device: torch.device | str) -> bool:
-    """Whether there is a kernel that resizes bytes on `device`."""
-    return torch.device(device).type == "cuda" and no_triton() is None
+    """Whether bytes are resized on `device` itself."""
+    kind = torch.device(device).type
+    return kind == "cpu" or (kind == "cuda" and no_triton() is None)
 
 
 def _frame_tensor(frame: npt.NDArray[np.uint8], size: int) -> Tensor:

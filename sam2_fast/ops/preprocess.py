@@ -178,7 +178,7 @@ def _triton_bicubic(frame: Tensor, size: int) -> Tensor:
     return _resampled(frame[None], size, True)[0]
 
 
-def _refuses_off(kind: str) -> Callable[..., str | None]:
+def _refuse_device(kind: str) -> Callable[..., str | None]:
     def refuses(pictures: Tensor, size: int, *_: object) -> str | None:
         if pictures.device.type != kind or not is_plain(pictures) or pictures.dtype != torch.uint8:
             got = f"{type(pictures).__name__} of {pictures.dtype} on {pictures.device}"
@@ -195,8 +195,8 @@ for _op, _in_triton, _native_run, _reference in (
     ("preprocess_frame", _triton_frame, _native_frame, preprocess_frame_reference),
     ("resize_bicubic", _triton_bicubic, _native_bicubic, resize_bicubic_reference),
 ):
-    register(Implementation(_op, "triton", _in_triton, _refuses_off("cuda")), no_triton)
-    register(Implementation(_op, "cpu", _native_run, _refuses_off("cpu")), no_cpu)
+    register(Implementation(_op, "triton", _in_triton, _refuse_device("cuda")), no_triton)
+    register(Implementation(_op, "cpu", _native_run, _refuse_device("cpu")), no_cpu)
     register(Implementation(_op, "torch", _reference, lambda *_: None), lambda: None)
 
 

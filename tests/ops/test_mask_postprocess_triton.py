@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -13,17 +9,12 @@ from sam2_fast.ops.mask_postprocess import mask_postprocess
 from sam2_fast.ops.native import no_triton
 from sam2_fast.ops.registry import BackendError
 from tests.ops.test_mask_postprocess import SHAPES, logits_of, same
-from tests.ops.test_rope_attention_triton import resources
+from tests.ops.triton_tools import compiled, interpret, resources
 
 LONG = [((20, 9), (64, 17), (64, 17), (0, 0)), ((12, 6), (1100, 3), (1100, 5), (0, 1)), ((8, 8), (32, 9), (40, 9), (8, 0))]
 """Columns of whole words, of more words than a block, and down to the canvas's end."""
 
 INTERPRETED = """
-import torch
-from contextlib import nullcontext
-torch.cuda.device_of = lambda tensor: nullcontext()
-fresh = torch.Tensor.new_empty
-torch.Tensor.new_empty = lambda self, *size, **how: fresh(self, *size, **how).fill_(0x55555555)
 from sam2_fast.kernels import mask_postprocess as kernels
 from sam2_fast.ops.mask_postprocess import Judged, mask_postprocess_reference
 from tests.ops.test_mask_postprocess import SHAPES, logits_of, same
@@ -45,11 +36,7 @@ assert same(none, mask_postprocess_reference(torch.zeros(0, 4, 4), (8, 8), 0.0, 
 
 def test_gives_the_definitions_integers_in_the_interpreter() -> None:
     pytest.importorskip("triton")
-    environment = {"TRITON_INTERPRET": "1", "PATH": "/usr/bin:/bin", "HOME": "/tmp"}
-    root = Path(__file__).resolve().parents[2]
-    program = [sys.executable, "-c", INTERPRETED]
-    run = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300, check=False, cwd=root)
-    assert run.returncode == 0, run.stderr[-2000:]
+    interpret(INTERPRETED)
 
 
 @pytest.mark.parametrize("capability", [80, 90, 120])
@@ -70,16 +57,11 @@ def test_compiles_without_spills(name: str, capability: int) -> None:
 
 def test_no_products_are_fused_as_it_is_launched() -> None:
     pytest.importorskip("triton")
-    import triton
     from sam2_fast.kernels.mask_postprocess import bits_kernel as kernel
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     kinds = dict.fromkeys(kernel.arg_names, "i32") | {"logits": "*fp32", "bits": "*i32", "stats": "*i32"}
-    kinds |= dict.fromkeys(("low", "middle", "high"), "fp32") | {"COLUMNS": "constexpr", "ROWS": "constexpr"}
-    names = kernel.arg_names
-    source = ASTSource(kernel, kinds, constexprs={(names.index("COLUMNS"),): 8, (names.index("ROWS"),): 128}, attrs={})
-    code = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False}).asm["ptx"]
+    kinds |= dict.fromkeys(("low", "middle", "high"), "fp32")
+    code = compiled(kernel, kinds, {"COLUMNS": 8, "ROWS": 128}, 90, aligned=False, enable_fp_fusion=False).asm["ptx"]
     assert "mul.rn.f32" in code and "mul.rn.f64" in code and "fma." not in code
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +11,7 @@ from sam2_fast.ops.native import no_triton
 from sam2_fast.ops.preprocess import preprocess_frame, preprocess_images, resize_bicubic, resize_bicubic_reference
 from sam2_fast.ops.registry import BackendError
 from tests.ops.test_preprocess import MEAN, SIZES, STD, exact, picture
-from tests.ops.test_rope_attention_triton import resources
+from tests.ops.triton_tools import interpret, resources
 
 SMALL = [
     (48, 64, 64), (33, 17, 40), (200, 90, 64), (61, 97, 64), (64, 64, 64), (64, 30, 64), (1, 1, 1), (1, 1, 5), (7, 5, 1), (3, 700, 24),
@@ -22,16 +19,6 @@ SMALL = [
 ]  # fmt: skip
 
 INTERPRETED = """
-import torch
-from contextlib import nullcontext
-torch.cuda.device_of = lambda tensor: nullcontext()
-fresh = torch.Tensor.new_empty
-
-def poisoned(self, *size, **how):
-    made = fresh(self, *size, **how)
-    return made.fill_(float("nan") if made.is_floating_point() else 77)
-
-torch.Tensor.new_empty = poisoned
 from sam2_fast.kernels import preprocess as kernels
 from sam2_fast.ops.preprocess import (
     columns_before_rows, preprocess_frame_reference, preprocess_images_reference, resize_bicubic_reference,
@@ -62,11 +49,7 @@ assert kernels.resample(picture(4, 4)[None][:0], 8, False, False, MEAN, STD).sha
 
 def test_gives_pillows_bytes_and_torchs_accuracy_in_the_interpreter() -> None:
     pytest.importorskip("triton")
-    environment = {"TRITON_INTERPRET": "1", "PATH": "/usr/bin:/bin", "HOME": "/tmp"}
-    root = Path(__file__).resolve().parents[2]
-    program = [sys.executable, "-c", INTERPRETED]
-    run = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300, check=False, cwd=root)
-    assert run.returncode == 0, run.stderr[-2000:]
+    interpret(INTERPRETED)
 
 
 @pytest.mark.parametrize("capability", [80, 90, 120])

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 
 from sam2_fast.ops.native import no_triton
 from sam2_fast.ops.registry import BackendError
 from sam2_fast.ops.rope_attention import rope_attention, rope_attention_reference, rope_table
+from tests.ops.triton_tools import interpret, resources
 
 CASES = [
     (8, 3, 16, 256, 64, 3),
@@ -25,16 +20,6 @@ CASES = [
 ]
 
 INTERPRETED = f"""
-import torch
-from contextlib import nullcontext
-torch.cuda.device_of = lambda tensor: nullcontext()
-fresh = torch.Tensor.new_empty
-
-def poisoned(self, *size, **how):
-    made = fresh(self, *size, **how)
-    return made.fill_(float("nan")) if made.is_floating_point() else made
-
-torch.Tensor.new_empty = poisoned
 from sam2_fast.kernels.rope_attention import rope_attention
 from sam2_fast.ops.rope_attention import rope_attention_reference, rope_table
 
@@ -56,36 +41,7 @@ for dtype in (torch.float32, torch.float16):
 
 def test_errs_at_most_twice_as_much_as_torch_in_the_interpreter() -> None:
     pytest.importorskip("triton")
-    environment = {"TRITON_INTERPRET": "1", "PATH": "/usr/bin:/bin", "HOME": "/tmp"}
-    run = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert run.returncode == 0, run.stderr[-2000:]
-
-
-def resources(
-    kernel: Any, kinds: dict[str, str], constants: dict[str, Any], capability: int, warps: int, stages: int
-) -> tuple[int, int, int]:
-    """Registers a thread, bytes spilled and bytes of shared memory, as ptxas reports them."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    names = kernel.arg_names
-    aligned = {(names.index(n),): [["tt.divisibility", 16]] for n in kinds if kinds[n].startswith("*")}
-    every = {n: "constexpr" if n in constants else kinds[n] for n in names}
-    source = ASTSource(kernel, every, constexprs={(names.index(n),): value for n, value in constants.items()}, attrs=aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps, "num_stages": stages})
-    architecture = re.search(r"\.target ([^\s,]+)", compiled.asm["ptx"])
-    assert architecture is not None
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    runs = []
-    for name in ("ptxas", "ptxas-blackwell"):  # which of them knows the architecture depends on the version
-        if (tools / name).exists():
-            command = [tools / name, "-v", "-arch", architecture[1], "-o", "/dev/null", "/dev/stdin"]
-            runs.append(subprocess.run(command, input=compiled.asm["ptx"], capture_output=True, text=True, timeout=200, check=False))
-    run = next(run for run in runs if run.returncode == 0)
-    registers, spills = re.search(r"Used (\d+) registers", run.stderr), re.search(r"(\d+) bytes spill stores", run.stderr)
-    assert registers is not None and spills is not None, run.stderr
-    return int(registers[1]), int(spills[1]), compiled.metadata.shared
+    interpret(INTERPRETED)
 
 
 @pytest.mark.parametrize("values", [64, 256])

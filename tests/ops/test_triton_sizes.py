@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.ops.triton_tools import compiled
+
 HALVES = dict.fromkeys(("q", "k", "v", "qkv", "pad", "place", "temporal", "weight", "bias", "x", "keys", "values", "out"), "*bf16")
 FLOATS = dict.fromkeys(("logits", "sums", "largest", "totals", "table", "statistics"), "*fp32")
 WORDS = dict.fromkeys(("labels", "areas", "bits", "stats", "counts", "places", "firsts", "first", "weights"), "*i32")
@@ -40,18 +42,13 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("module", "name", "constants"), KERNELS, ids=[f"{m} {n}" for m, n, _ in KERNELS])
 def test_compiles_where_every_size_is_one(module: str, name: str, constants: dict[str, Any]) -> None:
     pytest.importorskip("triton")
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     kernel = getattr(import_module(f"sam2_fast.kernels.{module}"), f"{name}_kernel")
     kinds = POINTERS | SCALARS
     if name in ("attend", "turn", "merge"):
         kinds = {key: kind for key, kind in kinds.items() if key not in ("keys", "values")}
     ones = {p.name: 1 for p in kernel.params if p.name not in kinds | constants and not p.do_not_specialize}
-    every = {n: "constexpr" if n in constants | ones else kinds.get(n, "i32") for n in kernel.arg_names}
-    fixed = {(kernel.arg_names.index(n),): value for n, value in (constants | ones).items()}
-    assert triton.compile(ASTSource(kernel, every, constexprs=fixed, attrs={}), target=GPUTarget("cuda", 90, 32)).asm["ptx"]
+    numbers = dict.fromkeys(kernel.arg_names, "i32")
+    assert compiled(kernel, numbers | kinds, constants | ones, 90, aligned=False).asm["ptx"]
 
 
 def test_every_kernel_is_among_them() -> None:

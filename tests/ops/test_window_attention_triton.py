@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from sam2_fast.ops.native import no_triton
 from sam2_fast.ops.registry import BackendError
 from sam2_fast.ops.window_attention import window_attention, window_attention_reference
-from tests.ops.test_rope_attention_triton import resources
 from tests.ops.test_window_attention import SHAPES, case, cast, error
+from tests.ops.triton_tools import interpret, resources
 
 INTERPRETED = """
-import torch
-from contextlib import nullcontext
-torch.cuda.device_of = lambda tensor: nullcontext()
-fresh = torch.Tensor.new_empty
-
-def poisoned(self, *size, **how):
-    made = fresh(self, *size, **how)
-    return made.fill_(float("nan")) if made.is_floating_point() else made
-
-torch.Tensor.new_empty = poisoned
 from sam2_fast.kernels.window_attention import window_attention
 from sam2_fast.ops.window_attention import window_attention_reference
 from tests.ops.test_window_attention import SHAPES, case, cast, error
@@ -47,11 +33,7 @@ TRUNK = {  # window, pooled, channels of a head, side of the grid: of the trunks
 
 def test_errs_at_most_twice_as_much_as_torch_in_the_interpreter() -> None:
     pytest.importorskip("triton")
-    environment = {"TRITON_INTERPRET": "1", "PATH": "/usr/bin:/bin", "HOME": "/tmp"}
-    root = Path(__file__).resolve().parents[2]
-    program = [sys.executable, "-c", INTERPRETED]
-    run = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300, check=False, cwd=root)
-    assert run.returncode == 0, run.stderr[-2000:]
+    interpret(INTERPRETED)
 
 
 @pytest.mark.parametrize("block", TRUNK.values(), ids=TRUNK)
