@@ -26,6 +26,8 @@ def keys_kernel(
     memory = tl.load(slot).to(tl.pointer_type(values.dtype.element_ty))
     added = tl.load(slot + 1)
     first, count, temporal_row = tl.load(slot + 2), tl.load(slot + 3), tl.load(slot + 4)
+    if tl.program_id(0) * BLOCK >= count:  # a slot that is not in use, or a short one
+        return
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     channel, half = tl.arange(0, NARROW), tl.arange(0, HALF)
     here = (token < count)[:, None] & (channel < channels)[None, :]
@@ -52,6 +54,22 @@ def keys_kernel(
     inside = (token < count)[:, None] & (half < HALF)[None, :]
     tl.store(out, (even * cos - odd * sin).to(keys.dtype.element_ty), mask=inside)
     tl.store(out + HALF, (even * sin + odd * cos).to(keys.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gather_kernel(addresses, like, out, channels, BLOCK: tl.constexpr):
+    """Row i of out [R, channels] from addresses[i] int64, where numbers of the type of `like` lie; zeros where the address is 0."""
+    channel = tl.arange(0, BLOCK)
+    address = tl.load(addresses + tl.program_id(0))
+    there = channel < tl.where(address == 0, 0, channels)
+    row = tl.load(address.to(tl.pointer_type(like.dtype.element_ty)) + channel, mask=there, other=0.0)
+    tl.store(out + tl.program_id(0) * channels + channel, row.to(out.dtype.element_ty), mask=channel < channels)
+
+
+def gather_rows(addresses: Tensor, like: Tensor, out: Tensor) -> None:
+    """Fill `out` [R, C] with rows that lie at `addresses` [R] int64 in the dtype of `like`, on the current stream."""
+    with torch.cuda.device_of(out):
+        gather_kernel[(len(out),)](addresses, like, out, out.shape[1], triton.next_power_of_2(out.shape[1]), num_warps=4)
 
 
 def memory_keys(

@@ -61,7 +61,7 @@ def join_points(coords: Tensor | None, labels: Tensor | None, boxes: Tensor | No
     if boxes is None:
         return None if coords is None or labels is None else Points(coords, labels)
     corners = boxes.reshape(-1, 2, 2)
-    kinds = torch.tensor([2, 3], dtype=torch.int32, device=corners.device).expand(len(corners), 2)
+    kinds = torch.arange(2, 4, dtype=torch.int32, device=corners.device).expand(len(corners), 2)
     if coords is None or labels is None:
         return Points(corners, kinds)
     return Points(torch.cat([corners, coords], 1), torch.cat([kinds, labels.to(torch.int32)], 1))

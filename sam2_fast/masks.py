@@ -19,7 +19,7 @@ def fill_holes(logits: Tensor, max_area: int, *, threshold: float = 0.0, value: 
     if max_area <= 0:
         return logits.clone()
     hole = small_components(logits[:, 0] <= threshold, max_area)
-    return torch.where(hole[:, None], logits.new_tensor(value), logits)
+    return torch.where(hole[:, None], value, logits)
 
 
 def remove_holes_and_specks(logits: Tensor, *, threshold: float, max_hole_area: float, max_speck_area: float) -> Tensor:
@@ -34,7 +34,7 @@ def remove_holes_and_specks(logits: Tensor, *, threshold: float, max_hole_area: 
     if max_speck_area > 0:
         # decided on the masks as they came, as upstream
         speck = small_components((logits > threshold).flatten(0, 1), int(max_speck_area))
-        flat = torch.where(speck[:, None], flat.new_tensor(threshold - 10.0), flat)
+        flat = torch.where(speck[:, None], threshold - 10.0, flat)
     return flat.view_as(logits)
 
 

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from sam2_fast.config import NO_OBJECT_LOGIT, Options
+from sam2_fast.frame_graph import Remembered
+from sam2_fast.graphs import Graphs
 from sam2_fast.io.transforms import frame_input
 from sam2_fast.masks import fill_holes
 from sam2_fast.model import Sam2
+from sam2_fast.ops.transfer import upload
 from sam2_fast.session import ObjectTrack, Prompt, VideoSession
 from sam2_fast.types import Features, FrameMemory, Points, Recall
 
@@ -23,14 +26,18 @@ OBJECTS_PER_PASS = 16
 """Objects stacked in one forward pass; more are taken in several passes, so that scratch memory stays bounded."""
 
 
-def frame_features(model: Sam2, session: VideoSession, frame: int, ahead: int | None = None) -> Features:
-    """Image features of a frame, [1, ...]; the last frame asked for is kept in the session. Frame `ahead` is decoded meanwhile."""
+def frame_features(model: Sam2, session: VideoSession, frame: int, ahead: int | None = None, graphs: Graphs | None = None) -> Features:
+    """Image features of a frame, [1, ...]; the last frame asked for is kept in the session. Frame `ahead` is decoded meanwhile.
+
+    graphs: recordings to take them from, where the device has some.
+    """
     if session.features is None or session.features[0] != frame:
         pixels = session.frames[frame]
         if ahead is not None:
             session.frames.read_ahead(ahead)
-        image = frame_input(pixels, model.config.image_size, session.device)  # [3, S, S] float32
-        session.features = (frame, model.encode_image(image[None]))
+        image = frame_input(pixels, model.config.image_size, session.device)[None]  # [1, 3, S, S] float32
+        recorded = graphs is not None and graphs.refuses(model, image) is None
+        session.features = (frame, graphs.encode(model, image) if graphs is not None and recorded else model.encode_image(image))
     return session.features[1]
 
 
@@ -110,21 +117,23 @@ def commit(model: Sam2, session: VideoSession) -> None:
         del track.previews[frame]
 
 
-def track_frame(model: Sam2, session: VideoSession, frame: int, step: int, ahead: int | None = None) -> Tensor:
+def track_frame(
+    model: Sam2, session: VideoSession, frame: int, step: int, ahead: int | None = None, graphs: Graphs | None = None
+) -> Tensor:
     """Results of all objects on one frame: logits [N, 1, 4h, 4w] float32, in the order of `session.objects`.
 
     Prompted and corrected frames are shown as they are; other objects attend to their memories, all of them stacked, and
-    remember the result. Paused objects are absent. ahead: the frame to come, if one is known. The frame is stored for all objects
-    or, if anything raises, for none.
+    remember the result. Paused objects are absent. ahead: the frame to come, if one is known. graphs: recordings of a GPU's work to
+    replay, where it can. The frame is stored for all objects or, if anything raises, for none.
     """
     tracks = list(session.objects.values())
     settled = [track.bank.settled(frame) for track in tracks]
     moving = [t for t, done in zip(tracks, settled, strict=True) if done is None and not t.paused]
-    features = frame_features(model, session, frame, ahead) if moving else None
+    features = frame_features(model, session, frame, ahead, graphs) if moving else None
     fresh: dict[int, FrameMemory] = {}
     for part in _parts(moving):
         assert features is not None
-        for track, memory in zip(part, _track_part(model, session, features, part, frame, step), strict=True):
+        for track, memory in zip(part, _track_part(model, session, features, part, frame, step, graphs), strict=True):
             fresh[id(track)] = memory
     rows = [(fresh.get(id(t)) or done) for t, done in zip(tracks, settled, strict=True)]
     for track in moving:
@@ -140,13 +149,21 @@ def track_frame(model: Sam2, session: VideoSession, frame: int, step: int, ahead
 
 
 def _track_part(
-    model: Sam2, session: VideoSession, features: Features, tracks: Sequence[ObjectTrack], frame: int, step: int
+    model: Sam2,
+    session: VideoSession,
+    features: Features,
+    tracks: Sequence[ObjectTrack],
+    frame: int,
+    step: int,
+    graphs: Graphs | None,
 ) -> list[FrameMemory]:
-    recalls = [recall(model, session, t, frame, step) for t in tracks]
-    fused = attend(model, session, features, tracks, recalls)
-    count = len(tracks)
-    nowhere = Points(torch.zeros(count, 1, 2, device=session.device), torch.full((count, 1), -1, dtype=torch.int32, device=session.device))
-    logits, pointer, presence = model.track(fused, features, nowhere, None, ambiguous(model.options, 0, first=False))
+    given = remembered(session, tracks, [recall(model, session, t, frame, step) for t in tracks])
+    multimask = ambiguous(model.options, 0, first=False)
+    if graphs is not None and graphs.refuses_frame(model, features.low) is None:
+        return remember(model, session, *graphs.track(model, features, given, multimask))
+    count, place = len(tracks), session.device
+    nowhere = Points(torch.zeros(count, 1, 2, device=place), torch.full((count, 1), -1, dtype=torch.int32, device=place))
+    logits, pointer, presence = model.track(_attend(model, features, given), features, nowhere, None, multimask)
     maps = model.encode_memory(features.low, logits, presence, False)  # from the mask before its holes are filled
     return remember(model, session, logits, pointer, presence, maps)
 
@@ -167,12 +184,20 @@ def recall(model: Sam2, session: VideoSession, track: ObjectTrack, frame: int, s
 
 def attend(model: Sam2, session: VideoSession, features: Features, tracks: Sequence[ObjectTrack], recalls: Sequence[Recall]) -> Tensor:
     """Fused features [N, 256, h, w] of N objects, which may remember differently much."""
-    maps, pointers = [], []
+    return _attend(model, features, remembered(session, tracks, recalls))
+
+
+def remembered(session: VideoSession, tracks: Sequence[ObjectTrack], recalls: Sequence[Recall]) -> Remembered:
+    """What `recalls` name, on the compute device."""
+    maps = [[upload(_map(track, f), session.device) for f in r.maps] for track, r in zip(tracks, recalls, strict=True)]
+    pointers = [[upload(_pointer(track, f), session.device) for f in r.pointers] for track, r in zip(tracks, recalls, strict=True)]
+    return Remembered(maps, [r.rows for r in recalls], pointers, [r.ages for r in recalls], recalls[0].longest)
+
+
+def _attend(model: Sam2, features: Features, given: Remembered) -> Tensor:
     nothing = features.low.new_zeros(0, model.config.hidden_dim)
-    for track, r in zip(tracks, recalls, strict=True):
-        maps.append([_map(track, f).to(session.device) for f in r.maps])
-        pointers.append(torch.stack([_pointer(track, f) for f in r.pointers]).to(session.device) if r.pointers else nothing)
-    return model.attend(features.low, maps, [r.rows for r in recalls], pointers, [r.ages for r in recalls], recalls[0].longest)
+    pointers = [torch.stack(list(mine)) if mine else nothing for mine in given.pointers]
+    return model.attend(features.low, given.maps, given.rows, pointers, given.ages, given.longest)
 
 
 def _map(track: ObjectTrack, frame: int) -> Tensor:

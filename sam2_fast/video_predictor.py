@@ -11,6 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sam2_fast import tracker
+from sam2_fast.config import Options, Sam2Config
+from sam2_fast.graphs import Graphs
 from sam2_fast.inference_state import InferenceState
 from sam2_fast.io.images import as_rgb_uint8
 from sam2_fast.io.video import open_video
@@ -27,7 +29,12 @@ class SAM2VideoPredictor(SAM2Base):
     """Interactive video segmentation (official `SAM2VideoPredictor`). The model holds no state: every video has its session.
 
     Every call validates, computes, then commits: one that raises has changed nothing.
+    graphs: recordings (CUDA graphs) of frames, made and used where the model is on a GPU; None: do without.
     """
+
+    def __init__(self, config: Sam2Config, options: Options | None = None) -> None:
+        super().__init__(config, options)
+        self.graphs: Graphs | None = Graphs()
 
     @classmethod
     def from_pretrained(cls, model_id: str, **kwargs: Any) -> SAM2VideoPredictor:
@@ -66,7 +73,7 @@ class SAM2VideoPredictor(SAM2Base):
         session = InferenceState(frames, self.device, storage, keep or default)
         session.offload_video_to_cpu = offload_video_to_cpu
         if video_path is not None:
-            tracker.frame_features(self, session, 0)
+            tracker.frame_features(self, session, 0, None, self.graphs)
         return session
 
     @torch.inference_mode()
@@ -165,7 +172,7 @@ class SAM2VideoPredictor(SAM2Base):
     def _track(self, session: VideoSession, frame: int, step: int, ahead: int | None) -> Output:
         with session.exclusive("propagate_in_video"):
             tracker.commit(self, session)
-            logits = tracker.track_frame(self, session, frame, step, ahead)
+            logits = tracker.track_frame(self, session, frame, step, ahead, self.graphs)
             return frame, session.obj_ids, self._finish(session, logits)
 
     def propagate_in_both_directions(self, inference_state: VideoSession, start_frame_idx: int | None = None) -> Iterator[Output]:
@@ -195,7 +202,7 @@ class SAM2VideoPredictor(SAM2Base):
             tracker.commit(self, session)
             number, tracked = frames.push(pixels), False
             try:
-                logits = tracker.track_frame(self, session, number, 1)
+                logits = tracker.track_frame(self, session, number, 1, None, self.graphs)
                 tracked = True
             finally:
                 if not tracked:

@@ -90,12 +90,18 @@ class Kept(Generic[Value]):
         """Forget it: for changes that leave no trace, such as `module.half()`."""
         self._of, self._value = (), None
 
+    @property
+    def value(self) -> Value | None:
+        """What is kept just now."""
+        return self._value
+
     def __reduce__(self) -> tuple[type[Kept[Value]], tuple[()]]:
         return Kept, ()
 
 
 class Narrowing(nn.Module):
-    """A module that keeps its matrices in the dtype of the caller's autocast on a CPU, where casting them is a tenth of the work."""
+    """A module that keeps its matrices in the dtype of the caller's autocast, where no gradients are wanted, instead of casting them at
+    every call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,16 +116,22 @@ class Narrowing(nn.Module):
 
         matrices: which they are; None: those of two dimensions.
         """
-        enabled = weights[0].device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        kind = weights[0].device.type
+        enabled = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
         if not enabled or (torch.is_grad_enabled() and any(w.requires_grad for w in weights)):
             return weights
-        dtype = torch.get_autocast_dtype("cpu")
+        dtype = torch.get_autocast_dtype(kind)
         which = [i for i, w in enumerate(weights) if w.ndim == 2] if matrices is None else matrices
 
         def cast(w: Tensor) -> Tensor:
             return w.detach().to(dtype, memory_format=torch.channels_last if w.ndim == 4 else torch.preserve_format)
 
         return self._narrow.get(lambda: [cast(w) if i in which else w for i, w in enumerate(weights)], weights, dtype)
+
+
+def kept_by(model: nn.Module) -> list[object]:
+    """All that a model's parts keep just now: who has recorded their addresses holds it, so that it stays where it is."""
+    return [kept.value for part in model.modules() for kept in vars(part).values() if isinstance(kept, Kept)]
 
 
 class _Same:

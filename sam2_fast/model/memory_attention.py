@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sam2_fast.config import Sam2Config
 from sam2_fast.model.layers import Narrowing, Table, parameters_of
 from sam2_fast.ops.memory_attention import Memories, memory_attention
+from sam2_fast.ops.memory_table import MemoryTable, memory_attention_at
 from sam2_fast.ops.rope_attention import rope_table
 
 
@@ -58,11 +59,13 @@ class MemoryAttention(Narrowing):
         self.norm = nn.LayerNorm(dim)
         self.rope = Table(partial(rope_table, dim, side))
 
-    def forward(self, x: Tensor, position: Tensor, memories: Memories, temporal: Tensor, place: Tensor) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor, memories: Memories | MemoryTable, temporal: Tensor, place: Tensor) -> Tensor:
         """x: [1 or B, N, dim]; position: [1, N, dim]; temporal: [T, memory_dim]; place: [N, memory_dim] -> [B, N, dim].
 
         Objects of one frame share x [1, N, dim]: until they meet their memories, in the first layer, they are computed once.
         """
         layers = [t for layer in self.layers for t in layer.weights()]  # type: ignore[operator]
         weights = self.narrowed([*layers, *parameters_of(self.norm)])
+        if isinstance(memories, MemoryTable):
+            return memory_attention_at(x + 0.1 * position, weights, self.rope(), memories, temporal, place)
         return memory_attention(x + 0.1 * position, weights, self.rope(), memories, temporal, place)

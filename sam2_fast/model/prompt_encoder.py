@@ -42,7 +42,7 @@ class PromptEncoder(nn.Module):
 
     def embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
         """coords: [B, P, 2] (x, y) in model pixels; labels: [B, P] -> [B, P, dim]. Label -1 is padding: its place is ignored."""
-        size = coords.new_tensor(self.input_image_size[::-1])
+        size = coords.new_full((), self.input_image_size[0])  # made where the points are: nothing crosses
         place = self.pe_layer((coords + 0.5) / size)
         kinds = torch.cat([e.weight for e in (self.not_a_point_embed, *self.point_embeddings)]).to(place.dtype)  # [5, dim]
         kind = (labels.long() + 1).clamp(0, 4)

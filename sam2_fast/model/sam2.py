@@ -20,6 +20,7 @@ from sam2_fast.model.object_pointer import age_position, mix_absent, split_point
 from sam2_fast.model.position import sine_tokens
 from sam2_fast.model.prompt_encoder import PromptEncoder
 from sam2_fast.ops.memory_attention import Memories
+from sam2_fast.ops.memory_table import MemoryTable
 from sam2_fast.ops.transfer import upload_numbers
 from sam2_fast.types import Features, Points, Prediction
 
@@ -94,20 +95,29 @@ class Sam2(nn.Module):
         their ages in frames; longest: the age that is scaled to 1. Returns [B, 256, h, w].
         Source: official `_prepare_memory_conditioned_features`.
         """
-        side, dtype, memory_dim = self.config.grid, low.dtype, self.config.memory_dim
-        project = getattr(self, "obj_ptr_tpos_proj", None)
+        dtype, memory_dim = low.dtype, self.config.memory_dim
         split = self.config.hidden_dim // memory_dim
-        flat = upload_numbers([[age for mine in ages for age in mine]], torch.float32, low.device)
-        when = age_position(flat, longest, project, self.config.hidden_dim, memory_dim).to(dtype).repeat_interleave(split, dim=1)[0]
+        flat = upload_numbers([age for mine in ages for age in mine], torch.float32, low.device)
         memories = Memories(
             [m for mine in maps for m in mine],
             list(range(sum(len(mine) for mine in maps))),
             [row for mine in rows for row in mine],
             [0, *accumulate(len(mine) for mine in maps)],
             split_pointers(torch.cat(list(pointers)).to(dtype)[None], memory_dim)[0],
-            when,
+            self.pointer_positions(flat, longest).to(dtype),
             [0, *accumulate(split * len(mine) for mine in pointers)],
         )
+        return self.attend_at(low, memories)
+
+    def pointer_positions(self, ages: Tensor, longest: int) -> Tensor:
+        """ages: [P] frames -> [P * 4, 64]: what is added to each pointer's four tokens for their keys."""
+        project = getattr(self, "obj_ptr_tpos_proj", None)
+        when = age_position(ages[None], longest, project, self.config.hidden_dim, self.config.memory_dim)[0]
+        return when.repeat_interleave(self.config.hidden_dim // self.config.memory_dim, dim=0)
+
+    def attend_at(self, low: Tensor, memories: Memories | MemoryTable) -> Tensor:
+        """`attend`, for memories that lie together already. low: [1 or B, 256, h, w] -> [B, 256, h, w]."""
+        side, dtype = self.config.grid, low.dtype
         temporal = self.maskmem_tpos_enc[:, 0, 0].to(dtype)
         place = self._memory_position().to(dtype)
         fused = self.memory_attention(to_tokens(low), self._image_position().to(dtype)[None], memories, temporal, place)

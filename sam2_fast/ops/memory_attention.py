@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2_fast.ops.memory_table import memory_attention_at, products_dtype, table_of
 from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton
 from sam2_fast.ops.registry import Implementation, choose, register
 from sam2_fast.ops.rope_attention import rope_attention
@@ -168,7 +168,7 @@ def _native_attention(
     """`isa`: run with a narrower instruction set than this CPU's, for tests."""
     module = native()
     assert module is not None
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weights[2].dtype
+    dtype = products_dtype(weights[2])
 
     def wide(t: Tensor) -> Tensor:
         return t.detach().to(torch.float32).contiguous()
@@ -187,38 +187,17 @@ def _triton_attention(
     x: Tensor, weights: Sequence[Tensor], table: Tensor, memories: Memories, temporal: Tensor, place: Tensor, spans: int | None = None
 ) -> Tensor:
     """Objects with memories of any length in one launch a layer; keys never lie in memory before they are turned."""
-    from sam2_fast.kernels.memory_attention import memory_keys
-    from sam2_fast.kernels.rope_attention import attend, turn
-
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights[2].dtype
-    with torch.no_grad(), torch.autocast(device, enabled=False):
-        given = [w.detach().to(dtype if w.ndim == 2 else x.dtype).contiguous() for w in weights]
-        place, temporal, table = place.to(dtype).contiguous(), temporal.to(dtype).contiguous(), table.contiguous()
-        maps = [m.to(dtype).contiguous() for m in memories.maps]
+    dtype = products_dtype(weights[2])
+    with torch.no_grad():
+        maps = [m.to(dtype).contiguous() for m in memories.maps]  # what the table names must outlive the launches
         loose = memories.pointers.to(dtype).contiguous(), memories.positions.to(dtype).contiguous()
-        slots, firsts, most = _slots(memories, maps, *loose)
-        narrow, dim = place.shape[1], x.shape[2]
-        keys, values = place.new_empty(firsts[-1], dim), place.new_empty(firsts[-1], narrow)
-        where, begin = upload_numbers(slots, torch.int64, x.device), upload_numbers(firsts, torch.int32, x.device)
-        longest = max(b - a for a, b in pairwise(firsts))
-        y = x.contiguous()
-        for i in range(len(weights) // 26):
-            w = given[26 * i : 26 * i + 26]
-            q, k, v = (F.linear(_norm(y, w[:2]).to(dtype), w[j], w[j + 1].to(dtype)) for j in (2, 4, 6))
-            found = attend(turn(q, table, q.shape[1]), turn(k, table, k.shape[1]), v, dim, spans=spans)
-            y = y + F.linear(found, w[8], w[9].to(dtype)).to(y.dtype)
-            q = F.linear(_norm(y, w[10:12]).to(dtype), w[12], w[13].to(dtype))
-            memory_keys(where, most, place, temporal, table, w[14], w[15].to(dtype), keys, values, i == 0)
-            found = attend(turn(q, table, q.shape[1]), keys, values, dim, begin, longest, spans)
-            y = y + F.linear(F.linear(found, w[16], w[17].to(dtype)), w[18], w[19].to(dtype)).to(y.dtype)
-            hidden = F.relu(F.linear(_norm(y, w[20:22]).to(dtype), w[22], w[23].to(dtype)))
-            y = y + F.linear(hidden, w[24], w[25].to(dtype)).to(y.dtype)
-        return _norm(y, given[-2:])
+        slots, firsts = _slots(memories, maps, *loose)
+        numbers = upload_numbers([n for slot in slots for n in slot] + firsts, torch.int64, x.device)
+        return memory_attention_at(x, weights, table, table_of(slots, firsts, numbers), temporal, place, spans)
 
 
-def _slots(memories: Memories, maps: list[Tensor], pointers: Tensor, positions: Tensor) -> tuple[list[list[int]], list[int], int]:
-    """For the kernel: where each slot's tokens lie and go, where each object's keys begin, and the most tokens of a slot."""
+def _slots(memories: Memories, maps: list[Tensor], pointers: Tensor, positions: Tensor) -> tuple[list[list[int]], list[int]]:
+    """For `MemoryTable`: where each slot's tokens lie and go, and where each object's keys begin."""
     slots: list[list[int]] = []
     firsts, size = [0], pointers.element_size() * pointers.shape[1]
     for o in range(len(memories.first) - 1):
@@ -232,7 +211,7 @@ def _slots(memories: Memories, maps: list[Tensor], pointers: Tensor, positions: 
             slots.append([pointers.data_ptr() + begin * size, positions.data_ptr() + begin * size, start, end - begin, 0])
             start += end - begin
         firsts.append(start)
-    return slots, firsts, max(slot[3] for slot in slots)
+    return slots, firsts
 
 
 def _wants_gradients(tensors: Sequence[Tensor]) -> bool:
@@ -264,7 +243,7 @@ def _triton_refuses(x: Tensor, weights: Sequence[Tensor], table: Tensor, memorie
         return f"tensors are {', '.join(sorted({type(t).__name__ for t in tensors}))}, it takes plain tensors"
     if _wants_gradients(tensors):
         return "gradients are wanted, it has none"
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else weights[2].dtype
+    dtype = products_dtype(weights[2])
     if dtype not in (torch.bfloat16, torch.float16):
         return f"products are in {dtype}, it takes bfloat16 or float16"
     if x.shape[2] not in (16, 32, 64, 128, 256) or x.shape[1] == 0 or len(memories.first) < 2:

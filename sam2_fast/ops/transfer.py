@@ -22,3 +22,9 @@ def upload(tensor: Tensor, device: torch.device | str) -> Tensor:
 def upload_numbers(values: Sequence[Any], dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """A (nested) list as a tensor on `device`, as `upload` brings it there."""
     return upload(torch.tensor(values, dtype=dtype), device)
+
+
+def refill(target: Tensor, values: Sequence[Any]) -> None:
+    """Write a list of numbers over `target`, as `upload` brings them there: in the order of the stream, and nobody waits."""
+    given = torch.tensor(values, dtype=target.dtype)
+    target.copy_(given.pin_memory() if target.device.type == "cuda" else given, non_blocking=True)

@@ -1,0 +1,117 @@
+"""A tracked frame as one recording: attend, decode, encode the memory. What objects remember is a table in static memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sam2_fast.model import Sam2
+from sam2_fast.ops.memory_table import SLOT, MemoryTable, Room, products_dtype, table_rows
+from sam2_fast.ops.recording import Recorder
+from sam2_fast.ops.transfer import refill
+from sam2_fast.types import Features, Points
+
+OBJECTS = (1, 2, 3, 4, 6, 8, 12, 16)
+"""For how many objects frames are recorded; others take the next one, and what is too much is thrown away."""
+
+
+class Remembered(NamedTuple):
+    """What N objects attend to on one frame, a list for each."""
+
+    maps: Sequence[Sequence[Tensor]]  # [h * w, 64] each
+    rows: Sequence[Sequence[int]]  # of the temporal table, one a map
+    pointers: Sequence[Sequence[Tensor]]  # [256] each
+    ages: Sequence[Sequence[int]]  # frames, one a pointer
+    longest: int  # the age that is scaled to 1
+
+
+class Tracked(NamedTuple):
+    """What a frame says of N objects."""
+
+    logits: Tensor  # [N, 1, 4h, 4w] float32
+    pointer: Tensor  # [N, 256]
+    presence: Tensor  # [N, 1] logit
+    maps: Tensor  # [N, h * w, 64] memory of this frame
+
+
+def room_for(model: Sam2, given: Remembered) -> Room:
+    """The smallest room that `given` fits into. Maps and pointers are counted in powers of two from what most frames have."""
+    config = model.config
+    objects = next(n for n in OBJECTS if n >= len(given.maps))
+    maps, pointers = config.num_maps + 1, model.options.max_obj_ptrs_in_encoder
+    while maps < max(map(len, given.maps)):
+        maps *= 2
+    while pointers < max(map(len, given.pointers)):
+        pointers *= 2
+    return Room(objects, maps, pointers, config.grid**2, config.hidden_dim // config.memory_dim)
+
+
+class FrameGraph:
+    """attend -> decode -> encode_memory of up to `room.objects` objects on one frame, whatever each of them remembers."""
+
+    def __init__(self, model: Sam2, features: Features, room: Room, longest: int, multimask: bool, loose: torch.dtype) -> None:
+        """features: of a frame, for their shapes; loose: dtype of remembered pointers. Nothing is recorded yet."""
+        device, config = features.low.device, model.config
+        self._model, self._room, self._longest, self._multimask = model, room, longest, multimask
+        self._features = Features(*(torch.empty_like(x) for x in features))
+        self._dtype = products_dtype(model.no_mem_embed)
+        places = room.objects * room.pointers
+        self._pointers = torch.zeros(places, config.hidden_dim, dtype=self._dtype, device=device)
+        self._positions = torch.zeros(places * room.parts, config.memory_dim, dtype=self._dtype, device=device)
+        self._like = torch.empty(0, dtype=loose, device=device)
+        sizes = (SLOT * room.slots, room.objects + 1, places, places)
+        self._numbers = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
+        slots, firsts, self._addresses, self._ages = self._numbers.split(sizes)
+        self._table = MemoryTable(slots.view(-1, SLOT), firsts, room.tokens, room.longest, room.objects * room.longest)
+        nowhere = torch.zeros(room.objects, 1, 2, device=device)
+        self._nowhere = Points(nowhere, torch.full((room.objects, 1), -1, dtype=torch.int32, device=device))
+        self._replay: Callable[[], Tracked] | None = None
+
+    def track(self, recorder: Recorder, features: Features, given: Remembered) -> Tracked:
+        """Results of the N objects of `given`, in memory of their own. The first call records."""
+        maps = [[m.to(self._features.low.device, self._dtype).contiguous() for m in mine] for mine in given.maps]
+        pointers = [[p.to(self._like.device, self._like.dtype).contiguous() for p in mine] for mine in given.pointers]
+        with recorder.turn():
+            self._fill(features, maps, given.rows, pointers, given.ages)
+            if self._replay is None:
+                self._replay = recorder.record(self.run).replay
+            return Tracked(*(x[: len(maps)].clone() for x in self._replay()))
+
+    def run(self) -> Tracked:
+        """One frame, from static memory; what is recorded."""
+        from sam2_fast.kernels.memory_attention import gather_rows
+
+        model, features = self._model, self._features
+        gather_rows(self._addresses, self._like, self._pointers)
+        self._positions.copy_(model.pointer_positions(self._ages.to(torch.float32), self._longest))
+        fused = model.attend_at(features.low, self._table)
+        logits, pointer, presence = model.track(fused, features, self._nowhere, None, self._multimask)
+        return Tracked(logits, pointer, presence, model.encode_memory(features.low, logits, presence, False))
+
+    def _fill(
+        self,
+        features: Features,
+        maps: Sequence[Sequence[Tensor]],
+        rows: Sequence[Sequence[int]],
+        pointers: Sequence[Sequence[Tensor]],
+        ages: Sequence[Sequence[int]],
+    ) -> None:
+        """Static memory gets this frame's features and, in one transfer, all numbers."""
+        room = self._room
+        for mine, theirs in zip(self._features, features, strict=True):
+            mine.copy_(theirs)
+        loose = self._pointers.data_ptr(), self._positions.data_ptr()
+        stride = room.pointers * self._pointers.shape[1] * self._pointers.element_size()
+        where = [[m.data_ptr() for m in mine] for mine in maps]
+        slots, firsts = table_rows(room, where, rows, [len(mine) for mine in pointers], loose, stride)
+        empty = [()] * (room.objects - len(maps))
+        addresses = [n for mine in (*pointers, *empty) for n in _filled([p.data_ptr() for p in mine], room.pointers)]
+        when = [n for mine in (*ages, *empty) for n in _filled(mine, room.pointers)]
+        refill(self._numbers, slots + firsts + addresses + when)
+
+
+def _filled(numbers: Sequence[int], length: int) -> list[int]:
+    return [*numbers, *[0] * (length - len(numbers))]

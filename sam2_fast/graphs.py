@@ -1,0 +1,159 @@
+"""A predictor's recordings: which there are, when one is stale, and why one cannot be made."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sam2_fast.frame_graph import FrameGraph, Remembered, Tracked, room_for
+from sam2_fast.model import Sam2
+from sam2_fast.model.layers import kept_by
+from sam2_fast.ops.memory_table import products_dtype
+from sam2_fast.ops.native import no_triton
+from sam2_fast.ops.recording import Recorder
+from sam2_fast.types import Features
+
+MOST = 24
+"""Recordings that are held; the one that was used longest ago goes first."""
+VERBS = ("encode_image", "attend", "attend_at", "pointer_positions", "decode", "track", "encode_memory")
+"""Methods that a recording replaces. Who has overridden one gets no recordings."""
+
+
+class Graphs:
+    """Recordings of one model's work on a GPU, made when they are first needed and again after its weights have changed.
+
+    Set a predictor's `graphs` to None to do without. Copies and pickles start empty.
+    """
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[Hashable, Any] = OrderedDict()
+        self._recorders: dict[Hashable, Recorder] = {}
+        self._weights: Weights | None = None
+
+    def __reduce__(self) -> tuple[type[Graphs], tuple[()]]:
+        return Graphs, ()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def refuses(self, model: Sam2, x: Tensor) -> str | None:
+        """Why nothing can be recorded that `model` does with x; None where it can."""
+        if x.device.type != "cuda":
+            return f"tensors are on {x.device}, recordings need a cuda device"
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
+            return "gradients are wanted, or the caller compiles or records by itself"
+        changed = [verb for verb in VERBS if getattr(type(model), verb) is not getattr(Sam2, verb) or verb in vars(model)]
+        if changed:
+            return f"{', '.join(changed)} of the model has been overridden"
+        return self._current(model).hooked()
+
+    def refuses_frame(self, model: Sam2, low: Tensor) -> str | None:
+        """Why a tracked frame cannot be recorded; None where it can."""
+        dtype, dim = products_dtype(model.no_mem_embed), model.config.hidden_dim
+        if dtype not in (torch.bfloat16, torch.float16) or dim not in (16, 32, 64, 128, 256):
+            return f"products are in {dtype} with {dim} channels, recordings take bfloat16 or float16 and 16, 32 ... 256 channels"
+        return no_triton() or self.refuses(model, low)
+
+    def encode(self, model: Sam2, images: Tensor) -> Features:
+        """`model.encode_image` from a recording. images: [B, 3, S, S]."""
+        recorder = self._recorder("encode", images.device)
+        key = ("encode", tuple(images.shape), *_circumstances(images))
+        with recorder.turn():
+            held = self._get(model, key)
+            if held is None:
+                static = torch.empty_like(images).copy_(images)
+                held = static, recorder.record(lambda: model.encode_image(static)).replay
+                self._keep(model, key, held)
+            static, replay = held
+            static.copy_(images)
+            return Features(*(x.clone() for x in replay()))
+
+    def track(self, model: Sam2, features: Features, given: Remembered, multimask: bool) -> Tracked:
+        """Attend, decode and encode the memory of the objects of `given` from a recording."""
+        room = room_for(model, given)
+        loose = next((p.dtype for mine in given.pointers for p in mine), features.low.dtype)
+        shapes = [(tuple(x.shape), x.stride(), x.dtype) for x in features]
+        options = tuple(vars(model.options).values())
+        key = ("track", room, given.longest, multimask, loose, *shapes, *options, *_circumstances(features.low))
+        recorder, graph = self._recorder("track", features.low.device), self._get(model, key)
+        if graph is not None:
+            return graph.track(recorder, features, given)
+        graph = FrameGraph(model, features, room, given.longest, multimask, loose)
+        tracked = graph.track(recorder, features, given)
+        self._keep(model, key, graph)
+        return tracked
+
+    def _recorder(self, kind: str, device: torch.device) -> Recorder:
+        """Frames are encoded ahead while others are tracked, so the two have scratch memory of their own."""
+        return self._recorders.setdefault((kind, device), Recorder(device))
+
+    def _current(self, model: Sam2) -> Weights:
+        """What the model's weights are; recordings of others are dropped."""
+        if self._weights is None or not self._weights.same(model):
+            self._held.clear()
+            self._weights = Weights(model)
+        return self._weights
+
+    def _get(self, model: Sam2, key: Hashable) -> Any:
+        self._current(model)
+        if key in self._held:
+            self._held.move_to_end(key)
+        return self._held.get(key)
+
+    def _keep(self, model: Sam2, key: Hashable, made: Any) -> None:
+        self._current(model).hold(kept_by(model))
+        self._held[key] = made
+        while len(self._held) > MOST:
+            self._held.popitem(last=False)
+
+
+def _circumstances(x: Tensor) -> tuple[Hashable, ...]:
+    """What decides which kernels run, besides shapes."""
+    kind = x.device.type
+    return x.device, x.dtype, torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind), torch.is_inference_mode_enabled()
+
+
+class Weights:
+    """A model's tensors as they were: which, where, and how often they had been written."""
+
+    def __init__(self, model: Sam2) -> None:
+        parts = list(model.modules())
+        self._model = model
+        self._parts = [(part._modules, name, child) for part in parts for name, child in part._modules.items()]
+        groups = [group for part in parts for group in (part._parameters, part._buffers)]
+        self._tensors = [
+            (group, name, tensor, tensor.data_ptr(), _version(tensor))
+            for group in groups
+            for name, tensor in group.items()
+            if tensor is not None
+        ]
+        self._hooks = [(part._forward_hooks, part._forward_pre_hooks) for part in parts]
+        self._kept: list[object] = []
+
+    def same(self, model: Sam2) -> bool:
+        """Whether all of it is as it was."""
+        return (
+            model is self._model
+            and all(group.get(name) is child for group, name, child in self._parts)
+            and all(
+                group.get(name) is tensor and tensor.data_ptr() == where and _version(tensor) == version
+                for group, name, tensor, where, version in self._tensors
+            )
+        )
+
+    def hooked(self) -> str | None:
+        """Why recordings would pass somebody by; None where nobody watches."""
+        return "a module has a forward hook, which a recording would not call" if any(a or b for a, b in self._hooks) else None
+
+    def hold(self, kept: list[object]) -> None:
+        """Keep alive what recordings have the addresses of."""
+        known = {id(x) for x in self._kept}
+        self._kept += [x for x in kept if id(x) not in known]
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

@@ -1,0 +1,66 @@
+"""Work on a GPU that is recorded once as a CUDA graph and replayed: one launch for the host instead of hundreds."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+WARM_UP = 2
+"""Runs before a recording: kernels are compiled and loaded, libraries make their choices and take their workspaces."""
+
+
+class Recording(Generic[Result]):
+    """One function as a graph. `result` is what it returned: tensors that every replay writes again."""
+
+    def __init__(self, run: Callable[[], Result], device: torch.device, pool: Any) -> None:
+        """run: reads and writes tensors that stay where they are, and looks at no number of the device. Records once, which waits for
+        the device."""
+        kind, here = device.type, torch.cuda.current_stream(device)
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(here)
+        # casts that the caller's autocast keeps until it ends must not be part of what is replayed later
+        casts = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False)
+        with casts, torch.cuda.device(device):
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP):
+                    run()
+            here.wait_stream(stream)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                self.result = run()
+
+    def replay(self) -> Result:
+        """Enqueue all of it on the current stream."""
+        self._graph.replay()
+        return self.result
+
+
+class Recorder:
+    """Makes recordings that share scratch memory, and lets one of them run at a time, whichever thread or stream asks."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+        self._lock = threading.Lock()
+        self._done = torch.cuda.Event()
+
+    def record(self, run: Callable[[], Result]) -> Recording[Result]:
+        """`run` as a graph; call it inside `turn`."""
+        return Recording(run, self._device, self._pool)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Fill inputs, replay and copy results inside: what other streams replay waits on the device until that is done."""
+        with self._lock:
+            stream = torch.cuda.current_stream(self._device)
+            stream.wait_event(self._done)
+            try:
+                yield
+            finally:
+                self._done.record(stream)

@@ -1,0 +1,79 @@
+"""Drives of a small predictor over a moving square, with recordings or without, for `test_graphs.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sam2_fast import graphs as graphs_module
+from sam2_fast.config import Options, Sam2Config
+from sam2_fast.graphs import Graphs
+from sam2_fast.ops import memory_attention, native, registry
+from sam2_fast.video_predictor import SAM2VideoPredictor
+
+SMALL = Sam2Config(
+    embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(2,), windows=(8, 4, 4, 2), image_size=64, memory_layers=2, memory_ffn_dim=32,
+    decoder_mlp_dim=32, fuser_dim=32, num_maps=3,
+)  # fmt: skip
+
+
+def small_predictor(**options: Any) -> SAM2VideoPredictor:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        predictor = SAM2VideoPredictor(SMALL, Options(fill_hole_area=8, max_obj_ptrs_in_encoder=4).updated(**options)).eval()
+        for name, p in predictor.named_parameters():
+            if name.endswith("bias") or "tpos" in name or "embed" in name:
+                torch.nn.init.normal_(p, std=0.2)
+        predictor.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.data.fill_(3.0)  # type: ignore[union-attr, operator]
+    return predictor
+
+
+def frames(count: int = 7) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    video = rng.integers(0, 60, (count, 60, 80, 3), dtype=np.uint8)
+    for i in range(count):
+        video[i, 20:40, 5 + 4 * i : 25 + 4 * i] += 150
+    return video
+
+
+def on_triton() -> None:
+    """Memory attention runs in Triton's interpreter, everything else in torch: nothing that a tape cannot see."""
+    native.native = lambda: None  # type: ignore[assignment]
+    registry._implementations["memory_attention", "triton"] = registry.Implementation(
+        "memory_attention", "triton", memory_attention._triton_attention, lambda *_: None
+    )
+    registry._absent["memory_attention", "triton"] = lambda: None
+
+
+def recorded(predictor: SAM2VideoPredictor, recorder: type[Any]) -> SAM2VideoPredictor:
+    """With recordings that a CPU can make."""
+    graphs_module.Recorder = recorder  # type: ignore[misc]
+    Graphs.refuses_frame = Graphs.refuses = lambda *_: None  # type: ignore[assignment, method-assign]
+    predictor.graphs = Graphs()
+    return predictor
+
+
+def edited(predictor: SAM2VideoPredictor) -> Iterator[Tensor]:
+    """Masks of a session in which objects come and go and frames are corrected or prompted again, between frames."""
+    state = predictor.init_state(frames())
+    for i in range(2):
+        predictor.add_new_points_or_box(state, 0, i, points=[[10.0 + 20 * i, 30.0]], labels=[1])
+    for frame in (5, 6):  # more prompted frames than a table has room for at first
+        predictor.add_new_points_or_box(state, frame, 1, points=[[40.0, 30.0]], labels=[1])
+    for frame, _, masks in predictor.propagate_in_video(state):
+        yield masks
+        if frame == 1:
+            predictor.add_new_points_or_box(state, 1, "late", box=[10.0, 15.0, 40.0, 45.0])
+        if frame == 2:
+            predictor.add_new_points_or_box(state, 2, 0, points=[[30.0, 30.0]], labels=[0])
+        if frame == 3:
+            for i in range(10, 12):
+                predictor.add_new_points_or_box(state, 3, i, points=[[50.0, 20.0 + i]], labels=[1])
+        if frame == 4:
+            predictor.remove_object(state, 0)
+    for _, _, masks in predictor.propagate_in_video(state, start_frame_idx=3, reverse=True):
+        yield masks

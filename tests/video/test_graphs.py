@@ -1,0 +1,150 @@
+"""Frames from recordings: the same masks to the bit, whatever objects remember and whatever the user does between frames."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+
+from sam2_fast import graphs as graphs_module
+from sam2_fast.graphs import Graphs
+from sam2_fast.ops.native import no_triton
+from sam2_fast.video_predictor import SAM2VideoPredictor
+from tests.ops.triton_tools import interpret
+from tests.video.recorded import edited, small_predictor
+from tests.video.tape import TapeRecorder
+
+PROGRAM = """
+from tests.video.recorded import edited, on_triton, recorded, small_predictor
+from tests.video.tape import PlainRecorder, TapeRecorder, record_launches
+
+on_triton()
+record_launches()
+plain = list(edited(recorded(small_predictor(), PlainRecorder)))
+taped = list(edited(recorded(small_predictor(), TapeRecorder)))
+assert len(plain) == len(taped) == 11, len(plain)
+for i, (a, b) in enumerate(zip(plain, taped)):
+    assert a.isfinite().all() and torch.equal(a, b), i
+assert TapeRecorder.recorded < 10, TapeRecorder.recorded
+free = small_predictor()
+free.graphs = None
+for i, (a, b) in enumerate(zip(edited(free), taped)):
+    assert (a - b).abs().max() < 1e-3, (i, (a - b).abs().max())
+"""
+
+
+@pytest.fixture
+def taped(monkeypatch: pytest.MonkeyPatch) -> SAM2VideoPredictor:
+    """A predictor on the CPU whose encoder is recorded on tapes."""
+    monkeypatch.setattr(graphs_module, "Recorder", TapeRecorder)
+    monkeypatch.setattr("sam2_fast.ops.native.native", lambda: None)  # a tape sees torch's operators alone
+    return small_predictor()
+
+
+def images(seed: int, count: int = 1) -> torch.Tensor:
+    return torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+
+
+def encoded_alike(predictor: Any, graphs: Graphs, seed: int, count: int = 1) -> bool:
+    x = images(seed, count)
+    return all(torch.equal(a, b) for a, b in zip(graphs.encode(predictor, x), predictor.encode_image(x), strict=True))
+
+
+def test_replayed_frames_are_those_of_the_function_to_the_bit() -> None:
+    pytest.importorskip("triton")
+    interpret(PROGRAM)
+
+
+@torch.inference_mode()
+def test_a_recording_takes_new_images_and_results_stay(taped: SAM2VideoPredictor) -> None:
+    graphs = Graphs()
+    first = graphs.encode(taped, images(0))
+    kept = [x.clone() for x in first]
+    assert encoded_alike(taped, graphs, 1) and encoded_alike(taped, graphs, 2)
+    assert len(graphs) == 1
+    assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True)), "an earlier result was written over"
+    assert encoded_alike(taped, graphs, 3, count=2)
+    assert len(graphs) == 2
+
+
+@pytest.mark.parametrize("change", ["in place", "replaced", "module", "dtype", "moved"])
+@torch.no_grad()
+def test_recordings_follow_the_weights(taped: SAM2VideoPredictor, change: str) -> None:
+    graphs, trunk = Graphs(), taped.image_encoder.trunk
+    before = graphs.encode(taped, images(0)).low
+    if change == "in place":
+        trunk.blocks[0].mlp.layers[0].weight.mul_(1.5)  # type: ignore[union-attr, operator]
+    if change == "replaced":
+        trunk.pos_embed = torch.nn.Parameter(trunk.pos_embed + 1.0)
+    if change == "module":
+        trunk.blocks[1] = copy.deepcopy(trunk.blocks[1]).requires_grad_(False)
+        trunk.blocks[1].norm1.bias.add_(1.0)  # type: ignore[union-attr, operator]
+    if change == "dtype":
+        taped.double()
+    if change == "moved":
+        taped.load_state_dict({k: v + 0.01 for k, v in taped.state_dict().items()}, assign=True)
+    assert encoded_alike(taped, graphs, 0) and encoded_alike(taped, graphs, 1)
+    assert len(graphs) == 1
+    assert not torch.equal(graphs.encode(taped, images(0)).low, before)
+
+
+@torch.inference_mode()
+def test_the_number_of_recordings_is_bounded(taped: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs_module, "MOST", 2)
+    graphs = Graphs()
+    for count in (1, 2, 3, 1):
+        assert encoded_alike(taped, graphs, count, count)
+    assert len(graphs) == 2
+
+
+def test_copies_start_without_recordings(taped: SAM2VideoPredictor) -> None:
+    taped.graphs = Graphs()
+    with torch.inference_mode():
+        taped.graphs.encode(taped, images(0))
+    for other in (copy.deepcopy(taped), pickle.loads(pickle.dumps(taped))):
+        assert isinstance(other.graphs, Graphs) and len(other.graphs) == 0
+    assert len(taped.graphs) == 1
+
+
+def test_says_why_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor, graphs = small_predictor(), Graphs()
+    x = images(0)
+    assert "on cpu, recordings need a cuda device" in (graphs.refuses(predictor, x) or "")
+    assert "products are in torch.float32" in (graphs.refuses_frame(predictor, x) or "")
+
+    class OnGpu:
+        device = torch.device("cuda")
+
+    on_gpu: Any = OnGpu()
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert "gradients are wanted" in (graphs.refuses(predictor, on_gpu) or "")
+    with torch.inference_mode():
+        assert graphs.refuses(predictor, on_gpu) is None
+        handle = predictor.sam_mask_decoder.register_forward_hook(lambda *_: None)
+        assert "forward hook" in (graphs.refuses(predictor, on_gpu) or "")
+        handle.remove()
+        predictor.decode = predictor.decode  # type: ignore[method-assign]
+        assert "decode of the model has been overridden" in (graphs.refuses(predictor, on_gpu) or "")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_recorded_on_a_gpu_are_those_of_the_function_to_the_bit(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    if reason := no_triton():
+        pytest.skip(reason)
+    from tests.video.tape import PlainRecorder
+
+    recorded = list(edited(predictor := small_predictor().to("cuda", dtype)))
+    assert predictor.graphs is not None and len(predictor.graphs) > 1
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        again = list(edited(predictor))
+    stream.synchronize()
+    monkeypatch.setattr(graphs_module, "Recorder", PlainRecorder)
+    predictor.graphs = Graphs()
+    plain = list(edited(predictor))
+    for a, b, c in zip(recorded, again, plain, strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c) and a.isfinite().all()
