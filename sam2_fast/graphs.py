@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
+from operator import is_
 from typing import Any
 
 import torch
@@ -49,7 +50,8 @@ class Graphs:
         changed = [verb for verb in VERBS if getattr(type(model), verb) is not getattr(Sam2, verb) or verb in vars(model)]
         if changed:
             return f"{', '.join(changed)} of the model has been overridden"
-        return self._current(model).hooked()
+        weights = self._weights if self._weights is not None and self._weights.of is model else self._current(model)
+        return weights.hooked()
 
     def refuses_frame(self, model: Sam2, low: Tensor) -> str | None:
         """Why a tracked frame cannot be recorded; None where it can."""
@@ -118,42 +120,34 @@ def _circumstances(x: Tensor) -> tuple[Hashable, ...]:
 
 
 class Weights:
-    """A model's tensors as they were: which, where, and how often they had been written."""
+    """A model's tensors as they were: which, where, and how often they had been written. Compared for every frame, so in few steps."""
 
     def __init__(self, model: Sam2) -> None:
         parts = list(model.modules())
-        self._model = model
-        self._parts = [(part._modules, name, child) for part in parts for name, child in part._modules.items()]
-        groups = [group for part in parts for group in (part._parameters, part._buffers)]
-        self._tensors = [
-            (group, name, tensor, tensor.data_ptr(), _version(tensor))
-            for group in groups
-            for name, tensor in group.items()
-            if tensor is not None
-        ]
-        self._hooks = [(part._forward_hooks, part._forward_pre_hooks) for part in parts]
+        self.of = model
+        groups: list[dict[str, Any]] = [g for p in parts for g in (p._modules, p._parameters, p._buffers)]
+        named = [(group, name, value) for group in groups for name, value in group.items()]
+        self._groups, self._names = [group for group, _, _ in named], [name for _, name, _ in named]
+        self._values = [value for _, _, value in named]
+        self._tensors = [value for value in self._values if isinstance(value, Tensor)]
+        self._counted = [tensor for tensor in self._tensors if not tensor.is_inference()]
+        self._places, self._versions = self._written()
+        self._hooks = [hooks for part in parts for hooks in (part._forward_hooks, part._forward_pre_hooks)]
         self._kept: list[object] = []
 
     def same(self, model: Sam2) -> bool:
         """Whether all of it is as it was."""
-        return (
-            model is self._model
-            and all(group.get(name) is child for group, name, child in self._parts)
-            and all(
-                group.get(name) is tensor and tensor.data_ptr() == where and _version(tensor) == version
-                for group, name, tensor, where, version in self._tensors
-            )
-        )
+        alike = all(map(is_, map(dict.get, self._groups, self._names), self._values))
+        return model is self.of and alike and (self._places, self._versions) == self._written()
+
+    def _written(self) -> tuple[list[int], list[int]]:
+        return [tensor.data_ptr() for tensor in self._tensors], [tensor._version for tensor in self._counted]
 
     def hooked(self) -> str | None:
         """Why recordings would pass somebody by; None where nobody watches."""
-        return "a module has a forward hook, which a recording would not call" if any(a or b for a, b in self._hooks) else None
+        return "a module has a forward hook, which a recording would not call" if any(self._hooks) else None
 
     def hold(self, kept: list[object]) -> None:
         """Keep alive what recordings have the addresses of."""
         known = {id(x) for x in self._kept}
         self._kept += [x for x in kept if id(x) not in known]
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version

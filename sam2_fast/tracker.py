@@ -12,10 +12,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from sam2_fast.ahead import Ahead
 from sam2_fast.config import NO_OBJECT_LOGIT, Options
 from sam2_fast.frame_graph import Remembered
 from sam2_fast.graphs import Graphs
-from sam2_fast.io.transforms import frame_input
 from sam2_fast.masks import fill_holes
 from sam2_fast.model import Sam2
 from sam2_fast.ops.transfer import upload
@@ -26,18 +26,10 @@ OBJECTS_PER_PASS = 16
 """Objects stacked in one forward pass; more are taken in several passes, so that scratch memory stays bounded."""
 
 
-def frame_features(model: Sam2, session: VideoSession, frame: int, ahead: int | None = None, graphs: Graphs | None = None) -> Features:
-    """Image features of a frame, [1, ...]; the last frame asked for is kept in the session. Frame `ahead` is decoded meanwhile.
-
-    graphs: recordings to take them from, where the device has some.
-    """
+def frame_features(model: Sam2, session: VideoSession, frame: int, ahead: Ahead | None = None) -> Features:
+    """Image features of a frame, [1, ...]; the last frame asked for is kept in the session. ahead: the pass that asks."""
     if session.features is None or session.features[0] != frame:
-        pixels = session.frames[frame]
-        if ahead is not None:
-            session.frames.read_ahead(ahead)
-        image = frame_input(pixels, model.config.image_size, session.device)[None]  # [1, 3, S, S] float32
-        recorded = graphs is not None and graphs.refuses(model, image) is None
-        session.features = (frame, graphs.encode(model, image) if graphs is not None and recorded else model.encode_image(image))
+        session.features = (frame, (ahead or Ahead()).features(model, session, frame))
     return session.features[1]
 
 
@@ -47,7 +39,9 @@ def ambiguous(options: Options, num_points: int, first: bool) -> bool:
     return wanted and options.multimask_min_pt_num <= num_points <= options.multimask_max_pt_num
 
 
-def preview_points(model: Sam2, session: VideoSession, frame: int, obj_id: Hashable, points: Points, clear_old: bool) -> None:
+def preview_points(
+    model: Sam2, session: VideoSession, frame: int, obj_id: Hashable, points: Points, clear_old: bool, ahead: Ahead | None = None
+) -> None:
     """Decode a click or box prompt and hold the result as a preview; the next propagation commits it.
 
     On a frame that propagation passed the object's memories are attended to; elsewhere it starts afresh. The last logits of
@@ -57,7 +51,7 @@ def preview_points(model: Sam2, session: VideoSession, frame: int, obj_id: Hasha
     old = track.prompts.get(frame)
     if not clear_old and old is not None and old.points is not None:
         points = Points(torch.cat([old.points.coords, points.coords], 1), torch.cat([old.points.labels, points.labels], 1))
-    features = frame_features(model, session, frame)
+    features = frame_features(model, session, frame, ahead)
     first = frame not in track.passed or track.paused
     low = model.without_memory(features.low)
     if not first:
@@ -72,9 +66,9 @@ def preview_points(model: Sam2, session: VideoSession, frame: int, obj_id: Hasha
     _hold(session, obj_id, frame, Prompt(points=points), preview)
 
 
-def preview_mask(model: Sam2, session: VideoSession, frame: int, obj_id: Hashable, mask: Tensor) -> None:
+def preview_mask(model: Sam2, session: VideoSession, frame: int, obj_id: Hashable, mask: Tensor, ahead: Ahead | None = None) -> None:
     """Take a mask [1, 1, S, S] that the user drew as the frame's result and hold it as a preview."""
-    features = frame_features(model, session, frame)
+    features = frame_features(model, session, frame, ahead)
     preview = remember(model, session, *model.point_to(features, mask))[0]
     _hold(session, obj_id, frame, Prompt(mask=mask), preview)
 
@@ -85,7 +79,7 @@ def _hold(session: VideoSession, obj_id: Hashable, frame: int, prompt: Prompt, p
     track.previews[frame] = preview
 
 
-def commit(model: Sam2, session: VideoSession) -> None:
+def commit(model: Sam2, session: VideoSession, ahead: Ahead | None = None) -> None:
     """Turn every preview into a memory, encoded from what the user saw (official `propagate_in_video_preflight`).
 
     A preview becomes prompted where the object starts afresh, was prompted before, or `add_all_frames_to_correct_as_cond` is
@@ -97,7 +91,7 @@ def commit(model: Sam2, session: VideoSession) -> None:
             pending[frame].append((track, preview))
     encoded: list[tuple[ObjectTrack, int, FrameMemory]] = []
     for frame, items in pending.items():
-        features = frame_features(model, session, frame)
+        features = frame_features(model, session, frame, ahead)
         for part in _parts(items):
             previews = [preview for _, preview in part]
             maps = encode(model, session, features, previews, model.options.binarize_mask_from_pts_for_mem_enc)
@@ -117,20 +111,19 @@ def commit(model: Sam2, session: VideoSession) -> None:
         del track.previews[frame]
 
 
-def track_frame(
-    model: Sam2, session: VideoSession, frame: int, step: int, ahead: int | None = None, graphs: Graphs | None = None
-) -> Tensor:
+def track_frame(model: Sam2, session: VideoSession, frame: int, step: int, ahead: Ahead | None = None) -> Tensor:
     """Results of all objects on one frame: logits [N, 1, 4h, 4w] float32, in the order of `session.objects`.
 
     Prompted and corrected frames are shown as they are; other objects attend to their memories, all of them stacked, and
-    remember the result. Paused objects are absent. ahead: the frame to come, if one is known. graphs: recordings of a GPU's work to
-    replay, where it can. The frame is stored for all objects or, if anything raises, for none.
+    remember the result. Paused objects are absent. ahead: the pass that the frame belongs to. The frame is stored for all objects or,
+    if anything raises, for none.
     """
     tracks = list(session.objects.values())
     settled = [track.bank.settled(frame) for track in tracks]
     moving = [t for t, done in zip(tracks, settled, strict=True) if done is None and not t.paused]
-    features = frame_features(model, session, frame, ahead, graphs) if moving else None
+    features = frame_features(model, session, frame, ahead) if moving else None
     fresh: dict[int, FrameMemory] = {}
+    graphs = ahead.graphs if ahead else None
     for part in _parts(moving):
         assert features is not None
         for track, memory in zip(part, _track_part(model, session, features, part, frame, step, graphs), strict=True):

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sam2_fast import tracker
+from sam2_fast.ahead import Ahead
 from sam2_fast.config import Options, Sam2Config
 from sam2_fast.graphs import Graphs
 from sam2_fast.inference_state import InferenceState
@@ -73,7 +74,7 @@ class SAM2VideoPredictor(SAM2Base):
         session = InferenceState(frames, self.device, storage, keep or default)
         session.offload_video_to_cpu = offload_video_to_cpu
         if video_path is not None:
-            tracker.frame_features(self, session, 0, None, self.graphs)
+            tracker.frame_features(self, session, 0, Ahead(self.graphs))
         return session
 
     @torch.inference_mode()
@@ -101,7 +102,7 @@ class SAM2VideoPredictor(SAM2Base):
                 raise ValueError("box: a box comes before any click, so it cannot be added to earlier ones; use clear_old_points=True")
             height, width = session.size
             prompt = to_model_points(points, labels, box, width, height, self.config.image_size, normalize_coords, session.device)
-            tracker.preview_points(self, session, frame, obj_id, prompt, clear_old_points)
+            tracker.preview_points(self, session, frame, obj_id, prompt, clear_old_points, Ahead(self.graphs))
             return self._shown(session, frame)
 
     def add_new_points(self, *args: Any, **kwargs: Any) -> Output:
@@ -115,7 +116,7 @@ class SAM2VideoPredictor(SAM2Base):
         with session.exclusive("add_new_mask"):
             frame = self._frame(session, frame_idx)
             drawn = to_model_mask(mask, self.config.image_size, session.device)
-            tracker.preview_mask(self, session, frame, obj_id, drawn)
+            tracker.preview_mask(self, session, frame, obj_id, drawn, Ahead(self.graphs))
             return self._shown(session, frame)
 
     @torch.inference_mode()
@@ -123,7 +124,7 @@ class SAM2VideoPredictor(SAM2Base):
         """Commit all prompts to memory; `propagate_in_video` and `step` do so by themselves."""
         with inference_state.exclusive("propagate_in_video_preflight"):
             self._require_objects(inference_state)
-            tracker.commit(self, inference_state)
+            tracker.commit(self, inference_state, Ahead(self.graphs))
 
     def propagate_in_video(
         self,
@@ -153,26 +154,27 @@ class SAM2VideoPredictor(SAM2Base):
     ) -> Generator[Output, None, None]:
         with torch.inference_mode(), session.exclusive("propagate_in_video"):
             self._require_objects(session)
-            tracker.commit(self, session)
+            tracker.commit(self, session, Ahead(self.graphs))
             prompted = [f for track in session.objects.values() for f in track.bank.prompted]
             if not prompted:
                 raise RuntimeError("no object has a prompt: add points, a box or a mask first")
         start = min(prompted) if start is None else start
         resets = session.resets
         order = _frame_order(start, limit, step, session.num_frames)
+        ahead = Ahead(self.graphs, order if isinstance(order, range) else range(0))
         for frame in tqdm(order, desc="propagate in video", disable=not progress):
             if session.resets != resets:
                 raise RuntimeError("the session was reset while it was being propagated; call propagate_in_video again")
             if session.num_frames is None and not _has_frame(session, frame):
                 return
-            more = isinstance(order, range) and frame + step in order
-            yield self._track(session, frame, step, frame + step if more else None)
+            yield self._track(session, frame, step, ahead)
 
     @torch.inference_mode()
-    def _track(self, session: VideoSession, frame: int, step: int, ahead: int | None) -> Output:
+    def _track(self, session: VideoSession, frame: int, step: int, ahead: Ahead) -> Output:
         with session.exclusive("propagate_in_video"):
-            tracker.commit(self, session)
-            logits = tracker.track_frame(self, session, frame, step, ahead, self.graphs)
+            tracker.commit(self, session, ahead)
+            logits = tracker.track_frame(self, session, frame, step, ahead)
+            ahead.advance(self, session, frame)
             return frame, session.obj_ids, self._finish(session, logits)
 
     def propagate_in_both_directions(self, inference_state: VideoSession, start_frame_idx: int | None = None) -> Iterator[Output]:
@@ -199,10 +201,10 @@ class SAM2VideoPredictor(SAM2Base):
         pixels = as_rgb_uint8(frame)
         with session.exclusive("step"):
             frames.check(pixels)
-            tracker.commit(self, session)
+            tracker.commit(self, session, Ahead(self.graphs))
             number, tracked = frames.push(pixels), False
             try:
-                logits = tracker.track_frame(self, session, number, 1, None, self.graphs)
+                logits = tracker.track_frame(self, session, number, 1, Ahead(self.graphs))
                 tracked = True
             finally:
                 if not tracked:

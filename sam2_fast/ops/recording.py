@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 Result = TypeVar("Result")
 
@@ -64,3 +65,28 @@ class Recorder:
                 yield
             finally:
                 self._done.record(stream)
+
+
+class Lane:
+    """A second stream for work that nobody waits for yet. It begins behind what the current stream has to do when the lane is made."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+
+    def enter(self) -> AbstractContextManager[Any]:
+        """Work inside goes onto the lane."""
+        return torch.cuda.stream(self._stream)
+
+    def mark(self) -> torch.cuda.Event:
+        """The lane's work so far, for `join`."""
+        event = torch.cuda.Event()
+        event.record(self._stream)
+        return event
+
+    def join(self, event: torch.cuda.Event, made: Iterable[Tensor]) -> None:
+        """The current stream waits on the device for what was marked, and may use the tensors `made` there from then on."""
+        here = torch.cuda.current_stream(self._stream.device)
+        here.wait_event(event)
+        for tensor in made:
+            tensor.record_stream(here)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sam2_fast import ahead as ahead_module
 from sam2_fast import graphs as graphs_module
 from sam2_fast.config import Options, Sam2Config
 from sam2_fast.graphs import Graphs
@@ -49,9 +51,26 @@ def on_triton() -> None:
     registry._absent["memory_attention", "triton"] = lambda: None
 
 
+class NoLane:
+    """As `sam2_fast.ops.recording.Lane`, where there are no streams."""
+
+    def __init__(self, device: torch.device) -> None:
+        del device
+
+    def enter(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def mark(self) -> str:
+        return "mark"
+
+    def join(self, event: str, made: Any) -> None:
+        assert event == "mark" and all(isinstance(x, Tensor) for x in made)
+
+
 def recorded(predictor: SAM2VideoPredictor, recorder: type[Any]) -> SAM2VideoPredictor:
     """With recordings that a CPU can make."""
     graphs_module.Recorder = recorder  # type: ignore[misc]
+    ahead_module.Lane = NoLane  # type: ignore[misc, assignment]
     Graphs.refuses_frame = Graphs.refuses = lambda *_: None  # type: ignore[assignment, method-assign]
     predictor.graphs = Graphs()
     return predictor

@@ -1,0 +1,98 @@
+"""Where a pass over a video gets image features from: on a GPU, frames to come are encoded in batches on a second stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sam2_fast.graphs import Graphs
+from sam2_fast.io.transforms import frame_input
+from sam2_fast.model import Sam2
+from sam2_fast.ops.recording import Lane
+from sam2_fast.session import VideoSession
+from sam2_fast.types import Features
+
+BATCH = 4
+"""Frames that are encoded together. Twice as many are held at most: 8 MB of features each in bfloat16 at 1024 pixels."""
+READS = 2
+"""Frames that are read ahead for each one that is tracked, until a batch is ready."""
+
+
+class Ahead:
+    """One pass over the frames of a session. Without `graphs`, or where they cannot record, frames are encoded one by one, when they are
+    asked for."""
+
+    def __init__(self, graphs: Graphs | None = None, order: range = range(0)) -> None:
+        """order: the frames to come, as far as they are known; empty for streams."""
+        self.graphs = graphs
+        self._order = order
+        self._read = -1  # the place in `order` up to which frames were read
+        self._images: dict[int, Tensor] = {}  # [1, 3, S, S] each, read and not encoded, made on the lane
+        self._encoded: dict[int, tuple[Features, Any]] = {}  # and the mark behind which they are there
+        self._lane: Lane | None = None
+
+    def features(self, model: Sam2, session: VideoSession, frame: int) -> Features:
+        """Features of one frame, [1, ...], for the current stream."""
+        graphs = self._recording(model)
+        if graphs is None:
+            pixels, following = session.frames[frame], self._place(frame) + 1
+            if 0 < following < len(self._order):
+                session.frames.read_ahead(self._order[following])
+            return model.encode_image(frame_input(pixels, model.config.image_size, session.device)[None])
+        self._forget(frame)
+        if frame in self._encoded:
+            assert self._lane is not None
+            found, mark = self._encoded.pop(frame)
+            self._lane.join(mark, found)
+            return found
+        if frame in self._images:
+            assert self._lane is not None
+            image = self._images.pop(frame)
+            self._lane.join(self._lane.mark(), [image])
+        else:
+            image = frame_input(session.frames[frame], model.config.image_size, session.device)[None]
+        return graphs.encode(model, image)
+
+    def advance(self, model: Sam2, session: VideoSession, frame: int) -> None:
+        """Once `frame` is under way: read some of the frames to come, and encode those that make a batch.
+
+        A frame that cannot be read is left alone until it is asked for.
+        """
+        graphs, place = self._recording(model), self._place(frame)
+        if graphs is None or place < 0:
+            return
+        lane = self._lane = self._lane or Lane(session.device)
+        self._read = max(self._read, place)
+        for _ in range(READS):
+            following = self._read + 1
+            if following >= len(self._order) or len(self._images) + len(self._encoded) >= 2 * BATCH:
+                break
+            try:
+                pixels = session.frames[self._order[following]]
+            except (LookupError, OSError, ValueError):
+                break
+            with lane.enter():
+                self._images[self._order[following]] = frame_input(pixels, model.config.image_size, session.device)[None]
+            self._read = following
+            if following + 1 < len(self._order):
+                session.frames.read_ahead(self._order[following + 1])
+        if len(self._images) >= BATCH:
+            members = list(self._images)[:BATCH]
+            with lane.enter():
+                features = graphs.encode(model, torch.cat([self._images.pop(f) for f in members]))
+            mark = lane.mark()
+            self._encoded |= {f: (features.image(i), mark) for i, f in enumerate(members)}
+
+    def _recording(self, model: Sam2) -> Graphs | None:
+        return self.graphs if self.graphs is not None and self.graphs.refuses(model, model.no_mem_embed) is None else None
+
+    def _place(self, frame: int) -> int:
+        return self._order.index(frame) if frame in self._order else -1
+
+    def _forget(self, frame: int) -> None:
+        """What the pass went by without asking for it."""
+        first = max(self._place(frame), 0)
+        self._images = {f: x for f, x in self._images.items() if self._place(f) >= first}
+        self._encoded = {f: x for f, x in self._encoded.items() if self._place(f) >= first}

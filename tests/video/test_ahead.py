@@ -1,0 +1,111 @@
+"""Frames that are encoded ahead, in batches: the same masks, and nothing goes wrong before its time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sam2_fast import ahead as ahead_module
+from sam2_fast import graphs as graphs_module
+from sam2_fast.ahead import BATCH, Ahead
+from sam2_fast.graphs import Graphs
+from sam2_fast.io.frames import FrameSource
+from sam2_fast.session import VideoSession
+from sam2_fast.video_predictor import SAM2VideoPredictor
+from tests.video.recorded import NoLane, edited, frames, small_predictor
+from tests.video.tape import TapeRecorder
+
+
+class Watched(Graphs):
+    """Graphs that a CPU can make of the encoder; they note how many frames each call encodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[int] = []
+
+    def refuses(self, *_: Any) -> None:
+        return None
+
+    def refuses_frame(self, *_: Any) -> str:
+        return "the encoder alone is recorded"
+
+    def encode(self, model: Any, images: torch.Tensor) -> Any:
+        self.calls.append(len(images))
+        return super().encode(model, images)
+
+
+class Damaged(FrameSource):
+    """A video whose frame `bad` cannot be decoded."""
+
+    def __init__(self, bad: int) -> None:
+        self._frames, self._bad = frames(12), bad
+        super().__init__("damaged", 12, *self._frames.shape[1:3])
+
+    def _read(self, index: int) -> np.ndarray:
+        if index == self._bad:
+            raise ValueError(f"{self.name}: frame {index} cannot be decoded")
+        return self._frames[index]
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> SAM2VideoPredictor:
+    monkeypatch.setattr(graphs_module, "Recorder", TapeRecorder)
+    monkeypatch.setattr(ahead_module, "Lane", NoLane)
+    monkeypatch.setattr("sam2_fast.ops.native.native", lambda: None)  # a tape sees torch's operators alone
+    predictor = small_predictor()
+    predictor.graphs = Watched()
+    return predictor
+
+
+def tracked(predictor: SAM2VideoPredictor, video: Any, reverse: bool = False) -> list[torch.Tensor]:
+    state = predictor.init_state(video)
+    predictor.add_new_points_or_box(state, 11 if reverse else 0, 1, points=[[20.0, 30.0]], labels=[1])
+    return [masks for _, _, masks in predictor.propagate_in_video(state, reverse=reverse)]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_frames_encoded_in_batches_give_the_same_masks(watched: SAM2VideoPredictor, reverse: bool) -> None:
+    found = tracked(watched, frames(12), reverse)
+    assert isinstance(watched.graphs, Watched)
+    calls = watched.graphs.calls
+    watched.graphs = None
+    expected = tracked(watched, frames(12), reverse)
+    assert len(found) == len(expected) == 12
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+    assert BATCH in calls and set(calls) == {1, BATCH}
+    assert sum(calls) == 12 + (1 if reverse else 0), "the prompted frame, and frame 0 when the video was opened; each once"
+
+
+def test_editing_between_frames_does_not_disturb_what_is_ahead(watched: SAM2VideoPredictor) -> None:
+    found = list(edited(watched))
+    watched.graphs = None
+    for a, b in zip(found, edited(watched), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("bad", [1, 6, 11])
+def test_a_damaged_frame_is_named_when_its_turn_comes(watched: SAM2VideoPredictor, bad: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sam2_fast.video_predictor.open_video", lambda video: video)
+    state = watched.init_state(Damaged(bad))
+    watched.add_new_points_or_box(state, 0, 1, points=[[20.0, 30.0]], labels=[1])
+    seen = []
+    with pytest.raises(ValueError, match=f"frame {bad} cannot be decoded"):
+        seen += [frame for frame, _, _ in watched.propagate_in_video(state)]
+        pytest.fail("the damaged frame was passed")
+    assert state.objects[1].passed == dict.fromkeys(range(bad), 1)
+
+
+@torch.inference_mode()
+def test_what_a_pass_goes_by_is_forgotten(watched: SAM2VideoPredictor) -> None:
+    session = VideoSession(Damaged(-1), torch.device("cpu"), torch.device("cpu"))
+    ahead = Ahead(watched.graphs, range(12))
+    for frame in range(4):
+        ahead.advance(watched, session, frame)
+    assert len(ahead._encoded) + len(ahead._images) == 2 * BATCH, "no more than two batches are held"
+    ahead.features(watched, session, 9)
+    assert not ahead._encoded and not ahead._images
+    assert ahead.features(watched, session, 2).low.shape == (1, 256, 4, 4), "going back"
