@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
+from functools import partial
 from operator import is_
 from typing import Any
 
@@ -16,7 +17,7 @@ from sam2_fast.model.layers import kept_by
 from sam2_fast.ops.memory_table import products_dtype
 from sam2_fast.ops.native import no_triton
 from sam2_fast.ops.recording import Recorder
-from sam2_fast.types import Features
+from sam2_fast.types import Features, Points, Prediction
 
 MOST = 24
 """Recordings that are held; the one that was used longest ago goes first."""
@@ -33,6 +34,7 @@ class Graphs:
     def __init__(self) -> None:
         self._held: OrderedDict[Hashable, Any] = OrderedDict()
         self._recorders: dict[Hashable, Recorder] = {}
+        self._met: set[Hashable] = set()
         self._weights: Weights | None = None
 
     def __reduce__(self) -> tuple[type[Graphs], tuple[()]]:
@@ -74,11 +76,38 @@ class Graphs:
             static.copy_(images)
             return Features(*(x.clone() for x in replay()))
 
+    def decode(
+        self, model: Sam2, low: Tensor, features: Features, points: Points | None, hint: Tensor | None, multimask: bool
+    ) -> Prediction:
+        """`model.decode`, from a recording where prompts of these shapes have come before: one that comes once is not worth it."""
+        given = [low, *features, *(points or ()), hint]
+        shapes = [None if x is None else (tuple(x.shape), x.stride()[1:], x.dtype) for x in given]
+        options = tuple(vars(model.options).values())
+        key = ("decode", multimask, points is None, *shapes, *options, *_circumstances(low))
+        if key not in self._met:
+            self._met = {*self._met, key} if len(self._met) < 1000 else {key}
+            return model.decode(low, features, points, hint, multimask)
+        recorder = self._recorder("decode", low.device)
+        with recorder.turn():
+            held = self._get(model, key)
+            if held is None:
+                static = [None if x is None else torch.empty_like(x).copy_(x) for x in given]
+                mine = Features(*static[1:4])  # type: ignore[arg-type]
+                where = None if points is None else Points(*static[4:7])  # type: ignore[arg-type]
+                run = partial(model.decode, static[0], mine, where, static[-1], multimask)  # type: ignore[arg-type]
+                held = static, recorder.record(run).replay
+                self._keep(model, key, held)
+            static, replay = held
+            for old, new in zip(static, given, strict=True):
+                if old is not None and new is not None:
+                    old.copy_(new)
+            return Prediction(*(x.clone() for x in replay()))
+
     def track(self, model: Sam2, features: Features, given: Remembered, multimask: bool) -> Tracked:
         """Attend, decode and encode the memory of the objects of `given` from a recording."""
         room = room_for(model, given)
         loose = next((p.dtype for mine in given.pointers for p in mine), features.low.dtype)
-        shapes = [(tuple(x.shape), x.stride(), x.dtype) for x in features]
+        shapes = [(tuple(x.shape), x.stride()[1:], x.dtype) for x in features]
         options = tuple(vars(model.options).values())
         key = ("track", room, given.longest, multimask, loose, *shapes, *options, *_circumstances(features.low))
         recorder, graph = self._recorder("track", features.low.device), self._get(model, key)

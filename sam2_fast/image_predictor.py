@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sam2_fast.graphs import Graphs
 from sam2_fast.image_prompts import ImagePrompts, image_prompts, join_points, rows_of, stack_points
 from sam2_fast.io.images import as_rgb
 from sam2_fast.io.transforms import resize_image
 from sam2_fast.model import Sam2
+from sam2_fast.ops.transfer import upload_numbers
 from sam2_fast.sam2_transforms import SAM2Transforms
 from sam2_fast.types import Features, Points
 
@@ -37,6 +40,7 @@ class SAM2ImagePredictor:
     """Masks of one image, or of a batch of images, from clicks, boxes and earlier masks.
 
     Sizes: S the model's input, low-resolution masks are S / 4 pixels square (256 for the released models).
+    graphs: recordings (CUDA graphs) of the encoder and of prompts whose shape comes again, used on GPUs; None: do without.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class SAM2ImagePredictor:
         self.model = sam_model
         self.mask_threshold = mask_threshold
         self._transforms = SAM2Transforms(size, mask_threshold, max_hole_area, max_sprinkle_area)
+        self.graphs: Graphs | None = Graphs()
         self._bb_feat_sizes = [(size // stride, size // stride) for stride in (4, 8, 16)]
         self.reset_predictor()
 
@@ -96,7 +101,8 @@ class SAM2ImagePredictor:
             except ValueError as error:
                 raise ValueError(f"image_list[{index}]: {error}" if is_batch else str(error)) from error
         batch = torch.stack([resize_image(picture, self.model.config.image_size, self.device) for picture in pictures])
-        features = self.model.encode_image(batch)
+        graphs = self._recording()
+        features = self.model.encode_image(batch) if graphs is None else graphs.encode(self.model, batch)
         self._features = {"image_embed": self.model.without_memory(features.low), "high_res_feats": [features.high, features.mid]}
         self._orig_hw = [(int(p.shape[0]), int(p.shape[1])) for p in pictures]
         self._is_batch = is_batch
@@ -221,7 +227,7 @@ class SAM2ImagePredictor:
         """One prompt per entry of `images` (the index of its image) -> logits [B, C, S / 4, S / 4] float32 and IoU [B, C]."""
         count, masks, side = len(images), 3 if multimask else 1, self.model.config.image_size // 4
         low, iou = [], []
-        step = ROWS_PER_CALL
+        step, graphs = ROWS_PER_CALL, self._recording()
         if self.device.type == "cpu" and hint is not None:  # each prompt has an image of its own then
             step = min(step, max(1, CPU_TOKENS_PER_CALL // self.model.config.grid**2))
         for start in range(0, count, step):
@@ -229,7 +235,8 @@ class SAM2ImagePredictor:
             features = self._features_of(images[rows])
             some = None if points is None else rows_of(points, rows, self.device)
             some_hint = hint if hint is None or len(hint) == 1 else hint[rows]
-            found = self.model.decode(features.low, features, some, some_hint, multimask)
+            decode = self.model.decode if graphs is None else partial(graphs.decode, self.model)
+            found = decode(features.low, features, some, some_hint, multimask)
             low.append(found.logits)
             iou.append(found.iou)
         if not low:
@@ -244,7 +251,12 @@ class SAM2ImagePredictor:
         if len(set(images)) == 1:
             index = images[0] % len(features.low)
             return features.image(index)
-        return Features(*(level[images] for level in features))
+        which = upload_numbers(images, torch.int64, self.device)
+        return Features(*(level[which] for level in features))
+
+    def _recording(self) -> Graphs | None:
+        """Recordings to use, where there can be some."""
+        return self.graphs if self.graphs is not None and self.graphs.refuses(self.model, self.model.no_mem_embed) is None else None
 
     def _at_image_size(self, low: Tensor, hw: tuple[int, int], return_logits: bool) -> Tensor:
         """[B, C, S / 4, S / 4] logits -> [B, C, H, W] masks, a bounded number of pixels at a time."""

@@ -6,15 +6,17 @@ import copy
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from sam2_fast import graphs as graphs_module
 from sam2_fast.graphs import Graphs
+from sam2_fast.image_predictor import SAM2ImagePredictor
 from sam2_fast.ops.native import no_triton
 from sam2_fast.video_predictor import SAM2VideoPredictor
 from tests.ops.triton_tools import interpret
-from tests.video.recorded import edited, small_predictor
+from tests.video.recorded import edited, frames, small_predictor
 from tests.video.tape import TapeRecorder
 
 PROGRAM = """
@@ -34,6 +36,13 @@ free.graphs = None
 for i, (a, b) in enumerate(zip(edited(free), taped)):
     assert (a - b).abs().max() < 1e-3, (i, (a - b).abs().max())
 """
+
+
+class Willing(Graphs):
+    """Graphs that do not mind the CPU."""
+
+    def refuses(self, *_: Any) -> None:
+        return None
 
 
 @pytest.fixture
@@ -68,6 +77,39 @@ def test_a_recording_takes_new_images_and_results_stay(taped: SAM2VideoPredictor
     assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True)), "an earlier result was written over"
     assert encoded_alike(taped, graphs, 3, count=2)
     assert len(graphs) == 2
+
+
+@pytest.mark.parametrize("multimask", [True, False])
+@pytest.mark.parametrize("boxes", [False, True])
+def test_prompts_whose_shape_comes_again_are_recorded(taped: SAM2VideoPredictor, multimask: bool, boxes: bool) -> None:
+    clicker, plain = SAM2ImagePredictor(taped), SAM2ImagePredictor(taped)
+    clicker.graphs, plain.graphs = Willing(), None
+    picture = frames(1)[0]
+    for predictor in (clicker, plain):
+        predictor.set_image(picture)
+    hint = None
+    for i in range(5):
+        if i == 3:
+            for predictor in (clicker, plain):
+                predictor.set_image(picture[::-1].copy())
+        point = {"box": [3.0 + i, 4.0, 50.0, 40.0]} if boxes else {"point_coords": [[10.0 + 9 * i, 30.0]], "point_labels": [i % 2]}
+        found, expected = (p.predict(**point, mask_input=hint, multimask_output=multimask) for p in (clicker, plain))
+        assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True)), i
+        assert len(clicker.graphs) == 1 + (i > 0) + (i > 2), "the encoder; prompts without a hint; with one"
+        hint = expected[2][:1] if i else None
+
+
+def test_images_of_a_batch_are_decoded_from_a_recording(taped: SAM2VideoPredictor) -> None:
+    clicker, plain = SAM2ImagePredictor(taped), SAM2ImagePredictor(taped)
+    clicker.graphs, plain.graphs = Willing(), None
+    for predictor in (clicker, plain):
+        predictor.set_image_batch(list(frames(3)))
+    for i in range(3):
+        clicks = [[[10.0 + 5 * i, 20.0]], [[30.0, 20.0 + i]], [[5.0, 9.0 * i]]]
+        found, expected = (p.predict_batch(clicks, [[1], [0], [1]]) for p in (clicker, plain))
+        for a, b in zip(found, expected, strict=True):
+            assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+    assert len(clicker.graphs) == 2
 
 
 @pytest.mark.parametrize("change", ["in place", "replaced", "module", "dtype", "moved"])
@@ -148,3 +190,20 @@ def test_recorded_on_a_gpu_are_those_of_the_function_to_the_bit(dtype: torch.dty
     plain = list(edited(predictor))
     for a, b, c in zip(recorded, again, plain, strict=True):
         assert torch.equal(a, b) and torch.equal(a, c) and a.isfinite().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_clicks_recorded_on_a_gpu_are_those_of_the_function_to_the_bit(dtype: torch.dtype) -> None:
+    if reason := no_triton():
+        pytest.skip(reason)
+    model = small_predictor().to("cuda", dtype)
+    clicker, plain = SAM2ImagePredictor(model), SAM2ImagePredictor(model)
+    plain.graphs = None
+    for i in range(4):
+        for predictor in (clicker, plain):
+            predictor.set_image(frames(4)[i])
+        for x in (10.0, 30.0, 50.0):
+            found, expected = (p.predict([[x, 30.0]], [1]) for p in (clicker, plain))
+            assert all(np.array_equal(a, b) and np.isfinite(a).all() for a, b in zip(found, expected, strict=True))
+    assert clicker.graphs is not None and len(clicker.graphs) == 2
