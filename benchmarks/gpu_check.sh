@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# The whole check on a machine with a GPU: build, GPU tests, sanitizers, benchmarks. No network; under nine minutes.
-#   benchmarks/gpu_check.sh [OUT] [CMAKE_CUDA_ARCHITECTURES]        results and logs land in OUT (default outputs/gpu)
+# The whole check on a machine with a GPU: build, GPU tests, sanitizers, benchmarks. No network; under ten minutes.
+#   benchmarks/gpu_check.sh [OUT] [CMAKE_CUDA_ARCHITECTURES] [PARTS]       results and logs land in OUT (default outputs/gpu)
+# PARTS: words out of tests, sanitizers, kernels, video; default "tests sanitizers kernels" and a quick look at videos. Videos of all sizes
+# and peers fill a run of their own: "video", with SAM2_FAST_PEER=official,official-compiled,transformers for what is to be compared.
 # Goes on after a failing part, so that one run tells everything; exit status 1 if any part failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-out=${1:-outputs/gpu} architectures=${2:-90a-real} python=${PYTHON:-python3}
+out=${1:-outputs/gpu} architectures=${2:-90a-real} parts=${3:-tests sanitizers kernels quick} python=${PYTHON:-python3}
 mkdir -p "$out"
 failed=()
+wanted() { [[ " $parts " == *" $1 "* ]]; }
 part() {  # part NAME SECONDS COMMAND...
   local name=$1 limit=$2 start=$SECONDS
   shift 2
@@ -24,10 +27,15 @@ stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
 cp -r tests benchmarks pyproject.toml "$stage/"
 here=$PWD out=$(cd "$out" && pwd)
+# What videos are compared with, where somebody laid it out: packages in .peers, what drives them in .peers/tools, JPEGs in .peers/video.
+export SAM2_FAST_PEERS=${SAM2_FAST_PEERS:-$here/.peers}
+[ -d "$SAM2_FAST_PEERS/tools" ] && export SAM2_FAST_PEER_TOOLS=${SAM2_FAST_PEER_TOOLS:-$SAM2_FAST_PEERS/tools}
+[ -d "$SAM2_FAST_PEERS/video" ] && export SAM2_FAST_VIDEO=${SAM2_FAST_VIDEO:-$SAM2_FAST_PEERS/video}
 cd "$stage" || exit 1
 part backends 60 "$python" -m sam2_fast.ops.registry
 cat "$out/backends.log"
-part gpu_tests 150 "$python" -m pytest -q -p no:cacheprovider -m gpu tests/ops tests/test_masks.py tests/test_waiting.py
+wanted tests && part gpu_tests 150 "$python" -m pytest -q -p no:cacheprovider -m gpu \
+  tests/ops tests/test_masks.py tests/test_waiting.py tests/video/test_graphs.py
 
 cat >"$stage/small_shapes.py" <<'PY'
 import torch
@@ -55,16 +63,24 @@ for window, pool in ((8, False), (14, False), (4, True), (0, True)):
 torch.cuda.synchronize()
 PY
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1)
-if [ -n "$sanitizer" ]; then
+if ! wanted sanitizers; then
+  :
+elif [ -n "$sanitizer" ]; then
   for tool in memcheck racecheck initcheck synccheck; do
-    part "$tool" 75 "$sanitizer" --tool "$tool" --error-exitcode 9 "$python" small_shapes.py
+    part "$tool" 60 "$sanitizer" --tool "$tool" --error-exitcode 9 "$python" small_shapes.py
   done
 else
   echo "compute-sanitizer is not here: memcheck, racecheck, initcheck and synccheck were not run"
   part small_shapes 60 "$python" small_shapes.py
 fi
-part benchmarks 180 "$python" -m benchmarks.run --device cuda --json "$out/benchmarks.json"
-cat "$out/benchmarks.log"
+stems=(rope_attention window_attention memory_attention hiera_block connected_components mask_postprocess preprocess)
+wanted kernels && part kernels 120 "$python" -m benchmarks.run "${stems[@]}" --device cuda --json "$out/kernels.json"
+wanted quick && part quick 60 "$python" -m benchmarks.run video --quick --device cuda --json "$out/quick.json"
+wanted video && part video 520 "$python" -m benchmarks.run video --device cuda --peer "${SAM2_FAST_PEER:-official}" \
+  --json "$out/video.json"
+for name in kernels quick video; do
+  if wanted "$name"; then cat "$out/$name.log"; fi
+done
 cd "$here" || exit 1
 if [ ${#failed[@]} -gt 0 ]; then
   echo "failed: ${failed[*]}"

@@ -25,14 +25,14 @@ def _tool(name: str) -> Any:
     return importlib.import_module(name)
 
 
-def official(size: str, state: dict[str, torch.Tensor], image_size: int, device: torch.device) -> Any:
-    """The official video predictor with these weights, or None where the package is not laid out."""
+def official(size: str, state: dict[str, torch.Tensor], image_size: int, device: torch.device, **more: Any) -> Any:
+    """The official video predictor with these weights, or None where the package is not laid out. more: for its builder."""
     tool = _tool("official_peer") if (FOLDER / "sam2").is_dir() else None
     if tool is None:
         return None
     if str(FOLDER) not in sys.path:
         sys.path.insert(0, str(FOLDER))
-    predictor = tool.build_video(SHORT[size], device=str(device), overrides=[f"++model.image_size={image_size}"])
+    predictor = tool.build_video(SHORT[size], device=str(device), overrides=[f"++model.image_size={image_size}"], **more)
     predictor.load_state_dict(state)
     # its extension is not compiled here: it would warn and leave holes open, so both sides leave them
     predictor.fill_hole_area = 0
@@ -41,7 +41,12 @@ def official(size: str, state: dict[str, torch.Tensor], image_size: int, device:
 
 def transformers(size: str, state: dict[str, torch.Tensor], image_size: int, device: torch.device) -> Any:
     """`Sam2VideoModel` with these weights (1024 pixels only), or None where it is not installed."""
-    tool = _tool("transformers_peer") if find_spec("transformers") else None
+    tool = transformers_tool()
     if tool is None or image_size != 1024:
         return None
     return tool.to_hf_video(state, SHORT[size]).to(device)
+
+
+def transformers_tool() -> Any:
+    """The helpers around `Sam2VideoModel`, or None where it is not installed."""
+    return _tool("transformers_peer") if find_spec("transformers") else None

@@ -72,7 +72,7 @@ def build_sam2_video_predictor(
 ) -> SAM2VideoPredictor:
     """The predictor for videos (official `build_sam2_video_predictor`); arguments as in `build_sam2`.
 
-    vos_optimized is accepted and changes nothing: no path compiles at run time.
+    vos_optimized is accepted and changes nothing: on a GPU frames are replayed from recordings anyway, and no path compiles at run time.
     """
     post = VIDEO_POSTPROCESSING if apply_postprocessing else {}
     return _build(SAM2VideoPredictor, config_file, ckpt_path, device, mode, hydra_overrides_extra, post, image_size, dtype, seed)
