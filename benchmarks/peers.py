@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,16 @@ def _tool(name: str) -> Any:
     return importlib.import_module(name)
 
 
-def official(size: str, state: dict[str, torch.Tensor], image_size: int, device: torch.device, **more: Any) -> Any:
-    """The official video predictor with these weights, or None where the package is not laid out. more: for its builder."""
+def official(
+    size: str, state: dict[str, torch.Tensor], image_size: int, device: torch.device, overrides: Sequence[str] = (), **more: Any
+) -> Any:
+    """The official video predictor with these weights, or None where the package is not laid out. overrides, more: for its builder."""
     tool = _tool("official_peer") if (FOLDER / "sam2").is_dir() else None
     if tool is None:
         return None
     if str(FOLDER) not in sys.path:
         sys.path.insert(0, str(FOLDER))
-    predictor = tool.build_video(SHORT[size], device=str(device), overrides=[f"++model.image_size={image_size}"], **more)
+    predictor = tool.build_video(SHORT[size], device=str(device), overrides=[f"++model.image_size={image_size}", *overrides], **more)
     predictor.load_state_dict(state)
     # its extension is not compiled here: it would warn and leave holes open, so both sides leave them
     predictor.fill_hole_area = 0
