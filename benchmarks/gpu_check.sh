@@ -40,6 +40,7 @@ wanted tests && part gpu_tests 150 "$python" -m pytest -q -p no:cacheprovider -m
 cat >"$stage/small_shapes.py" <<'PY'
 import torch
 from sam2_fast.ops.connected_components import connected_components, connected_components_reference, small_components
+from sam2_fast.ops.hiera_block import hiera_block
 from sam2_fast.ops.mask_postprocess import mask_postprocess
 from sam2_fast.ops.preprocess import preprocess_frame
 from sam2_fast.ops.rope_attention import rope_attention, rope_table
@@ -60,6 +61,11 @@ rope_attention(q, k, v, rope_table(64, 8).cuda(), 5, backend="triton")
 for window, pool in ((8, False), (14, False), (4, True), (0, True)):
     qkv, pad = torch.randn(1, 16, 16, 3 * 112, dtype=torch.bfloat16).cuda(), torch.randn(3 * 112, dtype=torch.bfloat16).cuda()
     window_attention(qkv, pad, 2, window, pool, backend="triton")
+for dim, out, pool in ((48, 48, False), (48, 96, True)):
+    shapes = ((dim,), (dim,), (3 * out, dim), (3 * out,), (out, out), (out,), (out,), (out,), (4 * out, out), (4 * out,), (out, 4 * out), (out,),
+              (out, dim), (out,))
+    weights = [torch.randn(s, dtype=torch.bfloat16).cuda() for s in shapes[: 14 if pool else 12]]
+    hiera_block(torch.randn(1, 16, 12, dim, dtype=torch.bfloat16).cuda(), weights, 2, 4, pool, backend="triton")
 torch.cuda.synchronize()
 PY
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1)

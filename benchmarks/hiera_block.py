@@ -1,4 +1,4 @@
-"""The Hiera block on a CPU: each kind of block of the tiny, base+ and large trunks against torch's layers, and operations a second."""
+"""The Hiera block: each kind of block of the tiny, base+ and large trunks against torch's layers, and operations a second."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.timing import Options, Row, interleaved, matrix_peak, require, rows
+from benchmarks.timing import Options, Row, dtypes, interleaved, matrix_peak, placed, require, rows
 from sam2_fast.ops.hiera_block import hiera_block, hiera_block_reference
 
 KINDS = (  # tokens along a side, stage of the input, width factor, window, pooled
@@ -44,10 +44,8 @@ def weights_of(dim: int, out: int, pool: bool, dtype: torch.dtype) -> list[torch
 
 @torch.inference_mode()
 def measure(options: Options) -> Iterator[Row]:
-    """Every kind of block in float32 and bfloat16; the tiny trunk's only where `quick`."""
-    if options.device.type != "cpu":
-        return
-    for dtype in (torch.float32, torch.bfloat16):
+    """Every kind of block in the dtypes of the device; the tiny trunk's only where `quick`."""
+    for dtype in dtypes(options):
         best = matrix_peak(options.device, dtype)
         for trunk, (first, head) in list(TRUNKS.items())[: 1 if options.quick else None]:
             for kind, side, stage, factor, window, pool in KINDS:
@@ -56,9 +54,9 @@ def measure(options: Options) -> Iterator[Row]:
                 out = dim * factor
                 x, weights = torch.randn(1, side, side, dim).to(dtype), weights_of(dim, out, pool, dtype)
                 case = f"{trunk}, {kind}, {side}^2 x {dim}, {str(dtype)[6:]}"
-                given = (x, weights, out // head, window, pool)
+                given = placed((x, weights, out // head, window, pool), options.device)
                 mine, theirs = hiera_block(*given), hiera_block_reference(*given, 1e-6)
-                exact = hiera_block_reference(x.double(), [w.double() for w in weights], *given[2:], 1e-6)
+                exact = hiera_block_reference(given[0].double(), [w.double() for w in given[1]], *given[2:], 1e-6)
                 require(_error(mine, exact) <= 2 * _error(theirs, exact), case, "sam2_fast")
                 del mine, theirs, exact
                 times = interleaved(

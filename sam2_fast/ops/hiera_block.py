@@ -8,13 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.ops.native import is_plain, native, no_cpu
+from sam2_fast.ops.memory_table import products_dtype
+from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton
 from sam2_fast.ops.registry import Implementation, choose, register
 from sam2_fast.ops.window_attention import window_attention, window_attention_reference
 
 _library = torch.library.Library("sam2_fast", "FRAGMENT")
 _STORED = (torch.float32, torch.bfloat16, torch.float16)
 _MAX_WINDOW = 64
+_MAX_HEAD, _MAX_TRITON_CHANNELS = 128, 4096
 _MATRICES = (2, 4, 8, 10, 12)
 WEIGHTS = (
     "norm1.weight", "norm1.bias", "qkv.weight", "qkv.bias", "proj.weight", "proj.bias", "norm2.weight", "norm2.bias",
@@ -42,8 +44,9 @@ def hiera_block(
         as tokens of zeros, unmasked; 0: every token attends to all.
     pool: queries and the shortcut norm(x) -> s are max-pooled 2 x 2; else s(x) = x and C' = C.
     overwrite: x is not needed any more; where it can, the kernel writes to its memory, since fresh memory costs page faults.
-    backend: "auto", "cpu" or "torch". Returns [B, H, W, C'], where pooled [B, H / 2, W / 2, C'], in the dtype of x. Under autocast
-        products are computed in its dtype. Raises ValueError for shapes that do not fit, BackendError where the named backend cannot run.
+    backend: "auto", "triton", "cpu" or "torch". Returns [B, H, W, C'], where pooled [B, H / 2, W / 2, C'], in the dtype of x. Under
+        autocast products are computed in its dtype.
+    Raises ValueError for shapes that do not fit, BackendError where the named backend cannot run.
     Source: official `MultiScaleBlock`.
     """
     _check(x, weights, num_heads, window, pool)
@@ -121,6 +124,25 @@ def _native_block(
     return out
 
 
+def _triton_block(x: Tensor, weights: Sequence[Tensor], num_heads: int, window: int, pool: bool, eps: float) -> Tensor:
+    """Moments, queries keys and values, attention, projection; moments, hidden, output: a launch each, and with `pool` the shortcut's."""
+    from sam2_fast.kernels.hiera_block import GELU, linear, moments
+    from sam2_fast.kernels.window_attention import window_attention as attend
+
+    dtype = products_dtype(weights[2])
+    with torch.no_grad():
+        w = [t.detach().to(dtype if i in _MATRICES else t.dtype).contiguous() for i, t in enumerate(weights)]
+        batch, height, width, dim = x.shape
+        tokens = x.detach().contiguous().view(-1, dim)
+        first = (moments(tokens, eps), w[0], w[1])
+        qkv = linear(tokens, w[2], w[3], first).view(batch, height, width, -1)
+        shortcut = linear(tokens, w[12], w[13], first, dtype=x.dtype, width=width) if pool else tokens
+        found = attend(qkv, w[3].to(dtype), num_heads, window, pool)
+        y = linear(found.flatten(0, 2), w[4], w[5], residual=shortcut, dtype=x.dtype)
+        hidden = linear(y, w[8], w[9], (moments(y, eps), w[6], w[7]), GELU)
+        return linear(hidden, w[10], w[11], residual=y, dtype=x.dtype).view(*found.shape)
+
+
 def _wants_gradients(x: Tensor, weights: Sequence[Tensor]) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights))
 
@@ -143,6 +165,25 @@ def _refuses(x: Tensor, weights: Sequence[Tensor], num_heads: int, window: int, 
     return None
 
 
+def _triton_refuses(x: Tensor, weights: Sequence[Tensor], num_heads: int, window: int, pool: bool, eps: float) -> str | None:
+    tensors = (x, *weights)
+    if any(t.device.type != "cuda" for t in tensors) or len({t.device for t in tensors}) > 1:
+        return f"tensors are on {', '.join(sorted({str(t.device) for t in tensors}))}, it takes those of one cuda device"
+    if not is_plain(*tensors):
+        return f"x and weights are {', '.join({type(t).__name__ for t in tensors})}, it takes plain tensors"
+    if _wants_gradients(x, weights):
+        return "gradients are wanted, it has none"
+    dtype, head = products_dtype(weights[2]), weights[5].shape[0] // num_heads
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"products are in {dtype}, it takes bfloat16 or float16"
+    if x.numel() == 0 or head > _MAX_HEAD or x.shape[3] > _MAX_TRITON_CHANNELS:
+        return f"x is {tuple(x.shape)} with {head} channels a head: it takes a token or more, heads up to {_MAX_HEAD} channels"
+    if pool and (window % 2 or window == 0 or x.shape[1] % 2 or x.shape[2] % 2):
+        return f"window {window} on {x.shape[1]} x {x.shape[2]} tokens: it pools even windows on even grids"
+    return None
+
+
+register(Implementation("hiera_block", "triton", _triton_block, _triton_refuses), no_triton)
 register(Implementation("hiera_block", "cpu", _native_block, _refuses), no_cpu)
 register(Implementation("hiera_block", "torch", hiera_block_reference, lambda *_: None), lambda: None)
 

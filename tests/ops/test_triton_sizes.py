@@ -10,15 +10,23 @@ import pytest
 from tests.ops.triton_tools import compiled
 
 HALVES = dict.fromkeys(("q", "k", "v", "qkv", "pad", "place", "temporal", "weight", "bias", "x", "keys", "values", "out"), "*bf16")
-FLOATS = dict.fromkeys(("logits", "sums", "largest", "totals", "table", "statistics"), "*fp32")
+HALVES |= dict.fromkeys(("like", "norm_weight", "norm_bias", "residual"), "*bf16")
+FLOATS = dict.fromkeys(("logits", "sums", "largest", "totals", "table", "statistics", "moments"), "*fp32")
 WORDS = dict.fromkeys(("labels", "areas", "bits", "stats", "counts", "places", "firsts", "first", "weights"), "*i32")
-POINTERS = HALVES | FLOATS | WORDS | {"masks": "*u8", "slots": "*i64", "source": "*u8", "ends": "*i64"}
-SCALARS = dict.fromkeys(("scale", "low", "middle", "high"), "fp32")
+POINTERS = HALVES | FLOATS | WORDS | {"masks": "*u8", "slots": "*i64", "source": "*u8", "ends": "*i64", "addresses": "*i64"}
+SCALARS = dict.fromkeys(("scale", "low", "middle", "high", "eps"), "fp32")
 KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     *[("connected_components", name, {"BLOCK": 256}) for name in ("init", "merge", "count", "spread")],
+    ("hiera_block", "moments", {"BLOCK": 16, "WIDE": 16}),
+    (
+        "hiera_block",
+        "linear",
+        {"NORM": True, "ACTIVATION": 1, "ADD": True, "POOL": True, "BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "GROUP": 8, "EXACT": False},
+    ),
     ("mask_postprocess", "bits", {"COLUMNS": 8, "ROWS": 64}),
     *[("mask_postprocess", name, {"COLUMNS": 8, "WORDS": 8}) for name in ("count", "write")],
     ("memory_attention", "keys", {"NARROW": 16, "HALF": 16, "COPY": True, "BLOCK": 16, "EXACT": False}),
+    ("memory_attention", "gather", {"BLOCK": 16}),
     (
         "preprocess",
         "axis",

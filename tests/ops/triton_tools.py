@@ -33,26 +33,35 @@ def interpret(program: str) -> None:
     assert run.returncode == 0, run.stderr[-2000:]
 
 
-def compiled(kernel: Any, kinds: dict[str, str], constants: dict[str, Any], capability: int, aligned: bool = True, **options: Any) -> Any:
-    """`kernel` compiled for a GPU of `capability`. kinds: Triton's types of the arguments that are no constants; aligned: pointers are."""
+def compiled(
+    kernel: Any,
+    kinds: dict[str, str],
+    constants: dict[str, Any],
+    capability: int,
+    aligned: bool = True,
+    sixteens: tuple[str, ...] = (),
+    **options: Any,
+) -> Any:
+    """`kernel` compiled for a GPU of `capability`. kinds: Triton's types of the arguments that are no constants; aligned: pointers are;
+    sixteens: numbers that are multiples of 16, which Triton sees by itself when a kernel is launched."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     names = kernel.arg_names
     every = {n: "constexpr" if n in constants else kinds[n] for n in names}
-    hints = {(names.index(n),): [["tt.divisibility", 16]] for n in names if aligned and every[n].startswith("*")}
+    hints = {(names.index(n),): [["tt.divisibility", 16]] for n in names if (aligned and every[n].startswith("*")) or n in sixteens}
     source = ASTSource(kernel, every, constexprs={(names.index(n),): value for n, value in constants.items()}, attrs=hints)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def resources(
-    kernel: Any, kinds: dict[str, str], constants: dict[str, Any], capability: int, warps: int, stages: int
+    kernel: Any, kinds: dict[str, str], constants: dict[str, Any], capability: int, warps: int, stages: int, sixteens: tuple[str, ...] = ()
 ) -> tuple[int, int, int]:
     """Registers a thread, bytes spilled and bytes of shared memory, as ptxas reports them."""
     import triton
 
-    found = compiled(kernel, kinds, constants, capability, num_warps=warps, num_stages=stages)
+    found = compiled(kernel, kinds, constants, capability, sixteens=sixteens, num_warps=warps, num_stages=stages)
     architecture = re.search(r"\.target ([^\s,]+)", found.asm["ptx"])
     assert architecture is not None
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"

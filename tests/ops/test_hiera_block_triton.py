@@ -1,0 +1,92 @@
+"""A Hiera block in Triton: its arithmetic in the interpreter, its code for several GPUs, and there what the CPU promises."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sam2_fast.ops.hiera_block import hiera_block, hiera_block_reference
+from sam2_fast.ops.native import no_triton
+from sam2_fast.ops.registry import BackendError
+from tests.ops.test_hiera_block import SHAPES, case, cast, error
+from tests.ops.triton_tools import interpret, resources
+
+INTERPRETED = """
+from sam2_fast.ops.hiera_block import _triton_block, hiera_block_reference
+from tests.ops.test_hiera_block import SHAPES, case, cast, error
+
+for name, shape in list(SHAPES.items())[{part}::2]:
+    wide, half = torch.float32, torch.float16
+    for dtype, scale, far in ((wide, 1.0, 0.0), (wide, 1.0, 300.0), (half, 1.0, 0.0), (half, 8.0, 20.0)):
+        given = case(*shape, scale=scale)
+        given[0].add_(far)  # far from zero a variance from sums of squares is noise
+        given = cast(given, dtype)
+        exact = hiera_block_reference(*cast(given, torch.float64), 1e-6)
+        theirs = max(error(hiera_block_reference(*given, 1e-6), exact), error(exact.to(dtype), exact))
+        mine = error(_triton_block(*given, 1e-6), exact)
+        assert mine <= 2 * theirs, (name, dtype, scale, far, mine, theirs)
+"""
+PRODUCTS = {  # inner, outer, norm, activation, residual, pooled: of the trunks at 1024 pixels
+    "tiny 1, q k v": (96, 288, True, 0, False, False), "tiny 1, projection": (96, 96, False, 0, True, False),
+    "base+ 1, hidden": (112, 448, True, 1, False, False), "base+ 1, output": (448, 112, False, 0, True, False),
+    "large 1, hidden": (144, 576, True, 1, False, False), "large 2, shortcut": (144, 288, True, 0, False, True),
+    "large 3, q k v": (576, 1728, True, 0, False, False), "large 3, output": (2304, 576, False, 0, True, False),
+    "large 4, hidden": (1152, 4608, True, 1, False, False), "base+ 3, shortcut": (224, 448, True, 0, False, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_errs_at_most_twice_as_much_as_torch_in_the_interpreter(part: int) -> None:
+    pytest.importorskip("triton")
+    interpret(INTERPRETED.replace("{part}", str(part)))
+
+
+@pytest.mark.parametrize("product", PRODUCTS.values(), ids=PRODUCTS)
+@pytest.mark.parametrize(("capability", "shared"), [(80, 163), (90, 227), (120, 99)])
+def test_compiles_without_spills_and_fits(capability: int, shared: int, product: tuple[int, int, bool, int, bool, bool]) -> None:
+    pytest.importorskip("triton")
+    from sam2_fast.kernels import hiera_block as kernels
+
+    inner, outer, norm, activation, add, pool = product
+    block_m, block_n, block_k, warps, stages = kernels.tiles(inner, outer, 2, capability)
+    kinds = dict.fromkeys(("x", "norm_weight", "norm_bias", "weight", "bias", "residual", "out"), "*bf16") | {"moments": "*fp32"}
+    kinds |= dict.fromkeys(("rows", "inner", "outer", "width"), "i32")
+    constants = {"NORM": norm, "ACTIVATION": activation, "ADD": add, "POOL": pool, "EXACT": False, "GROUP": 8}
+    constants |= {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k}
+    found = resources(kernels.linear_kernel, kinds, constants, capability, warps, stages, ("inner", "outer"))
+    assert found[1] == 0 and found[2] <= shared * 1024, found
+
+
+@pytest.mark.parametrize("channels", [96, 112, 144, 1152])
+@pytest.mark.parametrize("capability", [80, 90, 120])
+def test_moments_compile_without_spills(capability: int, channels: int) -> None:
+    triton = pytest.importorskip("triton")
+    from sam2_fast.kernels import hiera_block as kernels
+
+    kinds = {"x": "*bf16", "moments": "*fp32", "rows": "i32", "channels": "i32", "eps": "fp32"}
+    constants = {"BLOCK": kernels.MOMENT_ROWS, "WIDE": triton.next_power_of_2(channels)}
+    assert resources(kernels.moments_kernel, kinds, constants, capability, 8, 1)[1] == 0
+
+
+def test_says_why_it_refuses() -> None:
+    with pytest.raises(BackendError, match=r"hiera_block: triton refuses: .*Would run: cpu"):
+        hiera_block(*case(*SHAPES["pooled"]), backend="triton")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES.values(), (256, 256, 96, 96, 1, 8, False), (128, 128, 144, 288, 4, 8, True)], ids=str)
+def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(shape: tuple[int, int, int, int, int, int, bool], dtype: torch.dtype) -> None:
+    if reason := no_triton():
+        pytest.skip(reason)
+    x, weights, *rest = cast(case(*shape), dtype)
+    given = (x.cuda(), [w.cuda() for w in weights], *rest)
+    exact = hiera_block_reference(*cast(given, torch.float64), 1e-6)  # type: ignore[arg-type]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = hiera_block(*given, backend="triton")  # type: ignore[arg-type]
+    stream.synchronize()
+    theirs = max(error(hiera_block_reference(*given, 1e-6), exact), error(exact.to(dtype), exact))  # type: ignore[arg-type]
+    assert error(found, exact) <= 2 * theirs
+    assert torch.equal(hiera_block(*given, backend="triton"), found), "run to run"  # type: ignore[arg-type]
