@@ -6,6 +6,8 @@ the host.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -131,28 +133,35 @@ def write_kernel(
 
 
 def mask_postprocess(
-    logits: Tensor, size: tuple[int, int], low: float, middle: float, high: float, canvas: tuple[int, int], origin: tuple[int, int]
-) -> tuple[Tensor, Tensor, Tensor, list[npt.NDArray[np.int32]]]:
-    """logits: [N, h, w] float32, contiguous -> inner, outer, boxes as in `sam2_fast.ops.mask_postprocess`, and run lengths, on the host.
+    logits: Tensor, size: tuple[int, int], low: float, middle: float, high: float, canvas: tuple[int, int], origin: tuple[int, int],
+    keep: Callable[[slice, Tensor, Tensor, Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, list[npt.NDArray[np.int32]], Tensor]:  # fmt: skip
+    """logits: [N, h, w] float32, contiguous -> inner, outer and boxes as in `sam2_fast.ops.mask_postprocess`, on the device; run lengths
+    of those that `keep` lets pass, and [K] int64 of which masks they are, on the host.
 
-    Launched on the current stream; waits for it twice, to know how many runs there are and to have them.
+    Launched on the current stream; waits for it twice, to know which masks and how many runs there are, and to have the runs.
     """
     most = max(1, AT_ONCE // (size[0] * size[1]))
-    found = [_some(part, size, (low, middle, high), canvas, origin) for part in logits.split(most)]
-    stats, runs = torch.cat([stats for stats, _ in found]), [run for _, mine in found for run in mine]
-    box = stats[:, 2:]
-    return stats[:, 0], stats[:, 1], box.where(box[:, 2:3] >= 0, 0), runs
+    found = [
+        _some(part, slice(i * most, i * most + len(part)), size, (low, middle, high), canvas, origin, keep)
+        for i, part in enumerate(logits.split(most))
+    ]
+    stats, boxes = torch.cat([stats for stats, *_ in found]), torch.cat([boxes for _, boxes, *_ in found])
+    runs, kept = [run for *_, mine, _ in found for run in mine], torch.from_numpy(np.concatenate([kept for *_, kept in found]))
+    return stats[:, 0], stats[:, 1], boxes, runs, kept
 
 
 def _some(
-    logits: Tensor, size: tuple[int, int], thresholds: tuple[float, float, float], canvas: tuple[int, int], origin: tuple[int, int]
-) -> tuple[Tensor, list[npt.NDArray[np.int32]]]:
+    logits: Tensor, rows: slice, size: tuple[int, int], thresholds: tuple[float, float, float], canvas: tuple[int, int],
+    origin: tuple[int, int], keep: Callable[[slice, Tensor, Tensor, Tensor], Tensor] | None,
+) -> tuple[Tensor, Tensor, list[npt.NDArray[np.int32]], npt.NDArray[np.int64]]:  # fmt: skip
+    """Masks `rows` of all: counts [n, 2], boxes [n, 4], runs of those that `keep` lets pass, and which they are."""
     (height, width), count = size, len(logits)
     words = height // 32 + 1  # room for the pixel past a column
     stats = logits.new_zeros(count, 6, dtype=torch.int32)
     stats[:, 2:4], stats[:, 4:] = 2**31 - 1, -1
     if not count:
-        return stats.long(), []
+        return stats[:, :2].long(), stats[:, 2:].long(), [], np.zeros(0, np.int64)
     bits = stats.new_empty(count, width, words)
     counts = stats.new_empty(count, width)
     grid = count, triton.cdiv(width, COLUMNS)
@@ -161,11 +170,18 @@ def _some(
         bits_kernel[grid](
             logits, bits, stats, *logits.shape[1:], *size, words, *thresholds, COLUMNS, ROWS, num_warps=4, enable_fp_fusion=False
         )  # fmt: skip
+        sums = stats[:, :2].long()
+        boxes = stats[:, 2:].long()
+        boxes = boxes.where(boxes[:, 2:3] >= 0, 0)
+        wanted = torch.ones_like(sums[:, 0], dtype=torch.bool) if keep is None else keep(rows, sums[:, 0], sums[:, 1], boxes)
+        if keep is not None:
+            bits *= wanted[:, None, None]  # an empty mask changes nowhere
         count_kernel[grid](bits, counts, *place, COLUMNS, WORDS, num_warps=4)
         ends = counts.flatten().cumsum(0)
-        last = ends.view(count, width)[:, -1].cpu().numpy()
+        last, chosen = torch.stack([ends.view(count, width)[:, -1], wanted.long()]).cpu().numpy()
         places = stats.new_empty(int(last[-1]))
         write_kernel[grid](bits, ends, places, *place, COLUMNS, WORDS, num_warps=4)
     total = canvas[0] * canvas[1]
-    parts = np.split(places.cpu().numpy(), last[:-1])
-    return stats.long(), [np.diff(part, prepend=np.int32(0), append=np.int32(total)) for part in parts]
+    parts, kept = np.split(places.cpu().numpy(), last[:-1]), chosen.nonzero()[0]
+    runs = [np.diff(parts[i], prepend=np.int32(0), append=np.int32(total)) for i in kept]
+    return sums, boxes, runs, kept + rows.start

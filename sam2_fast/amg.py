@@ -17,6 +17,7 @@ from torch import Tensor
 from sam2_fast.io.rle import Rle, compress_rle, decode_rle, mask_to_rle
 from sam2_fast.masks import boxes, stability_score
 from sam2_fast.ops.connected_components import connected_components, small_components
+from sam2_fast.ops.transfer import upload, upload_numbers
 
 Column = Tensor | npt.NDArray[Any] | list[Any]
 
@@ -53,7 +54,7 @@ class MaskData:
         numbers = rows.tolist()
         for name, values in self._stats.items():
             if isinstance(values, Tensor):
-                self._stats[name] = values[rows.to(values.device)]
+                self._stats[name] = values[upload(rows, values.device)]
             elif isinstance(values, np.ndarray):
                 self._stats[name] = values[np.array(numbers, dtype=np.int64)]
             else:
@@ -81,7 +82,7 @@ class MaskData:
 
 def is_box_near_crop_edge(boxes: Tensor, crop_box: Sequence[int], orig_box: Sequence[int], atol: float = 20.0) -> Tensor:
     """boxes: [N, 4] in pixels of the crop -> [N] bool: a side within `atol` pixels of a crop edge that is no image edge."""
-    crop, image = (torch.as_tensor(box, dtype=torch.float32, device=boxes.device) for box in (crop_box, orig_box))
+    crop, image = (upload_numbers(box, torch.float32, boxes.device) for box in (crop_box, orig_box))
     placed = uncrop_boxes_xyxy(boxes, crop_box).float()
     return (((placed - crop).abs() <= atol) & ~((placed - image).abs() <= atol)).any(1)
 
@@ -174,12 +175,12 @@ def generate_crop_boxes(im_size: Sequence[int], n_layers: int, overlap_ratio: fl
 def uncrop_boxes_xyxy(boxes: Tensor, crop_box: Sequence[int]) -> Tensor:
     """boxes [..., 4] in pixels of a crop -> in pixels of the image."""
     x0, y0 = crop_box[:2]
-    return boxes + torch.tensor([x0, y0, x0, y0], device=boxes.device)
+    return boxes + upload(torch.tensor([x0, y0, x0, y0]), boxes.device)
 
 
 def uncrop_points(points: Tensor, crop_box: Sequence[int]) -> Tensor:
     """points [..., 2] in pixels of a crop -> in pixels of the image."""
-    return points + torch.tensor(list(crop_box[:2]), device=points.device)
+    return points + upload(torch.tensor(list(crop_box[:2])), points.device)
 
 
 def uncrop_masks(masks: Tensor, crop_box: Sequence[int], orig_h: int, orig_w: int) -> Tensor:

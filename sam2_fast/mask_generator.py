@@ -19,6 +19,7 @@ from sam2_fast.masks import boxes as mask_boxes
 from sam2_fast.model import Sam2
 from sam2_fast.nms import batched_nms
 from sam2_fast.ops.mask_postprocess import mask_postprocess
+from sam2_fast.ops.transfer import upload
 from sam2_fast.types import Points
 
 OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
@@ -172,33 +173,44 @@ class SAM2AutomaticMaskGenerator:
     def _process_batch(self, index: int, points: npt.NDArray[Any], crop_box: list[int], hw: tuple[int, int]) -> MaskData:
         """Decode clicks [N, 2] in pixels of the crop and keep the masks that pass the filters.
 
-        Predicted IoU is judged before any mask is upsampled.
+        On a CPU predicted IoU is judged before any mask is upsampled.
         """
         crop_hw = (crop_box[3] - crop_box[1], crop_box[2] - crop_box[0])
-        clicks = torch.as_tensor(points, dtype=torch.float32, device=self.predictor.device)
-        places = self.predictor._transforms.transform_coords(clicks, normalize=True, orig_hw=crop_hw)
+        device, clicks = self.predictor.device, torch.as_tensor(points, dtype=torch.float32)
+        places = upload(self.predictor._transforms.transform_coords(clicks, normalize=True, orig_hw=crop_hw), device)
+        clicks = upload(clicks, device)
         low, iou = self._decode(places, None, self.multimask_output, index)
         count = low.shape[1]
         low, iou, clicks = low.flatten(0, 1), iou.flatten(), clicks.repeat_interleave(count, 0)
         if self.use_m2m:
             low, iou = self._refine(places.repeat_interleave(count, 0), low.clamp(-32.0, 32.0), index)
         data = MaskData(iou_preds=iou.float(), points=clicks, low=low)
-        if self.pred_iou_thresh > 0.0:
+        if self.pred_iou_thresh > 0.0 and device.type == "cpu":  # elsewhere the host would wait, and upsampling more is cheaper
             data.filter(data["iou_preds"] > self.pred_iou_thresh)
         return self._judge(data, crop_box, crop_hw, hw)
 
     def _judge(self, data: MaskData, crop_box: list[int], crop_hw: tuple[int, int], hw: tuple[int, int]) -> MaskData:
-        """Masks as logits (column "low", [N, h, w]) to boxes and run lengths, those that are unstable or cut by the crop left out."""
+        """Masks as logits (column "low", [N, h, w]) to boxes and run lengths, those that are poor, unstable or cut by the crop left out.
+
+        All of it is judged where the logits are; then the runs of what passed cross to the host.
+        """
         low = self.predictor._transforms.clean(data["low"][:, None])[:, 0]
         del data["low"]
         origin = (crop_box[1], crop_box[0])
-        judged = mask_postprocess(low, crop_hw, self.mask_threshold, self.stability_score_offset, canvas=hw, origin=origin)
+        iou = data["iou_preds"]
+
+        def keep(rows: slice, inner: Tensor, outer: Tensor, boxes: Tensor) -> Tensor:
+            kept = ~amg.is_box_near_crop_edge(boxes, crop_box, [0, 0, hw[1], hw[0]])
+            if self.stability_score_thresh > 0.0:
+                kept &= inner / outer >= self.stability_score_thresh
+            return kept & (iou[rows] > self.pred_iou_thresh) if self.pred_iou_thresh > 0.0 else kept
+
+        judged = mask_postprocess(low, crop_hw, self.mask_threshold, self.stability_score_offset, canvas=hw, origin=origin, keep=keep)
+        assert judged.kept is not None
         data["stability_score"] = judged.inner / judged.outer
         data["boxes"] = judged.boxes
+        data.filter(judged.kept)
         data["rles"] = [{"size": [*hw], "counts": runs} for runs in judged.runs]
-        if self.stability_score_thresh > 0.0:
-            data.filter(data["stability_score"] >= self.stability_score_thresh)
-        data.filter(~amg.is_box_near_crop_edge(data["boxes"], crop_box, [0, 0, hw[1], hw[0]]))
         return data
 
     @staticmethod
@@ -266,8 +278,9 @@ def _grids(side: int | None, grids: Sequence[npt.NDArray[Any]] | None, layers: i
 
 
 def _nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    scores = scores.to(boxes.device)
-    return batched_nms(boxes.float(), scores, torch.zeros_like(scores), threshold)
+    """Rows on the host. Its rounds would wait for a GPU one by one, so boxes and scores cross to the host, together."""
+    table = torch.cat([boxes.double(), scores.to(boxes.device, torch.float64)[:, None]], dim=1).cpu()
+    return batched_nms(table[:, :4].float(), table[:, 4].to(scores.dtype), torch.zeros(len(table)), threshold)
 
 
 def _require(name: str, value: Any, holds: bool, expected: str) -> None:

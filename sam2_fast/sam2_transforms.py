@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sam2_fast.io.images import as_rgb
 from sam2_fast.io.transforms import PIXEL_MEAN, PIXEL_STD, resize_image
 from sam2_fast.masks import remove_holes_and_specks, upsample
+from sam2_fast.ops.transfer import upload_numbers
 
 
 class SAM2Transforms(nn.Module):
@@ -43,7 +44,7 @@ class SAM2Transforms(nn.Module):
         if orig_hw is None:
             raise ValueError("orig_hw: expected (height, width) with normalize=True, got None")
         height, width = orig_hw
-        return coords / coords.new_tensor([width, height]) * self.resolution
+        return coords / upload_numbers([width, height], coords.dtype, coords.device) * self.resolution
 
     def transform_boxes(self, boxes: Tensor, normalize: bool = False, orig_hw: tuple[int, int] | None = None) -> Tensor:
         """boxes [B, 4] (x0, y0, x1, y1) -> corners [B, 2, 2] in model pixels; arguments as `transform_coords`."""

@@ -17,6 +17,10 @@ _MOST = 2**31 - 1  # pixels of a canvas
 _AT_ONCE = 2**26  # pixels of masks that the definition holds at once
 
 
+Keep = Callable[[slice, Tensor, Tensor, Tensor], Tensor]
+"""(which of the masks, their inner, outer, boxes as in `Judged`) -> [n] bool on the same device: whose run lengths are wanted."""
+
+
 class Judged(NamedTuple):
     """What is kept of N masks."""
 
@@ -24,6 +28,7 @@ class Judged(NamedTuple):
     outer: Tensor  # [N] int64 pixels above threshold - offset
     boxes: Tensor  # [N, 4] int64 (x0, y0, x1, y1), last pixel included, in pixels of `size`; zeros for an empty mask
     runs: list[npt.NDArray[np.int32]]  # run lengths on the canvas: zeros and ones in turn, column by column, zeros first
+    kept: Tensor | None = None  # [K] int64 on the host, ascending: of which masks the runs are; None: of all
 
 
 def mask_postprocess(
@@ -34,12 +39,14 @@ def mask_postprocess(
     *,
     canvas: tuple[int, int] | None = None,
     origin: tuple[int, int] = (0, 0),
+    keep: Keep | None = None,
     backend: str = "auto",
 ) -> Judged:
     """Interpolate logits bilinearly (corners not aligned, as torch does), threshold them, and keep counts, boxes and run lengths.
 
     logits: [N, h, w] float32; size: (height, width) in pixels to interpolate to. canvas: (height, width) of the image of which the mask
     is the part at `origin` = (top, left); None: the mask itself. A pixel is in the mask where its logit is above `threshold`.
+    keep: which masks' run lengths are wanted, judged where the logits are, without a number crossing to the host; None: all.
     backend: "auto", "triton", "cpu" or "torch". Every backend returns the same integers. Raises ValueError for sizes that do not fit,
     BackendError where the named backend cannot run.
     Source: official `SAM2Transforms.postprocess_masks`, `calculate_stability_score`, `batched_mask_to_box`, `mask_to_rle_pytorch`.
@@ -52,8 +59,16 @@ def mask_postprocess(
         got = f"{canvas_height} x {canvas_width}"
         raise ValueError(f"canvas: expected room for {height} x {width} pixels at {origin} and fewer than 2^31 in all, got {got}")
     arguments = (logits, size, threshold, offset, (canvas_height, canvas_width), origin)
-    found: Judged = choose("mask_postprocess", backend, *arguments).run(*arguments)
+    found: Judged = choose("mask_postprocess", backend, *arguments).run(*arguments, keep=keep)
     return found
+
+
+def _selected(found: Judged, keep: Keep | None) -> Judged:
+    """What `keep` lets pass of masks whose runs are there already."""
+    if keep is None:
+        return found
+    kept = keep(slice(0, len(found.runs)), *found[:3]).nonzero()[:, 0].cpu()
+    return found._replace(runs=[found.runs[i] for i in kept.tolist()], kept=kept)
 
 
 def interpolate(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -74,7 +89,13 @@ def interpolate(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def mask_postprocess_reference(
-    logits: Tensor, size: tuple[int, int], threshold: float, offset: float, canvas: tuple[int, int], origin: tuple[int, int]
+    logits: Tensor,
+    size: tuple[int, int],
+    threshold: float,
+    offset: float,
+    canvas: tuple[int, int],
+    origin: tuple[int, int],
+    keep: Keep | None = None,
 ) -> Judged:
     """The definition, in torch."""
     inner, outer, boxes = [], [], []
@@ -89,7 +110,7 @@ def mask_postprocess_reference(
         whole = masks.new_zeros(len(masks), *canvas)
         whole[:, top : top + size[0], left : left + size[1]] = masks
         runs += [_runs(mask) for mask in whole.transpose(1, 2).flatten(1)]
-    return Judged(torch.cat(inner), torch.cat(outer), torch.cat(boxes), runs)
+    return _selected(Judged(torch.cat(inner), torch.cat(outer), torch.cat(boxes), runs), keep)
 
 
 def _box(mask: Tensor) -> Tensor:
@@ -115,6 +136,7 @@ def _native_postprocess(
     canvas: tuple[int, int],
     origin: tuple[int, int],
     isa: str | None = None,
+    keep: Keep | None = None,
 ) -> Judged:
     """`isa`: run with a narrower instruction set than this CPU's, for tests."""
     module = native()
@@ -134,16 +156,23 @@ def _native_postprocess(
         torch.get_num_threads(),
         isa or module.cpu_isa(),
     )
-    return Judged(inner, outer, boxes, [np.frombuffer(one, dtype=np.int32) for one in runs])
+    return _selected(Judged(inner, outer, boxes, [np.frombuffer(one, dtype=np.int32) for one in runs]), keep)
 
 
 def _triton_postprocess(
-    logits: Tensor, size: tuple[int, int], threshold: float, offset: float, canvas: tuple[int, int], origin: tuple[int, int]
+    logits: Tensor,
+    size: tuple[int, int],
+    threshold: float,
+    offset: float,
+    canvas: tuple[int, int],
+    origin: tuple[int, int],
+    keep: Keep | None = None,
 ) -> Judged:
     from sam2_fast.kernels import mask_postprocess as kernels
 
     thresholds = threshold - offset, threshold, threshold + offset
-    return Judged(*kernels.mask_postprocess(logits.detach().contiguous(), size, *thresholds, canvas, origin))
+    inner, outer, boxes, runs, kept = kernels.mask_postprocess(logits.detach().contiguous(), size, *thresholds, canvas, origin, keep)
+    return Judged(inner, outer, boxes, runs, None if keep is None else kept)
 
 
 def _refuse_device(kind: str) -> Callable[..., str | None]:

@@ -126,3 +126,20 @@ def test_sizes_that_do_not_fit_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         mask_postprocess(torch.zeros(shape), size, 0.0, 1.0, canvas=canvas, origin=origin)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+@pytest.mark.parametrize("chosen", [[], [1], [0, 2, 3]], ids=str)
+def test_runs_are_those_of_the_masks_that_are_wanted(backend: str, chosen: list[int]) -> None:
+    logits = logits_of(4, (20, 16), True)
+    every = mask_postprocess(logits, (50, 60), 0.0, 1.0, backend=backend)
+    flags = torch.zeros(4, dtype=torch.bool)
+    flags[chosen] = True
+
+    def keep(rows: slice, inner: torch.Tensor, outer: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        assert all(torch.equal(a, b[rows]) for a, b in zip((inner, outer, boxes), every[:3], strict=True))
+        return flags[rows]
+
+    found = mask_postprocess(logits, (50, 60), 0.0, 1.0, keep=keep, backend=backend)
+    assert found.kept is not None and found.kept.tolist() == chosen
+    assert same(found, every._replace(runs=[every.runs[i] for i in chosen]))

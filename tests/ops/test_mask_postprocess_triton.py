@@ -29,6 +29,22 @@ for low, size, canvas, origin in SHAPES + LONG:
         for kernels.AT_ONCE in (2**31, 2 * size[0] * size[1])[: 1 if size[0] > 100 else 2]:
             found = Judged(*kernels.mask_postprocess(logits, size, -0.4, 0.1, 0.6, canvas, origin))
             assert same(found, wanted), (low, size, canvas, origin, smooth)
+            for chosen in ([], [0], [1, 4], [0, 1, 2, 3, 4]):
+                flags = torch.zeros(5, dtype=torch.bool)
+                flags[chosen] = True
+                seen, crossed, plain = [], [], torch.Tensor.cpu
+
+                def keep(rows, inner, outer, boxes):
+                    assert same(Judged(inner, outer, boxes, []), Judged(*(x[rows] for x in wanted[:3]), []))
+                    seen.append(rows)
+                    return flags[rows]
+
+                torch.Tensor.cpu = lambda self: crossed.append(self.shape) or plain(self)
+                some = Judged(*kernels.mask_postprocess(logits, size, -0.4, 0.1, 0.6, canvas, origin, keep))
+                torch.Tensor.cpu = plain
+                assert some.kept.tolist() == chosen
+                assert same(some, wanted._replace(runs=[wanted.runs[i] for i in chosen])), chosen
+                assert len(crossed) == 2 * len(seen), "which masks and how many runs, then the runs"
 none = Judged(*kernels.mask_postprocess(torch.zeros(0, 4, 4), (8, 8), -1.0, 0.0, 1.0, (8, 8), (0, 0)))
 assert same(none, mask_postprocess_reference(torch.zeros(0, 4, 4), (8, 8), 0.0, 1.0, (8, 8), (0, 0)))
 """
