@@ -61,7 +61,7 @@ class FrameGraph:
         places = room.objects * room.pointers
         self._pointers = torch.zeros(places, config.hidden_dim, dtype=self._dtype, device=device)
         self._positions = torch.zeros(places * room.parts, config.memory_dim, dtype=self._dtype, device=device)
-        self._like = torch.empty(0, dtype=loose, device=device)
+        self._like = torch.empty(1, dtype=loose, device=device)  # says the type of what addresses point to
         sizes = (SLOT * room.slots, room.objects + 1, places, places)
         self._numbers = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
         slots, firsts, self._addresses, self._ages = self._numbers.split(sizes)

@@ -19,11 +19,11 @@ WARM_UP = 2
 class Recording(Generic[Result]):
     """One function as a graph. `result` is what it returned: tensors that every replay writes again."""
 
-    def __init__(self, run: Callable[[], Result], device: torch.device, pool: Any) -> None:
-        """run: reads and writes tensors that stay where they are, and looks at no number of the device. Records once, which waits for
-        the device."""
+    def __init__(self, run: Callable[[], Result], stream: torch.cuda.Stream, pool: Any) -> None:
+        """run: reads and writes tensors that stay where they are, and looks at no number of the device. Records on `stream`, which waits
+        for the device."""
+        device = stream.device
         kind, here = device.type, torch.cuda.current_stream(device)
-        stream = torch.cuda.Stream(device)
         stream.wait_stream(here)
         # casts that the caller's autocast keeps until it ends must not be part of what is replayed later
         casts = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False)
@@ -43,17 +43,21 @@ class Recording(Generic[Result]):
 
 
 class Recorder:
-    """Makes recordings that share scratch memory, and lets one of them run at a time, whichever thread or stream asks."""
+    """Makes recordings that share scratch memory, and lets one of them run at a time, whichever thread or stream asks.
+
+    What one recording returns may lie where another has its scratch: results are copied before the turn ends.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._stream = torch.cuda.Stream(device)  # one for all recordings: libraries keep a workspace for each stream
         self._pool = torch.cuda.graph_pool_handle()
         self._lock = threading.Lock()
         self._done = torch.cuda.Event()
 
     def record(self, run: Callable[[], Result]) -> Recording[Result]:
         """`run` as a graph; call it inside `turn`."""
-        return Recording(run, self._device, self._pool)
+        return Recording(run, self._stream, self._pool)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
