@@ -41,6 +41,7 @@ def build_sam2(
     image_size: int | None = None,
     dtype: torch.dtype | None = None,
     seed: int | None = None,
+    compile: bool = False,  # noqa: A002 - the name that users of torch expect
     **kwargs: Any,
 ) -> SAM2Base:
     """The model for images (official `build_sam2`).
@@ -50,10 +51,12 @@ def build_sam2(
         weights, drawn from `seed` where one is given (the global generator is then left alone).
     device: None takes CUDA where there is one. dtype: torch.float32 (default), bfloat16 or float16 weights.
     image_size: pixels, a multiple of 32; a shorthand for the override `++model.image_size=N`.
+    compile: leave the image encoder's trunk to `torch.compile`, which takes its time with the first image of a size; by default nothing is
+        compiled at run time.
     Raises ValueError for an unknown name or override, CheckpointError for weights that do not fit.
     """
     post = IMAGE_POSTPROCESSING if apply_postprocessing else {}
-    return _build(SAM2Base, config_file, ckpt_path, device, mode, hydra_overrides_extra, post, image_size, dtype, seed)
+    return _compiled(_build(SAM2Base, config_file, ckpt_path, device, mode, hydra_overrides_extra, post, image_size, dtype, seed), compile)
 
 
 def build_sam2_video_predictor(
@@ -68,6 +71,7 @@ def build_sam2_video_predictor(
     image_size: int | None = None,
     dtype: torch.dtype | None = None,
     seed: int | None = None,
+    compile: bool = False,  # noqa: A002 - the name that users of torch expect
     **kwargs: Any,
 ) -> SAM2VideoPredictor:
     """The predictor for videos (official `build_sam2_video_predictor`); arguments as in `build_sam2`.
@@ -75,7 +79,8 @@ def build_sam2_video_predictor(
     vos_optimized is accepted and changes nothing: on a GPU frames are replayed from recordings anyway, and no path compiles at run time.
     """
     post = VIDEO_POSTPROCESSING if apply_postprocessing else {}
-    return _build(SAM2VideoPredictor, config_file, ckpt_path, device, mode, hydra_overrides_extra, post, image_size, dtype, seed)
+    made = _build(SAM2VideoPredictor, config_file, ckpt_path, device, mode, hydra_overrides_extra, post, image_size, dtype, seed)
+    return _compiled(made, compile)
 
 
 def build_sam2_hf(model_id: str, **kwargs: Any) -> SAM2Base:
@@ -120,6 +125,12 @@ def _build(
         load_weights(model, state, f"checkpoint {weights}" if isinstance(weights, (str, Path)) else "state dict")
     model = model.to(device=place, dtype=dtype)
     return model.train(mode == "train")
+
+
+def _compiled(model: _Model, wanted: bool) -> _Model:
+    if wanted:
+        model.image_encoder.trunk.compile(fullgraph=True)
+    return model
 
 
 def _construct(kind: type[_Model], config: Sam2Config, options: Options, seed: int | None) -> _Model:

@@ -136,3 +136,18 @@ def test_row_38_weights_of_another_version_or_size_say_so(state: dict[str, torch
         build_sam2("base_plus", {"model": state}, device="cpu", image_size=64)
     with pytest.raises(CheckpointError, match="not a SAM 2 model"):
         build_sam2(None, {"model": {"conv.weight": torch.zeros(3)}}, device="cpu")
+
+
+@pytest.mark.parametrize("builder", [build_sam2, build_sam2_video_predictor])
+def test_the_trunk_is_left_to_the_compiler_where_that_is_asked_for(builder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = torch.nn.Module.compile
+    # the whole trunk as one graph; that the compiler's own code is right is not what is tested
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: plain(self, backend="aot_eager", **how))
+    config = Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(2,), windows=(8, 4, 4, 2), image_size=64)
+    free, compiled = (builder(config, device="cpu", seed=0, compile=wanted) for wanted in (False, True))
+    assert free.image_encoder.trunk._compiled_call_impl is None and compiled.image_encoder.trunk._compiled_call_impl is not None
+    assert list(free.state_dict()) == list(compiled.state_dict())
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        for a, b in zip(compiled.encode_image(image), free.encode_image(image), strict=True):
+            torch.testing.assert_close(a, b)
