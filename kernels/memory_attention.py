@@ -1,4 +1,4 @@
-"""Keys of memories in Triton: a map and its places go through the key's projection and are turned on their way out."""
+"""Keys of memories and queries in Triton: what they are made of goes through their projection and is turned on its way out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 64  # tokens of a program
+BLOCK = 64  # tokens of a program that makes keys
+QUERY_BLOCK = 32  # and of one that makes queries: 4096 tokens are 128 programs
 
 
 @triton.jit
@@ -54,6 +55,57 @@ def keys_kernel(
     inside = (token < count)[:, None] & (half < HALF)[None, :]
     tl.store(out, (even * cos - odd * sin).to(keys.dtype.element_ty), mask=inside)
     tl.store(out + HALF, (even * sin + odd * cos).to(keys.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def queries_kernel(
+    x, moments, norm_weight, norm_bias, table, weight, bias, out, rows, tokens,
+    HALF: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """x: [rows, 2 * HALF] through a norm and a projection weight [2 * HALF, 2 * HALF], turned by table [2, tokens, HALF], which repeats
+    every `tokens` rows -> out [rows, 2 * HALF] as [even channels | odd channels].
+
+    moments: [rows, 2] float32, mean and one over the deviation.
+    """
+    precision: tl.constexpr = "ieee" if EXACT else "tf32"
+    channels: tl.constexpr = 2 * HALF
+    row, half = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, HALF)
+    there = row < rows
+    at = row.to(tl.int64)[:, None] * channels
+    mean, shrink = tl.load(moments + 2 * row, mask=there, other=0.0), tl.load(moments + 2 * row + 1, mask=there, other=0.0)
+    even, odd = tl.zeros([BLOCK, HALF], tl.float32), tl.zeros([BLOCK, HALF], tl.float32)
+    for first in range(0, channels, BLOCK_K):
+        channel = first + tl.arange(0, BLOCK_K)
+        gain, offset = tl.load(norm_weight + channel).to(tl.float32), tl.load(norm_bias + channel).to(tl.float32)
+        tile = tl.load(x + at + channel[None, :], mask=there[:, None], other=0.0).to(tl.float32)
+        tile = ((tile - mean[:, None]) * shrink[:, None] * gain[None, :] + offset[None, :]).to(weight.dtype.element_ty)
+        lines = weight + 2 * half[None, :] * channels + channel[:, None]
+        even = tl.dot(tile, tl.load(lines), even, input_precision=precision)
+        odd = tl.dot(tile, tl.load(lines + channels), odd, input_precision=precision)
+    even += tl.load(bias + 2 * half).to(tl.float32)[None, :]
+    odd += tl.load(bias + 2 * half + 1).to(tl.float32)[None, :]
+    angle = (row % tokens)[:, None] * HALF + half[None, :]
+    cos = tl.load(table + angle, mask=there[:, None], other=1.0)
+    sin = tl.load(table + tokens * HALF + angle, mask=there[:, None], other=0.0)
+    tl.store(out + at + half[None, :], (even * cos - odd * sin).to(out.dtype.element_ty), mask=there[:, None])
+    tl.store(out + at + HALF + half[None, :], (even * sin + odd * cos).to(out.dtype.element_ty), mask=there[:, None])
+
+
+def turned_queries(
+    x: Tensor, moments: Tensor, norm_weight: Tensor, norm_bias: Tensor, table: Tensor, weight: Tensor, bias: Tensor
+) -> Tensor:
+    """x: [B, N, C], its moments [B * N, 2], table: [2, N, C / 2] -> queries (or keys) [B, N, C], projected and turned.
+
+    They have the dtype of weight. All contiguous; C is a power of two. On the current stream.
+    """
+    out = x.new_empty(x.shape, dtype=weight.dtype)
+    rows, channels = x.shape[0] * x.shape[1], x.shape[2]
+    with torch.cuda.device_of(x):
+        queries_kernel[(triton.cdiv(rows, QUERY_BLOCK),)](
+            x, moments, norm_weight, norm_bias, table, weight, bias, out, rows, x.shape[1], channels // 2, QUERY_BLOCK, min(channels, 64),
+            weight.dtype == torch.float32, num_warps=4, num_stages=2,
+        )  # fmt: skip
+    return out
 
 
 @triton.jit

@@ -41,32 +41,31 @@ def memory_attention_at(
 
     x: [1 or B, N, C] on a cuda device; spans: in how many parts keys are taken (None: by the size of the device). Returns [B, N, C].
     """
-    from sam2_fast.kernels.memory_attention import memory_keys
-    from sam2_fast.kernels.rope_attention import attend, turn
+    from sam2_fast.kernels.hiera_block import RELU, linear, moments
+    from sam2_fast.kernels.memory_attention import memory_keys, turned_queries
+    from sam2_fast.kernels.rope_attention import attend
 
-    dtype, kind = products_dtype(weights[2]), x.device.type
-    with torch.no_grad(), torch.autocast(kind, enabled=False):
-        given = [w.detach().to(dtype if w.ndim == 2 else x.dtype).contiguous() for w in weights]
+    dtype, dim, objects = products_dtype(weights[2]), x.shape[2], len(memories.firsts) - 1
+    with torch.no_grad():
+        given = [w.detach().to(dtype if w.ndim == 2 else w.dtype).contiguous() for w in weights]
         place, temporal, table = place.to(dtype).contiguous(), temporal.to(dtype).contiguous(), table.contiguous()
-        narrow, dim, firsts = place.shape[1], x.shape[2], memories.firsts
+        narrow, firsts = place.shape[1], memories.firsts
         keys, values = place.new_empty(memories.keys, dim), place.new_empty(memories.keys, narrow)
-        y = x.contiguous()
+        y = x.detach().contiguous()
         for i in range(len(weights) // 26):
-            w = given[26 * i : 26 * i + 26]
-            q, k, v = (F.linear(_norm(y, w[:2]).to(dtype), w[j], w[j + 1].to(dtype)) for j in (2, 4, 6))
-            found = attend(turn(q, table, q.shape[1]), turn(k, table, k.shape[1]), v, dim, spans=spans)
-            y = y + F.linear(found, w[8], w[9].to(dtype)).to(y.dtype)
-            q = F.linear(_norm(y, w[10:12]).to(dtype), w[12], w[13].to(dtype))
-            memory_keys(memories.slots, memories.most, place, temporal, table, w[14], w[15].to(dtype), keys, values, i == 0)
-            found = attend(turn(q, table, q.shape[1]), keys, values, dim, firsts, memories.longest, spans)
-            y = y + F.linear(F.linear(found, w[16], w[17].to(dtype)), w[18], w[19].to(dtype)).to(y.dtype)
-            hidden = F.relu(F.linear(_norm(y, w[20:22]).to(dtype), w[22], w[23].to(dtype)))
-            y = y + F.linear(hidden, w[24], w[25].to(dtype)).to(y.dtype)
-        return _norm(y, given[-2:])
-
-
-def _norm(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], weights[0], weights[1], _EPS)
+            w, tokens = given[26 * i : 26 * i + 26], y.view(-1, dim)
+            norm = (moments(tokens, _EPS), *w[:2])
+            q, k = (turned_queries(y, *norm, table, *w[j : j + 2]) for j in (2, 4))
+            found = attend(q, k, linear(tokens, *w[6:8], norm).view(y.shape), dim, spans=spans)
+            y = linear(found.view(-1, dim), *w[8:10], residual=tokens, dtype=x.dtype).view(y.shape)
+            q = turned_queries(y, moments(y.view(-1, dim), _EPS), *w[10:12], table, *w[12:14])
+            memory_keys(memories.slots, memories.most, place, temporal, table, *w[14:16], keys, values, i == 0)
+            found = attend(q, keys, values, dim, firsts, memories.longest, spans)
+            tokens = y.expand(objects, -1, -1).reshape(-1, dim)  # from here on objects that share a frame differ
+            tokens = linear(linear(found.view(-1, narrow), *w[16:18]), *w[18:20], residual=tokens, dtype=x.dtype)
+            hidden = linear(tokens, *w[22:24], (moments(tokens, _EPS), *w[20:22]), RELU)
+            y = linear(hidden, *w[24:26], residual=tokens, dtype=x.dtype).view(objects, -1, dim)
+        return F.layer_norm(y, y.shape[-1:], given[-2].to(y.dtype), given[-1].to(y.dtype), _EPS)
 
 
 class Room(NamedTuple):

@@ -49,6 +49,18 @@ def test_compiles_without_spills_and_fits(capability: int, shared: int) -> None:
     assert found[1] == 0 and found[2] <= shared * 1024, found
 
 
+@pytest.mark.parametrize(("capability", "shared"), [(80, 163), (89, 99), (90, 227), (120, 99)])
+def test_queries_compile_without_spills_and_fit(capability: int, shared: int) -> None:
+    pytest.importorskip("triton")
+    from sam2_fast.kernels.memory_attention import QUERY_BLOCK, queries_kernel
+
+    kinds = dict.fromkeys(("x", "norm_weight", "norm_bias", "weight", "bias", "out"), "*bf16")
+    kinds |= {"moments": "*fp32", "table": "*fp32", "rows": "i32", "tokens": "i32"}
+    constants = {"HALF": 128, "BLOCK": QUERY_BLOCK, "BLOCK_K": 64, "EXACT": False}
+    found = resources(queries_kernel, kinds, constants, capability, 4, 2)
+    assert found[1] == 0 and found[2] <= shared * 1024, found
+
+
 def test_says_why_it_refuses() -> None:
     with pytest.raises(BackendError, match=r"memory_attention: triton refuses: .*Would run: cpu"):
         memory_attention(*case(), backend="triton")

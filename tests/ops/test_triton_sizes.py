@@ -27,6 +27,7 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     *[("mask_postprocess", name, {"COLUMNS": 8, "WORDS": 8}) for name in ("count", "write")],
     ("memory_attention", "keys", {"NARROW": 16, "HALF": 16, "COPY": True, "BLOCK": 16, "EXACT": False}),
     ("memory_attention", "gather", {"BLOCK": 16}),
+    ("memory_attention", "queries", {"HALF": 16, "BLOCK": 16, "BLOCK_K": 16, "EXACT": False}),
     (
         "preprocess",
         "axis",
