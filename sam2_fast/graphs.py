@@ -19,6 +19,8 @@ from sam2_fast.ops.native import no_triton
 from sam2_fast.ops.recording import Recorder
 from sam2_fast.types import Features, Points, Prediction
 
+IMAGES, PROMPTS = 8, 16
+"""Larger batches are not recorded: they keep a GPU busy by themselves, and what a recording needs while it runs is held for good."""
 MOST = 24
 """Recordings that are held; the one that was used longest ago goes first."""
 VERBS = ("encode_image", "attend", "attend_at", "pointer_positions", "decode", "track", "encode_memory")
@@ -63,7 +65,9 @@ class Graphs:
         return no_triton() or self.refuses(model, low)
 
     def encode(self, model: Sam2, images: Tensor) -> Features:
-        """`model.encode_image` from a recording. images: [B, 3, S, S]."""
+        """`model.encode_image`, for up to `IMAGES` images from a recording. images: [B, 3, S, S]."""
+        if len(images) > IMAGES:
+            return model.encode_image(images)
         recorder = self._recorder("encode", images.device)
         key = ("encode", tuple(images.shape), *_circumstances(images))
         with recorder.turn():
@@ -79,7 +83,11 @@ class Graphs:
     def decode(
         self, model: Sam2, low: Tensor, features: Features, points: Points | None, hint: Tensor | None, multimask: bool
     ) -> Prediction:
-        """`model.decode`, from a recording where prompts of these shapes have come before: one that comes once is not worth it."""
+        """`model.decode`, for up to `PROMPTS` prompts from a recording, where such shapes have come before: one that comes once is not
+        worth it."""
+        rows = hint if points is None else points.labels
+        if rows is None or len(rows) > PROMPTS:
+            return model.decode(low, features, points, hint, multimask)
         given = [low, *features, *(points or ()), hint]
         shapes = [None if x is None else (tuple(x.shape), x.stride()[1:], x.dtype) for x in given]
         options = tuple(vars(model.options).values())

@@ -14,6 +14,7 @@ from sam2_fast import graphs as graphs_module
 from sam2_fast.graphs import Graphs
 from sam2_fast.image_predictor import SAM2ImagePredictor
 from sam2_fast.ops.native import no_triton
+from sam2_fast.types import Points
 from sam2_fast.video_predictor import SAM2VideoPredictor
 from tests.ops.triton_tools import interpret
 from tests.video.recorded import edited, frames, small_predictor
@@ -140,6 +141,19 @@ def test_the_number_of_recordings_is_bounded(taped: SAM2VideoPredictor, monkeypa
     for count in (1, 2, 3, 1):
         assert encoded_alike(taped, graphs, count, count)
     assert len(graphs) == 2
+
+
+@torch.inference_mode()
+def test_large_batches_are_not_recorded(taped: SAM2VideoPredictor) -> None:
+    graphs = Graphs()
+    assert encoded_alike(taped, graphs, 0, graphs_module.IMAGES + 1) and len(graphs) == 0
+    features = taped.encode_image(images(0))
+    for count, recorded in ((graphs_module.PROMPTS + 1, 0), (graphs_module.PROMPTS, 1)):
+        points = Points(torch.rand(count, 1, 2) * 64, torch.ones(count, 1, dtype=torch.int32))
+        for _ in range(2):
+            found = graphs.decode(taped, features.low, features, points, None, True)
+        assert torch.equal(found.logits, taped.decode(features.low, features, points, None, True).logits)
+        assert len(graphs) == recorded
 
 
 def test_copies_start_without_recordings(taped: SAM2VideoPredictor) -> None:
