@@ -1,4 +1,4 @@
-"""Pictures to model input: one kernel that resamples along one axis, launched for each axis; the last launch also normalises.
+"""Pictures to model input in one launch: resampled along one axis for each tap of the other, then normalised.
 
 Bicubic is Pillow's, in fixed point and rounded to bytes after each axis: the same bytes. Bilinear is float32 with antialiasing.
 """
@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 FIXED = 22  # bits of a weight after the point: 32 less 8 of a pixel, less 2 for a sum's overshoot
-ALONG, ACROSS = 64, 8  # of a block: pixels on the axis that is resampled, and on the other
+LONG, SHORT = 64, 8  # pixels of a block: of a row, of a column
 
 
 class Taps(NamedTuple):
@@ -28,45 +28,42 @@ class Taps(NamedTuple):
 
 
 @triton.jit
-def axis_kernel(
-    source, out, first, weights, statistics, taps, edge, along, across, from_picture, from_channel, from_along, from_across,
-    to_picture, to_channel, to_along, to_across,
-    BICUBIC: tl.constexpr, BYTES: tl.constexpr, PLANES: tl.constexpr, ALONG: tl.constexpr, ACROSS: tl.constexpr, FIXED: tl.constexpr,
+def resample_kernel(
+    source, out, first, first_weights, second, second_weights, statistics, size, first_taps, first_edge, second_taps, second_edge,
+    from_picture, from_channel, from_first, from_second, to_picture, to_channel, to_first, to_second,
+    BICUBIC: tl.constexpr, PLANES: tl.constexpr, SECOND: tl.constexpr, FIRST: tl.constexpr, FIXED: tl.constexpr,
 ):  # fmt: skip
-    """Resample `across` lines of one channel of one picture from `edge` pixels to `along`. from, to: strides in elements.
+    """SECOND x FIRST pixels of one channel of one picture of bytes: for each tap of the axis that goes second, a sum along the first.
 
-    statistics: [6] mean and deviation by channel. BYTES: the source is uint8. PLANES: what is written is (x - mean) / deviation, float32.
+    first, second: of which source pixels, [size]; their weights [taps, size]; edges: pixels of an axis; from, to: strides in elements.
+    statistics: [6] mean and deviation by channel. PLANES: what is written is (x / 255 - mean) / deviation, float32, else bytes.
     """
     picture, channel = (tl.program_id(2) // 3).to(tl.int64), tl.program_id(2) % 3
-    i = tl.program_id(0) * ALONG + tl.arange(0, ALONG)
-    line = (tl.program_id(1) * ACROSS + tl.arange(0, ACROSS)).to(tl.int64)
-    inside = (line < across)[:, None] & (i < along)[None, :]
-    base = source + picture * from_picture + channel * from_channel + line[:, None] * from_across
-    begin = tl.load(first + i, i < along, 0)
-    if BICUBIC:
-        total = tl.full([ACROSS, ALONG], 1 << (FIXED - 1), tl.int32)
-    else:
-        total = tl.zeros([ACROSS, ALONG], tl.float32)
-    for j in range(taps):
-        weight = tl.load(weights + j * along + i, i < along, 0)
-        at = tl.minimum(begin + j, edge - 1).to(tl.int64)
-        pixel = tl.load(base + at[None, :] * from_along, inside, 0)
+    i, k = tl.program_id(0) * FIRST + tl.arange(0, FIRST), tl.program_id(1) * SECOND + tl.arange(0, SECOND)
+    inside = (k < size)[:, None] & (i < size)[None, :]
+    base = source + picture * from_picture + channel * from_channel
+    begin, begin_second = tl.load(first + i, i < size, 0), tl.load(second + k, k < size, 0)
+    half = 1 << (FIXED - 1)
+    total = tl.full([SECOND, FIRST], half, tl.int32) if BICUBIC else tl.zeros([SECOND, FIRST], tl.float32)
+    for j in range(second_taps):
+        at = tl.minimum(begin_second + j, second_edge - 1).to(tl.int64)
+        line = base + at[:, None] * from_second
+        part = tl.full([SECOND, FIRST], half, tl.int32) if BICUBIC else tl.zeros([SECOND, FIRST], tl.float32)
+        for n in range(first_taps):
+            weight = tl.load(first_weights + n * size + i, i < size, 0)
+            pixel = tl.load(line + tl.minimum(begin + n, first_edge - 1).to(tl.int64)[None, :] * from_first, inside, 0)
+            part += pixel.to(total.dtype) * weight[None, :]
         if BICUBIC:
-            total += pixel.to(tl.int32) * weight[None, :]
-        elif BYTES:
-            total += tl.math.div_rn(pixel.to(tl.float32), 255.0) * weight[None, :]
-        else:
-            total += pixel * weight[None, :]
+            part = tl.minimum(tl.maximum(part >> FIXED, 0), 255)
+        total += part * tl.load(second_weights + j * size + k, k < size, 0)[:, None]
     if BICUBIC:
         total = tl.minimum(tl.maximum(total >> FIXED, 0), 255)
+    value = total
     if PLANES:
-        value = total
-        if BICUBIC:
-            value = tl.math.div_rn(total.to(tl.float32), 255.0)
-        value = tl.math.div_rn(value - tl.load(statistics + channel), tl.load(statistics + 3 + channel))
-    else:
-        value = total
-    to = out + picture * to_picture + channel * to_channel + line[:, None] * to_across + i.to(tl.int64)[None, :] * to_along
+        share = tl.math.div_rn(total.to(tl.float32), 255.0)
+        value = tl.math.div_rn(share - tl.load(statistics + channel), tl.load(statistics + 3 + channel))
+    to = out + picture * to_picture + channel * to_channel
+    to += k.to(tl.int64)[:, None] * to_second + i.to(tl.int64)[None, :] * to_first
     tl.store(to, value.to(out.dtype.element_ty), inside)
 
 
@@ -129,21 +126,21 @@ def resample(
 
     On the current stream. columns_first: which axis goes first, see `columns_before_rows`; only rounding depends on it.
     """
-    count, height, width, _ = pictures.shape
+    count = len(pictures)
     out = pictures.new_empty(count, 3, size, size, dtype=torch.float32) if mean else pictures.new_empty(count, size, size, 3)
-    between = pictures.new_empty(count, 3, *((size, width) if columns_first else (height, size)), dtype=None if bicubic else torch.float32)
     if not count:
         return out
-    last = out if mean else out.permute(0, 3, 1, 2)
     statistics = statistics_of(tuple(mean or (0.0,) * 3), tuple(std or (1.0,) * 3), pictures.device)
+    source, to = pictures.permute(0, 3, 1, 2), out if mean else out.permute(0, 3, 1, 2)
+    axes = (2, 3) if columns_first else (3, 2)
+    tables = [taps_of(source.shape[axis], size, bicubic, pictures.device) for axis in axes]
+    reach = [n for axis, table in zip(axes, tables, strict=True) for n in (len(table.weights), source.shape[axis])]
+    strides = [x.stride(d) for x in (source, to) for d in (0, 1, *axes)]
+    wide, narrow = (SHORT, LONG) if columns_first else (LONG, SHORT)
+    grid = triton.cdiv(size, wide), triton.cdiv(size, narrow), 3 * count
     with torch.cuda.device_of(pictures):
-        for source, to in ((pictures.permute(0, 3, 1, 2), between), (between, last)):
-            axis, other = (2, 3) if columns_first == (to is between) else (3, 2)
-            table = taps_of(source.shape[axis], size, bicubic, pictures.device)
-            strides = [x.stride(d) for x in (source, to) for d in (0, 1, axis, other)]
-            grid = triton.cdiv(size, ALONG), triton.cdiv(to.shape[other], ACROSS), 3 * count
-            axis_kernel[grid](
-                source, to, *table, statistics, len(table.weights), source.shape[axis], size, to.shape[other], *strides,
-                bicubic, source is not between, to is last and mean is not None, ALONG, ACROSS, FIXED, num_warps=4,
-            )  # fmt: skip
+        resample_kernel[grid](
+            source, to, *tables[0], *tables[1], statistics, size, *reach, *strides,
+            bicubic, mean is not None, narrow, wide, FIXED, num_warps=4,
+        )  # fmt: skip
     return out

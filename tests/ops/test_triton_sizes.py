@@ -12,7 +12,8 @@ from tests.ops.triton_tools import compiled
 HALVES = dict.fromkeys(("q", "k", "v", "qkv", "pad", "place", "temporal", "weight", "bias", "x", "keys", "values", "out"), "*bf16")
 HALVES |= dict.fromkeys(("like", "norm_weight", "norm_bias", "residual"), "*bf16")
 FLOATS = dict.fromkeys(("logits", "sums", "largest", "totals", "table", "statistics", "moments"), "*fp32")
-WORDS = dict.fromkeys(("labels", "areas", "bits", "stats", "counts", "places", "firsts", "first", "weights"), "*i32")
+WORDS = dict.fromkeys(("labels", "areas", "bits", "stats", "counts", "places", "firsts", "first", "second"), "*i32")
+WORDS |= dict.fromkeys(("first_weights", "second_weights"), "*i32")
 POINTERS = HALVES | FLOATS | WORDS | {"masks": "*u8", "slots": "*i64", "source": "*u8", "ends": "*i64", "addresses": "*i64"}
 SCALARS = dict.fromkeys(("scale", "low", "middle", "high", "eps"), "fp32")
 KERNELS: list[tuple[str, str, dict[str, Any]]] = [
@@ -28,11 +29,7 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     ("memory_attention", "keys", {"NARROW": 16, "HALF": 16, "COPY": True, "BLOCK": 16, "EXACT": False}),
     ("memory_attention", "gather", {"BLOCK": 16}),
     ("memory_attention", "queries", {"HALF": 16, "BLOCK": 16, "BLOCK_K": 16, "EXACT": False}),
-    (
-        "preprocess",
-        "axis",
-        {"BICUBIC": True, "BYTES": True, "PLANES": True, "ALONG": 16, "ACROSS": 8, "FIXED": 22},
-    ),
+    ("preprocess", "resample", {"BICUBIC": True, "PLANES": True, "SECOND": 8, "FIRST": 16, "FIXED": 22}),
     ("rope_attention", "turn", {"BLOCK": 16, "HALF": 16}),
     (
         "rope_attention",
