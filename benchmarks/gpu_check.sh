@@ -41,6 +41,7 @@ cat >"$stage/small_shapes.py" <<'PY'
 import torch
 from sam2_fast.ops.connected_components import connected_components, connected_components_reference, small_components
 from sam2_fast.ops.hiera_block import hiera_block
+from sam2_fast.ops.mask_decoder import mask_decoder
 from sam2_fast.ops.mask_postprocess import mask_postprocess
 from sam2_fast.ops.preprocess import preprocess_frame
 from sam2_fast.ops.rope_attention import rope_attention, rope_table
@@ -66,6 +67,16 @@ for dim, out, pool in ((48, 48, False), (48, 96, True)):
               (out, dim), (out,))
     weights = [torch.randn(s, dtype=torch.bfloat16).cuda() for s in shapes[: 14 if pool else 12]]
     hiera_block(torch.randn(1, 16, 12, dim, dtype=torch.bfloat16).cuda(), weights, 2, 4, pool, backend="triton")
+tokens, maps = torch.randn(2, 8, 256), (torch.randn(1, 8, 8, 64), torch.randn(1, 16, 16, 32))
+linear = lambda *sizes: [x for i, o in sizes for x in (torch.randn(o, i) / 16, torch.randn(o))]
+narrow, full, norm = [(256, 128)] * 3 + [(128, 256)], [(256, 256)] * 4, [torch.ones(256), torch.zeros(256)]
+layer = lambda: [*linear(*full), *norm, *linear(*narrow), *norm, *linear((256, 64), (64, 256)), *norm, *norm, *linear(*narrow)]
+body = [*layer(), *layer(), *linear(*narrow), *norm, torch.randn(256, 256) / 16, *torch.randn(3, 64), torch.randn(128, 64) / 8, torch.randn(32)]
+heads = [*linear((256, 64), (64, 64), (64, 4)), *(linear((256, 256), (256, 256), (256, 32)) * 3)]
+send = lambda x: x.to("cuda", torch.bfloat16)
+mask_decoder(
+    *map(send, (torch.randn(1, 4, 4, 256), *maps, torch.randn(16, 256), tokens)), None, [send(w) for w in (*body, *heads)], 8, 3, 1, backend="triton"
+)
 torch.cuda.synchronize()
 PY
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1)
@@ -79,7 +90,7 @@ else
   echo "compute-sanitizer is not here: memcheck, racecheck, initcheck and synccheck were not run"
   part small_shapes 60 "$python" small_shapes.py
 fi
-stems=(rope_attention window_attention memory_attention hiera_block connected_components mask_postprocess preprocess)
+stems=(rope_attention window_attention memory_attention hiera_block mask_decoder connected_components mask_postprocess preprocess)
 wanted kernels && part kernels 120 "$python" -m benchmarks.run "${stems[@]}" --device cuda --json "$out/kernels.json"
 wanted quick && part quick 60 "$python" -m benchmarks.run image video --quick --device cuda --json "$out/quick.json"
 for name in image video; do

@@ -1,4 +1,4 @@
-"""The mask decoder on a CPU: one click and 64 on an encoded image, against torch's layers and the official package."""
+"""The mask decoder: one click and 64 on an encoded image, against torch's layers and the official package."""
 
 from __future__ import annotations
 
@@ -62,21 +62,21 @@ def official(theirs: Any, low: torch.Tensor, features: Features, points: Points)
 
 @torch.inference_mode()
 def measure(options: Options) -> Iterator[Row]:
-    """Points to three masks each, float32 and bfloat16 autocast."""
-    if options.device.type != "cpu":
-        return
+    """Points to three masks each, bfloat16 autocast, and float32 on a CPU (elsewhere that is torch's layers)."""
+    device = options.device
     size = 256 if options.quick else 1024
     side, generator, last = size // 16, torch.Generator().manual_seed(0), torch.channels_last
-    ours = build_sam2("tiny", device="cpu", seed=0, image_size=size)
+    ours = build_sam2("tiny", device=device, seed=0, image_size=size)
     theirs = peers.official("tiny", ours.state_dict(), size, options.device) if "official" in (options.peers or ("official",)) else None
     shapes = ((256, side), (64, 2 * side), (32, 4 * side))
-    low, mid, high = (torch.randn(1, c, s, s, generator=generator).contiguous(memory_format=last) for c, s in shapes)
+    low, mid, high = (torch.randn(1, c, s, s, generator=generator).to(device).contiguous(memory_format=last) for c, s in shapes)
     features = Features(low, mid, high)
-    for narrow in (False, True):
+    for narrow in (False, True) if device.type == "cpu" else (True,):
         dtype = torch.bfloat16 if narrow else torch.float32
-        best = matrix_peak(options.device, dtype)
+        best = matrix_peak(device, dtype)
         for count in (1, 64):
-            points = Points(torch.rand(count, 1, 2, generator=generator) * size, torch.ones(count, 1, dtype=torch.int32))
+            clicks = torch.rand(count, 1, 2, generator=generator) * size
+            points = Points(clicks.to(device), torch.ones(count, 1, dtype=torch.int32, device=device))
             decode = lambda p=points: ours.decode(low, features, p, None, True).logits  # noqa: E731
             functions: dict[str, Callable[[], torch.Tensor]] = {"sam2_fast": decode}
             given = arguments_of(decode)
@@ -85,7 +85,7 @@ def measure(options: Options) -> Iterator[Row]:
                 functions["official"] = lambda p=points: official(theirs, low, features, p)
             exact = functions["torch"]().double()
             case = f"tiny {size}, {count} clicks, {'bfloat16 autocast' if narrow else 'float32'}"
-            with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            with torch.autocast(device.type, torch.bfloat16, enabled=narrow):
                 error = {who: _error(function(), exact) for who, function in functions.items()}
                 slack = 0.0 if narrow else 1e-6 * exact.square().mean().sqrt().item()  # the yardstick is itself float32
                 require(error["sam2_fast"] <= max(2 * error["torch"], slack), case, "sam2_fast")

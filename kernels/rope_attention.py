@@ -167,7 +167,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dim: int, firsts: Tensor | None = No
             q.shape[2], narrow, block_q, block_k, ragged, spans == 1, q.dtype == torch.float32, num_warps=warps, num_stages=stages,
         )  # fmt: skip
         if spans > 1:
-            merge_kernel[triton.cdiv(queries, 16), batch](sums, largest, totals, out, queries, values, spans, 16, narrow)
+            merge(sums, largest, totals, out)
+    return out
+
+
+def merge(sums: Tensor, largest: Tensor, totals: Tensor, out: Tensor) -> Tensor:
+    """What spans of keys found, sums [B, spans, N, d], largest and totals [B, spans, N], float32, as out [B, N, d], contiguous."""
+    batch, spans, queries, values = sums.shape
+    with torch.cuda.device_of(out):
+        merge_kernel[triton.cdiv(queries, 16), batch](
+            sums, largest, totals, out, queries, values, spans, 16, max(triton.next_power_of_2(values), 16)
+        )  # fmt: skip
     return out
 
 

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from sam2_fast.config import Options, Sam2Config
-from sam2_fast.model.layers import MLP, LayerNorm2d, parameters_of, to_tokens
+from sam2_fast.model.layers import MLP, LayerNorm2d, Narrowing, parameters_of, to_tokens
 from sam2_fast.model.two_way_transformer import TwoWayTransformer
-from sam2_fast.ops.mask_decoder import mask_decoder
+from sam2_fast.ops.mask_decoder import BODY, HEAD, mask_decoder
 from sam2_fast.types import Prediction
 
 NUM_MASKS = 4  # one for an unambiguous prompt, three for an ambiguous one
 
 
-class MaskDecoder(nn.Module):
+class MaskDecoder(Narrowing):
     """Weights and steps of the decoder; which of the four masks are wanted is the caller's argument."""
 
     def __init__(self, config: Sam2Config) -> None:
@@ -63,7 +63,7 @@ class MaskDecoder(nn.Module):
         which = range(1) if single else range(1, NUM_MASKS) if multimask else range(NUM_MASKS)
         image, mid, high = (x.permute(0, 2, 3, 1) for x in (low + dense, mid, high))
         place = to_tokens(position)[0]
-        weights = [*self.transformer.weights(), *self._upscaling(), *parameters_of(*self.iou_prediction_head.layers), *self._hyper(which)]
+        weights = self._weights(which)
         heads, best = self.transformer.num_heads, best and multimask
         logits, iou, tokens = mask_decoder(image, mid, high, place, prompts, present, weights, heads, 2 + which[0], 1, best)
         mask_tokens = tokens[:, 2 : 2 + NUM_MASKS]
@@ -79,16 +79,16 @@ class MaskDecoder(nn.Module):
         # the pointer stays that of the single mask: training saw no other
         return Prediction(logits, iou, mask_tokens[:, :1], presence)
 
-    def _upscaling(self) -> list[Tensor]:
-        """The transposed convolutions as matrices: rows by place in the cell, then channel."""
+    def _weights(self, which: range) -> list[Tensor]:
+        """What the op takes: of the masks, the layers by which the tokens `which` draw."""
         up1, norm, _, up2, _ = self.output_upscaling
-        matrices = [up.weight.permute(2, 3, 1, 0).flatten(0, 2) for up in (up1, up2)]  # type: ignore[operator]
-        return [matrices[0], up1.bias, *parameters_of(norm), matrices[1], up2.bias]  # type: ignore[list-item]
-
-    def _hyper(self, which: range) -> list[Tensor]:
-        """The layers by which the mask tokens `which` draw."""
-        networks = [self.output_hypernetworks_mlps[i] for i in which]
-        return [t for network in networks if isinstance(network, MLP) for t in parameters_of(*network.layers)]
+        networks = [layer for network in self.output_hypernetworks_mlps if isinstance(network, MLP) for layer in network.layers]
+        every = [*self.transformer.weights(), *parameters_of(up1, norm, up2, *self.iou_prediction_head.layers, *networks)]
+        every = [*self.narrowed(every, [i for i, w in enumerate(every) if w.ndim > 1])]
+        for i in (BODY - 6, BODY - 2):  # transposed convolutions as matrices: rows by place in the cell, then channel
+            every[i] = every[i].permute(2, 3, 1, 0).flatten(0, 2)
+        first = BODY + HEAD * (1 + which[0])
+        return [*every[: BODY + HEAD], *every[first : first + HEAD * len(which)]]
 
 
 def stable_or_best(logits: Tensor, iou: Tensor, options: Options) -> tuple[Tensor, Tensor]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.ops.native import is_plain, native, no_cpu
+from sam2_fast.ops.mask_decoder_reference import BODY, HEAD, mask_decoder_reference
+from sam2_fast.ops.mask_decoder_triton import triton_decoder, triton_refuses
+from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton
 from sam2_fast.ops.registry import Implementation, choose, register
 
 _library = torch.library.Library("sam2_fast", "FRAGMENT")
 _STORED = (torch.float32, torch.bfloat16, torch.float16)
-_EPS, _MAP_EPS = 1e-5, 1e-6  # of the tokens' norms, of the norm between the upscalings
 _ATTENTION = ("q", "k", "v", "out")
 LAYER = (
     *(f"self {part}" for part in _ATTENTION), "norm1", *(f"token to image {part}" for part in _ATTENTION), "norm2", "fc1", "fc2", "norm3",
@@ -22,7 +22,6 @@ LAYER = (
 """What a layer's 36 tensors are, weight and bias each, in this order."""
 REST = (*(f"last {part}" for part in _ATTENTION), "last norm", "up1", "up norm", "up2")
 """And the 16 after the two layers; then the three linear layers that predict IoU, and each mask's three."""
-_BODY, _HEAD = 88, 6  # tensors before the heads, of a head
 
 
 def mask_decoder(
@@ -50,7 +49,7 @@ def mask_decoder(
         [C / 4] and [C / 8].
     Mask m is drawn by token first_mask_token + m; token iou_token says how good the K masks are whose tokens follow it.
     best: draw of the M masks the one of highest predicted IoU alone (the first of equals): `iou` tells which.
-    backend: "auto", "cpu" or "torch".
+    backend: "auto", "triton", "cpu" or "torch".
     Returns logits [B, M or 1, 4h, 4w] and iou [B, K], float32 or wider, and tokens [B, T, C] in the dtype of prompts, zero where not
     present (torch: what comes out there). Raises ValueError for shapes that do not fit, BackendError where the named backend cannot run.
     Source: official `MaskDecoder.predict_masks`.
@@ -103,24 +102,24 @@ def _check(
         if tuple(x.shape) != shape:
             raise ValueError(f"{name}: expected shape {shape} for image of shape {tuple(image.shape)}, got {tuple(x.shape)}")
     masks = _masks(weights)
-    if masks < 1 or len(weights) != _BODY + _HEAD * (1 + masks):
-        raise ValueError(f"weights: expected {_BODY + _HEAD} tensors and {_HEAD} for each mask, got {len(weights)}")
+    if masks < 1 or len(weights) != BODY + HEAD * (1 + masks):
+        raise ValueError(f"weights: expected {BODY + HEAD} tensors and {HEAD} for each mask, got {len(weights)}")
     if dim % 8 or num_heads < 1 or (dim // 2) % num_heads:
         raise ValueError(f"num_heads: expected a divisor of {dim // 2} channels, got {num_heads}")
     if first_mask_token < 0 or first_mask_token + masks > prompts.shape[1]:
         raise ValueError(f"first_mask_token: expected {masks} mask tokens among {prompts.shape[1]} prompts, got {first_mask_token}")
-    values = weights[_BODY + 4].shape[0]
+    values = weights[BODY + 4].shape[0]
     if not 0 <= iou_token < first_mask_token or first_mask_token + masks - iou_token - 1 > values:
         raise ValueError(f"iou_token: expected one before {first_mask_token} with {values} values for the masks after it, got {iou_token}")
     _check_weights(weights, dim)
 
 
 def _masks(weights: Sequence[Tensor]) -> int:
-    return (len(weights) - _BODY) // _HEAD - 1
+    return (len(weights) - BODY) // HEAD - 1
 
 
 def _check_weights(weights: Sequence[Tensor], dim: int) -> None:
-    hidden, iou_hidden, values = (weights[i].shape[0] for i in (20, _BODY, _BODY + 4))
+    hidden, iou_hidden, values = (weights[i].shape[0] for i in (20, BODY, BODY + 4))
     square, down, up = [(dim, dim), (dim,)], [(dim // 2, dim), (dim // 2,)], [(dim, dim // 2), (dim,)]
     norm, narrow = [(dim,), (dim,)], [*down * 3, *up]
     mlp = [(hidden, dim), (hidden,), (dim, hidden), (dim,)]
@@ -138,82 +137,10 @@ def _name(i: int) -> str:
     part = ("weight", "bias")[i % 2]
     if i < 72:
         return f"layer {i // 36}, {LAYER[i % 36 // 2]}.{part}"
-    if i < _BODY:
+    if i < BODY:
         return f"{REST[(i - 72) // 2]}.{part}"
-    head, layer = divmod(i - _BODY, _HEAD)
+    head, layer = divmod(i - BODY, HEAD)
     return f"{f'mask {head - 1}' if head else 'predicted IoU'}, layer {layer // 2}.{part}"
-
-
-def mask_decoder_reference(
-    image: Tensor,
-    mid: Tensor,
-    high: Tensor,
-    position: Tensor,
-    prompts: Tensor,
-    present: Tensor | None,
-    weights: Sequence[Tensor],
-    num_heads: int,
-    first_mask_token: int,
-    iou_token: int,
-    best: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The definition, in torch."""
-    pixels, tokens, place = image.flatten(1, 2), prompts, position.to(image.dtype)
-    for i in range(2):
-        w = weights[36 * i : 36 * i + 36]
-        # in the first layer the tokens are still their own position: nothing to add, nothing to keep
-        q = tokens if i == 0 else tokens + prompts
-        looked = _attend(q, q, tokens, present, w[:8], num_heads)
-        tokens = _norm(looked if i == 0 else tokens + looked, w[8:10])
-        tokens = _norm(tokens + _attend(tokens + prompts, pixels + place, pixels, None, w[10:18], num_heads), w[18:20])
-        tokens = _norm(tokens + F.linear(F.relu(F.linear(tokens, w[20], w[21])), w[22], w[23]), w[24:26])
-        looked = _attend(pixels + place, tokens + prompts, tokens, present, w[28:36], num_heads)
-        pixels = _norm(pixels + looked, w[26:28])
-    w = weights[72:88]
-    tokens = _norm(tokens + _attend(tokens + prompts, pixels + place, pixels, None, w[:8], num_heads), w[8:10])
-    upscaled = _upscale(pixels.unflatten(1, image.shape[1:3]), mid, high, w[10:])
-    heads = [weights[i : i + _HEAD] for i in range(_BODY, len(weights), _HEAD)]
-    wide = torch.promote_types(tokens.dtype, torch.float32)
-    iou = _head(tokens[:, iou_token], heads[0]).sigmoid().to(wide)
-    brushes = torch.stack([_head(tokens[:, first_mask_token + m], w) for m, w in enumerate(heads[1:])], dim=1)  # [B, M, C / 8]
-    if best:
-        first = first_mask_token - iou_token - 1
-        choice = iou[:, first : first + brushes.shape[1]].argmax(-1)
-        brushes = brushes[torch.arange(len(choice), device=choice.device), choice][:, None]
-    drawn = brushes @ upscaled.flatten(1, 2).transpose(1, 2)  # [B, M or 1, 4h * 4w]
-    return drawn.unflatten(2, upscaled.shape[1:3]).to(wide), iou, tokens
-
-
-def _head(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """Three linear layers with ReLU between."""
-    hidden = F.relu(F.linear(x, weights[0], weights[1]))
-    return F.linear(F.relu(F.linear(hidden, weights[2], weights[3])), weights[4], weights[5])
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, present: Tensor | None, weights: Sequence[Tensor], num_heads: int) -> Tensor:
-    """q: [1 or B, N, C]; k, v: [1 or B, M, C]; present: [B, M] bool, keys to attend to -> [B, N, C]."""
-    batch = max(q.shape[0], k.shape[0])
-    projected = (F.linear(x, weights[i], weights[i + 1]).expand(batch, -1, -1) for i, x in ((0, q), (2, k), (4, v)))
-    queries, keys, values = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in projected)  # [B, heads, N, d]
-    mask = None if present is None else present[:, None, None]
-    attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-    return F.linear(attended.transpose(1, 2).flatten(-2), weights[6], weights[7])
-
-
-def _norm(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], weights[0], weights[1], _EPS)
-
-
-def _upscale(pixels: Tensor, mid: Tensor, high: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """pixels: [B, h, w, C] -> [B, 4h, 4w, C / 8]: two transposed convolutions of stride 2, each followed by a finer map."""
-    x = _spread(F.linear(pixels, weights[0])) + weights[1] + mid
-    x = F.gelu(F.layer_norm(x, x.shape[-1:], weights[2], weights[3], _MAP_EPS))
-    return F.gelu(_spread(F.linear(x, weights[4])) + weights[5] + high)
-
-
-def _spread(x: Tensor) -> Tensor:
-    """[B, h, w, 4 * c] -> [B, 2h, 2w, c]."""
-    return x.unflatten(3, (2, 2, -1)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 def _native_decoder(
@@ -238,7 +165,7 @@ def _native_decoder(
     image, mid, high = (x.detach().to(image.dtype).contiguous() for x in (image, mid, high))
     position, tokens = (x.detach().to(torch.float32).contiguous() for x in (position, prompts))
     logits = torch.empty(prompts.shape[0], 1 if best else _masks(weights), high.shape[1], high.shape[2])
-    found, iou = torch.empty(prompts.shape), torch.empty(prompts.shape[0], weights[_BODY + 4].shape[0])
+    found, iou = torch.empty(prompts.shape), torch.empty(prompts.shape[0], weights[BODY + 4].shape[0])
     exist = None if present is None else present.contiguous()
     module.mask_decoder(
         image, mid, high, position, tokens, exist, given, num_heads, first_mask_token, iou_token, best, logits, found, iou,
@@ -275,13 +202,14 @@ def _refuses(
     if not kinds <= set(_STORED) or len({w.dtype for w in weights if w.ndim == 2}) > 1:
         return f"dtypes are {', '.join(sorted(map(str, kinds)))}, it takes float32, bfloat16 or float16, all matrices alike"
     head = image.shape[3] // 2 // num_heads
-    if image.shape[3] % 16 or head % 2 or head > 64 or weights[20].shape[0] % 2 or weights[_BODY].shape[0] % 2:
+    if image.shape[3] % 16 or head % 2 or head > 64 or weights[20].shape[0] % 2 or weights[BODY].shape[0] % 2:
         return f"{image.shape[3]} channels, {head} a head: it takes channels in sixteens, even heads up to 64 and even hidden widths"
     if present is not None and not bool(present[:, : first_mask_token + _masks(weights)].all()):
         return "tokens before the last mask token are marked absent, it wants them"
     return None
 
 
+register(Implementation("mask_decoder", "triton", triton_decoder, triton_refuses), no_triton)
 register(Implementation("mask_decoder", "cpu", _native_decoder, _refuses), no_cpu)
 register(Implementation("mask_decoder", "torch", mask_decoder_reference, lambda *_: None), lambda: None)
 
@@ -309,5 +237,5 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     objects, wide = prompts.shape[0], torch.promote_types(image.dtype, torch.float32)
     logits = image.new_empty(objects, 1 if best else _masks(weights), high.shape[1], high.shape[2], dtype=wide)
-    iou = image.new_empty(objects, weights[_BODY + 4].shape[0], dtype=wide)
+    iou = image.new_empty(objects, weights[BODY + 4].shape[0], dtype=wide)
     return logits, iou, torch.empty_like(prompts, memory_format=torch.contiguous_format)

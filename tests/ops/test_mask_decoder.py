@@ -13,6 +13,7 @@ from sam2_fast.config import Options, Sam2Config
 from sam2_fast.model.mask_decoder import MaskDecoder
 from sam2_fast.ops import mask_decoder as op
 from sam2_fast.ops.mask_decoder import mask_decoder, mask_decoder_reference
+from sam2_fast.ops.mask_decoder_reference import spread
 from sam2_fast.ops.native import native
 from sam2_fast.ops.registry import BackendError
 
@@ -282,8 +283,8 @@ def test_gradients_flow_through_the_definition_and_match_the_transposed_convolut
     up1 = model.output_upscaling[0]
     assert isinstance(up1, torch.nn.ConvTranspose2d) and up1.bias is not None
     matrix = up1.weight.permute(2, 3, 1, 0).flatten(0, 2)
-    spread = op._spread(torch.nn.functional.linear(x.permute(0, 2, 3, 1), matrix)) + up1.bias
-    assert (spread.permute(0, 3, 1, 2) - up1(x)).abs().max() < 1e-12
+    found = spread(torch.nn.functional.linear(x.permute(0, 2, 3, 1), matrix)) + up1.bias
+    assert (found.permute(0, 3, 1, 2) - up1(x)).abs().max() < 1e-12
 
 
 def test_narrower_sets_are_only_for_tests() -> None:

@@ -15,6 +15,8 @@ FLOATS = dict.fromkeys(("logits", "sums", "largest", "totals", "table", "statist
 WORDS = dict.fromkeys(("labels", "areas", "bits", "stats", "counts", "places", "firsts", "first", "second"), "*i32")
 WORDS |= dict.fromkeys(("first_weights", "second_weights"), "*i32")
 POINTERS = HALVES | FLOATS | WORDS | {"masks": "*u8", "slots": "*i64", "source": "*u8", "ends": "*i64", "addresses": "*i64"}
+DECODER = dict.fromkeys(("pixels", "queries", "up1", "bias1", "mid", "up2", "bias2", "high"), "*bf16")
+DECODER |= dict.fromkeys(("offsets", "brushes"), "*fp32")
 SCALARS = dict.fromkeys(("scale", "low", "middle", "high", "eps"), "fp32")
 KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     *[("connected_components", name, {"BLOCK": 256}) for name in ("init", "merge", "count", "spread")],
@@ -24,6 +26,9 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
         "linear",
         {"NORM": True, "ACTIVATION": 1, "ADD": True, "POOL": True, "BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "GROUP": 8, "EXACT": False},
     ),
+    ("mask_decoder", "look", {"DIM": 128, "ROWS": 32, "BLOCK": 16, "EXACT": False}),
+    ("mask_decoder", "take", {"HEADS": 8, "AT_ONCE": 4, "TOKENS": 4, "DIM": 128, "BLOCK": 16, "EXACT": False}),
+    ("mask_decoder", "paint", {"MASKS": 1, "DIM": 128, "BLOCK": 16, "EXACT": False}),
     ("mask_postprocess", "bits", {"COLUMNS": 8, "ROWS": 64}),
     *[("mask_postprocess", name, {"COLUMNS": 8, "WORDS": 8}) for name in ("count", "write")],
     ("memory_attention", "keys", {"NARROW": 16, "HALF": 16, "COPY": True, "BLOCK": 16, "EXACT": False}),
@@ -49,7 +54,7 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
 def test_compiles_where_every_size_is_one(module: str, name: str, constants: dict[str, Any]) -> None:
     pytest.importorskip("triton")
     kernel = getattr(import_module(f"sam2_fast.kernels.{module}"), f"{name}_kernel")
-    kinds = POINTERS | SCALARS
+    kinds = POINTERS | SCALARS | (DECODER if module == "mask_decoder" else {})
     if name in ("attend", "turn", "merge"):
         kinds = {key: kind for key, kind in kinds.items() if key not in ("keys", "values")}
     ones = {p.name: 1 for p in kernel.params if p.name not in kinds | constants and not p.do_not_specialize}

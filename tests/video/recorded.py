@@ -14,7 +14,7 @@ from sam2_fast import ahead as ahead_module
 from sam2_fast import graphs as graphs_module
 from sam2_fast.config import Options, Sam2Config
 from sam2_fast.graphs import Graphs
-from sam2_fast.ops import memory_attention, native, registry
+from sam2_fast.ops import mask_decoder_triton, memory_attention, native, registry
 from sam2_fast.video_predictor import SAM2VideoPredictor
 
 SMALL = Sam2Config(
@@ -43,12 +43,11 @@ def frames(count: int = 7) -> np.ndarray:
 
 
 def on_triton() -> None:
-    """Memory attention runs in Triton's interpreter, everything else in torch: nothing that a tape cannot see."""
+    """Memory attention and the mask decoder run in Triton's interpreter, everything else in torch: nothing that a tape cannot see."""
     native.native = lambda: None  # type: ignore[assignment]
-    registry._implementations["memory_attention", "triton"] = registry.Implementation(
-        "memory_attention", "triton", memory_attention._triton_attention, lambda *_: None
-    )
-    registry._absent["memory_attention", "triton"] = lambda: None
+    for op, run in (("memory_attention", memory_attention._triton_attention), ("mask_decoder", mask_decoder_triton.triton_decoder)):
+        registry._implementations[op, "triton"] = registry.Implementation(op, "triton", run, lambda *_: None)
+        registry._absent[op, "triton"] = lambda: None
 
 
 class NoLane:
