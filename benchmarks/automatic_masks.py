@@ -15,7 +15,7 @@ from benchmarks import peers
 from benchmarks.timing import Options, Row, interleaved, require, rows
 from sam2_fast.build_sam import build_sam2
 from sam2_fast.mask_generator import SAM2AutomaticMaskGenerator
-from sam2_fast.nms import batched_nms
+from sam2_fast.ops.nms import batched_nms
 
 PHOTOGRAPHS = (Path("../shared/data/truck.jpg"), Path("examples/coffee.jpg"))
 FILTERS = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0, "output_mode": "coco_rle"}

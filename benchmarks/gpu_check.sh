@@ -43,6 +43,7 @@ from sam2_fast.ops.connected_components import connected_components, connected_c
 from sam2_fast.ops.hiera_block import hiera_block
 from sam2_fast.ops.mask_decoder import mask_decoder
 from sam2_fast.ops.mask_postprocess import mask_postprocess
+from sam2_fast.ops.nms import nms
 from sam2_fast.ops.preprocess import preprocess_frame
 from sam2_fast.ops.rope_attention import rope_attention, rope_table
 from sam2_fast.ops.window_attention import window_attention
@@ -56,6 +57,7 @@ for shape in ((1, 1, 1), (3, 33, 65), (2, 64, 64), (1, 97, 40), (5, 1, 70), (0, 
             assert torch.equal(small_components(masks, area, backend="cuda"), (expected[1] > 0) & (expected[1] <= area)), (shape, area)
 found = mask_postprocess(torch.randn(3, 9, 11).cuda(), (33, 20), 0.0, 0.5, canvas=(40, 30), origin=(3, 5), backend="triton")
 assert len(found.runs) == 3
+nms(torch.rand(99, 4).cuda().sort(1).values, torch.rand(99).cuda(), 0.5, backend="triton")
 preprocess_frame(torch.randint(0, 256, (37, 50, 3), dtype=torch.uint8).cuda(), 24, (0.5,) * 3, (0.2,) * 3, backend="triton")
 q, k, v = (torch.randn(2, n, c, dtype=torch.bfloat16).cuda() for n, c in ((64, 64), (133, 64), (133, 16)))
 rope_attention(q, k, v, rope_table(64, 8).cuda(), 5, backend="triton")
@@ -90,7 +92,7 @@ else
   echo "compute-sanitizer is not here: memcheck, racecheck, initcheck and synccheck were not run"
   part small_shapes 60 "$python" small_shapes.py
 fi
-stems=(rope_attention window_attention memory_attention hiera_block mask_decoder connected_components mask_postprocess preprocess)
+stems=(rope_attention window_attention memory_attention hiera_block mask_decoder connected_components mask_postprocess nms preprocess)
 wanted kernels && part kernels 120 "$python" -m benchmarks.run "${stems[@]}" --device cuda --json "$out/kernels.json"
 wanted quick && part quick 60 "$python" -m benchmarks.run image video --quick --device cuda --json "$out/quick.json"
 for name in image video; do

@@ -1,7 +1,7 @@
 """Masks to counts, boxes and run lengths: bits by column, then the places where they change.
 
-The full-size logits never exist; of each pixel one bit is kept. Three launches and a cumulative sum, and only places of change cross to
-the host.
+The full-size logits never exist; of each pixel one bit is kept. Three launches and a cumulative sum, one more where masks are judged
+first, and only places of change cross to the host.
 """
 
 from __future__ import annotations
@@ -41,14 +41,17 @@ def _bits(word):
 
 @triton.jit(do_not_specialize=_SHAPE)
 def bits_kernel(
-    logits, bits, stats, low_height, low_width, height, width, words, low, middle, high, COLUMNS: tl.constexpr, ROWS: tl.constexpr
-):
+    logits, which, bits, stats, low_height, low_width, height, width, words, low, middle, high,
+    CHOOSE: tl.constexpr, STORE: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
     """Bits of COLUMNS columns of one mask, 32 pixels a word, and what they add to its counts and box. logits: [N, low_height, low_width].
 
-    bits: [N, width, words], pixel y of a column in bit y % 32 of word y // 32, those past the height 0.
-    stats: [N, 6] counts above high and low, first and last column and row.
+    CHOOSE: which [N] uint8, masks that are looked at. STORE: bits [N, width, words], pixel y of a column in bit y % 32 of word y // 32,
+    those past the height 0. stats: [N, 6] counts above high and low, first and last column and row.
     """
     mask = tl.program_id(0).to(tl.int64)
+    if CHOOSE:
+        words = tl.where(tl.load(which + mask) != 0, words, 0)
     base = logits + mask * low_height * low_width
     x = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     left, right, across = _place(x, width, low_width)
@@ -68,10 +71,11 @@ def bits_kernel(
         outer += tl.sum((inside & (value > low)).to(tl.int32), 1)
         top = tl.minimum(top, tl.min(tl.where(on, y[None, :], 2147483647), 1))
         bottom = tl.maximum(bottom, tl.max(tl.where(on, y[None, :], -1), 1))
-        packed = tl.sum(tl.reshape(on.to(tl.int32) << (y % 32)[None, :], [COLUMNS, ROWS // 32, 32]), 2)
-        word = begin // 32 + tl.arange(0, ROWS // 32)
-        to = bits + (mask * width + x)[:, None] * words + word[None, :]
-        tl.store(to, packed, (x < width)[:, None] & (word < words)[None, :])
+        if STORE:
+            packed = tl.sum(tl.reshape(on.to(tl.int32) << (y % 32)[None, :], [COLUMNS, ROWS // 32, 32]), 2)
+            word = begin // 32 + tl.arange(0, ROWS // 32)
+            to = bits + (mask * width + x)[:, None] * words + word[None, :]
+            tl.store(to, packed, (x < width)[:, None] & (word < words)[None, :])
     mine = stats + mask * 6
     tl.atomic_add(mine, tl.sum(inner, 0))
     tl.atomic_add(mine + 1, tl.sum(outer, 0))
@@ -134,54 +138,57 @@ def write_kernel(
 
 def mask_postprocess(
     logits: Tensor, size: tuple[int, int], low: float, middle: float, high: float, canvas: tuple[int, int], origin: tuple[int, int],
-    keep: Callable[[slice, Tensor, Tensor, Tensor], Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor, list[npt.NDArray[np.int32]], Tensor]:  # fmt: skip
+    keep: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None, which: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, list[npt.NDArray[np.int32]], Tensor | None]:  # fmt: skip
     """logits: [N, h, w] float32, contiguous -> inner, outer and boxes as in `sam2_fast.ops.mask_postprocess`, on the device; run lengths
-    of those that `keep` lets pass, and [K] int64 of which masks they are, on the host.
+    on the host, with `keep` of those that it lets pass, and then [K] int64 of which masks they are, on the host.
 
-    Launched on the current stream; waits for it twice, to know which masks and how many runs there are, and to have the runs.
+    Launched on the current stream; waits for it where masks are judged, to know which are kept; for the number of runs, and for the runs.
     """
-    most = max(1, AT_ONCE // (size[0] * size[1]))
-    found = [
-        _some(part, slice(i * most, i * most + len(part)), size, (low, middle, high), canvas, origin, keep)
-        for i, part in enumerate(logits.split(most))
-    ]
-    stats, boxes = torch.cat([stats for stats, *_ in found]), torch.cat([boxes for _, boxes, *_ in found])
-    runs, kept = [run for *_, mine, _ in found for run in mine], torch.from_numpy(np.concatenate([kept for *_, kept in found]))
-    return stats[:, 0], stats[:, 1], boxes, runs, kept
+    thresholds, rows = (low, middle, high), None
+    if keep is not None:
+        sums, boxes = _statistics(logits, which, None, size, thresholds)
+        rows = keep(sums[:, 0], sums[:, 1], boxes).nonzero()[:, 0]
+        logits = logits[rows]
+    parts = [_runs(part, size, thresholds, canvas, origin) for part in logits.split(max(1, AT_ONCE // (size[0] * size[1])))]
+    if rows is None:
+        sums, boxes = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    return sums[:, 0], sums[:, 1], boxes, [run for part in parts for run in part[2]], None if rows is None else rows.cpu()
 
 
-def _some(
-    logits: Tensor, rows: slice, size: tuple[int, int], thresholds: tuple[float, float, float], canvas: tuple[int, int],
-    origin: tuple[int, int], keep: Callable[[slice, Tensor, Tensor, Tensor], Tensor] | None,
-) -> tuple[Tensor, Tensor, list[npt.NDArray[np.int32]], npt.NDArray[np.int64]]:  # fmt: skip
-    """Masks `rows` of all: counts [n, 2], boxes [n, 4], runs of those that `keep` lets pass, and which they are."""
+def _statistics(
+    logits: Tensor, which: Tensor | None, bits: Tensor | None, size: tuple[int, int], thresholds: tuple[float, float, float]
+) -> tuple[Tensor, Tensor]:
+    """Counts [N, 2] and boxes [N, 4], int64; masks that `which` [N] bool leaves out count as empty. Fills bits where they are wanted."""
+    stats = logits.new_zeros(len(logits), 6, dtype=torch.int32)
+    stats[:, 2:4], stats[:, 4:] = 2**31 - 1, -1
+    if len(logits):
+        with torch.cuda.device_of(logits):
+            bits_kernel[len(logits), triton.cdiv(size[1], COLUMNS)](
+                logits, None if which is None else which.contiguous().view(torch.uint8), bits, stats, *logits.shape[1:], *size,
+                size[0] // 32 + 1, *thresholds, which is not None, bits is not None, COLUMNS, ROWS, num_warps=4, enable_fp_fusion=False,
+            )  # fmt: skip
+    boxes = stats[:, 2:].long()
+    return stats[:, :2].long(), boxes.where(boxes[:, 2:3] >= 0, 0)
+
+
+def _runs(
+    logits: Tensor, size: tuple[int, int], thresholds: tuple[float, float, float], canvas: tuple[int, int], origin: tuple[int, int]
+) -> tuple[Tensor, Tensor, list[npt.NDArray[np.int32]]]:
+    """Counts [N, 2], boxes [N, 4] and runs."""
     (height, width), count = size, len(logits)
     words = height // 32 + 1  # room for the pixel past a column
-    stats = logits.new_zeros(count, 6, dtype=torch.int32)
-    stats[:, 2:4], stats[:, 4:] = 2**31 - 1, -1
+    bits, counts = (logits.new_empty(count, width, *more, dtype=torch.int32) for more in ((words,), ()))
+    sums, boxes = _statistics(logits, None, bits, size, thresholds)
     if not count:
-        return stats[:, :2].long(), stats[:, 2:].long(), [], np.zeros(0, np.int64)
-    bits = stats.new_empty(count, width, words)
-    counts = stats.new_empty(count, width)
-    grid = count, triton.cdiv(width, COLUMNS)
-    place = (*size, words, *canvas, *origin)
+        return sums, boxes, []
+    grid, place = (count, triton.cdiv(width, COLUMNS)), (*size, words, *canvas, *origin)
     with torch.cuda.device_of(logits):
-        bits_kernel[grid](
-            logits, bits, stats, *logits.shape[1:], *size, words, *thresholds, COLUMNS, ROWS, num_warps=4, enable_fp_fusion=False
-        )  # fmt: skip
-        sums = stats[:, :2].long()
-        boxes = stats[:, 2:].long()
-        boxes = boxes.where(boxes[:, 2:3] >= 0, 0)
-        wanted = torch.ones_like(sums[:, 0], dtype=torch.bool) if keep is None else keep(rows, sums[:, 0], sums[:, 1], boxes)
-        if keep is not None:
-            bits *= wanted[:, None, None]  # an empty mask changes nowhere
         count_kernel[grid](bits, counts, *place, COLUMNS, WORDS, num_warps=4)
         ends = counts.flatten().cumsum(0)
-        last, chosen = torch.stack([ends.view(count, width)[:, -1], wanted.long()]).cpu().numpy()
-        places = stats.new_empty(int(last[-1]))
+        last = ends.view(count, width)[:, -1].cpu().numpy()
+        places = counts.new_empty(int(last[-1]))
         write_kernel[grid](bits, ends, places, *place, COLUMNS, WORDS, num_warps=4)
     total = canvas[0] * canvas[1]
-    parts, kept = np.split(places.cpu().numpy(), last[:-1]), chosen.nonzero()[0]
-    runs = [np.diff(parts[i], prepend=np.int32(0), append=np.int32(total)) for i in kept]
-    return sums, boxes, runs, kept + rows.start
+    runs = [np.diff(part, prepend=np.int32(0), append=np.int32(total)) for part in np.split(places.cpu().numpy(), last[:-1])]
+    return sums, boxes, runs

@@ -17,8 +17,8 @@ from sam2_fast.io.images import as_rgb
 from sam2_fast.io.rle import mask_to_rle
 from sam2_fast.masks import boxes as mask_boxes
 from sam2_fast.model import Sam2
-from sam2_fast.nms import batched_nms
 from sam2_fast.ops.mask_postprocess import mask_postprocess
+from sam2_fast.ops.nms import batched_nms, nms
 from sam2_fast.ops.transfer import upload
 from sam2_fast.types import Points
 
@@ -26,6 +26,9 @@ OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
 Record = dict[str, Any]
 Crop = tuple[int, list[int], int]
 """(index of the image, box (x0, y0, x1, y1), layer)."""
+
+LOGITS_AT_ONCE = 2**28
+"""Logits that are held on a GPU (1 GiB) until all clicks of a crop are decoded: 4096 masks of 256 x 256."""
 
 
 class SAM2AutomaticMaskGenerator:
@@ -161,51 +164,83 @@ class SAM2AutomaticMaskGenerator:
         """Masks of crop `index` of the predictor's batch, in pixels of the image of size `hw` (height, width)."""
         x0, y0, x1, y1 = crop_box
         points = self.point_grids[layer] * np.array([[x1 - x0, y1 - y0]])
-        data = MaskData()
-        for (some,) in amg.batch_iterator(self.points_per_batch, points):
-            data.cat(self._process_batch(index, some, crop_box, hw))
+        data, group = MaskData(), self._clicks_together()
+        for (some,) in amg.batch_iterator(group, points):
+            data.cat(self._process_clicks(index, some, crop_box, hw, alone=len(some) == len(points)))
         data.filter(_nms(data["boxes"], data["iou_preds"], self.box_nms_thresh))
         data["boxes"] = amg.uncrop_boxes_xyxy(data["boxes"], crop_box)
         data["points"] = amg.uncrop_points(data["points"], crop_box)
         data["crop_boxes"] = torch.tensor(crop_box).expand(len(data["rles"]), 4)
         return data
 
-    def _process_batch(self, index: int, points: npt.NDArray[Any], crop_box: list[int], hw: tuple[int, int]) -> MaskData:
+    def _clicks_together(self) -> int:
+        """Clicks that are judged at once: a batch, or on a GPU, where the host would wait for each, as many as `LOGITS_AT_ONCE` holds."""
+        if not _far(self.predictor.device):
+            return self.points_per_batch
+        side = self.predictor.model.config.image_size // 4
+        return max(self.points_per_batch, LOGITS_AT_ONCE // ((3 if self.multimask_output else 1) * side * side))
+
+    def _process_clicks(
+        self, index: int, points: npt.NDArray[Any], crop_box: list[int], hw: tuple[int, int], alone: bool = False
+    ) -> MaskData:
         """Decode clicks [N, 2] in pixels of the crop and keep the masks that pass the filters.
 
-        On a CPU predicted IoU is judged before any mask is upsampled.
+        On a CPU predicted IoU is judged before any mask is upsampled. alone: they are all clicks of the crop.
         """
         crop_hw = (crop_box[3] - crop_box[1], crop_box[2] - crop_box[0])
         device, clicks = self.predictor.device, torch.as_tensor(points, dtype=torch.float32)
         places = upload(self.predictor._transforms.transform_coords(clicks, normalize=True, orig_hw=crop_hw), device)
         clicks = upload(clicks, device)
+        low, iou = self._decoded(places, index)
+        data = MaskData(iou_preds=iou, points=clicks.repeat_interleave(len(low) // len(clicks), 0), low=low)
+        if self.pred_iou_thresh > 0.0 and not _far(device):
+            data.filter(data["iou_preds"] > self.pred_iou_thresh)
+        return self._judge(data, crop_box, crop_hw, hw, alone)
+
+    def _decoded(self, places: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """`_masks_of` any number of clicks, `points_per_batch` at a time into memory for all."""
+        found: tuple[Tensor, ...] = ()
+        for start in range(0, len(places), self.points_per_batch):
+            some = places[start : start + self.points_per_batch]
+            parts = self._masks_of(some, index)
+            if len(some) == len(places):
+                return parts
+            count = len(parts[0]) // len(some)
+            found = found or tuple(part.new_empty(count * len(places), *part.shape[1:]) for part in parts)
+            for whole, part in zip(found, parts, strict=True):
+                whole[count * start : count * (start + len(some))] = part
+        return found[0], found[1]
+
+    def _masks_of(self, places: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """Masks of clicks [N, 2] in model pixels, one after the other: logits [N * C, h, w], IoU [N * C] float32."""
         low, iou = self._decode(places, None, self.multimask_output, index)
         count = low.shape[1]
-        low, iou, clicks = low.flatten(0, 1), iou.flatten(), clicks.repeat_interleave(count, 0)
+        low, iou = low.flatten(0, 1), iou.flatten()
         if self.use_m2m:
             low, iou = self._refine(places.repeat_interleave(count, 0), low.clamp(-32.0, 32.0), index)
-        data = MaskData(iou_preds=iou.float(), points=clicks, low=low)
-        if self.pred_iou_thresh > 0.0 and device.type == "cpu":  # elsewhere the host would wait, and upsampling more is cheaper
-            data.filter(data["iou_preds"] > self.pred_iou_thresh)
-        return self._judge(data, crop_box, crop_hw, hw)
+        return low, iou.float()
 
-    def _judge(self, data: MaskData, crop_box: list[int], crop_hw: tuple[int, int], hw: tuple[int, int]) -> MaskData:
+    def _judge(self, data: MaskData, crop_box: list[int], crop_hw: tuple[int, int], hw: tuple[int, int], alone: bool) -> MaskData:
         """Masks as logits (column "low", [N, h, w]) to boxes and run lengths, those that are poor, unstable or cut by the crop left out.
 
-        All of it is judged where the logits are; then the runs of what passed cross to the host.
+        All of it is judged where the logits are, on a GPU duplicates too where the masks are `alone`; then the runs of what passed cross to
+        the host.
         """
         low = self.predictor._transforms.clean(data["low"][:, None])[:, 0]
         del data["low"]
-        origin = (crop_box[1], crop_box[0])
-        iou = data["iou_preds"]
+        origin, iou, far = (crop_box[1], crop_box[0]), data["iou_preds"], _far(low.device)
+        good = iou > self.pred_iou_thresh if self.pred_iou_thresh > 0.0 else torch.ones_like(iou, dtype=torch.bool)
 
-        def keep(rows: slice, inner: Tensor, outer: Tensor, boxes: Tensor) -> Tensor:
-            kept = ~amg.is_box_near_crop_edge(boxes, crop_box, [0, 0, hw[1], hw[0]])
+        def keep(inner: Tensor, outer: Tensor, boxes: Tensor) -> Tensor:
+            kept = good & ~amg.is_box_near_crop_edge(boxes, crop_box, [0, 0, hw[1], hw[0]])
             if self.stability_score_thresh > 0.0:
                 kept &= inner / outer >= self.stability_score_thresh
-            return kept & (iou[rows] > self.pred_iou_thresh) if self.pred_iou_thresh > 0.0 else kept
+            return nms(boxes, iou, self.box_nms_thresh, alive=kept) if alone and far else kept
 
-        judged = mask_postprocess(low, crop_hw, self.mask_threshold, self.stability_score_offset, canvas=hw, origin=origin, keep=keep)
+        judged = mask_postprocess(
+            low, crop_hw, self.mask_threshold, self.stability_score_offset, canvas=hw, origin=origin, keep=keep,
+            which=good if far else None,
+        )  # fmt: skip
         assert judged.kept is not None
         data["stability_score"] = judged.inner / judged.outer
         data["boxes"] = judged.boxes
@@ -277,8 +312,13 @@ def _grids(side: int | None, grids: Sequence[npt.NDArray[Any]] | None, layers: i
     return found
 
 
+def _far(device: torch.device) -> bool:
+    """Whether the host waits for the device's numbers."""
+    return device.type != "cpu"
+
+
 def _nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Rows on the host. Its rounds would wait for a GPU one by one, so boxes and scores cross to the host, together."""
+    """Rows on the host, where the masks that are left are few."""
     table = torch.cat([boxes.double(), scores.to(boxes.device, torch.float64)[:, None]], dim=1).cpu()
     return batched_nms(table[:, :4].float(), table[:, 4].to(scores.dtype), torch.zeros(len(table)), threshold)
 

@@ -15,7 +15,7 @@ from sam2_fast import amg
 from sam2_fast.config import IMAGE_POSTPROCESSING, Options, Sam2Config
 from sam2_fast.io.rle import decode_rle
 from sam2_fast.mask_generator import SAM2AutomaticMaskGenerator
-from sam2_fast.nms import batched_nms
+from sam2_fast.ops.nms import nms
 from sam2_fast.sam2_base import SAM2Base
 
 SMALL = Sam2Config(
@@ -177,44 +177,6 @@ def test_refine_gives_full_size_logits(model: SAM2Base, image: np.ndarray) -> No
     assert iou.shape == (5, 1)
 
 
-def greedy(boxes: np.ndarray, scores: np.ndarray, idxs: np.ndarray, threshold: float) -> list[int]:
-    """The definition, one box at a time, in float32."""
-    kept: list[int] = []
-    for i in np.argsort(-scores, kind="stable"):
-        for j in kept:
-            low, high = np.maximum(boxes[i, :2], boxes[j, :2]), np.minimum(boxes[i, 2:], boxes[j, 2:])
-            common = np.prod(np.maximum(high - low, np.float32(0)))
-            areas = [np.prod(boxes[k, 2:] - boxes[k, :2]) for k in (i, j)]
-            if idxs[i] == idxs[j] and common > 0 and common / (areas[0] + areas[1] - common) > threshold:
-                break
-        else:
-            kept.append(int(i))
-    return kept
-
-
-@pytest.mark.parametrize("count", [0, 1, 7, 300])
-@pytest.mark.parametrize("block", [2048, 64])
-def test_suppression_is_the_greedy_one(count: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sam2_fast.nms.BLOCK", block)
-    generator = np.random.default_rng(count)
-    corners = generator.integers(0, 30, (count, 2)).astype(np.float32)
-    boxes = np.concatenate([corners, corners + generator.integers(0, 30, (count, 2))], 1).astype(np.float32)
-    scores, idxs = generator.integers(0, 9, count).astype(np.float32), generator.integers(0, 2, count)  # many ties
-    for threshold in (0.0, 0.3, 0.7, 1.0):
-        found = batched_nms(*(torch.from_numpy(a) for a in (boxes, scores, idxs)), threshold)
-        assert found.tolist() == greedy(boxes, scores, idxs, threshold)
-
-
-def test_a_long_chain_of_overlaps() -> None:
-    """Every box overlaps the next one only: every second stays."""
-    x = torch.arange(500.0)[:, None] * 6
-    boxes = torch.cat([x, torch.zeros_like(x), x + 10, torch.full_like(x, 10)], 1)
-    found = batched_nms(boxes, torch.arange(500.0, 0, -1), torch.zeros(500), 0.2)
-    assert found.tolist() == list(range(0, 500, 2))
-    with pytest.raises(ValueError, match="boxes, scores, idxs"):
-        batched_nms(boxes, torch.ones(3), torch.zeros(500), 0.2)
-
-
 def official_small_regions(mask: np.ndarray, area: float, mode: str) -> tuple[np.ndarray, bool]:
     """The rule in words: small holes are filled; small islands go, but the largest stays where all are small. By OpenCV."""
     cv2 = pytest.importorskip("cv2")
@@ -290,3 +252,21 @@ def test_batches_of_rows() -> None:
     assert list(amg.batch_iterator(2, [])) == []
     with pytest.raises(ValueError, match="batch_size"):
         list(amg.batch_iterator(0, [1]))
+
+
+@pytest.mark.parametrize("options", [{}, {"use_m2m": True}, {"crop_n_layers": 1}, {"multimask_output": False}], ids=str)
+@pytest.mark.parametrize("clicks", [1000, 8], ids=["all clicks", "eight clicks"])
+def test_records_are_the_same_where_all_is_judged_on_the_device(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], clicks: int
+) -> None:
+    with Image.open(Path(__file__).resolve().parents[1] / "examples" / "still.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    chosen = {"points_per_side": 4, "points_per_batch": 4, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.8, **options}
+    generator = SAM2AutomaticMaskGenerator.from_pretrained("nano", device="cpu", output_mode="uncompressed_rle", **chosen)
+    expected = generator.generate(pixels)
+    judged = []
+    monkeypatch.setattr(module, "_far", lambda device: True)
+    monkeypatch.setattr(module, "LOGITS_AT_ONCE", clicks * (3 if generator.multimask_output else 1) * 64 * 64)
+    monkeypatch.setattr(module, "nms", lambda *a, **k: judged.append(len(a[0])) or nms(*a, **k))
+    assert generator.generate(pixels) == expected and len(expected) > 4
+    assert judged == ([] if clicks == 8 else [16 * (3 if generator.multimask_output else 1)] * (5 if options.get("crop_n_layers") else 1))

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from sam2_fast.amg import MaskData
 from sam2_fast.config import Options, Sam2Config
 from sam2_fast.mask_generator import SAM2AutomaticMaskGenerator
 from sam2_fast.model import Sam2
@@ -90,18 +89,18 @@ class CrossingError(Exception):
 
 
 def test_automatic_masks_look_at_no_number_before_their_runs(model: Sam2, monkeypatch: pytest.MonkeyPatch) -> None:
-    judged = []
+    judged: list[tuple[int, ...]] = []
 
-    def crossing(logits: Tensor, *_: Any, keep: Any, **__: Any) -> None:
+    def crossing(logits: Tensor, *_: Any, keep: Any, which: Tensor, **__: Any) -> None:
         counts, boxes = (torch.zeros(len(logits), *more, dtype=torch.int64) for more in ((), (4,)))
-        judged.append(keep(slice(0, len(logits)), counts, counts, boxes).shape)
+        judged.extend((which.shape, keep(counts, counts, boxes).shape))
         raise CrossingError
 
     monkeypatch.setattr("sam2_fast.mask_generator.mask_postprocess", crossing)
-    generator = SAM2AutomaticMaskGenerator(model, points_per_side=2, pred_iou_thresh=0.5, stability_score_thresh=0.5)
+    monkeypatch.setattr("sam2_fast.mask_generator._far", lambda device: True)
+    monkeypatch.setattr("sam2_fast.mask_generator.nms", lambda boxes, scores, threshold, alive: alive)  # a kernel on a GPU
+    generator = SAM2AutomaticMaskGenerator(model, points_per_side=2, points_per_batch=3, pred_iou_thresh=0.5)
     generator.predictor.set_image(np.zeros((60, 80, 3), np.uint8))
-    # on a GPU no mask is dropped before all are judged; on the CPU those of low predicted IoU are, which looks at numbers
-    monkeypatch.setattr(MaskData, "filter", lambda self, keep: None)
     with pytest.raises(CrossingError):
-        generator._process_batch(0, generator.point_grids[0] * 60, [0, 0, 80, 60], (60, 80))
-    assert judged == [(12,)]
+        generator._process_crop(0, [0, 0, 80, 60], 0, (60, 80))
+    assert judged == [(12,), (12,)], "of all clicks of the crop, at once"

@@ -17,8 +17,8 @@ _MOST = 2**31 - 1  # pixels of a canvas
 _AT_ONCE = 2**26  # pixels of masks that the definition holds at once
 
 
-Keep = Callable[[slice, Tensor, Tensor, Tensor], Tensor]
-"""(which of the masks, their inner, outer, boxes as in `Judged`) -> [n] bool on the same device: whose run lengths are wanted."""
+Keep = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(inner, outer, boxes as in `Judged`) -> [N] bool on the same device: whose run lengths are wanted."""
 
 
 class Judged(NamedTuple):
@@ -40,6 +40,7 @@ def mask_postprocess(
     canvas: tuple[int, int] | None = None,
     origin: tuple[int, int] = (0, 0),
     keep: Keep | None = None,
+    which: Tensor | None = None,
     backend: str = "auto",
 ) -> Judged:
     """Interpolate logits bilinearly (corners not aligned, as torch does), threshold them, and keep counts, boxes and run lengths.
@@ -47,6 +48,7 @@ def mask_postprocess(
     logits: [N, h, w] float32; size: (height, width) in pixels to interpolate to. canvas: (height, width) of the image of which the mask
     is the part at `origin` = (top, left); None: the mask itself. A pixel is in the mask where its logit is above `threshold`.
     keep: which masks' run lengths are wanted, judged where the logits are, without a number crossing to the host; None: all.
+    which: [N] bool, masks that are looked at; others count as empty. None: all.
     backend: "auto", "triton", "cpu" or "torch". Every backend returns the same integers. Raises ValueError for sizes that do not fit,
     BackendError where the named backend cannot run.
     Source: official `SAM2Transforms.postprocess_masks`, `calculate_stability_score`, `batched_mask_to_box`, `mask_to_rle_pytorch`.
@@ -58,16 +60,23 @@ def mask_postprocess(
     if min(top, left) < 0 or top + height > canvas_height or left + width > canvas_width or canvas_height * canvas_width > _MOST:
         got = f"{canvas_height} x {canvas_width}"
         raise ValueError(f"canvas: expected room for {height} x {width} pixels at {origin} and fewer than 2^31 in all, got {got}")
+    if which is not None and (which.shape != logits.shape[:1] or which.dtype != torch.bool):
+        raise ValueError(f"which: expected a bool for each of {len(logits)} masks, got {which.dtype} of shape {tuple(which.shape)}")
     arguments = (logits, size, threshold, offset, (canvas_height, canvas_width), origin)
-    found: Judged = choose("mask_postprocess", backend, *arguments).run(*arguments, keep=keep)
+    found: Judged = choose("mask_postprocess", backend, *arguments).run(*arguments, keep=keep, which=which)
     return found
+
+
+def _seen(logits: Tensor, which: Tensor | None) -> Tensor:
+    """logits, of masks that are not looked at all -inf: what is interpolated between them is above no threshold."""
+    return logits if which is None else logits.masked_fill(~which[:, None, None], float("-inf"))
 
 
 def _selected(found: Judged, keep: Keep | None) -> Judged:
     """What `keep` lets pass of masks whose runs are there already."""
     if keep is None:
         return found
-    kept = keep(slice(0, len(found.runs)), *found[:3]).nonzero()[:, 0].cpu()
+    kept = keep(*found[:3]).nonzero()[:, 0].cpu()
     return found._replace(runs=[found.runs[i] for i in kept.tolist()], kept=kept)
 
 
@@ -96,8 +105,10 @@ def mask_postprocess_reference(
     canvas: tuple[int, int],
     origin: tuple[int, int],
     keep: Keep | None = None,
+    which: Tensor | None = None,
 ) -> Judged:
     """The definition, in torch."""
+    logits = _seen(logits, which)
     inner, outer, boxes = [], [], []
     runs: list[npt.NDArray[np.int32]] = []
     top, left = origin
@@ -137,6 +148,7 @@ def _native_postprocess(
     origin: tuple[int, int],
     isa: str | None = None,
     keep: Keep | None = None,
+    which: Tensor | None = None,
 ) -> Judged:
     """`isa`: run with a narrower instruction set than this CPU's, for tests."""
     module = native()
@@ -145,7 +157,7 @@ def _native_postprocess(
     outer, inner, boxes = (torch.empty(shape, dtype=torch.int64) for shape in ((count,), (count,), (count, 4)))
     thresholds = threshold - offset, threshold, threshold + offset
     runs = module.mask_postprocess(
-        logits.detach().contiguous(),
+        _seen(logits.detach(), which).contiguous(),
         *size,
         *canvas,
         *origin,
@@ -167,12 +179,13 @@ def _triton_postprocess(
     canvas: tuple[int, int],
     origin: tuple[int, int],
     keep: Keep | None = None,
+    which: Tensor | None = None,
 ) -> Judged:
     from sam2_fast.kernels import mask_postprocess as kernels
 
     thresholds = threshold - offset, threshold, threshold + offset
-    inner, outer, boxes, runs, kept = kernels.mask_postprocess(logits.detach().contiguous(), size, *thresholds, canvas, origin, keep)
-    return Judged(inner, outer, boxes, runs, None if keep is None else kept)
+    given = logits.detach() if keep else _seen(logits.detach(), which)
+    return Judged(*kernels.mask_postprocess(given.contiguous(), size, *thresholds, canvas, origin, keep, which))
 
 
 def _refuse_device(kind: str) -> Callable[..., str | None]:

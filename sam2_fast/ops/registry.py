@@ -17,6 +17,7 @@ STEMS = (
     "mask_postprocess",
     "memory_attention",
     "memory_encoder",
+    "nms",
     "preprocess",
     "rope_attention",
     "window_attention",

@@ -136,10 +136,21 @@ def test_runs_are_those_of_the_masks_that_are_wanted(backend: str, chosen: list[
     flags = torch.zeros(4, dtype=torch.bool)
     flags[chosen] = True
 
-    def keep(rows: slice, inner: torch.Tensor, outer: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-        assert all(torch.equal(a, b[rows]) for a, b in zip((inner, outer, boxes), every[:3], strict=True))
-        return flags[rows]
+    def keep(*judged: torch.Tensor) -> torch.Tensor:
+        assert all(map(torch.equal, judged, every[:3]))
+        return flags
 
     found = mask_postprocess(logits, (50, 60), 0.0, 1.0, keep=keep, backend=backend)
     assert found.kept is not None and found.kept.tolist() == chosen
     assert same(found, every._replace(runs=[every.runs[i] for i in chosen]))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_masks_that_are_not_looked_at_count_as_empty(backend: str) -> None:
+    logits = logits_of(3, (20, 16), True)
+    which = torch.tensor([True, False, True])
+    found = mask_postprocess(logits, (50, 60), 0.0, 1.0, which=which, backend=backend)
+    logits[1] = -100.0
+    assert same(found, mask_postprocess(logits, (50, 60), 0.0, 1.0, backend=backend))
+    with pytest.raises(ValueError, match="which: expected a bool for each of 3 masks"):
+        mask_postprocess(logits, (50, 60), 0.0, 1.0, which=which[:2], backend=backend)

@@ -30,21 +30,18 @@ for low, size, canvas, origin in SHAPES + LONG:
             found = Judged(*kernels.mask_postprocess(logits, size, -0.4, 0.1, 0.6, canvas, origin))
             assert same(found, wanted), (low, size, canvas, origin, smooth)
             for chosen in ([], [0], [1, 4], [0, 1, 2, 3, 4]):
-                flags = torch.zeros(5, dtype=torch.bool)
-                flags[chosen] = True
-                seen, crossed, plain = [], [], torch.Tensor.cpu
+                flags, looked = torch.zeros(5, dtype=torch.bool), torch.ones(5, dtype=torch.bool)
+                flags[chosen], looked[3:4] = True, 3 in chosen
+                hidden = logits.masked_fill(~looked[:, None, None], -100.0)
+                truth = mask_postprocess_reference(hidden, size, 0.1, 0.5, canvas, origin)
 
-                def keep(rows, inner, outer, boxes):
-                    assert same(Judged(inner, outer, boxes, []), Judged(*(x[rows] for x in wanted[:3]), []))
-                    seen.append(rows)
-                    return flags[rows]
+                def keep(*judged):
+                    assert same(Judged(*judged, []), Judged(*truth[:3], []))
+                    return flags
 
-                torch.Tensor.cpu = lambda self: crossed.append(self.shape) or plain(self)
-                some = Judged(*kernels.mask_postprocess(logits, size, -0.4, 0.1, 0.6, canvas, origin, keep))
-                torch.Tensor.cpu = plain
+                some = Judged(*kernels.mask_postprocess(logits, size, -0.4, 0.1, 0.6, canvas, origin, keep, looked))
                 assert some.kept.tolist() == chosen
-                assert same(some, wanted._replace(runs=[wanted.runs[i] for i in chosen])), chosen
-                assert len(crossed) == 2 * len(seen), "which masks and how many runs, then the runs"
+                assert same(some, truth._replace(runs=[truth.runs[i] for i in chosen])), chosen
 none = Judged(*kernels.mask_postprocess(torch.zeros(0, 4, 4), (8, 8), -1.0, 0.0, 1.0, (8, 8), (0, 0)))
 assert same(none, mask_postprocess_reference(torch.zeros(0, 4, 4), (8, 8), 0.0, 1.0, (8, 8), (0, 0)))
 """
@@ -65,7 +62,8 @@ def test_compiles_without_spills(name: str, capability: int) -> None:
     kinds = dict.fromkeys(kernel.arg_names, "i32")
     kinds |= {"logits": "*fp32", "bits": "*i32", "stats": "*i32", "counts": "*i32", "ends": "*i64", "places": "*i32"}
     kinds |= dict.fromkeys(("low", "middle", "high"), "fp32")
-    constants = {"COLUMNS": kernels.COLUMNS, "ROWS": kernels.ROWS, "WORDS": kernels.WORDS}
+    kinds["which"] = "*u8"
+    constants = {"CHOOSE": False, "STORE": True, "COLUMNS": kernels.COLUMNS, "ROWS": kernels.ROWS, "WORDS": kernels.WORDS}
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     found = resources(kernel, {key: kind for key, kind in kinds.items() if key in kernel.arg_names}, constants, capability, 4, 3)
     assert found[1] == 0, found
@@ -75,9 +73,11 @@ def test_no_products_are_fused_as_it_is_launched() -> None:
     pytest.importorskip("triton")
     from sam2_fast.kernels.mask_postprocess import bits_kernel as kernel
 
-    kinds = dict.fromkeys(kernel.arg_names, "i32") | {"logits": "*fp32", "bits": "*i32", "stats": "*i32"}
+    kinds = dict.fromkeys(kernel.arg_names, "i32") | {"logits": "*fp32", "bits": "*i32", "stats": "*i32", "which": "*u8"}
     kinds |= dict.fromkeys(("low", "middle", "high"), "fp32")
-    code = compiled(kernel, kinds, {"COLUMNS": 8, "ROWS": 128}, 90, aligned=False, enable_fp_fusion=False).asm["ptx"]
+    code = compiled(
+        kernel, kinds, {"CHOOSE": True, "STORE": True, "COLUMNS": 8, "ROWS": 128}, 90, aligned=False, enable_fp_fusion=False
+    ).asm["ptx"]
     assert "mul.rn.f32" in code and "mul.rn.f64" in code and "fma." not in code
 
 

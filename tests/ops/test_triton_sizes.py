@@ -11,13 +11,14 @@ from tests.ops.triton_tools import compiled
 
 HALVES = dict.fromkeys(("q", "k", "v", "qkv", "pad", "place", "temporal", "weight", "bias", "x", "keys", "values", "out"), "*bf16")
 HALVES |= dict.fromkeys(("like", "norm_weight", "norm_bias", "residual"), "*bf16")
-FLOATS = dict.fromkeys(("logits", "sums", "largest", "totals", "table", "statistics", "moments"), "*fp32")
-WORDS = dict.fromkeys(("labels", "areas", "bits", "stats", "counts", "places", "firsts", "first", "second"), "*i32")
+FLOATS = dict.fromkeys(("logits", "sums", "largest", "totals", "table", "statistics", "moments", "boxes"), "*fp32")
+WORDS = dict.fromkeys(("labels", "areas", "bits", "stats", "counts", "places", "firsts", "first", "second", "over"), "*i32")
 WORDS |= dict.fromkeys(("first_weights", "second_weights"), "*i32")
-POINTERS = HALVES | FLOATS | WORDS | {"masks": "*u8", "slots": "*i64", "source": "*u8", "ends": "*i64", "addresses": "*i64"}
+BYTES = dict.fromkeys(("masks", "source", "which", "alive", "kept"), "*u8")
+POINTERS = HALVES | FLOATS | WORDS | BYTES | dict.fromkeys(("slots", "ends", "addresses", "idxs"), "*i64")
 DECODER = dict.fromkeys(("pixels", "queries", "up1", "bias1", "mid", "up2", "bias2", "high"), "*bf16")
 DECODER |= dict.fromkeys(("offsets", "brushes"), "*fp32")
-SCALARS = dict.fromkeys(("scale", "low", "middle", "high", "eps"), "fp32")
+SCALARS = dict.fromkeys(("scale", "low", "middle", "high", "eps", "threshold"), "fp32")
 KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     *[("connected_components", name, {"BLOCK": 256}) for name in ("init", "merge", "count", "spread")],
     ("hiera_block", "moments", {"BLOCK": 16, "WIDE": 16}),
@@ -29,11 +30,13 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     ("mask_decoder", "look", {"DIM": 128, "ROWS": 32, "BLOCK": 16, "EXACT": False}),
     ("mask_decoder", "take", {"HEADS": 8, "AT_ONCE": 4, "TOKENS": 4, "DIM": 128, "BLOCK": 16, "EXACT": False}),
     ("mask_decoder", "paint", {"MASKS": 1, "DIM": 128, "BLOCK": 16, "EXACT": False}),
-    ("mask_postprocess", "bits", {"COLUMNS": 8, "ROWS": 64}),
+    ("mask_postprocess", "bits", {"CHOOSE": True, "STORE": True, "COLUMNS": 8, "ROWS": 64}),
     *[("mask_postprocess", name, {"COLUMNS": 8, "WORDS": 8}) for name in ("count", "write")],
     ("memory_attention", "keys", {"NARROW": 16, "HALF": 16, "COPY": True, "BLOCK": 16, "EXACT": False}),
     ("memory_attention", "gather", {"BLOCK": 16}),
     ("memory_attention", "queries", {"HALF": 16, "BLOCK": 16, "BLOCK_K": 16, "EXACT": False}),
+    ("nms", "overlap", {"ROWS": 16, "WORDS": 4}),
+    ("nms", "greedy", {"WIDE": 4}),
     ("preprocess", "resample", {"BICUBIC": True, "PLANES": True, "SECOND": 8, "FIRST": 16, "FIXED": 22}),
     ("rope_attention", "turn", {"BLOCK": 16, "HALF": 16}),
     (

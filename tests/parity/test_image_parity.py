@@ -16,7 +16,7 @@ from sam2_fast.build_sam import build_sam2
 from sam2_fast.image_predictor import SAM2ImagePredictor
 from sam2_fast.io.rle import decode_rle
 from sam2_fast.mask_generator import SAM2AutomaticMaskGenerator
-from sam2_fast.nms import batched_nms
+from sam2_fast.ops.nms import batched_nms
 
 SIDE = 256
 PROMPTS: dict[str, dict[str, Any]] = {

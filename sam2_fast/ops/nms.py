@@ -1,0 +1,104 @@
+"""Greedy non-maximum suppression of boxes, without torchvision: deterministic, on any device, no number crossing to the host on a GPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sam2_fast.ops.native import is_plain, no_triton
+from sam2_fast.ops.registry import Implementation, choose, register
+
+BLOCK = 2048
+"""Boxes that the definition compares at once: 2048 x 2048 IoUs are 16 MB of float32."""
+_MOST = 2**15  # boxes that the kernel takes: 128 MB of bits
+
+
+def nms(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, idxs: Tensor | None = None, alive: Tensor | None = None, *, backend: str = "auto"
+) -> Tensor:
+    """Which boxes stay: alive, and no box that stays, of higher score and the same category, overlaps them by more than `iou_threshold`.
+
+    boxes: [N, 4] (x0, y0, x1, y1), compared in float32; scores: [N] (the earlier box wins a tie); idxs: [N] categories (None: one);
+    alive: [N] bool (None: all). backend: "auto", "triton" or "torch"; all agree. Returns [N] bool on the device of boxes. Raises ValueError
+    for shapes that do not fit, BackendError where the named backend cannot run.
+    """
+    idxs = torch.zeros_like(scores, dtype=torch.int64) if idxs is None else idxs
+    alive = torch.ones_like(scores, dtype=torch.bool) if alive is None else alive
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or any(x.shape != boxes.shape[:1] for x in (scores, idxs, alive)):
+        shapes = ", ".join(str(tuple(x.shape)) for x in (boxes, scores, idxs, alive))
+        raise ValueError(f"boxes, scores, idxs, alive: expected shapes (N, 4) and three of (N,), got {shapes}")
+    order = scores.argsort(descending=True, stable=True)
+    arguments = boxes[order].float(), idxs[order], alive[order], iou_threshold
+    kept: Tensor = choose("nms", backend, *arguments).run(*arguments)
+    return torch.empty_like(kept).index_copy_(0, order, kept)
+
+
+def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+    """Keep the boxes that no kept box of higher score and the same category overlaps by more than `iou_threshold`.
+
+    As `nms`. Returns int64 indices by falling score. Source: `torchvision.ops.batched_nms`, with categories compared instead of shifted
+    apart.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    return order[nms(boxes, scores, iou_threshold, idxs)[order]]
+
+
+def nms_reference(boxes: Tensor, idxs: Tensor, alive: Tensor, threshold: float) -> Tensor:
+    """The definition, in torch, for boxes by falling score: -> [N] bool."""
+    kept = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    for start in range(0, len(boxes), BLOCK):
+        block = slice(start, start + BLOCK)
+        free = alive[block]
+        for earlier in range(0, start, BLOCK):
+            part = slice(earlier, earlier + BLOCK)
+            over = _overlap(boxes[part], idxs[part], boxes[block], idxs[block], threshold)
+            free = free & ~(over & kept[part, None]).any(0)
+        kept[block] = _greedy(_overlap(boxes[block], idxs[block], boxes[block], idxs[block], threshold), free)
+    return kept
+
+
+def _overlap(first: Tensor, first_idxs: Tensor, second: Tensor, second_idxs: Tensor, threshold: float) -> Tensor:
+    """[N, 4] and [M, 4] -> [N, M] bool: same category and IoU above the threshold (never, where both boxes are empty)."""
+    corner = torch.maximum(first[:, None, :2], second[None, :, :2])
+    side = (torch.minimum(first[:, None, 2:], second[None, :, 2:]) - corner).clamp(min=0)
+    common = side[..., 0] * side[..., 1]
+    iou = common / (_area(first)[:, None] + _area(second) - common)
+    return (iou > threshold) & (first_idxs[:, None] == second_idxs)
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def _greedy(over: Tensor, alive: Tensor) -> Tensor:
+    """The greedy answer in a block sorted by score: a box stays where it is alive and no earlier box that stays is over it.
+
+    Box i depends on boxes before i only, so the equation has one solution, and each round settles at least one more box.
+    """
+    over = over.triu(diagonal=1)
+    kept = alive
+    while True:
+        found = alive & ~(over & kept[:, None]).any(0)
+        if torch.equal(found, kept):
+            return kept
+        kept = found
+
+
+def _triton_nms(boxes: Tensor, idxs: Tensor, alive: Tensor, threshold: float) -> Tensor:
+    from sam2_fast.kernels.nms import nms as kernel
+
+    return kernel(boxes.detach().contiguous(), idxs.long().contiguous(), alive.contiguous(), threshold)
+
+
+def _refuses(boxes: Tensor, idxs: Tensor, alive: Tensor, threshold: float) -> str | None:
+    if any(x.device.type != "cuda" or not is_plain(x) for x in (boxes, idxs, alive)):
+        return f"boxes are a {type(boxes).__name__} on {boxes.device}, it takes plain tensors on cuda devices"
+    if idxs.is_floating_point():
+        return f"idxs are {idxs.dtype}, it takes integers"
+    if len(boxes) > _MOST:
+        return f"there are {len(boxes)} boxes, it takes up to {_MOST}"
+    return None
+
+
+register(Implementation("nms", "triton", _triton_nms, _refuses), no_triton)
+register(Implementation("nms", "torch", nms_reference, lambda *_: None), lambda: None)
