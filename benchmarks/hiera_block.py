@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -59,11 +62,20 @@ def measure(options: Options) -> Iterator[Row]:
                 exact = hiera_block_reference(given[0].double(), [w.double() for w in given[1]], *given[2:], 1e-6)
                 require(_error(mine, exact) <= 2 * _error(theirs, exact), case, "sam2_fast")
                 del mine, theirs, exact
-                times = interleaved(
-                    {"sam2_fast": lambda g=given: hiera_block(*g), "torch": lambda g=given: hiera_block_reference(*g, 1e-6)}, options
-                )
+                functions: dict[str, Callable[[], torch.Tensor]] = {
+                    "sam2_fast": partial(hiera_block, *given), "torch": partial(hiera_block_reference, *given, 1e-6)
+                }  # fmt: skip
+                if options.device.type == "cuda" and out <= 160:
+                    functions["MLP in three launches"] = partial(_in_three, *given)
+                times = interleaved(functions, options)
                 ours, flops = statistics.median(times["sam2_fast"]), operations(side, dim, out, window, pool)
                 yield from rows(case, times, {who: _notes(statistics.median(t), ours, flops, best) for who, t in times.items()})
+
+
+def _in_three(*given: Any) -> torch.Tensor:
+    """The block with its MLP's norm, hidden layer and output as launches of their own."""
+    with patch("sam2_fast.kernels.hiera_block.MLP_CHANNELS", 0):
+        return hiera_block(*given)
 
 
 def _notes(median: float, ours: float, flops: int, best: float) -> dict[str, float]:

@@ -125,8 +125,9 @@ def _native_block(
 
 
 def _triton_block(x: Tensor, weights: Sequence[Tensor], num_heads: int, window: int, pool: bool, eps: float) -> Tensor:
-    """Moments, queries keys and values, attention, projection; moments, hidden, output: a launch each, and with `pool` the shortcut's."""
-    from sam2_fast.kernels.hiera_block import GELU, linear, moments
+    """Moments, queries keys and values, attention, projection, MLP (where channels are many: moments, hidden, output): a launch each, and
+    with `pool` the shortcut's."""
+    from sam2_fast.kernels.hiera_block import GELU, MLP_CHANNELS, linear, mlp, moments
     from sam2_fast.kernels.window_attention import window_attention as attend
 
     dtype = products_dtype(weights[2])
@@ -139,6 +140,8 @@ def _triton_block(x: Tensor, weights: Sequence[Tensor], num_heads: int, window: 
         shortcut = linear(tokens, w[12], w[13], first, dtype=x.dtype, width=width) if pool else tokens
         found = attend(qkv, w[3].to(dtype), num_heads, window, pool)
         y = linear(found.flatten(0, 2), w[4], w[5], residual=shortcut, dtype=x.dtype)
+        if y.shape[1] <= MLP_CHANNELS:
+            return mlp(y, (w[6], w[7]), (w[8], w[9], w[10], w[11]), eps).view(*found.shape)
         hidden = linear(y, w[8], w[9], (moments(y, eps), w[6], w[7]), GELU)
         return linear(hidden, w[10], w[11], residual=y, dtype=x.dtype).view(*found.shape)
 

@@ -10,13 +10,13 @@ import pytest
 from tests.ops.triton_tools import compiled
 
 HALVES = dict.fromkeys(("q", "k", "v", "qkv", "pad", "place", "temporal", "weight", "bias", "x", "keys", "values", "out"), "*bf16")
-HALVES |= dict.fromkeys(("like", "norm_weight", "norm_bias", "residual"), "*bf16")
+HALVES |= dict.fromkeys(("like", "norm_weight", "norm_bias", "residual", "weight1", "bias1", "weight2", "bias2"), "*bf16")
 FLOATS = dict.fromkeys(("logits", "sums", "largest", "totals", "table", "statistics", "moments", "boxes"), "*fp32")
 WORDS = dict.fromkeys(("labels", "areas", "bits", "stats", "counts", "places", "firsts", "first", "second", "over"), "*i32")
 WORDS |= dict.fromkeys(("first_weights", "second_weights"), "*i32")
 BYTES = dict.fromkeys(("masks", "source", "which", "alive", "kept"), "*u8")
 POINTERS = HALVES | FLOATS | WORDS | BYTES | dict.fromkeys(("slots", "ends", "addresses", "idxs"), "*i64")
-DECODER = dict.fromkeys(("pixels", "queries", "up1", "bias1", "mid", "up2", "bias2", "high"), "*bf16")
+DECODER = dict.fromkeys(("pixels", "queries", "up1", "mid", "up2", "high"), "*bf16")
 DECODER |= dict.fromkeys(("offsets", "brushes"), "*fp32")
 SCALARS = dict.fromkeys(("scale", "low", "middle", "high", "eps", "threshold"), "fp32")
 KERNELS: list[tuple[str, str, dict[str, Any]]] = [
@@ -27,6 +27,7 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
         "linear",
         {"NORM": True, "ACTIVATION": 1, "ADD": True, "POOL": True, "BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "GROUP": 8, "EXACT": False},
     ),
+    ("hiera_block", "mlp", {"LOW": 16, "REST": 16, "BLOCK_M": 16, "BLOCK_H": 16, "EXACT": False}),
     ("mask_decoder", "look", {"DIM": 128, "ROWS": 32, "BLOCK": 16, "EXACT": False}),
     ("mask_decoder", "take", {"HEADS": 8, "AT_ONCE": 4, "TOKENS": 4, "DIM": 128, "BLOCK": 16, "EXACT": False}),
     ("mask_decoder", "paint", {"MASKS": 1, "DIM": 128, "BLOCK": 16, "EXACT": False}),
