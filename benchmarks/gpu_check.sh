@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The whole check on a machine with a GPU: build, GPU tests, sanitizers, benchmarks. No network; under ten minutes.
 #   benchmarks/gpu_check.sh [OUT] [CMAKE_CUDA_ARCHITECTURES] [PARTS]       results and logs land in OUT (default outputs/gpu)
-# PARTS: words out of tests, sanitizers, kernels, image, video; default "tests sanitizers kernels" and a quick look at the rest. Images and videos of
-# all sizes fill a run of their own: "image video", with SAM2_FAST_PEER=official,official-compiled,transformers for whom to compare with.
+# PARTS: words out of tests, sanitizers, kernels, flex, image, video; default "tests sanitizers kernels" and a quick look at the rest. Images and videos of
+# all sizes fill a run of their own, as does FlexAttention, which compiles: "image video", "flex"; with SAM2_FAST_PEER=official,official-compiled,transformers for whom to compare with.
 # Goes on after a failing part, so that one run tells everything; exit status 1 if any part failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -95,11 +95,12 @@ fi
 stems=(rope_attention window_attention memory_attention hiera_block mask_decoder connected_components mask_postprocess nms preprocess)
 wanted kernels && part kernels 120 "$python" -m benchmarks.run "${stems[@]}" --device cuda --json "$out/kernels.json"
 wanted quick && part quick 60 "$python" -m benchmarks.run image video --quick --device cuda --json "$out/quick.json"
+wanted flex && part flex 500 "$python" -m benchmarks.run window_attention --device cuda --peer flex --json "$out/flex.json"
 for name in image video; do
   wanted "$name" && part "$name" 280 "$python" -m benchmarks.run "$name" --device cuda --peer "${SAM2_FAST_PEER:-official}" \
     --json "$out/$name.json"
 done
-for name in kernels quick image video; do
+for name in kernels quick flex image video; do
   if wanted "$name"; then cat "$out/$name.log"; fi
 done
 cd "$here" || exit 1

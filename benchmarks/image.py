@@ -126,6 +126,9 @@ def generators(name: str, size: int, models: dict[str, Any], picture: np.ndarray
             from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator as Official
 
             functions[who] = within(partial(Official(model, points_per_side=side, **ALL).generate, picture), options)
+            if who == "official-compiled":  # as segment-anything-fast sets it: compiled encoder, all clicks in one batch
+                whole = Official(model, points_per_side=side, points_per_batch=side * side, **ALL)
+                functions[f"{who}, one batch"] = within(partial(whole.generate, picture), options)
     case = f"{name} {size}, automatic masks, {side} x {side}"
     found = {who: len(f()) for who, f in functions.items()}
     for who, number in found.items():

@@ -1,11 +1,16 @@
-"""Windowed attention: every shape that the tiny, base+ and large trunks meet, against the same steps in torch."""
+"""Windowed attention: every shape that the tiny, base+ and large trunks meet, against the same steps in torch and FlexAttention."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
+from torch.nn.attention.flex_attention import flex_attention
 
 from benchmarks.hiera_block import KINDS, TRUNKS
 from benchmarks.timing import Options, Row, dtypes, interleaved, matrix_peak, placed, require, rows
@@ -18,6 +23,18 @@ def operations(side: int, channels: int, window: int, pool: bool) -> int:
     spans = [min(window, side - at) for at in range(0, side, window)] if window else [side]
     keys = (sum(s * s for s in spans) / side) ** 2  # of a token, on average
     return int(4 * queries * keys * channels)
+
+
+@lru_cache
+def compiled() -> Callable[..., torch.Tensor]:
+    """FlexAttention as its users run it."""
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def flex(attend: Callable[..., torch.Tensor], *given: Any) -> torch.Tensor:
+    """The same partition, padding and pooling around `attend` instead of torch's own attention."""
+    with patch.object(F, "scaled_dot_product_attention", attend):
+        return window_attention_reference(*given)
 
 
 @torch.inference_mode()
@@ -33,13 +50,17 @@ def measure(options: Options) -> Iterator[Row]:
                 qkv, pad = torch.randn(1, side, side, 3 * channels).to(dtype), torch.randn(3 * channels).to(dtype)
                 case = f"{trunk}, {kind}, {side}^2, {channels // head} x {head}, {str(dtype)[6:]}"
                 given = placed((qkv, pad, channels // head, window, pool), options.device)
-                mine, theirs = window_attention(*given), window_attention_reference(*given)
+                functions: dict[str, Callable[[], torch.Tensor]] = {
+                    "sam2_fast": partial(window_attention, *given), "torch": partial(window_attention_reference, *given)
+                }  # fmt: skip
+                mine, theirs = functions["sam2_fast"](), functions["torch"]()
                 exact = window_attention_reference(given[0].double(), given[1].double(), *given[2:])
                 require(_error(mine, exact) <= 2 * _error(theirs, exact), case, "sam2_fast")
+                if "flex" in options.peers:  # compiles some ten seconds a shape
+                    functions["flex"] = partial(flex, compiled(), *given)
+                    require(_error(functions["flex"](), exact) <= 2 * _error(theirs, exact), case, "flex")
                 del mine, theirs, exact
-                times = interleaved(
-                    {"sam2_fast": lambda g=given: window_attention(*g), "torch": lambda g=given: window_attention_reference(*g)}, options
-                )
+                times = interleaved(functions, options)
                 ours, flops = statistics.median(times["sam2_fast"]), operations(side, channels, window, pool)
                 moved = qkv.numel() * qkv.itemsize * (1 + (1 / 12 if pool else 1 / 3))
                 yield from rows(case, times, {who: _notes(statistics.median(t), ours, flops, moved, best) for who, t in times.items()})
