@@ -43,6 +43,7 @@ from sam2_fast.ops.connected_components import connected_components, connected_c
 from sam2_fast.ops.hiera_block import hiera_block
 from sam2_fast.ops.mask_decoder import mask_decoder
 from sam2_fast.ops.mask_postprocess import mask_postprocess
+from sam2_fast.ops.memory_encoder import memory_encoder
 from sam2_fast.ops.nms import nms
 from sam2_fast.ops.preprocess import preprocess_frame
 from sam2_fast.ops.rope_attention import rope_attention, rope_table
@@ -79,6 +80,12 @@ send = lambda x: x.to("cuda", torch.bfloat16)
 mask_decoder(
     *map(send, (torch.randn(1, 4, 4, 256), *maps, torch.randn(16, 256), tokens)), None, [send(w) for w in (*body, *heads)], 8, 3, 1, backend="triton"
 )
+norm = lambda c: [torch.ones(c), torch.zeros(c)]
+convolutions = [x for i, o in ((1, 4), (4, 16), (16, 64), (64, 256)) for x in (torch.randn(o, i, 3, 3) / 9, torch.randn(o), *norm(o))]
+pointwise = lambda i, o: [torch.randn(o, i, 1, 1) / 16, torch.randn(o)]
+block = [torch.randn(256, 1, 7, 7) / 7, torch.randn(256), *norm(256), *linear((256, 64), (64, 256)), torch.randn(256)]
+weights = [*convolutions, *pointwise(256, 256), *pointwise(256, 256), *block, *pointwise(256, 64)]
+memory_encoder(send(torch.randn(1, 3, 4, 256)), send(torch.randn(2, 12, 16)), [send(w) for w in weights], False, backend="triton")
 torch.cuda.synchronize()
 PY
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1)
@@ -92,7 +99,7 @@ else
   echo "compute-sanitizer is not here: memcheck, racecheck, initcheck and synccheck were not run"
   part small_shapes 60 "$python" small_shapes.py
 fi
-stems=(rope_attention window_attention memory_attention hiera_block mask_decoder connected_components mask_postprocess nms preprocess)
+stems=(rope_attention window_attention memory_attention hiera_block mask_decoder memory_encoder connected_components mask_postprocess nms preprocess)
 wanted kernels && part kernels 120 "$python" -m benchmarks.run "${stems[@]}" --device cuda --json "$out/kernels.json"
 wanted quick && part quick 60 "$python" -m benchmarks.run image video --quick --device cuda --json "$out/quick.json"
 wanted flex && part flex 500 "$python" -m benchmarks.run window_attention --device cuda --peer flex --json "$out/flex.json"

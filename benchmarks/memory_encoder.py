@@ -50,27 +50,26 @@ def official(theirs: Any, low: torch.Tensor, logits: torch.Tensor, size: int) ->
     """The official memory of masks at the decoder's size, which its `track_step` brings to the image's first."""
     tokens = low.expand(len(logits), -1, -1, -1).flatten(2).permute(2, 0, 1)
     masks = F.interpolate(logits, size=(size, size), mode="bilinear", align_corners=False)
-    presence = torch.ones(len(logits), 1)
+    presence = torch.ones(len(logits), 1, device=logits.device)
     return theirs._encode_new_memory([tokens], [tuple(low.shape[2:])], masks, presence, False)[0].flatten(2).mT
 
 
 @torch.inference_mode()
 def measure(options: Options) -> Iterator[Row]:
-    """Mask logits of a quarter of the image's size to memory maps, float32 and bfloat16 autocast."""
-    if options.device.type != "cpu":
-        return
+    """Mask logits of a quarter of the image's size to memory maps, bfloat16 autocast, and float32 on a CPU (elsewhere torch's layers)."""
+    device = options.device
     size = 256 if options.quick else 1024
     side, generator = size // 16, torch.Generator().manual_seed(0)
-    ours = build_sam2("tiny", device="cpu", seed=0, image_size=size)
+    ours = build_sam2("tiny", device=device, seed=0, image_size=size)
     for block in ours.memory_encoder.fuser.layers:  # as trained: at their first values the blocks would not show in the result
-        block.gamma.copy_(torch.randn(DIM, generator=generator) * 0.5)  # type: ignore[union-attr, operator]
+        block.gamma.copy_(torch.randn(DIM, generator=generator).to(device) * 0.5)  # type: ignore[union-attr, operator]
     theirs = peers.official("tiny", ours.state_dict(), size, options.device) if "official" in (options.peers or ("official",)) else None
-    low = torch.randn(1, DIM, side, side, generator=generator).contiguous(memory_format=torch.channels_last)
-    for narrow in (False, True):
-        best = matrix_peak(options.device, torch.bfloat16 if narrow else torch.float32)
+    low = torch.randn(1, DIM, side, side, generator=generator).to(device).contiguous(memory_format=torch.channels_last)
+    for narrow in (False, True) if device.type == "cpu" else (True,):
+        best = matrix_peak(device, torch.bfloat16 if narrow else torch.float32)
         for count in (1, 4):
-            logits = torch.randn(count, 1, 4 * side, 4 * side, generator=generator) * 5
-            encode = lambda m=logits: ours.encode_memory(low, m, torch.ones(len(m), 1), False)  # noqa: E731
+            logits = torch.randn(count, 1, 4 * side, 4 * side, generator=generator).to(device) * 5
+            encode = lambda m=logits: ours.encode_memory(low, m, torch.ones(len(m), 1, device=device), False)  # noqa: E731
             functions: dict[str, Callable[[], torch.Tensor]] = {"sam2_fast": encode}
             given = arguments_of(encode)
             functions["torch"] = lambda g=given: op.memory_encoder_reference(*g)
@@ -78,7 +77,7 @@ def measure(options: Options) -> Iterator[Row]:
                 functions["official"] = lambda m=logits: official(theirs, low, m, size)
             case = f"tiny {size}, {count} objects, {'bfloat16 autocast' if narrow else 'float32'}"
             exact = op.memory_encoder_reference(given[0].double(), given[1].double(), [w.double() for w in given[2]], *given[3:])
-            with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            with torch.autocast(device.type, torch.bfloat16, enabled=narrow):
                 error = {who: _error(function(), exact) for who, function in functions.items()}
                 for peer in ("torch", "official"):
                     require(error["sam2_fast"] <= 2 * error.get(peer, error["torch"]), case, "sam2_fast")

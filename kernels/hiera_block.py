@@ -26,11 +26,11 @@ def moments_kernel(x, moments, rows, channels, eps, BLOCK: tl.constexpr, WIDE: t
 
 @triton.jit
 def linear_kernel(
-    x, moments, norm_weight, norm_bias, weight, bias, residual, out, rows, inner, outer, width,
-    NORM: tl.constexpr, ACTIVATION: tl.constexpr, ADD: tl.constexpr, POOL: tl.constexpr,
+    x, moments, norm_weight, norm_bias, weight, bias, gamma, residual, out, rows, inner, outer, width,
+    NORM: tl.constexpr, ACTIVATION: tl.constexpr, SCALE: tl.constexpr, ADD: tl.constexpr, POOL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """A tile of activation(norm(x) weight' + bias) + residual. x: [rows, inner]; weight: [outer, inner]; residual and out: [., outer].
+    """A tile of gamma activation(norm(x) weight' + bias) + residual. x: [rows, inner]; weight: [outer, inner]; the others: [., outer].
 
     NORM: x is less its mean, over its deviation (`moments`), times norm_weight plus norm_bias, rounded to the dtype of weight.
     POOL: rows are taken by fours, the tokens of a 2 x 2 cell of grids that are `width` wide, and out gets the largest: rows / 4.
@@ -67,6 +67,8 @@ def linear_kernel(
         sum_ = 0.5 * sum_ * (1.0 + tl.erf(sum_ * 0.7071067811865476))
     if ACTIVATION == 2:
         sum_ = tl.maximum(sum_, 0.0)
+    if SCALE:
+        sum_ *= tl.load(gamma + column, mask=known, other=0.0).to(tl.float32)[None, :]
     if POOL:
         sum_ = tl.max(tl.reshape(sum_, [BLOCK_M // 4, 4, BLOCK_N]), 1)
         place = (group * GROUP + inside % deep) * (BLOCK_M // 4) + tl.arange(0, BLOCK_M // 4)
@@ -177,12 +179,12 @@ def moments(x: Tensor, eps: float) -> Tensor:
 
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor, norm: tuple[Tensor, Tensor, Tensor] | None = None, activation: int = NONE,
-    residual: Tensor | None = None, dtype: torch.dtype | None = None, width: int = 0,
+    residual: Tensor | None = None, dtype: torch.dtype | None = None, width: int = 0, gamma: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """x: [rows, K], weight: [N, K], bias: [N] -> [rows, N] in `dtype` (None: that of weight), on the current stream; all contiguous.
 
-    norm: moments of x, weight and bias of the norm. residual: [rows, N], added last. width: of the grids whose tokens the rows are, where
-    2 x 2 cells are max-pooled: [rows / 4, N]; 0: nothing is pooled.
+    norm: moments of x, weight and bias of the norm. gamma: [N], factors of the channels. residual: [rows, N], added last. width: of the
+    grids whose tokens the rows are, where 2 x 2 cells are max-pooled: [rows / 4, N]; 0: nothing is pooled.
     """
     rows, (outer, inner) = len(x), weight.shape
     out = x.new_empty(rows // 4 if width else rows, outer, dtype=dtype or weight.dtype)
@@ -192,8 +194,8 @@ def linear(
     block_m, block_n, block_k, warps, stages = tiles(inner, outer, weight.element_size(), 10 * major + minor)
     with torch.cuda.device_of(x):
         linear_kernel[(triton.cdiv(rows, block_m) * triton.cdiv(outer, block_n),)](
-            x, *(norm or (None, None, None)), weight, bias, residual, out, rows, inner, outer, width, norm is not None, activation,
-            residual is not None, width > 0, block_m, block_n, block_k, 8, weight.dtype == torch.float32,
+            x, *(norm or (None, None, None)), weight, bias, gamma, residual, out, rows, inner, outer, width, norm is not None,
+            activation, gamma is not None, residual is not None, width > 0, block_m, block_n, block_k, 8, weight.dtype == torch.float32,
             num_warps=warps, num_stages=stages,
         )  # fmt: skip
     return out

@@ -250,7 +250,8 @@ class SAM2AutomaticMaskGenerator:
 
     @staticmethod
     def postprocess_small_regions(mask_data: MaskData, min_area: float, nms_thresh: float) -> MaskData:
-        """Remove holes and specks of fewer than `min_area` pixels (columns "rles" and "boxes"), then masks that became duplicates.
+        """Remove holes and specks of fewer than `min_area` pixels (columns "rles" and "boxes", whose device it is done on), then masks that
+        became duplicates.
 
         Edits `mask_data` and returns it. Masks that needed no change win over those that did. Needs no OpenCV.
         """
@@ -261,7 +262,8 @@ class SAM2AutomaticMaskGenerator:
         height, width = rles[0]["size"]
         rows = max(1, ELEMENTS_PER_CALL // (height * width))
         for start in range(0, len(rles), rows):
-            some = torch.from_numpy(np.stack([amg.rle_to_mask(rle) for rle in rles[start : start + rows]]))
+            pixels = np.stack([amg.rle_to_mask(rle) for rle in rles[start : start + rows]])
+            some = upload(torch.from_numpy(pixels), torch.as_tensor(mask_data["boxes"]).device)
             some, filled = amg.without_small_regions(some, min_area, "holes")
             some, cleared = amg.without_small_regions(some, min_area, "islands")
             changed = filled | cleared

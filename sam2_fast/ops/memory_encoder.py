@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.ops.native import is_plain, native, no_cpu
+from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton
 from sam2_fast.ops.registry import Implementation, choose, register
 
 _library = torch.library.Library("sam2_fast", "FRAGMENT")
 _STORED = (torch.float32, torch.bfloat16, torch.float16)
-_MAX_CHANNELS, _MAX_SIDE = 4096, 16384
+_MAX_CHANNELS, _MAX_SIDE, _MAX_TRITON_CHANNELS = 4096, 16384, 256
 STRIDE = 16
 """Pixels of the mask along a side of a token: four convolutions of stride 2."""
 CONVOLUTION = ("weight", "bias", "norm.weight", "norm.bias")
@@ -36,8 +36,8 @@ def memory_encoder(
         mask_proj [C, C_4] and low_proj [C, C] as 1 x 1 convolutions; blocks of a depthwise [C, 1, 7, 7], pwconv1 [F, C], pwconv2 [C, F],
         gamma [C]; out_proj [M, C, 1, 1]. Convolutions lying channels_last in memory are read in place.
     binarize: a logit above zero counts as 10, any other as -10; else as 20 * sigmoid(logit) - 10. eps: of all norms.
-    backend: "auto", "cpu" or "torch". The result has the dtype of the matrices, under autocast its dtype; "cpu" rounds only matrices and
-        what they multiply to it, and computes the first two convolutions, norms and sums in float32.
+    backend: "auto", "triton", "cpu" or "torch". The result has the dtype of the matrices, under autocast its dtype; "cpu" rounds only
+        matrices and what they multiply to it, and computes the first two convolutions, norms and sums in float32.
     Raises ValueError for shapes that do not fit, BackendError where the named backend cannot run.
     Source: official `_encode_new_memory` and `MemoryEncoder`.
     """
@@ -158,6 +158,47 @@ def _refuses(low: Tensor, logits: Tensor, weights: Sequence[Tensor], binarize: b
     return f"sides are {sides}, it takes up to {_MAX_SIDE}" if max(sides) > _MAX_SIDE else None
 
 
+def _triton_encoder(low: Tensor, logits: Tensor, weights: Sequence[Tensor], binarize: bool, eps: float) -> Tensor:
+    """Four convolutions with their norms, two projections; for each block a convolution and two linear layers; the last projection."""
+    from sam2_fast.kernels.hiera_block import GELU, linear
+    from sam2_fast.kernels.memory_encoder import depthwise, down, first
+
+    dtype, narrow = _products(weights), matrices(weights)
+    with torch.no_grad():
+        w = [t.detach().to(dtype) if i in narrow else t.detach() for i, t in enumerate(weights)]
+        flat = [t.flatten(1) if t.ndim == 4 and t.shape[2] == 1 else t for t in w]
+        (objects, dim), (height, width) = (len(logits), low.shape[3]), low.shape[1:3]
+        x = first(
+            logits.detach().contiguous(), (STRIDE * height, STRIDE * width), (w[0].contiguous(), w[1], w[2], w[3]), binarize, eps, dtype
+        )
+        for i in (4, 8, 12):
+            x = down(x, (w[i], w[i + 1], w[i + 2], w[i + 3]), eps)
+        frame = linear(low.detach().contiguous().view(-1, dim), *flat[_MASK + 2 : _HEAD]).view(len(low), -1, dim)
+        frame = frame.expand(objects, -1, -1).contiguous().view(-1, dim)
+        tokens = linear(x.view(-1, x.shape[3]), *flat[_MASK : _MASK + 2], residual=frame)
+        for at in range(_HEAD, len(weights) - 2, len(BLOCK)):
+            b = w[at : at + len(BLOCK)]
+            inner = depthwise(tokens.view(objects, height, width, dim), (b[0].contiguous(), b[1], b[2], b[3]), eps, dtype)
+            tokens = linear(linear(inner.view(-1, dim), b[4], b[5], activation=GELU), b[6], b[7], gamma=b[8], residual=tokens)
+        return linear(tokens, *flat[-2:]).view(objects, height * width, -1)
+
+
+def _triton_refuses(low: Tensor, logits: Tensor, weights: Sequence[Tensor], binarize: bool, eps: float) -> str | None:
+    tensors = (low, logits, *weights)
+    if any(t.device.type != "cuda" for t in tensors) or len({t.device for t in tensors}) > 1:
+        return f"tensors are on {', '.join(sorted({str(t.device) for t in tensors}))}, it takes those of one cuda device"
+    if not is_plain(*tensors):
+        return f"tensors are {', '.join(sorted({type(t).__name__ for t in tensors}))}, it takes plain tensors"
+    if _wants_gradients(low, logits, weights):
+        return "gradients are wanted, it has none"
+    if (dtype := _products(weights)) not in (torch.bfloat16, torch.float16):
+        return f"products are in {dtype}, it takes bfloat16 or float16"
+    if max(low.shape[3], *(weights[i].shape[0] for i in range(0, _MASK, 4))) > _MAX_TRITON_CHANNELS or 0 in (*low.shape, *logits.shape):
+        return f"low is {tuple(low.shape)}, logits {tuple(logits.shape)}: it takes a token or more, up to {_MAX_TRITON_CHANNELS} channels"
+    return None
+
+
+register(Implementation("memory_encoder", "triton", _triton_encoder, _triton_refuses), no_triton)
 register(Implementation("memory_encoder", "cpu", _native_encoder, _refuses), no_cpu)
 register(Implementation("memory_encoder", "torch", memory_encoder_reference, lambda *_: None), lambda: None)
 

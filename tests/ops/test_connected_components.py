@@ -195,10 +195,9 @@ def test_a_named_backend_runs_or_says_why_not() -> None:
 def test_the_table_names_every_backend_once() -> None:
     rows = [(s.op, s.backend) for s in backends()]
     everywhere = {(op, backend) for op in ("connected_components", "small_components") for backend in ORDER}
-    in_triton = ["hiera_block", "mask_decoder", "mask_postprocess", "memory_attention", "rope_attention", "window_attention"]
-    in_triton += ["preprocess_frame", "preprocess_images", "resize_bicubic"]
+    in_triton = ["hiera_block", "mask_decoder", "mask_postprocess", "memory_attention", "memory_encoder", "rope_attention"]
+    in_triton += ["window_attention", "preprocess_frame", "preprocess_images", "resize_bicubic"]
     not_cuda = {(op, backend) for op in in_triton for backend in ("triton", "cpu", "torch")}
-    not_cuda |= {(op, backend) for op in ("memory_encoder",) for backend in ("cpu", "torch")}
     not_cuda |= {("nms", backend) for backend in ("triton", "torch")}
     assert len(rows) == len(set(rows)) and set(rows) == everywhere | not_cuda
     assert all(s.reason is None for s in backends() if s.backend == "torch")

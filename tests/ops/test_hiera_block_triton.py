@@ -51,9 +51,9 @@ def test_compiles_without_spills_and_fits(capability: int, shared: int, product:
 
     inner, outer, norm, activation, add, pool = product
     block_m, block_n, block_k, warps, stages = kernels.tiles(inner, outer, 2, capability)
-    kinds = dict.fromkeys(("x", "norm_weight", "norm_bias", "weight", "bias", "residual", "out"), "*bf16") | {"moments": "*fp32"}
+    kinds = dict.fromkeys(("x", "norm_weight", "norm_bias", "weight", "bias", "gamma", "residual", "out"), "*bf16") | {"moments": "*fp32"}
     kinds |= dict.fromkeys(("rows", "inner", "outer", "width"), "i32")
-    constants = {"NORM": norm, "ACTIVATION": activation, "ADD": add, "POOL": pool, "EXACT": False, "GROUP": 8}
+    constants = {"NORM": norm, "ACTIVATION": activation, "SCALE": False, "ADD": add, "POOL": pool, "EXACT": False, "GROUP": 8}
     constants |= {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k}
     found = resources(kernels.linear_kernel, kinds, constants, capability, warps, stages, ("inner", "outer"))
     assert found[1] == 0 and found[2] <= shared * 1024, found

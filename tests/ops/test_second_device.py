@@ -14,18 +14,22 @@ from sam2_fast.ops.connected_components import connected_components
 from sam2_fast.ops.hiera_block import hiera_block
 from sam2_fast.ops.mask_decoder import mask_decoder
 from sam2_fast.ops.mask_postprocess import mask_postprocess
+from sam2_fast.ops.memory_encoder import memory_encoder
 from sam2_fast.ops.native import no_triton
 from sam2_fast.ops.preprocess import preprocess_frame
 from sam2_fast.ops.rope_attention import rope_attention, rope_table
 from tests.ops.test_hiera_block import SHAPES, case, cast
 from tests.ops.test_mask_decoder import case as decoder_case
 from tests.ops.test_mask_decoder import cast as decoder_cast
+from tests.ops.test_memory_encoder import case as encoder_case
+from tests.ops.test_memory_encoder import cast as encoder_cast
 
 GENERATOR = torch.Generator().manual_seed(0)
 CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "connected_components": (connected_components, (torch.rand(2, 33, 40, generator=GENERATOR) < 0.5,)),
     "hiera_block": (hiera_block, cast(case(*SHAPES["pooled"]), torch.bfloat16)),
     "mask_decoder": (mask_decoder, tuple(decoder_cast(decoder_case(dim=128), torch.bfloat16))),
+    "memory_encoder": (memory_encoder, tuple(encoder_cast(encoder_case(), torch.bfloat16))),
     "mask_postprocess": (mask_postprocess, (torch.randn(3, 9, 11, generator=GENERATOR), (33, 20), 0.0, 0.5)),
     "preprocess": (
         preprocess_frame,

@@ -10,7 +10,7 @@ import pytest
 from tests.ops.triton_tools import compiled
 
 HALVES = dict.fromkeys(("q", "k", "v", "qkv", "pad", "place", "temporal", "weight", "bias", "x", "keys", "values", "out"), "*bf16")
-HALVES |= dict.fromkeys(("like", "norm_weight", "norm_bias", "residual", "weight1", "bias1", "weight2", "bias2"), "*bf16")
+HALVES |= dict.fromkeys(("like", "norm_weight", "norm_bias", "residual", "weight1", "bias1", "weight2", "bias2", "gamma"), "*bf16")
 FLOATS = dict.fromkeys(("logits", "sums", "largest", "totals", "table", "statistics", "moments", "boxes"), "*fp32")
 WORDS = dict.fromkeys(("labels", "areas", "bits", "stats", "counts", "places", "firsts", "first", "second", "over"), "*i32")
 WORDS |= dict.fromkeys(("first_weights", "second_weights"), "*i32")
@@ -19,14 +19,11 @@ POINTERS = HALVES | FLOATS | WORDS | BYTES | dict.fromkeys(("slots", "ends", "ad
 DECODER = dict.fromkeys(("pixels", "queries", "up1", "mid", "up2", "high"), "*bf16")
 DECODER |= dict.fromkeys(("offsets", "brushes"), "*fp32")
 SCALARS = dict.fromkeys(("scale", "low", "middle", "high", "eps", "threshold"), "fp32")
+TILE = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "EXACT": False}
 KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     *[("connected_components", name, {"BLOCK": 256}) for name in ("init", "merge", "count", "spread")],
     ("hiera_block", "moments", {"BLOCK": 16, "WIDE": 16}),
-    (
-        "hiera_block",
-        "linear",
-        {"NORM": True, "ACTIVATION": 1, "ADD": True, "POOL": True, "BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "GROUP": 8, "EXACT": False},
-    ),
+    ("hiera_block", "linear", dict.fromkeys(("NORM", "SCALE", "ADD", "POOL"), True) | TILE | {"ACTIVATION": 1, "GROUP": 8}),
     ("hiera_block", "mlp", {"LOW": 16, "REST": 16, "BLOCK_M": 16, "BLOCK_H": 16, "EXACT": False}),
     ("mask_decoder", "look", {"DIM": 128, "ROWS": 32, "BLOCK": 16, "EXACT": False}),
     ("mask_decoder", "take", {"HEADS": 8, "AT_ONCE": 4, "TOKENS": 4, "DIM": 128, "BLOCK": 16, "EXACT": False}),
@@ -36,6 +33,9 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     ("memory_attention", "keys", {"NARROW": 16, "HALF": 16, "COPY": True, "BLOCK": 16, "EXACT": False}),
     ("memory_attention", "gather", {"BLOCK": 16}),
     ("memory_attention", "queries", {"HALF": 16, "BLOCK": 16, "BLOCK_K": 16, "EXACT": False}),
+    ("memory_encoder", "first", {"BINARIZE": False, "WIDE": 4, "BLOCK": 16}),
+    ("memory_encoder", "down", {"DEEP": 16, "WIDE": 16, "BLOCK": 16, "EXACT": False}),
+    ("memory_encoder", "depthwise", {"WIDE": 16, "BLOCK": 16}),
     ("nms", "overlap", {"ROWS": 16, "WORDS": 4}),
     ("nms", "greedy", {"WIDE": 4}),
     ("preprocess", "resample", {"BICUBIC": True, "PLANES": True, "SECOND": 8, "FIRST": 16, "FIXED": 22}),

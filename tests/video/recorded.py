@@ -14,7 +14,7 @@ from sam2_fast import ahead as ahead_module
 from sam2_fast import graphs as graphs_module
 from sam2_fast.config import Options, Sam2Config
 from sam2_fast.graphs import Graphs
-from sam2_fast.ops import mask_decoder_triton, memory_attention, native, registry
+from sam2_fast.ops import mask_decoder_triton, memory_attention, memory_encoder, native, registry
 from sam2_fast.video_predictor import SAM2VideoPredictor
 
 SMALL = Sam2Config(
@@ -42,11 +42,16 @@ def frames(count: int = 7) -> np.ndarray:
     return video
 
 
-def on_triton() -> None:
-    """Memory attention and the mask decoder run in Triton's interpreter, everything else in torch: nothing that a tape cannot see."""
+def on_triton(*ops: str) -> None:
+    """These ops of a tracked frame run in Triton's interpreter, everything else in torch: nothing that a tape cannot see."""
     native.native = lambda: None  # type: ignore[assignment]
-    for op, run in (("memory_attention", memory_attention._triton_attention), ("mask_decoder", mask_decoder_triton.triton_decoder)):
-        registry._implementations[op, "triton"] = registry.Implementation(op, "triton", run, lambda *_: None)
+    runs: dict[str, Any] = {
+        "memory_attention": memory_attention._triton_attention,
+        "mask_decoder": mask_decoder_triton.triton_decoder,
+        "memory_encoder": memory_encoder._triton_encoder,
+    }
+    for op in ops:
+        registry._implementations[op, "triton"] = registry.Implementation(op, "triton", runs[op], lambda *_: None)
         registry._absent[op, "triton"] = lambda: None
 
 
@@ -73,6 +78,17 @@ def recorded(predictor: SAM2VideoPredictor, recorder: type[Any]) -> SAM2VideoPre
     Graphs.refuses_frame = Graphs.refuses = lambda *_: None  # type: ignore[assignment, method-assign]
     predictor.graphs = Graphs()
     return predictor
+
+
+def brief(predictor: SAM2VideoPredictor) -> Iterator[Tensor]:
+    """Masks of two objects through three frames, one of them corrected."""
+    state = predictor.init_state(frames(3))
+    for i in range(2):
+        predictor.add_new_points_or_box(state, 0, i, points=[[10.0 + 20 * i, 30.0]], labels=[1])
+    for frame, _, masks in predictor.propagate_in_video(state):
+        yield masks
+        if frame == 1:
+            predictor.add_new_points_or_box(state, 1, 0, points=[[30.0, 30.0]], labels=[0])
 
 
 def edited(predictor: SAM2VideoPredictor) -> Iterator[Tensor]:

@@ -21,20 +21,20 @@ from tests.video.recorded import edited, frames, small_predictor
 from tests.video.tape import TapeRecorder
 
 PROGRAM = """
-from tests.video.recorded import edited, on_triton, recorded, small_predictor
+from tests.video.recorded import brief, edited, on_triton, recorded, small_predictor
 from tests.video.tape import PlainRecorder, TapeRecorder, record_launches
 
-on_triton()
+on_triton({ops})
 record_launches()
-plain = list(edited(recorded(small_predictor(), PlainRecorder)))
-taped = list(edited(recorded(small_predictor(), TapeRecorder)))
-assert len(plain) == len(taped) == 11, len(plain)
+plain = list({session}(recorded(small_predictor(), PlainRecorder)))
+taped = list({session}(recorded(small_predictor(), TapeRecorder)))
+assert len(plain) == len(taped) == {masks}, len(plain)
 for i, (a, b) in enumerate(zip(plain, taped)):
     assert a.isfinite().all() and torch.equal(a, b), i
 assert TapeRecorder.recorded < 10, TapeRecorder.recorded
 free = small_predictor()
 free.graphs = None
-for i, (a, b) in enumerate(zip(edited(free), taped)):
+for i, (a, b) in enumerate(zip({session}(free), taped)):
     assert (a - b).abs().max() < 1e-3, (i, (a - b).abs().max())
 """
 
@@ -63,9 +63,15 @@ def encoded_alike(predictor: Any, graphs: Graphs, seed: int, count: int = 1) -> 
     return all(torch.equal(a, b) for a, b in zip(graphs.encode(predictor, x), predictor.encode_image(x), strict=True))
 
 
-def test_replayed_frames_are_those_of_the_function_to_the_bit() -> None:
+@pytest.mark.parametrize(
+    ("session", "masks", "ops"),
+    [("edited", 11, ["memory_attention"]), ("brief", 3, ["memory_attention", "mask_decoder", "memory_encoder"])],
+    ids=["memory attention", "the whole frame"],
+)
+def test_replayed_frames_are_those_of_the_function_to_the_bit(session: str, masks: int, ops: list[str]) -> None:
     pytest.importorskip("triton")
-    interpret(PROGRAM)
+    program = PROGRAM.replace("{session}", session).replace("{masks}", str(masks)).replace("{ops}", ", ".join(map(repr, ops)))
+    interpret(program)
 
 
 @torch.inference_mode()

@@ -1,0 +1,108 @@
+"""The memory encoder in Triton: its arithmetic in the interpreter, its code for several GPUs, and there what the CPU promises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from sam2_fast.ops.memory_encoder import memory_encoder, memory_encoder_reference
+from sam2_fast.ops.native import no_triton
+from sam2_fast.ops.registry import BackendError
+from tests.ops.test_memory_encoder import case, cast
+from tests.ops.triton_tools import interpret, resources
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "one frame": {},
+    "a frame each, sizes that fit": {"images": 3, "logits": (80, 80), "binarize": True},
+    "released widths": {"height": 2, "width": 3, "objects": 2, "logits": (12, 16), "dim": 32, "channels": (4, 16, 64, 32), "memory": 64},
+    "one token": {"height": 1, "width": 1, "objects": 1, "logits": (7, 5), "blocks": 1},
+    "larger logits": {"height": 2, "width": 3, "objects": 1, "logits": (50, 90), "scale": 20.0},
+}
+
+INTERPRETED = """
+from sam2_fast.ops.memory_encoder import _triton_encoder, memory_encoder_reference
+from tests.ops.test_memory_encoder import case, cast
+from tests.ops.test_memory_encoder_triton import SHAPES
+
+def error(found, exact):
+    return (found.double() - exact).square().mean().sqrt().item()
+
+for name, shape in SHAPES.items():
+    plain = case(**shape)
+    exact = memory_encoder_reference(*cast(plain, torch.float64))
+    for dtype in (torch.float32, torch.float16):
+        given = cast(plain, dtype)
+        truth = memory_encoder_reference(*cast(given, torch.float64))
+        theirs = max(error(memory_encoder_reference(*given), truth), error(truth.to(dtype), truth))
+        found = _triton_encoder(*given)
+        assert found.dtype == dtype and error(found, truth) <= 2 * theirs, (name, dtype, error(found, truth), theirs)
+        last = given._replace(weights=[w.contiguous(memory_format=torch.channels_last) if w.ndim == 4 else w for w in given.weights])
+        assert torch.equal(_triton_encoder(*last), found), "where convolutions lie otherwise"
+    with torch.autocast("cpu", torch.float16):
+        found, theirs = _triton_encoder(*plain), memory_encoder_reference(*plain)
+    assert found.dtype == theirs.dtype and error(found, exact) <= 2 * error(theirs, exact), name
+"""
+
+
+def test_errs_at_most_twice_as_much_as_torch_in_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    interpret(INTERPRETED)
+
+
+@pytest.mark.parametrize("widths", [(4, 16), (16, 64), (64, 256)], ids=str)
+@pytest.mark.parametrize(("capability", "shared"), [(80, 163), (90, 227), (120, 99)])
+def test_convolutions_compile_without_spills_and_fit(capability: int, shared: int, widths: tuple[int, int]) -> None:
+    pytest.importorskip("triton")
+    from sam2_fast.kernels import memory_encoder as kernels
+
+    kernel, (inner, outer) = kernels.down_kernel, widths
+    kinds = dict.fromkeys(kernel.arg_names, "i32") | {"eps": "fp32"}
+    kinds |= dict.fromkeys(("x", "weight", "bias", "norm_weight", "norm_bias", "out"), "*bf16")
+    constants = {"DEEP": max(inner, 16), "WIDE": outer, "BLOCK": kernels.pixels(outer, 2), "EXACT": False}
+    found = resources(kernel, kinds, constants, capability, 4 if outer <= 64 else 8, 2, ("inner", "outer") if inner > 4 else ("outer",))
+    assert found[1] == 0 and found[2] <= shared * 1024, found
+
+
+@pytest.mark.parametrize("capability", [80, 90, 120])
+def test_the_others_compile_without_spills(capability: int) -> None:
+    pytest.importorskip("triton")
+    from sam2_fast.kernels import memory_encoder as kernels
+
+    pointers = dict.fromkeys(("x", "weight", "bias", "norm_weight", "norm_bias", "out"), "*bf16")
+    for kernel, constants in (
+        (kernels.first_kernel, {"BINARIZE": False, "WIDE": 4, "BLOCK": kernels.FIRST}),
+        (kernels.depthwise_kernel, {"WIDE": 256, "BLOCK": kernels.TOKENS}),
+    ):
+        kinds = dict.fromkeys(kernel.arg_names, "i32") | {"eps": "fp32", "logits": "*fp32"} | pointers
+        kinds = {name: kinds[name] for name in kernel.arg_names}
+        assert resources(kernel, kinds, constants, capability, 4, 3)[1] == 0
+
+
+def test_says_why_it_refuses() -> None:
+    with pytest.raises(BackendError, match=r"memory_encoder: triton refuses: .*Would run: cpu"):
+        memory_encoder(*case(), backend="triton")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "shape", [*SHAPES.values(), {"height": 64, "width": 64, "logits": (256, 256), "dim": 256, "hidden": 1024}], ids=str
+)
+def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(shape: dict[str, Any], dtype: torch.dtype) -> None:
+    if reason := no_triton():
+        pytest.skip(reason)
+    given = cast(case(**shape), dtype)
+    given = given._replace(low=given.low.cuda(), logits=given.logits.cuda(), weights=[w.cuda() for w in given.weights])
+    exact, stream = memory_encoder_reference(*cast(given, torch.float64)), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = memory_encoder(*given, backend="triton")
+    stream.synchronize()
+
+    def error(x: torch.Tensor) -> float:
+        return (x.double() - exact).square().mean().sqrt().item()
+
+    assert error(found) <= 2 * max(error(memory_encoder_reference(*given)), error(exact.to(dtype)))
+    assert torch.equal(memory_encoder(*given, backend="triton"), found), "run to run"
