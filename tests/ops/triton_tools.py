@@ -29,7 +29,7 @@ def interpret(program: str) -> None:
     """Run Python code in a process in which Triton interprets its kernels; fails where the code raises."""
     environment = {"TRITON_INTERPRET": "1", "PATH": "/usr/bin:/bin", "HOME": "/tmp"}
     command = [sys.executable, "-c", PRELUDE + program]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False, cwd=ROOT)
     assert run.returncode == 0, run.stderr[-2000:]
 
 
