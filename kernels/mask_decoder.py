@@ -16,7 +16,7 @@ TAKING, PAINTED = 32, 64  # image tokens of a program that takes, of one that dr
 WARPS = 8
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("shared",))
 def look_kernel(
     pixels, place, queries, sums, largest, totals, count, rows, shared, scale,
     DIM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr,
@@ -59,7 +59,7 @@ def look_kernel(
     tl.store(totals + part, total, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("shared",))
 def take_kernel(
     pixels, place, keys, offsets, values, bias, norm_weight, norm_bias, out, count, shared, scale, eps,
     HEADS: tl.constexpr, AT_ONCE: tl.constexpr, TOKENS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr,

@@ -17,6 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 FIXED = 22  # bits of a weight after the point: 32 less 8 of a pixel, less 2 for a sum's overshoot
+_SIZES = ("first_taps", "first_edge", "second_taps", "second_edge", "from_picture", "from_channel", "from_first", "from_second")
+"""What differs from picture to picture: a kernel for all of them, compiled once."""
 LONG, SHORT = 64, 8  # pixels of a block: of a row, of a column
 
 
@@ -27,7 +29,7 @@ class Taps(NamedTuple):
     weights: Tensor  # [K, S] int32 in fixed point, or float32; zeros past a pixel's last
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def resample_kernel(
     source, out, first, first_weights, second, second_weights, statistics, size, first_taps, first_edge, second_taps, second_edge,
     from_picture, from_channel, from_first, from_second, to_picture, to_channel, to_first, to_second,
