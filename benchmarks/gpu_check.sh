@@ -35,7 +35,7 @@ cd "$stage" || exit 1
 part backends 60 "$python" -m sam2_fast.ops.registry
 cat "$out/backends.log"
 wanted tests && part gpu_tests 150 "$python" -m pytest -q -p no:cacheprovider -m gpu \
-  tests/ops tests/test_masks.py tests/test_waiting.py tests/video/test_graphs.py
+  tests/ops tests/test_masks.py tests/test_waiting.py tests/test_all_in_triton.py tests/video/test_graphs.py
 
 cat >"$stage/small_shapes.py" <<'PY'
 import torch

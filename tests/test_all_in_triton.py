@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from sam2_fast.ops import registry
+from sam2_fast.ops.native import no_triton
 from tests.ops.triton_tools import interpret
 
 PROGRAM = """
@@ -38,7 +40,6 @@ def without_the_native_module() -> None:
 def in_triton() -> set[str]:
     """Every op that has a Triton backend runs there from now on; returns the names of those that ran."""
     from sam2_fast import mask_generator
-    from sam2_fast.ops import registry
 
     used: set[str] = set()
 
@@ -55,13 +56,13 @@ def in_triton() -> set[str]:
     return used
 
 
-def masks_and_boxes(dtype: torch.dtype) -> tuple[list[Tensor], list[list[float]]]:
+def masks_and_boxes(dtype: torch.dtype, device: str = "cpu") -> tuple[list[Tensor], list[list[float]]]:
     """Logits of a click and a box on a picture, of two objects through three frames; boxes of automatic masks."""
     from sam2_fast.image_predictor import SAM2ImagePredictor
     from sam2_fast.mask_generator import SAM2AutomaticMaskGenerator
     from tests.video.recorded import frames, small_predictor
 
-    model = small_predictor().to(dtype)
+    model = small_predictor().to(device=device, dtype=dtype)
     picture = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     images = SAM2ImagePredictor(model)
     images.set_image(picture)
@@ -71,7 +72,7 @@ def masks_and_boxes(dtype: torch.dtype) -> tuple[list[Tensor], list[list[float]]
     state = model.init_state(frames(3))
     model.add_new_points_or_box(state, 0, 1, points=np.array([[15, 30]], np.float32), labels=np.array([1], np.int32))
     model.add_new_points_or_box(state, 0, 2, box=np.array([40, 10, 70, 50], np.float32))
-    found += [masks for _, _, masks in model.propagate_in_video(state)]
+    found += [masks.cpu() for _, _, masks in model.propagate_in_video(state)]
     generator = SAM2AutomaticMaskGenerator(model, points_per_side=2, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=0.98)
     return found, [record["bbox"] for record in generator.generate(picture)]
 
@@ -79,3 +80,18 @@ def masks_and_boxes(dtype: torch.dtype) -> tuple[list[Tensor], list[list[float]]
 def test_masks_are_those_of_torch_within_its_own_error() -> None:
     pytest.importorskip("triton")
     interpret(PROGRAM)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_masks_are_those_of_torch_within_its_own_error_on_a_gpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    if reason := no_triton():
+        pytest.skip(reason)
+    exact, _ = masks_and_boxes(torch.float64)
+    mine, _ = masks_and_boxes(dtype, "cuda")
+    for op, backend in list(registry._absent):
+        if backend in ("triton", "cuda"):
+            monkeypatch.setitem(registry._absent, (op, backend), lambda: "left out")
+    theirs, _ = masks_and_boxes(dtype, "cuda")
+    errors = [sum((a.double() - b).square().sum() for a, b in zip(x, exact, strict=True)).sqrt().item() for x in (mine, theirs)]  # type: ignore[union-attr]
+    assert errors[0] <= 2 * errors[1], errors
