@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS = 64  # folded prompt tokens of a tile
+TAKEN_ROWS = 32  # of those that image tokens attend to at once: more are spilled
 TAKING, PAINTED = 32, 64  # image tokens of a program that takes, of one that draws
 WARPS = 8
 
@@ -156,8 +157,8 @@ def seen_at_once(size: int, capability: int) -> int:
 
 
 def heads_at_once(heads: int, tokens: int) -> int:
-    """Heads of a turn in which image tokens take: ROWS rows or fewer, and two turns or more, since one would be spilled."""
-    return max(min(heads // 2, ROWS // tokens), 1)
+    """Heads that image tokens attend to at once: TAKEN_ROWS rows or fewer, at most half of the heads, but one at least."""
+    return max(min(heads // 2, TAKEN_ROWS // tokens), 1)
 
 
 def _scale(dim: int, heads: int) -> float:

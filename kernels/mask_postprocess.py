@@ -130,7 +130,7 @@ def write_kernel(
         many, to = all_of_word, at[:, None] + tl.cumsum(all_of_word, 1) - all_of_word
         pixel = (left + x)[:, None] * canvas_height + top + word[None, :] * 32
         while tl.max(many) > 0:
-            lowest = changed & (~changed + 1)
+            lowest = changed & (changed ^ (changed - 1))
             tl.store(places + to, pixel + _bits(lowest - 1), many > 0)
             changed, many, to = changed ^ lowest, many - 1, to + 1
         at += tl.sum(all_of_word, 1)

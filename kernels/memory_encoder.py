@@ -142,6 +142,11 @@ def pixels(wide: int, size: int) -> int:
     return 32 if wide > 64 or size == 4 else 64 if wide > 16 else 128
 
 
+def warps_and_stages(wide: int) -> tuple[int, int]:
+    """Of `down_kernel`, for `wide` channels that it writes: two stages of the widest fill all registers, or spill."""
+    return (4, 2) if wide <= 64 else (8, 1)
+
+
 def down(x: Tensor, convolution: tuple[Tensor, Tensor, Tensor, Tensor], eps: float) -> Tensor:
     """x: [B, H, W, K] contiguous -> [B, H / 2, W / 2, C]. convolution: weight [C, K, 3, 3], contiguous or channels_last, bias and norm."""
     (batch, height, width, inner), weight = x.shape, convolution[0]
@@ -149,10 +154,11 @@ def down(x: Tensor, convolution: tuple[Tensor, Tensor, Tensor, Tensor], eps: flo
     out = x.new_empty(batch, height // 2, width // 2, outer)
     wide = max(triton.next_power_of_2(outer), 16)
     block = pixels(wide, x.element_size())
+    warps, stages = warps_and_stages(wide)
     with torch.cuda.device_of(x):
         down_kernel[triton.cdiv(out[0, ..., 0].numel(), block), batch](
             x, *convolution, out, height, width, inner, outer, weight.stride(1), weight.stride(3), eps,
-            max(triton.next_power_of_2(inner), 16), wide, block, x.dtype == torch.float32, num_warps=4 if wide <= 64 else 8, num_stages=2,
+            max(triton.next_power_of_2(inner), 16), wide, block, x.dtype == torch.float32, num_warps=warps, num_stages=stages,
         )  # fmt: skip
     return out
 

@@ -125,7 +125,7 @@ def blocks(values: int, size: int, capability: int) -> tuple[int, int, int, int]
         return 32, 32, 4, 1
     roomy = capability in (80, 90, 100, 103)  # 160 KB of shared memory a block, or more; others have 99
     if values > 128:
-        return (64, 64, 8, 2) if roomy else (32, 64, 8, 1)
+        return (64, 64, 8, 2) if roomy else (64, 32, 8, 1)
     return (128, 64, 8, 2) if roomy else (64, 64, 4, 1)
 
 
@@ -171,12 +171,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dim: int, firsts: Tensor | None = No
     return out
 
 
+def merge_warps(values: int) -> int:
+    """Warps of a block of `merge_kernel`, for `values` channels: four spill registers where there are many."""
+    return 8 if values > 128 else 4
+
+
 def merge(sums: Tensor, largest: Tensor, totals: Tensor, out: Tensor) -> Tensor:
     """What spans of keys found, sums [B, spans, N, d], largest and totals [B, spans, N], float32, as out [B, N, d], contiguous."""
     batch, spans, queries, values = sums.shape
     with torch.cuda.device_of(out):
         merge_kernel[triton.cdiv(queries, 16), batch](
-            sums, largest, totals, out, queries, values, spans, 16, max(triton.next_power_of_2(values), 16)
+            sums, largest, totals, out, queries, values, spans, 16, max(triton.next_power_of_2(values), 16),
+            num_warps=merge_warps(values),
         )  # fmt: skip
     return out
 

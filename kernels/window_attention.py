@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @triton.jit
-def _places(number, first, count, height, width, columns, tall, wide, by: tl.constexpr):
+def _places(number, first, count, height, width, columns, tall: tl.constexpr, wide: tl.constexpr, by: tl.constexpr):
     """Windows, and rows and columns in the grid, of tokens `number` of the windows that begin with `first`; `by`: every by-th token."""
     tokens = (tall // by) * (wide // by)
     local = number // tokens
@@ -32,7 +32,7 @@ def _row(base, y, x, width, channels, first, channel, head: tl.constexpr, here):
 
 @triton.jit
 def _pooled(base, y, x, width, channels, first, channel, head: tl.constexpr, here):
-    """The largest of 2 x 2 tokens."""
+    """The largest of 2 x 2 tokens, in the dtype of `base`: Triton 3.6 takes maxima of bf16 in float32."""
     high = tl.maximum(
         _row(base, y, x, width, channels, first, channel, head, here), _row(base, y, x + 1, width, channels, first, channel, head, here)
     )
@@ -40,18 +40,19 @@ def _pooled(base, y, x, width, channels, first, channel, head: tl.constexpr, her
         _row(base, y + 1, x, width, channels, first, channel, head, here),
         _row(base, y + 1, x + 1, width, channels, first, channel, head, here),
     )
-    return tl.maximum(high, low)
+    return tl.maximum(high, low).to(base.dtype.element_ty)
 
 
 @triton.jit
 def window_kernel(
-    qkv, pad, out, height, width, columns, count, tall, wide, blocks, heads, scale,
-    head: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PACK: tl.constexpr, LOW: tl.constexpr, REST: tl.constexpr,
+    qkv, pad, out, height, width, columns, count, blocks, heads, scale,
+    tall: tl.constexpr, wide: tl.constexpr, head: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PACK: tl.constexpr, LOW: tl.constexpr, REST: tl.constexpr,
     POOL: tl.constexpr, PADDED: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """A block of queries of PACK windows of tall x wide tokens, one head, one image. qkv: [B, height, width, 3 * heads * head].
 
-    columns, count: windows side by side, and in all; blocks: of queries for PACK windows; scale: to logarithms of 2. Padded tokens of a
+    columns, count: windows side by side, and in all; blocks: of queries for PACK windows; scale: to logarithms of 2. tall and wide are
+    constants, since every token's place takes divisions by them. Padded tokens of a
     window that sticks out are one key with the score of `pad` and the logarithm of their number added.
     """
     precision: tl.constexpr = "ieee" if EXACT else "tf32"
@@ -129,8 +130,10 @@ def shape(tall: int, wide: int, by: int) -> tuple[int, int, int]:
     return max(min(triton.next_power_of_2(queries), 64), 16), max(min(triton.next_power_of_2(pack * keys), 64), 16), pack
 
 
-def warps(head: int, capability: int) -> int:
-    """Of a block. capability: 80, 86, 90... With four warps, wide heads spill registers on 8.x."""
+def warps(head: int, capability: int, padded: bool) -> int:
+    """Of a block. capability: 80, 86, 90... Four warps spill registers: of wide heads on 8.x, of padded windows without wgmma."""
+    if padded and capability not in (90, 100, 103):
+        return 8
     return 8 if head > 80 and capability < 90 else 4
 
 
@@ -149,8 +152,8 @@ def window_attention(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool
     major, minor = torch.cuda.get_device_capability(qkv.device) if qkv.is_cuda else (9, 0)
     with torch.cuda.device_of(qkv):
         window_kernel[triton.cdiv(rows * columns, pack) * blocks, num_heads, batch](
-            qkv, pad, out, height, width, columns, rows * columns, tall, wide, blocks, num_heads, 1.4426950408889634 * head**-0.5,
-            head, block_q, block_k, pack, *parts(head), pool, padded, qkv.dtype == torch.float32,
-            num_warps=warps(head, 10 * major + minor), num_stages=2,
+            qkv, pad, out, height, width, columns, rows * columns, blocks, num_heads, 1.4426950408889634 * head**-0.5,
+            tall, wide, head, block_q, block_k, pack, *parts(head), pool, padded, qkv.dtype == torch.float32,
+            num_warps=warps(head, 10 * major + minor, padded), num_stages=2,
         )  # fmt: skip
     return out

@@ -112,7 +112,7 @@ def test_drawing_compiles_without_spills_and_fits(capability: int, shared: int, 
     kinds = dict.fromkeys(kernels.paint_kernel.arg_names, "*bf16") | {"brushes": "*fp32", "logits": "*fp32", "eps": "fp32"}
     kinds |= dict.fromkeys(("count", "width", "mid_stride", "high_stride"), "i32")
     constants = {"MASKS": masks, "DIM": 256, "BLOCK": kernels.PAINTED, "EXACT": False}
-    found = resources(kernels.paint_kernel, kinds, constants, capability, kernels.WARPS, 1, ("count", "width"))
+    found = resources(kernels.paint_kernel, kinds, constants, capability, kernels.WARPS, 1, ("count", "width", "mid_stride", "high_stride"))
     assert found[1] == 0 and found[2] <= shared * 1024, found
 
 

@@ -61,7 +61,8 @@ def test_convolutions_compile_without_spills_and_fit(capability: int, shared: in
     kinds = dict.fromkeys(kernel.arg_names, "i32") | {"eps": "fp32"}
     kinds |= dict.fromkeys(("x", "weight", "bias", "norm_weight", "norm_bias", "out"), "*bf16")
     constants = {"DEEP": max(inner, 16), "WIDE": outer, "BLOCK": kernels.pixels(outer, 2), "EXACT": False}
-    found = resources(kernel, kinds, constants, capability, 4 if outer <= 64 else 8, 2, ("inner", "outer") if inner > 4 else ("outer",))
+    sixteens = ("height", "width", "inner", "outer") if inner > 4 else ("height", "width", "outer")
+    found = resources(kernel, kinds, constants, capability, *kernels.warps_and_stages(outer), sixteens)
     assert found[1] == 0 and found[2] <= shared * 1024, found
 
 

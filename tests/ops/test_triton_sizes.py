@@ -49,7 +49,8 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     (
         "window_attention",
         "window",
-        {"head": 16, "BLOCK_Q": 16, "BLOCK_K": 16, "PACK": 2, "LOW": 16, "REST": 16, "POOL": True, "PADDED": True, "EXACT": False},
+        {"head": 16, "BLOCK_Q": 16, "BLOCK_K": 16, "PACK": 2, "LOW": 16, "REST": 16, "POOL": True, "PADDED": True, "EXACT": False,
+         "tall": 4, "wide": 4},
     ),
 ]
 

@@ -44,11 +44,13 @@ def test_compiles_without_spills_and_fits(capability: int, shared: int, block: t
 
     window, pool, head, side = block
     block_q, block_k, pack = kernels.shape(window or side, window or side, 2 if pool else 1)
-    (low, rest), warps = kernels.parts(head), kernels.warps(head, capability)
-    numbers = ("height", "width", "columns", "count", "tall", "wide", "blocks", "heads")
+    padded = bool(window and side % window)
+    (low, rest), warps = kernels.parts(head), kernels.warps(head, capability, padded)
+    numbers = ("height", "width", "columns", "count", "blocks", "heads")
     kinds = {"qkv": "*bf16", "pad": "*bf16", "out": "*bf16", "scale": "fp32"} | dict.fromkeys(numbers, "i32")
     constants = {"head": head, "BLOCK_Q": block_q, "BLOCK_K": block_k, "PACK": pack, "LOW": low, "REST": rest, "POOL": pool, "EXACT": False}
-    found = resources(kernels.window_kernel, kinds, constants | {"PADDED": bool(window and side % window)}, capability, warps, 2)
+    constants |= {"PADDED": padded, "tall": window or side, "wide": window or side}
+    found = resources(kernels.window_kernel, kinds, constants, capability, warps, 2, ("height", "width"))
     assert found[1] == 0 and found[2] <= shared * 1024, found
 
 

@@ -1,0 +1,71 @@
+"""FLOPs and bytes of a launch, from its arguments: what the operation needs, not what a tile wastes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+Arguments = Mapping[str, Any]
+
+
+def launch_flops(kernel: str, arguments: Arguments) -> int:
+    """FLOPs of the matrix products and convolutions of one launch; 0 for kernels that have none."""
+    count = _FLOPS.get(kernel)
+    return 0 if count is None else int(count(arguments))
+
+
+def launch_bytes(arguments: Arguments) -> int:
+    """Bytes of all tensors that a launch names, each once: they are read or written at least once."""
+    tensors = {x.data_ptr(): x for x in arguments.values() if isinstance(x, Tensor)}
+    return sum(x.numel() * x.element_size() for x in tensors.values())
+
+
+def _attend(a: Arguments) -> int:
+    """Keys of ragged objects are counted one by one: `keys` is only the most that an object may have."""
+    width = a["q"].shape[-1] + a["values"]
+    if a["RAGGED"]:
+        return 2 * a["queries"] * int(a["firsts"][-1]) * width
+    return 2 * a["queries"] * a["k"].shape[0] * a["keys"] * width
+
+
+def _window(a: Arguments) -> int:
+    queries = a["qkv"].shape[0] * a["height"] * a["width"] // (4 if a["POOL"] else 1)
+    return 4 * queries * a["tall"] * a["wide"] * a["heads"] * a["head"]
+
+
+def _look(a: Arguments) -> int:
+    return 4 * a["queries"].shape[0] * a["rows"] * a["count"] * a["DIM"]
+
+
+def _take(a: Arguments) -> int:
+    return 4 * a["keys"].shape[0] * a["keys"].shape[1] * a["count"] * a["DIM"]
+
+
+def _paint(a: Arguments) -> int:
+    """Two transposed convolutions as products, then one product for each mask."""
+    dim = a["DIM"]
+    upscale = 2 * dim * dim + 4 * 2 * (dim // 4) * (dim // 2)
+    return a["pixels"].shape[0] * a["count"] * (upscale + 16 * 2 * a["MASKS"] * dim // 8)
+
+
+def _down(a: Arguments) -> int:
+    out = a["out"]
+    return 2 * 9 * a["inner"] * out.numel()
+
+
+_FLOPS: dict[str, Callable[[Arguments], int]] = {
+    "linear_kernel": lambda a: 2 * a["rows"] * a["inner"] * a["outer"],
+    "mlp_kernel": lambda a: 4 * a["rows"] * a["channels"] * a["hidden"],
+    "window_kernel": _window,
+    "attend_kernel": _attend,
+    "queries_kernel": lambda a: 2 * a["rows"] * (2 * a["HALF"]) ** 2,
+    "keys_kernel": lambda a: 2 * int(a["slots"][:, 3].sum()) * a["channels"] * 2 * a["HALF"],
+    "look_kernel": _look,
+    "take_kernel": _take,
+    "paint_kernel": _paint,
+    "first_kernel": lambda a: 2 * 9 * a["out"].numel(),
+    "down_kernel": _down,
+    "depthwise_kernel": lambda a: 2 * 49 * a["out"].numel(),
+}

@@ -1,0 +1,189 @@
+"""A GPU that compiles and never computes: launches of Triton kernels go through the real binder, key
+and compiler of Triton for any architecture, and are recorded instead of run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils.flop_counter import flop_registry
+
+from tools.gpu.architectures import ARCHITECTURES, Architecture
+from tools.gpu.costs import launch_bytes, launch_flops
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a Triton kernel."""
+
+    kernel: str
+    grid: tuple[int, ...]
+    compiled: Any  # triton.compiler.CompiledKernel
+    flops: int
+    bytes: int
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the grid."""
+        count = 1
+        for n in self.grid:
+            count *= n
+        return count
+
+
+@dataclass
+class Stage:
+    """What one part of the pipeline would have launched."""
+
+    launches: list[Launch] = field(default_factory=list)
+    torch_operations: dict[str, int] = field(default_factory=dict)  # name -> how often
+    torch_flops: int = 0
+    torch_bytes: int = 0
+
+
+class FakeGpu:
+    """Use as a context manager. CPU tensors stand for those of the GPU; outputs of kernels are zeros.
+
+    Every op that has a Triton implementation takes it, whatever the device of its tensors.
+    """
+
+    def __init__(self, capability: int) -> None:
+        """capability: a key of `ARCHITECTURES`. Raises KeyError for others."""
+        self.architecture: Architecture = ARCHITECTURES[capability]
+        self._stage: Stage | None = None
+        self._patches = ExitStack()
+
+    def __enter__(self) -> FakeGpu:
+        from triton.runtime.driver import driver
+        from triton.runtime.jit import JITFunction
+
+        before = driver._active
+        driver.set_active(_Driver(self.architecture.capability))
+        self._patches.callback(setattr, driver, "_active", before)
+        major, minor = divmod(self.architecture.capability, 10)
+        properties = SimpleNamespace(multi_processor_count=self.architecture.multiprocessors)
+        for target, name, value in (
+            (JITFunction, "run", self._launcher(JITFunction.run)),
+            (torch.cuda, "device_of", lambda tensor: nullcontext()),
+            (torch.cuda, "get_device_capability", lambda device=None: (major, minor)),
+            (torch.cuda, "get_device_properties", lambda device=None: properties),
+            (torch.Tensor, "is_cuda", property(lambda tensor: True)),
+            (torch.Tensor, "new_empty", _zeros),
+        ):
+            self._patches.enter_context(patch.object(target, name, value))
+        for target, name, value in _every_op_in_triton(self.architecture):
+            self._patches.enter_context(patch.object(target, name, value))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._patches.close()
+
+    @contextmanager
+    def stage(self) -> Iterator[Stage]:
+        """Launches inside are recorded in the stage."""
+        self._stage = stage = Stage()
+        try:
+            with _TorchOperations(stage):
+                yield stage
+        finally:
+            self._stage = None
+
+    def _launcher(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        def launch(function: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+            del warmup
+            compiled = run(function, *args, grid=grid, warmup=True, **options)
+            if self._stage is not None:
+                names = dict(zip(function.arg_names, args, strict=False)) | options
+                name = function.fn.__name__
+                with _disable_current_modes():
+                    flops, moved = launch_flops(name, names), launch_bytes(names)
+                self._stage.launches.append(Launch(name, tuple(grid), compiled, flops, moved))
+            return compiled
+
+        return launch
+
+
+class _Driver:
+    """What Triton asks of a driver before a launch. Each architecture is a device of its own."""
+
+    def __init__(self, capability: int) -> None:
+        self._capability = capability
+
+    def get_current_device(self) -> int:
+        return self._capability
+
+    def get_current_stream(self, device: int) -> int:
+        del device
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self._capability, 32)
+
+
+_VIEWS = {
+    "alias", "as_strided", "detach", "diagonal", "expand", "narrow", "permute", "select", "slice", "split",
+    "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unflatten", "unfold", "unsqueeze", "view", "view_as",
+    "_unsafe_view", "_reshape_alias", "movedim",
+}  # fmt: skip
+_NO_KERNEL = {
+    "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh", "promote_types",
+    "is_nonzero",
+}  # fmt: skip
+
+
+class _TorchOperations(TorchDispatchMode):
+    """Counts torch's operations that would launch at least one kernel each."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self._stage = stage
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        if name in _VIEWS or name in _NO_KERNEL:
+            return out
+        stage = self._stage
+        stage.torch_operations[name] = stage.torch_operations.get(name, 0) + 1
+        tensors = [x for x in (*args, *kwargs.values(), out) if isinstance(x, Tensor)]
+        stage.torch_bytes += sum(x.numel() * x.element_size() for x in tensors)
+        if func.overloadpacket in flop_registry:
+            stage.torch_flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
+        return out
+
+
+def _zeros(tensor: Tensor, *size: Any, **options: Any) -> Tensor:
+    """`Tensor.new_empty` with defined contents: what follows must not depend on chance."""
+    with _disable_current_modes():
+        return tensor.new_zeros(*size, **options)
+
+
+def _every_op_in_triton(architecture: Architecture) -> Iterator[tuple[Any, str, Any]]:
+    """What must be replaced so that every op runs in Triton, as it does on a GPU."""
+    from sam2_fast import mask_generator
+    from sam2_fast.ops import registry
+
+    for stem in registry.STEMS:
+        import_module(f"sam2_fast.ops.{stem}")
+    implementations, absent = dict(registry._implementations), dict(registry._absent)
+    for (op, backend), implementation in registry._implementations.items():
+        if backend == "triton":
+            accepting = registry.Implementation(op, backend, implementation.run, lambda *_: None)
+            implementations[op, backend] = accepting
+            absent[op, backend] = lambda: None
+        if backend == "cuda":
+            absent[op, backend] = lambda: "this package's CUDA kernels need a GPU"
+    yield registry, "_implementations", implementations
+    yield registry, "_absent", absent
+    yield mask_generator, "_far", lambda device: True
