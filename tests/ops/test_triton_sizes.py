@@ -1,4 +1,8 @@
-"""Triton turns an argument of 1 into a constant and compiles again: every kernel must still compile then."""
+"""Every kernel compiles for every value of its boolean constants in bfloat16, and where every size is one.
+
+Triton turns an argument of 1 into a constant and compiles again. The interpreter has no bfloat16, so that a kernel
+whose types do not fit is seen here alone.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,10 @@ POINTERS = HALVES | FLOATS | WORDS | BYTES | dict.fromkeys(("slots", "ends", "ad
 DECODER = dict.fromkeys(("pixels", "queries", "up1", "mid", "up2", "high"), "*bf16")
 DECODER |= dict.fromkeys(("offsets", "brushes"), "*fp32")
 SCALARS = dict.fromkeys(("scale", "low", "middle", "high", "eps", "threshold"), "fp32")
+FLAGS = {
+    "ADD", "ALONE", "BICUBIC", "BINARIZE", "CHOOSE", "COPY", "EXACT", "NORM", "PADDED", "PLANES", "POOL", "RAGGED",
+    "SCALE", "STORE",
+}  # fmt: skip
 TILE = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "EXACT": False}
 KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     *[("connected_components", name, {"BLOCK": 256}) for name in ("init", "merge", "count", "spread")],
@@ -59,12 +67,59 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
 def test_compiles_where_every_size_is_one(module: str, name: str, constants: dict[str, Any]) -> None:
     pytest.importorskip("triton")
     kernel = getattr(import_module(f"sam2_fast.kernels.{module}"), f"{name}_kernel")
+    kinds = _kinds(module, name)
+    specialized = [p.name for p in kernel.params if p.name not in kinds | constants and not p.do_not_specialize]
+    _compile(kernel, kinds, constants | dict.fromkeys(specialized, 1))
+
+
+def _flipped() -> list[tuple[str, str, dict[str, Any], str]]:
+    """Each kernel once for each of its boolean constants, with that one the other way."""
+    return [
+        (module, name, constants | {flag: not value}, flag)
+        for module, name, constants in KERNELS
+        for flag, value in constants.items()
+        if isinstance(value, bool)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "constants"),
+    [row[:3] for row in _flipped()],
+    ids=[f"{m} {n} {flag}={c[flag]}" for m, n, c, flag in _flipped()],
+)
+def test_compiles_in_bfloat16_with_each_boolean_constant_either_way(
+    module: str, name: str, constants: dict[str, Any]
+) -> None:
+    pytest.importorskip("triton")
+    kernel = getattr(import_module(f"sam2_fast.kernels.{module}"), f"{name}_kernel")
+    kinds = _kinds(module, name)
+    if constants.get("EXACT"):  # products of float32 without TF32: no other dtype has it
+        kinds = {key: kind.replace("bf16", "fp32") for key, kind in kinds.items()}
+    _compile(kernel, kinds, constants)
+
+
+def test_every_boolean_constant_is_compiled_both_ways() -> None:
+    """A constant that the launches set to True or False must be a bool in the table above."""
+    pytest.importorskip("triton")
+    for module, name, constants in KERNELS:
+        kernel = getattr(import_module(f"sam2_fast.kernels.{module}"), f"{name}_kernel")
+        declared = {p.name for p in kernel.params if p.is_constexpr}
+        assert declared == set(constants), (module, name)
+        flags = FLAGS & declared
+        assert all(isinstance(constants[flag], bool) for flag in flags), (module, name, flags)
+
+
+def _kinds(module: str, name: str) -> dict[str, str]:
+    """Triton's types of pointers and floats by argument name."""
     kinds = POINTERS | SCALARS | (DECODER if module == "mask_decoder" else {})
     if name in ("attend", "turn", "merge"):
-        kinds = {key: kind for key, kind in kinds.items() if key not in ("keys", "values")}
-    ones = {p.name: 1 for p in kernel.params if p.name not in kinds | constants and not p.do_not_specialize}
+        return {key: kind for key, kind in kinds.items() if key not in ("keys", "values")}
+    return kinds
+
+
+def _compile(kernel: Any, kinds: dict[str, str], constants: dict[str, Any]) -> None:
     numbers = dict.fromkeys(kernel.arg_names, "i32")
-    assert compiled(kernel, numbers | kinds, constants | ones, 90, aligned=False).asm["ptx"]
+    assert compiled(kernel, numbers | kinds, constants, 90, aligned=False).asm["ptx"]
 
 
 def test_every_kernel_is_among_them() -> None:
