@@ -20,6 +20,10 @@ PACKAGES = (
 )  # fmt: skip
 
 
+_CYCLES_PER_MS = 2_000_000
+"""Of a GPU at 2 GHz: a slower one sleeps longer."""
+
+
 class RedCaseError(AssertionError):
     """Outputs differ: a case that is wrong is not timed."""
 
@@ -65,7 +69,7 @@ def interleaved(functions: Mapping[str, Callable[[], Any]], options: Options) ->
         for name, function in functions.items():
             if cold is not None:
                 cold.fill_(turn)
-            taken = _cuda_ms(function) if cuda else _cpu_ms(function)
+            taken = cuda_milliseconds(function) if cuda else _cpu_ms(function)
             if turn:  # the first round warms up
                 times[name].append(taken)
     return times
@@ -108,14 +112,28 @@ def _cpu_ms(function: Callable[[], Any]) -> float:
     return taken
 
 
-def _cuda_ms(function: Callable[[], Any]) -> float:
+def cuda_milliseconds(function: Callable[[], Any], sleep_ms: float = 10.0) -> float:
+    """Time that the device takes for what `function` enqueues on the current stream.
+
+    The device sleeps while the host enqueues, so that work which is enqueued more slowly than it runs is timed
+    right. Where the device woke up before all was enqueued, it is done again with a longer sleep, three times at
+    most; a function that waits for the device itself is timed as the wall clock sees it.
+    """
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize()
-    start.record()
+    for attempt in range(3):
+        torch.cuda.synchronize()
+        torch.cuda._sleep(int(sleep_ms * 4**attempt * _CYCLES_PER_MS))
+        start.record()
+        function()
+        end.record()
+        slept = not start.query()
+        torch.cuda.synchronize()
+        if slept:
+            return start.elapsed_time(end)
+    begin = time.perf_counter()
     function()
-    end.record()
     torch.cuda.synchronize()
-    return start.elapsed_time(end)
+    return 1e3 * (time.perf_counter() - begin)
 
 
 def rows(case: str, times: Mapping[str, list[float]], notes: Mapping[str, Mapping[str, Any]] | None = None) -> list[Row]:

@@ -3,6 +3,7 @@ and compiler of Triton for any architecture, and are recorded instead of run."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -100,6 +101,7 @@ class FakeGpu:
         def launch(function: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
             del warmup
             compiled = run(function, *args, grid=grid, warmup=True, **options)
+            _store_launcher(compiled)
             if self._stage is not None:
                 names = dict(zip(function.arg_names, args, strict=False)) | options
                 name = function.fn.__name__
@@ -109,6 +111,25 @@ class FakeGpu:
             return compiled
 
         return launch
+
+
+def _store_launcher(compiled: Any) -> None:
+    """Build the C launcher of a kernel into Triton's cache, where SAM2_FAST_FAKE_LAUNCHERS asks for it.
+
+    That takes a `libcuda.so.1`, for which a stub will do.
+    """
+    if not os.environ.get("SAM2_FAST_FAKE_LAUNCHERS") or compiled.hash in _LAUNCHERS:
+        return
+    from triton.backends.nvidia.driver import CudaLauncher, CudaUtils
+
+    if not _LAUNCHERS:
+        CudaUtils()
+    CudaLauncher(compiled.src, compiled.metadata)
+    _LAUNCHERS.add(compiled.hash)
+
+
+_LAUNCHERS: set[str] = set()
+"""Hashes of the kernels whose launchers this process has built."""
 
 
 class _Driver:

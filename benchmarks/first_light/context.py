@@ -1,0 +1,135 @@
+"""What a step has: a device, models, a clock, and a place for its results."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.first_light.records import Record, append, read
+from benchmarks.first_light.runner import RESTART
+from benchmarks.timing import cuda_milliseconds
+
+FAILURES = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError,
+    ValueError, subprocess.SubprocessError,
+)  # fmt: skip
+"""What kernels, compilers and libraries raise: it becomes the record of one item, and the step goes on."""
+
+
+class Context:
+    """One step of one run. mode: "cuda"; "cpu": small sizes on the CPU; "fake": full sizes, nothing is computed."""
+
+    def __init__(self, step: str, out: Path, carried: Path | None, mode: str) -> None:
+        self.step, self.mode, self.carried = step, mode, carried
+        self.device = torch.device("cuda" if mode == "cuda" else "cpu")
+        self.dtype = torch.float32 if mode == "cpu" else torch.bfloat16
+        self.size = 256 if mode == "cpu" else 1024
+        self.models = ("tiny",) if mode == "cpu" else ("tiny", "large")
+        self.files = Path(os.environ.get("SAM2_FAST_FIRST_LIGHT_FILES", out))
+        self._lines = out / "first_light.jsonl"
+        self._known = {r["item"] for r in read(self._lines) if r["step"] == step}
+
+    @property
+    def cuda(self) -> bool:
+        """Whether kernels really run on a GPU."""
+        return self.mode == "cuda"
+
+    def record(self, item: str, **values: Any) -> None:
+        """A result, kept from now on."""
+        append(self._lines, {"step": self.step, "item": item, **values})
+
+    def attempt(self, item: str, function: Callable[[], Record | None]) -> None:
+        """Record what `function` returns, or how it failed. What has a record from an earlier process is left out.
+
+        A CUDA error ends the process, whose context is lost; the runner starts the step again.
+        """
+        if item in self._known:
+            return
+        start = time.perf_counter()
+        try:
+            values = function() or {}
+            self.synchronize()
+        except (*FAILURES, *_triton_errors()) as error:
+            seconds = round(time.perf_counter() - start, 2)
+            text = f"{type(error).__name__}: {error}"[:600]
+            trace = traceback.format_exc()[-1500:]
+            self.record(item, status=f"failed: {text}", seconds=seconds, traceback=trace)
+            if self.cuda and "CUDA error" in str(error):
+                sys.exit(RESTART)
+            return
+        self.record(item, **values, seconds=round(time.perf_counter() - start, 2))
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def microseconds(self, function: Callable[[], Any], repeats: int = 20) -> Record:
+        """Device time of one call: median, least and most, after two calls that warm up."""
+        if self.mode == "fake":
+            function()
+            return {"us": None}
+        for _ in range(2):
+            function()
+        times = [1e3 * self._milliseconds(function) for _ in range(repeats if self.cuda else 2)]
+        return {"us": statistics.median(times), "low": min(times), "high": max(times)}
+
+    def _milliseconds(self, function: Callable[[], Any]) -> float:
+        if self.cuda:
+            return cuda_milliseconds(function)
+        start = time.perf_counter()
+        function()
+        return 1e3 * (time.perf_counter() - start)
+
+    def graph(self, function: Callable[[], Any]) -> Callable[[], Any]:
+        """`function` as the replay of a CUDA graph; without a GPU the function itself."""
+        if not self.cuda:
+            return function
+        from sam2_fast.ops.recording import Recorder
+
+        recorder = Recorder(self.device)
+        with recorder.turn():
+            replay: Callable[[], Any] = recorder.record(function).replay
+        return replay
+
+    def frames(self) -> Path:
+        """A folder of JPEG frames: the carried ones, or those of the examples."""
+        carried = self.carried / "frames" if self.carried is not None else None
+        examples = Path(__file__).resolve().parents[2] / "examples" / "clip_frames"
+        return carried if carried is not None and carried.is_dir() else examples
+
+
+def _triton_errors() -> tuple[type[BaseException], ...]:
+    try:
+        from triton.errors import TritonError
+    except ImportError:
+        return ()
+    return (TritonError,)
+
+
+def run_one(step: str, out: Path, carried: Path | None, mode: str, fail: str) -> int:
+    """Run one step in this process. Used by the runner."""
+    if fail == step:
+        raise RuntimeError(f"{step} was told to fail")
+    if fail == f"{step}:hang":
+        time.sleep(1e6)
+    context = Context(step, out, carried, mode)
+    with ExitStack() as stack:
+        if mode == "fake":
+            from tools.gpu.fake import FakeGpu
+
+            stack.enter_context(FakeGpu(90))
+        stack.enter_context(torch.no_grad())
+        import_module(f"benchmarks.first_light.steps.{step}").run(context)
+    return 0

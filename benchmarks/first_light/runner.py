@@ -1,0 +1,178 @@
+"""Runs steps as processes with limits, keeps what they said, and packs it. Standard library only: the package is
+installed from the carried wheel before the first step."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from benchmarks.first_light.records import append, read
+from benchmarks.first_light.summary import table
+
+LIMITS = {
+    "setup": 45.0, "ops": 50.0, "golden": 50.0, "profile": 50.0, "speed": 60.0, "official": 90.0,
+    "sweeps": 100.0, "tasks": 60.0, "memcheck": 90.0, "tests": 240.0,
+}  # fmt: skip
+"""Seconds a step may take at most."""
+STEPS = tuple(LIMITS)
+DEFAULT = STEPS[:6]
+CACHE = Path("/tmp/sam2_fast_first_light/triton")
+"""Where compiled kernels are kept. Triton stores absolute paths, so a carried cache works at this place alone."""
+RESTART = 75
+"""Exit status of a step whose CUDA context is lost: it goes on in a new process with what has no record yet."""
+RESERVE = 8.0
+"""Seconds kept for the archive and the table."""
+HERE = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run and where."""
+
+    steps: tuple[str, ...]
+    out: Path  # folder of the results
+    carried: Path | None = None  # what `tools/pack_gpu.py` made; None: the installed package is used
+    rehearse: str | None = None  # "cpu" or "fake"; None: on a GPU
+    seconds: float = 290.0  # for everything
+    limits: Mapping[str, float] = field(default_factory=lambda: LIMITS)  # seconds of a step; absent: no limit
+    fail: str = ""  # a step that is made to fail, or "STEP:hang"
+
+
+def run_steps(plan: Plan) -> int:
+    """Run the steps of a plan; returns the exit status."""
+    deadline = time.monotonic() + plan.seconds - RESERVE
+    plan.out.mkdir(parents=True, exist_ok=True)
+    out, steps = plan.out.resolve(), plan.steps
+    lines = out / "first_light.jsonl"
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        signal.signal(signal.SIGTERM, _stop)
+        try:
+            words = " ".join(["python -m benchmarks.first_light", *steps])
+            append(lines, {"step": "run", "item": "command", "command": words, "date": _now()})
+            stage = _stage(work, plan.carried, lines)
+            for step in steps:
+                _run_step(step, plan, stage, work, lines, deadline)
+                _pack(work, out)
+        except KeyboardInterrupt:
+            append(lines, {"step": "run", "item": "stopped", "status": "stopped from outside"})
+        finally:
+            _pack(work, out)
+            sys.stdout.write(table(read(lines)))
+    ends = [r for r in read(lines) if r["item"] == "end" and r["step"] in steps]
+    return 0 if len(ends) >= len(steps) and all(r["status"] == "ok" for r in ends[-len(steps) :]) else 1
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    raise KeyboardInterrupt
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+
+
+def _stage(work: Path, carried: Path | None, lines: Path) -> Path:
+    """A folder to run in where the source tree cannot hide the installed package; with `carried`, install it."""
+    if carried is None:
+        return HERE
+    stage = work / "stage"
+    for name in ("benchmarks", "tests", "tools", "examples"):
+        shutil.copytree(HERE / name, stage / name, ignore=shutil.ignore_patterns("__pycache__", "*.mp4"))
+    shutil.copy(HERE / "pyproject.toml", stage)
+    parts: tuple[tuple[str, Callable[[], None]], ...] = (
+        ("kernel cache", lambda: _unpack_cache(carried)),
+        ("install", lambda: _install(carried, stage)),
+    )
+    for item, part in parts:
+        start = time.monotonic()
+        try:
+            part()
+            status = "ok"
+        except (OSError, subprocess.SubprocessError, tarfile.TarError, ValueError) as error:
+            status = f"failed: {type(error).__name__}: {error}"[:400]
+        seconds = round(time.monotonic() - start, 1)
+        append(lines, {"step": "setup", "item": item, "status": status, "seconds": seconds})
+    return stage
+
+
+def _unpack_cache(carried: Path) -> None:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(carried / "triton_cache.tar.xz") as archive:
+        archive.extractall(CACHE, filter="data")
+
+
+def _install(carried: Path, stage: Path) -> None:
+    """The wheel, without its dependencies, beside the stage; where there is none that fits, from source."""
+    wheels = sorted(carried.glob("wheel/*.whl"))
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(stage)]
+    if wheels and subprocess.run([*command, str(wheels[-1])], timeout=30, check=False).returncode == 0:
+        return
+    command.remove("--no-index")
+    subprocess.run([*command, "--no-build-isolation", str(HERE)], timeout=150, check=True)
+
+
+def _run_step(step: str, plan: Plan, stage: Path, work: Path, lines: Path, deadline: float) -> None:
+    """One step, in as many processes as its lost contexts cost."""
+    start = time.monotonic()
+    limit = min(plan.limits.get(step, plan.seconds), deadline - start)
+    if limit < 3:
+        append(lines, {"step": step, "item": "end", "status": "not run: no time is left", "seconds": 0.0})
+        return
+    arguments = ["--only", step, "--out", str(lines.parent)]
+    arguments += ["--carried", str(plan.carried.resolve())] if plan.carried is not None else []
+    arguments += ["--rehearse", plan.rehearse] if plan.rehearse else []
+    arguments += ["--fail", plan.fail] if plan.fail else []
+    log = work / f"{step}.log"
+    while True:
+        known = len(read(lines))
+        left = limit - (time.monotonic() - start)
+        status = _process(arguments, stage, work, log, max(left, 1.0))
+        if status != f"failed: exit {RESTART}" or len(read(lines)) == known:
+            break
+    record = {"step": step, "item": "end", "status": status, "seconds": round(time.monotonic() - start, 1)}
+    if status != "ok":
+        record["log"] = log.read_text(errors="replace")[-900:]
+    append(lines, record)
+
+
+def _process(arguments: list[str], stage: Path, work: Path, log: Path, limit: float) -> str:
+    environment = dict(os.environ, PYTHONUNBUFFERED="1", SAM2_FAST_FIRST_LIGHT_FILES=str(work))
+    environment.setdefault("OMP_NUM_THREADS", "4")
+    environment.setdefault("TRITON_CACHE_DIR", str(CACHE))
+    environment["PYTHONPATH"] = str(stage)
+    command = [sys.executable, "-m", "benchmarks.first_light", *arguments]
+    with log.open("a") as file:
+        process = subprocess.Popen(
+            command, cwd=stage, env=environment, stdout=file, stderr=file, start_new_session=True
+        )
+        try:
+            code = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            return f"stopped at its limit of {limit:.0f} s"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    return "ok" if code == 0 else f"failed: exit {code}"
+
+
+def _pack(work: Path, out: Path) -> None:
+    """Results, logs and profiles so far as one archive, replaced as a whole."""
+    made = work / "all.tgz"
+    with tarfile.open(made, "w:gz") as archive:
+        for file in sorted([*work.glob("*.log"), *work.glob("*.json"), out / "first_light.jsonl"]):
+            if file.is_file():
+                archive.add(file, file.name)
+    shutil.copy(made, out / "all.tgz.part")
+    os.replace(out / "all.tgz.part", out / "all.tgz")

@@ -1,0 +1,150 @@
+"""Every op with a kernel for GPUs once at small, odd shapes, for compute-sanitizer: `python -m ... [cuda | cpu | fake]`.
+
+Only memory accesses matter here; that results are right is tested elsewhere.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+from sam2_fast.ops.connected_components import (
+    connected_components,
+    connected_components_reference,
+    small_components,
+)
+from sam2_fast.ops.hiera_block import hiera_block
+from sam2_fast.ops.mask_decoder import mask_decoder
+from sam2_fast.ops.mask_postprocess import mask_postprocess
+from sam2_fast.ops.memory_attention import Memories, memory_attention
+from sam2_fast.ops.memory_encoder import memory_encoder
+from sam2_fast.ops.nms import nms
+from sam2_fast.ops.preprocess import preprocess_frame, preprocess_images
+from sam2_fast.ops.rope_attention import rope_attention, rope_table
+from sam2_fast.ops.window_attention import window_attention
+
+BACKENDS = {"cuda": ("cuda", "triton"), "cpu": ("cpu", "torch"), "fake": ("torch", "triton")}
+"""For connected components, and for everything else."""
+
+
+class SmallShapes:
+    """Inputs on one device, and which backends take them."""
+
+    def __init__(self, mode: str) -> None:
+        self._components, self._backend = BACKENDS[mode]
+        self._device = torch.device("cuda" if mode == "cuda" else "cpu")
+        self._dtype = torch.float32 if mode == "cpu" else torch.bfloat16
+
+    def run(self) -> None:
+        """All ops, one after the other."""
+        self.components()
+        self.boxes_and_pictures()
+        self.attention()
+        self.blocks()
+        self.decoder()
+        self.memory()
+
+    def _random(self, *shape: int) -> Tensor:
+        return torch.randn(*shape).to(self._device, self._dtype)
+
+    def _linear(self, *sizes: tuple[int, int]) -> list[Tensor]:
+        return [x for i, o in sizes for x in (self._random(o, i) / 16, self._random(o))]
+
+    def _norm(self, channels: int) -> list[Tensor]:
+        return [self._random(channels), self._random(channels)]
+
+    def components(self) -> None:
+        """Labels, areas and small components."""
+        for shape in ((1, 1, 1), (3, 33, 65), (2, 64, 64), (1, 97, 40), (5, 1, 70), (0, 4, 4)):
+            for density in (0.3, 0.6, 1.0):
+                masks = (torch.rand(shape) < density).to(self._device)
+                expected = connected_components_reference(masks)
+                labels = connected_components(masks, backend=self._components)
+                assert all(torch.equal(a, b) for a, b in zip(labels, expected, strict=True)), shape
+                for area in (1, 8, 16):
+                    small = (expected[1] > 0) & (expected[1] <= area)
+                    assert torch.equal(small_components(masks, area, backend=self._components), small), (shape, area)
+                if self._backend == "triton":
+                    connected_components(masks, backend="triton")
+
+    def boxes_and_pictures(self) -> None:
+        """Masks to runs, boxes, pictures."""
+        logits = torch.randn(3, 9, 11).to(self._device)
+        options = {"canvas": (40, 30), "origin": (3, 5), "backend": self._backend}
+        mask_postprocess(logits, (33, 20), 0.0, 0.5, **options)
+        boxes = torch.rand(99, 4).to(self._device).sort(1).values
+        nms(boxes, torch.rand(99).to(self._device), 0.5, backend=self._backend)
+        picture = torch.randint(0, 256, (37, 50, 3), dtype=torch.uint8).to(self._device)
+        statistics = (0.5,) * 3, (0.2,) * 3
+        preprocess_frame(picture, 24, *statistics, backend=self._backend)
+        preprocess_images(picture[None], 24, *statistics, backend=self._backend)
+
+    def attention(self) -> None:
+        """Rotary and windowed attention."""
+        q, k, v = self._random(2, 64, 64), self._random(2, 133, 64), self._random(2, 133, 16)
+        rope_attention(q, k, v, rope_table(64, 8).to(self._device), 5, backend=self._backend)
+        for window, pool in ((8, False), (14, False), (4, True), (0, True)):
+            qkv, pad = self._random(1, 16, 16, 3 * 112), self._random(3 * 112)
+            window_attention(qkv, pad, 2, window, pool, backend=self._backend)
+
+    def blocks(self) -> None:
+        """Hiera blocks, plain and pooled; channels of one launch for the MLP and of three."""
+        for dim, out, pool in ((48, 48, False), (48, 96, True), (192, 192, False)):
+            weights = [*self._norm(dim), *self._linear((dim, 3 * out), (out, out)), *self._norm(out)]
+            weights += [*self._linear((out, 4 * out), (4 * out, out)), *(self._linear((dim, out)) if pool else [])]
+            hiera_block(self._random(1, 16, 12, dim), weights, 2, 4, pool, backend=self._backend)
+
+    def decoder(self) -> None:
+        """The mask decoder with eight tokens."""
+        narrow, full, norm = [(256, 128)] * 3 + [(128, 256)], [(256, 256)] * 4, self._norm(256)
+        layer = [*self._linear(*full), *norm, *self._linear(*narrow), *norm, *self._linear((256, 64), (64, 256))]
+        layer += [*norm, *norm, *self._linear(*narrow)]
+        body = [*layer, *layer, *self._linear(*narrow), *norm, self._random(256, 256) / 16]
+        body += [*self._random(3, 64), self._random(128, 64) / 8, self._random(32)]
+        heads = self._linear((256, 64), (64, 64), (64, 4))
+        heads += [w for _ in range(3) for w in self._linear((256, 256), (256, 256), (256, 32))]
+        maps = self._random(1, 4, 4, 256), self._random(1, 8, 8, 64), self._random(1, 16, 16, 32)
+        weights = [w.contiguous() for w in (*body, *heads)]
+        prompts = self._random(2, 8, 256)
+        mask_decoder(*maps, self._random(16, 256), prompts, None, weights, 8, 3, 1, backend=self._backend)
+
+    def memory(self) -> None:
+        """The memory encoder; memory attention of objects that remember differently much."""
+        widths = ((1, 4), (4, 16), (16, 64), (64, 256))
+        weights = [x for i, o in widths for x in (self._random(o, i, 3, 3) / 9, self._random(o), *self._norm(o))]
+        for inner, outer in ((256, 256), (256, 256)):
+            weights += [self._random(outer, inner, 1, 1) / 16, self._random(outer)]
+        weights += [self._random(256, 1, 7, 7) / 7, self._random(256), *self._norm(256)]
+        weights += [*self._linear((256, 64), (64, 256)), self._random(256)]
+        weights += [self._random(64, 256, 1, 1) / 16, self._random(64)]
+        low, logits = self._random(1, 3, 4, 256), self._random(2, 12, 16)
+        memory_encoder(low, logits, weights, False, backend=self._backend)
+        square, dim, m = [(64, 64)] * 4, 64, 16
+        layer = [*self._norm(dim), *self._linear(*square), *self._norm(dim)]
+        layer += [*self._linear((dim, dim), (m, dim), (m, dim), (dim, dim)), *self._norm(dim)]
+        layer += self._linear((dim, 32), (32, dim))
+        maps = [self._random(25, m) for _ in range(3)]
+        memories = Memories(maps, [0, 1, 2, 0], [0, 1, 2, 1], [0, 3, 4], self._random(5, m), self._random(5, m), [0, 1, 5])
+        table = rope_table(dim, 5).to(self._device)
+        given = self._random(1, 25, dim), [*layer, *self._norm(dim)], table, memories
+        memory_attention(*given, self._random(3, m), self._random(25, m), backend=self._backend)
+
+
+def main(mode: str) -> None:
+    """Run all of them. mode: "cuda"; "cpu" and "fake" are rehearsals."""
+    torch.manual_seed(0)
+    with ExitStack() as stack:
+        if mode == "fake":
+            from tools.gpu.fake import FakeGpu
+
+            stack.enter_context(FakeGpu(90))
+        SmallShapes(mode).run()
+    if mode == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "cuda")

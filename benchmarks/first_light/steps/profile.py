@@ -1,0 +1,47 @@
+"""Where the time goes: an encoding and a tracked frame as CUDA graphs, timed as a whole and kernel by kernel."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from typing import Any
+
+import torch
+
+from benchmarks.first_light.context import Context
+from tools.gpu.stages import stages
+
+WANTED = ("encode 1", "encode 4", "track 1", "track 8")
+MOST = 60
+"""Kernels that go into a record; all of them are in profile_*.json."""
+
+
+def run(context: Context) -> None:
+    """Entry point."""
+    for name in context.models:
+        replays = stages(name, context.device, context.dtype, context.size, context.graph)
+        for stage in WANTED if context.mode != "cpu" else WANTED[:2]:  # frames are recorded with Triton alone
+            context.attempt(f"{name} {stage}", lambda r=replays[stage]: context.microseconds(r, 30))
+        for stage in WANTED[:3]:
+            if context.cuda:
+                context.attempt(f"{name} {stage} kernels", lambda n=name, s=stage, r=replays[s]: _profile(context, n, s, r))
+
+
+def _profile(context: Context, name: str, stage: str, replay: Any) -> dict[str, Any]:
+    """Microseconds by kernel name of one replay."""
+    replay()
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiler:
+        replay()
+        torch.cuda.synchronize()
+    spent: dict[str, list[float]] = defaultdict(list)
+    for event in profiler.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            spent[event.name].append(event.self_device_time_total)
+    rows = sorted(((sum(t), len(t), n) for n, t in spent.items()), reverse=True)
+    whole = [{"kernel": n, "launches": count, "us": round(us, 1)} for us, count, n in rows]
+    (context.files / f"profile_{name}_{stage.replace(' ', '_')}.json").write_text(json.dumps(whole, indent=1))
+    kernels = [[n[:60], count, round(us, 1)] for us, count, n in rows[:MOST]]
+    busy = sum(us for us, _, _ in rows)
+    return {"busy_us": busy, "launches": sum(c for _, c, _ in rows), "top": [k[0][:24] for k in kernels[:4]], "kernels": kernels}

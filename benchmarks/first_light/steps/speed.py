@@ -1,0 +1,54 @@
+"""Frames per second of whole videos as a user sees them, host time, and peak memory."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any
+
+import torch
+
+from benchmarks.first_light.context import Context
+from benchmarks.first_light.steps.golden import build
+from benchmarks.video import STEADY, Contestant
+
+FRAMES = 40
+
+
+def run(context: Context) -> None:
+    """Entry point."""
+    for name in context.models:
+        predictor = build(name, context.device, context.dtype, context.size)
+        recordings = predictor.graphs
+        for label, graphs in (("graphs", recordings), ("no graphs", None)):
+            context.attempt(f"{name} 1 object, {label}", lambda p=predictor, g=graphs: measure(context, p, g, 1))
+        many = (8, 16) if name == context.models[-1] else (8,)
+        for objects in many if context.cuda else (2,):
+            context.attempt(f"{name} {objects} objects", lambda p=predictor, n=objects: measure(context, p, recordings, n))
+
+
+def measure(context: Context, predictor: Any, graphs: Any, objects: int) -> dict[str, Any]:
+    """Steady frames, which attend to 7 maps and 16 pointers: the second pass over the clip is timed."""
+    predictor.graphs = graphs
+    contestant = Contestant(predictor, str(context.frames()), objects, contextlib.nullcontext)
+    available = len(list(context.frames().glob("*.jpg")))
+    frames = min(FRAMES, available)
+    if context.mode == "fake" or frames <= STEADY:
+        count = sum(1 for _ in contestant.masks(3))
+        return {"frames": count, "status": "not timed: nothing is computed, or the clip is too short"}
+    if context.cuda:
+        torch.cuda.reset_peak_memory_stats()
+    contestant.milliseconds(frames)
+    taken = [contestant.milliseconds(frames) for _ in range(2 if context.cuda else 1)]
+    peak = round(torch.cuda.max_memory_allocated() / 1e6) if context.cuda else None
+    host = _host_milliseconds(contestant, frames)
+    return {"fps": 1e3 / min(taken), "ms": taken, "host_ms": host, "peak_mb": peak}
+
+
+def _host_milliseconds(contestant: Contestant, frames: int) -> float:
+    """Of a steady frame, when the host never waits for the device at the end of one."""
+    start = 0.0
+    for number, _ in enumerate(contestant.masks(frames)):
+        if number == STEADY - 1:
+            start = time.perf_counter()
+    return 1e3 * (time.perf_counter() - start) / (frames - STEADY)

@@ -1,0 +1,185 @@
+"""What a GPU machine without a network needs for `benchmarks.first_light`: `python -m tools.pack_gpu [--out .gpu]`.
+
+Run it with the Python, torch and Triton of that machine (3.12, 2.11 and 3.6: `make gpu-setup`), on any CPU:
+
+    wheel/              this package with CUDA kernels, without its dependencies
+    triton_cache.tar.xz every kernel that the steps launch, compiled for compute capability 9.0, and its launchers
+    golden.npz          masks of a CPU in float32
+    frames/             a clip as JPEG files
+    peers/              the official package, where the tools that lay it out are at hand
+    contents.json       versions, sizes, and the key of Triton that the cache depends on
+
+Raises SystemExit where a part cannot be made, or where all of it is larger than --most MiB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks.first_light.runner import CACHE, HERE
+
+PARTS = ("wheel", "frames", "peers", "golden", "cache")
+REHEARSED = ("setup", "ops", "golden", "profile", "speed", "sweeps", "tasks", "memcheck")
+"""Steps whose kernels are compiled into the cache."""
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=HERE / ".gpu")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="others stay as they are")
+    parser.add_argument("--video", type=Path, default=HERE / "examples" / "clip.mp4", help="decoded into frames/")
+    parser.add_argument("--architectures", default="90a-real", help="of the CUDA kernels, as CMake names them")
+    parser.add_argument("--python", default="3.12", help="of the GPU machine")
+    parser.add_argument("--most", type=float, default=40.0, help="MiB")
+    options = parser.parse_args()
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if here != options.python:
+        raise SystemExit(f"run this with Python {options.python}, got {here}: the wheel and the cache would not fit")
+    options.out.mkdir(parents=True, exist_ok=True)
+    makers: dict[str, Callable[[], None]] = {
+        "wheel": lambda: make_wheel(options.out, options.architectures),
+        "frames": lambda: make_frames(options.out / "frames", options.video),
+        "peers": lambda: make_peers(options.out / "peers"),
+        "golden": lambda: make_golden(options.out),
+        "cache": lambda: make_cache(options.out),
+    }
+    for part in PARTS:
+        if part in options.parts:
+            start = time.monotonic()
+            makers[part]()
+            sys.stdout.write(f"{part:8} {time.monotonic() - start:6.1f} s\n")
+    describe(options.out)
+    size = sum(f.stat().st_size for f in options.out.rglob("*") if f.is_file()) / 2**20
+    sys.stdout.write(f"{options.out}: {size:.1f} MiB\n")
+    if size > options.most:
+        raise SystemExit(f"{size:.1f} MiB are more than {options.most:.0f}")
+
+
+def make_wheel(out: Path, architectures: str) -> None:
+    """Build the package with CUDA kernels."""
+    shutil.rmtree(out / "wheel", ignore_errors=True)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", str(out / "wheel")]
+    command += ["-C", "cmake.define.SAM2_FAST_CUDA=ON", "-C", f"cmake.define.CMAKE_CUDA_ARCHITECTURES={architectures}"]
+    command += ["-C", f"build-dir={HERE / 'build' / 'gpu-wheel'}", str(HERE)]
+    subprocess.run(command, check=True)
+
+
+def make_frames(folder: Path, video: Path) -> None:
+    """Decode a video into numbered JPEG files."""
+    import numpy as np
+    from PIL import Image
+
+    from sam2_fast.io.video import open_video
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    frames = open_video(str(video))
+    for i in range(len(frames)):
+        Image.fromarray(np.asarray(frames[i])).save(folder / f"{i:05d}.jpg", quality=92)
+
+
+def make_peers(folder: Path) -> None:
+    """The official package without torchvision, which the GPU machine has for its own torch."""
+    from benchmarks.peers import TOOLS
+
+    script = TOOLS / "peer_packages.sh"
+    if not script.is_file():
+        sys.stdout.write(f"peers: {script} is not there; the official package is left out\n")
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run([str(script), str(folder)], env=dict(os.environ, PATH=path), check=True)
+    for name in ("tests", "__pycache__"):
+        for unneeded in list(folder.rglob(name)):
+            shutil.rmtree(unneeded, ignore_errors=True)
+    (folder / "tools").mkdir()
+    for tool in TOOLS.glob("*.py"):
+        shutil.copy(tool, folder / "tools")
+
+
+def make_golden(out: Path) -> None:
+    """Logits of both models on a CPU in float32."""
+    import numpy as np
+    import torch
+
+    from benchmarks.first_light.steps.golden import build, masks
+
+    found = {}
+    with torch.no_grad():
+        for name in ("tiny", "large"):
+            predictor = build(name, torch.device("cpu"), torch.float32, 1024)
+            found[name] = masks(predictor, str(out / "frames")).numpy().astype(np.float16)
+    np.savez_compressed(out / "golden.npz", **found)
+
+
+def make_cache(out: Path) -> None:
+    """Compile what the steps launch, by rehearsing them on the fake GPU with the wheel, and pack it."""
+    shutil.rmtree(CACHE, ignore_errors=True)
+    work = HERE / "build" / "gpu-cache"
+    shutil.rmtree(work, ignore_errors=True)
+    stub = make_driver_stub(work / "driver")
+    environment = dict(
+        os.environ, TRITON_CACHE_DIR=str(CACHE), TRITON_STORE_BINARY_ONLY="1", TRITON_LIBCUDA_PATH=str(stub),
+        LD_LIBRARY_PATH=str(stub), SAM2_FAST_FAKE_LAUNCHERS="1",
+    )  # fmt: skip
+    empty = out / "triton_cache.tar.xz"
+    with tarfile.open(empty, "w:xz"):
+        pass
+    describe(out)
+    for step in REHEARSED:  # one after the other, so that one that fails is named
+        command = [sys.executable, "-m", "benchmarks.first_light", step, "--rehearse", "fake", "--seconds", "900"]
+        command += ["--no-limits", "--carried", str(out), "--out", str(work / "rehearsal")]
+        run = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, check=False)
+        if run.returncode != 0:
+            raise SystemExit(f"the rehearsal of {step} failed:\n{run.stdout[-3000:]}{run.stderr[-1000:]}")
+    with tarfile.open(empty, "w:xz") as archive:
+        for file in sorted(CACHE.rglob("*")):
+            if file.is_file() and not file.name.endswith(".lock"):
+                archive.add(file, str(file.relative_to(CACHE)))
+
+
+def make_driver_stub(folder: Path) -> Path:
+    """A `libcuda.so.1` whose functions do nothing, so that Triton's launchers can be built and loaded here."""
+    import triton
+
+    driver = Path(triton.__file__).parent / "backends" / "nvidia"
+    text = "".join(path.read_text() for path in (driver / "driver.c", driver / "driver.py"))
+    names = sorted(set(re.findall(r"\bcu[A-Z]\w+(?=\s*\()", text)))
+    folder.mkdir(parents=True, exist_ok=True)
+    source = folder / "stub.c"
+    source.write_text("\n".join(f"int {name}(void) {{ return 0; }}" for name in names) + "\n")
+    library = folder / "libcuda.so.1"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    return folder
+
+
+def describe(out: Path) -> None:
+    """Versions and the key that the cache depends on."""
+    from benchmarks.first_light.steps.setup import triton_key
+
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
+    sizes = {
+        path.name: sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else path.stat().st_size
+        for path in sorted(out.iterdir())
+    }
+    contents = {
+        "triton_key": triton_key(), "triton": version("triton"), "torch": version("torch"),
+        "python": sys.version.split()[0], "commit": commit.stdout.strip(), "bytes": sizes,
+    }  # fmt: skip
+    (out / "contents.json").write_text(json.dumps(contents, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
