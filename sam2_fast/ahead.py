@@ -80,7 +80,7 @@ class Ahead:
                 session.frames.read_ahead(self._order[following + 1])
         if len(self._images) >= BATCH:
             members = list(self._images)[:BATCH]
-            with lane.enter():
+            with lane.enter(graphs.reads(model)):
                 features = graphs.encode(model, torch.cat([self._images.pop(f) for f in members]))
             mark = lane.mark()
             self._encoded |= {f: (features.image(i), mark) for i, f in enumerate(members)}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sam2_fast.model import Sam2
 from sam2_fast.ops.memory_table import SLOT, MemoryTable, Room, products_dtype, table_rows
-from sam2_fast.ops.recording import Recorder
+from sam2_fast.ops.recording import Recorder, captured
 from sam2_fast.ops.transfer import refill
 from sam2_fast.types import Features, Points
 
@@ -71,14 +71,16 @@ class FrameGraph:
         self._replay: Callable[[], Tracked] | None = None
 
     def track(self, recorder: Recorder, features: Features, given: Remembered) -> Tracked:
-        """Results of the N objects of `given`, in memory of their own. The first call records."""
+        """Results of the N objects of `given`, in memory of their own. Call it inside a turn of `recorder`.
+
+        The first call records, or raises CaptureError where that fails.
+        """
         maps = [[m.to(self._features.low.device, self._dtype).contiguous() for m in mine] for mine in given.maps]
         pointers = [[p.to(self._like.device, self._like.dtype).contiguous() for p in mine] for mine in given.pointers]
-        with recorder.turn():
-            self._fill(features, maps, given.rows, pointers, given.ages)
-            if self._replay is None:
-                self._replay = recorder.record(self.run).replay
-            return Tracked(*(x[: len(maps)].clone() for x in self._replay()))
+        self._fill(features, maps, given.rows, pointers, given.ages)
+        if self._replay is None:
+            self._replay = captured(recorder, self.run)
+        return Tracked(*(x[: len(maps)].clone() for x in self._replay()))
 
     def run(self) -> Tracked:
         """One frame, from static memory; what is recorded."""

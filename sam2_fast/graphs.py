@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from operator import is_
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from sam2_fast.frame_graph import FrameGraph, Remembered, Tracked, room_for
 from sam2_fast.model import Sam2
-from sam2_fast.model.layers import kept_by
+from sam2_fast.model.layers import Kept, kept_by
+from sam2_fast.ops.memory_attention import table_left_out
 from sam2_fast.ops.memory_table import products_dtype
-from sam2_fast.ops.native import no_triton
-from sam2_fast.ops.recording import Recorder
+from sam2_fast.ops.recording import CaptureError, Recorder, captured
+from sam2_fast.ops.registry import registered
 from sam2_fast.types import Features, Points, Prediction
+
+Key = tuple[Hashable, ...]
+Result = TypeVar("Result")
 
 IMAGES, PROMPTS = 8, 16
 """Larger batches are not recorded: they keep a GPU busy by themselves, and what a recording needs while it runs is held for good."""
 MOST = 24
 """Recordings that are held; the one that was used longest ago goes first."""
+MOST_REFUSED = 256
+"""Keys whose capture failed that are remembered; the oldest is forgotten first, and tried again."""
+WORK: Mapping[Hashable, str] = {"encode": "the image encoder", "decode": "the mask decoder", "track": "a tracked frame"}
 VERBS = ("encode_image", "attend", "attend_at", "pointer_positions", "decode", "track", "encode_memory")
 """Methods that a recording replaces. Who has overridden one gets no recordings."""
 
@@ -30,11 +39,14 @@ VERBS = ("encode_image", "attend", "attend_at", "pointer_positions", "decode", "
 class Graphs:
     """Recordings of one model's work on a GPU, made when they are first needed and again after its weights have changed.
 
-    Set a predictor's `graphs` to None to do without. Copies and pickles start empty.
+    Set a predictor's `graphs` to None to do without. Copies and pickles start empty. Where a capture fails, the work runs
+    without a recording, after one warning, until the weights change.
     """
 
     def __init__(self) -> None:
-        self._held: OrderedDict[Hashable, Any] = OrderedDict()
+        self._held: OrderedDict[Key, Any] = OrderedDict()
+        self._refused: dict[Key, str] = {}
+        self._choices: list[object] = []
         self._recorders: dict[Hashable, Recorder] = {}
         self._met: set[Hashable] = set()
         self._weights: Weights | None = None
@@ -44,6 +56,11 @@ class Graphs:
 
     def __len__(self) -> int:
         return len(self._held)
+
+    @property
+    def refused(self) -> Mapping[Key, str]:
+        """The reason of each capture that failed, by the key of its recording: the kind of work, then shapes, dtypes and options."""
+        return MappingProxyType(self._refused)
 
     def refuses(self, model: Sam2, x: Tensor) -> str | None:
         """Why nothing can be recorded that `model` does with x; None where it can."""
@@ -62,7 +79,7 @@ class Graphs:
         dtype, dim = products_dtype(model.no_mem_embed), model.config.hidden_dim
         if dtype not in (torch.bfloat16, torch.float16) or dim not in (16, 32, 64, 128, 256):
             return f"products are in {dtype} with {dim} channels, recordings take bfloat16 or float16 and 16, 32 ... 256 channels"
-        return no_triton() or self.refuses(model, low)
+        return table_left_out() or self.refuses(model, low)
 
     def encode(self, model: Sam2, images: Tensor) -> Features:
         """`model.encode_image`, for up to `IMAGES` images from a recording. images: [B, 3, S, S]."""
@@ -70,15 +87,19 @@ class Graphs:
             return model.encode_image(images)
         recorder = self._recorder("encode", images.device)
         key = ("encode", tuple(images.shape), *_circumstances(images))
-        with recorder.turn():
-            held = self._get(model, key)
+
+        def recorded() -> Features:
+            held = self._get(key)
             if held is None:
                 static = torch.empty_like(images).copy_(images)
-                held = static, recorder.record(lambda: model.encode_image(static)).replay
+                held = static, captured(recorder, lambda: model.encode_image(static))
                 self._keep(model, key, held)
             static, replay = held
             static.copy_(images)
             return Features(*(x.clone() for x in replay()))
+
+        with recorder.turn():
+            return self._run(model, key, recorded, lambda: model.encode_image(images))
 
     def decode(
         self, model: Sam2, low: Tensor, features: Features, points: Points | None, hint: Tensor | None, multimask: bool
@@ -86,24 +107,26 @@ class Graphs:
         """`model.decode`, for up to `PROMPTS` prompts from a recording, where such shapes have come before: one that comes once is not
         worth it."""
         rows = hint if points is None else points.labels
+        eager = partial(model.decode, low, features, points, hint, multimask)
         if rows is None or len(rows) > PROMPTS:
-            return model.decode(low, features, points, hint, multimask)
+            return eager()
         given = [low, *features, *(points or ()), hint]
         shapes = [None if x is None else (tuple(x.shape), x.stride()[1:], x.dtype) for x in given]
         options = tuple(vars(model.options).values())
         key = ("decode", multimask, points is None, *shapes, *options, *_circumstances(low))
         if key not in self._met:
             self._met = {*self._met, key} if len(self._met) < 1000 else {key}
-            return model.decode(low, features, points, hint, multimask)
+            return eager()
         recorder = self._recorder("decode", low.device)
-        with recorder.turn():
-            held = self._get(model, key)
+
+        def recorded() -> Prediction:
+            held = self._get(key)
             if held is None:
                 static = [None if x is None else torch.empty_like(x).copy_(x) for x in given]
-                mine = Features(*static[1:4])  # type: ignore[arg-type]
+                maps = Features(*static[1:4])  # type: ignore[arg-type]
                 where = None if points is None else Points(*static[4:7])  # type: ignore[arg-type]
-                run = partial(model.decode, static[0], mine, where, static[-1], multimask)  # type: ignore[arg-type]
-                held = static, recorder.record(run).replay
+                run = partial(model.decode, static[0], maps, where, static[-1], multimask)  # type: ignore[arg-type]
+                held = static, captured(recorder, run)
                 self._keep(model, key, held)
             static, replay = held
             for old, new in zip(static, given, strict=True):
@@ -111,39 +134,101 @@ class Graphs:
                     old.copy_(new)
             return Prediction(*(x.clone() for x in replay()))
 
-    def track(self, model: Sam2, features: Features, given: Remembered, multimask: bool) -> Tracked:
-        """Attend, decode and encode the memory of the objects of `given` from a recording."""
+        with recorder.turn():
+            return self._run(model, key, recorded, eager)
+
+    def track(self, model: Sam2, features: Features, given: Remembered, multimask: bool, eager: Callable[[], Tracked]) -> Tracked:
+        """Attend, decode and encode the memory of the objects of `given` from a recording.
+
+        eager: the same without a recording, for where its capture fails.
+        """
         room = room_for(model, given)
         loose = next((p.dtype for mine in given.pointers for p in mine), features.low.dtype)
         shapes = [(tuple(x.shape), x.stride()[1:], x.dtype) for x in features]
         options = tuple(vars(model.options).values())
         key = ("track", room, given.longest, multimask, loose, *shapes, *options, *_circumstances(features.low))
-        recorder, graph = self._recorder("track", features.low.device), self._get(model, key)
-        if graph is not None:
-            return graph.track(recorder, features, given)
-        graph = FrameGraph(model, features, room, given.longest, multimask, loose)
-        tracked = graph.track(recorder, features, given)
-        self._keep(model, key, graph)
-        return tracked
+        recorder = self._recorder("track", features.low.device)
+
+        def recorded() -> Tracked:
+            graph = self._get(key)
+            if graph is not None:
+                return graph.track(recorder, features, given)
+            graph = FrameGraph(model, features, room, given.longest, multimask, loose)
+            tracked = graph.track(recorder, features, given)
+            self._keep(model, key, graph)
+            return tracked
+
+        with recorder.turn():
+            return self._run(model, key, recorded, eager)
+
+    def reads(self, model: Sam2) -> Hashable:
+        """Stands for the weights and for what is computed from them; another one where any of it was written."""
+        return self._current(model), Kept.made
+
+    def _run(
+        self,
+        model: Sam2,
+        key: Key,
+        recorded: Callable[[], Result],
+        eager: Callable[[], Result],
+    ) -> Result:
+        """`recorded()`, or `eager()` where the capture for `key` fails or has failed before.
+
+        Either runs inside a turn, so that work on other streams that keeps or uses values computed from
+        the weights is ordered with it.
+        """
+        self._current(model)
+        if key in self._refused:
+            return eager()
+        try:
+            return recorded()
+        except CaptureError as error:
+            reason = str(error)  # and nothing else: the traceback holds what the recording would have used
+        result = eager()  # before the key is refused: an error that this raises too is the caller's
+        self._refuse(key, reason)
+        return result
+
+    def _refuse(self, key: Key, reason: str) -> None:
+        if key in self._refused:  # another thread was faster
+            return
+        self._refused[key] = reason
+        while len(self._refused) > MOST_REFUSED:
+            del self._refused[next(iter(self._refused))]
+        warnings.warn(
+            f"sam2_fast could not capture a CUDA graph of {WORK[key[0]]} ({reason}). Work of these shapes runs "
+            "without a CUDA graph from now on: the results are the same, each call launches its kernels one by "
+            "one. Set the predictor's `graphs` to None to use no CUDA graphs at all; `graphs.refused` lists what "
+            "could not be captured.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
     def _recorder(self, kind: str, device: torch.device) -> Recorder:
         """Frames are encoded ahead while others are tracked, so the two have scratch memory of their own."""
-        return self._recorders.setdefault((kind, device), Recorder(device))
+        recorder = self._recorders.get((kind, device))
+        if recorder is None:
+            recorder = self._recorders.setdefault((kind, device), Recorder(device))
+        return recorder
 
     def _current(self, model: Sam2) -> Weights:
-        """What the model's weights are; recordings of others are dropped."""
-        if self._weights is None or not self._weights.same(model):
+        """What the model's weights are; recordings of others, or of other implementations, are dropped."""
+        choices = registered()
+        if self._weights is None or choices != self._choices or not self._weights.same(model):
+            if self._held:
+                for recorder in list(self._recorders.values()):
+                    recorder.finish()
             self._held.clear()
+            self._refused.clear()
+            self._choices = choices
             self._weights = Weights(model)
         return self._weights
 
-    def _get(self, model: Sam2, key: Hashable) -> Any:
-        self._current(model)
+    def _get(self, key: Key) -> Any:
         if key in self._held:
             self._held.move_to_end(key)
         return self._held.get(key)
 
-    def _keep(self, model: Sam2, key: Hashable, made: Any) -> None:
+    def _keep(self, model: Sam2, key: Key, made: Any) -> None:
         self._current(model).hold(kept_by(model))
         self._held[key] = made
         while len(self._held) > MOST:

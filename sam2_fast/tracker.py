@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from sam2_fast.ahead import Ahead
 from sam2_fast.config import NO_OBJECT_LOGIT, Options
-from sam2_fast.frame_graph import Remembered
+from sam2_fast.frame_graph import Remembered, Tracked
 from sam2_fast.graphs import Graphs
 from sam2_fast.masks import fill_holes
 from sam2_fast.model import Sam2
@@ -152,13 +153,19 @@ def _track_part(
 ) -> list[FrameMemory]:
     given = remembered(session, tracks, [recall(model, session, t, frame, step) for t in tracks])
     multimask = ambiguous(model.options, 0, first=False)
+    eager = partial(_track_eagerly, model, features, given, multimask)
     if graphs is not None and graphs.refuses_frame(model, features.low) is None:
-        return remember(model, session, *graphs.track(model, features, given, multimask))
-    count, place = len(tracks), session.device
+        return remember(model, session, *graphs.track(model, features, given, multimask, eager))
+    return remember(model, session, *eager())
+
+
+def _track_eagerly(model: Sam2, features: Features, given: Remembered, multimask: bool) -> Tracked:
+    """Attend, decode and encode the memory of the N objects of `given` without a recording."""
+    count, place = len(given.maps), features.low.device
     nowhere = Points(torch.zeros(count, 1, 2, device=place), torch.full((count, 1), -1, dtype=torch.int32, device=place))
     logits, pointer, presence = model.track(_attend(model, features, given), features, nowhere, None, multimask)
     maps = model.encode_memory(features.low, logits, presence, False)  # from the mask before its holes are filled
-    return remember(model, session, logits, pointer, presence, maps)
+    return Tracked(logits, pointer, presence, maps)
 
 
 def recall(model: Sam2, session: VideoSession, track: ObjectTrack, frame: int, step: int) -> Recall:

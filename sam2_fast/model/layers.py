@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import Generic, TypeVar
+from itertools import count, pairwise
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_fast.ops.native import is_plain
+from sam2_fast.ops.recording import capturing
 
 Value = TypeVar("Value")
 
@@ -67,8 +68,14 @@ class Table(nn.Module):
         return self.value
 
 
+_made = count(1)
+
+
 class Kept(Generic[Value]):
     """What was last computed from parameters, kept while they stay as they are. Copies and pickles of a model start without it."""
+
+    made: ClassVar[int] = 0
+    """Another number whenever any `Kept` has computed its value, which other streams have to wait for."""
 
     def __init__(self) -> None:
         self._of: tuple[object, ...] = ()
@@ -83,7 +90,10 @@ class Kept(Generic[Value]):
         # the parameters themselves are held too, so that no new one can have an old one's place in memory
         of = (*map(_Same, parameters), *state, *arguments, torch.is_inference_mode_enabled())
         if self._value is None or of != self._of:
+            if any(map(capturing, parameters)):
+                return make()  # exists once the graph is replayed, other streams cannot read it before
             self._of, self._value = of, make()
+            Kept.made = next(_made)
         return self._value
 
     def clear(self) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sam2_fast.ops.memory_table import memory_attention_at, products_dtype, table_of
 from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton
-from sam2_fast.ops.registry import Implementation, choose, register
+from sam2_fast.ops.registry import Implementation, choose, preferred, register
 from sam2_fast.ops.rope_attention import rope_attention
 from sam2_fast.ops.transfer import upload_numbers
 
@@ -251,9 +251,20 @@ def _triton_refuses(x: Tensor, weights: Sequence[Tensor], table: Tensor, memorie
     return None
 
 
-register(Implementation("memory_attention", "triton", _triton_attention, _triton_refuses), no_triton)
+_TRITON = Implementation("memory_attention", "triton", _triton_attention, _triton_refuses)
+register(_TRITON, no_triton)
 register(Implementation("memory_attention", "cpu", _native_attention, _refuses), no_cpu)
 register(Implementation("memory_attention", "torch", memory_attention_reference, lambda *_: None), lambda: None)
+
+
+def table_left_out() -> str | None:
+    """Why the registry would not run this module's Triton kernels on a GPU, in which case
+    `memory_attention_at` must not stand for `memory_attention`; None where it would."""
+    chosen = preferred("memory_attention")
+    if chosen is _TRITON:
+        return None
+    missing = no_triton() or "it is left out of the registry or replaced there"
+    return f"memory attention runs in {chosen.backend if chosen else 'no backend'}, not in Triton: {missing}"
 
 
 def _dispatch(

@@ -83,6 +83,17 @@ def choose(op: str, backend: str, *arguments: Any) -> Implementation:
     raise BackendError(f"{op}: {backend} refuses: {reasons[backend]}. Would run: {willing}")
 
 
+def preferred(op: str) -> Implementation | None:
+    """What "auto" runs for arguments that every implementation takes: the first that is not absent."""
+    found = ((_implementations.get((op, name)), _absent.get((op, name))) for name in ORDER)
+    return next((one for one, absent in found if one and absent and absent() is None), None)
+
+
+def registered() -> list[object]:
+    """All that `choose` goes by. Where two such lists are equal, it chose from the same implementations."""
+    return [*_implementations.values(), *_absent.values()]
+
+
 def backends() -> list[Status]:
     """Every op x backend with the reason why it is not there, for this machine and this build."""
     for stem in STEMS:

@@ -61,7 +61,8 @@ class NoLane:
     def __init__(self, device: torch.device) -> None:
         del device
 
-    def enter(self) -> AbstractContextManager[None]:
+    def enter(self, read: object = None) -> AbstractContextManager[None]:
+        del read
         return nullcontext()
 
     def mark(self) -> str:

@@ -70,6 +70,9 @@ class TapeRecorder:
     def turn(self) -> Iterator[None]:
         yield
 
+    def finish(self) -> None:
+        pass
+
 
 class TapeRecording:
     def __init__(self, run: Callable[[], Any]) -> None:

@@ -10,13 +10,17 @@ import torch
 
 from sam2_fast import ahead as ahead_module
 from sam2_fast import graphs as graphs_module
-from sam2_fast.ahead import BATCH, Ahead
+from sam2_fast.ahead import BATCH, READS, Ahead
 from sam2_fast.graphs import Graphs
 from sam2_fast.io.frames import FrameSource
+from sam2_fast.ops.recording import Lane
 from sam2_fast.session import VideoSession
 from sam2_fast.video_predictor import SAM2VideoPredictor
+from tests.ops.fake_cuda import Cuda, cuda
 from tests.video.recorded import NoLane, edited, frames, small_predictor
 from tests.video.tape import TapeRecorder
+
+__all__ = ["cuda"]
 
 
 class Watched(Graphs):
@@ -109,3 +113,32 @@ def test_what_a_pass_goes_by_is_forgotten(watched: SAM2VideoPredictor) -> None:
     ahead.features(watched, session, 9)
     assert not ahead._encoded and not ahead._images
     assert ahead.features(watched, session, 2).low.shape == (1, 256, 4, 4), "going back"
+
+
+@torch.no_grad()
+def test_frames_ahead_are_encoded_behind_weights_that_were_written(
+    watched: SAM2VideoPredictor, cuda: Cuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead_module, "Lane", Lane)
+    session = VideoSession(Damaged(-1), torch.device("cpu"), torch.device("cpu"))
+    ahead = Ahead(watched.graphs, range(12))
+    ordered: set[str] = set()  # operations of the caller's stream that the last batch is ordered behind
+
+    def encode(model: Any, images: torch.Tensor) -> Any:
+        ordered.clear()
+        ordered.update(cuda.current().before)  # type: ignore[arg-type]
+        return model.encode_image(images)
+
+    def batch(before: str) -> None:
+        cuda.main.did(before)
+        ahead._encoded.clear()
+        for _ in range(BATCH // READS):
+            ahead.advance(watched, session, 0)
+        assert len(ahead._encoded) == BATCH
+
+    monkeypatch.setattr(watched.graphs, "encode", encode)
+    batch("load")
+    weight: Any = watched.image_encoder.trunk.blocks[0].mlp.layers[0].weight
+    weight.mul_(1.5)
+    batch("write")
+    assert "write" in ordered
