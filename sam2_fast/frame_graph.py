@@ -75,12 +75,12 @@ class FrameGraph:
 
         The first call records, or raises CaptureError where that fails.
         """
-        maps = [[m.to(self._features.low.device, self._dtype).contiguous() for m in mine] for mine in given.maps]
-        pointers = [[p.to(self._like.device, self._like.dtype).contiguous() for p in mine] for mine in given.pointers]
-        self._fill(features, maps, given.rows, pointers, given.ages)
+        held = self.fill(features, given)
         if self._replay is None:
             self._replay = captured(recorder, self.run)
-        return Tracked(*(x[: len(maps)].clone() for x in self._replay()))
+        tracked = Tracked(*(x[: len(given.maps)].clone() for x in self._replay()))
+        del held  # its launches are enqueued: memory that is free from here on is used behind them
+        return tracked
 
     def run(self) -> Tracked:
         """One frame, from static memory; what is recorded."""
@@ -93,26 +93,28 @@ class FrameGraph:
         logits, pointer, presence = model.track(fused, features, self._nowhere, None, self._multimask)
         return Tracked(logits, pointer, presence, model.encode_memory(features.low, logits, presence, False))
 
-    def _fill(
-        self,
-        features: Features,
-        maps: Sequence[Sequence[Tensor]],
-        rows: Sequence[Sequence[int]],
-        pointers: Sequence[Sequence[Tensor]],
-        ages: Sequence[Sequence[int]],
-    ) -> None:
-        """Static memory gets this frame's features and, in one transfer, all numbers."""
+    def fill(self, features: Features, given: Remembered) -> list[list[Tensor]]:
+        """Static memory gets this frame's features and, in one transfer, all numbers.
+
+        Returns tensors that must live until `run` or its replay is enqueued: the numbers are their addresses.
+        """
+        device, maps, pointers = self._features.low.device, [], []
+        for tensors in given.maps:
+            maps.append([m.to(device, self._dtype).contiguous() for m in tensors])
+        for tensors in given.pointers:
+            pointers.append([p.to(device, self._like.dtype).contiguous() for p in tensors])
         room = self._room
         for mine, theirs in zip(self._features, features, strict=True):
             mine.copy_(theirs)
         loose = self._pointers.data_ptr(), self._positions.data_ptr()
         stride = room.pointers * self._pointers.shape[1] * self._pointers.element_size()
         where = [[m.data_ptr() for m in mine] for mine in maps]
-        slots, firsts = table_rows(room, where, rows, [len(mine) for mine in pointers], loose, stride)
+        slots, firsts = table_rows(room, where, given.rows, [len(mine) for mine in pointers], loose, stride)
         empty = [()] * (room.objects - len(maps))
         addresses = [n for mine in (*pointers, *empty) for n in _filled([p.data_ptr() for p in mine], room.pointers)]
-        when = [n for mine in (*ages, *empty) for n in _filled(mine, room.pointers)]
+        when = [n for mine in (*given.ages, *empty) for n in _filled(mine, room.pointers)]
         refill(self._numbers, slots + firsts + addresses + when)
+        return [*maps, *pointers]
 
 
 def _filled(numbers: Sequence[int], length: int) -> list[int]:

@@ -87,6 +87,6 @@ def _tracked_frame(model: Any, objects: int) -> Run:
     levels = [torch.randn(1, n, n, c, **kind).permute(0, 3, 1, 2) for c, n in shapes]
     features = Features(*levels)
     frame = FrameGraph(model, features, room_for(model, remembered), 16, False, model.dtype)
-    frame.fill(features, remembered)
-    # the frame has the addresses of what is remembered, which therefore must live as long as it does
-    return lambda held=remembered: frame.run()
+    # the frame has the addresses of these, which therefore must live as long as it does
+    addressed = frame.fill(features, remembered)
+    return lambda held=addressed: frame.run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,9 +23,9 @@ def run(context: Context) -> None:
         replays = stages(name, context.device, context.dtype, context.size, context.graph)
         for stage in WANTED if context.mode != "cpu" else WANTED[:2]:  # frames are recorded with Triton alone
             context.attempt(f"{name} {stage}", lambda r=replays[stage]: context.microseconds(r, 30))
-        for stage in WANTED[:3]:
-            if context.cuda:
-                context.attempt(f"{name} {stage} kernels", lambda n=name, s=stage, r=replays[s]: _profile(context, n, s, r))
+        for stage in WANTED[:3] if context.cuda else ():
+            profile = partial(_profile, context, name, stage, replays[stage])
+            context.attempt(f"{name} {stage} kernels", profile)
 
 
 def _profile(context: Context, name: str, stage: str, replay: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,10 +22,10 @@ def run(context: Context) -> None:
         predictor = build(name, context.device, context.dtype, context.size)
         recordings = predictor.graphs
         for label, graphs in (("graphs", recordings), ("no graphs", None)):
-            context.attempt(f"{name} 1 object, {label}", lambda p=predictor, g=graphs: measure(context, p, g, 1))
+            context.attempt(f"{name} 1 object, {label}", partial(measure, context, predictor, graphs, 1))
         many = (8, 16) if name == context.models[-1] else (8,)
         for objects in many if context.cuda else (2,):
-            context.attempt(f"{name} {objects} objects", lambda p=predictor, n=objects: measure(context, p, recordings, n))
+            context.attempt(f"{name} {objects} objects", partial(measure, context, predictor, recordings, objects))
 
 
 def measure(context: Context, predictor: Any, graphs: Any, objects: int) -> dict[str, Any]:

@@ -126,6 +126,7 @@ def _products(context: Context, name: str, rows: int, inner: int, outer: int, no
 
 def _windows(context: Context, name: str, side: int, head: int, heads: int, window: int, pool: bool) -> None:
     from sam2_fast.kernels.window_attention import window_attention
+
     from sam2_fast.ops.window_attention import window_attention_reference
 
     qkv, pad = _random(context, 1, side, side, 3 * head * heads), _random(context, 3 * head * heads)
