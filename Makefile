@@ -6,7 +6,18 @@ PIP := $(PY) -m pip --disable-pip-version-check -q
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow bench lint format build clean
+# The lowest versions that are supported, in an environment of its own; Triton 3.6's interpreter needs numpy < 2.4.
+FLOOR ?= .venv-floor
+FLOOR_PYTHON ?= python3
+FLOOR_PACKAGES := "torch==2.11.0" "triton==3.6.0" "numpy<2.4"
+FLOOR_WHEEL ?=
+FLOOR_TESTS := tests/ops/test_triton_sizes.py tests/test_all_in_triton.py tests/ops/test_tracing.py
+# What packs for a GPU machine: its Python and the same versions.
+GPU ?= .venv-gpu
+GPU_PYTHON ?= python3.12
+TEST_PACKAGES := pytest pytest-timeout pytest-xdist hypothesis pillow safetensors tqdm huggingface_hub typer av scipy
+
+.PHONY: setup demo test test-slow test-floor bench lint format build clean floor-packages gpu-setup pack-gpu dry-run status
 
 setup: $(STAMP)
 
@@ -29,6 +40,42 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(PY) -m pytest -q -m slow --timeout 1800
+
+$(FLOOR)/.packages: Makefile
+	test -x $(FLOOR)/bin/python || $(FLOOR_PYTHON) -m venv $(FLOOR)
+	$(FLOOR)/bin/python -m pip --disable-pip-version-check -q install -U pip
+	$(FLOOR)/bin/python -m pip --disable-pip-version-check -q install $(FLOOR_PACKAGES) $(TEST_PACKAGES)
+	touch $@
+
+floor-packages: $(FLOOR)/.packages
+
+test-floor: $(FLOOR)/.packages  ## with the lowest supported versions; FLOOR_WHEEL: a wheel of this tree, else it is built
+	$(FLOOR)/bin/python -m pip --disable-pip-version-check -q install --no-deps --force-reinstall $(or $(FLOOR_WHEEL),.)
+	rm -rf build/floor && mkdir -p build/floor
+	cp -r tests tools benchmarks examples pyproject.toml build/floor/
+	cd build/floor && $(abspath $(FLOOR))/bin/python -m pytest -n 2 --dist worksteal -q $(FLOOR_TESTS)
+	cd build/floor && $(abspath $(FLOOR))/bin/python -m tools.dry_run --check
+
+dry-run: $(FLOOR)/.packages  ## replace the table of what the real model launches
+	$(FLOOR)/bin/python -m pip --disable-pip-version-check -q install --no-deps --force-reinstall $(or $(FLOOR_WHEEL),.)
+	rm -rf build/floor && mkdir -p build/floor && cp -r tools build/floor/
+	cd build/floor && $(abspath $(FLOOR))/bin/python -m tools.dry_run --json $(abspath tools/gpu/dry_run.json)
+
+$(GPU)/.installed: Makefile pyproject.toml
+	test -x $(GPU)/bin/python || $(GPU_PYTHON) -m venv $(GPU)
+	$(GPU)/bin/python -m pip --disable-pip-version-check -q install -U pip
+	$(GPU)/bin/python -m pip --disable-pip-version-check -q install $(FLOOR_PACKAGES) $(TEST_PACKAGES)
+	$(GPU)/bin/python -m pip --disable-pip-version-check -q install "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.24" ninja
+	$(GPU)/bin/python -m pip --disable-pip-version-check -q install --no-build-isolation --no-deps -e .
+	touch $@
+
+gpu-setup: $(GPU)/.installed
+
+pack-gpu: $(GPU)/.installed  ## everything that benchmarks.first_light needs on a GPU machine without a network, into .gpu
+	$(GPU)/bin/python -m tools.pack_gpu
+
+status: $(STAMP)  ## write docs/status.md
+	$(PY) -m tools.status --write
 
 bench: $(STAMP)
 	$(PY) -m benchmarks.run

@@ -78,16 +78,10 @@ def make_wheel(out: Path, architectures: str) -> None:
 
 def make_frames(folder: Path, video: Path) -> None:
     """Decode a video into numbered JPEG files."""
-    import numpy as np
-    from PIL import Image
-
-    from sam2_fast.io.video import open_video
+    from benchmarks.first_light.context import decode
 
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    frames = open_video(str(video))
-    for i in range(len(frames)):
-        Image.fromarray(np.asarray(frames[i])).save(folder / f"{i:05d}.jpg", quality=92)
+    decode(video, folder)
 
 
 def make_peers(folder: Path) -> None:
@@ -120,7 +114,7 @@ def make_golden(out: Path) -> None:
     with torch.no_grad():
         for name in ("tiny", "large"):
             predictor = build(name, torch.device("cpu"), torch.float32, 1024)
-            found[name] = masks(predictor, str(out / "frames")).numpy().astype(np.float16)
+            found[name] = masks(predictor, str(out / "frames"), 8).numpy().astype(np.float16)
     np.savez_compressed(out / "golden.npz", **found)
 
 

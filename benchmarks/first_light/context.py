@@ -14,7 +14,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from benchmarks.first_light.records import Record, append, read
 from benchmarks.first_light.runner import RESTART
@@ -103,11 +105,31 @@ class Context:
             replay: Callable[[], Any] = recorder.record(function).replay
         return replay
 
+    @property
+    def golden_frames(self) -> int:
+        """Frames whose masks are compared."""
+        return {"cuda": 8, "fake": 4, "cpu": 3}[self.mode]
+
     def frames(self) -> Path:
-        """A folder of JPEG frames: the carried ones, or those of the examples."""
+        """A folder of JPEG frames: the carried ones, or those of the example's video."""
         carried = self.carried / "frames" if self.carried is not None else None
-        examples = Path(__file__).resolve().parents[2] / "examples" / "clip_frames"
-        return carried if carried is not None and carried.is_dir() else examples
+        if carried is not None and carried.is_dir():
+            return carried
+        return decode(Path(__file__).resolve().parents[2] / "examples" / "clip.mp4", self.files / "frames")
+
+
+def decode(video: Path, folder: Path) -> Path:
+    """Decode a video into numbered JPEG files, if that was not done before. Returns the folder."""
+    from sam2_fast.io.video import open_video
+
+    if not folder.is_dir():
+        frames = open_video(str(video))
+        made = folder.with_suffix(".part")
+        made.mkdir(parents=True, exist_ok=True)
+        for i in range(len(frames)):
+            Image.fromarray(np.asarray(frames[i])).save(made / f"{i:05d}.jpg", quality=92)
+        made.rename(folder)
+    return folder
 
 
 def _triton_errors() -> tuple[type[BaseException], ...]:

@@ -30,6 +30,8 @@ CACHE = Path("/tmp/sam2_fast_first_light/triton")
 """Where compiled kernels are kept. Triton stores absolute paths, so a carried cache works at this place alone."""
 RESTART = 75
 """Exit status of a step whose CUDA context is lost: it goes on in a new process with what has no record yet."""
+BAD = ("failed", "WRONG")
+"""How the status of an item begins that makes its step fail."""
 RESERVE = 8.0
 """Seconds kept for the archive and the table."""
 HERE = Path(__file__).resolve().parents[2]
@@ -140,8 +142,13 @@ def _run_step(step: str, plan: Plan, stage: Path, work: Path, lines: Path, deadl
         status = _process(arguments, stage, work, log, max(left, 1.0))
         if status != f"failed: exit {RESTART}" or len(read(lines)) == known:
             break
+    items = [r.get("status", "ok") for r in read(lines) if r["step"] == step]
+    bad = sum(s.startswith(BAD) for s in items)
+    died = status != "ok"
+    if bad and not died:
+        status = f"{bad} of {len(items)} items failed"
     record = {"step": step, "item": "end", "status": status, "seconds": round(time.monotonic() - start, 1)}
-    if status != "ok":
+    if died:
         record["log"] = log.read_text(errors="replace")[-900:]
     append(lines, record)
 

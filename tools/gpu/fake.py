@@ -76,6 +76,7 @@ class FakeGpu:
             (torch.cuda, "device_of", lambda tensor: nullcontext()),
             (torch.cuda, "get_device_capability", lambda device=None: (major, minor)),
             (torch.cuda, "get_device_properties", lambda device=None: properties),
+            (torch.cuda, "is_current_stream_capturing", lambda: False),
             (torch.Tensor, "is_cuda", property(lambda tensor: True)),
             (torch.Tensor, "new_empty", _zeros),
         ):

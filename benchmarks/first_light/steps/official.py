@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.first_light.context import Context
 from benchmarks.first_light.steps.golden import build
-from benchmarks.first_light.steps.speed import FRAMES
-from benchmarks.video import STEADY, Contestant
+from benchmarks.first_light.steps.speed import frames_of
+from benchmarks.video import Contestant
 
 
 def run(context: Context) -> None:
@@ -51,9 +51,7 @@ def _ratio(context: Context, name: str) -> dict[str, Any]:
     first = {who: torch.stack([m.float().cpu() > 0 for m in c.masks(8)]) for who, c in pair.items()}
     a, b = (x.flatten(1) for x in first.values())
     iou = ((a & b).sum(1) + 1e-9) / ((a | b).sum(1) + 1e-9)
-    frames = min(FRAMES, len(list(context.frames().glob("*.jpg"))))
-    if frames <= STEADY:
-        return {"least_iou": iou.min().item(), "status": "not timed: the clip is too short"}
+    frames = frames_of(context)
     times: dict[str, list[float]] = {who: [] for who in pair}
     for _ in range(2):
         for who, contestant in pair.items():

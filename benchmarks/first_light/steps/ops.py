@@ -25,7 +25,7 @@ Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 
 def run(context: Context) -> None:
     """Entry point."""
-    candidates = ("cuda", "triton") if context.mode != "cpu" else ("cpu",)
+    candidates = {"cuda": ("cuda", "triton"), "fake": ("triton",), "cpu": ("cpu",)}[context.mode]
     for name, (op, args, options) in _calls(context).items():
         for backend in candidates:
             implementation = registry._implementations.get((op, backend))
@@ -54,7 +54,7 @@ def _calls(context: Context) -> dict[str, Call]:
         model.graphs = None
         enliven(model)
         frames = open_video(str(context.frames()))
-        with _recorded(calls, name):
+        with _recorded(calls, name, "triton" if context.mode == "fake" else "torch"):
             images = SAM2ImagePredictor(model)
             images.graphs = None
             images.set_image(np.asarray(frames[0]))
@@ -68,21 +68,21 @@ def _calls(context: Context) -> dict[str, Call]:
             state = model.init_state(str(context.frames()))
             for i in range(2):
                 model.add_new_points_or_box(state, 0, i, points=[[100.0 + 150 * i, 150.0]], labels=[1])
-            for _ in model.propagate_in_video(state, max_frame_num_to_track=2):
+            for _ in model.propagate_in_video(state, max_frame_num_to_track=8 if context.cuda else 2):
                 pass
     return calls
 
 
 @contextmanager
-def _recorded(calls: dict[str, Call], model: str) -> Iterator[None]:
-    """Every op runs its reference, and its arguments are kept."""
+def _recorded(calls: dict[str, Call], model: str, source: str) -> Iterator[None]:
+    """Every op runs in the backend `source`, and its arguments are kept."""
     for stem in registry.STEMS:
         import_module(f"sam2_fast.ops.{stem}")
     implementations, absent = dict(registry._implementations), dict(registry._absent)
     try:
         for op, backend in implementations:
-            if backend == "torch":
-                kept = registry.Implementation(op, backend, _keeping(calls, model, op), lambda *_: None)
+            if backend == source or (backend == "torch" and (op, source) not in implementations):
+                kept = registry.Implementation(op, backend, _keeping(calls, model, op, backend), lambda *_: None)
                 registry._implementations[op, backend] = kept
             else:
                 registry._absent[op, backend] = lambda: "left out while arguments are recorded"
@@ -92,13 +92,14 @@ def _recorded(calls: dict[str, Call], model: str) -> Iterator[None]:
         registry._absent.update(absent)
 
 
-def _keeping(calls: dict[str, Call], model: str, op: str) -> Callable[..., Any]:
-    reference = registry._implementations[op, "torch"].run
+def _keeping(calls: dict[str, Call], model: str, op: str, backend: str) -> Callable[..., Any]:
+    plain = registry._implementations[op, backend].run
 
     def run(*args: Any, **options: Any) -> Any:
         first = next(x for x in args if isinstance(x, Tensor))
-        calls.setdefault(f"{model} {op} {'x'.join(map(str, first.shape))}", (op, args, options))
-        return reference(*args, **options)
+        # the latest call, since later frames attend to more memories
+        calls[f"{model} {op} {'x'.join(map(str, first.shape))}"] = (op, args, options)
+        return plain(*args, **options)
 
     return run
 

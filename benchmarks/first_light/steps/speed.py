@@ -32,11 +32,10 @@ def measure(context: Context, predictor: Any, graphs: Any, objects: int) -> dict
     """Steady frames, which attend to 7 maps and 16 pointers: the second pass over the clip is timed."""
     predictor.graphs = graphs
     contestant = Contestant(predictor, str(context.frames()), objects, contextlib.nullcontext)
-    available = len(list(context.frames().glob("*.jpg")))
-    frames = min(FRAMES, available)
-    if context.mode == "fake" or frames <= STEADY:
+    if context.mode == "fake":
         count = sum(1 for _ in contestant.masks(3))
-        return {"frames": count, "status": "not timed: nothing is computed, or the clip is too short"}
+        return {"frames": count, "status": "not timed: nothing is computed"}
+    frames = frames_of(context)
     if context.cuda:
         torch.cuda.reset_peak_memory_stats()
     contestant.milliseconds(frames)
@@ -44,6 +43,14 @@ def measure(context: Context, predictor: Any, graphs: Any, objects: int) -> dict
     peak = round(torch.cuda.max_memory_allocated() / 1e6) if context.cuda else None
     host = _host_milliseconds(contestant, frames)
     return {"fps": 1e3 / min(taken), "ms": taken, "host_ms": host, "peak_mb": peak}
+
+
+def frames_of(context: Context) -> int:
+    """Frames of a pass. Raises ValueError where the clip has no steady ones."""
+    available = len(list(context.frames().glob("*.jpg")))
+    if available < STEADY + 4:
+        raise ValueError(f"{context.frames()}: expected {STEADY + 4} frames or more, got {available}")
+    return min(FRAMES if context.cuda else STEADY + 4, available)
 
 
 def _host_milliseconds(contestant: Contestant, frames: int) -> float:
