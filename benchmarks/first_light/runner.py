@@ -58,7 +58,7 @@ def run_steps(plan: Plan) -> int:
     lines = out / "first_light.jsonl"
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        signal.signal(signal.SIGTERM, _stop)
+        before = signal.signal(signal.SIGTERM, _stop)
         try:
             words = " ".join(["python -m benchmarks.first_light", *steps])
             append(lines, {"step": "run", "item": "command", "command": words, "date": _now()})
@@ -69,6 +69,7 @@ def run_steps(plan: Plan) -> int:
         except KeyboardInterrupt:
             append(lines, {"step": "run", "item": "stopped", "status": "stopped from outside"})
         finally:
+            signal.signal(signal.SIGTERM, before)
             _pack(work, out)
             sys.stdout.write(table(read(lines)))
     ends = [r for r in read(lines) if r["item"] == "end" and r["step"] in steps]

@@ -1,0 +1,123 @@
+"""The dry run: what it reads off binaries, what it calls worse, and a frame and an encoding of the real model."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from tools import dry_run
+from tools.gpu.architectures import ARCHITECTURES
+from tools.gpu.report import differences
+from tools.gpu.stages import STAGES
+
+COMMITTED = json.loads(dry_run.TABLE.read_text())
+SASS = """
+.text.some_kernel:
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   LDG.E R2, desc[UR4][R2.64] ;
+.L_x_0:
+        /*0020*/                   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], RZ, !UPT ;
+        /*0030*/                   HMMA.16816.F32.BF16 R8, R4, R6, R8 ;
+        /*0040*/                   STL [R1], R2 ;
+        /*0050*/               @P0 BRA `(.L_x_0) ;
+        /*0060*/                   FADD R2, R2, R3 ;
+        /*0070*/               @P1 BRA `(.L_x_1) ;
+        /*0080*/                   EXIT ;
+.L_x_2:
+        /*0090*/                   BRA `(.L_x_2);
+"""
+
+
+def test_the_main_loop_is_the_innermost_one_with_matrix_work() -> None:
+    from tools.gpu import binary
+
+    instructions, loops = binary._loops(SASS)
+    assert len(instructions) == 10 and loops == [(2, 6), (1, 8)]
+    first, last = binary._main_loop(instructions, loops)
+    assert (first, last) == (2, 6)
+    assert binary._flops(instructions[first:last]) == 2 * 64 * 64 * 16 // 4 + 2 * 16 * 8 * 16
+
+
+@pytest.mark.parametrize(
+    ("capability", "registers", "shared", "warps", "expected"),
+    [
+        (90, 128, 144 << 10, 8, 1),  # shared memory
+        (90, 168, 60 << 10, 4, 3),  # registers: 65536 / (168 * 128) = 3.05
+        (90, 32, 0, 4, 16),  # threads
+        (80, 16, 0, 1, 32),  # blocks
+        (120, 100, 40 << 10, 4, 2),  # 100 KB hold two of 41 KB
+    ],
+)
+def test_resident_blocks(capability: int, registers: int, shared: int, warps: int, expected: int) -> None:
+    assert ARCHITECTURES[capability].resident_blocks(registers, shared, warps) == expected
+
+
+def test_the_committed_table_is_whole_and_spills_nothing() -> None:
+    assert set(COMMITTED["architectures"]) == {str(c) for c in ARCHITECTURES}
+    for capability, rows in COMMITTED["architectures"].items():
+        assert set(rows["models"]) == set(dry_run.MODELS)
+        used: set[str] = set()
+        for model, parts in rows["models"].items():
+            assert set(parts) == set(STAGES), (capability, model)
+            for part in parts.values():
+                assert part["triton_launches"] == sum(row["launches"] for row in part["kernels"].values())
+                assert part["limit_us"] <= part["forecast_us"]
+                used |= set(part["kernels"])
+        assert used == set(rows["kernels"])
+        assert not [label for label, row in rows["kernels"].items() if row["spills"]]
+        assert all(row["resident"] >= 1 for row in rows["kernels"].values())
+
+
+def worse(change: Any) -> list[str]:
+    """Differences of a table that `change` was applied to, from the committed one."""
+    table = copy.deepcopy(COMMITTED)
+    rows = table["architectures"]["90"]
+    change(rows["kernels"], rows["models"]["tiny"]["track 1"])
+    return differences(table, COMMITTED)
+
+
+def set_value(kernels: dict[str, Any], key: str, change: int) -> None:
+    next(row for label, row in kernels.items() if label.startswith("attend_kernel"))[key] += change
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda kernels, part: set_value(kernels, "registers", 1), "registers rose"),
+        (lambda kernels, part: set_value(kernels, "spills", 3), "spilled, 3 accesses"),
+        (lambda kernels, part: set_value(kernels, "resident", -1), "blocks per multiprocessor fell"),
+        (lambda kernels, part: part.update(triton_launches=part["triton_launches"] + 1), "triton_launches rose"),
+        (lambda kernels, part: part.update(torch_operations=part["torch_operations"] + 1), "torch_operations rose"),
+        (lambda kernels, part: kernels.update(new_kernel=next(iter(kernels.values()))), "not in the table"),
+    ],
+    ids=["registers", "spills", "resident", "launches", "operations", "new"],
+)
+def test_what_is_worse_is_named(change: Any, fault: str) -> None:
+    assert len(faults := worse(change)) == 1 and fault in faults[0], faults
+
+
+def test_what_is_better_passes_and_other_versions_are_not_compared() -> None:
+    assert worse(lambda kernels, part: set_value(kernels, "registers", -9)) == []
+    assert worse(lambda kernels, part: part.update(triton_launches=1)) == []
+    other = {**COMMITTED, "triton": "1.0"}
+    assert "other numbers" in differences(other, COMMITTED)[0]
+
+
+def test_a_real_frame_and_an_encoding_compile_without_spills_and_launch_no_more_than_committed() -> None:
+    pytest.importorskip("triton")
+    threads = torch.get_num_threads()
+    try:
+        rows = dry_run.measure(90, ["tiny"], ["encode 1", "track 1"])
+    finally:
+        torch.set_num_threads(threads)
+    assert not [label for label, row in rows["kernels"].items() if row["spills"]]
+    before = COMMITTED["architectures"]["90"]["models"]["tiny"]
+    for name, part in rows["models"]["tiny"].items():
+        assert part["triton_launches"] <= before[name]["triton_launches"]
+        assert part["gflop"] == pytest.approx(before[name]["gflop"], rel=1e-3)
+    assert rows["models"]["tiny"]["track 1"]["triton_launches"] > 80
