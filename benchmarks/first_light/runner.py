@@ -161,9 +161,7 @@ def _process(arguments: list[str], stage: Path, work: Path, log: Path, limit: fl
     environment["PYTHONPATH"] = str(stage)
     command = [sys.executable, "-m", "benchmarks.first_light", *arguments]
     with log.open("a") as file:
-        process = subprocess.Popen(
-            command, cwd=stage, env=environment, stdout=file, stderr=file, start_new_session=True
-        )
+        process = subprocess.Popen(command, cwd=stage, env=environment, stdout=file, stderr=file, start_new_session=True)
         try:
             code = process.wait(limit)
         except subprocess.TimeoutExpired:

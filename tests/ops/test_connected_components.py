@@ -98,6 +98,8 @@ CASES = {
 }
 
 
+@pytest.mark.proves("reference", "connected_components:cpu")
+@pytest.mark.proves("gpu test", "connected_components:cuda", "connected_components:triton")
 @pytest.mark.parametrize("name", CASES)
 def test_labels_and_areas_equal_a_flood_fill(backend: str, name: str) -> None:
     masks = CASES[name]
@@ -125,6 +127,8 @@ def test_the_partition_equals_scipys_and_cc3ds(backend: str, density: float) -> 
         assert len(np.unique(pairs[0])) == len(np.unique(pairs[1])) == pairs.shape[1]
 
 
+@pytest.mark.proves("reference", "small_components:cpu")
+@pytest.mark.proves("gpu test", "small_components:cuda", "small_components:triton")
 @pytest.mark.parametrize("max_area", [1, 2, 8, 15, 16, 17, 100])
 @pytest.mark.parametrize("name", ["noise 0.3", "noise 0.45", "spiral", "dots", "many masks", "all on"])
 def test_small_components_are_those_of_small_area(backend: str, name: str, max_area: int) -> None:
@@ -291,11 +295,13 @@ for density, shape in ((0.45, (2, 23, 31)), (0.6, (1, 1, 300)), (1.0, (1, 20, 20
 """
 
 
+@pytest.mark.proves("interpreted", "connected_components:triton", "small_components:triton")
 def test_the_triton_kernel_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     interpret(INTERPRETED)
 
 
+@pytest.mark.proves("compiled", "connected_components:triton", "small_components:triton")
 @pytest.mark.parametrize("capability", [80, 90, 120])
 def test_the_triton_kernels_compile_without_a_gpu(capability: int) -> None:
     pytest.importorskip("triton")

@@ -37,12 +37,14 @@ PRODUCTS = {  # inner, outer, norm, activation, residual, pooled: of the trunks 
 }  # fmt: skip
 
 
+@pytest.mark.proves("interpreted", "hiera_block:triton")
 @pytest.mark.parametrize("part", [0, 1])
 def test_errs_at_most_twice_as_much_as_torch_in_the_interpreter(part: int) -> None:
     pytest.importorskip("triton")
     interpret(INTERPRETED.replace("{part}", str(part)))
 
 
+@pytest.mark.proves("compiled", "hiera_block:triton")
 @pytest.mark.parametrize("product", PRODUCTS.values(), ids=PRODUCTS)
 @pytest.mark.parametrize(("capability", "shared"), [(80, 163), (90, 227), (120, 99)])
 def test_compiles_without_spills_and_fits(capability: int, shared: int, product: tuple[int, int, bool, int, bool, bool]) -> None:
@@ -101,6 +103,7 @@ def test_says_why_it_refuses() -> None:
         hiera_block(*case(*SHAPES["pooled"]), backend="triton")
 
 
+@pytest.mark.proves("gpu test", "hiera_block:triton")
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [*SHAPES.values(), (256, 256, 96, 96, 1, 8, False), (128, 128, 144, 288, 4, 8, True)], ids=str)

@@ -70,12 +70,14 @@ def test_computes_in_the_dtype_of_autocast() -> None:
     interpret(NARROWED)
 
 
+@pytest.mark.proves("interpreted", "mask_decoder:triton")
 @pytest.mark.parametrize("part", [0, 1, 2])
 def test_errs_at_most_twice_as_much_as_torch_in_the_interpreter(part: int) -> None:
     pytest.importorskip("triton")
     interpret(INTERPRETED.replace("{part}", str(part)))
 
 
+@pytest.mark.proves("compiled", "mask_decoder:triton")
 @pytest.mark.parametrize("rows", [32, 64])
 @pytest.mark.parametrize(("capability", "shared"), [(80, 163), (90, 227), (120, 99)])
 def test_looking_compiles_without_spills_and_fits(capability: int, shared: int, rows: int) -> None:
@@ -121,6 +123,7 @@ def test_says_why_it_refuses() -> None:
         mask_decoder(*case(), backend="triton")
 
 
+@pytest.mark.proves("gpu test", "mask_decoder:triton")
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [*SHAPES.values(), {"height": 64, "width": 64, "dim": 256, "hidden": 2048, "heads": 8}], ids=str)

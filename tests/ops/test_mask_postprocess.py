@@ -35,6 +35,7 @@ def same(a: Judged, b: Judged) -> bool:
     return integers and len(a.runs) == len(b.runs) and all(np.array_equal(x, y) for x, y in zip(a.runs, b.runs, strict=True))
 
 
+@pytest.mark.proves("reference", "mask_postprocess:cpu")
 @pytest.mark.parametrize("smooth", [True, False])
 @pytest.mark.parametrize(("low", "size", "canvas", "origin"), SHAPES)
 def test_every_instruction_set_gives_the_definitions_integers(

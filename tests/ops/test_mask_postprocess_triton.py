@@ -47,11 +47,13 @@ assert same(none, mask_postprocess_reference(torch.zeros(0, 4, 4), (8, 8), 0.0, 
 """
 
 
+@pytest.mark.proves("interpreted", "mask_postprocess:triton")
 def test_gives_the_definitions_integers_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     interpret(INTERPRETED)
 
 
+@pytest.mark.proves("compiled", "mask_postprocess:triton")
 @pytest.mark.parametrize("capability", [80, 90, 120])
 @pytest.mark.parametrize("name", ["bits", "count", "write"])
 def test_compiles_without_spills(name: str, capability: int) -> None:
@@ -86,6 +88,7 @@ def test_says_why_it_refuses() -> None:
         mask_postprocess(torch.zeros(1, 4, 4), (8, 8), 0.0, 1.0, backend="triton")
 
 
+@pytest.mark.proves("gpu test", "mask_postprocess:triton")
 @pytest.mark.gpu
 @pytest.mark.parametrize(("low", "size", "canvas", "origin"), [*SHAPES, *LONG, ((256, 256), (1080, 1920), (1200, 2000), (7, 9))])
 def test_gives_the_definitions_integers_on_a_gpu(

@@ -92,6 +92,7 @@ def error(found: Tensor, exact: Tensor) -> float:
     return (found.double() - exact).square().mean().sqrt().item()
 
 
+@pytest.mark.proves("reference", "memory_attention:cpu")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("scale", [1.0, 8.0], ids="scale {}".format)
 @pytest.mark.parametrize(

@@ -32,11 +32,13 @@ for objects, images, dim, narrow, side in {SHAPES}:
 """
 
 
+@pytest.mark.proves("interpreted", "memory_attention:triton")
 def test_errs_at_most_twice_as_much_as_torch_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     interpret(INTERPRETED)
 
 
+@pytest.mark.proves("compiled", "memory_attention:triton")
 @pytest.mark.parametrize(("capability", "shared"), [(80, 163), (89, 99), (90, 227), (120, 99)])
 def test_compiles_without_spills_and_fits(capability: int, shared: int) -> None:
     pytest.importorskip("triton")
@@ -66,6 +68,7 @@ def test_says_why_it_refuses() -> None:
         memory_attention(*case(), backend="triton")
 
 
+@pytest.mark.proves("gpu test", "memory_attention:triton")
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [*SHAPES, (((7, 64),), 1, 256, 64, 64), (((7, 64),) * 3 + ((2, 8),), 1, 256, 64, 64)], ids=str)

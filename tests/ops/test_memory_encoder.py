@@ -117,6 +117,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.proves("reference", "memory_encoder:cpu")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("binarize", [False, True], ids=["sigmoid", "binarized"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

@@ -46,11 +46,13 @@ for name, shape in SHAPES.items():
 """
 
 
+@pytest.mark.proves("interpreted", "memory_encoder:triton")
 def test_errs_at_most_twice_as_much_as_torch_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     interpret(INTERPRETED)
 
 
+@pytest.mark.proves("compiled", "memory_encoder:triton")
 @pytest.mark.parametrize("widths", [(4, 16), (16, 64), (64, 256)], ids=str)
 @pytest.mark.parametrize(("capability", "shared"), [(80, 163), (90, 227), (120, 99)])
 def test_convolutions_compile_without_spills_and_fit(capability: int, shared: int, widths: tuple[int, int]) -> None:
@@ -86,6 +88,7 @@ def test_says_why_it_refuses() -> None:
         memory_encoder(*case(), backend="triton")
 
 
+@pytest.mark.proves("gpu test", "memory_encoder:triton")
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(

@@ -84,11 +84,13 @@ for count in (0, 1, 31, 32, 33, 150):
 """
 
 
+@pytest.mark.proves("interpreted", "nms:triton")
 def test_the_triton_kernels_keep_the_same_boxes_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     interpret(INTERPRETED)
 
 
+@pytest.mark.proves("compiled", "nms:triton")
 @pytest.mark.parametrize("capability", [80, 90, 120])
 def test_compiles_without_fused_products(capability: int) -> None:
     pytest.importorskip("triton")
@@ -108,6 +110,7 @@ def test_says_why_it_refuses() -> None:
         nms(torch.zeros(1, 4), torch.zeros(1), 0.5, backend="triton")
 
 
+@pytest.mark.proves("gpu test", "nms:triton")
 @pytest.mark.gpu
 @pytest.mark.parametrize("count", [0, 1, 33, 3072, 20000])
 def test_the_same_boxes_on_a_gpu(count: int) -> None:

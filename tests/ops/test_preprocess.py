@@ -57,6 +57,7 @@ def poisoned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.full(shape, torch.nan) if dtype.is_floating_point else torch.full(shape, 77, dtype=dtype)
 
 
+@pytest.mark.proves("reference", "preprocess_frame:cpu", "resize_bicubic:cpu")
 @pytest.mark.parametrize("kind", ["noise", "board"])
 @pytest.mark.parametrize(("height", "width", "size"), SIZES)
 def test_every_instruction_set_gives_pillows_bytes(isa: str, height: int, width: int, size: int, kind: str) -> None:
@@ -101,6 +102,7 @@ def test_every_instruction_set_gives_the_bits_of_torch_compiled_for_it(isa: str,
         assert torch.equal(found, expected), (height, width, size)
 
 
+@pytest.mark.proves("reference", "preprocess_images:cpu")
 @pytest.mark.parametrize(("height", "width", "size"), SIZES)
 def test_the_error_of_images_is_at_most_twice_torchs(isa: str, height: int, width: int, size: int) -> None:
     images = torch.stack([picture(height, width), picture(height, width, "board")])

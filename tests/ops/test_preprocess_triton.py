@@ -47,11 +47,13 @@ assert kernels.resample(picture(4, 4)[None][:0], 8, False, False, MEAN, STD).sha
 """
 
 
+@pytest.mark.proves("interpreted", "preprocess_frame:triton", "preprocess_images:triton", "resize_bicubic:triton")
 def test_gives_pillows_bytes_and_torchs_accuracy_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     interpret(INTERPRETED)
 
 
+@pytest.mark.proves("compiled", "preprocess_frame:triton", "preprocess_images:triton", "resize_bicubic:triton")
 @pytest.mark.parametrize("capability", [80, 90, 120])
 @pytest.mark.parametrize("constants", [(True, True), (True, False), (False, True)], ids=str)
 def test_compiles_without_spills(constants: tuple[bool, bool], capability: int) -> None:
@@ -78,6 +80,7 @@ def test_says_why_it_refuses(op: str) -> None:
             resize_bicubic(picture(8, 8), 4, backend="triton")
 
 
+@pytest.mark.proves("gpu test", "preprocess_frame:triton", "preprocess_images:triton", "resize_bicubic:triton")
 @pytest.mark.gpu
 @pytest.mark.parametrize(("height", "width", "size"), [*SIZES, (1080, 1920, 1024)])
 def test_gives_pillows_bytes_and_torchs_accuracy_on_a_gpu(height: int, width: int, size: int) -> None:

@@ -38,6 +38,7 @@ def error(found: Tensor, exact: Tensor) -> float:
     return (found.double() - exact).square().mean().sqrt().item()
 
 
+@pytest.mark.proves("reference", "rope_attention:cpu")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("scale", [1.0, 4.0, 16.0], ids="scale {}".format)
 @pytest.mark.parametrize(

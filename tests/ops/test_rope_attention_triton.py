@@ -39,11 +39,13 @@ for dtype in (torch.float32, torch.float16):
 """
 
 
+@pytest.mark.proves("interpreted", "rope_attention:triton")
 def test_errs_at_most_twice_as_much_as_torch_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     interpret(INTERPRETED)
 
 
+@pytest.mark.proves("compiled", "rope_attention:triton")
 @pytest.mark.parametrize("values", [64, 256])
 @pytest.mark.parametrize(("capability", "shared"), [(80, 163), (89, 99), (90, 227), (120, 99)])
 def test_compiles_without_spills_and_fits(capability: int, shared: int, values: int) -> None:
@@ -83,6 +85,7 @@ def test_says_why_it_refuses() -> None:
         rope_attention(q, k, v, rope_table(8, 2), backend="triton")
 
 
+@pytest.mark.proves("gpu test", "rope_attention:triton")
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("scale", [1.0, 16.0])

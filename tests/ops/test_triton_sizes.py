@@ -57,8 +57,19 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     (
         "window_attention",
         "window",
-        {"head": 16, "BLOCK_Q": 16, "BLOCK_K": 16, "PACK": 2, "LOW": 16, "REST": 16, "POOL": True, "PADDED": True, "EXACT": False,
-         "tall": 4, "wide": 4},
+        {
+            "head": 16,
+            "BLOCK_Q": 16,
+            "BLOCK_K": 16,
+            "PACK": 2,
+            "LOW": 16,
+            "REST": 16,
+            "POOL": True,
+            "PADDED": True,
+            "EXACT": False,
+            "tall": 4,
+            "wide": 4,
+        },
     ),
 ]
 
@@ -87,9 +98,7 @@ def _flipped() -> list[tuple[str, str, dict[str, Any], str]]:
     [row[:3] for row in _flipped()],
     ids=[f"{m} {n} {flag}={c[flag]}" for m, n, c, flag in _flipped()],
 )
-def test_compiles_in_bfloat16_with_each_boolean_constant_either_way(
-    module: str, name: str, constants: dict[str, Any]
-) -> None:
+def test_compiles_in_bfloat16_with_each_boolean_constant_either_way(module: str, name: str, constants: dict[str, Any]) -> None:
     pytest.importorskip("triton")
     kernel = getattr(import_module(f"sam2_fast.kernels.{module}"), f"{name}_kernel")
     kinds = _kinds(module, name)

@@ -66,6 +66,7 @@ def error(found: Tensor, exact: Tensor) -> float:
     return (found.double() - exact).square().mean().sqrt().item()
 
 
+@pytest.mark.proves("reference", "window_attention:cpu")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("scale", [1.0, 16.0], ids="scale {}".format)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

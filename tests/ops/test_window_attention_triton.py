@@ -31,11 +31,13 @@ TRUNK = {  # window, pooled, channels of a head, side of the grid: of the trunks
 }  # fmt: skip
 
 
+@pytest.mark.proves("interpreted", "window_attention:triton")
 def test_errs_at_most_twice_as_much_as_torch_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     interpret(INTERPRETED)
 
 
+@pytest.mark.proves("compiled", "window_attention:triton")
 @pytest.mark.parametrize("block", TRUNK.values(), ids=TRUNK)
 @pytest.mark.parametrize(("capability", "shared"), [(80, 163), (90, 227), (120, 99)])
 def test_compiles_without_spills_and_fits(capability: int, shared: int, block: tuple[int, bool, int, int]) -> None:
@@ -59,6 +61,7 @@ def test_says_why_it_refuses() -> None:
         window_attention(*case(*SHAPES["pooled"]), backend="triton")
 
 
+@pytest.mark.proves("gpu test", "window_attention:triton")
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [*SHAPES.values(), *((s, s, 2, h, w, p) for w, p, h, s in TRUNK.values())], ids=str)

@@ -54,9 +54,7 @@ def test_steps_without_time_are_named(tmp_path: Path) -> None:
     assert statuses(tmp_path) == dict.fromkeys(("setup", "ops"), "not run: no time is left")
 
 
-def test_a_step_that_loses_its_device_goes_on_with_the_next_item(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_that_loses_its_device_goes_on_with_the_next_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def process(arguments: list[str], *_: Any) -> str:

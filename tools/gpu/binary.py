@@ -89,9 +89,7 @@ def _main_loop(instructions: list[str], loops: list[tuple[int, int]]) -> tuple[i
     """The innermost loop with the most matrix work; without matrix work in a loop, all instructions."""
     working = [loop for loop in loops if _flops(instructions[slice(*loop)])]
     innermost = [
-        (first, last)
-        for first, last in working
-        if not any((a, b) != (first, last) and first <= a and b <= last for a, b in working)
+        (first, last) for first, last in working if not any((a, b) != (first, last) and first <= a and b <= last for a, b in working)
     ]
     if not innermost:
         return 0, len(instructions)

@@ -51,7 +51,7 @@ class Stage:
 
 
 class FakeGpu:
-    """Use as a context manager. CPU tensors stand for those of the GPU; outputs of kernels are zeros.
+    """Use as a context manager. CPU tensors stand for those of the GPU; outputs of kernels are zeros, or True.
 
     Every op that has a Triton implementation takes it, whatever the device of its tensors.
     """
@@ -79,6 +79,7 @@ class FakeGpu:
             (torch.cuda, "is_current_stream_capturing", lambda: False),
             (torch.Tensor, "is_cuda", property(lambda tensor: True)),
             (torch.Tensor, "new_empty", _zeros),
+            (torch, "empty_like", _zeros_like),
         ):
             self._patches.enter_context(patch.object(target, name, value))
         for target, name, value in _every_op_in_triton(self.architecture):
@@ -189,6 +190,13 @@ def _zeros(tensor: Tensor, *size: Any, **options: Any) -> Tensor:
     """`Tensor.new_empty` with defined contents: what follows must not depend on chance."""
     with _disable_current_modes():
         return tensor.new_zeros(*size, **options)
+
+
+def _zeros_like(tensor: Tensor, **options: Any) -> Tensor:
+    """`torch.empty_like` with defined contents. What is a choice is always taken: every mask is kept."""
+    with _disable_current_modes():
+        zeros = torch.zeros_like(tensor, **options)
+        return zeros.logical_not() if zeros.dtype == torch.bool else zeros
 
 
 def _every_op_in_triton(architecture: Architecture) -> Iterator[tuple[Any, str, Any]]:

@@ -48,9 +48,7 @@ def _calls(context: Context) -> dict[str, Call]:
 
     calls: dict[str, Call] = {}
     for name in context.models:
-        model = build_sam2_video_predictor(
-            name, device=context.device, dtype=context.dtype, seed=0, image_size=context.size
-        )
+        model = build_sam2_video_predictor(name, device=context.device, dtype=context.dtype, seed=0, image_size=context.size)
         model.graphs = None
         enliven(model)
         frames = open_video(str(context.frames()))
@@ -104,9 +102,7 @@ def _keeping(calls: dict[str, Call], model: str, op: str, backend: str) -> Calla
     return run
 
 
-def _compare(
-    context: Context, implementation: registry.Implementation, args: tuple[Any, ...], options: dict[str, Any]
-) -> dict[str, Any]:
+def _compare(context: Context, implementation: registry.Implementation, args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
     """rms error over the error of torch in the same dtype; `equal` for integers. seconds: with compilation."""
     reason = registry._absent[implementation.op, implementation.backend]() or implementation.refuses(*args)
     if reason is not None:

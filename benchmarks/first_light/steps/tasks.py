@@ -38,9 +38,7 @@ def _image(context: Context, name: str, picture: np.ndarray) -> dict[str, Any]:
     model = build_sam2(name, device=context.device, dtype=context.dtype, seed=0, image_size=context.size)
     predictor = SAM2ImagePredictor(model)
     side = 32 if context.cuda else 4
-    generator = SAM2AutomaticMaskGenerator(
-        model, points_per_side=side, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=1.0
-    )
+    generator = SAM2AutomaticMaskGenerator(model, points_per_side=side, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=1.0)
     found: list[int] = []
 
     def click() -> None:

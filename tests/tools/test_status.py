@@ -1,0 +1,46 @@
+"""The page of what is proved is what the registry, the tests and the results say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sam2_fast.ops.registry import backends
+from tools import status
+
+
+def test_the_committed_page_is_the_generated_one() -> None:
+    assert status.PAGE.read_text() == status.page(), "run python -m tools.status --write"
+
+
+def test_every_backend_has_a_row_and_a_proof() -> None:
+    rows = status.rows()
+    assert set(rows) == {(s.op, s.backend) for s in backends() if s.backend != "torch"}
+    for (op, backend), row in rows.items():
+        wanted = {"cpu": "reference", "triton": "interpreted", "cuda": "gpu test"}[backend]
+        assert wanted in row.proofs, f"{op} {backend}: no test is marked as proving it ({wanted})"
+
+
+def test_results_of_a_card_are_shown_and_wrong_ones_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    records = [
+        {"step": "run", "item": "command", "date": "2027-01-02 03:04:05 UTC"},
+        {"step": "setup", "item": "card", "card": "Some GPU", "capability": "9.0"},
+        {"step": "ops", "item": "tiny nms 48x4 triton", "equal": True, "status": "ok"},
+        {"step": "ops", "item": "tiny hiera_block 1x64x64x384 triton", "status": "ok"},
+        {"step": "ops", "item": "large hiera_block 1x32x32x1152 triton", "status": "WRONG: error above twice torch's"},
+    ]
+    (results / "first_light_some_gpu.jsonl").write_text("\n".join(map(json.dumps, records)))
+    monkeypatch.setattr(status, "ROOT", tmp_path)
+    found = status.on_cards()
+    assert found["nms", "triton"] == "Some GPU, 2027-01-02"
+    assert found["hiera_block", "triton"].startswith("Some GPU, 2027-01-02: WRONG")
+
+
+def test_a_mark_of_an_unknown_op_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "marks", lambda: [(("no_such_op", "triton"), "interpreted")])
+    with pytest.raises(ValueError, match="no_such_op:triton"):
+        status.rows()
