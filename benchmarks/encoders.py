@@ -87,7 +87,7 @@ def picture(size: int) -> Tensor:
 
 @torch.inference_mode()
 def encoding(case: str, name: str, size: int, options: Options) -> Iterator[Row]:
-    """The image encoder; of the first size by inference engines too."""
+    """The image encoder; for the first size also in inference engines."""
     image = picture(size)
     ours = build_sam2(name, device="cpu", seed=0, image_size=size)
     theirs = peers.official(name, ours.state_dict(), size, options.device)

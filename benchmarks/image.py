@@ -64,7 +64,7 @@ def described(case: str, functions: Functions, options: Options, notes: dict[str
 
 
 class Models:
-    """Of one size: ours in float32 and in the precision of the device, and the official ones by name."""
+    """Models of one size: ours in float32 and in the precision of the device, the official ones by name."""
 
     def __init__(self, name: str, size: int, options: Options) -> None:
         cuda = options.device.type == "cuda"
@@ -79,7 +79,7 @@ class Models:
                 self.theirs |= {} if made is None else {who: made}
 
     def at_full_size(self) -> dict[str, Any]:
-        """The official models where their predictors work: they know no other size than 1024."""
+        """The official models where the official image predictor can run them: at 1024 pixels only."""
         return self.theirs if self.size == 1024 else {}
 
     def predictors(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ Build = Callable[[], Models]
 
 @torch.inference_mode()
 def encoder(case: str, batch: int, build: Build, peak: float, options: Options) -> Iterator[Row]:
-    """Of a batch: ours errs at most twice as much as the official package in the same precision."""
+    """The image encoder on one batch: ours errs at most twice as much as the official package in the same precision."""
     models = build()
     exact, ours, theirs, graphs = models.exact, models.ours, models.theirs, models.graphs
     cuda, name, size = options.device.type == "cuda", models.name, models.size
@@ -173,7 +173,7 @@ def generators(case: str, side: int, build: Build, picture: np.ndarray, options:
 
 @torch.inference_mode()
 def measure(options: Options) -> Iterator[Case]:
-    """Of each size the encoder by batch, clicks, automatic masks."""
+    """For each size the encoder by batch, clicks, automatic masks."""
     cuda = options.device.type == "cuda"
     full = cuda and not options.quick
     size, picture = 1024 if full else 256, photograph(not full)

@@ -33,7 +33,7 @@ def measure(options: Options) -> Iterator[Case]:
 
 @torch.inference_mode()
 def postprocess(case: str, name: str, count: int, size: tuple[int, int], options: Options) -> Iterator[Row]:
-    """Of smooth masks, or of noise."""
+    """Smooth masks, or noise."""
     noise = torch.randn(count, 256, 256, generator=torch.Generator().manual_seed(0))
     if name == "smooth":
         noise = F.avg_pool2d(F.avg_pool2d(noise[:, None], 33, 1, 16), 33, 1, 16)[:, 0] * 100

@@ -56,7 +56,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def stages(models: Models, image_size: int) -> Runs:
-    """Each stage by itself, ours and the official one; the encoder of transformers too."""
+    """Each stage by itself, ours and the official one; the encoder also of transformers."""
     ours, theirs, hf = models
     device, side = next(ours.parameters()).device, image_size // 16
     image = torch.randn(1, 3, image_size, image_size, device=device)
@@ -169,7 +169,7 @@ class Steady:
 
 @torch.inference_mode()
 def frame(case: str, objects: int, narrow: bool, models: Callable[[], Models], flop: float | None, options: Options) -> Iterator[Row]:
-    """A tracked frame of so many objects; `flop`: GFLOP that it takes at least."""
+    """A tracked frame; `flop`: the GFLOP that it takes at least."""
     ours, theirs, _ = models()
     count = 17 + options.repeats + 3
     folder = folder_of(clip(count))
@@ -234,7 +234,7 @@ def build(name: str, image_size: int, options: Options) -> Models:
 
 @torch.inference_mode()
 def measure(options: Options) -> Iterator[Case]:
-    """Stages, then tracked frames, of each size; on a CPU peak memory last."""
+    """Stages, then tracked frames, for each size; on a CPU peak memory last."""
     image_size = 256 if options.quick else 1024
     cpu = options.device.type == "cpu"
     for name in ("tiny",) if options.quick or cpu else tuple(PRESETS):

@@ -21,7 +21,7 @@ LIBRARY_ERRORS = {
     "hydra.errors": "HydraException",
     "omegaconf.errors": "OmegaConfBaseException",
 }
-"""Roots of the errors that derive from none of `FAILURES`, by module."""
+"""Base classes of errors that derive from none of `FAILURES`, by module."""
 
 
 def failures() -> tuple[type[BaseException], ...]:
@@ -33,7 +33,7 @@ def failures() -> tuple[type[BaseException], ...]:
 class Report:
     """Rows, red cases and failures. With `path`, one JSON document, replaced as a whole after every change.
 
-    `"complete"` is false until `finish`: a run that was killed leaves all rows that it knew.
+    `"complete"` is false until `finish`: a run that is killed leaves a valid document with all rows so far.
     """
 
     def __init__(self, options: Options, path: Path | None = None) -> None:
@@ -50,19 +50,19 @@ class Report:
         self._write()
 
     def benchmark(self, name: str, cases: Iterable[Case]) -> None:
-        """Measure every case of a benchmark; one that is red or fails takes no other along.
+        """Measure every case of a benchmark; one that is red or fails does not affect the others.
 
-        What `cases` raises between two of them ends the benchmark and is kept as its failure.
+        What `cases` raises between two of them ends the benchmark and is recorded as its failure.
         """
         self._results.setdefault(name, [])
-        with self._kept(name, ""):
+        with self._recorded(name, ""):
             for case in cases:
-                with self._kept(name, case.name):
+                with self._recorded(name, case.name):
                     for row in case.rows():
                         self._row(name, row)
 
     def finish(self) -> int:
-        """Call the document complete. Returns the exit status: 1 where a case was red or failed."""
+        """Mark the document as complete. Returns the exit status: 1 where a case was red or failed."""
         self._document["complete"] = True
         self._write()
         for kind, entries in (("red", self._red), ("failed", self._failed)):
@@ -76,7 +76,7 @@ class Report:
         print(show(row), flush=True)
 
     @contextmanager
-    def _kept(self, benchmark: str, case: str) -> Iterator[None]:
+    def _recorded(self, benchmark: str, case: str) -> Iterator[None]:
         try:
             yield
         except RedCaseError as error:

@@ -24,7 +24,7 @@ def measure(options: Options) -> Iterator[Case]:
 
 
 def attention(case: str, side: int, maps: int, dtype: torch.dtype, best: float, options: Options) -> Iterator[Row]:
-    """Over so many memory maps, 0: self-attention; `best`: GFLOP/s of a matrix product."""
+    """Attention to `maps` memory maps, 0: self-attention; `best`: GFLOP/s of a matrix product."""
     table, generator = rope_table(DIM, side).to(options.device), torch.Generator().manual_seed(0)
     loose = LOOSE if maps else 0
     keys, width = (maps * side * side + loose, MEMORY) if maps else (side * side, DIM)

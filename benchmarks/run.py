@@ -29,7 +29,7 @@ def available() -> list[str]:
 
 
 def cases(name: str, options: Options) -> Iterable[Case]:
-    """Of a benchmark, whose module is imported with the first."""
+    """The cases of a benchmark; its module is imported when the first is asked for."""
     yield from import_module(f"benchmarks.{name}").measure(options)
 
 

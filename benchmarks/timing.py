@@ -60,7 +60,7 @@ class Case:
     """What a benchmark yields: one case, measured when it is asked for its rows.
 
     `function(name, *arguments)` proves the outputs equal with `require`, then times them. What it raises ends this
-    case alone, so whatever may fail belongs in it and not in `measure`.
+    case only, so whatever may fail belongs in it and not in `measure`.
     """
 
     name: str

@@ -155,7 +155,7 @@ def prove(who: dict[str, Contestant], exact: Contestant, case: str) -> dict[str,
 
 
 def video(case: str, name: str, image_size: int, count: int, folder: str, peak: float, options: Options) -> Iterator[Row]:
-    """Of one size and so many objects; `peak`: GFLOP/s of a matrix product.
+    """A whole video with `count` objects; `peak`: GFLOP/s of a matrix product.
 
     Predictors are built anew for every case: what recordings of other cases hold is not in the peak memory.
     """

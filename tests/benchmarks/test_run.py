@@ -1,4 +1,4 @@
-"""Results are kept as soon as they are known, and one bad case takes no other along."""
+"""Rows are on disk as soon as they are known, and a bad case does not affect the others."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_what_may_be_red_or_fail_is_in_a_case(name: str) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda p: p.stem)
 def test_committed_results_are_complete(path: Path) -> None:
-    """Older ones have no word on it."""
+    """Results from before `complete` was written do not have it."""
     document = json.loads(path.read_text())
     assert document.get("complete", True)
     assert not document.get("red")
