@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from benchmarks import peers
-from benchmarks.timing import Options, Row, interleaved, require, rows
+from benchmarks.timing import Case, Options, Row, interleaved, require, rows
 from sam2_fast.build_sam import build_sam2
 from sam2_fast.mask_generator import SAM2AutomaticMaskGenerator
 from sam2_fast.ops.nms import batched_nms
@@ -39,14 +39,19 @@ def agreement(mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> float
     return min(float(coco.iou([x], [y], [0])[0, 0]) for k in a for x, y in zip(a[k], b[k], strict=True))
 
 
-@torch.inference_mode()
-def measure(options: Options) -> Iterator[Row]:
+def measure(options: Options) -> Iterator[Case]:
     """8 x 8 clicks on a photograph of 600 x 900 pixels, tiny."""
     if options.device.type != "cpu":
         return
     path = next(p for p in PHOTOGRAPHS if p.is_file())
-    image = np.array(Image.open(path).convert("RGB").resize((225, 150) if options.quick else (900, 600)))
     size, side = (256, 4) if options.quick else (1024, 8)
+    yield Case(f"tiny {size}, {side} x {side} clicks, {path.stem}", generators, (path, size, side, options))
+
+
+@torch.inference_mode()
+def generators(case: str, path: Path, size: int, side: int, options: Options) -> Iterator[Row]:
+    """Both find the same masks; `side`: clicks along a side."""
+    image = np.array(Image.open(path).convert("RGB").resize((225, 150) if options.quick else (900, 600)))
     model = build_sam2("tiny", device="cpu", seed=0, image_size=size)
     ours = SAM2AutomaticMaskGenerator(model, points_per_side=side, **FILTERS)
     functions: dict[str, Callable[[], Any]] = {"sam2_fast": lambda: ours.generate(image)}
@@ -57,7 +62,6 @@ def measure(options: Options) -> Iterator[Row]:
         official.batched_nms = batched_nms
         theirs = official.SAM2AutomaticMaskGenerator(model_there, points_per_side=side, **FILTERS)
         functions["official"] = lambda: theirs.generate(image)
-    case = f"tiny {size}, {side} x {side} clicks, {path.stem}"
     lowest = 1.0
     if "official" in functions:
         lowest = agreement(functions["sam2_fast"](), functions["official"]())

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.timing import Options, Row, interleaved, require, rows
+from benchmarks.timing import Case, Options, Row, interleaved, require, rows
 from sam2_fast.ops.connected_components import connected_components, connected_components_reference, small_components
 from sam2_fast.ops.registry import backends
 
@@ -70,56 +70,52 @@ def same_partition(labels: np.ndarray, others: np.ndarray) -> bool:
     return all(len(np.unique(side)) == pairs.shape[1] for side in pairs)
 
 
-def on_cpu(options: Options) -> Iterator[Row]:
+def on_cpu(case: str, size: int, options: Options) -> Iterator[Row]:
     """Ours, labels and areas into fresh tensors, against each peer's own way of returning them."""
-    for size in (256,) if options.quick else (256, 1024):
-        case = f"{COUNT} masks of {size} x {size}"
-        array = blobs(COUNT, size)
-        masks = torch.from_numpy(array)
-        labels, areas = connected_components(masks)
-        peers = cpu_peers(array)
-        for who, (run, view) in peers.items():
-            result = view(run())
-            if "labels" in who:
-                require(all(same_partition(a, b) for a, b in zip(labels.numpy(), result, strict=True)), case, who)
-            else:
-                require(np.array_equal(areas.numpy(), result), case, who)
-        small = small_components(masks, 8)
-        require(torch.equal(small, (areas > 0) & (areas <= 8)), case, "small_components")
-        functions: dict[str, Callable[[], Any]] = {
-            "sam2_fast with areas": lambda masks=masks: connected_components(masks),
-            "sam2_fast with areas, into the same memory": lambda masks=masks, out=(labels, areas): connected_components(masks, out=out),
-            "sam2_fast small_components(8)": lambda masks=masks: small_components(masks, 8),
-            **{who: run for who, (run, _) in peers.items()},
-        }
-        measured = rows(case, interleaved(functions, options))
-        ours = measured[0].median_ms
-        yield from (Row(r.case, r.who, r.median_ms, r.low_ms, r.high_ms, {"x ours": r.median_ms / ours}) for r in measured)
+    array = blobs(COUNT, size)
+    masks = torch.from_numpy(array)
+    labels, areas = connected_components(masks)
+    peers = cpu_peers(array)
+    for who, (run, view) in peers.items():
+        result = view(run())
+        if "labels" in who:
+            require(all(same_partition(a, b) for a, b in zip(labels.numpy(), result, strict=True)), case, who)
+        else:
+            require(np.array_equal(areas.numpy(), result), case, who)
+    small = small_components(masks, 8)
+    require(torch.equal(small, (areas > 0) & (areas <= 8)), case, "small_components")
+    functions: dict[str, Callable[[], Any]] = {
+        "sam2_fast with areas": lambda masks=masks: connected_components(masks),
+        "sam2_fast with areas, into the same memory": lambda masks=masks, out=(labels, areas): connected_components(masks, out=out),
+        "sam2_fast small_components(8)": lambda masks=masks: small_components(masks, 8),
+        **{who: run for who, (run, _) in peers.items()},
+    }
+    measured = rows(case, interleaved(functions, options))
+    ours = measured[0].median_ms
+    yield from (Row(r.case, r.who, r.median_ms, r.low_ms, r.high_ms, {"x ours": r.median_ms / ours}) for r in measured)
 
 
-def on_gpu(options: Options) -> Iterator[Row]:
+def on_gpu(case: str, size: int, options: Options) -> Iterator[Row]:
     """Every backend that runs here against the reference, with bandwidth and the number of launches."""
     usable = [s.backend for s in backends() if s.op == "connected_components" and s.available and s.backend in ("cuda", "triton")]
     peak = next((v for k, v in GPU_GB_S.items() if k in torch.cuda.get_device_name(options.device)), None)
-    for size in (256,) if options.quick else (256, 1024):
-        case = f"{COUNT} masks of {size} x {size}"
-        masks = torch.from_numpy(blobs(COUNT, size)).to(options.device)
-        expected = connected_components_reference(masks)
-        functions: dict[str, Callable[[], Any]] = {}
-        for backend in usable:
-            found = connected_components(masks, backend=backend)
-            require(all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), case, backend)
-            small = small_components(masks, 8, backend=backend)
-            require(torch.equal(small, (expected[1] > 0) & (expected[1] <= 8)), case, f"small_components {backend}")
-            functions[backend] = lambda masks=masks, backend=backend: connected_components(masks, backend=backend)
-            functions[f"{backend} small_components(8)"] = lambda masks=masks, backend=backend: small_components(masks, 8, backend=backend)
-        for row in rows(case, interleaved(functions, options)):
-            bytes_moved = masks.numel() * (2 if "small" in row.who else LIMIT_BYTES)
-            rate = bytes_moved / row.median_ms / 1e6
-            notes: dict[str, Any] = {"useful GB/s": rate, "launches": launches(functions[row.who])}
-            if peak:
-                notes["% of limit"] = 100 * rate / peak
-            yield Row(row.case, row.who, row.median_ms, row.low_ms, row.high_ms, notes)
+    masks = torch.from_numpy(blobs(COUNT, size)).to(options.device)
+    expected = connected_components_reference(masks)
+    functions: dict[str, Callable[[], Any]] = {}
+    for backend in usable:
+        found = connected_components(masks, backend=backend)
+        require(all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), case, backend)
+        small = small_components(masks, 8, backend=backend)
+        require(torch.equal(small, (expected[1] > 0) & (expected[1] <= 8)), case, f"small_components {backend}")
+        functions[backend] = lambda masks=masks, backend=backend: connected_components(masks, backend=backend)
+        functions[f"{backend} small_components(8)"] = lambda masks=masks, backend=backend: small_components(masks, 8, backend=backend)
+    for row in rows(case, interleaved(functions, options)):
+        bytes_moved = masks.numel() * (2 if "small" in row.who else LIMIT_BYTES)
+        rate = bytes_moved / row.median_ms / 1e6
+        notes: dict[str, Any] = {**row.notes, "useful GB/s": rate, "launches": launches(functions[row.who])}
+        if peak:
+            notes["% of limit"] = 100 * rate / peak
+        yield Row(row.case, row.who, row.median_ms, row.low_ms, row.high_ms, notes)
 
 
 def launches(function: Callable[[], Any]) -> int:
@@ -130,6 +126,8 @@ def launches(function: Callable[[], Any]) -> int:
     return sum(1 for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA)
 
 
-def measure(options: Options) -> Iterator[Row]:
-    """Entry point of `benchmarks.run`."""
-    return on_gpu(options) if options.device.type == "cuda" else on_cpu(options)
+def measure(options: Options) -> Iterator[Case]:
+    """Masks of 256 x 256 and of 1024 x 1024."""
+    for size in (256,) if options.quick else (256, 1024):
+        one = on_gpu if options.device.type == "cuda" else on_cpu
+        yield Case(f"{COUNT} masks of {size} x {size}", one, (size, options))

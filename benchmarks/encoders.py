@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks import engines, peers
 from benchmarks.predictors import GFLOP, autocast
-from benchmarks.timing import Options, Row, interleaved, matrix_peak, require, rows
+from benchmarks.timing import Case, Options, Row, interleaved, matrix_peak, require, rows
 from sam2_fast.build_sam import build_sam2
 from sam2_fast.types import Features, Points
 
@@ -69,35 +69,48 @@ def compare(case: str, functions: Functions, exact: Tensor, options: Options, fl
     yield from rows(case, times, notes)
 
 
-@torch.inference_mode()
-def measure(options: Options) -> Iterator[Row]:
+def measure(options: Options) -> Iterator[Case]:
     """Every size; inference engines on the first."""
     if options.device.type != "cpu":
         return
     size = 256 if options.quick else 1024
-    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     for name in SIZES[: 1 if options.quick else None]:
-        ours = build_sam2(name, device="cpu", seed=0, image_size=size)
-        theirs = peers.official(name, ours.state_dict(), size, options.device)
-        encode = lambda m=ours: m.encode_image(image).low  # noqa: E731
-        functions: Functions = {"sam2_fast": encode, "sam2_fast bfloat16": autocast(encode)}
-        exact = ours.double().encode_image(image.double()).low
-        ours.float()
-        if theirs is not None:
-            official = lambda m=theirs: m.forward_image(image)["vision_features"]  # noqa: E731
-            functions |= {"official": official, "official bfloat16": autocast(official)}
-            if name == SIZES[0]:
-                with tempfile.TemporaryDirectory() as folder:
-                    functions |= engines.all_of(Encoder(theirs).eval(), (image,), Path(folder) / "encoder.onnx")
-        work = GFLOP["image encoder"]
-        flop = work[name] if isinstance(work, dict) and not options.quick else None
-        yield from compare(f"{name} {size}, image encoder", functions, exact, options, flop)
+        yield Case(f"{name} {size}, image encoder", encoding, (name, size, options))
         if name == SIZES[0]:
-            yield from click(ours, theirs, image, options)
+            yield Case(f"{name} {size}, one click on an encoded image", click, (name, size, options))
 
 
-def click(ours: Any, theirs: Any, image: Tensor, options: Options) -> Iterator[Row]:
+def picture(size: int) -> Tensor:
+    """Random values, [1, 3, size, size]."""
+    return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@torch.inference_mode()
+def encoding(case: str, name: str, size: int, options: Options) -> Iterator[Row]:
+    """The image encoder; for the first size also in inference engines."""
+    image = picture(size)
+    ours = build_sam2(name, device="cpu", seed=0, image_size=size)
+    theirs = peers.official(name, ours.state_dict(), size, options.device)
+    encode = lambda m=ours: m.encode_image(image).low  # noqa: E731
+    functions: Functions = {"sam2_fast": encode, "sam2_fast bfloat16": autocast(encode)}
+    exact = ours.double().encode_image(image.double()).low
+    ours.float()
+    if theirs is not None:
+        official = lambda m=theirs: m.forward_image(image)["vision_features"]  # noqa: E731
+        functions |= {"official": official, "official bfloat16": autocast(official)}
+        if name == SIZES[0]:
+            with tempfile.TemporaryDirectory() as folder:
+                functions |= engines.all_of(Encoder(theirs).eval(), (image,), Path(folder) / "encoder.onnx")
+    work = GFLOP["image encoder"]
+    flop = work[name] if isinstance(work, dict) and not options.quick else None
+    yield from compare(case, functions, exact, options, flop)
+
+
+@torch.inference_mode()
+def click(case: str, name: str, size: int, options: Options) -> Iterator[Row]:
     """One click to three masks on an encoded image."""
+    ours, image = build_sam2(name, device="cpu", seed=0, image_size=size), picture(size)
+    theirs = peers.official(name, ours.state_dict(), size, options.device)
     features, place = ours.encode_image(image), torch.full((1, 1, 2), 100.0)
     points = Points(place, torch.ones(1, 1, dtype=torch.int32))
     decode = lambda: ours.decode(features.low, features, points, None, True).logits  # noqa: E731
@@ -111,4 +124,4 @@ def click(ours: Any, theirs: Any, image: Tensor, options: Options) -> Iterator[R
         functions |= {"official": lambda: module(*given), "official bfloat16": autocast(lambda: module(*given))}
         with tempfile.TemporaryDirectory() as folder:
             functions |= engines.all_of(module, given, Path(folder) / "decoder.onnx", quantised=False)
-    yield from compare(f"tiny {image.shape[-1]}, one click on an encoded image", functions, exact, options, None)
+    yield from compare(case, functions, exact, options, None)

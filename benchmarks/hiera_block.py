@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.timing import Options, Row, dtypes, interleaved, matrix_peak, placed, require, rows
+from benchmarks.timing import Case, Options, Row, dtypes, interleaved, matrix_peak, placed, require, rows
 from sam2_fast.ops.hiera_block import hiera_block, hiera_block_reference
 
 KINDS = (  # tokens along a side, stage of the input, width factor, window, pooled
@@ -46,7 +46,7 @@ def weights_of(dim: int, out: int, pool: bool, dtype: torch.dtype) -> list[torch
 
 
 @torch.inference_mode()
-def measure(options: Options) -> Iterator[Row]:
+def measure(options: Options) -> Iterator[Case]:
     """Every kind of block in the dtypes of the device; the tiny trunk's only where `quick`."""
     for dtype in dtypes(options):
         best = matrix_peak(options.device, dtype)
@@ -55,21 +55,30 @@ def measure(options: Options) -> Iterator[Row]:
                 side = side // 4 if options.quick else side
                 dim = first << stage
                 out = dim * factor
-                x, weights = torch.randn(1, side, side, dim).to(dtype), weights_of(dim, out, pool, dtype)
                 case = f"{trunk}, {kind}, {side}^2 x {dim}, {str(dtype)[6:]}"
-                given = placed((x, weights, out // head, window, pool), options.device)
-                mine, theirs = hiera_block(*given), hiera_block_reference(*given, 1e-6)
-                exact = hiera_block_reference(given[0].double(), [w.double() for w in given[1]], *given[2:], 1e-6)
-                require(_error(mine, exact) <= 2 * _error(theirs, exact), case, "sam2_fast")
-                del mine, theirs, exact
-                functions: dict[str, Callable[[], torch.Tensor]] = {
-                    "sam2_fast": partial(hiera_block, *given), "torch": partial(hiera_block_reference, *given, 1e-6)
-                }  # fmt: skip
-                if options.device.type == "cuda" and out <= 160:
-                    functions["MLP in three launches"] = partial(_in_three, *given)
-                times = interleaved(functions, options)
-                ours, flops = statistics.median(times["sam2_fast"]), operations(side, dim, out, window, pool)
-                yield from rows(case, times, {who: _notes(statistics.median(t), ours, flops, best) for who, t in times.items()})
+                yield Case(case, block, (side, dim, out, out // head, window, pool, dtype, best, options))
+
+
+@torch.inference_mode()
+def block(
+    case: str, side: int, dim: int, out: int, heads: int, window: int, pool: bool, dtype: torch.dtype, best: float,
+    options: Options,
+) -> Iterator[Row]:  # fmt: skip
+    """One kind of block; `best`: GFLOP/s of a matrix product."""
+    x, weights = torch.randn(1, side, side, dim).to(dtype), weights_of(dim, out, pool, dtype)
+    given = placed((x, weights, heads, window, pool), options.device)
+    mine, theirs = hiera_block(*given), hiera_block_reference(*given, 1e-6)
+    exact = hiera_block_reference(given[0].double(), [w.double() for w in given[1]], *given[2:], 1e-6)
+    require(_error(mine, exact) <= 2 * _error(theirs, exact), case, "sam2_fast")
+    del mine, theirs, exact
+    functions: dict[str, Callable[[], torch.Tensor]] = {
+        "sam2_fast": partial(hiera_block, *given), "torch": partial(hiera_block_reference, *given, 1e-6)
+    }  # fmt: skip
+    if options.device.type == "cuda" and out <= 160:
+        functions["MLP in three launches"] = partial(_in_three, *given)
+    times = interleaved(functions, options)
+    ours, flops = statistics.median(times["sam2_fast"]), operations(side, dim, out, window, pool)
+    yield from rows(case, times, {who: _notes(statistics.median(t), ours, flops, best) for who, t in times.items()})
 
 
 def _in_three(*given: Any) -> torch.Tensor:

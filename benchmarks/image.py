@@ -11,7 +11,7 @@ import contextlib
 import os
 import statistics
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from itertools import count
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks import peers
 from benchmarks.predictors import GFLOP, clip
-from benchmarks.timing import Options, Row, interleaved, matrix_peak, require, rows
+from benchmarks.timing import Case, Options, Row, interleaved, matrix_peak, require, rows
 from sam2_fast.build_sam import build_sam2
 from sam2_fast.config import PRESETS
 from sam2_fast.graphs import Graphs
@@ -63,38 +63,70 @@ def described(case: str, functions: Functions, options: Options, notes: dict[str
     yield from rows(case, times, {who: {"x ours": statistics.median(t) / ours, **notes.get(who, {})} for who, t in times.items()})
 
 
-def encoders(name: str, size: int, exact: Any, ours: Any, theirs: dict[str, Any], options: Options) -> Iterator[Row]:
-    """By batch: ours errs at most twice as much as the official package in the same precision."""
-    cuda = options.device.type == "cuda"
-    peak = matrix_peak(options.device, torch.bfloat16 if cuda else torch.float32)
-    graphs = Graphs()
-    for batch in (1, 4, 8, 16) if cuda else (1, 2):
-        images = torch.randn(batch, 3, size, size, device=options.device)
-        functions: Functions = {"sam2_fast": lambda x=images: ours.encode_image(x).low}
-        if cuda:
-            functions = {
-                "sam2_fast": lambda x=images: graphs.encode(ours, x).low,
-                "sam2_fast, no recordings": lambda x=images: ours.encode_image(x).low,
-            }
-        for who, model in theirs.items():
-            functions[who] = within(lambda x=images, m=model: m.forward_image(x)["vision_features"], options)
-        case = f"{name} {size}, image encoder, batch {batch}"
-        truth: Tensor = exact.encode_image(images).low.double()
-        error = {who: (f().double() - truth).square().mean().sqrt().item() for who, f in functions.items()}
-        floor = 1e-4 * truth.abs().max().item()
-        for who in functions:
-            require(not who.startswith("sam2_fast") or error[who] <= max(2 * error.get("official", 0.0), floor), case, who)
-        flop = batch * GFLOP["image encoder"][name] if size == 1024 else 0.0  # type: ignore[index]
-        for row in described(case, functions, options, {who: {"rms error": e} for who, e in error.items()}):
-            rate = flop / row.median_ms  # TFLOP/s
-            extra = {"images/s": 1e3 * batch / row.median_ms}
-            extra |= {"TFLOP/s": rate, "% of matrix peak": 100 * rate * 1e3 / peak} if flop else {}
-            yield Row(row.case, row.who, row.median_ms, row.low_ms, row.high_ms, {**row.notes, **extra})
+class Models:
+    """Models of one size: ours in float32 and in the precision of the device, the official ones by name."""
+
+    def __init__(self, name: str, size: int, options: Options) -> None:
+        cuda = options.device.type == "cuda"
+        self.name, self.size, self.graphs = name, size, Graphs()
+        self.exact = build_sam2(name, device=options.device, seed=0, image_size=size)
+        self.ours = build_sam2(name, device=options.device, seed=0, image_size=size, dtype=torch.bfloat16 if cuda else None)
+        self.theirs: dict[str, Any] = {}
+        state = self.exact.state_dict()
+        for who, overrides in (("official", []), ("official-compiled", ["++model.compile_image_encoder=true"])):
+            if who in (options.peers or ("official",)):
+                made = peers.official(name, state, size, options.device, overrides)
+                self.theirs |= {} if made is None else {who: made}
+
+    def at_full_size(self) -> dict[str, Any]:
+        """The official models where the official image predictor can run them: at 1024 pixels only."""
+        return self.theirs if self.size == 1024 else {}
+
+    def predictors(self) -> dict[str, Any]:
+        """Image predictors by name."""
+        found: dict[str, Any] = {"sam2_fast": SAM2ImagePredictor(self.ours)}
+        if self.at_full_size():
+            from sam2.sam2_image_predictor import SAM2ImagePredictor as Official
+
+            found |= {who: Official(model) for who, model in self.at_full_size().items()}
+        return found
 
 
-def clicks(name: str, size: int, predictors: dict[str, Any], picture: np.ndarray, options: Options) -> Iterator[Row]:
-    """Bytes in to masks out on the host, then a further click; each call clicks somewhere else."""
-    place = count()
+Build = Callable[[], Models]
+
+
+@torch.inference_mode()
+def encoder(case: str, batch: int, build: Build, peak: float, options: Options) -> Iterator[Row]:
+    """The image encoder on one batch: ours errs at most twice as much as the official package in the same precision."""
+    models = build()
+    exact, ours, theirs, graphs = models.exact, models.ours, models.theirs, models.graphs
+    cuda, name, size = options.device.type == "cuda", models.name, models.size
+    images = torch.randn(batch, 3, size, size, device=options.device)
+    functions: Functions = {"sam2_fast": lambda x=images: ours.encode_image(x).low}
+    if cuda:
+        functions = {
+            "sam2_fast": lambda x=images: graphs.encode(ours, x).low,
+            "sam2_fast, no recordings": lambda x=images: ours.encode_image(x).low,
+        }
+    for who, model in theirs.items():
+        functions[who] = within(lambda x=images, m=model: m.forward_image(x)["vision_features"], options)
+    truth: Tensor = exact.encode_image(images).low.double()
+    error = {who: (f().double() - truth).square().mean().sqrt().item() for who, f in functions.items()}
+    floor = 1e-4 * truth.abs().max().item()
+    for who in functions:
+        require(not who.startswith("sam2_fast") or error[who] <= max(2 * error.get("official", 0.0), floor), case, who)
+    flop = batch * GFLOP["image encoder"][name] if size == 1024 else 0.0  # type: ignore[index]
+    for row in described(case, functions, options, {who: {"rms error": e} for who, e in error.items()}):
+        rate = flop / row.median_ms  # TFLOP/s
+        extra = {"images/s": 1e3 * batch / row.median_ms}
+        extra |= {"TFLOP/s": rate, "% of matrix peak": 100 * rate * 1e3 / peak} if flop else {}
+        yield Row(row.case, row.who, row.median_ms, row.low_ms, row.high_ms, {**row.notes, **extra})
+
+
+@torch.inference_mode()
+def clicks(case: str, first: bool, build: Build, picture: np.ndarray, options: Options) -> Iterator[Row]:
+    """Bytes in to masks out on the host, or a further click; each call clicks somewhere else."""
+    place, predictors = count(), build().predictors()
 
     def click(predictor: Any) -> Any:
         x = 40.0 + 13 * (next(place) % 50)
@@ -107,17 +139,20 @@ def clicks(name: str, size: int, predictors: dict[str, Any], picture: np.ndarray
     def wrap(who: str, function: Callable[[], Any]) -> Callable[[], Any]:
         return function if who.startswith("sam2_fast") else within(function, options)
 
-    first = {who: wrap(who, lambda p=p: both(p)) for who, p in predictors.items()}
-    yield from described(f"{name} {size}, set_image and one click", first, options, {})
-    further = {who: wrap(who, lambda p=p: click(p)) for who, p in predictors.items()}
-    for function in further.values():
-        function()  # recordings are made when a shape comes the second time
-    yield from described(f"{name} {size}, a further click", further, options, {})
+    for who, predictor in predictors.items():
+        wrap(who, partial(both, predictor))()
+    if not first:
+        for who, predictor in predictors.items():
+            wrap(who, partial(click, predictor))()  # recordings are made when a shape comes the second time
+    once = both if first else click
+    yield from described(case, {who: wrap(who, partial(once, p)) for who, p in predictors.items()}, options, {})
 
 
-def generators(name: str, size: int, models: dict[str, Any], picture: np.ndarray, options: Options) -> Iterator[Row]:
-    """Automatic masks, nothing dropped: everybody finds equally many."""
-    side = 32 if size == 1024 else 4
+@torch.inference_mode()
+def generators(case: str, side: int, build: Build, picture: np.ndarray, options: Options) -> Iterator[Row]:
+    """Automatic masks, nothing dropped: all find equally many. `side`: clicks along a side."""
+    made = build()
+    models = {"sam2_fast": made.ours, **made.at_full_size()}
     functions: Functions = {}
     for who, model in models.items():
         if who.startswith("sam2_fast"):
@@ -129,7 +164,6 @@ def generators(name: str, size: int, models: dict[str, Any], picture: np.ndarray
             if who == "official-compiled":  # as segment-anything-fast sets it: compiled encoder, all clicks in one batch
                 whole = Official(model, points_per_side=side, points_per_batch=side * side, **ALL)
                 functions[f"{who}, one batch"] = within(partial(whole.generate, picture), options)
-    case = f"{name} {size}, automatic masks, {side} x {side}"
     found = {who: len(f()) for who, f in functions.items()}
     for who, number in found.items():
         require(number == found["sam2_fast"], case, who)
@@ -138,25 +172,17 @@ def generators(name: str, size: int, models: dict[str, Any], picture: np.ndarray
 
 
 @torch.inference_mode()
-def measure(options: Options) -> Iterator[Row]:
-    """Entry point of `benchmarks.run`."""
+def measure(options: Options) -> Iterator[Case]:
+    """For each size the encoder by batch, clicks, automatic masks."""
     cuda = options.device.type == "cuda"
     full = cuda and not options.quick
     size, picture = 1024 if full else 256, photograph(not full)
-    wanted = options.peers or ("official",)
+    peak = matrix_peak(options.device, torch.bfloat16 if cuda else torch.float32)
+    side = 32 if full else 4
     for name in tuple(PRESETS) if full else ("tiny",):
-        exact = build_sam2(name, device=options.device, seed=0, image_size=size)
-        ours = build_sam2(name, device=options.device, seed=0, image_size=size, dtype=torch.bfloat16 if cuda else None)
-        theirs: dict[str, Any] = {}
-        for who, overrides in (("official", []), ("official-compiled", ["++model.compile_image_encoder=true"])):
-            if who in wanted and (made := peers.official(name, exact.state_dict(), size, options.device, overrides)) is not None:
-                theirs[who] = made
-        yield from encoders(name, size, exact, ours, theirs, options)
-        predictors: dict[str, Any] = {"sam2_fast": SAM2ImagePredictor(ours)}
-        theirs = theirs if size == 1024 else {}  # whose predictor knows no other size
-        if theirs:
-            from sam2.sam2_image_predictor import SAM2ImagePredictor as Official
-
-            predictors |= {who: Official(model) for who, model in theirs.items()}
-        yield from clicks(name, size, predictors, picture, options)
-        yield from generators(name, size, {"sam2_fast": ours, **theirs}, picture, options)
+        build = cache(partial(Models, name, size, options))
+        for batch in (1, 4, 8, 16) if cuda else (1, 2):
+            yield Case(f"{name} {size}, image encoder, batch {batch}", encoder, (batch, build, peak, options))
+        for what, first in (("set_image and one click", True), ("a further click", False)):
+            yield Case(f"{name} {size}, {what}", clicks, (first, build, picture, options))
+        yield Case(f"{name} {size}, automatic masks, {side} x {side}", generators, (side, build, picture, options))

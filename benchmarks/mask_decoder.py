@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks import peers
-from benchmarks.timing import Options, Row, interleaved, matrix_peak, require, rows
+from benchmarks.timing import Case, Options, Row, interleaved, matrix_peak, require, rows
 from sam2_fast.build_sam import build_sam2
 from sam2_fast.ops import mask_decoder as op
 from sam2_fast.ops.mask_decoder import mask_decoder_reference
@@ -61,46 +61,56 @@ def official(theirs: Any, low: torch.Tensor, features: Features, points: Points)
 
 
 @torch.inference_mode()
-def measure(options: Options) -> Iterator[Row]:
+def measure(options: Options) -> Iterator[Case]:
     """Points to three masks each, bfloat16 autocast, and float32 on a CPU (elsewhere that is torch's layers)."""
-    device = options.device
     size = 256 if options.quick else 1024
-    side, generator, last = size // 16, torch.Generator().manual_seed(0), torch.channels_last
+    for narrow in (False, True) if options.device.type == "cpu" else (True,):
+        best = matrix_peak(options.device, torch.bfloat16 if narrow else torch.float32)
+        for count in (1, 64):
+            case = f"tiny {size}, {count} clicks, {'bfloat16 autocast' if narrow else 'float32'}"
+            yield Case(case, decoding, (size, count, narrow, best, options))
+
+
+def models(size: int, device: torch.device, with_official: bool) -> tuple[Any, Any]:
+    """Ours, and the official one or None."""
     ours = build_sam2("tiny", device=device, seed=0, image_size=size)
-    theirs = peers.official("tiny", ours.state_dict(), size, options.device) if "official" in (options.peers or ("official",)) else None
+    return ours, peers.official("tiny", ours.state_dict(), size, device) if with_official else None
+
+
+@torch.inference_mode()
+def decoding(case: str, size: int, count: int, narrow: bool, best: float, options: Options) -> Iterator[Row]:
+    """Errors, then times; narrow: under bfloat16 autocast; `best`: GFLOP/s of a matrix product."""
+    device, side, last = options.device, size // 16, torch.channels_last
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = models(size, device, "official" in (options.peers or ("official",)))
     shapes = ((256, side), (64, 2 * side), (32, 4 * side))
     low, mid, high = (torch.randn(1, c, s, s, generator=generator).to(device).contiguous(memory_format=last) for c, s in shapes)
     features = Features(low, mid, high)
-    for narrow in (False, True) if device.type == "cpu" else (True,):
-        dtype = torch.bfloat16 if narrow else torch.float32
-        best = matrix_peak(device, dtype)
-        for count in (1, 64):
-            clicks = torch.rand(count, 1, 2, generator=generator) * size
-            points = Points(clicks.to(device), torch.ones(count, 1, dtype=torch.int32, device=device))
-            decode = lambda p=points: ours.decode(low, features, p, None, True).logits  # noqa: E731
-            functions: dict[str, Callable[[], torch.Tensor]] = {"sam2_fast": decode}
-            given = arguments_of(decode)
-            functions["torch"] = lambda g=given: mask_decoder_reference(*g)[0]
-            if theirs is not None:
-                functions["official"] = lambda p=points: official(theirs, low, features, p)
-            exact = functions["torch"]().double()
-            case = f"tiny {size}, {count} clicks, {'bfloat16 autocast' if narrow else 'float32'}"
-            with torch.autocast(device.type, torch.bfloat16, enabled=narrow):
-                error = {who: _error(function(), exact) for who, function in functions.items()}
-                slack = 0.0 if narrow else 1e-6 * exact.square().mean().sqrt().item()  # the yardstick is itself float32
-                require(error["sam2_fast"] <= max(2 * error["torch"], slack), case, "sam2_fast")
-                times = interleaved(functions, options)
-            mine, flops = statistics.median(times["sam2_fast"]), operations(side, count)
-            notes = {
-                who: {
-                    "x ours": statistics.median(t) / mine,
-                    "GFLOP/s": flops / statistics.median(t) / 1e6,
-                    "% of matrix peak": flops / statistics.median(t) / 1e4 / best,
-                    "rms error": error[who],
-                }
-                for who, t in times.items()
-            }
-            yield from rows(case, times, notes)
+    clicks = torch.rand(count, 1, 2, generator=generator) * size
+    points = Points(clicks.to(device), torch.ones(count, 1, dtype=torch.int32, device=device))
+    decode = lambda p=points: ours.decode(low, features, p, None, True).logits  # noqa: E731
+    functions: dict[str, Callable[[], torch.Tensor]] = {"sam2_fast": decode}
+    given = arguments_of(decode)
+    functions["torch"] = lambda g=given: mask_decoder_reference(*g)[0]
+    if theirs is not None:
+        functions["official"] = lambda p=points: official(theirs, low, features, p)
+    exact = functions["torch"]().double()
+    with torch.autocast(device.type, torch.bfloat16, enabled=narrow):
+        error = {who: _error(function(), exact) for who, function in functions.items()}
+        slack = 0.0 if narrow else 1e-6 * exact.square().mean().sqrt().item()  # the yardstick is itself float32
+        require(error["sam2_fast"] <= max(2 * error["torch"], slack), case, "sam2_fast")
+        times = interleaved(functions, options)
+    mine, flops = statistics.median(times["sam2_fast"]), operations(side, count)
+    notes = {
+        who: {
+            "x ours": statistics.median(t) / mine,
+            "GFLOP/s": flops / statistics.median(t) / 1e6,
+            "% of matrix peak": flops / statistics.median(t) / 1e4 / best,
+            "rms error": error[who],
+        }
+        for who, t in times.items()
+    }
+    yield from rows(case, times, notes)
 
 
 def _error(found: torch.Tensor, exact: torch.Tensor) -> float:

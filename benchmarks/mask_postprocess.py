@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from benchmarks.timing import Options, Row, interleaved, require, rows
+from benchmarks.timing import Case, Options, Row, interleaved, require, rows
 from sam2_fast.io.rle import mask_to_rle
 from sam2_fast.masks import boxes, stability_score
 from sam2_fast.ops.mask_postprocess import interpolate, mask_postprocess
@@ -23,21 +23,28 @@ def in_torch(logits: torch.Tensor, size: tuple[int, int]) -> int:
 
 
 @torch.inference_mode()
-def measure(options: Options) -> Iterator[Row]:
+def measure(options: Options) -> Iterator[Case]:
     """64 masks of 256 x 256 to 600 x 900 pixels."""
     count, size = (8, (150, 225)) if options.quick else (64, (600, 900))
-    noise = torch.randn(count, 256, 256, generator=torch.Generator().manual_seed(0))
-    smooth = F.avg_pool2d(F.avg_pool2d(noise[:, None], 33, 1, 16), 33, 1, 16)[:, 0] * 100
-    noise, smooth = noise.to(options.device), smooth.to(options.device)
-    for name, logits in (("smooth", smooth), ("noise", noise)):
+    for name in ("smooth", "noise"):
         case = f"{count} masks to {size[0]} x {size[1]}, {name}"
-        found = mask_postprocess(logits, size, 0.0, 1.0)
-        masks = interpolate(logits, size) > 0
-        expected = mask_to_rle(masks)
-        require(torch.equal(found.boxes, boxes(masks)), case, "sam2_fast")
-        require(all(a.tolist() == b["counts"] for a, b in zip(found.runs, expected, strict=True)), case, "sam2_fast")
-        times = interleaved(
-            {"sam2_fast": lambda x=logits: mask_postprocess(x, size, 0.0, 1.0), "torch": lambda x=logits: in_torch(x, size)}, options
-        )
-        ours = statistics.median(times["sam2_fast"])
-        yield from rows(case, times, {who: {"x ours": statistics.median(t) / ours} for who, t in times.items()})
+        yield Case(case, postprocess, (name, count, size, options))
+
+
+@torch.inference_mode()
+def postprocess(case: str, name: str, count: int, size: tuple[int, int], options: Options) -> Iterator[Row]:
+    """Smooth masks, or noise."""
+    noise = torch.randn(count, 256, 256, generator=torch.Generator().manual_seed(0))
+    if name == "smooth":
+        noise = F.avg_pool2d(F.avg_pool2d(noise[:, None], 33, 1, 16), 33, 1, 16)[:, 0] * 100
+    logits = noise.to(options.device)
+    found = mask_postprocess(logits, size, 0.0, 1.0)
+    masks = interpolate(logits, size) > 0
+    expected = mask_to_rle(masks)
+    require(torch.equal(found.boxes, boxes(masks)), case, "sam2_fast")
+    require(all(a.tolist() == b["counts"] for a, b in zip(found.runs, expected, strict=True)), case, "sam2_fast")
+    times = interleaved(
+        {"sam2_fast": lambda x=logits: mask_postprocess(x, size, 0.0, 1.0), "torch": lambda x=logits: in_torch(x, size)}, options
+    )
+    ours = statistics.median(times["sam2_fast"])
+    yield from rows(case, times, {who: {"x ours": statistics.median(t) / ours} for who, t in times.items()})

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 
-from benchmarks.timing import Options, Row, dtypes, interleaved, matrix_peak, placed, require, rows
+from benchmarks.timing import Case, Options, Row, dtypes, interleaved, matrix_peak, placed, require, rows
 from sam2_fast.ops.memory_attention import WEIGHTS, Memories, memory_attention, memory_attention_reference
 from sam2_fast.ops.rope_attention import rope_table
 
@@ -57,6 +58,7 @@ def arguments(side: int, maps: int, objects: int, dtype: torch.dtype, sharp: flo
     return x, weights, rope_table(DIM, side), memories, torch.randn(7, NARROW, generator=generator).to(dtype), place
 
 
+@cache
 def errors(side: int, dtype: torch.dtype, sharp: float, device: torch.device) -> tuple[float, float]:
     """Root mean square errors of ours and of torch's layers against float64, two maps."""
     given = placed(arguments(side, 2, 1, dtype, sharp), device)
@@ -70,30 +72,35 @@ def errors(side: int, dtype: torch.dtype, sharp: float, device: torch.device) ->
 
 
 @torch.inference_mode()
-def measure(options: Options) -> Iterator[Row]:
+def measure(options: Options) -> Iterator[Case]:
     """1, 4 and 7 maps of 64 x 64 tokens with 64 pointer tokens, one object and four."""
     side = 16 if options.quick else 64
     for dtype in dtypes(options):
         best = matrix_peak(options.device, dtype)
-        error = {}
-        for sharp in (1.0, 8.0):
-            mine, theirs = errors(min(side, 32), dtype, sharp, options.device)
-            require(mine <= 2 * theirs, f"{str(dtype)[6:]}, queries x {sharp:g}", "sam2_fast")
-            error[sharp] = mine, theirs
         for maps, objects in ((1, 1), (4, 1), (7, 1), (7, 4)):
-            given = placed(arguments(side, maps, objects, dtype), options.device)
-            times = interleaved(
-                {"sam2_fast": lambda g=given: memory_attention(*g), PEER: lambda g=given: memory_attention_reference(*g)}, options
-            )
-            ours, flops = statistics.median(times["sam2_fast"]), operations(side * side, maps, objects)
-            notes = {
-                who: {
-                    "x ours": statistics.median(t) / ours,
-                    "GFLOP/s": flops / statistics.median(t) / 1e6,
-                    "% of matrix peak": flops / statistics.median(t) / 1e4 / best,
-                    "rms error": error[1.0][i],
-                    "rms error, sharp": error[8.0][i],
-                }
-                for i, (who, t) in enumerate(times.items())
-            }
-            yield from rows(f"{maps} maps, {objects} objects, {side}^2 queries, {str(dtype)[6:]}", times, notes)
+            case = f"{maps} maps, {objects} objects, {side}^2 queries, {str(dtype)[6:]}"
+            yield Case(case, attention, (side, maps, objects, dtype, best, options))
+
+
+@torch.inference_mode()
+def attention(case: str, side: int, maps: int, objects: int, dtype: torch.dtype, best: float, options: Options) -> Iterator[Row]:
+    """Errors of the number format, then times; `best`: GFLOP/s of a matrix product."""
+    error = {}
+    for sharp in (1.0, 8.0):
+        mine, theirs = errors(min(side, 32), dtype, sharp, options.device)
+        require(mine <= 2 * theirs, f"{case}, queries x {sharp:g}", "sam2_fast")
+        error[sharp] = mine, theirs
+    given = placed(arguments(side, maps, objects, dtype), options.device)
+    times = interleaved({"sam2_fast": lambda g=given: memory_attention(*g), PEER: lambda g=given: memory_attention_reference(*g)}, options)
+    ours, flops = statistics.median(times["sam2_fast"]), operations(side * side, maps, objects)
+    notes = {
+        who: {
+            "x ours": statistics.median(t) / ours,
+            "GFLOP/s": flops / statistics.median(t) / 1e6,
+            "% of matrix peak": flops / statistics.median(t) / 1e4 / best,
+            "rms error": error[1.0][i],
+            "rms error, sharp": error[8.0][i],
+        }
+        for i, (who, t) in enumerate(times.items())
+    }
+    yield from rows(case, times, notes)

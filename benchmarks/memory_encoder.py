@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import peers
-from benchmarks.timing import Options, Row, interleaved, matrix_peak, require, rows
+from benchmarks.timing import Case, Options, Row, interleaved, matrix_peak, require, rows
 from sam2_fast.build_sam import build_sam2
 from sam2_fast.ops import memory_encoder as op
 
@@ -55,44 +55,55 @@ def official(theirs: Any, low: torch.Tensor, logits: torch.Tensor, size: int) ->
 
 
 @torch.inference_mode()
-def measure(options: Options) -> Iterator[Row]:
+def measure(options: Options) -> Iterator[Case]:
     """Mask logits of a quarter of the image's size to memory maps, bfloat16 autocast, and float32 on a CPU (elsewhere torch's layers)."""
-    device = options.device
     size = 256 if options.quick else 1024
-    side, generator = size // 16, torch.Generator().manual_seed(0)
+    for narrow in (False, True) if options.device.type == "cpu" else (True,):
+        best = matrix_peak(options.device, torch.bfloat16 if narrow else torch.float32)
+        for count in (1, 4):
+            case = f"tiny {size}, {count} objects, {'bfloat16 autocast' if narrow else 'float32'}"
+            yield Case(case, encoding, (size, count, narrow, best, options))
+
+
+def models(size: int, device: torch.device, with_official: bool) -> tuple[Any, Any]:
+    """Ours, and the official one or None."""
+    generator = torch.Generator().manual_seed(0)
     ours = build_sam2("tiny", device=device, seed=0, image_size=size)
     for block in ours.memory_encoder.fuser.layers:  # as trained: at their first values the blocks would not show in the result
         block.gamma.copy_(torch.randn(DIM, generator=generator).to(device) * 0.5)  # type: ignore[union-attr, operator]
-    theirs = peers.official("tiny", ours.state_dict(), size, options.device) if "official" in (options.peers or ("official",)) else None
+    return ours, peers.official("tiny", ours.state_dict(), size, device) if with_official else None
+
+
+@torch.inference_mode()
+def encoding(case: str, size: int, count: int, narrow: bool, best: float, options: Options) -> Iterator[Row]:
+    """Errors, then times; narrow: under bfloat16 autocast; `best`: GFLOP/s of a matrix product."""
+    device, side, generator = options.device, size // 16, torch.Generator().manual_seed(0)
+    ours, theirs = models(size, device, "official" in (options.peers or ("official",)))
     low = torch.randn(1, DIM, side, side, generator=generator).to(device).contiguous(memory_format=torch.channels_last)
-    for narrow in (False, True) if device.type == "cpu" else (True,):
-        best = matrix_peak(device, torch.bfloat16 if narrow else torch.float32)
-        for count in (1, 4):
-            logits = torch.randn(count, 1, 4 * side, 4 * side, generator=generator).to(device) * 5
-            encode = lambda m=logits: ours.encode_memory(low, m, torch.ones(len(m), 1, device=device), False)  # noqa: E731
-            functions: dict[str, Callable[[], torch.Tensor]] = {"sam2_fast": encode}
-            given = arguments_of(encode)
-            functions["torch"] = lambda g=given: op.memory_encoder_reference(*g)
-            if theirs is not None:
-                functions["official"] = lambda m=logits: official(theirs, low, m, size)
-            case = f"tiny {size}, {count} objects, {'bfloat16 autocast' if narrow else 'float32'}"
-            exact = op.memory_encoder_reference(given[0].double(), given[1].double(), [w.double() for w in given[2]], *given[3:])
-            with torch.autocast(device.type, torch.bfloat16, enabled=narrow):
-                error = {who: _error(function(), exact) for who, function in functions.items()}
-                for peer in ("torch", "official"):
-                    require(error["sam2_fast"] <= 2 * error.get(peer, error["torch"]), case, "sam2_fast")
-                times = interleaved(functions, options)
-            mine, flops = statistics.median(times["sam2_fast"]), operations(side, count)
-            notes = {
-                who: {
-                    "x ours": statistics.median(t) / mine,
-                    "GFLOP/s": flops / statistics.median(t) / 1e6,
-                    "% of matrix peak": flops / statistics.median(t) / 1e4 / best,
-                    "rms error": error[who],
-                }
-                for who, t in times.items()
-            }
-            yield from rows(case, times, notes)
+    logits = torch.randn(count, 1, 4 * side, 4 * side, generator=generator).to(device) * 5
+    encode = lambda m=logits: ours.encode_memory(low, m, torch.ones(len(m), 1, device=device), False)  # noqa: E731
+    functions: dict[str, Callable[[], torch.Tensor]] = {"sam2_fast": encode}
+    given = arguments_of(encode)
+    functions["torch"] = lambda g=given: op.memory_encoder_reference(*g)
+    if theirs is not None:
+        functions["official"] = lambda m=logits: official(theirs, low, m, size)
+    exact = op.memory_encoder_reference(given[0].double(), given[1].double(), [w.double() for w in given[2]], *given[3:])
+    with torch.autocast(device.type, torch.bfloat16, enabled=narrow):
+        error = {who: _error(function(), exact) for who, function in functions.items()}
+        for peer in ("torch", "official"):
+            require(error["sam2_fast"] <= 2 * error.get(peer, error["torch"]), case, "sam2_fast")
+        times = interleaved(functions, options)
+    mine, flops = statistics.median(times["sam2_fast"]), operations(side, count)
+    notes = {
+        who: {
+            "x ours": statistics.median(t) / mine,
+            "GFLOP/s": flops / statistics.median(t) / 1e6,
+            "% of matrix peak": flops / statistics.median(t) / 1e4 / best,
+            "rms error": error[who],
+        }
+        for who, t in times.items()
+    }
+    yield from rows(case, times, notes)
 
 
 def _error(found: torch.Tensor, exact: torch.Tensor) -> float:

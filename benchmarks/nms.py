@@ -9,7 +9,7 @@ from importlib import import_module
 
 import torch
 
-from benchmarks.timing import Options, Row, interleaved, require, rows
+from benchmarks.timing import Case, Options, Row, interleaved, require, rows
 from sam2_fast.ops.nms import nms
 
 
@@ -33,18 +33,24 @@ def torchvision(boxes: torch.Tensor, scores: torch.Tensor) -> Callable[[], torch
 
 
 @torch.inference_mode()
-def measure(options: Options) -> Iterator[Row]:
+def measure(options: Options) -> Iterator[Case]:
     """3072 boxes (32 x 32 clicks, three masks each) and 20,000."""
     for count in (300,) if options.quick else (3072, 20000):
-        boxes, scores = boxes_of(count, options.device)
-        functions: dict[str, Callable[[], torch.Tensor]] = {
-            "sam2_fast": partial(nms, boxes, scores, 0.7), "torch": partial(nms, boxes, scores, 0.7, backend="torch")
-        }  # fmt: skip
-        wanted, case = functions["torch"](), f"{count} boxes"
-        require(torch.equal(functions["sam2_fast"](), wanted), case, "sam2_fast")
-        if (theirs := torchvision(boxes, scores)) is not None:
-            require(torch.equal(theirs().sort().values, wanted.nonzero()[:, 0]), case, "torchvision")
-            functions["torchvision"] = theirs
-        times = interleaved(functions, options)
-        ours = statistics.median(times["sam2_fast"])
-        yield from rows(case, times, {who: {"x ours": statistics.median(t) / ours} for who, t in times.items()})
+        yield Case(f"{count} boxes", suppression, (count, options))
+
+
+@torch.inference_mode()
+def suppression(case: str, count: int, options: Options) -> Iterator[Row]:
+    """Equal sets of boxes, then times."""
+    boxes, scores = boxes_of(count, options.device)
+    functions: dict[str, Callable[[], torch.Tensor]] = {
+        "sam2_fast": partial(nms, boxes, scores, 0.7), "torch": partial(nms, boxes, scores, 0.7, backend="torch")
+    }  # fmt: skip
+    wanted = functions["torch"]()
+    require(torch.equal(functions["sam2_fast"](), wanted), case, "sam2_fast")
+    if (theirs := torchvision(boxes, scores)) is not None:
+        require(torch.equal(theirs().sort().values, wanted.nonzero()[:, 0]), case, "torchvision")
+        functions["torchvision"] = theirs
+    times = interleaved(functions, options)
+    ours = statistics.median(times["sam2_fast"])
+    yield from rows(case, times, {who: {"x ours": statistics.median(t) / ours} for who, t in times.items()})

@@ -26,6 +26,11 @@ def _tool(name: str) -> Any:
     return importlib.import_module(name)
 
 
+def has_official(wanted: Sequence[str]) -> bool:
+    """Whether the official package is laid out and among the wanted peers; none named: all are wanted."""
+    return "official" in (wanted or ("official",)) and (FOLDER / "sam2").is_dir() and (TOOLS / "official_peer.py").is_file()
+
+
 def official(
     size: str, state: dict[str, torch.Tensor], image_size: int, device: torch.device, overrides: Sequence[str] = (), **more: Any
 ) -> Any:

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks import peers
-from benchmarks.timing import Options, Row, interleaved, matrix_peak, require, rows
+from benchmarks.timing import Case, Options, Row, interleaved, matrix_peak, require, rows
 from sam2_fast.build_sam import build_sam2_video_predictor
 from sam2_fast.config import PRESETS
 from sam2_fast.types import Points
 
+Runs = dict[str, dict[str, Callable[[], Any]]]  # stage -> name -> what to time
+Models = tuple[Any, Any, Any]
 # GFLOP at 1024 pixels with nothing rewritten, one object, 7 maps and 16 pointers (2 FLOP a multiply-add)
 GFLOP = {
     "image encoder": {"tiny": 292, "small": 360, "base_plus": 647, "large": 1823},
@@ -52,16 +55,17 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool((a.float() - b.float()).abs().max() <= 1e-4 * b.abs().max())
 
 
-def stages(ours: Any, theirs: Any, hf: Any, name: str, image_size: int, options: Options) -> Iterator[Row]:
-    """Each stage by itself, ours against the official one; the encoder against transformers too."""
-    device, side = options.device, image_size // 16
+def stages(models: Models, image_size: int) -> Runs:
+    """Each stage by itself, ours and the official one; the encoder also of transformers."""
+    ours, theirs, hf = models
+    device, side = next(ours.parameters()).device, image_size // 16
     image = torch.randn(1, 3, image_size, image_size, device=device)
     features = ours.encode_image(image)
     maps, pointers = torch.randn(1, 7, side * side, 64, device=device), torch.randn(1, 16, 256, device=device)
     rows_, ages = [[6, 5, 4, 3, 2, 1, 0]], [list(range(16))]
     click = Points(torch.tensor([[[300.0, 200.0]]], device=device), torch.ones(1, 1, dtype=torch.int32, device=device))
     mask, presence = torch.randn(1, 1, image_size, image_size, device=device), torch.ones(1, 1, device=device)
-    runs: dict[str, dict[str, Callable[[], Any]]] = {
+    runs: Runs = {
         "image encoder": {"sam2_fast": lambda: ours.encode_image(image).low},
         "memory attention": {"sam2_fast": lambda: ours.attend(features.low, maps, rows_, pointers, ages, 15)},
         "decoder": {"sam2_fast": lambda: ours.track(features.low, features, click, None, True)[0]},
@@ -80,10 +84,7 @@ def stages(ours: Any, theirs: Any, hf: Any, name: str, image_size: int, options:
     if hf is not None:
         runs["image encoder"]["transformers"] = lambda: hf.get_image_features(image).fpn_hidden_states[-1]
     runs["memory attention"]["sam2_fast"] = lambda: in_official_order(ours, features, maps, pointers)
-    for narrow in (False, True) if device.type == "cpu" else (False,):
-        yield from timed(
-            runs, f"{name} {image_size}", side, narrow, options, {s: _work(s, name) for s in runs} if image_size == 1024 else {}
-        )
+    return runs
 
 
 def _work(stage: str, name: str) -> float:
@@ -91,28 +92,26 @@ def _work(stage: str, name: str) -> float:
     return work[name] if isinstance(work, dict) else work
 
 
+@torch.inference_mode()
 def timed(
-    runs: Mapping[str, Mapping[str, Callable[[], Any]]], name: str, side: int, narrow: bool, options: Options, work: Mapping[str, float]
+    case: str, stage: str, runs: Callable[[], Runs], side: int, narrow: bool, peak: float, flop: float | None, options: Options
 ) -> Iterator[Row]:
-    """The stages, proved equal, then timed; narrow: under the caller's bfloat16 autocast, without transformers."""
-    peak = matrix_peak(options.device, torch.bfloat16 if narrow else torch.float32)
-    for stage, functions in runs.items():
-        case = f"{name}, {stage}{', bfloat16' if narrow else ''}"
-        expected = functions["sam2_fast"]()
-        given = {who: autocast(f) for who, f in functions.items() if who != "transformers"} if narrow else dict(functions)
-        error = {}
-        for who, function in given.items():
-            found = function()
-            if who == "transformers":  # its features are tokens first
-                found = found.reshape(side * side, 1, -1).permute(1, 2, 0).reshape(expected.shape)
-            error[who] = (found.double() - expected.double()).square().mean().sqrt().item()
-            require(narrow or close(found, expected), case, who)
-        require(not narrow or error["sam2_fast"] <= 2 * error.get("official", 1.0), case, "sam2_fast")
-        flop = work.get(stage)
-        for row in with_ratio(rows(case, interleaved(given, options))):
-            extra = {"GFLOP/s": flop / row.median_ms * 1e3, "% of matrix peak": 100 * flop / row.median_ms * 1e3 / peak} if flop else {}
-            extra |= {"rms error": error[row.who]} if narrow else {}
-            yield Row(row.case, row.who, row.median_ms, row.low_ms, row.high_ms, {**row.notes, **extra})
+    """A stage, proved equal, then timed; narrow: under the caller's bfloat16 autocast, without transformers."""
+    functions = runs()[stage]
+    expected = functions["sam2_fast"]()
+    given = {who: autocast(f) for who, f in functions.items() if who != "transformers"} if narrow else dict(functions)
+    error = {}
+    for who, function in given.items():
+        found = function()
+        if who == "transformers":  # its features are tokens first
+            found = found.reshape(side * side, 1, -1).permute(1, 2, 0).reshape(expected.shape)
+        error[who] = (found.double() - expected.double()).square().mean().sqrt().item()
+        require(narrow or close(found, expected), case, who)
+    require(not narrow or error["sam2_fast"] <= 2 * error.get("official", 1.0), case, "sam2_fast")
+    for row in with_ratio(rows(case, interleaved(given, options))):
+        extra = {"GFLOP/s": flop / row.median_ms * 1e3, "% of matrix peak": 100 * flop / row.median_ms * 1e3 / peak} if flop else {}
+        extra |= {"rms error": error[row.who]} if narrow else {}
+        yield Row(row.case, row.who, row.median_ms, row.low_ms, row.high_ms, {**row.notes, **extra})
 
 
 def autocast(function: Callable[[], Any]) -> Callable[[], Any]:
@@ -168,27 +167,24 @@ class Steady:
         return output[2]
 
 
-def frames(ours: Any, theirs: Any, name: str, image_size: int, options: Options) -> Iterator[Row]:
-    """Tracked frames by number of objects."""
+@torch.inference_mode()
+def frame(case: str, objects: int, narrow: bool, models: Callable[[], Models], flop: float | None, options: Options) -> Iterator[Row]:
+    """A tracked frame; `flop`: the GFLOP that it takes at least."""
+    ours, theirs, _ = models()
     count = 17 + options.repeats + 3
     folder = folder_of(clip(count))
-    # a full-size frame of four objects takes half a minute on a CPU, and each measurement starts with seventeen
-    full = options.device.type == "cpu" and image_size == 1024
-    for objects in (1,) if full else (1, 4):
-        for narrow in (False, True) if options.device.type == "cpu" else (False,):
-            case = f"{name} {image_size}, frame, {objects} objects{', bfloat16' if narrow else ''}"
-            functions: dict[str, Callable[[], Any]] = {"sam2_fast": Steady(ours, folder, objects, count, narrow)}
-            if theirs is not None:
-                functions["official"] = Steady(theirs, folder, objects, count, narrow)
-                a, b = functions["sam2_fast"]() > 0, functions["official"]() > 0
-                overlap = ((a & b).sum() / (a | b).sum().clamp(min=1)).item()
-                # in bfloat16 both err, and random weights draw masks near zero: the stages' errors are what is proved
-                require(overlap >= (0.0 if narrow else 0.999) or not (a | b).any(), case, "official")
-            peak = matrix_peak(options.device, torch.bfloat16 if narrow else torch.float32)
-            floor = FRAME_GFLOP[name] / peak * 1e3 if full else None  # ms that the products alone take at the machine's best
-            for row in with_ratio(rows(case, interleaved(functions, options))):
-                notes = {**row.notes, "frames/s": 1e3 / row.median_ms} | ({"% of GEMM floor": 100 * floor / row.median_ms} if floor else {})
-                yield Row(row.case, row.who, row.median_ms, row.low_ms, row.high_ms, notes)
+    functions: dict[str, Callable[[], Any]] = {"sam2_fast": Steady(ours, folder, objects, count, narrow)}
+    if theirs is not None:
+        functions["official"] = Steady(theirs, folder, objects, count, narrow)
+        a, b = functions["sam2_fast"]() > 0, functions["official"]() > 0
+        overlap = ((a & b).sum() / (a | b).sum().clamp(min=1)).item()
+        # in bfloat16 both err, and random weights draw masks near zero: the stages' errors are what is proved
+        require(overlap >= (0.0 if narrow else 0.999) or not (a | b).any(), case, "official")
+    dtype = torch.bfloat16 if narrow else torch.float32
+    floor = flop / matrix_peak(options.device, dtype) * 1e3 if flop else None  # ms that the products alone take at the machine's best
+    for row in with_ratio(rows(case, interleaved(functions, options))):
+        notes = {**row.notes, "frames/s": 1e3 / row.median_ms} | ({"% of GEMM floor": 100 * floor / row.median_ms} if floor else {})
+        yield Row(row.case, row.who, row.median_ms, row.low_ms, row.high_ms, notes)
 
 
 def folder_of(pictures: np.ndarray) -> str:
@@ -215,33 +211,48 @@ def track_for_memory(who: str, count: int, image_size: int) -> None:
             pass
 
 
-def memory(image_size: int, official: bool) -> Iterator[Row]:
-    """Peak resident memory by video length, one object, in MB among the notes; the times of these rows are empty."""
-    for who in ("sam2_fast", *(("official",) if official else ())):
-        for count in (25, 100, 200):
-            command = [sys.executable, "-c", SCRIPT, who, str(count), str(image_size), str(peers.ROOT)]
-            run = subprocess.run(command, capture_output=True, text=True, check=True)
-            peak = int(run.stdout.strip().splitlines()[-1]) / 1e6
-            yield Row(f"tiny {image_size}, peak memory, {count} frames", who, 0.0, 0.0, 0.0, {"MB": peak})
+def memory(case: str, who: str, count: int, image_size: int) -> Iterator[Row]:
+    """Peak resident memory of a video, one object, in MB among the notes; the times of these rows are empty."""
+    command = [sys.executable, "-c", SCRIPT, who, str(count), str(image_size), str(peers.ROOT)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    peak = int(run.stdout.strip().splitlines()[-1]) / 1e6
+    yield Row(case, who, 0.0, 0.0, 0.0, {"MB": peak})
+
+
+def build(name: str, image_size: int, options: Options) -> Models:
+    """At equal weights: ours, the official predictor and transformers' model, each of the latter None where it is not at hand."""
+    wanted = options.peers or ("official", "transformers")
+    ours = build_sam2_video_predictor(name, device=options.device, seed=0, image_size=image_size)
+    ours.fill_hole_area = 0
+    # random weights find most objects absent, whose masks are a constant: nothing would be compared
+    ours.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.data.fill_(10.0)
+    state = ours.state_dict()
+    theirs = peers.official(name, state, image_size, options.device) if "official" in wanted else None
+    hf = peers.transformers(name, state, image_size, options.device) if "transformers" in wanted else None
+    return ours, theirs, hf
 
 
 @torch.inference_mode()
-def measure(options: Options) -> Iterator[Row]:
-    """Entry point of `benchmarks.run`."""
+def measure(options: Options) -> Iterator[Case]:
+    """Stages, then tracked frames, for each size; on a CPU peak memory last."""
     image_size = 256 if options.quick else 1024
-    sizes = ("tiny",) if options.quick or options.device.type == "cpu" else tuple(PRESETS)
-    wanted = options.peers or ("official", "transformers")
-    found: list[Row] = []
-    for name in sizes:
-        ours = build_sam2_video_predictor(name, device=options.device, seed=0, image_size=image_size)
-        ours.fill_hole_area = 0
-        # random weights find most objects absent, whose masks are a constant: nothing would be compared
-        ours.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(10.0)
-        state = ours.state_dict()
-        theirs = peers.official(name, state, image_size, options.device) if "official" in wanted else None
-        hf = peers.transformers(name, state, image_size, options.device) if "transformers" in wanted else None
-        found += stages(ours, theirs, hf, name, image_size, options)
-        found += frames(ours, theirs, name, image_size, options)
-    if options.device.type == "cpu":
-        found += memory(256, theirs is not None)
-    yield from found
+    cpu = options.device.type == "cpu"
+    for name in ("tiny",) if options.quick or cpu else tuple(PRESETS):
+        models = cache(partial(build, name, image_size, options))
+        runs = cache(lambda m=models: stages(m(), image_size))
+        for narrow in (False, True) if cpu else (False,):
+            peak = matrix_peak(options.device, torch.bfloat16 if narrow else torch.float32)
+            for stage in GFLOP:
+                case = f"{name} {image_size}, {stage}{', bfloat16' if narrow else ''}"
+                flop = None if options.quick else _work(stage, name)
+                yield Case(case, timed, (stage, runs, image_size // 16, narrow, peak, flop, options))
+        # a full-size frame of four objects takes half a minute on a CPU, and each measurement starts with seventeen
+        full = cpu and not options.quick
+        for objects in (1,) if full else (1, 4):
+            for narrow in (False, True) if cpu else (False,):
+                case = f"{name} {image_size}, frame, {objects} objects{', bfloat16' if narrow else ''}"
+                yield Case(case, frame, (objects, narrow, models, FRAME_GFLOP[name] if full else None, options))
+    if cpu:
+        for who in ("sam2_fast", "official") if peers.has_official(options.peers) else ("sam2_fast",):
+            for count in (25, 100, 200):
+                yield Case(f"tiny 256, peak memory, {count} frames", memory, (who, count, 256))

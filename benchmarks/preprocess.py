@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.timing import Options, Row, interleaved, require, rows
+from benchmarks.timing import Case, Options, Row, interleaved, require, rows
 from sam2_fast.io.transforms import PIXEL_MEAN, PIXEL_STD
 from sam2_fast.ops.preprocess import preprocess_frame, preprocess_images, resize_bicubic
+
+
+def _image(frame: torch.Tensor, size: int, backend: str) -> torch.Tensor:
+    return preprocess_images(frame[None], size, PIXEL_MEAN, PIXEL_STD, backend=backend)
+
+
+def _frame(frame: torch.Tensor, size: int, backend: str) -> torch.Tensor:
+    return preprocess_frame(frame, size, PIXEL_MEAN, PIXEL_STD, backend=backend)
+
+
+def _bytes(frame: torch.Tensor, size: int, backend: str) -> torch.Tensor:
+    return resize_bicubic(frame, size, backend=backend)
+
+
+WAYS: dict[str, tuple[str, Callable[..., torch.Tensor], int]] = {
+    "image": ("torch", _image, 12), "frame": ("Pillow", _frame, 12), "frame, bytes only": ("Pillow", _bytes, 3),
+}  # fmt: skip
+"""The peer, the conversion, and bytes written for each pixel."""
 
 
 def copy_rate(device: torch.device) -> float:
@@ -34,26 +52,29 @@ def _error(found: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 @torch.inference_mode()
-def measure(options: Options) -> Iterator[Row]:
+def measure(options: Options) -> Iterator[Case]:
     """Pictures of 480 x 854 and 1080 x 1920 pixels to 1024 x 1024."""
     size, limit = 64 if options.quick else 1024, copy_rate(options.device)
     for height, width in ((48, 85),) if options.quick else ((480, 854), (1080, 1920)):
-        frame = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).to(options.device)
-        ways: dict[str, tuple[str, Any, int]] = {
-            "image": ("torch", lambda backend, x=frame[None]: preprocess_images(x, size, PIXEL_MEAN, PIXEL_STD, backend=backend), 12),
-            "frame": ("Pillow", lambda backend, x=frame: preprocess_frame(x, size, PIXEL_MEAN, PIXEL_STD, backend=backend), 12),
-            "frame, bytes only": ("Pillow", lambda backend, x=frame: resize_bicubic(x, size, backend=backend), 3),
-        }
-        for what, (peer, run, pixel_bytes) in ways.items():
+        for what in WAYS:
             case = f"{what}, {height} x {width} to {size} x {size}"
-            mine, theirs = run("auto"), run("torch")
-            if what == "image" and mine.is_cuda:  # torch rounds otherwise there
-                exact = exact_image(frame, size)
-                require(_error(mine, exact) <= 2 * _error(theirs, exact), case, "sam2_fast")
-            else:
-                require(torch.equal(mine, theirs), case, "sam2_fast")
-            times = interleaved({"sam2_fast": lambda run=run: run("auto"), peer: lambda run=run: run("torch")}, options)
-            ours, moved = statistics.median(times["sam2_fast"]), frame.numel() + pixel_bytes * size * size
-            notes = {who: {"x ours": statistics.median(t) / ours} for who, t in times.items()}
-            notes["sam2_fast"] |= {"GB/s": moved / ours / 1e6, "of copying": moved / ours / 1e6 / limit}
-            yield from rows(case, times, notes)
+            yield Case(case, way, (what, height, width, size, limit, options))
+
+
+@torch.inference_mode()
+def way(case: str, what: str, height: int, width: int, size: int, limit: float, options: Options) -> Iterator[Row]:
+    """One of `WAYS`; `limit`: GB/s of a copy."""
+    frame = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).to(options.device)
+    peer, convert, pixel_bytes = WAYS[what]
+    run = partial(convert, frame, size)
+    mine, theirs = run("auto"), run("torch")
+    if what == "image" and mine.is_cuda:  # torch rounds otherwise there
+        exact = exact_image(frame, size)
+        require(_error(mine, exact) <= 2 * _error(theirs, exact), case, "sam2_fast")
+    else:
+        require(torch.equal(mine, theirs), case, "sam2_fast")
+    times = interleaved({"sam2_fast": partial(run, "auto"), peer: partial(run, "torch")}, options)
+    ours, moved = statistics.median(times["sam2_fast"]), frame.numel() + pixel_bytes * size * size
+    notes = {who: {"x ours": statistics.median(t) / ours} for who, t in times.items()}
+    notes["sam2_fast"] |= {"GB/s": moved / ours / 1e6, "of copying": moved / ours / 1e6 / limit}
+    yield from rows(case, times, notes)

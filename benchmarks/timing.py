@@ -7,7 +7,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +20,7 @@ PACKAGES = (
 )  # fmt: skip
 
 
+_SLEEPS_MS = (10, 40, 160)
 _CYCLES_PER_MS = 2_000_000
 """Of a GPU at 2 GHz: a slower one sleeps longer."""
 
@@ -54,22 +55,51 @@ class Row:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Case:
+    """What a benchmark yields: one case, measured when it is asked for its rows.
+
+    `function(name, *arguments)` proves the outputs equal with `require`, then times them. What it raises ends this
+    case only, so whatever may fail belongs in it and not in `measure`.
+    """
+
+    name: str
+    function: Callable[..., Iterable[Row]]
+    arguments: tuple[Any, ...] = ()
+
+    def rows(self) -> Iterable[Row]:
+        """Measure it."""
+        return self.function(self.name, *self.arguments)
+
+
 def require(equal: bool, case: str, who: str) -> None:
     """Refuse to go on with a case whose outputs differ."""
     if not equal:
         raise RedCaseError(f"{case}: {who} differs; a red case is not timed")
 
 
-def interleaved(functions: Mapping[str, Callable[[], Any]], options: Options) -> dict[str, list[float]]:
-    """Milliseconds of every run. Each round runs everybody once, so that drift of the machine hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
+class Times(dict[str, list[float]]):
+    """Milliseconds of every run, by name."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__({name: [] for name in names})
+        self.wall: set[str] = set()  # of a GPU: what had to be timed by the host's clock
+
+    def by_wall_clock(self, name: str) -> None:
+        """From now on. What the device's clock said until now is left out: the two are not mixed."""
+        if name not in self.wall:
+            self.wall.add(name)
+            self[name].clear()
+
+
+def interleaved(functions: Mapping[str, Callable[[], Any]], options: Options) -> Times:
+    """Milliseconds of every run. Each round runs every function once, so that drift of the machine hits all alike."""
+    times = Times(functions)
     cuda = options.device.type == "cuda"
-    cold = torch.empty(256 << 20, dtype=torch.int8, device=options.device) if cuda else None  # larger than any L2
+    cold = torch.empty(256 << 20 if cuda else 0, dtype=torch.int8, device=options.device)  # larger than any L2
     for turn in range(options.repeats + 1):
         for name, function in functions.items():
-            if cold is not None:
-                cold.fill_(turn)
-            taken = cuda_milliseconds(function) if cuda else _cpu_ms(function)
+            taken = _gpu_ms(name, function, times, cold.zero_) if cuda else _cpu_ms(function)
             if turn:  # the first round warms up
                 times[name].append(taken)
     return times
@@ -112,17 +142,33 @@ def _cpu_ms(function: Callable[[], Any]) -> float:
     return taken
 
 
-def cuda_milliseconds(function: Callable[[], Any], sleep_ms: float = 10.0) -> float:
+def _gpu_ms(name: str, function: Callable[[], Any], times: Times, before: Callable[[], Any]) -> float:
+    taken = None if name in times.wall else _device_ms(function, before)
+    if taken is None:
+        times.by_wall_clock(name)
+        taken = _wall_ms(function, before)
+    return taken
+
+
+def cuda_milliseconds(function: Callable[[], Any], before: Callable[[], Any] | None = None) -> float:
     """Time that the device takes for what `function` enqueues on the current stream.
 
-    The device sleeps while the host enqueues, so that work which is enqueued more slowly than it runs is timed
-    right. Where the device woke up before all was enqueued, it is done again with a longer sleep, three times at
-    most; a function that waits for the device itself is timed as the wall clock sees it.
+    A function that waits for the device itself, or enqueues more than the driver's queue holds (about a thousand
+    launches), is timed by the wall clock. `before` runs untimed ahead of every call of `function`.
+    """
+    taken = _device_ms(function, before)
+    return _wall_ms(function, before) if taken is None else taken
+
+
+def _device_ms(function: Callable[[], Any], before: Callable[[], Any] | None) -> float | None:
+    """By events of the device, which sleeps while the host enqueues: work that is enqueued more slowly than it runs
+    is timed right. Where the device woke up before all was enqueued, it is done again with a longer sleep; None
+    where it woke up three times.
     """
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    for attempt in range(3):
-        torch.cuda.synchronize()
-        torch.cuda._sleep(int(sleep_ms * 4**attempt * _CYCLES_PER_MS))
+    for sleep_ms in _SLEEPS_MS:
+        _prepare(before)
+        torch.cuda._sleep(sleep_ms * _CYCLES_PER_MS)
         start.record()
         function()
         end.record()
@@ -130,16 +176,29 @@ def cuda_milliseconds(function: Callable[[], Any], sleep_ms: float = 10.0) -> fl
         torch.cuda.synchronize()
         if slept:
             return start.elapsed_time(end)
+    return None
+
+
+def _wall_ms(function: Callable[[], Any], before: Callable[[], Any] | None) -> float:
+    _prepare(before)
     begin = time.perf_counter()
     function()
     torch.cuda.synchronize()
     return 1e3 * (time.perf_counter() - begin)
 
 
+def _prepare(before: Callable[[], Any] | None) -> None:
+    if before is not None:
+        before()
+    torch.cuda.synchronize()
+
+
 def rows(case: str, times: Mapping[str, list[float]], notes: Mapping[str, Mapping[str, Any]] | None = None) -> list[Row]:
-    """Medians and spreads as rows."""
+    """Medians and spreads as rows. On a GPU a row that the host's clock timed says so: its launches are in it."""
     extra = notes or {}
-    return [Row(case, who, statistics.median(t), min(t), max(t), dict(extra.get(who, {}))) for who, t in times.items()]
+    wall = times.wall if isinstance(times, Times) else set()
+    clock = {who: {"clock": "wall"} if who in wall else {} for who in times}
+    return [Row(case, who, statistics.median(t), min(t), max(t), {**extra.get(who, {}), **clock[who]}) for who, t in times.items()]
 
 
 def machine(options: Options) -> dict[str, Any]:
@@ -149,12 +208,17 @@ def machine(options: Options) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(options.device) if options.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "load_average": round(os.getloadavg()[0], 1),  # more than the cores: others were running, medians are pessimistic
+        "load_average": load_average(),
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "command": " ".join(["python -m benchmarks.run", *_public_arguments()]),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
+
+
+def load_average() -> float:
+    """Of the last minute. More than the cores: other work was running, and medians are pessimistic."""
+    return round(os.getloadavg()[0], 1)
 
 
 def _public_arguments() -> list[str]:

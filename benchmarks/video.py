@@ -13,6 +13,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,7 +23,7 @@ import torch
 
 from benchmarks import peers
 from benchmarks.predictors import FRAME_GFLOP, clip, folder_of
-from benchmarks.timing import Options, Row, matrix_peak, require
+from benchmarks.timing import Case, Options, Row, matrix_peak, require
 from sam2_fast.build_sam import build_sam2_video_predictor
 from sam2_fast.config import PRESETS
 from sam2_fast.io.transforms import frame_input
@@ -101,32 +102,34 @@ def _await(masks: torch.Tensor) -> None:
         torch.cuda.synchronize(masks.device)
 
 
-def contestants(name: str, folder: str, objects: int, image_size: int, options: Options, built: dict[str, Any]) -> dict[str, Contestant]:
-    """By name. `built` keeps predictors of one size between calls."""
+def predictors(name: str, image_size: int, options: Options) -> dict[str, Any]:
+    """At equal weights, by name; "wide" is ours in float32, "bare" ours without recordings."""
     cuda = options.device.type == "cuda"
     wanted = options.peers or ("official", "transformers")
+    made = {who: build_sam2_video_predictor(name, device=options.device, seed=0, image_size=image_size) for who in ("wide", "ours", "bare")}
+    for predictor in made.values():
+        predictor.fill_hole_area = 0
+        # random weights find most objects absent, whose masks are a constant: nothing would be compared
+        predictor.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.data.fill_(10.0)
+    state = made["wide"].state_dict()
+    if cuda:
+        made["ours"].to(torch.bfloat16), made["bare"].to(torch.bfloat16)
+    made["bare"].graphs = None
+    for who, more in (("official", {}), ("official-compiled", {"vos_optimized": True})):
+        if who in wanted:
+            made[who] = peers.official(name, state, image_size, options.device, **more)
+    if "transformers" in wanted:
+        made["transformers"] = peers.transformers(name, state, image_size, options.device)
+    return made
+
+
+def contestants(built: dict[str, Any], folder: str, objects: int, options: Options) -> dict[str, Contestant]:
+    """Over the clip in `folder`, by name."""
+    cuda = options.device.type == "cuda"
 
     def autocast() -> Any:
         return torch.autocast("cuda", torch.bfloat16) if cuda else contextlib.nullcontext()
 
-    if not built:
-        made = {
-            who: build_sam2_video_predictor(name, device=options.device, seed=0, image_size=image_size) for who in ("wide", "ours", "bare")
-        }
-        for predictor in made.values():
-            predictor.fill_hole_area = 0
-            # random weights find most objects absent, whose masks are a constant: nothing would be compared
-            predictor.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.data.fill_(10.0)
-        state = made["wide"].state_dict()
-        if cuda:
-            made["ours"].to(torch.bfloat16), made["bare"].to(torch.bfloat16)
-        made["bare"].graphs = None
-        for who, more in (("official", {}), ("official-compiled", {"vos_optimized": True})):
-            if who in wanted:
-                made[who] = peers.official(name, state, image_size, options.device, **more)
-        if "transformers" in wanted:
-            made["transformers"] = peers.transformers(name, state, image_size, options.device)
-        built.update(made)
     plain = contextlib.nullcontext
     found = {"sam2_fast": Contestant(built["ours"], folder, objects, plain)}
     if cuda:
@@ -151,51 +154,62 @@ def prove(who: dict[str, Contestant], exact: Contestant, case: str) -> dict[str,
     return error
 
 
-def videos(name: str, image_size: int, objects: tuple[int, ...], folder: str, options: Options) -> Iterator[Row]:
-    """Rows of one size."""
-    built: dict[str, Any] = {}
-    peak = matrix_peak(options.device, torch.bfloat16 if options.device.type == "cuda" else torch.float32)
-    for count in objects:
-        case = f"{name} {image_size}, video, {count} objects"
-        who = contestants(name, folder, count, image_size, options, built)
-        error = prove(who, Contestant(built["wide"], folder, count, contextlib.nullcontext), case) if count == 1 else {}
-        times: dict[str, list[float]] = {x: [] for x in who}
-        memory: dict[str, float] = {}
-        frames = FRAMES if options.device.type == "cuda" else STEADY + 4
-        for _ in range(max(2, options.repeats // 3)):
-            for x, contestant in who.items():
-                if options.device.type == "cuda":
-                    torch.cuda.reset_peak_memory_stats(options.device)
-                times[x].append(contestant.milliseconds(frames))
-                if options.device.type == "cuda":
-                    memory[x] = torch.cuda.max_memory_allocated(options.device) / 1e6
-        ours = statistics.median(times["sam2_fast"])
-        for x, found in times.items():
-            middle = statistics.median(found)
-            notes: dict[str, Any] = {"frames/s": 1e3 / middle, "x ours": middle / ours}
-            notes |= {"rms error": error[x]} if x in error else {}
-            notes |= {"peak MB": memory[x]} if x in memory else {}
-            if image_size == 1024 and count == 1:
-                notes["% of GEMM floor"] = 100 * FRAME_GFLOP[name] / peak * 1e3 / middle
-            yield Row(case, x, middle, min(found), max(found), notes)
+def video(case: str, name: str, image_size: int, count: int, folder: str, peak: float, options: Options) -> Iterator[Row]:
+    """A whole video with `count` objects; `peak`: GFLOP/s of a matrix product.
+
+    Predictors are built anew for every case: what recordings of other cases hold is not in the peak memory.
+    """
+    cuda = options.device.type == "cuda"
+    if "official-compiled" in options.peers:
+        torch.compiler.reset()  # torch compiles a function for a limited number of shapes, then runs it as it is
+    built = predictors(name, image_size, options)
+    who = contestants(built, folder, count, options)
+    error = prove(who, Contestant(built["wide"], folder, count, contextlib.nullcontext), case) if count == 1 else {}
+    times: dict[str, list[float]] = {x: [] for x in who}
+    memory: dict[str, float] = {}
+    frames = FRAMES if cuda else STEADY + 4
+    for _ in range(max(2, options.repeats // 3)):
+        for x, contestant in who.items():
+            if cuda:
+                torch.cuda.reset_peak_memory_stats(options.device)
+            times[x].append(contestant.milliseconds(frames))
+            if cuda:
+                memory[x] = torch.cuda.max_memory_allocated(options.device) / 1e6
+    ours = statistics.median(times["sam2_fast"])
+    for x, found in times.items():
+        middle = statistics.median(found)
+        notes: dict[str, Any] = {"frames/s": 1e3 / middle, "x ours": middle / ours}
+        notes |= {"rms error": error[x]} if x in error else {}
+        notes |= {"peak MB": memory[x]} if x in memory else {}
+        if image_size == 1024 and count == 1:
+            notes["% of GEMM floor"] = 100 * FRAME_GFLOP[name] / peak * 1e3 / middle
+        yield Row(case, x, middle, min(found), max(found), notes)
 
 
-def cold_start(image_size: int, options: Options) -> Iterator[Row]:
-    """From the interpreter's start of imports to the second frame's masks on the host, in a process of its own."""
+def cold_start(case: str, image_size: int, cache: str, options: Options) -> Iterator[Row]:
+    """From the interpreter's start of imports to the second frame's masks on the host, in a process of its own.
+
+    cache: the folder of Triton's compiled kernels, which the process fills where it is empty.
+    """
     command = [sys.executable, "-c", COLD, options.device.type, str(image_size), str(peers.ROOT)]
-    taken = []
-    for _ in range(2):  # the first fills caches: of Triton's compiler, and of the disk
-        run = subprocess.run(command, capture_output=True, text=True, check=True)
-        taken.append(1e3 * float(run.stdout.strip().splitlines()[-1]))
-    for case, value in zip(("empty caches", "warm caches"), taken, strict=True):
-        yield Row(f"tiny {image_size}, import to first tracked frame, {case}", "sam2_fast", value, value, value, {})
+    environment = dict(os.environ, TRITON_CACHE_DIR=cache)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    taken = 1e3 * float(run.stdout.strip().splitlines()[-1])
+    yield Row(case, "sam2_fast", taken, taken, taken, {})
 
 
-def measure(options: Options) -> Iterator[Row]:
-    """Entry point of `benchmarks.run`."""
+def measure(options: Options) -> Iterator[Case]:
+    """The start of a process; then few objects of every size before many, which take minutes."""
     cuda = options.device.type == "cuda"
     full = cuda and not options.quick
+    image_size = 1024 if full else 256
     folder = os.environ.get("SAM2_FAST_VIDEO") or folder_of(clip(FRAMES))
-    yield from cold_start(1024 if full else 256, options)
-    for name in tuple(PRESETS) if full else ("tiny",):
-        yield from videos(name, 1024 if full else 256, (1, 4, 8, 16, 64) if full else (1, 4), folder, options)
+    with tempfile.TemporaryDirectory() as cache:
+        for state in ("empty kernel cache", "warm kernel cache"):
+            case = f"tiny {image_size}, import to first tracked frame, {state}"
+            yield Case(case, cold_start, (image_size, cache, options))
+    peak = matrix_peak(options.device, torch.bfloat16 if cuda else torch.float32)
+    for count in (1, 4, 8, 16, 64) if full else (1, 4):
+        for name in tuple(PRESETS) if full else ("tiny",):
+            case = f"{name} {image_size}, video, {count} objects"
+            yield Case(case, video, (name, image_size, count, folder, peak, options))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch.nn.attention.flex_attention import flex_attention
 
 from benchmarks.hiera_block import KINDS, TRUNKS
-from benchmarks.timing import Options, Row, dtypes, interleaved, matrix_peak, placed, require, rows
+from benchmarks.timing import Case, Options, Row, dtypes, interleaved, matrix_peak, placed, require, rows
 from sam2_fast.ops.window_attention import window_attention, window_attention_reference
 
 
@@ -38,7 +38,7 @@ def flex(attend: Callable[..., torch.Tensor], *given: Any) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def measure(options: Options) -> Iterator[Row]:
+def measure(options: Options) -> Iterator[Case]:
     """Of each number format; the tiny trunk's only where `quick`."""
     for dtype in dtypes(options):
         best = matrix_peak(options.device, dtype)
@@ -46,24 +46,33 @@ def measure(options: Options) -> Iterator[Row]:
             for kind, side, stage, factor, window, pool in KINDS:
                 side = side // 4 if options.quick else side
                 channels = (first << stage) * factor
-                torch.manual_seed(0)
-                qkv, pad = torch.randn(1, side, side, 3 * channels).to(dtype), torch.randn(3 * channels).to(dtype)
                 case = f"{trunk}, {kind}, {side}^2, {channels // head} x {head}, {str(dtype)[6:]}"
-                given = placed((qkv, pad, channels // head, window, pool), options.device)
-                functions: dict[str, Callable[[], torch.Tensor]] = {
-                    "sam2_fast": partial(window_attention, *given), "torch": partial(window_attention_reference, *given)
-                }  # fmt: skip
-                mine, theirs = functions["sam2_fast"](), functions["torch"]()
-                exact = window_attention_reference(given[0].double(), given[1].double(), *given[2:])
-                require(_error(mine, exact) <= 2 * _error(theirs, exact), case, "sam2_fast")
-                if "flex" in options.peers:  # compiles some ten seconds a shape
-                    functions["flex"] = partial(flex, compiled(), *given)
-                    require(_error(functions["flex"](), exact) <= 2 * _error(theirs, exact), case, "flex")
-                del mine, theirs, exact
-                times = interleaved(functions, options)
-                ours, flops = statistics.median(times["sam2_fast"]), operations(side, channels, window, pool)
-                moved = qkv.numel() * qkv.itemsize * (1 + (1 / 12 if pool else 1 / 3))
-                yield from rows(case, times, {who: _notes(statistics.median(t), ours, flops, moved, best) for who, t in times.items()})
+                yield Case(case, attention, (side, channels, channels // head, window, pool, dtype, best, options))
+
+
+@torch.inference_mode()
+def attention(
+    case: str, side: int, channels: int, heads: int, window: int, pool: bool, dtype: torch.dtype, best: float,
+    options: Options,
+) -> Iterator[Row]:  # fmt: skip
+    """One shape; `best`: GFLOP/s of a matrix product."""
+    torch.manual_seed(0)
+    qkv, pad = torch.randn(1, side, side, 3 * channels).to(dtype), torch.randn(3 * channels).to(dtype)
+    given = placed((qkv, pad, heads, window, pool), options.device)
+    functions: dict[str, Callable[[], torch.Tensor]] = {
+        "sam2_fast": partial(window_attention, *given), "torch": partial(window_attention_reference, *given)
+    }  # fmt: skip
+    mine, theirs = functions["sam2_fast"](), functions["torch"]()
+    exact = window_attention_reference(given[0].double(), given[1].double(), *given[2:])
+    require(_error(mine, exact) <= 2 * _error(theirs, exact), case, "sam2_fast")
+    if "flex" in options.peers:  # compiles some ten seconds a shape
+        functions["flex"] = partial(flex, compiled(), *given)
+        require(_error(functions["flex"](), exact) <= 2 * _error(theirs, exact), case, "flex")
+    del mine, theirs, exact
+    times = interleaved(functions, options)
+    ours, flops = statistics.median(times["sam2_fast"]), operations(side, channels, window, pool)
+    moved = qkv.numel() * qkv.itemsize * (1 + (1 / 12 if pool else 1 / 3))
+    yield from rows(case, times, {who: _notes(statistics.median(t), ours, flops, moved, best) for who, t in times.items()})
 
 
 def _notes(median: float, ours: float, flops: int, moved: float, best: float) -> dict[str, float]:

@@ -1,0 +1,124 @@
+"""What benchmarks found, printed and kept on disk as soon as it is known."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.first_light.context import FAILURES
+from benchmarks.timing import Case, Options, RedCaseError, Row, load_average, machine
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY_ERRORS = {
+    "triton.errors": "TritonError",
+    "hydra.errors": "HydraException",
+    "omegaconf.errors": "OmegaConfBaseException",
+}
+"""Base classes of errors that derive from none of `FAILURES`, by module."""
+
+
+def failures() -> tuple[type[BaseException], ...]:
+    """What kernels, compilers and peers raise. A library that has not been imported has raised nothing."""
+    loaded = [(sys.modules[module], name) for module, name in LIBRARY_ERRORS.items() if module in sys.modules]
+    return (*FAILURES, *(getattr(module, name) for module, name in loaded))
+
+
+class Report:
+    """Rows, red cases and failures. With `path`, one JSON document, replaced as a whole after every change.
+
+    `"complete"` is false until `finish`: a run that is killed leaves a valid document with all rows so far.
+    """
+
+    def __init__(self, options: Options, path: Path | None = None) -> None:
+        self._path = path
+        self._results: dict[str, list[dict[str, Any]]] = {}
+        self._red: list[dict[str, str]] = []
+        self._failed: list[dict[str, str]] = []
+        self._document = {
+            "machine": machine(options), "complete": False, "red": self._red, "failed": self._failed,
+            "results": self._results,
+        }  # fmt: skip
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._write()
+
+    def benchmark(self, name: str, cases: Iterable[Case]) -> None:
+        """Measure every case of a benchmark; one that is red or fails does not affect the others.
+
+        What `cases` raises between two of them ends the benchmark and is recorded as its failure.
+        """
+        self._results.setdefault(name, [])
+        with self._recorded(name, ""):
+            for case in cases:
+                with self._recorded(name, case.name):
+                    for row in case.rows():
+                        self._row(name, row)
+
+    def finish(self) -> int:
+        """Mark the document as complete. Returns the exit status: 1 where a case was red or failed."""
+        self._document["complete"] = True
+        self._write()
+        for kind, entries in (("red", self._red), ("failed", self._failed)):
+            for entry in entries:
+                print(_line(kind, entry), file=sys.stderr)
+        return 1 if self._red or self._failed else 0
+
+    def _row(self, benchmark: str, row: Row) -> None:
+        self._results[benchmark].append(row.as_dict())
+        self._write()
+        print(show(row), flush=True)
+
+    @contextmanager
+    def _recorded(self, benchmark: str, case: str) -> Iterator[None]:
+        try:
+            yield
+        except RedCaseError as error:
+            entry = {"benchmark": benchmark, "case": case, "message": str(error)}
+            self._red.append(entry)
+            self._write()
+            print(_line("red", entry), flush=True)
+        except failures() as error:
+            entry = {"benchmark": benchmark, "case": case, "message": _described(error)}
+            self._failed.append(entry)
+            self._write()
+            traceback.print_exc()  # not in the document: paths name the machine
+            print(_line("failed", entry), flush=True)
+
+    def _write(self) -> None:
+        if self._path is None:
+            return
+        self._document["machine"]["load_average"] = load_average()  # type: ignore[index]
+        part = self._path.with_name(f"{self._path.name}.part")
+        with part.open("w") as file:
+            file.write(json.dumps(self._document, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, self._path)
+
+
+def show(row: Row) -> str:
+    """One line of the table."""
+    notes = "  ".join(f"{key} {_short(value)}" for key, value in row.notes.items())
+    return f"{row.case:34} {row.who:34} {row.median_ms:10.3f} ms  ({row.low_ms:.3f} .. {row.high_ms:.3f})  {notes}"
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _line(kind: str, entry: dict[str, str]) -> str:
+    return f"{kind}: {entry['benchmark']}: {entry['case'] or 'not in a case'}: {entry['message']}"
+
+
+def _described(error: BaseException) -> str:
+    """One or a few lines; of a process also the end of what it wrote to stderr."""
+    said = str(error.stderr)[-500:] if isinstance(error, subprocess.CalledProcessError) else ""
+    text = f"{type(error).__name__}: {error} {said}".strip()
+    return text.replace(str(ROOT), ".")[:1000]
