@@ -34,7 +34,8 @@ def _row(base, y, x, width, channels, first, channel, head: tl.constexpr, here):
 def _pooled(base, y, x, width, channels, first, channel, head: tl.constexpr, here):
     """The largest of 2 x 2 tokens, in the dtype of `base`: Triton 3.6 takes maxima of bf16 in float32."""
     high = tl.maximum(
-        _row(base, y, x, width, channels, first, channel, head, here), _row(base, y, x + 1, width, channels, first, channel, head, here)
+        _row(base, y, x, width, channels, first, channel, head, here),
+        _row(base, y, x + 1, width, channels, first, channel, head, here),
     )
     low = tl.maximum(
         _row(base, y + 1, x, width, channels, first, channel, head, here),
@@ -52,8 +53,8 @@ def window_kernel(
     """A block of queries of PACK windows of tall x wide tokens, one head, one image. qkv: [B, height, width, 3 * heads * head].
 
     columns, count: windows side by side, and in all; blocks: of queries for PACK windows; scale: to logarithms of 2. tall and wide are
-    constants, since every token's place takes divisions by them. Padded tokens of a
-    window that sticks out are one key with the score of `pad` and the logarithm of their number added.
+    constants, since the place of every token takes divisions by them. Padded tokens of a window that sticks out are one key with the
+    score of `pad` and the logarithm of their number added.
     """
     precision: tl.constexpr = "ieee" if EXACT else "tf32"
     by: tl.constexpr = 2 if POOL else 1

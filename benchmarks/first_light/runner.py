@@ -177,7 +177,7 @@ def _pack(work: Path, out: Path) -> None:
     """Results, logs and profiles so far as one archive, replaced as a whole."""
     made = work / "all.tgz"
     with tarfile.open(made, "w:gz") as archive:
-        for file in sorted([*work.glob("*.log"), *work.glob("*.json"), out / "first_light.jsonl"]):
+        for file in sorted([*work.glob("*.log"), *work.glob("*.json"), *work.glob("*.xml"), out / "first_light.jsonl"]):
             if file.is_file():
                 archive.add(file, file.name)
     shutil.copy(made, out / "all.tgz.part")
