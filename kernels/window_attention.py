@@ -47,7 +47,8 @@ def _pooled(base, y, x, width, channels, first, channel, head: tl.constexpr, her
 @triton.jit
 def window_kernel(
     qkv, pad, out, height, width, columns, count, blocks, heads, scale,
-    tall: tl.constexpr, wide: tl.constexpr, head: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PACK: tl.constexpr, LOW: tl.constexpr, REST: tl.constexpr,
+    tall: tl.constexpr, wide: tl.constexpr, head: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PACK: tl.constexpr, LOW: tl.constexpr, REST: tl.constexpr,
     POOL: tl.constexpr, PADDED: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """A block of queries of PACK windows of tall x wide tokens, one head, one image. qkv: [B, height, width, 3 * heads * head].

@@ -115,7 +115,7 @@ def assembled() -> bool:
 def on_cards() -> dict[tuple[str, str], str]:
     """Where and when each op last ran on a GPU with a right result."""
     found: dict[tuple[str, str], str] = {}
-    for path in sorted((ROOT / "benchmarks" / "results").glob("first_light*.jsonl")):
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*first_light*.jsonl")):
         records = [json.loads(line) for line in path.read_text().splitlines()]
         card = next((r["card"] for r in records if r["item"] == "card" and "capability" in r), None)
         day = next((r["date"][:10] for r in records if r["item"] == "command"), "")
@@ -145,7 +145,7 @@ def page() -> str:
 
 def graphs() -> str:
     """CUDA graphs and the rest of the pipeline, which are no ops."""
-    ran = sorted((ROOT / "benchmarks" / "results").glob("first_light*.jsonl"))
+    ran = sorted((ROOT / "benchmarks" / "results").glob("*first_light*.jsonl"))
     golden = [
         record
         for path in ran

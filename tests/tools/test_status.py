@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,12 @@ from tools import status
 
 def test_the_committed_page_is_the_generated_one() -> None:
     assert status.PAGE.read_text() == status.page(), "run python -m tools.status --write"
+
+
+@pytest.mark.parametrize("page", sorted({*status.ROOT.glob("*.md"), *(status.ROOT / "docs").rglob("*.md")}), ids=lambda p: p.stem)
+def test_no_other_page_says_what_has_run_on_a_gpu(page: Path) -> None:
+    words = " ".join(page.read_text().split())
+    assert page == status.PAGE or not re.search(r"(never|not|nothing|none).{0,60}run on a GPU", words, re.IGNORECASE)
 
 
 def test_every_backend_has_a_row_and_a_proof() -> None:
