@@ -53,19 +53,23 @@ def jit_trace(module: nn.Module, example: Tensors, other: Tensors) -> Sequence[T
 
 
 def onnx_torchscript(module: nn.Module, example: Tensors, other: Tensors) -> Sequence[Tensor]:
+    pytest.importorskip("onnxruntime")
     file = io.BytesIO()
     torch.onnx.export(module, example, file, dynamo=False)
     return _run_onnx(file.getvalue(), other)
 
 
 def onnx_dynamo(module: nn.Module, example: Tensors, other: Tensors) -> Sequence[Tensor]:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
     program = torch.onnx.export(module, example, dynamo=True, verbose=False, optimize=False)
     assert program is not None
     return _run_onnx(program.model_proto.SerializeToString(), other)
 
 
 def _run_onnx(model: bytes, tensors: Tensors) -> Sequence[Tensor]:
-    onnxruntime = pytest.importorskip("onnxruntime")
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model, options)
@@ -89,11 +93,16 @@ def traced_fx(module: nn.Module, example: Tensors, other: Tensors) -> Sequence[T
 
 
 def traced_fx_symbolic(module: nn.Module, example: Tensors, other: Tensors) -> Sequence[Tensor]:
-    return make_fx(module, tracing_mode="fake")(*example)(*other)
+    return make_fx(module, tracing_mode="fake", _allow_non_fake_inputs=True)(*example)(*other)
 
 
 def counted(module: nn.Module, example: Tensors, other: Tensors) -> Sequence[Tensor]:
     with FlopCounterMode(display=False):
+        return module(*other)
+
+
+def dispatched(module: nn.Module, example: Tensors, other: Tensors) -> Sequence[Tensor]:
+    with Seen():
         return module(*other)
 
 
@@ -114,6 +123,7 @@ RECORDERS = {
     "make_fx": traced_fx,
     "make_fx, fake tensors": traced_fx_symbolic,
     "FlopCounterMode": counted,
+    "TorchDispatchMode": dispatched,
     "TorchFunctionMode": watched,
     "functionalize": functionalized,
     **ONNX,
