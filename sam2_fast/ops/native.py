@@ -50,8 +50,8 @@ def no_triton() -> str | None:
 def is_plain(*tensors: Tensor) -> bool:
     """Whether all are ordinary tensors, whose memory holds their numbers.
 
-    Subclasses such as FakeTensor must not reach the native code; lazily negated tensors (their memory holds the negative) and zero
-    tensors (they have no memory) only as `materialized` makes them. Native kernels take no complex dtype, so none is conjugated.
+    Subclasses such as FakeTensor must not reach the native code. Lazily negated tensors (memory holds the negative) and zero tensors
+    (without memory) go through `materialized` first. A conjugated tensor is complex, which no native kernel takes.
     """
     return all((type(t) is Tensor or type(t) is Parameter) and not t.is_neg() and not t._is_zerotensor() for t in tensors)
 

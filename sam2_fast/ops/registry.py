@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -62,7 +63,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Node:
-    """An op as one node of a graph. `call` hands its arguments to the custom op; `takes` says for which it does not differ from eager."""
+    """An op as one node of a graph. `call` passes its arguments to the custom op, where `takes` says that this is worth it."""
 
     call: Callable[..., Any]
     takes: Callable[..., bool]
@@ -83,16 +84,28 @@ def register(implementation: Implementation, absent: Callable[[], str | None]) -
 
 
 def choose(op: str, backend: str, *arguments: Any) -> Implementation:
-    """The implementation that runs: the named one or a `BackendError` with its reason; for "auto" the first that does not refuse."""
+    """The implementation that runs: the named one or a `BackendError` with its reason; for "auto" the first that does not refuse.
+
+    While operations are recorded, transformed or watched (`tracing.recording_reason`), every backend but "torch" refuses.
+    """
+    return _choose(op, backend, tracing.recording_reason(), arguments)
+
+
+def _choose(op: str, backend: str, recording: str | None, arguments: Sequence[Any]) -> Implementation:
     if backend != "auto" and backend not in ORDER:
         raise ValueError(f"backend: expected 'auto' or one of {ORDER}, got {backend!r}")
-    recording = tracing.recording_reason()
     for name in ORDER if backend == "auto" else (backend,):
         if _refusal(op, name, recording, arguments) is None:
             return _implementations[op, name]
     named = "torch" if backend == "auto" else backend
     willing = next((name for name in ORDER if _refusal(op, name, recording, arguments) is None), "none")
     raise BackendError(f"{op}: {backend} refuses: {_refusal(op, named, recording, arguments)}. Would run: {willing}")
+
+
+@torch._disable_dynamo
+def _run_between_graphs(op: str, backend: str, *arguments: Any, **more: Any) -> Any:
+    """What `choose` finds, run by Python: torch.compile ends a graph before the call and begins another after it."""
+    return choose(op, backend, *arguments).run(*arguments, **more)
 
 
 def _refusal(op: str, name: str, recording: str | None, arguments: Sequence[Any]) -> str | None:
@@ -141,31 +154,32 @@ def execute(op: str, backend: str, tensors: Sequence[Tensor], *arguments: Any) -
 def select(op: str, backend: str, tensors: Sequence[Tensor], *arguments: Any) -> Selected:
     """What runs an op, decided here for all of them. tensors: all among `arguments`.
 
-    An implementation as `choose` finds it; while operations are recorded or transformed, or tensors are a subclass, "auto" is the
-    reference or the op as one opaque node (`record_as`). Lazily negated tensors are resolved first. Raises BackendError where the named
-    backend cannot run, and where a recording would hold for the recorded numbers only.
+    An implementation as `choose` finds it; while operations are recorded or transformed, or where tensors are of a subclass, "auto"
+    is the reference or the op as one opaque node (`record_as`). Lazily negated tensors are resolved first. Raises BackendError where
+    the named backend cannot run, and where a recording would be right for the recorded numbers only.
     """
-    recording = tracing.recording_reason()
+    recording, ordinary = tracing.recording_reason(), False
     if recording is None:
-        if is_plain(*tensors):
-            return Selected(choose(op, backend, *arguments).run, arguments)
-        arguments = materialized(arguments)
-        if backend != "auto" or is_plain(*(t for t in tree_leaves(arguments) if isinstance(t, Tensor))):
-            return Selected(choose(op, backend, *arguments).run, arguments)
-    if backend != "auto":
-        return Selected(choose(op, backend, *arguments).run, arguments)
+        ordinary = is_plain(*tensors)
+        if not ordinary:
+            arguments = materialized(arguments)
+            ordinary = is_plain(*(t for t in tree_leaves(arguments) if isinstance(t, Tensor)))
+    if tracing.may_leave_graph() and (backend not in ("auto", "torch") or (op in _fixed_by_values and op not in _nodes)):
+        return Selected(partial(_run_between_graphs, op, backend), arguments)
+    if ordinary or backend != "auto":
+        return Selected(_choose(op, backend, recording, arguments).run, arguments)
     return Selected(_recorded(op, recording, tensors, arguments), arguments)
 
 
 def _recorded(op: str, recording: str | None, tensors: Sequence[Tensor], arguments: Sequence[Any]) -> Callable[..., Any]:
-    """The reference or the custom op, while operations are recorded or tensors are a subclass."""
+    """The reference or the custom op, while operations are recorded or where tensors are of a subclass."""
     node = _nodes.get(op)
     exporting = recording is not None and tracing.is_onnx_export()
     if op in _fixed_by_values:
         if exporting or (node is None and tracing.bakes_values_in()):
             way_out = f"Record what comes before it, and call {op} on the result"
             raise BackendError(f"{op}: {recording}, and {_fixed_by_values[op]}. {way_out}")
-        return choose(op, "auto", *arguments).run if node is None else node.call
+        return _choose(op, "auto", recording, arguments).run if node is None else node.call
     opaque = torch.compiler.is_compiling() or not is_plain(*tensors)
     if node is not None and opaque and not exporting and not wants_gradients(*tensors) and node.takes(*arguments):
         return node.call

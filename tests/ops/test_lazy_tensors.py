@@ -155,6 +155,12 @@ def test_bindings_refuse_conjugated_tensors() -> None:
         module.connected_components(masks.conj(), *out, 1)
 
 
+def test_custom_ops_resolve_their_arguments() -> None:
+    x, weights, *rest = test_hiera_block.case(8, 8, 16, 16, 2, 4, False, batch=1)
+    found = torch.ops.sam2_fast.hiera_block(negated(x), [negated(w) for w in weights], *rest, 1e-6)
+    assert torch.equal(found, hiera_block(x, weights, *rest, backend="cpu"))
+
+
 def test_a_default_device_does_not_move_results() -> None:
     with torch.device("meta"):
         for name, make in OPS.items():

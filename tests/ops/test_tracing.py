@@ -240,10 +240,14 @@ def test_run_lengths_under_a_watcher(watch: Callable[..., Any]) -> None:
     assert torch.equal(watch(Module(lists), logits, logits)[0], lists(*logits, backend="torch"))
 
 
-def test_run_lengths_in_a_compiled_function_are_computed_outside_its_graphs() -> None:
+def test_run_lengths_in_a_compiled_function_are_computed_between_its_graphs() -> None:
     torch._dynamo.reset()
-    program, logits = torch.compile(lists, backend="aot_eager"), numbers((2, 5, 5))[0]
-    assert torch.equal(program(logits), lists(logits)) and torch.equal(program(logits + 1), lists(logits + 1))
+
+    def counts(logits: Tensor) -> Tensor:
+        return mask_postprocess(2 * logits, (20, 20), 0.0, 0.5).inner + 1
+
+    program, logits = torch.compile(counts, backend="aot_eager"), numbers((2, 5, 5))[0]
+    assert torch.equal(program(logits), counts(logits)) and torch.equal(program(logits + 1), counts(logits + 1))
 
 
 @pytest.mark.parametrize("name", [n for n in FLOATS if n != "preprocess_images, floats"])  # which no native kernel takes
@@ -293,6 +297,27 @@ def test_forward_derivatives(name: str, forward: str) -> None:
         exact = tangents(wide[0], wide[1:], backend="torch")
     for a, b, c in zip(mine, theirs, exact, strict=True):
         assert error(a, c) <= 2 * max(error(b, c), error(c.float(), c))
+
+
+@pytest.mark.parametrize("name", [n for n in FLOATS if n != "preprocess_images, bytes"])
+def test_gradients_of_a_transform_are_those_of_backward(name: str) -> None:
+    case = FLOATS[name]()
+    x, rest = case.other[0], case.other[1:]
+
+    def total(x: Tensor) -> Tensor:
+        return sum((y.square().mean() for y in listed(case.run(x, *rest))), torch.zeros(()))
+
+    total(leaf := x.clone().requires_grad_()).backward()
+    assert leaf.grad is not None and leaf.grad.abs().max() > 0
+    assert torch.equal(torch.func.grad(total)(x), leaf.grad)
+
+
+def test_a_compiled_function_may_name_a_backend() -> None:
+    """It is called between two graphs."""
+    torch._dynamo.reset()
+    case = of_window_attention()
+    program = torch.compile(lambda *t: 2 * case.run(*t, backend="cpu"), backend="aot_eager")
+    assert torch.equal(program(*case.other), 2 * case.run(*case.other, backend="cpu"))
 
 
 def test_tensors_with_tangents_have_whole_masks_and_boxes() -> None:
