@@ -49,14 +49,19 @@ def is_onnx_export() -> bool:
     return torch.onnx.is_in_onnx_export()
 
 
-# What torch.compiler.assume_constant_result does, without importing the compiler. Dynamo would take `is_in_onnx_export()` for False,
-# and the ONNX exporter captures a model with Dynamo where its first strategy fails.
+def _is_exporting() -> bool:
+    return torch.compiler.is_exporting()
+
+
+# What torch.compiler.assume_constant_result does, without importing the compiler: Dynamo asks while it traces. It would take
+# `is_in_onnx_export()` for False and, in torch 2.11, `is_exporting()` for True.
 is_onnx_export._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def may_leave_graph() -> bool:
     """Whether torch.compile is tracing, which can call a kernel between two graphs; torch.export and the ONNX exporters cannot."""
-    return torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+    return torch.compiler.is_dynamo_compiling() and not _is_exporting()
 
 
 def bakes_values_in() -> bool:
@@ -66,4 +71,4 @@ def bakes_values_in() -> bool:
     """
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-    return _tracing_state() is not None or torch.compiler.is_exporting() or get_proxy_mode() is not None
+    return _tracing_state() is not None or _is_exporting() or get_proxy_mode() is not None

@@ -81,6 +81,11 @@ def export(module: nn.Module, example: Tensors, other: Tensors) -> Sequence[Tens
     return torch.export.export(module, example).module()(*other)
 
 
+def export_strict(module: nn.Module, example: Tensors, other: Tensors) -> Sequence[Tensor]:
+    torch._dynamo.reset()
+    return torch.export.export(module, example, strict=True).module()(*other)
+
+
 def compiled(module: nn.Module, example: Tensors, other: Tensors) -> Sequence[Tensor]:
     torch._dynamo.reset()
     program = torch.compile(module, backend="aot_eager", fullgraph=True)
@@ -119,6 +124,7 @@ ONNX = {"onnx, torchscript": onnx_torchscript, "onnx, dynamo": onnx_dynamo}
 RECORDERS = {
     "torch.jit.trace": jit_trace,
     "torch.export": export,
+    "torch.export, strict": export_strict,
     "torch.compile": compiled,
     "make_fx": traced_fx,
     "make_fx, fake tensors": traced_fx_symbolic,
