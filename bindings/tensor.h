@@ -45,7 +45,7 @@ struct Exchange {
   int (*current_stream)(int32_t device_type, int32_t device_id, void** out);
 };
 enum : int32_t { kCpu = 1, kCuda = 2 };
-enum : uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4, kBool = 6 };
+enum : uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4, kComplex = 5, kBool = 6 };
 }  // namespace dl
 
 // torch's table, looked up once.
@@ -65,6 +65,23 @@ inline const dl::Exchange& exchange() {
   throw py::value_error(std::string(name) + ": expected " + expected + ", got " + got);
 }
 
+// Method names of torch.Tensor as Python strings that are made once.
+struct BitNames {
+  PyObject* is_neg = PyUnicode_InternFromString("is_neg");
+  PyObject* is_conj = PyUnicode_InternFromString("is_conj");
+};
+
+inline const BitNames& bit_names() {
+  static const BitNames names;
+  return names;
+}
+
+inline bool is_true(py::handle object, PyObject* method) {
+  const py::object answer = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object.ptr(), method));
+  if (!answer) throw py::error_already_set();
+  return answer.ptr() == Py_True;
+}
+
 // A borrowed view. `object` must be exactly a torch.Tensor that holds data: the Python side has checked the type, since a
 // FakeTensor would crash here.
 struct View {
@@ -73,6 +90,13 @@ struct View {
 
   View(const char* argument, py::handle object) : name(argument) {
     if (exchange().view_of_object(object.ptr(), &t) != 0) throw py::error_already_set();
+    // torch negates and conjugates lazily: the memory of such a tensor holds other numbers than the tensor
+    if (is_true(object, bit_names().is_neg)) {
+      refuse(name, "a tensor whose memory holds its numbers", "a lazily negated one; pass tensor.resolve_neg()");
+    }
+    if (t.dtype.code == dl::kComplex && is_true(object, bit_names().is_conj)) {
+      refuse(name, "a tensor whose memory holds its numbers", "a lazily conjugated one; pass tensor.resolve_conj()");
+    }
     if (t.data == nullptr && size() != 0) refuse(name, "a tensor that holds data", "one without");
   }
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from sam2_fast.frame_graph import FrameGraph, Remembered, Tracked, room_for
 from sam2_fast.model import Sam2
 from sam2_fast.model.layers import Kept, kept_by
+from sam2_fast.ops import tracing
 from sam2_fast.ops.memory_attention import table_left_out
 from sam2_fast.ops.memory_table import products_dtype
 from sam2_fast.ops.recording import CaptureError, Recorder, captured
@@ -66,6 +67,8 @@ class Graphs:
         """Why nothing can be recorded that `model` does with x; None where it can."""
         if x.device.type != "cuda":
             return f"tensors are on {x.device}, recordings need a cuda device"
+        if (reason := tracing.recording_reason()) is not None:
+            return reason
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
             return "gradients are wanted, or the caller compiles or records by itself"
         changed = [verb for verb in VERBS if getattr(type(model), verb) is not getattr(Sam2, verb) or verb in vars(model)]

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam2_fast.ops.native import is_plain
+from sam2_fast.ops import tracing
+from sam2_fast.ops.native import is_plain, wants_gradients
 from sam2_fast.ops.recording import capturing
 
 Value = TypeVar("Value")
@@ -82,9 +83,11 @@ class Kept(Generic[Value]):
         self._value: Value | None = None
 
     def get(self, make: Callable[[], Value], parameters: Sequence[Tensor], *arguments: object) -> Value:
-        """`make()`, or what it returned before for the same `parameters` and `arguments`; where gradients are wanted, always `make()`."""
-        wanted = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
-        if wanted or torch.compiler.is_compiling() or not is_plain(*parameters) or any(p.is_inference() for p in parameters):
+        """`make()`, or what it returned before for the same `parameters` and `arguments`; where gradients are wanted or operations
+        recorded, always `make()`."""
+        if tracing.recording_reason() is not None or wants_gradients(*parameters):
+            return make()  # a recording computes it from the parameters; what is made meanwhile is of no use to later calls
+        if not is_plain(*parameters) or any(p.is_inference() for p in parameters):
             return make()
         state = [(p.data_ptr(), p._version, p.dtype, p.device) for p in parameters]
         # the parameters themselves are held too, so that no new one can have an old one's place in memory

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_fast.ops.native import is_plain, native, no_cpu, no_cuda, no_triton
-from sam2_fast.ops.registry import Implementation, choose, register
+from sam2_fast.ops.registry import Implementation, choose, execute, record_as, register, select
 
-_compiling = torch.compiler.is_compiling
 _library = torch.library.Library("sam2_fast", "FRAGMENT")
 
 
@@ -28,11 +27,8 @@ def connected_components(masks: Tensor, *, backend: str = "auto", out: tuple[Ten
     """
     flat = _as_masks(masks)
     into = None if out is None else _as_results(out, masks, flat)
-    if backend == "auto" and (_compiling() or not is_plain(masks)):
-        found = torch.ops.sam2_fast.connected_components(flat)
-    else:
-        chosen = choose("connected_components", backend, flat)
-        found = _native_components(flat, into) if chosen.run is _native_components else chosen.run(flat)
+    run, given = select("connected_components", backend, (flat,), flat)
+    found = run(*given, into) if run is _native_components else run(*given)
     if into is not None and found is not into:
         into[0].copy_(found[0]), into[1].copy_(found[1])
     labels, areas = found if out is None else out
@@ -44,6 +40,8 @@ def _as_results(out: tuple[Tensor, Tensor], masks: Tensor, flat: Tensor) -> tupl
         if x.dtype != torch.int32 or x.shape != masks.shape or x.device != masks.device or not x.is_contiguous():
             wanted = f"contiguous int32 of shape {tuple(masks.shape)} on {masks.device}"
             raise ValueError(f"out: {name}: expected {wanted}, got {x.dtype} of shape {tuple(x.shape)}, strides {x.stride()} on {x.device}")
+        if x.is_neg() or x._is_zerotensor():
+            raise ValueError(f"out: {name}: expected memory that holds the numbers, got a lazily negated or zero tensor; pass torch.empty")
     if out[0].data_ptr() == out[1].data_ptr() and out[0].numel():
         raise ValueError("out: expected labels and areas in memory of their own, got the same for both")
     return out[0].view(flat.shape), out[1].view(flat.shape)
@@ -59,10 +57,7 @@ def small_components(masks: Tensor, max_area: int, *, backend: str = "auto") -> 
     flat = _as_masks(masks)
     if max_area == 0:
         return torch.zeros_like(masks, dtype=torch.bool)
-    if backend == "auto" and (_compiling() or not is_plain(masks)):
-        small = torch.ops.sam2_fast.small_components(flat, max_area)
-    else:
-        small = choose("small_components", backend, flat, max_area).run(flat, max_area)
+    small: Tensor = execute("small_components", backend, (flat,), flat, max_area)
     return small.view(masks.shape)
 
 
@@ -173,6 +168,9 @@ _library.define("connected_components(Tensor masks) -> (Tensor, Tensor)")
 _library.define("small_components(Tensor masks, int max_area) -> Tensor")
 _library.impl("connected_components", _dispatch_components, "CompositeExplicitAutograd")
 _library.impl("small_components", _dispatch_small, "CompositeExplicitAutograd")
+_FIXED = "its definition repeats until nothing changes, so that a recording would hold for the recorded masks only"
+record_as("connected_components", torch.ops.sam2_fast.connected_components, fixed_by_values=_FIXED)
+record_as("small_components", torch.ops.sam2_fast.small_components, fixed_by_values=_FIXED)
 
 
 @torch.library.register_fake("sam2_fast::connected_components", lib=_library)

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_fast.ops.memory_table import products_dtype
-from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton
-from sam2_fast.ops.registry import Implementation, choose, register
+from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton, wants_gradients
+from sam2_fast.ops.norm import layer_norm
+from sam2_fast.ops.registry import Implementation, choose, record_as, register, select
 from sam2_fast.ops.window_attention import window_attention, window_attention_reference
 
 _library = torch.library.Library("sam2_fast", "FRAGMENT")
@@ -50,14 +51,10 @@ def hiera_block(
     Source: official `MultiScaleBlock`.
     """
     _check(x, weights, num_heads, window, pool)
-    if backend == "auto" and (torch.compiler.is_compiling() or not is_plain(x, *weights)):
-        if x.device.type != "cpu" or _wants_gradients(x, weights):
-            return hiera_block_reference(x, weights, num_heads, window, pool, eps)
-        return torch.ops.sam2_fast.hiera_block(x, list(weights), num_heads, window, pool, eps)
-    chosen = choose("hiera_block", backend, x, weights, num_heads, window, pool, eps)
-    if overwrite and not pool and chosen.run is _native_block and x.is_contiguous():
-        return _native_block(x, weights, num_heads, window, pool, eps, out=x.detach())
-    return chosen.run(x, weights, num_heads, window, pool, eps)
+    run, given = select("hiera_block", backend, (x, *weights), x, weights, num_heads, window, pool, eps)
+    if overwrite and not pool and run is _native_block and given[0].is_contiguous():
+        return run(*given, out=given[0].detach())
+    return run(*given)
 
 
 def _check(x: Tensor, weights: Sequence[Tensor], num_heads: int, window: int, pool: bool) -> None:
@@ -85,7 +82,7 @@ def hiera_block_reference(x: Tensor, weights: Sequence[Tensor], num_heads: int, 
     """The definition, in torch."""
     norm1_weight, norm1_bias, qkv_weight, qkv_bias, proj_weight, proj_bias = weights[:6]
     norm2_weight, norm2_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias = weights[6:12]
-    normed = F.layer_norm(x, x.shape[-1:], norm1_weight, norm1_bias, eps)
+    normed = layer_norm(x, norm1_weight, norm1_bias, eps)
     shortcut = x
     if pool:
         shortcut = F.max_pool2d(F.linear(normed, *weights[12:]).permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
@@ -94,7 +91,7 @@ def hiera_block_reference(x: Tensor, weights: Sequence[Tensor], num_heads: int, 
     attend = window_attention_reference if qkv.device.type == "cpu" else window_attention  # which has a kernel for GPUs
     attended = attend(qkv, qkv_bias.to(qkv.dtype), num_heads, window, pool)
     y = shortcut + F.linear(attended, proj_weight, proj_bias)
-    hidden = F.gelu(F.linear(F.layer_norm(y, y.shape[-1:], norm2_weight, norm2_bias, eps), fc1_weight, fc1_bias))
+    hidden = F.gelu(F.linear(layer_norm(y, norm2_weight, norm2_bias, eps), fc1_weight, fc1_bias))
     return y + F.linear(hidden, fc2_weight, fc2_bias)
 
 
@@ -118,7 +115,7 @@ def _native_block(
     given = [w.detach().to(dtype if i in _MATRICES else torch.float32).contiguous() for i, w in enumerate(weights)]
     by = 2 if pool else 1
     if out is None:
-        out = torch.empty(x.shape[0], x.shape[1] // by, x.shape[2] // by, weights[5].shape[0], dtype=x.dtype)
+        out = torch.empty(x.shape[0], x.shape[1] // by, x.shape[2] // by, weights[5].shape[0], dtype=x.dtype, device=x.device)
     threads = torch.get_num_threads()
     module.hiera_block(x.detach().contiguous(), given, out, num_heads, window, pool, eps, threads, isa or module.cpu_isa())
     return out
@@ -146,17 +143,13 @@ def _triton_block(x: Tensor, weights: Sequence[Tensor], num_heads: int, window: 
         return linear(hidden, w[10], w[11], residual=y, dtype=x.dtype).view(*found.shape)
 
 
-def _wants_gradients(x: Tensor, weights: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights))
-
-
 def _refuses(x: Tensor, weights: Sequence[Tensor], num_heads: int, window: int, pool: bool, eps: float) -> str | None:
     tensors = (x, *weights)
     if any(t.device.type != "cpu" for t in tensors):
         return f"x is on {x.device} and weights on {', '.join({str(w.device) for w in weights})}, it takes cpu tensors"
     if not is_plain(*tensors):
         return f"x and weights are {', '.join({type(t).__name__ for t in tensors})}, it takes plain tensors"
-    if _wants_gradients(x, weights):
+    if wants_gradients(*tensors):
         return "gradients are wanted, it has none"
     if any(t.dtype not in _STORED for t in tensors) or len({weights[i].dtype for i in _MATRICES[: 5 if pool else 4]}) > 1:
         return f"dtypes are {', '.join({str(t.dtype) for t in tensors})}, it takes float32, bfloat16 or float16, all matrices alike"
@@ -174,7 +167,7 @@ def _triton_refuses(x: Tensor, weights: Sequence[Tensor], num_heads: int, window
         return f"tensors are on {', '.join(sorted({str(t.device) for t in tensors}))}, it takes those of one cuda device"
     if not is_plain(*tensors):
         return f"x and weights are {', '.join({type(t).__name__ for t in tensors})}, it takes plain tensors"
-    if _wants_gradients(x, weights):
+    if wants_gradients(*tensors):
         return "gradients are wanted, it has none"
     dtype, head = products_dtype(weights[2]), weights[5].shape[0] // num_heads
     if dtype not in (torch.bfloat16, torch.float16):
@@ -199,6 +192,7 @@ def _dispatch(x: Tensor, weights: list[Tensor], num_heads: int, window: int, poo
 
 _library.define("hiera_block(Tensor x, Tensor[] weights, int num_heads, int window, bool pool, float eps) -> Tensor")
 _library.impl("hiera_block", _dispatch, "CompositeExplicitAutograd")
+record_as("hiera_block", lambda x, weights, *rest: torch.ops.sam2_fast.hiera_block(x, list(weights), *rest))
 
 
 @torch.library.register_fake("sam2_fast::hiera_block", lib=_library)

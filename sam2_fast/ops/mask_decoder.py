@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sam2_fast.ops.mask_decoder_reference import BODY, HEAD, mask_decoder_reference
 from sam2_fast.ops.mask_decoder_triton import triton_decoder, triton_refuses
-from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton
-from sam2_fast.ops.registry import Implementation, choose, register
+from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton, wants_gradients
+from sam2_fast.ops.registry import Implementation, choose, execute, record_as, register
 
 _library = torch.library.Library("sam2_fast", "FRAGMENT")
 _STORED = (torch.float32, torch.bfloat16, torch.float16)
@@ -56,13 +56,7 @@ def mask_decoder(
     """
     arguments = (image, mid, high, position, prompts, present, weights, num_heads, first_mask_token, iou_token, best)
     _check(*arguments)
-    tensors = _tensors(*arguments[:7])
-    if backend == "auto" and (torch.compiler.is_compiling() or not is_plain(*tensors)):
-        if image.device.type != "cpu" or _wants_gradients(tensors):
-            return mask_decoder_reference(*arguments)
-        logits, iou, tokens = torch.ops.sam2_fast.mask_decoder(*arguments[:6], list(weights), *arguments[7:])
-        return logits, iou, tokens
-    logits, iou, tokens = choose("mask_decoder", backend, *arguments).run(*arguments)
+    logits, iou, tokens = execute("mask_decoder", backend, _tensors(*arguments[:7]), *arguments)
     return logits, iou, tokens
 
 
@@ -164,18 +158,14 @@ def _native_decoder(
     given = [w.detach().to(dtype if w.ndim == 2 else torch.float32).contiguous() for w in weights]
     image, mid, high = (x.detach().to(image.dtype).contiguous() for x in (image, mid, high))
     position, tokens = (x.detach().to(torch.float32).contiguous() for x in (position, prompts))
-    logits = torch.empty(prompts.shape[0], 1 if best else _masks(weights), high.shape[1], high.shape[2])
-    found, iou = torch.empty(prompts.shape), torch.empty(prompts.shape[0], weights[BODY + 4].shape[0])
+    logits = tokens.new_empty(prompts.shape[0], 1 if best else _masks(weights), high.shape[1], high.shape[2])
+    found, iou = tokens.new_empty(prompts.shape), tokens.new_empty(prompts.shape[0], weights[BODY + 4].shape[0])
     exist = None if present is None else present.contiguous()
     module.mask_decoder(
         image, mid, high, position, tokens, exist, given, num_heads, first_mask_token, iou_token, best, logits, found, iou,
         torch.get_num_threads(), isa or module.cpu_isa(),
     )  # fmt: skip
     return logits, iou, found.to(prompts.dtype)
-
-
-def _wants_gradients(tensors: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def _refuses(
@@ -196,7 +186,7 @@ def _refuses(
         return f"tensors are on {', '.join(sorted({str(t.device) for t in tensors}))}, it takes cpu tensors"
     if not is_plain(*tensors):
         return f"tensors are {', '.join(sorted({type(t).__name__ for t in tensors}))}, it takes plain tensors"
-    if _wants_gradients(tensors):
+    if wants_gradients(*tensors):
         return "gradients are wanted, it has none"
     kinds = {t.dtype for t in tensors if t is not present}
     if not kinds <= set(_STORED) or len({w.dtype for w in weights if w.ndim == 2}) > 1:
@@ -228,6 +218,7 @@ _library.define(
     "int num_heads, int first_mask_token, int iou_token, bool best) -> (Tensor, Tensor, Tensor)"
 )
 _library.impl("mask_decoder", _dispatch, "CompositeExplicitAutograd")
+record_as("mask_decoder", lambda *a: torch.ops.sam2_fast.mask_decoder(*a[:6], list(a[6]), *a[7:]))
 
 
 @torch.library.register_fake("sam2_fast::mask_decoder", lib=_library)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2_fast.ops.norm import layer_norm
+
 EPS, MAP_EPS = 1e-5, 1e-6  # of the tokens' norms, of the norm between the upscalings
 BODY, HEAD = 88, 6  # tensors before the heads, of a head
 
@@ -57,7 +59,7 @@ def brushes_and_iou(
     if best:
         first = first_mask_token - iou_token - 1
         choice = iou[:, first : first + brushes.shape[1]].argmax(-1)
-        brushes = brushes[torch.arange(len(choice), device=choice.device), choice][:, None]
+        brushes = brushes[torch.arange(choice.shape[0], device=choice.device), choice][:, None]
     return brushes, iou
 
 
@@ -78,13 +80,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, present: Tensor | None, weights: Seq
 
 
 def norm(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], weights[0], weights[1], EPS)
+    return layer_norm(x, weights[0], weights[1], EPS)
 
 
 def _upscale(pixels: Tensor, mid: Tensor, high: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """pixels: [B, h, w, C] -> [B, 4h, 4w, C / 8]: two transposed convolutions of stride 2, each followed by a finer map."""
     x = spread(F.linear(pixels, weights[0])) + weights[1] + mid
-    x = F.gelu(F.layer_norm(x, x.shape[-1:], weights[2], weights[3], MAP_EPS))
+    x = F.gelu(layer_norm(x, weights[2], weights[3], MAP_EPS))
     return F.gelu(spread(F.linear(x, weights[4])) + weights[5] + high)
 
 

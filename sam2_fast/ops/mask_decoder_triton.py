@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sam2_fast.ops.mask_decoder_reference import BODY, EPS, HEAD, MAP_EPS, attend, brushes_and_iou, norm
 from sam2_fast.ops.memory_table import products_dtype
-from sam2_fast.ops.native import is_plain
+from sam2_fast.ops.native import is_plain, wants_gradients
 
 _MOST_TOKENS, _MOST_HEADS, _LEAST_ROWS = 64, 8, 32
 
@@ -115,7 +115,7 @@ def triton_refuses(
         return f"tensors are on {', '.join(sorted({str(t.device) for t in tensors}))}, it takes those of one cuda device"
     if not is_plain(*tensors):
         return f"tensors are {', '.join(sorted({type(t).__name__ for t in tensors}))}, it takes plain tensors"
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+    if wants_gradients(*tensors):
         return "gradients are wanted, it has none"
     if (dtype := products_dtype(weights[0])) not in (torch.bfloat16, torch.float16):
         return f"products are in {dtype}, it takes bfloat16 or float16"

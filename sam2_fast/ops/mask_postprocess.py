@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton
-from sam2_fast.ops.registry import Implementation, choose, register
+from sam2_fast.ops.native import is_plain, materialized, native, no_cpu, no_triton
+from sam2_fast.ops.registry import Implementation, record_as, register, select
 
 _MOST = 2**31 - 1  # pixels of a canvas
 _AT_ONCE = 2**26  # pixels of masks that the definition holds at once
@@ -62,9 +62,8 @@ def mask_postprocess(
         raise ValueError(f"canvas: expected room for {height} x {width} pixels at {origin} and fewer than 2^31 in all, got {got}")
     if which is not None and (which.shape != logits.shape[:1] or which.dtype != torch.bool):
         raise ValueError(f"which: expected a bool for each of {len(logits)} masks, got {which.dtype} of shape {tuple(which.shape)}")
-    arguments = (logits, size, threshold, offset, (canvas_height, canvas_width), origin)
-    found: Judged = choose("mask_postprocess", backend, *arguments).run(*arguments, keep=keep, which=which)
-    return found
+    run, given = select("mask_postprocess", backend, (logits,), logits, size, threshold, offset, (canvas_height, canvas_width), origin)
+    return run(*given, keep=keep, which=materialized(which))
 
 
 def _seen(logits: Tensor, which: Tensor | None) -> Tensor:
@@ -154,7 +153,7 @@ def _native_postprocess(
     module = native()
     assert module is not None
     count = logits.shape[0]
-    outer, inner, boxes = (torch.empty(shape, dtype=torch.int64) for shape in ((count,), (count,), (count, 4)))
+    outer, inner, boxes = (torch.empty(shape, dtype=torch.int64, device=logits.device) for shape in ((count,), (count,), (count, 4)))
     thresholds = threshold - offset, threshold, threshold + offset
     runs = module.mask_postprocess(
         _seen(logits.detach(), which).contiguous(),
@@ -200,3 +199,4 @@ def _refuse_device(kind: str) -> Callable[..., str | None]:
 register(Implementation("mask_postprocess", "triton", _triton_postprocess, _refuse_device("cuda")), no_triton)
 register(Implementation("mask_postprocess", "cpu", _native_postprocess, _refuse_device("cpu")), no_cpu)
 register(Implementation("mask_postprocess", "torch", mask_postprocess_reference, lambda *_: None), lambda: None)
+record_as("mask_postprocess", None, fixed_by_values="it returns lists whose lengths depend on the masks")

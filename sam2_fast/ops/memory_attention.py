@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_fast.ops.memory_table import memory_attention_at, products_dtype, table_of
-from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton
-from sam2_fast.ops.registry import Implementation, choose, preferred, register
+from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton, wants_gradients
+from sam2_fast.ops.norm import layer_norm
+from sam2_fast.ops.registry import Implementation, choose, execute, preferred, record_as, register
 from sam2_fast.ops.rope_attention import rope_attention
 from sam2_fast.ops.transfer import upload_numbers
 
@@ -52,13 +53,8 @@ def memory_attention(
     Source: official `MemoryAttention`, one head.
     """
     _check(x, weights, table, memories, temporal, place)
-    arguments = (x, weights, table, memories, temporal, place)
     tensors = (x, *weights, table, *memories.maps, memories.pointers, memories.positions, temporal, place)
-    if backend == "auto" and (torch.compiler.is_compiling() or not is_plain(*tensors)):
-        if x.device.type != "cpu" or _wants_gradients(tensors):
-            return memory_attention_reference(*arguments)
-        return torch.ops.sam2_fast.memory_attention(x, list(weights), table, *memories, temporal, place)
-    return choose("memory_attention", backend, *arguments).run(*arguments)
+    return execute("memory_attention", backend, tensors, x, weights, table, memories, temporal, place)
 
 
 def _check(x: Tensor, weights: Sequence[Tensor], table: Tensor, memories: Memories, temporal: Tensor, place: Tensor) -> None:
@@ -132,7 +128,7 @@ def memory_attention_reference(
 
 
 def _norm(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], weights[0], weights[1], _EPS)
+    return layer_norm(x, weights[0], weights[1], _EPS)
 
 
 def _layer(x: Tensor, memory: Tensor, keys: Tensor, table: Tensor, num_unrotated: int, weights: Sequence[Tensor]) -> Tensor:
@@ -175,7 +171,7 @@ def _native_attention(
 
     given = [w.detach().to(dtype).contiguous() if w.ndim == 2 else wide(w) for w in weights]
     maps = [m.detach().contiguous() for m in memories.maps]
-    out = torch.empty(len(memories.first) - 1, x.shape[1], x.shape[2], dtype=x.dtype)
+    out = torch.empty(len(memories.first) - 1, x.shape[1], x.shape[2], dtype=x.dtype, device=x.device)
     module.memory_attention(
         x.detach().contiguous(), given, wide(table), maps, wide(temporal), wide(place), memories.slots, memories.rows, memories.first,
         wide(memories.pointers), wide(memories.positions), memories.first_pointer, out, torch.get_num_threads(), isa or module.cpu_isa(),
@@ -214,17 +210,13 @@ def _slots(memories: Memories, maps: list[Tensor], pointers: Tensor, positions: 
     return slots, firsts
 
 
-def _wants_gradients(tensors: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-
-
 def _refuses(x: Tensor, weights: Sequence[Tensor], table: Tensor, memories: Memories, temporal: Tensor, place: Tensor) -> str | None:
     tensors = (x, *weights, table, *memories.maps, memories.pointers, memories.positions, temporal, place)
     if any(t.device.type != "cpu" for t in tensors):
         return f"tensors are on {', '.join(sorted({str(t.device) for t in tensors}))}, it takes cpu tensors"
     if not is_plain(*tensors):
         return f"tensors are {', '.join(sorted({type(t).__name__ for t in tensors}))}, it takes plain tensors"
-    if _wants_gradients(tensors):
+    if wants_gradients(*tensors):
         return "gradients are wanted, it has none"
     if any(t.dtype not in _STORED for t in tensors) or len({w.dtype for w in weights if w.ndim == 2}) > 1:
         return f"dtypes are {', '.join(sorted({str(t.dtype) for t in tensors}))}, it takes float32, bfloat16 or float16, all matrices alike"
@@ -241,7 +233,7 @@ def _triton_refuses(x: Tensor, weights: Sequence[Tensor], table: Tensor, memorie
         return f"tensors are on {', '.join(sorted({str(t.device) for t in tensors}))}, it takes those of one cuda device"
     if not is_plain(*tensors):
         return f"tensors are {', '.join(sorted({type(t).__name__ for t in tensors}))}, it takes plain tensors"
-    if _wants_gradients(tensors):
+    if wants_gradients(*tensors):
         return "gradients are wanted, it has none"
     dtype = products_dtype(weights[2])
     if dtype not in (torch.bfloat16, torch.float16):
@@ -281,6 +273,7 @@ _library.define(
     "Tensor positions, int[] first_pointer, Tensor temporal, Tensor place) -> Tensor"
 )
 _library.impl("memory_attention", _dispatch, "CompositeExplicitAutograd")
+record_as("memory_attention", lambda x, w, table, m, *rest: torch.ops.sam2_fast.memory_attention(x, list(w), table, *m, *rest))
 
 
 @torch.library.register_fake("sam2_fast::memory_attention", lib=_library)

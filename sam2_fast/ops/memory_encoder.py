@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton
-from sam2_fast.ops.registry import Implementation, choose, register
+from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton, wants_gradients
+from sam2_fast.ops.registry import Implementation, choose, execute, record_as, register
 
 _library = torch.library.Library("sam2_fast", "FRAGMENT")
 _STORED = (torch.float32, torch.bfloat16, torch.float16)
@@ -42,11 +42,7 @@ def memory_encoder(
     Source: official `_encode_new_memory` and `MemoryEncoder`.
     """
     _check(low, logits, weights)
-    if backend == "auto" and (torch.compiler.is_compiling() or not is_plain(low, logits, *weights)):
-        if low.device.type != "cpu" or _wants_gradients(low, logits, weights):
-            return memory_encoder_reference(low, logits, weights, binarize, eps)
-        return torch.ops.sam2_fast.memory_encoder(low, logits, list(weights), binarize, eps)
-    return choose("memory_encoder", backend, low, logits, weights, binarize, eps).run(low, logits, weights, binarize, eps)
+    return execute("memory_encoder", backend, (low, logits, *weights), low, logits, weights, binarize, eps)
 
 
 def _check(low: Tensor, logits: Tensor, weights: Sequence[Tensor]) -> None:
@@ -131,14 +127,10 @@ def _native_encoder(low: Tensor, logits: Tensor, weights: Sequence[Tensor], bina
         w = weight.detach().to(dtype if i in narrow else torch.float32)
         # columns by place, then channel
         given.append(w.permute(0, 2, 3, 1).flatten(1).contiguous() if w.ndim == 4 else w.contiguous())
-    out = torch.empty(logits.shape[0], low.shape[1] * low.shape[2], weights[-2].shape[0], dtype=dtype)
+    out = torch.empty(logits.shape[0], low.shape[1] * low.shape[2], weights[-2].shape[0], dtype=dtype, device=low.device)
     mask = logits.detach().to(torch.float32).contiguous()
     module.memory_encoder(low.detach().contiguous(), mask, given, out, binarize, eps, torch.get_num_threads(), isa or module.cpu_isa())
     return out
-
-
-def _wants_gradients(low: Tensor, logits: Tensor, weights: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in (low, logits, *weights))
 
 
 def _refuses(low: Tensor, logits: Tensor, weights: Sequence[Tensor], binarize: bool, eps: float) -> str | None:
@@ -147,7 +139,7 @@ def _refuses(low: Tensor, logits: Tensor, weights: Sequence[Tensor], binarize: b
         return f"tensors are on {', '.join(sorted({str(t.device) for t in tensors}))}, it takes cpu tensors"
     if not is_plain(*tensors):
         return f"tensors are {', '.join(sorted({type(t).__name__ for t in tensors}))}, it takes plain tensors"
-    if _wants_gradients(low, logits, weights):
+    if wants_gradients(*tensors):
         return "gradients are wanted, it has none"
     if any(t.dtype not in _STORED for t in tensors) or len({weights[i].dtype for i in matrices(weights)}) > 1:
         return f"dtypes are {', '.join(sorted({str(t.dtype) for t in tensors}))}, it takes float32, bfloat16 or float16, all matrices alike"
@@ -189,7 +181,7 @@ def _triton_refuses(low: Tensor, logits: Tensor, weights: Sequence[Tensor], bina
         return f"tensors are on {', '.join(sorted({str(t.device) for t in tensors}))}, it takes those of one cuda device"
     if not is_plain(*tensors):
         return f"tensors are {', '.join(sorted({type(t).__name__ for t in tensors}))}, it takes plain tensors"
-    if _wants_gradients(low, logits, weights):
+    if wants_gradients(*tensors):
         return "gradients are wanted, it has none"
     if (dtype := _products(weights)) not in (torch.bfloat16, torch.float16):
         return f"products are in {dtype}, it takes bfloat16 or float16"
@@ -209,6 +201,7 @@ def _dispatch(low: Tensor, logits: Tensor, weights: list[Tensor], binarize: bool
 
 _library.define("memory_encoder(Tensor low, Tensor logits, Tensor[] weights, bool binarize, float eps) -> Tensor")
 _library.impl("memory_encoder", _dispatch, "CompositeExplicitAutograd")
+record_as("memory_encoder", lambda low, logits, weights, *rest: torch.ops.sam2_fast.memory_encoder(low, logits, list(weights), *rest))
 
 
 @torch.library.register_fake("sam2_fast::memory_encoder", lib=_library)

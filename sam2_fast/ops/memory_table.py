@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2_fast.ops import tracing
+from sam2_fast.ops.registry import BackendError
+
 _EPS = 1e-5  # of the norms
 SLOT = 5
 """Numbers of a slot in `MemoryTable.slots`."""
@@ -45,6 +48,8 @@ def memory_attention_at(
     from sam2_fast.kernels.memory_attention import memory_keys, turned_queries
     from sam2_fast.kernels.rope_attention import attend
 
+    if (reason := tracing.recording_reason()) is not None:
+        raise BackendError(f"memory_attention_at: {reason}, and no recorder sees a Triton kernel. Would run: memory_attention")
     dtype, dim, objects = products_dtype(weights[2]), x.shape[2], len(memories.firsts) - 1
     with torch.no_grad():
         given = [w.detach().to(dtype if w.ndim == 2 else w.dtype).contiguous() for w in weights]

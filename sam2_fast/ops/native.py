@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from functools import lru_cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+from torch.utils._pytree import tree_map_only
 
 
 @lru_cache(maxsize=1)
@@ -45,5 +48,28 @@ def no_triton() -> str | None:
 
 
 def is_plain(*tensors: Tensor) -> bool:
-    """Whether all are ordinary tensors with data: subclasses such as FakeTensor must not reach the native code."""
-    return all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+    """Whether all are ordinary tensors, whose memory holds their numbers.
+
+    Subclasses such as FakeTensor must not reach the native code. Lazily negated tensors (memory holds the negative) and zero tensors
+    (without memory) go through `materialized` first. A conjugated tensor is complex, which no native kernel takes.
+    """
+    return all((type(t) is Tensor or type(t) is Parameter) and not t.is_neg() and not t._is_zerotensor() for t in tensors)
+
+
+def materialized(arguments: Any) -> Any:
+    """`arguments` with every lazily negated, conjugated or zero tensor in lists, tuples and named tuples replaced by one whose memory
+    holds its numbers."""
+    return tree_map_only(Tensor, _materialize, arguments)
+
+
+def _materialize(tensor: Tensor) -> Tensor:
+    if type(tensor) is not Tensor and type(tensor) is not Parameter:
+        return tensor
+    if tensor._is_zerotensor():
+        return tensor + torch.zeros((), dtype=tensor.dtype, device=tensor.device)  # keeps gradients; a clone has no memory either
+    return tensor.resolve_conj().resolve_neg()
+
+
+def wants_gradients(*tensors: Tensor) -> bool:
+    """Whether a result of these is differentiated."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from sam2_fast.ops.native import is_plain, no_triton
-from sam2_fast.ops.registry import Implementation, choose, register
+from sam2_fast.ops.registry import Implementation, choose, execute, record_as, register
 
+_library = torch.library.Library("sam2_fast", "FRAGMENT")
 BLOCK = 2048
 """Boxes that the definition compares at once: 2048 x 2048 IoUs are 16 MB of float32."""
 _MOST = 2**15  # boxes that the kernel takes: 128 MB of bits
@@ -28,8 +29,8 @@ def nms(
         shapes = ", ".join(str(tuple(x.shape)) for x in (boxes, scores, idxs, alive))
         raise ValueError(f"boxes, scores, idxs, alive: expected shapes (N, 4) and three of (N,), got {shapes}")
     order = scores.argsort(descending=True, stable=True)
-    arguments = boxes[order].float(), idxs[order], alive[order], iou_threshold
-    kept: Tensor = choose("nms", backend, *arguments).run(*arguments)
+    given = boxes[order].float(), idxs[order], alive[order]
+    kept: Tensor = execute("nms", backend, given, *given, iou_threshold)
     return torch.empty_like(kept).index_copy_(0, order, kept)
 
 
@@ -102,3 +103,21 @@ def _refuses(boxes: Tensor, idxs: Tensor, alive: Tensor, threshold: float) -> st
 
 register(Implementation("nms", "triton", _triton_nms, _refuses), no_triton)
 register(Implementation("nms", "torch", nms_reference, lambda *_: None), lambda: None)
+
+
+def _dispatch(boxes: Tensor, idxs: Tensor, alive: Tensor, threshold: float) -> Tensor:
+    return choose("nms", "auto", boxes, idxs, alive, threshold).run(boxes, idxs, alive, threshold).contiguous()
+
+
+_library.define("nms(Tensor boxes, Tensor idxs, Tensor alive, float threshold) -> Tensor")
+_library.impl("nms", _dispatch, "CompositeExplicitAutograd")
+record_as(
+    "nms",
+    torch.ops.sam2_fast.nms,
+    fixed_by_values="its definition repeats until nothing changes, so that a recording would hold for the recorded boxes only",
+)
+
+
+@torch.library.register_fake("sam2_fast::nms", lib=_library)
+def _(boxes: Tensor, idxs: Tensor, alive: Tensor, threshold: float) -> Tensor:
+    return boxes.new_empty(boxes.shape[0], dtype=torch.bool)

@@ -12,8 +12,9 @@ from PIL import Image
 from PIL import __version__ as pillow_version
 from torch import Tensor
 
+from sam2_fast.ops import tracing
 from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton
-from sam2_fast.ops.registry import Implementation, choose, register
+from sam2_fast.ops.registry import Implementation, choose, execute, record_as, register
 
 _library = torch.library.Library("sam2_fast", "FRAGMENT")
 _MOST = 2**24  # pixels of a side that the native kernel takes
@@ -30,11 +31,7 @@ def preprocess_images(images: Tensor, size: int, mean: Sequence[float], std: Seq
     _check(images, 4, "images", "[B, H, W, 3]", size, mean, std)
     if not images.dtype.is_floating_point and images.dtype != torch.uint8:
         raise ValueError(f"images: expected uint8 or floating point in [0, 1], got {images.dtype}")
-    arguments = images, size, list(mean), list(std)
-    if _traced(images, backend):
-        on_cpu = images.device.type == "cpu" and images.dtype == torch.uint8
-        return (torch.ops.sam2_fast.preprocess_images if on_cpu else preprocess_images_reference)(*arguments)
-    return choose("preprocess_images", backend, *arguments).run(*arguments)
+    return execute("preprocess_images", backend, (images,), images, size, list(mean), list(std))
 
 
 def preprocess_frame(frame: Tensor, size: int, mean: Sequence[float], std: Sequence[float], *, backend: str = "auto") -> Tensor:
@@ -45,10 +42,7 @@ def preprocess_frame(frame: Tensor, size: int, mean: Sequence[float], std: Seque
     """
     _check(frame, 3, "frame", "[H, W, 3]", size, mean, std)
     _check_bytes(frame)
-    arguments = frame, size, list(mean), list(std)
-    if _traced(frame, backend):
-        return torch.ops.sam2_fast.preprocess_frame(*arguments)
-    return choose("preprocess_frame", backend, *arguments).run(*arguments)
+    return execute("preprocess_frame", backend, (frame,), frame, size, list(mean), list(std))
 
 
 def resize_bicubic(frame: Tensor, size: int, *, backend: str = "auto") -> Tensor:
@@ -59,9 +53,7 @@ def resize_bicubic(frame: Tensor, size: int, *, backend: str = "auto") -> Tensor
     """
     _check(frame, 3, "frame", "[H, W, 3]", size)
     _check_bytes(frame)
-    if _traced(frame, backend):
-        return torch.ops.sam2_fast.resize_bicubic(frame, size)
-    return choose("resize_bicubic", backend, frame, size).run(frame, size)
+    return execute("resize_bicubic", backend, (frame,), frame, size)
 
 
 def _check(
@@ -78,10 +70,6 @@ def _check(
 def _check_bytes(frame: Tensor) -> None:
     if frame.dtype != torch.uint8:
         raise ValueError(f"frame: expected uint8, got {frame.dtype}")
-
-
-def _traced(pictures: Tensor, backend: str) -> bool:
-    return backend == "auto" and (torch.compiler.is_compiling() or not is_plain(pictures))
 
 
 def preprocess_images_reference(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -112,22 +100,26 @@ def preprocess_frame_reference(frame: Tensor, size: int, mean: Sequence[float], 
 
 def normalize(planes: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """[..., 3, H, W] float32, in place: less the mean, over the deviation; a true division on every device."""
-    means, deviations = _statistics(tuple(mean), tuple(std), planes.device)
+    means, deviations = (_constant(tuple(values), planes.device)[:, None, None] for values in (mean, std))
     return planes.sub_(means).div_(deviations)
 
 
-@lru_cache(maxsize=16)
 def full_scale(device: torch.device) -> Tensor:
     """255 on the device: CUDA multiplies by the reciprocal where the divisor is a Python number, and rounds differently."""
-    with torch.inference_mode(False):
-        return torch.full((), 255.0, dtype=torch.float32, device=device)
+    return _constant((255.0,), device)[0]
+
+
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """`values` as float32 on the device; kept, unless operations are recorded: what a recorder or a FakeTensorMode makes is its own."""
+    if tracing.recording_reason() is not None:
+        return torch.tensor(values, dtype=torch.float32, device=device)
+    return _kept_constant(values, device)
 
 
 @lru_cache(maxsize=16)
-def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def _kept_constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        means, deviations = (torch.tensor(values, dtype=torch.float32, device=device)[:, None, None] for values in (mean, std))
-    return means, deviations
+        return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def _run(pictures: Tensor, bicubic: bool, mean: Sequence[float], std: Sequence[float], out: Tensor, isa: str | None) -> Tensor:
@@ -218,6 +210,14 @@ _library.define("resize_bicubic(Tensor frame, int size) -> Tensor")
 _library.impl("preprocess_images", _dispatch_images, "CompositeExplicitAutograd")
 _library.impl("preprocess_frame", _dispatch_frame, "CompositeExplicitAutograd")
 _library.impl("resize_bicubic", _dispatch_bicubic, "CompositeExplicitAutograd")
+_PILLOW = "its definition is Pillow's, which takes the recorded numbers and leaves no operation behind"
+record_as(
+    "preprocess_images",
+    torch.ops.sam2_fast.preprocess_images,
+    takes=lambda images, *_: images.device.type == "cpu" and images.dtype == torch.uint8,
+)
+record_as("preprocess_frame", torch.ops.sam2_fast.preprocess_frame, fixed_by_values=_PILLOW)
+record_as("resize_bicubic", torch.ops.sam2_fast.resize_bicubic, fixed_by_values=_PILLOW)
 
 
 @torch.library.register_fake("sam2_fast::preprocess_images", lib=_library)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from sam2_fast.ops import tracing
+from sam2_fast.ops.native import is_plain, materialized, wants_gradients
 
 ORDER = ("cuda", "triton", "cpu", "torch")
 """The order in which `auto` asks. `torch` is the reference and refuses nothing."""
@@ -53,8 +61,18 @@ class Status:
         return self.reason is None
 
 
+@dataclass(frozen=True)
+class Node:
+    """An op as one node of a graph. `call` passes its arguments to the custom op, where `takes` says that this is worth it."""
+
+    call: Callable[..., Any]
+    takes: Callable[..., bool]
+
+
 _implementations: dict[tuple[str, str], Implementation] = {}
 _absent: dict[tuple[str, str], Callable[[], str | None]] = {}
+_nodes: dict[str, Node] = {}
+_fixed_by_values: dict[str, str] = {}
 
 
 def register(implementation: Implementation, absent: Callable[[], str | None]) -> None:
@@ -66,21 +84,106 @@ def register(implementation: Implementation, absent: Callable[[], str | None]) -
 
 
 def choose(op: str, backend: str, *arguments: Any) -> Implementation:
-    """The implementation that runs: the named one or a `BackendError` with its reason; for "auto" the first that does not refuse."""
+    """The implementation that runs: the named one or a `BackendError` with its reason; for "auto" the first that does not refuse.
+
+    While operations are recorded, transformed or watched (`tracing.recording_reason`), every backend but "torch" refuses.
+    """
+    return _choose(op, backend, tracing.recording_reason(), arguments)
+
+
+def _choose(op: str, backend: str, recording: str | None, arguments: Sequence[Any]) -> Implementation:
     if backend != "auto" and backend not in ORDER:
         raise ValueError(f"backend: expected 'auto' or one of {ORDER}, got {backend!r}")
-    reasons = {}
-    for name in ORDER:
-        implementation = _implementations.get((op, name))
-        if implementation is None:
-            reasons[name] = f"{op} has no {name} implementation"
-            continue
-        reason = _absent[op, name]() or implementation.refuses(*arguments)
-        if reason is None and backend in ("auto", name):
-            return implementation
-        reasons[name] = reason or ""
-    willing = next((name for name in ORDER if reasons[name] == ""), "none")
-    raise BackendError(f"{op}: {backend} refuses: {reasons[backend]}. Would run: {willing}")
+    for name in ORDER if backend == "auto" else (backend,):
+        if _refusal(op, name, recording, arguments) is None:
+            return _implementations[op, name]
+    named = "torch" if backend == "auto" else backend
+    willing = next((name for name in ORDER if _refusal(op, name, recording, arguments) is None), "none")
+    raise BackendError(f"{op}: {backend} refuses: {_refusal(op, named, recording, arguments)}. Would run: {willing}")
+
+
+@torch._disable_dynamo
+def _run_between_graphs(op: str, backend: str, *arguments: Any, **more: Any) -> Any:
+    """What `choose` finds, run by Python: torch.compile ends a graph before the call and begins another after it."""
+    return choose(op, backend, *arguments).run(*arguments, **more)
+
+
+def _refusal(op: str, name: str, recording: str | None, arguments: Sequence[Any]) -> str | None:
+    implementation = _implementations.get((op, name))
+    if implementation is None:
+        return f"{op} has no {name} implementation"
+    if recording is not None and name != "torch":
+        return f"{recording}, and what a {name} kernel computes is seen by no recorder and no transform"
+    if recording is not None and op in _fixed_by_values and tracing.bakes_values_in():
+        return f"{recording}, and {_fixed_by_values[op]}"
+    return _absent[op, name]() or implementation.refuses(*arguments)
+
+
+def record_as(
+    op: str, call: Callable[..., Any] | None, takes: Callable[..., bool] | None = None, fixed_by_values: str | None = None
+) -> None:
+    """Say how an op is recorded. call: hands its arguments to the custom op `sam2_fast::<op>`; None: there is none.
+
+    takes: for which arguments torch.compile gets the custom op instead of the definition (None: where the first is on a CPU).
+    fixed_by_values: as part of a sentence, why a recording of the definition would hold for the recorded numbers only. Such an op is
+    always recorded as the custom op; an ONNX file, which cannot hold that, is refused.
+    """
+    if call is not None:
+        _nodes[op] = Node(call, takes or _first_is_on_cpu)
+    if fixed_by_values is not None:
+        _fixed_by_values[op] = fixed_by_values
+
+
+def _first_is_on_cpu(first: Tensor, *_: Any) -> bool:
+    return first.device.type == "cpu"
+
+
+class Selected(NamedTuple):
+    """What a public op runs, as `run(*arguments)`."""
+
+    run: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+def execute(op: str, backend: str, tensors: Sequence[Tensor], *arguments: Any) -> Any:
+    """Run an op on `arguments`, as `select` decides."""
+    run, given = select(op, backend, tensors, *arguments)
+    return run(*given)
+
+
+def select(op: str, backend: str, tensors: Sequence[Tensor], *arguments: Any) -> Selected:
+    """What runs an op, decided here for all of them. tensors: all among `arguments`.
+
+    An implementation as `choose` finds it; while operations are recorded or transformed, or where tensors are of a subclass, "auto"
+    is the reference or the op as one opaque node (`record_as`). Lazily negated tensors are resolved first. Raises BackendError where
+    the named backend cannot run, and where a recording would be right for the recorded numbers only.
+    """
+    recording, ordinary = tracing.recording_reason(), False
+    if recording is None:
+        ordinary = is_plain(*tensors)
+        if not ordinary:
+            arguments = materialized(arguments)
+            ordinary = is_plain(*(t for t in tree_leaves(arguments) if isinstance(t, Tensor)))
+    if tracing.may_leave_graph() and (backend not in ("auto", "torch") or (op in _fixed_by_values and op not in _nodes)):
+        return Selected(partial(_run_between_graphs, op, backend), arguments)
+    if ordinary or backend != "auto":
+        return Selected(_choose(op, backend, recording, arguments).run, arguments)
+    return Selected(_recorded(op, recording, tensors, arguments), arguments)
+
+
+def _recorded(op: str, recording: str | None, tensors: Sequence[Tensor], arguments: Sequence[Any]) -> Callable[..., Any]:
+    """The reference or the custom op, while operations are recorded or where tensors are of a subclass."""
+    node = _nodes.get(op)
+    exporting = recording is not None and tracing.is_onnx_export()
+    if op in _fixed_by_values:
+        if exporting or (node is None and tracing.bakes_values_in()):
+            way_out = f"Record what comes before it, and call {op} on the result"
+            raise BackendError(f"{op}: {recording}, and {_fixed_by_values[op]}. {way_out}")
+        return _choose(op, "auto", recording, arguments).run if node is None else node.call
+    opaque = torch.compiler.is_compiling() or not is_plain(*tensors)
+    if node is not None and opaque and not exporting and not wants_gradients(*tensors) and node.takes(*arguments):
+        return node.call
+    return _implementations[op, "torch"].run
 
 
 def preferred(op: str) -> Implementation | None:

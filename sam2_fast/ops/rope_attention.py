@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton
-from sam2_fast.ops.registry import Implementation, choose, register
+from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton, wants_gradients
+from sam2_fast.ops.registry import Implementation, choose, execute, record_as, register
 
-_compiling = torch.compiler.is_compiling
 _library = torch.library.Library("sam2_fast", "FRAGMENT")
 _STORED = (torch.float32, torch.bfloat16, torch.float16)
 _MAX_CHANNELS = 1024
@@ -46,11 +45,7 @@ def rope_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated
     if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and q.dtype != torch.float64:
         q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
     _check(q, k, v, table, num_unrotated)
-    if backend == "auto" and (_compiling() or not is_plain(q, k, v, table)):
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-            return rope_attention_reference(q, k, v, table, num_unrotated)
-        return torch.ops.sam2_fast.rope_attention(q, k, v, table, num_unrotated)
-    return choose("rope_attention", backend, q, k, v, table, num_unrotated).run(q, k, v, table, num_unrotated)
+    return execute("rope_attention", backend, (q, k, v, table), q, k, v, table, num_unrotated)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int) -> None:
@@ -83,7 +78,7 @@ def _native_rope(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: 
     module = native()
     assert module is not None
     q, k, v, table = (x.detach().contiguous() for x in (q, k, v, table))
-    out = torch.empty(q.shape[0], q.shape[1], v.shape[2], dtype=q.dtype)
+    out = torch.empty(q.shape[0], q.shape[1], v.shape[2], dtype=q.dtype, device=q.device)
     module.rope_attention(q, k, v, table, out, num_unrotated, torch.get_num_threads(), isa or module.cpu_isa())
     return out
 
@@ -94,7 +89,7 @@ def _refuses(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int)
         return f"q is on {q.device}, k on {k.device}, v on {v.device}, table on {table.device}, it takes cpu tensors"
     if not is_plain(*tensors):
         return f"q, k, v, table are {', '.join(type(x).__name__ for x in tensors)}, it takes plain tensors"
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+    if wants_gradients(*tensors):
         return "gradients are wanted, it has none"
     if q.dtype not in _STORED or k.dtype != q.dtype or v.dtype != q.dtype or table.dtype != torch.float32:
         return f"dtypes are {q.dtype}, {k.dtype}, {v.dtype} and {table.dtype}, it takes float32, bfloat16 or float16 and a float32 table"
@@ -116,7 +111,7 @@ def _triton_refuses(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotate
         return f"q is on {q.device}, k on {k.device}, v on {v.device}, table on {table.device}, it takes tensors of one cuda device"
     if not is_plain(*tensors):
         return f"q, k, v, table are {', '.join(type(x).__name__ for x in tensors)}, it takes plain tensors"
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+    if wants_gradients(*tensors):
         return "gradients are wanted, it has none"
     if q.dtype not in (torch.bfloat16, torch.float16) or k.dtype != q.dtype or v.dtype != q.dtype or table.dtype != torch.float32:
         return f"dtypes are {q.dtype}, {k.dtype}, {v.dtype} and {table.dtype}, it takes bfloat16 or float16 and a float32 table"
@@ -137,6 +132,7 @@ def _dispatch(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int
 
 _library.define("rope_attention(Tensor q, Tensor k, Tensor v, Tensor table, int num_unrotated) -> Tensor")
 _library.impl("rope_attention", _dispatch, "CompositeExplicitAutograd")
+record_as("rope_attention", torch.ops.sam2_fast.rope_attention, takes=lambda *_: True)
 
 
 @torch.library.register_fake("sam2_fast::rope_attention", lib=_library)

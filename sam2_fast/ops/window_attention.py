@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton
-from sam2_fast.ops.registry import Implementation, choose, register
+from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton, wants_gradients
+from sam2_fast.ops.registry import Implementation, choose, execute, record_as, register
 
 _library = torch.library.Library("sam2_fast", "FRAGMENT")
 _STORED = (torch.float32, torch.bfloat16, torch.float16)
@@ -31,11 +31,7 @@ def window_attention(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool
     if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and qkv.dtype != torch.float64:
         qkv, pad = (x.to(torch.get_autocast_dtype(device)) for x in (qkv, pad))
     _check(qkv, pad, num_heads, window)
-    if backend == "auto" and (torch.compiler.is_compiling() or not is_plain(qkv, pad)):
-        if device != "cpu" or _wants_gradients(qkv, pad):
-            return window_attention_reference(qkv, pad, num_heads, window, pool)
-        return torch.ops.sam2_fast.window_attention(qkv, pad, num_heads, window, pool)
-    return choose("window_attention", backend, qkv, pad, num_heads, window, pool).run(qkv, pad, num_heads, window, pool)
+    return execute("window_attention", backend, (qkv, pad), qkv, pad, num_heads, window, pool)
 
 
 def _check(qkv: Tensor, pad: Tensor, num_heads: int, window: int) -> None:
@@ -53,10 +49,10 @@ def window_attention_reference(qkv: Tensor, pad: Tensor, num_heads: int, window:
     if window == 0:
         return _attend(qkv, num_heads, pool)
     down, right = -height % window, -width % window
-    if down or right:
-        padded = pad.expand(batch, height + down, width + right, -1).clone()
-        padded[:, :height, :width] = qkv
-        qkv = padded
+    if right:
+        qkv = torch.cat([qkv, pad.expand(batch, height, right, -1)], dim=2)
+    if down:
+        qkv = torch.cat([qkv, pad.expand(batch, down, width + right, -1)], dim=1)
     rows, columns = qkv.shape[1] // window, qkv.shape[2] // window
     windows = qkv.unflatten(1, (rows, window)).unflatten(3, (columns, window)).transpose(2, 3)  # [B, rows, columns, window, window, C]
     out = _attend(windows.flatten(0, 2), num_heads, pool)
@@ -83,14 +79,10 @@ def _native_window(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: 
     assert module is not None
     by = 2 if pool else 1
     batch, height, width, channels = qkv.shape
-    out = torch.empty(batch, height // by, width // by, channels // 3, dtype=qkv.dtype)
+    out = torch.empty(batch, height // by, width // by, channels // 3, dtype=qkv.dtype, device=qkv.device)
     given = qkv.detach().contiguous(), pad.detach().float().contiguous()
     module.window_attention(*given, out, num_heads, window, pool, torch.get_num_threads(), isa or module.cpu_isa())
     return out
-
-
-def _wants_gradients(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def _refuses(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool) -> str | None:
@@ -98,7 +90,7 @@ def _refuses(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool) 
         return f"qkv is on {qkv.device} and pad on {pad.device}, it takes cpu tensors"
     if not is_plain(qkv, pad):
         return f"qkv and pad are {type(qkv).__name__} and {type(pad).__name__}, it takes plain tensors"
-    if _wants_gradients(qkv, pad):
+    if wants_gradients(qkv, pad):
         return "gradients are wanted, it has none"
     if qkv.dtype not in _STORED or pad.dtype not in _STORED:
         return f"dtypes are {qkv.dtype} and {pad.dtype}, it takes float32, bfloat16 or float16"
@@ -122,7 +114,7 @@ def _triton_refuses(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool:
         return f"qkv is on {qkv.device} and pad on {pad.device}, it takes tensors of one cuda device"
     if not is_plain(qkv, pad):
         return f"qkv and pad are {type(qkv).__name__} and {type(pad).__name__}, it takes plain tensors"
-    if _wants_gradients(qkv, pad):
+    if wants_gradients(qkv, pad):
         return "gradients are wanted, it has none"
     if qkv.dtype not in (torch.bfloat16, torch.float16):
         return f"qkv is {qkv.dtype}, it takes bfloat16 or float16"
@@ -144,6 +136,7 @@ def _dispatch(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool)
 
 _library.define("window_attention(Tensor qkv, Tensor pad, int num_heads, int window, bool pool) -> Tensor")
 _library.impl("window_attention", _dispatch, "CompositeExplicitAutograd")
+record_as("window_attention", torch.ops.sam2_fast.window_attention)
 
 
 @torch.library.register_fake("sam2_fast::window_attention", lib=_library)

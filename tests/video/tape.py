@@ -13,6 +13,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from sam2_fast.ops import tracing
+
 Result = TypeVar("Result")
 FORBIDDEN = {"_local_scalar_dense", "item", "lift_fresh", "nonzero"}
 UNWRITTEN = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
@@ -74,13 +76,24 @@ class TapeRecorder:
         pass
 
 
+@contextmanager
+def _as_in_a_capture() -> Iterator[None]:
+    """A tape is a TorchDispatchMode, under which ops run their definitions; while a CUDA graph is captured they run their kernels."""
+    plain = tracing.recording_reason
+    tracing.recording_reason = lambda: None
+    try:
+        yield
+    finally:
+        tracing.recording_reason = plain
+
+
 class TapeRecording:
     def __init__(self, run: Callable[[], Any]) -> None:
         run()
         self._tape = Tape()
         _tapes.append(self._tape)
         try:
-            with self._tape:
+            with _as_in_a_capture(), self._tape:
                 self._result = run()
         finally:
             _tapes.pop()

@@ -202,7 +202,7 @@ def _zeros_like(tensor: Tensor, **options: Any) -> Tensor:
 def _every_op_in_triton(architecture: Architecture) -> Iterator[tuple[Any, str, Any]]:
     """What must be replaced so that every op runs in Triton, as it does on a GPU."""
     from sam2_fast import mask_generator
-    from sam2_fast.ops import registry
+    from sam2_fast.ops import registry, tracing
 
     for stem in registry.STEMS:
         import_module(f"sam2_fast.ops.{stem}")
@@ -217,3 +217,5 @@ def _every_op_in_triton(architecture: Architecture) -> Iterator[tuple[Any, str, 
     yield registry, "_implementations", implementations
     yield registry, "_absent", absent
     yield mask_generator, "_far", lambda device: True
+    # torch's operations are counted by a TorchDispatchMode, under which ops would run their definitions
+    yield tracing, "recording_reason", lambda: None

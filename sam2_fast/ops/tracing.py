@@ -1,0 +1,74 @@
+"""Whether torch's operations are merely run, or also recorded, transformed or watched.
+
+Native and Triton kernels write to memory without an operator of torch. A recorder would keep the memory that they write to as an
+uninitialised constant, and a transform would have nothing to apply to.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd import forward_ad
+from torch.utils._device import DeviceContext
+
+_tracing_state = torch._C._get_tracing_state
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+_transforms = torch._C._functorch.peek_interpreter_stack
+
+
+def recording_reason() -> str | None:
+    """Why a kernel that torch cannot see must not run now, as part of a sentence; None where operations are merely run.
+
+    It does not depend on any tensor. Inside a custom op it is None again, except in forward-mode differentiation: torch suspends
+    recorders, modes and transforms while an operator computes.
+    """
+    if torch.compiler.is_compiling():  # first: torch.compile knows this as a constant, and cannot trace the rest
+        return "an ONNX export is under way" if is_onnx_export() else "torch.compile or torch.export is under way"
+    if _tracing_state() is not None:
+        # an ONNX exporter runs a model under one of these two conditions: the check, which takes 0.8 us, is needed only here
+        return "an ONNX export is under way" if is_onnx_export() else "torch.jit.trace is under way"
+    if _dispatch_modes():
+        return "a TorchDispatchMode is active"
+    if _function_modes() and _foreign_function_mode():
+        return "a TorchFunctionMode is active"
+    if _transforms() is not None:
+        return "a torch.func transform (vmap, grad, jvp, ...) is active"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is active"
+    return None
+
+
+def _foreign_function_mode() -> bool:
+    """Whether any mode is active but that of `with torch.device(...)` and `torch.set_default_device`, which changes defaults only."""
+    modes = map(torch._C._get_function_stack_at, range(_function_modes()))
+    return any(type(mode) is not DeviceContext for mode in modes)
+
+
+def is_onnx_export() -> bool:
+    """Whether an ONNX export is under way, by either exporter."""
+    return torch.onnx.is_in_onnx_export()
+
+
+def _is_exporting() -> bool:
+    return torch.compiler.is_exporting()
+
+
+# What torch.compiler.assume_constant_result does, without importing the compiler: Dynamo asks while it traces. It would take
+# `is_in_onnx_export()` for False and, in torch 2.11, `is_exporting()` for True.
+is_onnx_export._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def may_leave_graph() -> bool:
+    """Whether torch.compile is tracing, which can call a kernel between two graphs; torch.export and the ONNX exporters cannot."""
+    return torch.compiler.is_dynamo_compiling() and not _is_exporting()
+
+
+def bakes_values_in() -> bool:
+    """Whether what Python reads off a tensor becomes a constant of a recording: torch.jit.trace, an ONNX export, torch.export, make_fx.
+
+    torch.compile is not among them: it stops recording there, or raises.
+    """
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    return _tracing_state() is not None or _is_exporting() or get_proxy_mode() is not None
