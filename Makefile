@@ -61,12 +61,11 @@ dry-run: $(FLOOR)/.packages  ## replace the table of what the real model launche
 	rm -rf build/floor && mkdir -p build/floor && cp -r tools build/floor/
 	cd build/floor && $(abspath $(FLOOR))/bin/python -m tools.dry_run --json $(abspath tools/gpu/dry_run.json)
 
-$(GPU)/.installed: Makefile pyproject.toml
+$(GPU)/.installed: Makefile
 	test -x $(GPU)/bin/python || $(GPU_PYTHON) -m venv $(GPU)
 	$(GPU)/bin/python -m pip --disable-pip-version-check -q install -U pip
 	$(GPU)/bin/python -m pip --disable-pip-version-check -q install $(FLOOR_PACKAGES) $(TEST_PACKAGES)
 	$(GPU)/bin/python -m pip --disable-pip-version-check -q install "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.24" ninja
-	$(GPU)/bin/python -m pip --disable-pip-version-check -q install --no-build-isolation --no-deps -e .
 	touch $@
 
 gpu-setup: $(GPU)/.installed

@@ -22,12 +22,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.first_light.runner import CACHE, HERE
+from benchmarks.first_light.runner import CACHE, HERE, stage_with_wheel
 
 PARTS = ("wheel", "frames", "peers", "golden", "cache")
 REHEARSED = ("setup", "ops", "golden", "profile", "speed", "sweeps", "tasks", "memcheck")
@@ -43,16 +44,20 @@ def main() -> None:
     parser.add_argument("--architectures", default="90a-real", help="of the CUDA kernels, as CMake names them")
     parser.add_argument("--python", default="3.12", help="of the GPU machine")
     parser.add_argument("--most", type=float, default=40.0, help="MiB")
+    parser.add_argument("--inside", choices=("frames", "golden"), help="make one part in this process; used by this tool")
     options = parser.parse_args()
+    if options.inside is not None:
+        {"frames": make_frames, "golden": make_golden}[options.inside](options.out, options.video)
+        return
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     if here != options.python:
         raise SystemExit(f"run this with Python {options.python}, got {here}: the wheel and the cache would not fit")
     options.out.mkdir(parents=True, exist_ok=True)
     makers: dict[str, Callable[[], None]] = {
         "wheel": lambda: make_wheel(options.out, options.architectures),
-        "frames": lambda: make_frames(options.out / "frames", options.video),
+        "frames": lambda: beside_the_wheel("frames", options.out, options.video),
         "peers": lambda: make_peers(options.out / "peers"),
-        "golden": lambda: make_golden(options.out),
+        "golden": lambda: beside_the_wheel("golden", options.out, options.video),
         "cache": lambda: make_cache(options.out),
     }
     for part in PARTS:
@@ -76,12 +81,21 @@ def make_wheel(out: Path, architectures: str) -> None:
     subprocess.run(command, check=True)
 
 
-def make_frames(folder: Path, video: Path) -> None:
+def beside_the_wheel(part: str, out: Path, video: Path) -> None:
+    """Make a part in a process that imports the package from the packed wheel, not from this source tree."""
+    with tempfile.TemporaryDirectory() as folder:
+        stage = stage_with_wheel(Path(folder), out)
+        command = [sys.executable, "-m", "tools.pack_gpu", "--inside", part, "--out", str(out.resolve())]
+        command += ["--video", str(video.resolve())]
+        subprocess.run(command, cwd=stage, env=dict(os.environ, PYTHONPATH=str(stage)), check=True)
+
+
+def make_frames(out: Path, video: Path) -> None:
     """Decode a video into numbered JPEG files."""
     from benchmarks.first_light.context import decode
 
-    shutil.rmtree(folder, ignore_errors=True)
-    decode(video, folder)
+    shutil.rmtree(out / "frames", ignore_errors=True)
+    decode(video, out / "frames")
 
 
 def make_peers(folder: Path) -> None:
@@ -103,8 +117,9 @@ def make_peers(folder: Path) -> None:
         shutil.copy(tool, folder / "tools")
 
 
-def make_golden(out: Path) -> None:
-    """Logits of both models on a CPU in float32."""
+def make_golden(out: Path, video: Path) -> None:
+    """Logits of both models on a CPU in float32, for the packed frames."""
+    del video
     import numpy as np
     import torch
 

@@ -86,16 +86,12 @@ def _now() -> str:
 
 
 def _stage(work: Path, carried: Path | None, lines: Path) -> Path:
-    """A folder to run in where the source tree cannot hide the installed package; with `carried`, install it."""
+    """A folder to run in. With `carried`, a new one with the carried wheel, and the kernel cache in its place."""
     if carried is None:
         return HERE
-    stage = work / "stage"
-    for name in ("benchmarks", "tests", "tools", "examples"):
-        shutil.copytree(HERE / name, stage / name, ignore=shutil.ignore_patterns("__pycache__", "*.mp4"))
-    shutil.copy(HERE / "pyproject.toml", stage)
-    parts: tuple[tuple[str, Callable[[], None]], ...] = (
+    parts: tuple[tuple[str, Callable[[], object]], ...] = (
         ("kernel cache", lambda: _unpack_cache(carried)),
-        ("install", lambda: _install(carried, stage)),
+        ("install", lambda: stage_with_wheel(work, carried)),
     )
     for item, part in parts:
         start = time.monotonic()
@@ -106,6 +102,16 @@ def _stage(work: Path, carried: Path | None, lines: Path) -> Path:
             status = f"failed: {type(error).__name__}: {error}"[:400]
         seconds = round(time.monotonic() - start, 1)
         append(lines, {"step": "setup", "item": item, "status": status, "seconds": seconds})
+    return work / "stage"
+
+
+def stage_with_wheel(work: Path, carried: Path) -> Path:
+    """A folder in `work` with the carried wheel and what is run beside it: the source tree cannot hide the package."""
+    stage = work / "stage"
+    for name in ("benchmarks", "tests", "tools", "examples"):
+        shutil.copytree(HERE / name, stage / name, ignore=shutil.ignore_patterns("__pycache__", "*.mp4"))
+    shutil.copy(HERE / "pyproject.toml", stage)
+    _install(carried, stage)
     return stage
 
 
