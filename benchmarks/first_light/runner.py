@@ -146,7 +146,7 @@ def _run_step(step: str, plan: Plan, stage: Path, work: Path, lines: Path, deadl
     while True:
         known = len(read(lines))
         left = limit - (time.monotonic() - start)
-        status = _process(arguments, stage, work, log, max(left, 1.0))
+        status = _process(arguments, plan, stage, work, log, max(left, 1.0))
         if status != f"failed: exit {RESTART}" or len(read(lines)) == known:
             break
     items = [r.get("status", "ok") for r in read(lines) if r["step"] == step]
@@ -160,11 +160,14 @@ def _run_step(step: str, plan: Plan, stage: Path, work: Path, lines: Path, deadl
     append(lines, record)
 
 
-def _process(arguments: list[str], stage: Path, work: Path, log: Path, limit: float) -> str:
+def _process(arguments: list[str], plan: Plan, stage: Path, work: Path, log: Path, limit: float) -> str:
     environment = dict(os.environ, PYTHONUNBUFFERED="1", SAM2_FAST_FIRST_LIGHT_FILES=str(work))
     environment.setdefault("OMP_NUM_THREADS", "4")
     environment.setdefault("TRITON_CACHE_DIR", str(CACHE))
     environment["PYTHONPATH"] = str(stage)
+    if plan.carried is not None and (plan.carried / "peers").is_dir():
+        peers = (plan.carried / "peers").resolve()
+        environment |= {"SAM2_FAST_PEERS": str(peers), "SAM2_FAST_PEER_TOOLS": str(peers / "tools")}
     command = [sys.executable, "-m", "benchmarks.first_light", *arguments]
     with log.open("a") as file:
         process = subprocess.Popen(command, cwd=stage, env=environment, stdout=file, stderr=file, start_new_session=True)

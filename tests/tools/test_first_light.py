@@ -72,7 +72,7 @@ def test_a_step_that_makes_no_progress_is_not_started_again(tmp_path: Path, monk
 
     def process(*arguments: Any) -> str:
         calls.append(arguments)
-        (arguments[3]).write_text("no device")
+        arguments[4].write_text("no device")
         return f"failed: exit {runner.RESTART}"
 
     monkeypatch.setattr(runner, "_process", process)

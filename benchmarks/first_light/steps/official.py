@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import statistics
 from typing import Any
 
 import torch
 
+from benchmarks import peers
 from benchmarks.first_light.context import Context
 from benchmarks.first_light.steps.golden import build
 from benchmarks.first_light.steps.speed import frames_of
@@ -24,19 +24,10 @@ def run(context: Context) -> None:
         context.attempt(f"{name} official", lambda n=name: _ratio(context, n))
 
 
-def _peer(context: Context, name: str, state: dict[str, torch.Tensor]) -> Any:
-    if context.carried is not None and (context.carried / "peers").is_dir():
-        os.environ["SAM2_FAST_PEERS"] = str(context.carried / "peers")
-        os.environ["SAM2_FAST_PEER_TOOLS"] = str(context.carried / "peers" / "tools")
-    from benchmarks import peers
-
-    return peers.official(name, state, context.size, context.device)
-
-
 def _ratio(context: Context, name: str) -> dict[str, Any]:
     folder = str(context.frames())
     ours = build(name, context.device, torch.float32, context.size)
-    theirs = _peer(context, name, ours.state_dict())
+    theirs = peers.official(name, ours.state_dict(), context.size, context.device)
     if theirs is None:
         return {"status": "not run: the official package is not at hand"}
     ours.to(context.dtype)

@@ -117,7 +117,8 @@ def _compare(context: Context, implementation: registry.Implementation, args: tu
     if implementation.op not in FLOATS:
         equal = all(_equal(a, b) for a, b in zip(_flat(result), _flat(reference(*args, **options)), strict=True))
         return {"first_call_s": first, "equal": equal, "status": "ok" if equal else "WRONG: differs"}
-    exact = _tensors(reference(*cast(args, torch.float32 if context.cuda else torch.float64), **options))
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        exact = _tensors(reference(*cast(args, torch.float32 if context.cuda else torch.float64), **options))
     ours, torchs = _tensors(result), _tensors(reference(*args, **options))
     errors = [(_rms(a, e), _rms(b, e), _rms(e.to(a.dtype), e)) for a, b, e in zip(ours, torchs, exact, strict=True)]
     worst = max(a / max(b, c, 1e-30) for a, b, c in errors)
