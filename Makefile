@@ -11,11 +11,12 @@ FLOOR ?= .venv-floor
 FLOOR_PYTHON ?= python3
 FLOOR_PACKAGES := "torch==2.11.0" "triton==3.6.0" "numpy<2.4"
 FLOOR_WHEEL ?=
-FLOOR_TESTS := tests/ops/test_triton_sizes.py tests/test_all_in_triton.py tests/ops/test_tracing.py
+FLOOR_TESTS := tests/ops/test_triton_sizes.py tests/test_all_in_triton.py tests/ops/test_tracing.py tests/test_traced_model.py
 # What packs for a GPU machine: its Python and the same versions.
 GPU ?= .venv-gpu
 GPU_PYTHON ?= python3.12
-TEST_PACKAGES := pytest pytest-timeout pytest-xdist hypothesis pillow safetensors tqdm huggingface_hub typer av scipy
+TEST_PACKAGES := pytest pytest-timeout pytest-xdist hypothesis pillow safetensors tqdm huggingface_hub typer av scipy \
+  onnx onnxscript onnxruntime
 
 .PHONY: setup demo test test-slow test-floor bench lint format build clean floor-packages gpu-setup pack-gpu dry-run status
 
