@@ -139,6 +139,15 @@ def test_the_default_steps_fit_into_five_minutes() -> None:
     assert set(DEFAULT) <= set(STEPS) == set(LIMITS)
 
 
+def test_every_file_with_gpu_tests_is_run() -> None:
+    from benchmarks.first_light.steps.tests import FILES
+
+    root = Path(__file__).resolve().parents[2]
+    marked = [p for p in (root / "tests").rglob("test_*.py") if "pytest.mark.gpu" in p.read_text() and p != Path(__file__)]
+    assert marked
+    assert all(any((root / name) in (path, *path.parents) for name in FILES) for path in marked)
+
+
 def test_a_carried_cache_of_another_triton_is_said_to_be_so(tmp_path: Path) -> None:
     from benchmarks.first_light.steps import setup
 

@@ -31,7 +31,7 @@ def stages(
     from sam2_fast.mask_generator import SAM2AutomaticMaskGenerator
 
     model = build_sam2(name, device=device, dtype=dtype, seed=0, image_size=size)
-    images = torch.zeros(4, 3, size, size, device=device)
+    images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
     picture = np.zeros((480, 640, 3), np.uint8)
     clicks = SAM2ImagePredictor(model)
     clicks.graphs = None

@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 from benchmarks.first_light.context import Context
 
 FILES = (
-    "tests/test_all_in_triton.py", "tests/video/test_graphs.py", "tests/test_waiting.py", "tests/test_masks.py",
-    "tests/ops",
+    "tests/test_all_in_triton.py", "tests/video/test_graphs.py", "tests/video/test_captures_on_a_gpu.py",
+    "tests/video/test_registry_in_recordings.py", "tests/test_waiting.py", "tests/ops",
 )  # fmt: skip
 
 
