@@ -1,8 +1,10 @@
-"""Compile every CUDA kernel and compare registers, shared memory and spills with csrc/cuda/ptxas_limits.json.
+"""Compile every CUDA kernel and compare registers, shared memory and spills with
+csrc/cuda/ptxas_limits.json.
 
     python tools/check_ptxas.py [--write]
 
-A kernel that spills, uses more registers than the table allows, or is missing from it fails the check.
+A kernel that spills, uses more registers than the table allows, or is missing from it fails the
+check.
 """
 
 from __future__ import annotations
@@ -28,8 +30,22 @@ _SHARED = re.compile(r"(\d+) bytes smem")
 def measure(source: Path, target: str) -> dict[str, dict[str, int]]:
     """kernel name -> registers, shared bytes, spilled bytes of one file for one target."""
     with tempfile.TemporaryDirectory() as folder:
-        command = ["nvcc", "-O3", "-std=c++17", "--expt-relaxed-constexpr", f"-I{ROOT}", f"-arch=sm_{target}", "-Xptxas", "-v"]
-        run = subprocess.run([*command, "-c", str(source), "-o", f"{folder}/x.o"], capture_output=True, text=True, check=False)
+        command = [
+            "nvcc",
+            "-O3",
+            "-std=c++17",
+            "--expt-relaxed-constexpr",
+            f"-I{ROOT}",
+            f"-arch=sm_{target}",
+            "-Xptxas",
+            "-v",
+        ]
+        run = subprocess.run(
+            [*command, "-c", str(source), "-o", f"{folder}/x.o"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     if run.returncode:
         raise SystemExit(f"{source}: {run.stderr}")
     found: dict[str, dict[str, int]] = {}

@@ -1,12 +1,14 @@
-"""What the real model would launch on a GPU, without one: `python -m tools.dry_run [--check | --write]`.
+"""What the real model would launch on a GPU, without one: `python -m tools.dry_run [--check |
+--write]`.
 
-The tiny and the large model at 1024 pixels in bfloat16 run through Triton's own binder, key and compiler for
-compute capabilities 8.0, 8.9, 9.0 and 12.0; nothing is launched. For every kernel: grid, registers, spills,
-shared memory, resident blocks, matrix instructions, main loop. For every part of
-the pipeline: launches of Triton and of torch, bytes, FLOPs, and a forecast beside the limit.
+The tiny and the large model at 1024 pixels in bfloat16 run through Triton's own binder, key and
+compiler for compute capabilities 8.0, 8.9, 9.0 and 12.0; nothing is launched. For every kernel:
+grid, registers, spills, shared memory, resident blocks, matrix instructions, main loop. For every
+part of the pipeline: launches of Triton and of torch, bytes, FLOPs, and a forecast beside the
+limit.
 
---check compares with the committed table (tools/gpu/dry_run.json): no spills, registers and launches may only
-fall. Exit status 1 where that does not hold. --write replaces the table.
+--check compares with the committed table (tools/gpu/dry_run.json): no spills, registers and
+launches may only fall. Exit status 1 where that does not hold. --write replaces the table.
 """
 
 from __future__ import annotations
@@ -45,14 +47,18 @@ def measure(capability: int, models: Iterable[str], wanted: Iterable[str]) -> di
             with FakeGpu(capability) as gpu:
                 for name in wanted:
                     if name != "automatic masks":
-                        runs[name]()  # what is computed once for many calls, and the image of a click
+                        runs[
+                            name
+                        ]()  # what is computed once for many calls, and the image of a click
                     with gpu.stage() as stage:
                         runs[name]()
                     report.add(model, name, stage)
     return report.as_dict()
 
 
-def table(capabilities: list[int], models: list[str], wanted: list[str], workers: int) -> dict[str, Any]:
+def table(
+    capabilities: list[int], models: list[str], wanted: list[str], workers: int
+) -> dict[str, Any]:
     """The whole table, one process for each architecture."""
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         jobs = {c: pool.submit(measure, c, models, wanted) for c in capabilities}
@@ -72,8 +78,16 @@ def main(arguments: list[str] | None = None) -> int:
     from tools.gpu.report import differences, show
     from tools.gpu.stages import STAGES
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--capability", type=int, nargs="+", choices=list(ARCHITECTURES), default=list(ARCHITECTURES))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--capability",
+        type=int,
+        nargs="+",
+        choices=list(ARCHITECTURES),
+        default=list(ARCHITECTURES),
+    )
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--check", action="store_true", help="compare with the committed table")
@@ -89,7 +103,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.check:
         return 0
     faults = differences(found, json.loads(TABLE.read_text()))
-    sys.stdout.write("\n".join(faults or ["as committed: no spills, no more registers, no more launches"]) + "\n")
+    sys.stdout.write(
+        "\n".join(faults or ["as committed: no spills, no more registers, no more launches"]) + "\n"
+    )
     return 1 if faults else 0
 
 

@@ -1,9 +1,12 @@
-"""What a GPU machine without a network needs for `benchmarks.first_light`: `python -m tools.pack_gpu [--out .gpu]`.
+"""What a GPU machine without a network needs for `benchmarks.first_light`: `python -m
+tools.pack_gpu [--out .gpu]`.
 
-Run it with the Python, torch and Triton of that machine (3.12, 2.11 and 3.6: `make gpu-setup`), on any CPU:
+Run it with the Python, torch and Triton of that machine (3.12, 2.11 and 3.6: `make gpu-setup`), on
+any CPU:
 
     wheel/              this package with CUDA kernels, without its dependencies
-    triton_cache.tar.xz every kernel that the steps launch, compiled for compute capability 9.0, and its launchers
+    triton_cache.tar.xz every kernel that the steps launch, compiled for compute capability 9.0,
+                        and its launcher
     golden.npz          masks of a CPU in float32
     frames/             a clip as JPEG files
     peers/              the official package, where the tools that lay it out are at hand
@@ -37,21 +40,35 @@ REHEARSED = ("setup", "ops", "golden", "profile", "speed", "sweeps", "tasks", "m
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=HERE / ".gpu")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="others stay as they are")
-    parser.add_argument("--video", type=Path, default=HERE / "examples" / "clip.mp4", help="decoded into frames/")
-    parser.add_argument("--architectures", default="90a-real", help="of the CUDA kernels, as CMake names them")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="others stay as they are"
+    )
+    parser.add_argument(
+        "--video", type=Path, default=HERE / "examples" / "clip.mp4", help="decoded into frames/"
+    )
+    parser.add_argument(
+        "--architectures", default="90a-real", help="of the CUDA kernels, as CMake names them"
+    )
     parser.add_argument("--python", default="3.12", help="of the GPU machine")
     parser.add_argument("--most", type=float, default=40.0, help="MiB")
-    parser.add_argument("--inside", choices=("frames", "golden"), help="make one part in this process; used by this tool")
+    parser.add_argument(
+        "--inside",
+        choices=("frames", "golden"),
+        help="make one part in this process; used by this tool",
+    )
     options = parser.parse_args()
     if options.inside is not None:
         {"frames": make_frames, "golden": make_golden}[options.inside](options.out, options.video)
         return
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     if here != options.python:
-        raise SystemExit(f"run this with Python {options.python}, got {here}: the wheel and the cache would not fit")
+        raise SystemExit(
+            f"run this with Python {options.python}, got {here}: the wheel would not fit"
+        )
     options.out.mkdir(parents=True, exist_ok=True)
     makers: dict[str, Callable[[], None]] = {
         "wheel": lambda: make_wheel(options.out, options.architectures),
@@ -75,17 +92,41 @@ def main() -> None:
 def make_wheel(out: Path, architectures: str) -> None:
     """Build the package with CUDA kernels."""
     shutil.rmtree(out / "wheel", ignore_errors=True)
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", str(out / "wheel")]
-    command += ["-C", "cmake.define.SAM2_FAST_CUDA=ON", "-C", f"cmake.define.CMAKE_CUDA_ARCHITECTURES={architectures}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-build-isolation",
+        "--no-deps",
+        "-w",
+        str(out / "wheel"),
+    ]
+    command += [
+        "-C",
+        "cmake.define.SAM2_FAST_CUDA=ON",
+        "-C",
+        f"cmake.define.CMAKE_CUDA_ARCHITECTURES={architectures}",
+    ]
     command += ["-C", f"build-dir={HERE / 'build' / 'gpu-wheel'}", str(HERE)]
     subprocess.run(command, check=True)
 
 
 def beside_the_wheel(part: str, out: Path, video: Path) -> None:
-    """Make a part in a process that imports the package from the packed wheel, not from this source tree."""
+    """Make a part in a process that imports the package from the packed wheel, not from this source
+    tree."""
     with tempfile.TemporaryDirectory() as folder:
         stage = stage_with_wheel(Path(folder), out)
-        command = [sys.executable, "-m", "tools.pack_gpu", "--inside", part, "--out", str(out.resolve())]
+        command = [
+            sys.executable,
+            "-m",
+            "tools.pack_gpu",
+            "--inside",
+            part,
+            "--out",
+            str(out.resolve()),
+        ]
         command += ["--video", str(video.resolve())]
         subprocess.run(command, cwd=stage, env=dict(os.environ, PYTHONPATH=str(stage)), check=True)
 
@@ -134,25 +175,43 @@ def make_golden(out: Path, video: Path) -> None:
 
 
 def make_cache(out: Path) -> None:
-    """Compile what the steps launch, by rehearsing them on the fake GPU with the wheel, and pack it."""
+    """Compile what the steps launch, by rehearsing them on the fake GPU with the wheel, and pack
+    it."""
     shutil.rmtree(CACHE, ignore_errors=True)
     work = HERE / "build" / "gpu-cache"
     shutil.rmtree(work, ignore_errors=True)
     stub = make_driver_stub(work / "driver")
     environment = dict(
-        os.environ, TRITON_CACHE_DIR=str(CACHE), TRITON_STORE_BINARY_ONLY="1", TRITON_LIBCUDA_PATH=str(stub),
-        LD_LIBRARY_PATH=str(stub), SAM2_FAST_FAKE_LAUNCHERS="1",
-    )  # fmt: skip
+        os.environ,
+        TRITON_CACHE_DIR=str(CACHE),
+        TRITON_STORE_BINARY_ONLY="1",
+        TRITON_LIBCUDA_PATH=str(stub),
+        LD_LIBRARY_PATH=str(stub),
+        SAM2_FAST_FAKE_LAUNCHERS="1",
+    )
     empty = out / "triton_cache.tar.xz"
     with tarfile.open(empty, "w:xz"):
         pass
     describe(out)
     for step in REHEARSED:  # one after the other, so that one that fails is named
-        command = [sys.executable, "-m", "benchmarks.first_light", step, "--rehearse", "fake", "--seconds", "900"]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.first_light",
+            step,
+            "--rehearse",
+            "fake",
+            "--seconds",
+            "900",
+        ]
         command += ["--no-limits", "--carried", str(out), "--out", str(work / "rehearsal")]
-        run = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, check=False)
+        run = subprocess.run(
+            command, cwd=HERE, env=environment, capture_output=True, text=True, check=False
+        )
         if run.returncode != 0:
-            raise SystemExit(f"the rehearsal of {step} failed:\n{run.stdout[-3000:]}{run.stderr[-1000:]}")
+            raise SystemExit(
+                f"the rehearsal of {step} failed:\n{run.stdout[-3000:]}{run.stderr[-1000:]}"
+            )
     with tarfile.open(empty, "w:xz") as archive:
         for file in sorted(CACHE.rglob("*")):
             if file.is_file() and not file.name.endswith(".lock"):
@@ -160,7 +219,8 @@ def make_cache(out: Path) -> None:
 
 
 def make_driver_stub(folder: Path) -> Path:
-    """A `libcuda.so.1` whose functions do nothing, so that Triton's launchers can be built and loaded here."""
+    """A `libcuda.so.1` whose functions do nothing, so that Triton's launchers can be built and
+    loaded here."""
     import triton
 
     driver = Path(triton.__file__).parent / "backends" / "nvidia"
@@ -178,15 +238,23 @@ def describe(out: Path) -> None:
     """Versions and the key that the cache depends on."""
     from benchmarks.first_light.steps.setup import triton_key
 
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
+    )
     sizes = {
-        path.name: sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else path.stat().st_size
+        path.name: sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+        if path.is_dir()
+        else path.stat().st_size
         for path in sorted(out.iterdir())
     }
     contents = {
-        "triton_key": triton_key(), "triton": version("triton"), "torch": version("torch"),
-        "python": sys.version.split()[0], "commit": commit.stdout.strip(), "bytes": sizes,
-    }  # fmt: skip
+        "triton_key": triton_key(),
+        "triton": version("triton"),
+        "torch": version("torch"),
+        "python": sys.version.split()[0],
+        "commit": commit.stdout.strip(),
+        "bytes": sizes,
+    }
     (out / "contents.json").write_text(json.dumps(contents, indent=1) + "\n")
 
 

@@ -1,7 +1,8 @@
-"""What is proved of every op on every backend, and what is not: `python -m tools.status [--write]` makes docs/status.md.
+"""What is proved of every op on every backend, and what is not: `python -m tools.status [--write]`
+makes docs/status.md.
 
-Read off the registry, the tests' `proves` marks, the committed table of the dry run and the results of
-`benchmarks.first_light` in benchmarks/results. Nothing in the page is written by hand.
+Read off the registry, the tests' `proves` marks, the committed table of the dry run and the results
+of `benchmarks.first_light` in benchmarks/results. Nothing in the page is written by hand.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "status.md"
 HOW = ("reference", "interpreted", "compiled", "gpu test")
-"""What a test can prove: equal to the definition on a CPU, or in Triton's interpreter; that code is generated without
-spills; equal to the definition on a GPU, whenever the test is run on one."""
+"""What a test can prove: equal to the definition on a CPU, or in Triton's interpreter; that code is
+generated without spills; equal to the definition on a GPU, whenever the test is run on one."""
 KERNELS = {
     "connected_components": ("init", "merge", "count", "spread"),
     "small_components": ("init", "merge", "count", "spread"),
@@ -37,18 +38,19 @@ KERNELS = {
 """The Triton kernels that an op launches."""
 HEAD = """# Status: what is proved, and what is not
 
-Made by `python -m tools.status --write` from the registry, the tests, the dry run and the results in
-`benchmarks/results`; a test compares. This page alone says what is unproven.
+Made by `python -m tools.status --write` from the registry, the tests, the dry run and the
+results in `benchmarks/results`; a test compares. This page alone says what is unproven.
 
-* **Reference**: a test in CI compares with the op's definition in torch, by the rule that the error is at most twice
-  torch's own, or bit by bit.
-* **Interpreted**: the same for Triton kernels in Triton's interpreter, on a CPU, in float32 and float16. The
-  interpreter has no bfloat16.
+* **Reference**: a test in CI compares with the op's definition in torch, by the rule that
+  the error is at most twice torch's own, or bit by bit.
+* **Interpreted**: the same for Triton kernels in Triton's interpreter, on a CPU, in
+  float32 and float16. The interpreter has no bfloat16.
 * **Compiled**: tests in CI compile the code for GPUs and refuse spilled registers.
-* **Real model**: compute capabilities for which the dry run (`tools/dry_run.py`) compiles what the tiny and the
-  large model launch at 1024 pixels in bfloat16.
+* **Real model**: compute capabilities for which the dry run (`tools/dry_run.py`) compiles
+  what the tiny and the large model launch at 1024 pixels in bfloat16.
 * **GPU test**: a test that compares on a GPU is there; it runs where there is one.
-* **Ran on**: the card and day of the last `benchmarks.first_light` whose results are committed.
+* **Ran on**: the card and day of the last `benchmarks.first_light` whose results are
+  committed.
 """
 
 
@@ -68,7 +70,9 @@ def rows() -> dict[tuple[str, str], Row]:
     found = {(s.op, s.backend): Row() for s in backends() if s.backend != "torch"}
     for key, how in marks():
         if key not in found or how not in HOW:
-            raise ValueError(f"a test proves {how!r} of {':'.join(key)}, which is not in the registry or no kind of proof")
+            raise ValueError(
+                f"a test proves {how!r} of {':'.join(key)}: no such op, or no kind of proof"
+            )
         found[key].proofs.add(how)
     for (op, backend), row in found.items():
         if backend == "triton":
@@ -91,7 +95,10 @@ def marks() -> list[tuple[tuple[str, str], str]]:
             if not isinstance(node, ast.FunctionDef):
                 continue
             for decorator in node.decorator_list:
-                if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.proves":
+                if (
+                    isinstance(decorator, ast.Call)
+                    and ast.unparse(decorator.func) == "pytest.mark.proves"
+                ):
                     how, *keys = (ast.literal_eval(argument) for argument in decorator.args)
                     for key in keys:
                         op, backend = key.split(":")
@@ -102,12 +109,15 @@ def marks() -> list[tuple[tuple[str, str], str]]:
 def dry_run(op: str) -> list[str]:
     """Compute capabilities for which the committed table has all kernels of an op."""
     table = json.loads((ROOT / "tools" / "gpu" / "dry_run.json").read_text())["architectures"]
-    there = {c: {label.split("_kernel")[0] for label in part["kernels"]} for c, part in table.items()}
+    there = {
+        c: {label.split("_kernel")[0] for label in part["kernels"]} for c, part in table.items()
+    }
     return [f"{int(c) / 10:.1f}" for c, names in there.items() if set(KERNELS[op]) <= names]
 
 
 def assembled() -> bool:
-    """Whether the committed table of the CUDA kernels, which CI compares where nvcc is, has no spills."""
+    """Whether the committed table of the CUDA kernels, which CI compares where nvcc is, has no
+    spills."""
     table = json.loads((ROOT / "csrc" / "cuda" / "ptxas_limits.json").read_text())
     return all(row["spilled_bytes"] == 0 for targets in table.values() for row in targets.values())
 
@@ -127,13 +137,18 @@ def on_cards() -> dict[tuple[str, str], str]:
             if record["step"] == "ops" and len(words) >= 4:
                 results[words[1], words[3]].append(record.get("status", "ok") == "ok")
         for key, good in results.items():
-            found[key] = f"{card}, {day}" if all(good) else f"{card}, {day}: WRONG or failed at some shape"
+            found[key] = (
+                f"{card}, {day}" if all(good) else f"{card}, {day}: WRONG or failed at some shape"
+            )
     return found
 
 
 def page() -> str:
     """The page as text."""
-    lines = [HEAD, "| op | backend | reference | interpreted | compiled | real model | GPU test | ran on |"]
+    lines = [
+        HEAD,
+        "| op | backend | reference | interpreted | compiled | real model | GPU test | ran on |",
+    ]
     lines.append("|---|---|---|---|---|---|---|---|")
     for (op, backend), row in sorted(rows().items()):
         reference, interpreted, compiled, test = ("yes" if how in row.proofs else "" for how in HOW)
@@ -154,14 +169,16 @@ def graphs() -> str:
     ]
     state = f"{len(golden)} comparisons of whole videos were right" if golden else "never on a GPU"
     return f"""
-CUDA graphs of frames, encodings and clicks, encoding ahead on a second stream: on a CPU tests replay what was
-captured on a tape and compare bit by bit; on GPUs: {state}.
+CUDA graphs of frames, encodings and clicks, encoding ahead on a second stream: on a CPU
+tests replay what was captured on a tape and compare bit by bit; on GPUs: {state}.
 """
 
 
 def main() -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--write", action="store_true", help="write docs/status.md")
     if parser.parse_args().write:
         PAGE.write_text(page())

@@ -23,14 +23,24 @@ from benchmarks.first_light.runner import RESTART
 from benchmarks.timing import cuda_milliseconds
 
 FAILURES = (
-    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError,
-    ValueError, subprocess.SubprocessError,
-)  # fmt: skip
-"""What kernels, compilers and libraries raise: it becomes the record of one item, and the step goes on."""
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    subprocess.SubprocessError,
+)
+"""What kernels, compilers and libraries raise: it becomes the record of one item, and the step goes
+on."""
 
 
 class Context:
-    """One step of one run. mode: "cuda"; "cpu": small sizes on the CPU; "fake": full sizes, nothing is computed."""
+    """One step of one run. mode: "cuda"; "cpu": small sizes on the CPU; "fake": full sizes, nothing
+    is computed."""
 
     def __init__(self, step: str, out: Path, carried: Path | None, mode: str) -> None:
         self.step, self.mode, self.carried = step, mode, carried
@@ -52,7 +62,8 @@ class Context:
         append(self._lines, {"step": self.step, "item": item, **values})
 
     def attempt(self, item: str, function: Callable[[], Record | None]) -> None:
-        """Record what `function` returns, or how it failed. What has a record from an earlier process is left out.
+        """Record what `function` returns, or how it failed. What has a record from an earlier
+        process is left out.
 
         A CUDA error ends the process, whose context is lost; the runner starts the step again.
         """
@@ -115,7 +126,9 @@ class Context:
         carried = self.carried / "frames" if self.carried is not None else None
         if carried is not None and carried.is_dir():
             return carried
-        return decode(Path(__file__).resolve().parents[2] / "examples" / "clip.mp4", self.files / "frames")
+        return decode(
+            Path(__file__).resolve().parents[2] / "examples" / "clip.mp4", self.files / "frames"
+        )
 
 
 def decode(video: Path, folder: Path) -> Path:

@@ -1,5 +1,5 @@
-"""Runs steps as processes with limits, keeps what they said, and packs it. Standard library only: the package is
-installed from the carried wheel before the first step."""
+"""Runs steps as processes with limits, keeps what they said, and packs it. Standard library only:
+the package is installed from the carried wheel before the first step."""
 
 from __future__ import annotations
 
@@ -20,16 +20,26 @@ from benchmarks.first_light.records import append, read
 from benchmarks.first_light.summary import table
 
 LIMITS = {
-    "setup": 45.0, "ops": 50.0, "golden": 50.0, "profile": 50.0, "speed": 60.0, "official": 90.0,
-    "sweeps": 100.0, "tasks": 60.0, "memcheck": 90.0, "tests": 240.0,
-}  # fmt: skip
+    "setup": 45.0,
+    "ops": 50.0,
+    "golden": 50.0,
+    "profile": 50.0,
+    "speed": 60.0,
+    "official": 90.0,
+    "sweeps": 100.0,
+    "tasks": 60.0,
+    "memcheck": 90.0,
+    "tests": 240.0,
+}
 """Seconds a step may take at most."""
 STEPS = tuple(LIMITS)
 DEFAULT = STEPS[:6]
 CACHE = Path("/tmp/sam2_fast_first_light/triton")
-"""Where compiled kernels are kept. Triton stores absolute paths, so a carried cache works at this place alone."""
+"""Where compiled kernels are kept. Triton stores absolute paths, so a carried cache works at this
+place alone."""
 RESTART = 75
-"""Exit status of a step whose CUDA context is lost: it goes on in a new process with what has no record yet."""
+"""Exit status of a step whose CUDA context is lost: it goes on in a new process with what has no
+record yet."""
 BAD = ("failed", "WRONG")
 """How the status of an item begins that makes its step fail."""
 RESERVE = 8.0
@@ -43,10 +53,14 @@ class Plan:
 
     steps: tuple[str, ...]
     out: Path  # folder of the results
-    carried: Path | None = None  # what `tools/pack_gpu.py` made; None: the installed package is used
+    carried: Path | None = (
+        None  # what `tools/pack_gpu.py` made; None: the installed package is used
+    )
     rehearse: str | None = None  # "cpu" or "fake"; None: on a GPU
     seconds: float = 290.0  # for everything
-    limits: Mapping[str, float] = field(default_factory=lambda: LIMITS)  # seconds of a step; absent: no limit
+    limits: Mapping[str, float] = field(
+        default_factory=lambda: LIMITS
+    )  # seconds of a step; absent: no limit
     fail: str = ""  # a step that is made to fail, or "STEP:hang"
 
 
@@ -73,7 +87,11 @@ def run_steps(plan: Plan) -> int:
             _pack(work, out)
             sys.stdout.write(table(read(lines)))
     ends = [r for r in read(lines) if r["item"] == "end" and r["step"] in steps]
-    return 0 if len(ends) >= len(steps) and all(r["status"] == "ok" for r in ends[-len(steps) :]) else 1
+    return (
+        0
+        if len(ends) >= len(steps) and all(r["status"] == "ok" for r in ends[-len(steps) :])
+        else 1
+    )
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -86,7 +104,8 @@ def _now() -> str:
 
 
 def _stage(work: Path, carried: Path | None, lines: Path) -> Path:
-    """A folder to run in. With `carried`, a new one with the carried wheel, and the kernel cache in its place."""
+    """A folder to run in. With `carried`, a new one with the carried wheel, and the kernel cache in
+    its place."""
     if carried is None:
         return HERE
     parts: tuple[tuple[str, Callable[[], object]], ...] = (
@@ -106,10 +125,13 @@ def _stage(work: Path, carried: Path | None, lines: Path) -> Path:
 
 
 def stage_with_wheel(work: Path, carried: Path) -> Path:
-    """A folder in `work` with the carried wheel and what is run beside it: the source tree cannot hide the package."""
+    """A folder in `work` with the carried wheel and what is run beside it: the source tree cannot
+    hide the package."""
     stage = work / "stage"
     for name in ("benchmarks", "tests", "tools", "examples"):
-        shutil.copytree(HERE / name, stage / name, ignore=shutil.ignore_patterns("__pycache__", "*.mp4"))
+        shutil.copytree(
+            HERE / name, stage / name, ignore=shutil.ignore_patterns("__pycache__", "*.mp4")
+        )
     shutil.copy(HERE / "pyproject.toml", stage)
     _install(carried, stage)
     return stage
@@ -122,10 +144,24 @@ def _unpack_cache(carried: Path) -> None:
 
 
 def _install(carried: Path, stage: Path) -> None:
-    """The wheel, without its dependencies, beside the stage; where there is none that fits, from source."""
+    """The wheel, without its dependencies, beside the stage; where there is none that fits, from
+    source."""
     wheels = sorted(carried.glob("wheel/*.whl"))
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(stage)]
-    if wheels and subprocess.run([*command, str(wheels[-1])], timeout=30, check=False).returncode == 0:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(stage),
+    ]
+    if (
+        wheels
+        and subprocess.run([*command, str(wheels[-1])], timeout=30, check=False).returncode == 0
+    ):
         return
     command.remove("--no-index")
     subprocess.run([*command, "--no-build-isolation", str(HERE)], timeout=150, check=True)
@@ -136,7 +172,10 @@ def _run_step(step: str, plan: Plan, stage: Path, work: Path, lines: Path, deadl
     start = time.monotonic()
     limit = min(plan.limits.get(step, plan.seconds), deadline - start)
     if limit < 3:
-        append(lines, {"step": step, "item": "end", "status": "not run: no time is left", "seconds": 0.0})
+        append(
+            lines,
+            {"step": step, "item": "end", "status": "not run: no time is left", "seconds": 0.0},
+        )
         return
     arguments = ["--only", step, "--out", str(lines.parent)]
     arguments += ["--carried", str(plan.carried.resolve())] if plan.carried is not None else []
@@ -154,13 +193,20 @@ def _run_step(step: str, plan: Plan, stage: Path, work: Path, lines: Path, deadl
     died = status != "ok"
     if bad and not died:
         status = f"{bad} of {len(items)} items failed"
-    record = {"step": step, "item": "end", "status": status, "seconds": round(time.monotonic() - start, 1)}
+    record = {
+        "step": step,
+        "item": "end",
+        "status": status,
+        "seconds": round(time.monotonic() - start, 1),
+    }
     if died:
         record["log"] = log.read_text(errors="replace")[-900:]
     append(lines, record)
 
 
-def _process(arguments: list[str], plan: Plan, stage: Path, work: Path, log: Path, limit: float) -> str:
+def _process(
+    arguments: list[str], plan: Plan, stage: Path, work: Path, log: Path, limit: float
+) -> str:
     environment = dict(os.environ, PYTHONUNBUFFERED="1", SAM2_FAST_FIRST_LIGHT_FILES=str(work))
     environment.setdefault("OMP_NUM_THREADS", "4")
     environment.setdefault("TRITON_CACHE_DIR", str(CACHE))
@@ -170,7 +216,9 @@ def _process(arguments: list[str], plan: Plan, stage: Path, work: Path, log: Pat
         environment |= {"SAM2_FAST_PEERS": str(peers), "SAM2_FAST_PEER_TOOLS": str(peers / "tools")}
     command = [sys.executable, "-m", "benchmarks.first_light", *arguments]
     with log.open("a") as file:
-        process = subprocess.Popen(command, cwd=stage, env=environment, stdout=file, stderr=file, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=stage, env=environment, stdout=file, stderr=file, start_new_session=True
+        )
         try:
             code = process.wait(limit)
         except subprocess.TimeoutExpired:
@@ -186,7 +234,14 @@ def _pack(work: Path, out: Path) -> None:
     """Results, logs and profiles so far as one archive, replaced as a whole."""
     made = work / "all.tgz"
     with tarfile.open(made, "w:gz") as archive:
-        for file in sorted([*work.glob("*.log"), *work.glob("*.json"), *work.glob("*.xml"), out / "first_light.jsonl"]):
+        for file in sorted(
+            [
+                *work.glob("*.log"),
+                *work.glob("*.json"),
+                *work.glob("*.xml"),
+                out / "first_light.jsonl",
+            ]
+        ):
             if file.is_file():
                 archive.add(file, file.name)
     shutil.copy(made, out / "all.tgz.part")

@@ -1,4 +1,5 @@
-"""Every op with a kernel for GPUs once at small, odd shapes, for compute-sanitizer: `python -m ... [cuda | cpu | fake]`.
+"""Every op with a kernel for GPUs once at small, odd shapes, for compute-sanitizer: `python -m ...
+[cuda | cpu | fake]`.
 
 Only memory accesses matter here; that results are right is tested elsewhere.
 """
@@ -66,7 +67,9 @@ class SmallShapes:
                 assert all(torch.equal(a, b) for a, b in zip(labels, expected, strict=True)), shape
                 for area in (1, 8, 16):
                     small = (expected[1] > 0) & (expected[1] <= area)
-                    assert torch.equal(small_components(masks, area, backend=self._components), small), (shape, area)
+                    assert torch.equal(
+                        small_components(masks, area, backend=self._components), small
+                    ), (shape, area)
                 if self._backend == "triton":
                     connected_components(masks, backend="triton")
 
@@ -93,14 +96,27 @@ class SmallShapes:
     def blocks(self) -> None:
         """Hiera blocks, plain and pooled; channels of one launch for the MLP and of three."""
         for dim, out, pool in ((48, 48, False), (48, 96, True), (192, 192, False)):
-            weights = [*self._norm(dim), *self._linear((dim, 3 * out), (out, out)), *self._norm(out)]
-            weights += [*self._linear((out, 4 * out), (4 * out, out)), *(self._linear((dim, out)) if pool else [])]
+            weights = [
+                *self._norm(dim),
+                *self._linear((dim, 3 * out), (out, out)),
+                *self._norm(out),
+            ]
+            weights += [
+                *self._linear((out, 4 * out), (4 * out, out)),
+                *(self._linear((dim, out)) if pool else []),
+            ]
             hiera_block(self._random(1, 16, 12, dim), weights, 2, 4, pool, backend=self._backend)
 
     def decoder(self) -> None:
         """The mask decoder with eight tokens."""
         narrow, full, norm = [(256, 128)] * 3 + [(128, 256)], [(256, 256)] * 4, self._norm(256)
-        layer = [*self._linear(*full), *norm, *self._linear(*narrow), *norm, *self._linear((256, 64), (64, 256))]
+        layer = [
+            *self._linear(*full),
+            *norm,
+            *self._linear(*narrow),
+            *norm,
+            *self._linear((256, 64), (64, 256)),
+        ]
         layer += [*norm, *norm, *self._linear(*narrow)]
         body = [*layer, *layer, *self._linear(*narrow), *norm, self._random(256, 256) / 16]
         body += [*self._random(3, 64), self._random(128, 64) / 8, self._random(32)]
@@ -109,12 +125,18 @@ class SmallShapes:
         maps = self._random(1, 4, 4, 256), self._random(1, 8, 8, 64), self._random(1, 16, 16, 32)
         weights = [w.contiguous() for w in (*body, *heads)]
         prompts = self._random(2, 8, 256)
-        mask_decoder(*maps, self._random(16, 256), prompts, None, weights, 8, 3, 1, backend=self._backend)
+        mask_decoder(
+            *maps, self._random(16, 256), prompts, None, weights, 8, 3, 1, backend=self._backend
+        )
 
     def memory(self) -> None:
         """The memory encoder; memory attention of objects that remember differently much."""
         widths = ((1, 4), (4, 16), (16, 64), (64, 256))
-        weights = [x for i, o in widths for x in (self._random(o, i, 3, 3) / 9, self._random(o), *self._norm(o))]
+        weights = [
+            x
+            for i, o in widths
+            for x in (self._random(o, i, 3, 3) / 9, self._random(o), *self._norm(o))
+        ]
         for inner, outer in ((256, 256), (256, 256)):
             weights += [self._random(outer, inner, 1, 1) / 16, self._random(outer)]
         weights += [self._random(256, 1, 7, 7) / 7, self._random(256), *self._norm(256)]
@@ -127,7 +149,15 @@ class SmallShapes:
         layer += [*self._linear((dim, dim), (m, dim), (m, dim), (dim, dim)), *self._norm(dim)]
         layer += self._linear((dim, 32), (32, dim))
         maps = [self._random(25, m) for _ in range(3)]
-        memories = Memories(maps, [0, 1, 2, 0], [0, 1, 2, 1], [0, 3, 4], self._random(5, m), self._random(5, m), [0, 1, 5])
+        memories = Memories(
+            maps,
+            [0, 1, 2, 0],
+            [0, 1, 2, 1],
+            [0, 3, 4],
+            self._random(5, m),
+            self._random(5, m),
+            [0, 1, 5],
+        )
         table = rope_table(dim, 5).to(self._device)
         given = self._random(1, 25, dim), [*layer, *self._norm(dim)], table, memories
         memory_attention(*given, self._random(3, m), self._random(25, m), backend=self._backend)

@@ -10,7 +10,8 @@ _PLACES = ("step", "item", "status", "kernels", "log", "traceback")
 
 
 def table(records: list[Record]) -> str:
-    """One line for each record; what does not fit is cut from the middle, and the ends of the steps stay."""
+    """One line for each record; what does not fit is cut from the middle, and the ends of the steps
+    stay."""
     ends = [_line(r) for r in records if r["item"] == "end"]
     rows = [_line(r) for r in records if r["item"] != "end"]
     room = MOST - sum(len(line) + 1 for line in ends) - 120
@@ -25,7 +26,9 @@ def table(records: list[Record]) -> str:
 
 
 def _line(record: Record) -> str:
-    values = "  ".join(f"{key} {_short(value)}" for key, value in record.items() if key not in _PLACES)
+    values = "  ".join(
+        f"{key} {_short(value)}" for key, value in record.items() if key not in _PLACES
+    )
     status = record.get("status", "ok")
     log = record.get("log") or record.get("traceback") or ""
     reason = " | " + " ".join(log.split())[-160:] if log and status != "ok" else ""

@@ -1,4 +1,5 @@
-"""The dry run: what it reads off binaries, what it calls worse, and a frame and an encoding of the real model."""
+"""The dry run: what it reads off binaries, what it calls worse, and a frame and an encoding of the
+real model."""
 
 from __future__ import annotations
 
@@ -53,7 +54,9 @@ def test_the_main_loop_is_the_innermost_one_with_matrix_work() -> None:
         (120, 100, 40 << 10, 4, 2),  # 100 KB hold two of 41 KB
     ],
 )
-def test_resident_blocks(capability: int, registers: int, shared: int, warps: int, expected: int) -> None:
+def test_resident_blocks(
+    capability: int, registers: int, shared: int, warps: int, expected: int
+) -> None:
     assert ARCHITECTURES[capability].resident_blocks(registers, shared, warps) == expected
 
 
@@ -65,7 +68,9 @@ def test_the_committed_table_is_whole_and_spills_nothing() -> None:
         for model, parts in rows["models"].items():
             assert set(parts) == set(STAGES), (capability, model)
             for part in parts.values():
-                assert part["triton_launches"] == sum(row["launches"] for row in part["kernels"].values())
+                assert part["triton_launches"] == sum(
+                    row["launches"] for row in part["kernels"].values()
+                )
                 assert part["limit_us"] <= part["forecast_us"]
                 used |= set(part["kernels"])
         assert used == set(rows["kernels"])
@@ -90,10 +95,22 @@ def set_value(kernels: dict[str, Any], key: str, change: int) -> None:
     [
         (lambda kernels, part: set_value(kernels, "registers", 1), "registers rose"),
         (lambda kernels, part: set_value(kernels, "spills", 3), "spilled, 3 accesses"),
-        (lambda kernels, part: set_value(kernels, "resident", -1), "blocks per multiprocessor fell"),
-        (lambda kernels, part: part.update(triton_launches=part["triton_launches"] + 1), "triton_launches rose"),
-        (lambda kernels, part: part.update(torch_operations=part["torch_operations"] + 1), "torch_operations rose"),
-        (lambda kernels, part: kernels.update(new_kernel=next(iter(kernels.values()))), "not in the table"),
+        (
+            lambda kernels, part: set_value(kernels, "resident", -1),
+            "blocks per multiprocessor fell",
+        ),
+        (
+            lambda kernels, part: part.update(triton_launches=part["triton_launches"] + 1),
+            "triton_launches rose",
+        ),
+        (
+            lambda kernels, part: part.update(torch_operations=part["torch_operations"] + 1),
+            "torch_operations rose",
+        ),
+        (
+            lambda kernels, part: kernels.update(new_kernel=next(iter(kernels.values()))),
+            "not in the table",
+        ),
     ],
     ids=["registers", "spills", "resident", "launches", "operations", "new"],
 )
@@ -108,7 +125,7 @@ def test_what_is_better_passes_and_other_versions_are_not_compared() -> None:
     assert "other numbers" in differences(other, COMMITTED)[0]
 
 
-def test_a_real_frame_and_an_encoding_compile_without_spills_and_launch_no_more_than_committed() -> None:
+def test_a_frame_and_an_encoding_compile_without_spills_and_launch_no_more_than_before() -> None:
     pytest.importorskip("triton")
     threads = torch.get_num_threads()
     try:

@@ -1,4 +1,5 @@
-"""The first minutes on a GPU, rehearsed: nothing is lost when a step fails, hangs, or loses its device."""
+"""The first minutes on a GPU, rehearsed: nothing is lost when a step fails, hangs, or loses its
+device."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ def run(out: Path, *steps: str, **options: Any) -> int:
     return run_steps(Plan(steps=steps, out=out, rehearse="cpu", **{"seconds": 200.0, **options}))
 
 
-def test_steps_on_a_cpu_say_what_they_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_steps_on_a_cpu_say_what_they_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(tmp_path, "setup", "memcheck") == 0
     assert statuses(tmp_path) == {"setup": "ok", "memcheck": "ok"}
     records = read(tmp_path / "first_light.jsonl")
@@ -43,8 +46,14 @@ def test_a_step_that_fails_or_hangs_takes_nothing_along(tmp_path: Path, fail: st
     assert run(tmp_path, "memcheck", "setup", fail=fail, limits=limits) == 1
     ended = statuses(tmp_path)
     assert ended["setup"] == "ok"
-    assert ended["memcheck"] == ("stopped at its limit of 6 s" if fail.endswith("hang") else "failed: exit 1")
-    end = next(r for r in read(tmp_path / "first_light.jsonl") if r["step"] == "memcheck" and r["item"] == "end")
+    assert ended["memcheck"] == (
+        "stopped at its limit of 6 s" if fail.endswith("hang") else "failed: exit 1"
+    )
+    end = next(
+        r
+        for r in read(tmp_path / "first_light.jsonl")
+        if r["step"] == "memcheck" and r["item"] == "end"
+    )
     assert fail.endswith("hang") or "memcheck was told to fail" in end["log"]
     assert (tmp_path / "all.tgz").is_file()
 
@@ -54,7 +63,9 @@ def test_steps_without_time_are_named(tmp_path: Path) -> None:
     assert statuses(tmp_path) == dict.fromkeys(("setup", "ops"), "not run: no time is left")
 
 
-def test_a_step_that_loses_its_device_goes_on_with_the_next_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_loses_its_device_goes_on_with_the_next_item(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
 
     def process(arguments: list[str], *_: Any) -> str:
@@ -67,7 +78,9 @@ def test_a_step_that_loses_its_device_goes_on_with_the_next_item(tmp_path: Path,
     assert len(calls) == 3 and statuses(tmp_path) == {"ops": "ok"}
 
 
-def test_a_step_that_makes_no_progress_is_not_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_makes_no_progress_is_not_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
 
     def process(*arguments: Any) -> str:
@@ -102,7 +115,10 @@ def test_items_that_fail_are_records_and_the_rest_goes_on(tmp_path: Path) -> Non
     context.attempt("third", lambda: {"value": 3})
     records = read(tmp_path / "first_light.jsonl")
     assert [r["item"] for r in records] == ["first", "second", "third"]
-    assert records[1]["status"] == "failed: ValueError: a kernel's shape" and "broken" in records[1]["traceback"]
+    assert (
+        records[1]["status"] == "failed: ValueError: a kernel's shape"
+        and "broken" in records[1]["traceback"]
+    )
     again = Context("ops", tmp_path, None, "cpu")
     again.attempt("second", lambda: {"value": 2})
     assert len(read(tmp_path / "first_light.jsonl")) == 3, "what has a record is left out"
@@ -128,7 +144,16 @@ def test_a_line_that_was_cut_off_does_not_spoil_the_others(tmp_path: Path) -> No
 
 def test_the_table_fits_and_keeps_the_ends_of_the_steps() -> None:
     rows = [{"step": "ops", "item": f"op {i}", "us": 1.5, "note": "x" * 150} for i in range(200)]
-    ends = [{"step": step, "item": "end", "status": "failed: exit 1", "seconds": 1.0, "log": "why " * 99} for step in STEPS]
+    ends = [
+        {
+            "step": step,
+            "item": "end",
+            "status": "failed: exit 1",
+            "seconds": 1.0,
+            "log": "why " * 99,
+        }
+        for step in STEPS
+    ]
     text = table([*rows, *ends])
     assert len(text) <= MOST and "more lines in first_light.jsonl" in text
     assert all(f"\n{step}" in text for step in STEPS)
@@ -143,7 +168,11 @@ def test_every_file_with_gpu_tests_is_run() -> None:
     from benchmarks.first_light.steps.tests import FILES
 
     root = Path(__file__).resolve().parents[2]
-    marked = [p for p in (root / "tests").rglob("test_*.py") if "pytest.mark.gpu" in p.read_text() and p != Path(__file__)]
+    marked = [
+        p
+        for p in (root / "tests").rglob("test_*.py")
+        if "pytest.mark.gpu" in p.read_text() and p != Path(__file__)
+    ]
     assert marked
     assert all(any((root / name) in (path, *path.parents) for name in FILES) for path in marked)
 

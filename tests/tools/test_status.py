@@ -16,10 +16,16 @@ def test_the_committed_page_is_the_generated_one() -> None:
     assert status.PAGE.read_text() == status.page(), "run python -m tools.status --write"
 
 
-@pytest.mark.parametrize("page", sorted({*status.ROOT.glob("*.md"), *(status.ROOT / "docs").rglob("*.md")}), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "page",
+    sorted({*status.ROOT.glob("*.md"), *(status.ROOT / "docs").rglob("*.md")}),
+    ids=lambda p: p.stem,
+)
 def test_no_other_page_says_what_has_run_on_a_gpu(page: Path) -> None:
     words = " ".join(page.read_text().split())
-    assert page == status.PAGE or not re.search(r"(never|not|nothing|none).{0,60}run on a GPU", words, re.IGNORECASE)
+    assert page == status.PAGE or not re.search(
+        r"(never|not|nothing|none).{0,60}run on a GPU", words, re.IGNORECASE
+    )
 
 
 def test_every_backend_has_a_row_and_a_proof() -> None:
@@ -30,7 +36,9 @@ def test_every_backend_has_a_row_and_a_proof() -> None:
         assert wanted in row.proofs, f"{op} {backend}: no test is marked as proving it ({wanted})"
 
 
-def test_results_of_a_card_are_shown_and_wrong_ones_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_a_card_are_shown_and_wrong_ones_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     results = tmp_path / "benchmarks" / "results"
     results.mkdir(parents=True)
     records = [
@@ -38,7 +46,11 @@ def test_results_of_a_card_are_shown_and_wrong_ones_too(tmp_path: Path, monkeypa
         {"step": "setup", "item": "card", "card": "Some GPU", "capability": "9.0"},
         {"step": "ops", "item": "tiny nms 48x4 triton", "equal": True, "status": "ok"},
         {"step": "ops", "item": "tiny hiera_block 1x64x64x384 triton", "status": "ok"},
-        {"step": "ops", "item": "large hiera_block 1x32x32x1152 triton", "status": "WRONG: error above twice torch's"},
+        {
+            "step": "ops",
+            "item": "large hiera_block 1x32x32x1152 triton",
+            "status": "WRONG: error above twice torch's",
+        },
     ]
     (results / "first_light_some_gpu.jsonl").write_text("\n".join(map(json.dumps, records)))
     monkeypatch.setattr(status, "ROOT", tmp_path)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 REGISTERS = 65536
 """32-bit registers of a multiprocessor, on all of them."""
 RESERVED_SHARED = 1024
-"""Bytes of shared memory that the driver takes for each resident block (compute capability 8.0 and later)."""
+"""Bytes of shared memory that the driver takes for each resident block (compute capability 8.0 and
+later)."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Binary:
 
 
 def read_binary(cubin: bytes) -> Binary:
-    """Analyse a cubin with the tools of Triton's wheel. Raises CalledProcessError where they fail."""
+    """Analyse a cubin with the tools of Triton's wheel. Raises CalledProcessError if one fails."""
     import triton
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -86,10 +86,13 @@ def _loops(code: str) -> tuple[list[str], list[tuple[int, int]]]:
 
 
 def _main_loop(instructions: list[str], loops: list[tuple[int, int]]) -> tuple[int, int]:
-    """The innermost loop with the most matrix work; without matrix work in a loop, all instructions."""
+    """The innermost loop with the most matrix work; without matrix work in a loop, all
+    instructions."""
     working = [loop for loop in loops if _flops(instructions[slice(*loop)])]
     innermost = [
-        (first, last) for first, last in working if not any((a, b) != (first, last) and first <= a and b <= last for a, b in working)
+        (first, last)
+        for first, last in working
+        if not any((a, b) != (first, last) and first <= a and b <= last for a, b in working)
     ]
     if not innermost:
         return 0, len(instructions)

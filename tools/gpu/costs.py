@@ -1,4 +1,5 @@
-"""FLOPs and bytes of a launch, from its arguments: what the operation needs, not what a tile wastes."""
+"""FLOPs and bytes of a launch, from its arguments: what the operation needs, not what a tile
+wastes."""
 
 from __future__ import annotations
 
@@ -17,13 +18,14 @@ def launch_flops(kernel: str, arguments: Arguments) -> int:
 
 
 def launch_bytes(arguments: Arguments) -> int:
-    """Bytes of all tensors that a launch names, each once: they are read or written at least once."""
+    """Bytes of all tensors that a launch names, each once, as each is read or written at least."""
     tensors = {x.data_ptr(): x for x in arguments.values() if isinstance(x, Tensor)}
     return sum(x.numel() * x.element_size() for x in tensors.values())
 
 
 def _attend(a: Arguments) -> int:
-    """Keys of ragged objects are counted one by one: `keys` is only the most that an object may have."""
+    """Keys of ragged objects are counted one by one: `keys` is only the most that an object may
+    have."""
     width = a["q"].shape[-1] + a["values"]
     if a["RAGGED"]:
         return 2 * a["queries"] * int(a["firsts"][-1]) * width

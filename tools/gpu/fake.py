@@ -1,5 +1,5 @@
-"""A GPU that compiles and never computes: launches of Triton kernels go through the real binder, key
-and compiler of Triton for any architecture, and are recorded instead of run."""
+"""A GPU that compiles and never computes: launches of Triton kernels go through the real binder,
+key and compiler of Triton for any architecture, and are recorded instead of run."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ class Stage:
 
 
 class FakeGpu:
-    """Use as a context manager. CPU tensors stand for those of the GPU; outputs of kernels are zeros, or True.
+    """Use as a context manager. CPU tensors stand for those of the GPU; outputs of kernels are
+    zeros, or True.
 
     Every op that has a Triton implementation takes it, whatever the device of its tensors.
     """
@@ -116,7 +117,8 @@ class FakeGpu:
 
 
 def _store_launcher(compiled: Any) -> None:
-    """Build the C launcher of a kernel into Triton's cache, where SAM2_FAST_FAKE_LAUNCHERS asks for it.
+    """Build the C launcher of a kernel into Triton's cache, where SAM2_FAST_FAKE_LAUNCHERS asks for
+    it.
 
     That takes a `libcuda.so.1`, for which a stub will do.
     """
@@ -154,13 +156,13 @@ class _Driver:
 
 
 _VIEWS = {
-    "alias", "as_strided", "detach", "diagonal", "expand", "narrow", "permute", "select", "slice", "split",
-    "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unflatten", "unfold", "unsqueeze", "view", "view_as",
-    "_unsafe_view", "_reshape_alias", "movedim",
+    "alias", "as_strided", "detach", "diagonal", "expand", "narrow", "permute", "select", "slice",
+    "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unflatten", "unfold",
+    "unsqueeze", "view", "view_as", "_unsafe_view", "_reshape_alias", "movedim",
 }  # fmt: skip
 _NO_KERNEL = {
-    "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh", "promote_types",
-    "is_nonzero",
+    "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh",
+    "promote_types", "is_nonzero",
 }  # fmt: skip
 
 
@@ -193,7 +195,8 @@ def _zeros(tensor: Tensor, *size: Any, **options: Any) -> Tensor:
 
 
 def _zeros_like(tensor: Tensor, **options: Any) -> Tensor:
-    """`torch.empty_like` with defined contents. What is a choice is always taken: every mask is kept."""
+    """`torch.empty_like` with defined contents. What is a choice is always taken: every mask is
+    kept."""
     with _disable_current_modes():
         zeros = torch.zeros_like(tensor, **options)
         return zeros.logical_not() if zeros.dtype == torch.bool else zeros
@@ -217,5 +220,6 @@ def _every_op_in_triton(architecture: Architecture) -> Iterator[tuple[Any, str, 
     yield registry, "_implementations", implementations
     yield registry, "_absent", absent
     yield mask_generator, "_far", lambda device: True
-    # torch's operations are counted by a TorchDispatchMode, under which ops would run their definitions
+    # torch's operations are counted by a TorchDispatchMode, which would make ops run their
+    # definitions
     yield tracing, "recording_reason", lambda: None

@@ -1,4 +1,5 @@
-"""From recorded launches to rows, a forecast, a printed table, and what is worse than in an earlier table."""
+"""From recorded launches to rows, a forecast, a printed table, and what is worse than in an earlier
+table."""
 
 from __future__ import annotations
 
@@ -57,17 +58,26 @@ class Report:
 
     def _kernel(self, launch: Launch) -> dict[str, Any]:
         metadata, binary = launch.compiled.metadata, binary_of(launch.compiled)
-        resident = self._architecture.resident_blocks(binary.registers, metadata.shared, metadata.num_warps)
-        return {"warps": metadata.num_warps, "shared": metadata.shared, "resident": resident, **binary.as_dict()}
+        resident = self._architecture.resident_blocks(
+            binary.registers, metadata.shared, metadata.num_warps
+        )
+        return {
+            "warps": metadata.num_warps,
+            "shared": metadata.shared,
+            "resident": resident,
+            **binary.as_dict(),
+        }
 
     @staticmethod
     def _worst(known: dict[str, Any] | None, row: dict[str, Any]) -> dict[str, Any]:
-        """Of two binaries that differ only in what is known of alignment, the one with more registers."""
+        """Of two binaries that differ only in what is known of alignment, the one with more
+        registers."""
         return row if known is None or row["registers"] > known["registers"] else known
 
     def _launch_us(self, launch: Launch) -> float:
-        """Matrix work and issue slots, on as many multiprocessors as the grid fills, or the bytes."""
-        gpu, metadata, binary = self._architecture, launch.compiled.metadata, binary_of(launch.compiled)
+        """The larger of the time to compute, on what the grid fills, and the time to move bytes."""
+        gpu, metadata = self._architecture, launch.compiled.metadata
+        binary = binary_of(launch.compiled)
         matrix = launch.flops / gpu.matrix_tflops / 1e6
         issue = 0.0
         if binary.loop_flops:
@@ -81,7 +91,10 @@ class Report:
 
     def _torch_us(self, stage: Stage) -> float:
         gpu = self._architecture
-        work = stage.torch_flops / gpu.matrix_tflops / 1e6 + stage.torch_bytes / gpu.bandwidth_tbs / 1e6
+        work = (
+            stage.torch_flops / gpu.matrix_tflops / 1e6
+            + stage.torch_bytes / gpu.bandwidth_tbs / 1e6
+        )
         return LAUNCH_US * sum(stage.torch_operations.values()) + work
 
 
@@ -91,7 +104,9 @@ def label_of(launch: Launch) -> str:
     declared = [p.name for p in source.fn.params if p.is_constexpr]
     constants = {source.fn.arg_names[path[0]]: value for path, value in source.constants.items()}
     chosen = " ".join(f"{name}={_short(constants[name])}" for name in declared)
-    types = dict.fromkeys(t.removeprefix("*") for t in source.signature.values() if t.startswith("*"))
+    types = dict.fromkeys(
+        t.removeprefix("*") for t in source.signature.values() if t.startswith("*")
+    )
     return f"{launch.kernel} [{' '.join(types)}] {chosen}"
 
 
@@ -117,25 +132,30 @@ def show(found: dict[str, Any]) -> str:
         for model, parts in rows["models"].items():
             for name, row in parts.items():
                 lines.append(
-                    f"  {model:6} {name:16} {row['triton_launches']:4} Triton {row['torch_operations']:5} torch "
-                    f"{row['gflop']:9.1f} GFLOP {row['megabytes']:9.1f} MB   limit {row['limit_us']:8.1f} us"
-                    f"   forecast {row['forecast_us']:8.0f} us"
+                    f"  {model:6} {name:16} {row['triton_launches']:4} Triton "
+                    f"{row['torch_operations']:5} torch {row['gflop']:9.1f} GFLOP "
+                    f"{row['megabytes']:9.1f} MB   limit {row['limit_us']:8.1f} us   "
+                    f"forecast {row['forecast_us']:8.0f} us"
                 )
         for label, row in rows["kernels"].items():
             spilled = f"  SPILLS {row['spills']}" if row["spills"] else ""
             lines.append(
                 f"    {label[:92]:92} {row['registers']:3} regs {row['shared'] / 1024:5.0f} KB "
-                f"{row['resident']:2}/SM  {row['mma']}  {row['loop_instructions']}/{row['loop_mma']}{spilled}"
+                f"{row['resident']:2}/SM  {row['mma']}  "
+                f"{row['loop_instructions']}/{row['loop_mma']}{spilled}"
             )
     return "\n".join(lines) + "\n"
 
 
 def differences(found: dict[str, Any], committed: dict[str, Any]) -> list[str]:
-    """What is worse than in the committed table, or not comparable with it: one line each, empty if nothing."""
+    """What is worse than in the committed table, or not comparable with it: one line each, empty if
+    nothing."""
     faults = []
     if found["triton"] != committed["triton"] or found["torch"] != committed["torch"]:
         want, got = (f"torch {t['torch']} with triton {t['triton']}" for t in (committed, found))
-        return [f"the table was made with {want}; this is {got}, whose compilers give other numbers"]
+        return [
+            f"the table was made with {want}; this is {got}, whose compilers give other numbers"
+        ]
     for capability, rows in found["architectures"].items():
         before = committed["architectures"][capability]
         for label, row in rows["kernels"].items():
@@ -145,7 +165,8 @@ def differences(found: dict[str, Any], committed: dict[str, Any]) -> list[str]:
                 known = before["models"][model][name]
                 for key in ("triton_launches", "torch_operations"):
                     if row[key] > known[key]:
-                        faults.append(f"sm_{capability} {model} {name}: {key} rose from {known[key]} to {row[key]}")
+                        place = f"sm_{capability} {model} {name}"
+                        faults.append(f"{place}: {key} rose from {known[key]} to {row[key]}")
     return faults
 
 
@@ -156,5 +177,7 @@ def _kernel_faults(name: str, row: dict[str, Any], known: dict[str, Any] | None)
     if row["registers"] > known["registers"]:
         faults.append(f"{name}: registers rose from {known['registers']} to {row['registers']}")
     if row["resident"] < known["resident"]:
-        faults.append(f"{name}: blocks per multiprocessor fell from {known['resident']} to {row['resident']}")
+        faults.append(
+            f"{name}: blocks per multiprocessor fell from {known['resident']} to {row['resident']}"
+        )
     return faults

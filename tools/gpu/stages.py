@@ -21,10 +21,11 @@ def stages(
 ) -> dict[str, Run]:
     """Parts of the pipeline by name, for a model with seeded random weights.
 
-    name: a preset of `build_sam2`; size: pixels of a side. "encode B" is the image encoder for B images, "track N"
-    a tracked frame of N objects with full memories (7 maps and 16 pointers each), "click" a prompt on an encoded
-    image up to the masks, "automatic masks" a 32 x 32 grid of prompts, the encoding included.
-    graph: makes the replay of a CUDA graph of a function; it is applied to encodings and frames when they first run.
+    name: a preset of `build_sam2`; size: pixels of a side. "encode B" is the image encoder for B
+    images, "track N" a tracked frame of N objects with full memories (7 maps and 16 pointers each),
+    "click" a prompt on an encoded image up to the masks, "automatic masks" a 32 x 32 grid of
+    prompts, the encoding included. graph: makes the replay of a CUDA graph of a function; it is
+    applied to encodings and frames when they first run.
     """
     from sam2_fast.build_sam import build_sam2
     from sam2_fast.image_predictor import SAM2ImagePredictor

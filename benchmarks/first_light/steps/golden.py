@@ -1,5 +1,6 @@
-"""Masks of eight frames against those of a CPU in float32: torch alone, kernels, CUDA graphs, changed weights, a
-stream of the caller's. Recorded work must equal the same kernels launched one by one, bit by bit."""
+"""Masks of eight frames against those of a CPU in float32: torch alone, kernels, CUDA graphs,
+changed weights, a stream of the caller's. Recorded work must equal the same kernels launched one by
+one, bit by bit."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ CLICKS = ([[150.0, 160.0]], [[320.0, 120.0]])
 
 
 def build(name: str, device: torch.device, dtype: torch.dtype, size: int) -> Any:
-    """A video predictor with seeded random weights, every part of which matters and finds every object present."""
+    """A video predictor with seeded random weights, every part of which matters and finds every
+    object present."""
     from sam2_fast.build_sam import build_sam2_video_predictor
 
     predictor = build_sam2_video_predictor(name, device="cpu", seed=0, image_size=size)
@@ -68,15 +70,28 @@ def _variants(context: Context, name: str) -> dict[str, Any]:
     found["own stream"] = _on_a_stream(context, lambda: masks(predictor, folder, count))
     for variant, logits in found.items():
         context.record(f"{name} {variant}", **_judge(logits, golden, found.get("torch"), context))
-    same = {v: bool(torch.equal(found[v], found["kernels"])) for v in ("graphs", "graphs again", "own stream")}
+    same = {
+        v: bool(torch.equal(found[v], found["kernels"]))
+        for v in ("graphs", "graphs again", "own stream")
+    }
     wrong = [v for v, equal in same.items() if not equal]
-    status = f"WRONG: {', '.join(wrong)} differ from kernels" if wrong and context.mode != "fake" else "ok"
+    status = (
+        f"WRONG: {', '.join(wrong)} differ from kernels"
+        if wrong and context.mode != "fake"
+        else "ok"
+    )
     held = None if recordings is None else len(recordings)
-    return {"recordings": held, "weights_matter": not torch.equal(changed, found["graphs"]), **same, "status": status}
+    return {
+        "recordings": held,
+        "weights_matter": not torch.equal(changed, found["graphs"]),
+        **same,
+        "status": status,
+    }
 
 
 def _golden(context: Context, name: str) -> Tensor | None:
-    """The carried masks; without them, on a CPU, the same in float64; None where nothing is computed."""
+    """The carried masks; without them, on a CPU, the same in float64; None where nothing is
+    computed."""
     path = context.carried / "golden.npz" if context.carried is not None else None
     if path is not None and context.mode == "cuda":
         return torch.from_numpy(np.load(path)[name].astype(np.float32))
@@ -87,7 +102,9 @@ def _golden(context: Context, name: str) -> Tensor | None:
     return masks(exact, str(context.frames()), context.golden_frames)
 
 
-def _judge(logits: Tensor, golden: Tensor | None, torchs: Tensor | None, context: Context) -> dict[str, Any]:
+def _judge(
+    logits: Tensor, golden: Tensor | None, torchs: Tensor | None, context: Context
+) -> dict[str, Any]:
     """rms error, the least IoU of a mask, and the error over that of torch in the same dtype."""
     if golden is None or torchs is None:
         return {"frames": len(logits)}
@@ -97,9 +114,12 @@ def _judge(logits: Tensor, golden: Tensor | None, torchs: Tensor | None, context
     over = error / max(torch_error, 1e-30)
     wrong = context.cuda and (not bool(logits.isfinite().all()) or over > 2)
     return {
-        "rms": error, "over_torch": over, "least_iou": iou.min().item(), "mean_iou": iou.mean().item(),
+        "rms": error,
+        "over_torch": over,
+        "least_iou": iou.min().item(),
+        "mean_iou": iou.mean().item(),
         "status": "WRONG: error above twice torch's" if wrong else "ok",
-    }  # fmt: skip
+    }
 
 
 def _on_a_stream(context: Context, function: Any) -> Tensor:

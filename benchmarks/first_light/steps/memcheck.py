@@ -1,6 +1,7 @@
 """Out-of-bounds accesses of every kernel at small shapes, under compute-sanitizer.
 
-Torch's caching allocator hands out parts of large blocks, inside which the tool sees nothing: it is switched off.
+Torch's caching allocator hands out parts of large blocks, inside which the tool sees nothing: it is
+switched off.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def _memcheck(context: Context) -> dict[str, Any]:
     if checked:
         command = [str(tool), "--tool", "memcheck", "--error-exitcode", "9", *command]
     environment = dict(os.environ, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=85, check=False)
+    result = subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, timeout=85, check=False
+    )
     log = result.stdout + result.stderr
     (context.files / "memcheck.log").write_text(log)
     status = "ok" if result.returncode == 0 else f"failed: exit {result.returncode}"

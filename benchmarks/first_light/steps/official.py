@@ -1,4 +1,5 @@
-"""The official package on the same clip with the same weights, under bfloat16 autocast: ratio and IoU."""
+"""The official package on the same clip with the same weights, under bfloat16 autocast: ratio and
+IoU."""
 
 from __future__ import annotations
 
@@ -48,4 +49,9 @@ def _ratio(context: Context, name: str) -> dict[str, Any]:
         for who, contestant in pair.items():
             times[who].append(contestant.milliseconds(frames))
     ms = {who: statistics.median(t) for who, t in times.items()}
-    return {"least_iou": iou.min().item(), "ms": ms, "all_ms": times, "ratio": ms["official"] / ms["ours"]}
+    return {
+        "least_iou": iou.min().item(),
+        "ms": ms,
+        "all_ms": times,
+        "ratio": ms["official"] / ms["ours"],
+    }

@@ -1,4 +1,5 @@
-"""Where the time goes: an encoding and a tracked frame as CUDA graphs, timed as a whole and kernel by kernel."""
+"""Where the time goes: an encoding and a tracked frame as CUDA graphs, timed as a whole and kernel
+by kernel."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ def run(context: Context) -> None:
     """Entry point."""
     for name in context.models:
         replays = stages(name, context.device, context.dtype, context.size, context.graph)
-        for stage in WANTED if context.mode != "cpu" else WANTED[:2]:  # frames are recorded with Triton alone
+        for stage in (
+            WANTED if context.mode != "cpu" else WANTED[:2]
+        ):  # frames are recorded with Triton alone
             context.attempt(f"{name} {stage}", lambda r=replays[stage]: context.microseconds(r, 30))
         for stage in WANTED[:3] if context.cuda else ():
             profile = partial(_profile, context, name, stage, replays[stage])
@@ -42,7 +45,14 @@ def _profile(context: Context, name: str, stage: str, replay: Any) -> dict[str, 
             spent[event.name].append(event.self_device_time_total)
     rows = sorted(((sum(t), len(t), n) for n, t in spent.items()), reverse=True)
     whole = [{"kernel": n, "launches": count, "us": round(us, 1)} for us, count, n in rows]
-    (context.files / f"profile_{name}_{stage.replace(' ', '_')}.json").write_text(json.dumps(whole, indent=1))
+    (context.files / f"profile_{name}_{stage.replace(' ', '_')}.json").write_text(
+        json.dumps(whole, indent=1)
+    )
     kernels = [[n[:60], count, round(us, 1)] for us, count, n in rows[:MOST]]
     busy = sum(us for us, _, _ in rows)
-    return {"busy_us": busy, "launches": sum(c for _, c, _ in rows), "top": [k[0][:24] for k in kernels[:4]], "kernels": kernels}
+    return {
+        "busy_us": busy,
+        "launches": sum(c for _, c, _ in rows),
+        "top": [k[0][:24] for k in kernels[:4]],
+        "kernels": kernels,
+    }

@@ -1,4 +1,5 @@
-"""What this machine is: package, versions, whether the carried kernel cache is valid, and the card's two rates."""
+"""What this machine is: package, versions, whether the carried kernel cache is valid, and the
+card's two rates."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ def _card(context: Context) -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(context.device)
     fields = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.draw,temperature.gpu"
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
-    smi = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
+    smi = subprocess.run(
+        command, capture_output=True, text=True, timeout=10, check=False
+    ).stdout.strip()
     return {
         "card": properties.name,
         "capability": f"{properties.major}.{properties.minor}",
@@ -56,7 +59,8 @@ def _card(context: Context) -> dict[str, Any]:
 
 
 def triton_key() -> str:
-    """A short hash of what Triton's cache depends on besides kernels: its own files and the assembler's version."""
+    """A short hash of what Triton's cache depends on besides kernels: its own files and the
+    assembler's version."""
     from triton.runtime.cache import triton_key as whole
 
     return hashlib.sha256(whole().encode()).hexdigest()[:16]
@@ -68,7 +72,10 @@ def _triton_key(carried: Path | None) -> dict[str, Any]:
         return {"key": key}
     expected = json.loads((carried / "contents.json").read_text())["triton_key"]
     if key != expected:
-        return {"status": "the carried kernels are of another Triton: they are compiled again", "key": key}
+        return {
+            "status": "the carried kernels are of another Triton: they are compiled again",
+            "key": key,
+        }
     return {"key": key, "valid": True}
 
 

@@ -22,14 +22,20 @@ def run(context: Context) -> None:
         predictor = build(name, context.device, context.dtype, context.size)
         recordings = predictor.graphs
         for label, graphs in (("graphs", recordings), ("no graphs", None)):
-            context.attempt(f"{name} 1 object, {label}", partial(measure, context, predictor, graphs, 1))
+            context.attempt(
+                f"{name} 1 object, {label}", partial(measure, context, predictor, graphs, 1)
+            )
         many = (8, 16) if name == context.models[-1] else (8,)
         for objects in many if context.cuda else (2,):
-            context.attempt(f"{name} {objects} objects", partial(measure, context, predictor, recordings, objects))
+            context.attempt(
+                f"{name} {objects} objects",
+                partial(measure, context, predictor, recordings, objects),
+            )
 
 
 def measure(context: Context, predictor: Any, graphs: Any, objects: int) -> dict[str, Any]:
-    """Steady frames, which attend to 7 maps and 16 pointers: the second pass over the clip is timed."""
+    """Steady frames, which attend to 7 maps and 16 pointers: the second pass over the clip is
+    timed."""
     predictor.graphs = graphs
     contestant = Contestant(predictor, str(context.frames()), objects, contextlib.nullcontext)
     if context.mode == "fake":
@@ -49,7 +55,9 @@ def frames_of(context: Context) -> int:
     """Frames of a pass. Raises ValueError where the clip has no steady ones."""
     available = len(list(context.frames().glob("*.jpg")))
     if available < STEADY + 4:
-        raise ValueError(f"{context.frames()}: expected {STEADY + 4} frames or more, got {available}")
+        raise ValueError(
+            f"{context.frames()}: expected {STEADY + 4} frames or more, got {available}"
+        )
     return min(FRAMES if context.cuda else STEADY + 4, available)
 
 

@@ -1,4 +1,5 @@
-"""Tile sizes of the kernels beside what the libraries take for the same work, all as CUDA graphs of ten calls."""
+"""Tile sizes of the kernels beside what the libraries take for the same work, all as CUDA graphs of
+ten calls."""
 
 from __future__ import annotations
 
@@ -13,11 +14,24 @@ from torch import Tensor
 from benchmarks.first_light.context import Context
 
 CALLS = 10
-ATTEND_CROSS = ((128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 2), (256, 64, 16, 2), (64, 64, 4, 2), (64, 128, 4, 2))
+ATTEND_CROSS = (
+    (128, 64, 8, 2),
+    (128, 64, 8, 3),
+    (128, 128, 8, 2),
+    (256, 64, 16, 2),
+    (64, 64, 4, 2),
+    (64, 128, 4, 2),
+)
 """(queries, keys, warps, stages) for values of 64 channels."""
 ATTEND_SELF = ((64, 64, 8, 2), (128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 3))
 """The same for values of 256 channels."""
-LINEAR = ((128, 128, 64, 8, 3), (64, 128, 64, 4, 4), (128, 64, 64, 4, 3), (128, 256, 64, 8, 3), (64, 64, 64, 4, 4))
+LINEAR = (
+    (128, 128, 64, 8, 3),
+    (64, 128, 64, 4, 4),
+    (128, 64, 64, 4, 3),
+    (128, 256, 64, 8, 3),
+    (64, 64, 64, 4, 4),
+)
 """(rows, columns, channels, warps, stages)."""
 PRODUCTS = {  # rows, inner, outer, with a norm: of the trunks and of memory attention
     "tiny stage 1 qkv": (65536, 96, 288, True),
@@ -30,9 +44,13 @@ PRODUCTS = {  # rows, inner, outer, with a norm: of the trunks and of memory att
     "memory attention": (4096, 256, 256, False),
 }
 WINDOWS = {  # side of the grid, channels of a head, heads, window, pooled
-    "tiny 8 x 8": (256, 96, 1, 8, False), "tiny 14 x 14": (64, 96, 4, 14, False), "tiny global": (64, 96, 4, 0, False),
-    "large 8 x 8": (256, 72, 2, 8, False), "large 16 x 16": (64, 72, 8, 16, False), "large global": (64, 72, 8, 0, False),
-}  # fmt: skip
+    "tiny 8 x 8": (256, 96, 1, 8, False),
+    "tiny 14 x 14": (64, 96, 4, 14, False),
+    "tiny global": (64, 96, 4, 0, False),
+    "large 8 x 8": (256, 72, 2, 8, False),
+    "large 16 x 16": (64, 72, 8, 16, False),
+    "large global": (64, 72, 8, 0, False),
+}
 
 
 def run(context: Context) -> None:
@@ -60,7 +78,12 @@ def _timed(context: Context, item: str, function: Callable[[], Any], flops: floa
         if taken["us"] is None:
             return {"status": "compiled, not timed"}
         us = taken["us"] / CALLS
-        return {"us": us, "low": taken["low"] / CALLS, "high": taken["high"] / CALLS, "tflops": flops / us / 1e6}
+        return {
+            "us": us,
+            "low": taken["low"] / CALLS,
+            "high": taken["high"] / CALLS,
+            "tflops": flops / us / 1e6,
+        }
 
     context.attempt(item, measure)
 
@@ -80,11 +103,17 @@ def _random(context: Context, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator).to(context.device, torch.bfloat16)
 
 
-def _attention(context: Context, name: str, keys: int, values: int, tiles: tuple[tuple[int, ...], ...]) -> None:
+def _attention(
+    context: Context, name: str, keys: int, values: int, tiles: tuple[tuple[int, ...], ...]
+) -> None:
     """4096 queries of 256 channels. Each choice of tiles must give what the present one gives."""
     from sam2_fast.kernels import rope_attention as kernels
 
-    q, k, v = _random(context, 1, 4096, 256), _random(context, 1, keys, 256), _random(context, 1, keys, values)
+    q, k, v = (
+        _random(context, 1, 4096, 256),
+        _random(context, 1, keys, 256),
+        _random(context, 1, keys, values),
+    )
     flops = 2.0 * 4096 * keys * (256 + values)
     expected = kernels.attend(q, k, v, 256)
     for tile in tiles:
@@ -104,7 +133,11 @@ def _products(context: Context, name: str, rows: int, inner: int, outer: int, no
     """The present kernel with each tile, and layer norm and product of the libraries."""
     from sam2_fast.kernels import hiera_block as kernels
 
-    x, weight, bias = _random(context, rows, inner), _random(context, outer, inner), _random(context, outer)
+    x, weight, bias = (
+        _random(context, rows, inner),
+        _random(context, outer, inner),
+        _random(context, outer),
+    )
     gain, offset = _random(context, inner), _random(context, inner)
     flops = 2.0 * rows * inner * outer
 
@@ -124,7 +157,9 @@ def _products(context: Context, name: str, rows: int, inner: int, outer: int, no
         _timed(context, f"{name}, libraries", library, flops)
 
 
-def _windows(context: Context, name: str, side: int, head: int, heads: int, window: int, pool: bool) -> None:
+def _windows(
+    context: Context, name: str, side: int, head: int, heads: int, window: int, pool: bool
+) -> None:
     from sam2_fast.kernels.window_attention import window_attention
 
     from sam2_fast.ops.window_attention import window_attention_reference
@@ -132,7 +167,9 @@ def _windows(context: Context, name: str, side: int, head: int, heads: int, wind
     qkv, pad = _random(context, 1, side, side, 3 * head * heads), _random(context, 3 * head * heads)
     keys = window * window if window else side * side
     flops = 4.0 * side * side * keys * head * heads
-    _timed(context, f"window {name}", lambda: window_attention(qkv, pad, heads, window, pool), flops)
+    _timed(
+        context, f"window {name}", lambda: window_attention(qkv, pad, heads, window, pool), flops
+    )
     if context.cuda:
 
         def reference() -> Tensor:
@@ -147,7 +184,9 @@ def _equal(context: Context, item: str, function: Callable[[], Tensor], expected
         return
 
     def compare() -> dict[str, Any]:
-        difference = (function().float() - expected.float()).abs().max() / expected.float().abs().max()
+        difference = (
+            function().float() - expected.float()
+        ).abs().max() / expected.float().abs().max()
         worst = difference.item()
         return {"worst": worst, "status": "ok" if worst < 2**-6 else "WRONG"}
 

@@ -35,10 +35,18 @@ def _image(context: Context, name: str, picture: np.ndarray) -> dict[str, Any]:
     from sam2_fast.image_predictor import SAM2ImagePredictor
     from sam2_fast.mask_generator import SAM2AutomaticMaskGenerator
 
-    model = build_sam2(name, device=context.device, dtype=context.dtype, seed=0, image_size=context.size)
+    model = build_sam2(
+        name, device=context.device, dtype=context.dtype, seed=0, image_size=context.size
+    )
     predictor = SAM2ImagePredictor(model)
     side = 32 if context.cuda else 4
-    generator = SAM2AutomaticMaskGenerator(model, points_per_side=side, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=1.0)
+    generator = SAM2AutomaticMaskGenerator(
+        model,
+        points_per_side=side,
+        pred_iou_thresh=0.0,
+        stability_score_thresh=0.0,
+        box_nms_thresh=1.0,
+    )
     found: list[int] = []
 
     def click() -> None:
@@ -47,7 +55,13 @@ def _image(context: Context, name: str, picture: np.ndarray) -> dict[str, Any]:
     encode = _best(context, lambda: predictor.set_image(picture))
     clicked = _best(context, click)
     masks = _best(context, lambda: found.append(len(generator.generate(picture))), 2)
-    return {"set_image_ms": encode, "click_ms": clicked, "automatic_ms": masks, "clicks": side**2, "masks": found[-1]}
+    return {
+        "set_image_ms": encode,
+        "click_ms": clicked,
+        "automatic_ms": masks,
+        "clicks": side**2,
+        "masks": found[-1],
+    }
 
 
 def _best(context: Context, function: Any, repeats: int = 3) -> float | None:
@@ -64,13 +78,16 @@ def _best(context: Context, function: Any, repeats: int = 3) -> float | None:
 
 
 def _start(context: Context, cache: Path | None) -> dict[str, Any]:
-    """Seconds from the interpreter's first import to the second tracked frame. cache: an empty kernel cache."""
+    """Seconds from the interpreter's first import to the second tracked frame. cache: an empty
+    kernel cache."""
     environment = dict(os.environ)
     if cache is not None:
         environment["TRITON_CACHE_DIR"] = str(cache)
     root = Path(__file__).resolve().parents[3]
     command = [sys.executable, "-c", COLD, context.device.type, str(context.size), str(root)]
-    run_ = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=90, check=False)
+    run_ = subprocess.run(
+        command, env=environment, cwd=root, capture_output=True, text=True, timeout=90, check=False
+    )
     if run_.returncode != 0:
         raise RuntimeError(run_.stderr[-500:])
     return {"seconds_to_masks": float(run_.stdout.split()[-1]), "torch": torch.__version__}

@@ -12,9 +12,13 @@ from xml.etree import ElementTree
 from benchmarks.first_light.context import Context
 
 FILES = (
-    "tests/test_all_in_triton.py", "tests/video/test_graphs.py", "tests/video/test_captures_on_a_gpu.py",
-    "tests/video/test_registry_in_recordings.py", "tests/test_waiting.py", "tests/ops",
-)  # fmt: skip
+    "tests/test_all_in_triton.py",
+    "tests/video/test_graphs.py",
+    "tests/video/test_captures_on_a_gpu.py",
+    "tests/video/test_registry_in_recordings.py",
+    "tests/test_waiting.py",
+    "tests/ops",
+)
 
 
 def run(context: Context) -> None:
@@ -25,21 +29,42 @@ def run(context: Context) -> None:
 def _tests(context: Context) -> dict[str, Any]:
     root = Path(__file__).resolve().parents[3]
     report = context.files / "gpu_tests.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", f"--junitxml={report}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "gpu",
+        f"--junitxml={report}",
+    ]
     command += ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "worksteal", *FILES]
     command += [] if context.cuda else ["--collect-only"]
     environment = dict(os.environ)
     environment.pop("OMP_NUM_THREADS", None)
-    run_ = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=235, check=False)
+    run_ = subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, timeout=235, check=False
+    )
     (context.files / "gpu_tests.log").write_text(run_.stdout + run_.stderr)
     tail = run_.stdout.strip().splitlines()[-1:] or [run_.stderr[-200:]]
     failed = _failed(report) if report.is_file() else []
     good = run_.returncode == 0
     status = "ok" if good else f"failed: exit {run_.returncode}"
-    return {"summary": tail[0], "failed": failed, "status": status, "log": "" if good else run_.stdout[-900:]}
+    return {
+        "summary": tail[0],
+        "failed": failed,
+        "status": status,
+        "log": "" if good else run_.stdout[-900:],
+    }
 
 
 def _failed(report: Path) -> list[str]:
     """Names of the tests that failed."""
     cases = ElementTree.parse(report).iter("testcase")
-    return [f"{c.get('classname')}::{c.get('name')}" for c in cases if any(x.tag in ("failure", "error") for x in c)]
+    return [
+        f"{c.get('classname')}::{c.get('name')}"
+        for c in cases
+        if any(x.tag in ("failure", "error") for x in c)
+    ]
