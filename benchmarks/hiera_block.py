@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.timing import Case, Options, Row, dtypes, interleaved, matrix_peak, placed, require, rows
+from benchmarks.timing import Case, Options, Row, dtypes, interleaved, matrix_peak, placed, require, rms_error, rows
 from sam2_fast.ops.hiera_block import hiera_block, hiera_block_reference
 
 KINDS = (  # tokens along a side, stage of the input, width factor, window, pooled
@@ -69,7 +69,7 @@ def block(
     given = placed((x, weights, heads, window, pool), options.device)
     mine, theirs = hiera_block(*given), hiera_block_reference(*given, 1e-6)
     exact = hiera_block_reference(given[0].double(), [w.double() for w in given[1]], *given[2:], 1e-6)
-    require(_error(mine, exact) <= 2 * _error(theirs, exact), case, "sam2_fast")
+    require(rms_error(mine, exact) <= 2 * rms_error(theirs, exact), case, "sam2_fast")
     del mine, theirs, exact
     functions: dict[str, Callable[[], torch.Tensor]] = {
         "sam2_fast": partial(hiera_block, *given), "torch": partial(hiera_block_reference, *given, 1e-6)
@@ -89,7 +89,3 @@ def _in_three(*given: Any) -> torch.Tensor:
 
 def _notes(median: float, ours: float, flops: int, best: float) -> dict[str, float]:
     return {"x ours": median / ours, "GFLOP/s": flops / median / 1e6, "% of matrix peak": flops / median / 1e4 / best}
-
-
-def _error(found: torch.Tensor, exact: torch.Tensor) -> float:
-    return (found.double() - exact).square().mean().sqrt().item()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from benchmarks import peers
-from benchmarks.timing import Case, Options, Row, interleaved, matrix_peak, require, rows
+from benchmarks.timing import Case, Options, Row, interleaved, matrix_peak, rates, require, rms_error, rows
 from sam2_fast.build_sam import build_sam2
 from sam2_fast.ops import mask_decoder as op
 from sam2_fast.ops.mask_decoder import mask_decoder_reference
@@ -96,22 +95,8 @@ def decoding(case: str, size: int, count: int, narrow: bool, best: float, option
         functions["official"] = lambda p=points: official(theirs, low, features, p)
     exact = functions["torch"]().double()
     with torch.autocast(device.type, torch.bfloat16, enabled=narrow):
-        error = {who: _error(function(), exact) for who, function in functions.items()}
+        error = {who: rms_error(function(), exact) for who, function in functions.items()}
         slack = 0.0 if narrow else 1e-6 * exact.square().mean().sqrt().item()  # the yardstick is itself float32
         require(error["sam2_fast"] <= max(2 * error["torch"], slack), case, "sam2_fast")
         times = interleaved(functions, options)
-    mine, flops = statistics.median(times["sam2_fast"]), operations(side, count)
-    notes = {
-        who: {
-            "x ours": statistics.median(t) / mine,
-            "GFLOP/s": flops / statistics.median(t) / 1e6,
-            "% of matrix peak": flops / statistics.median(t) / 1e4 / best,
-            "rms error": error[who],
-        }
-        for who, t in times.items()
-    }
-    yield from rows(case, times, notes)
-
-
-def _error(found: torch.Tensor, exact: torch.Tensor) -> float:
-    return (found.double() - exact).square().mean().sqrt().item()
+    yield from rows(case, times, rates(times, operations(side, count) / 1e9, best, error))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import peers
-from benchmarks.timing import Case, Options, Row, interleaved, matrix_peak, require, rows
+from benchmarks.timing import Case, Options, Row, interleaved, matrix_peak, rates, require, rms_error, rows
 from sam2_fast.build_sam import build_sam2
 from sam2_fast.ops import memory_encoder as op
 
@@ -89,22 +88,8 @@ def encoding(case: str, size: int, count: int, narrow: bool, best: float, option
         functions["official"] = lambda m=logits: official(theirs, low, m, size)
     exact = op.memory_encoder_reference(given[0].double(), given[1].double(), [w.double() for w in given[2]], *given[3:])
     with torch.autocast(device.type, torch.bfloat16, enabled=narrow):
-        error = {who: _error(function(), exact) for who, function in functions.items()}
+        error = {who: rms_error(function(), exact) for who, function in functions.items()}
         for peer in ("torch", "official"):
             require(error["sam2_fast"] <= 2 * error.get(peer, error["torch"]), case, "sam2_fast")
         times = interleaved(functions, options)
-    mine, flops = statistics.median(times["sam2_fast"]), operations(side, count)
-    notes = {
-        who: {
-            "x ours": statistics.median(t) / mine,
-            "GFLOP/s": flops / statistics.median(t) / 1e6,
-            "% of matrix peak": flops / statistics.median(t) / 1e4 / best,
-            "rms error": error[who],
-        }
-        for who, t in times.items()
-    }
-    yield from rows(case, times, notes)
-
-
-def _error(found: torch.Tensor, exact: torch.Tensor) -> float:
-    return (found.double() - exact).square().mean().sqrt().item()
+    yield from rows(case, times, rates(times, operations(side, count) / 1e9, best, error))

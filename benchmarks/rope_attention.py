@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.timing import Case, Options, Row, dtypes, interleaved, matrix_peak, placed, require, rows
+from benchmarks.timing import Case, Options, Row, dtypes, interleaved, matrix_peak, placed, require, rms_error, rows
 from sam2_fast.ops.rope_attention import rope_attention, rope_attention_reference, rope_table
 
 DIM, MEMORY, LOOSE = 256, 64, 64  # channels of q and k, of a memory; tokens of 16 object pointers
@@ -32,7 +32,7 @@ def attention(case: str, side: int, maps: int, dtype: torch.dtype, best: float, 
     q, k, v = placed([torch.randn(1, n, c, generator=generator).to(dtype) for n, c in shapes], options.device)
     mine, theirs = rope_attention(q, k, v, table, loose), rope_attention_reference(q, k, v, table, loose)
     exact = _exact(q, k, v, table, loose)
-    require(_error(mine, exact) <= 2 * _error(theirs, exact), case, "sam2_fast")
+    require(rms_error(mine, exact) <= 2 * rms_error(theirs, exact), case, "sam2_fast")
     times = interleaved(
         {
             "sam2_fast": lambda q=q, k=k, v=v, n=loose: rope_attention(q, k, v, table, n),
@@ -55,7 +55,3 @@ def attention(case: str, side: int, maps: int, dtype: torch.dtype, best: float, 
 
 def _exact(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor, loose: int) -> torch.Tensor:
     return rope_attention_reference(q.double(), k.double(), v.double(), table.double(), loose)
-
-
-def _error(found: torch.Tensor, exact: torch.Tensor) -> float:
-    return (found.double() - exact).square().mean().sqrt().item()

@@ -193,6 +193,32 @@ def _prepare(before: Callable[[], Any] | None) -> None:
     torch.cuda.synchronize()
 
 
+def rms_error(values: torch.Tensor, exact: torch.Tensor) -> float:
+    """Root mean square error, computed in float64."""
+    return (values.double() - exact).square().mean().sqrt().item()
+
+
+def rates(
+    times: Mapping[str, list[float]],
+    gflop: float,
+    peak: float,
+    error: Mapping[str, float],
+) -> dict[str, dict[str, float]]:
+    """Notes for `rows`: ratio to ours, rate, share of the matrix peak, error. peak: GFLOP/s."""
+    ours = statistics.median(times["sam2_fast"])
+    notes = {}
+    for name, taken in times.items():
+        median = statistics.median(taken)
+        rate = 1e3 * gflop / median
+        notes[name] = {
+            "x ours": median / ours,
+            "GFLOP/s": rate,
+            "% of matrix peak": 100 * rate / peak,
+            "rms error": error[name],
+        }
+    return notes
+
+
 def rows(case: str, times: Mapping[str, list[float]], notes: Mapping[str, Mapping[str, Any]] | None = None) -> list[Row]:
     """Medians and spreads as rows. On a GPU a row that the host's clock timed says so: its launches are in it."""
     extra = notes or {}

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch.nn.attention.flex_attention import flex_attention
 
 from benchmarks.hiera_block import KINDS, TRUNKS
-from benchmarks.timing import Case, Options, Row, dtypes, interleaved, matrix_peak, placed, require, rows
+from benchmarks.timing import Case, Options, Row, dtypes, interleaved, matrix_peak, placed, require, rms_error, rows
 from sam2_fast.ops.window_attention import window_attention, window_attention_reference
 
 
@@ -64,10 +64,10 @@ def attention(
     }  # fmt: skip
     mine, theirs = functions["sam2_fast"](), functions["torch"]()
     exact = window_attention_reference(given[0].double(), given[1].double(), *given[2:])
-    require(_error(mine, exact) <= 2 * _error(theirs, exact), case, "sam2_fast")
+    require(rms_error(mine, exact) <= 2 * rms_error(theirs, exact), case, "sam2_fast")
     if "flex" in options.peers:  # compiles some ten seconds a shape
         functions["flex"] = partial(flex, compiled(), *given)
-        require(_error(functions["flex"](), exact) <= 2 * _error(theirs, exact), case, "flex")
+        require(rms_error(functions["flex"](), exact) <= 2 * rms_error(theirs, exact), case, "flex")
     del mine, theirs, exact
     times = interleaved(functions, options)
     ours, flops = statistics.median(times["sam2_fast"]), operations(side, channels, window, pool)
@@ -82,7 +82,3 @@ def _notes(median: float, ours: float, flops: int, moved: float, best: float) ->
         "% of matrix peak": flops / median / 1e4 / best,
         "GB/s": moved / median / 1e6,
     }
-
-
-def _error(found: torch.Tensor, exact: torch.Tensor) -> float:
-    return (found.double() - exact).square().mean().sqrt().item()

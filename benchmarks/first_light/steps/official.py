@@ -28,8 +28,8 @@ def run(context: Context) -> None:
 def _ratio(context: Context, name: str) -> dict[str, Any]:
     folder = str(context.frames())
     ours = build(name, context.device, torch.float32, context.size)
-    theirs = peers.official(name, ours.state_dict(), context.size, context.device)
-    if theirs is None:
+    peer = peers.official(name, ours.state_dict(), context.size, context.device)
+    if peer is None:
         return {"status": "not run: the official package is not at hand"}
     ours.to(context.dtype)
 
@@ -38,7 +38,7 @@ def _ratio(context: Context, name: str) -> dict[str, Any]:
 
     pair = {
         "ours": Contestant(ours, folder, 1, contextlib.nullcontext),
-        "official": Contestant(theirs, folder, 1, autocast),
+        "official": Contestant(peer, folder, 1, autocast),
     }
     first = {who: torch.stack([m.float().cpu() > 0 for m in c.masks(8)]) for who, c in pair.items()}
     a, b = (x.flatten(1) for x in first.values())
