@@ -12,22 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.first_light.context import FAILURES
+from benchmarks.failures import failures
 from benchmarks.timing import Case, Options, RedCaseError, Row, load_average, machine
 
 ROOT = Path(__file__).resolve().parents[1]
-LIBRARY_ERRORS = {
-    "triton.errors": "TritonError",
-    "hydra.errors": "HydraException",
-    "omegaconf.errors": "OmegaConfBaseException",
-}
-"""Base classes of errors that derive from none of `FAILURES`, by module."""
-
-
-def failures() -> tuple[type[BaseException], ...]:
-    """What kernels, compilers and peers raise. A library that has not been imported has raised nothing."""
-    loaded = [(sys.modules[module], name) for module, name in LIBRARY_ERRORS.items() if module in sys.modules]
-    return (*FAILURES, *(getattr(module, name) for module, name in loaded))
 
 
 class Report:

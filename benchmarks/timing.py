@@ -236,7 +236,7 @@ def machine(options: Options) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "load_average": load_average(),
         "python": platform.python_version(),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": {name: found for name in PACKAGES if (found := installed(name))},
         "command": " ".join(["python -m benchmarks.run", *_public_arguments()]),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
@@ -262,7 +262,8 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _version(package: str) -> str | None:
+def installed(package: str) -> str | None:
+    """The version of a package, or None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

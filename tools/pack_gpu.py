@@ -62,7 +62,10 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.inside is not None:
-        {"frames": make_frames, "golden": make_golden}[options.inside](options.out, options.video)
+        if options.inside == "frames":
+            make_frames(options.out, options.video)
+        else:
+            make_golden(options.out)
         return
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     if here != options.python:
@@ -92,24 +95,15 @@ def main() -> None:
 def make_wheel(out: Path, architectures: str) -> None:
     """Build the package with CUDA kernels."""
     shutil.rmtree(out / "wheel", ignore_errors=True)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-build-isolation",
-        "--no-deps",
-        "-w",
-        str(out / "wheel"),
-    ]
-    command += [
-        "-C",
+    options = ["-q", "--no-build-isolation", "--no-deps"]
+    settings = (
         "cmake.define.SAM2_FAST_CUDA=ON",
-        "-C",
         f"cmake.define.CMAKE_CUDA_ARCHITECTURES={architectures}",
-    ]
-    command += ["-C", f"build-dir={HERE / 'build' / 'gpu-wheel'}", str(HERE)]
+        f"build-dir={HERE / 'build' / 'gpu-wheel'}",
+    )
+    command = [sys.executable, "-m", "pip", "wheel", *options, "-w", str(out / "wheel")]
+    command += [word for setting in settings for word in ("-C", setting)]
+    command.append(str(HERE))
     subprocess.run(command, check=True)
 
 
@@ -118,16 +112,8 @@ def beside_the_wheel(part: str, out: Path, video: Path) -> None:
     tree."""
     with tempfile.TemporaryDirectory() as folder:
         stage = stage_with_wheel(Path(folder), out)
-        command = [
-            sys.executable,
-            "-m",
-            "tools.pack_gpu",
-            "--inside",
-            part,
-            "--out",
-            str(out.resolve()),
-        ]
-        command += ["--video", str(video.resolve())]
+        command = [sys.executable, "-m", "tools.pack_gpu", "--inside", part]
+        command += ["--out", str(out.resolve()), "--video", str(video.resolve())]
         subprocess.run(command, cwd=stage, env=dict(os.environ, PYTHONPATH=str(stage)), check=True)
 
 
@@ -158,9 +144,8 @@ def make_peers(folder: Path) -> None:
         shutil.copy(tool, folder / "tools")
 
 
-def make_golden(out: Path, video: Path) -> None:
+def make_golden(out: Path) -> None:
     """Logits of both models on a CPU in float32, for the packed frames."""
-    del video
     import numpy as np
     import torch
 
@@ -189,22 +174,14 @@ def make_cache(out: Path) -> None:
         LD_LIBRARY_PATH=str(stub),
         SAM2_FAST_FAKE_LAUNCHERS="1",
     )
-    empty = out / "triton_cache.tar.xz"
-    with tarfile.open(empty, "w:xz"):
-        pass
+    packed = out / "triton_cache.tar.xz"
+    with tarfile.open(packed, "w:xz"):
+        pass  # what is rehearsed unpacks it: as yet there is nothing in it
     describe(out)
     for step in REHEARSED:  # one after the other, so that one that fails is named
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.first_light",
-            step,
-            "--rehearse",
-            "fake",
-            "--seconds",
-            "900",
-        ]
-        command += ["--no-limits", "--carried", str(out), "--out", str(work / "rehearsal")]
+        command = [sys.executable, "-m", "benchmarks.first_light", step, "--rehearse", "fake"]
+        command += ["--seconds", "900", "--no-limits"]
+        command += ["--carried", str(out), "--out", str(work / "rehearsal")]
         run = subprocess.run(
             command, cwd=HERE, env=environment, capture_output=True, text=True, check=False
         )
@@ -212,7 +189,7 @@ def make_cache(out: Path) -> None:
             raise SystemExit(
                 f"the rehearsal of {step} failed:\n{run.stdout[-3000:]}{run.stderr[-1000:]}"
             )
-    with tarfile.open(empty, "w:xz") as archive:
+    with tarfile.open(packed, "w:xz") as archive:
         for file in sorted(CACHE.rglob("*")):
             if file.is_file() and not file.name.endswith(".lock"):
                 archive.add(file, str(file.relative_to(CACHE)))

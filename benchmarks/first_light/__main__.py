@@ -32,7 +32,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.first_light.runner import DEFAULT, LIMITS, STEPS, Plan, run_steps
+from benchmarks.first_light.runner import DEFAULT, STEPS, Plan, run_steps
 
 
 def main() -> int:
@@ -73,7 +73,7 @@ def main() -> int:
         carried=options.carried,
         rehearse=options.rehearse,
         seconds=options.seconds,
-        limits={} if options.no_limits else LIMITS,
+        limits={} if options.no_limits else None,
         fail=options.fail,
     )
     return run_steps(plan)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import subprocess
 import sys
 import time
 import traceback
@@ -18,24 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.first_light.records import Record, append, read
+from benchmarks.failures import failures
+from benchmarks.first_light.records import Record, append, is_good, read, this_run
 from benchmarks.first_light.runner import RESTART
 from benchmarks.timing import cuda_milliseconds
-
-FAILURES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    subprocess.SubprocessError,
-)
-"""What kernels, compilers and libraries raise: it becomes the record of one item, and the step goes
-on."""
 
 
 class Context:
@@ -50,7 +35,8 @@ class Context:
         self.models = ("tiny",) if mode == "cpu" else ("tiny", "large")
         self.files = Path(os.environ.get("SAM2_FAST_FIRST_LIGHT_FILES", out))
         self._lines = out / "first_light.jsonl"
-        self._known = {r["item"] for r in read(self._lines) if r["step"] == step}
+        records = [r for r in this_run(read(self._lines)) if r["step"] == step]
+        self._known = {r["item"]: is_good(r) for r in records}
 
     @property
     def cuda(self) -> bool:
@@ -61,27 +47,32 @@ class Context:
         """A result, kept from now on."""
         append(self._lines, {"step": self.step, "item": item, **values})
 
-    def attempt(self, item: str, function: Callable[[], Record | None]) -> None:
+    def attempt(
+        self, item: str, function: Callable[[], Record | None], again: bool = False
+    ) -> None:
         """Record what `function` returns, or how it failed. What has a record from an earlier
-        process is left out.
+        process of this run is left out.
 
-        A CUDA error ends the process, whose context is lost; the runner starts the step again.
+        again: the following items need what `function` does besides, so that after a good record
+        it runs in a later process, too. A CUDA error ends the process, whose context is lost; the
+        runner starts the step again.
         """
-        if item in self._known:
+        known = item in self._known
+        if known and not (again and self._known[item]):
             return
         start = time.perf_counter()
         try:
             values = function() or {}
             self.synchronize()
-        except (*FAILURES, *_triton_errors()) as error:
-            seconds = round(time.perf_counter() - start, 2)
-            text = f"{type(error).__name__}: {error}"[:600]
-            trace = traceback.format_exc()[-1500:]
-            self.record(item, status=f"failed: {text}", seconds=seconds, traceback=trace)
-            if self.cuda and "CUDA error" in str(error):
-                sys.exit(RESTART)
-            return
-        self.record(item, **values, seconds=round(time.perf_counter() - start, 2))
+        except failures() as error:
+            values = {
+                "status": f"failed: {type(error).__name__}: {error}"[:600],
+                "traceback": traceback.format_exc()[-1500:],
+            }
+        if not known:
+            self.record(item, **values, seconds=round(time.perf_counter() - start, 2))
+        if self.cuda and "CUDA error" in values.get("status", ""):
+            sys.exit(RESTART)
 
     def synchronize(self) -> None:
         """Wait for the device."""
@@ -143,14 +134,6 @@ def decode(video: Path, folder: Path) -> Path:
             Image.fromarray(np.asarray(frames[i])).save(made / f"{i:05d}.jpg", quality=92)
         made.rename(folder)
     return folder
-
-
-def _triton_errors() -> tuple[type[BaseException], ...]:
-    try:
-        from triton.errors import TritonError
-    except ImportError:
-        return ()
-    return (TritonError,)
 
 
 def run_one(step: str, out: Path, carried: Path | None, mode: str, fail: str) -> int:

@@ -24,3 +24,19 @@ def read(path: Path) -> list[Record]:
         except json.JSONDecodeError:
             continue
     return found
+
+
+def begin(path: Path, command: str, date: str) -> None:
+    """Mark the start of a run: earlier records in the file are those of other runs."""
+    append(path, {"step": "run", "item": "command", "command": command, "date": date})
+
+
+def this_run(records: list[Record]) -> list[Record]:
+    """The records since the last `begin`."""
+    starts = [i for i, r in enumerate(records) if (r["step"], r["item"]) == ("run", "command")]
+    return records[starts[-1] :] if starts else records
+
+
+def is_good(record: Record) -> bool:
+    """Whether an item neither failed nor gave a wrong result."""
+    return not record.get("status", "ok").startswith(("failed", "WRONG"))

@@ -12,11 +12,11 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from benchmarks.first_light.records import append, read
+from benchmarks.first_light.records import append, begin, is_good, read, this_run
 from benchmarks.first_light.summary import table
 
 LIMITS = {
@@ -40,8 +40,6 @@ place alone."""
 RESTART = 75
 """Exit status of a step whose CUDA context is lost: it goes on in a new process with what has no
 record yet."""
-BAD = ("failed", "WRONG")
-"""How the status of an item begins that makes its step fail."""
 RESERVE = 8.0
 """Seconds kept for the archive and the table."""
 HERE = Path(__file__).resolve().parents[2]
@@ -53,14 +51,10 @@ class Plan:
 
     steps: tuple[str, ...]
     out: Path  # folder of the results
-    carried: Path | None = (
-        None  # what `tools/pack_gpu.py` made; None: the installed package is used
-    )
+    carried: Path | None = None  # what `tools/pack_gpu.py` made; None: the installed package
     rehearse: str | None = None  # "cpu" or "fake"; None: on a GPU
     seconds: float = 290.0  # for everything
-    limits: Mapping[str, float] = field(
-        default_factory=lambda: LIMITS
-    )  # seconds of a step; absent: no limit
+    limits: Mapping[str, float] | None = None  # seconds of a step; None: `LIMITS`; absent: none
     fail: str = ""  # a step that is made to fail, or "STEP:hang"
 
 
@@ -75,7 +69,7 @@ def run_steps(plan: Plan) -> int:
         before = signal.signal(signal.SIGTERM, _stop)
         try:
             words = " ".join(["python -m benchmarks.first_light", *steps])
-            append(lines, {"step": "run", "item": "command", "command": words, "date": _now()})
+            begin(lines, words, time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
             stage = _stage(work, plan.carried, lines)
             for step in steps:
                 _run_step(step, plan, stage, work, lines, deadline)
@@ -85,22 +79,15 @@ def run_steps(plan: Plan) -> int:
         finally:
             signal.signal(signal.SIGTERM, before)
             _pack(work, out)
-            sys.stdout.write(table(read(lines)))
-    ends = [r for r in read(lines) if r["item"] == "end" and r["step"] in steps]
-    return (
-        0
-        if len(ends) >= len(steps) and all(r["status"] == "ok" for r in ends[-len(steps) :])
-        else 1
-    )
+            records = this_run(read(lines))
+            sys.stdout.write(table(records))
+    ended = {r["step"]: r["status"] for r in records if r["item"] == "end"}
+    return 0 if all(ended.get(step) == "ok" for step in steps) else 1
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
     del number, frame
     raise KeyboardInterrupt
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
 
 
 def _stage(work: Path, carried: Path | None, lines: Path) -> Path:
@@ -147,22 +134,12 @@ def _install(carried: Path, stage: Path) -> None:
     """The wheel, without its dependencies, beside the stage; where there is none that fits, from
     source."""
     wheels = sorted(carried.glob("wheel/*.whl"))
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--no-deps",
-        "--no-index",
-        "--target",
-        str(stage),
-    ]
-    if (
-        wheels
-        and subprocess.run([*command, str(wheels[-1])], timeout=30, check=False).returncode == 0
-    ):
-        return
+    options = ["-q", "--no-deps", "--no-index", "--target"]
+    command = [sys.executable, "-m", "pip", "install", *options, str(stage)]
+    if wheels:
+        result = subprocess.run([*command, str(wheels[-1])], timeout=30, check=False)
+        if result.returncode == 0:
+            return
     command.remove("--no-index")
     subprocess.run([*command, "--no-build-isolation", str(HERE)], timeout=150, check=True)
 
@@ -170,12 +147,11 @@ def _install(carried: Path, stage: Path) -> None:
 def _run_step(step: str, plan: Plan, stage: Path, work: Path, lines: Path, deadline: float) -> None:
     """One step, in as many processes as its lost contexts cost."""
     start = time.monotonic()
-    limit = min(plan.limits.get(step, plan.seconds), deadline - start)
+    limits = LIMITS if plan.limits is None else plan.limits
+    limit = min(limits.get(step, plan.seconds), deadline - start)
+    end = {"step": step, "item": "end", "status": "not run: no time is left", "seconds": 0.0}
     if limit < 3:
-        append(
-            lines,
-            {"step": step, "item": "end", "status": "not run: no time is left", "seconds": 0.0},
-        )
+        append(lines, end)
         return
     arguments = ["--only", step, "--out", str(lines.parent)]
     arguments += ["--carried", str(plan.carried.resolve())] if plan.carried is not None else []
@@ -188,20 +164,13 @@ def _run_step(step: str, plan: Plan, stage: Path, work: Path, lines: Path, deadl
         status = _process(arguments, plan, stage, work, log, max(left, 1.0))
         if status != f"failed: exit {RESTART}" or len(read(lines)) == known:
             break
-    items = [r.get("status", "ok") for r in read(lines) if r["step"] == step]
-    bad = sum(s.startswith(BAD) for s in items)
-    died = status != "ok"
-    if bad and not died:
+    if status != "ok":
+        end["log"] = log.read_text(errors="replace")[-900:]
+    items = [r for r in this_run(read(lines)) if r["step"] == step]
+    bad = sum(not is_good(r) for r in items)
+    if bad and status == "ok":
         status = f"{bad} of {len(items)} items failed"
-    record = {
-        "step": step,
-        "item": "end",
-        "status": status,
-        "seconds": round(time.monotonic() - start, 1),
-    }
-    if died:
-        record["log"] = log.read_text(errors="replace")[-900:]
-    append(lines, record)
+    append(lines, {**end, "status": status, "seconds": round(time.monotonic() - start, 1)})
 
 
 def _process(
@@ -234,14 +203,8 @@ def _pack(work: Path, out: Path) -> None:
     """Results, logs and profiles so far as one archive, replaced as a whole."""
     made = work / "all.tgz"
     with tarfile.open(made, "w:gz") as archive:
-        for file in sorted(
-            [
-                *work.glob("*.log"),
-                *work.glob("*.json"),
-                *work.glob("*.xml"),
-                out / "first_light.jsonl",
-            ]
-        ):
+        found = [f for kind in ("*.log", "*.json", "*.xml") for f in work.glob(kind)]
+        for file in [*sorted(found), out / "first_light.jsonl"]:
             if file.is_file():
                 archive.add(file, file.name)
     shutil.copy(made, out / "all.tgz.part")

@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.first_light import runner
 from benchmarks.first_light.context import Context
@@ -132,6 +134,56 @@ def test_a_cuda_error_ends_the_process_after_its_record(tmp_path: Path) -> None:
         Sticky("ops", tmp_path, None, "cpu").attempt("kernel", lost)
     assert stopped.value.code == runner.RESTART
     assert "illegal memory access" in read(tmp_path / "first_light.jsonl")[0]["status"]
+
+
+def test_another_run_in_the_same_folder_measures_everything_again(tmp_path: Path) -> None:
+    assert run(tmp_path, "memcheck", fail="memcheck") == 1
+    assert run(tmp_path, "memcheck") == 0
+    assert run(tmp_path, "memcheck") == 0
+    items = [r["item"] for r in read(tmp_path / "first_light.jsonl") if r["step"] == "memcheck"]
+    assert items == ["end", "memcheck", "end", "memcheck", "end"]
+
+
+def test_what_later_items_need_is_done_again_in_a_new_process_but_not_recorded(
+    tmp_path: Path,
+) -> None:
+    calls: list[str] = []
+
+    def broken() -> None:
+        calls.append("broken")
+        raise ValueError("no")
+
+    for _ in range(2):
+        context = Context("golden", tmp_path, None, "cpu")
+        context.attempt("needed", lambda: calls.append("needed"), again=True)
+        context.attempt("broken", broken, again=True)
+        context.attempt("other", lambda: calls.append("other"))
+    assert calls == ["needed", "broken", "other", "needed"]
+    assert len(read(tmp_path / "first_light.jsonl")) == 3
+
+
+def test_masks_that_are_known_are_kept_when_a_capture_breaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.first_light.steps import golden
+
+    results = iter([1.0, 1.0, None, 1.0, 1.0])
+
+    def masks(predictor: Any, folder: str, count: int) -> torch.Tensor:
+        if (value := next(results)) is None:
+            raise RuntimeError("capture failed")
+        return torch.full((count, 1, 4, 4), value)
+
+    monkeypatch.setattr(golden, "masks", masks)
+    monkeypatch.setattr(golden, "build", lambda *_: SimpleNamespace(graphs=None))
+    monkeypatch.setattr(golden, "_golden", lambda *_: torch.ones(3, 1, 4, 4))
+    monkeypatch.setattr(golden, "_changed", lambda *_: {"weights_matter": True})
+    monkeypatch.setattr(Context, "frames", lambda self: tmp_path)
+    golden.run(Context("golden", tmp_path, None, "cpu"))
+    found = {r["item"]: r.get("status") for r in read(tmp_path / "first_light.jsonl")}
+    assert found["tiny torch"] == found["tiny kernels"] == found["tiny own stream"] == "ok"
+    assert found["tiny graphs"] == "failed: RuntimeError: capture failed"
+    assert found["tiny golden"] == "ok"
 
 
 def test_a_line_that_was_cut_off_does_not_spoil_the_others(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ key and compiler of Triton for any architecture, and are recorded instead of run
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -34,10 +35,7 @@ class Launch:
     @property
     def blocks(self) -> int:
         """Blocks of the grid."""
-        count = 1
-        for n in self.grid:
-            count *= n
-        return count
+        return math.prod(self.grid)
 
 
 @dataclass
@@ -83,7 +81,7 @@ class FakeGpu:
             (torch, "empty_like", _zeros_like),
         ):
             self._patches.enter_context(patch.object(target, name, value))
-        for target, name, value in _every_op_in_triton(self.architecture):
+        for target, name, value in _every_op_in_triton():
             self._patches.enter_context(patch.object(target, name, value))
         return self
 
@@ -202,7 +200,7 @@ def _zeros_like(tensor: Tensor, **options: Any) -> Tensor:
         return zeros.logical_not() if zeros.dtype == torch.bool else zeros
 
 
-def _every_op_in_triton(architecture: Architecture) -> Iterator[tuple[Any, str, Any]]:
+def _every_op_in_triton() -> Iterator[tuple[Any, str, Any]]:
     """What must be replaced so that every op runs in Triton, as it does on a GPU."""
     from sam2_fast import mask_generator
     from sam2_fast.ops import registry, tracing

@@ -72,9 +72,13 @@ def _tracked_frame(model: Any, objects: int) -> Run:
     from sam2_fast.types import Features
 
     config = model.config
-    kind = {"dtype": model.dtype, "device": model.device}
-    maps = [torch.randn(config.grid**2, config.memory_dim, **kind) for _ in range(config.num_maps)]
-    pointers = [torch.randn(config.hidden_dim, **kind)] * model.options.max_obj_ptrs_in_encoder
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(model.device, model.dtype)
+
+    maps = [noise(config.grid**2, config.memory_dim) for _ in range(config.num_maps)]
+    pointers = [noise(config.hidden_dim)] * model.options.max_obj_ptrs_in_encoder
     remembered = Remembered(
         maps=[maps] * objects,
         rows=[list(range(config.num_maps))] * objects,
@@ -85,7 +89,7 @@ def _tracked_frame(model: Any, objects: int) -> Run:
     dim, side = config.hidden_dim, config.grid
     shapes = ((dim, side), (dim // 4, 2 * side), (dim // 8, 4 * side))
     # the encoder's maps have their channels innermost
-    levels = [torch.randn(1, n, n, c, **kind).permute(0, 3, 1, 2) for c, n in shapes]
+    levels = [noise(1, n, n, c).permute(0, 3, 1, 2) for c, n in shapes]
     features = Features(*levels)
     frame = FrameGraph(model, features, room_for(model, remembered), 16, False, model.dtype)
     # the frame has the addresses of these, which therefore must live as long as it does

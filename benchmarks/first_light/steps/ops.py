@@ -10,14 +10,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from benchmarks.first_light.context import Context
+from benchmarks.timing import rms_error
 from sam2_fast.ops import registry
 
 FLOATS = (
@@ -53,77 +56,96 @@ def run(context: Context) -> None:
 
 
 def _calls(context: Context) -> dict[str, Call]:
-    """Each op with each shape of its first tensor, from a picture, a click, automatic masks and
-    tracked frames."""
+    """Each op with each shape of its first tensor, from a picture, and for the tiny model also from
+    a click, automatic masks and tracked frames."""
+    calls: dict[str, Call] = {}
+    for name in context.models:
+        run_ = partial(_run_pipeline, context, name, calls)
+        context.attempt(f"{name} arguments", run_, again=True)
+    return calls
+
+
+def _run_pipeline(context: Context, name: str, calls: dict[str, Call]) -> None:
     from sam2_fast.build_sam import build_sam2_video_predictor
     from sam2_fast.image_predictor import SAM2ImagePredictor
     from sam2_fast.io.video import open_video
     from sam2_fast.mask_generator import SAM2AutomaticMaskGenerator
 
-    calls: dict[str, Call] = {}
-    for name in context.models:
-        model = build_sam2_video_predictor(
-            name, device=context.device, dtype=context.dtype, seed=0, image_size=context.size
+    folder = str(context.frames())
+    picture = np.asarray(open_video(folder)[0])
+    model = build_sam2_video_predictor(
+        name, device=context.device, dtype=context.dtype, seed=0, image_size=context.size
+    )
+    model.graphs = None
+    enliven(model)
+    with _recorded(calls, name, "triton" if context.mode == "fake" else "torch"):
+        images = SAM2ImagePredictor(model)
+        images.graphs = None
+        images.set_image(picture)
+        if name != "tiny":  # the other parts are those of the tiny model
+            return
+        images.predict(point_coords=np.array([[300.0, 200.0]]), point_labels=np.array([1]))
+        options = {"points_per_side": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+        generator = SAM2AutomaticMaskGenerator(
+            model, box_nms_thresh=0.9, min_mask_region_area=20, **options
         )
-        model.graphs = None
-        enliven(model)
-        frames = open_video(str(context.frames()))
-        with _recorded(calls, name, "triton" if context.mode == "fake" else "torch"):
-            images = SAM2ImagePredictor(model)
-            images.graphs = None
-            images.set_image(np.asarray(frames[0]))
-            if name != "tiny":  # the other parts are those of the tiny model
-                continue
-            images.predict(point_coords=np.array([[300.0, 200.0]]), point_labels=np.array([1]))
-            options = {"points_per_side": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
-            generator = SAM2AutomaticMaskGenerator(
-                model, box_nms_thresh=0.9, min_mask_region_area=20, **options
-            )
-            generator.predictor.graphs = None
-            generator.generate(np.asarray(frames[0]))
-            state = model.init_state(str(context.frames()))
-            for i in range(2):
-                model.add_new_points_or_box(
-                    state, 0, i, points=[[100.0 + 150 * i, 150.0]], labels=[1]
-                )
-            for _ in model.propagate_in_video(
-                state, max_frame_num_to_track=8 if context.cuda else 2
-            ):
-                pass
-    return calls
+        generator.predictor.graphs = None
+        generator.generate(picture)
+        state = model.init_state(folder)
+        for i in range(2):
+            click = [[100.0 + 150 * i, 150.0]]
+            model.add_new_points_or_box(state, 0, i, points=click, labels=[1])
+        last = 8 if context.cuda else 2
+        for _ in model.propagate_in_video(state, max_frame_num_to_track=last):
+            pass
+
+
+@contextmanager
+def only(source: str) -> Iterator[None]:
+    """Every op runs in the backend `source`, or in torch where it has no such implementation."""
+    for stem in registry.STEMS:
+        import_module(f"sam2_fast.ops.{stem}")
+    absent = dict(registry._absent)
+    try:
+        for op, backend in absent:
+            if not _is_source(op, backend, source):
+                registry._absent[op, backend] = lambda: "left out"
+        yield
+    finally:
+        registry._absent.update(absent)
+
+
+def _is_source(op: str, backend: str, source: str) -> bool:
+    missing = (op, source) not in registry._implementations
+    return backend == source or (backend == "torch" and missing)
 
 
 @contextmanager
 def _recorded(calls: dict[str, Call], model: str, source: str) -> Iterator[None]:
-    """Every op runs in the backend `source`, and its arguments are kept."""
-    for stem in registry.STEMS:
-        import_module(f"sam2_fast.ops.{stem}")
-    implementations, absent = dict(registry._implementations), dict(registry._absent)
-    try:
-        for op, backend in implementations:
-            if backend == source or (backend == "torch" and (op, source) not in implementations):
-                kept = registry.Implementation(
-                    op, backend, _keeping(calls, model, op, backend), lambda *_: None
-                )
-                registry._implementations[op, backend] = kept
-            else:
-                registry._absent[op, backend] = lambda: "left out while arguments are recorded"
-        yield
-    finally:
-        registry._implementations.update(implementations)
-        registry._absent.update(absent)
+    """As `only`, and the arguments of every op are kept."""
+    with only(source):
+        implementations = dict(registry._implementations)
+        try:
+            for (op, backend), plain in implementations.items():
+                if _is_source(op, backend, source):
+                    run_ = _keeping(calls, model, op, plain.run)
+                    kept = registry.Implementation(op, backend, run_, lambda *_: None)
+                    registry._implementations[op, backend] = kept
+            yield
+        finally:
+            registry._implementations.update(implementations)
 
 
-def _keeping(calls: dict[str, Call], model: str, op: str, backend: str) -> Callable[..., Any]:
-    plain = registry._implementations[op, backend].run
-
-    def run(*args: Any, **options: Any) -> Any:
+def _keeping(
+    calls: dict[str, Call], model: str, op: str, plain: Callable[..., Any]
+) -> Callable[..., Any]:
+    def run_(*args: Any, **options: Any) -> Any:
         first = next(x for x in args if isinstance(x, Tensor))
         # the latest call, since later frames attend to more memories
         calls[f"{model} {op} {'x'.join(map(str, first.shape))}"] = (op, args, options)
         return plain(*args, **options)
 
-    return run
+    return run_
 
 
 def _compare(
@@ -147,10 +169,8 @@ def _compare(
         return {"first_call_s": first, "status": "compiled, not computed"}
     reference = registry._implementations[implementation.op, "torch"].run
     if implementation.op not in FLOATS:
-        equal = all(
-            _equal(a, b)
-            for a, b in zip(_flat(result), _flat(reference(*args, **options)), strict=True)
-        )
+        pairs = zip(tree_leaves(result), tree_leaves(reference(*args, **options)), strict=True)
+        equal = all(_equal(a, b) for a, b in pairs)
         return {
             "first_call_s": first,
             "equal": equal,
@@ -162,7 +182,7 @@ def _compare(
         )
     ours, torchs = _tensors(result), _tensors(reference(*args, **options))
     errors = [
-        (_rms(a, e), _rms(b, e), _rms(e.to(a.dtype), e))
+        tuple(rms_error(x, e.double()) for x in (a, b, e.to(a.dtype)))
         for a, b, e in zip(ours, torchs, exact, strict=True)
     ]
     worst = max(a / max(b, c, 1e-30) for a, b, c in errors)
@@ -179,12 +199,7 @@ def _compare(
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
     """`value` with every floating-point tensor in it in `dtype`."""
-    if isinstance(value, Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
-    if isinstance(value, list | tuple):
-        parts = [cast(part, dtype) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return value
+    return tree_map_only(Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, value)
 
 
 def enliven(model: Any) -> None:
@@ -199,19 +214,11 @@ def enliven(model: Any) -> None:
                 )
 
 
-def _flat(value: Any) -> list[Any]:
-    return [y for x in value for y in _flat(x)] if isinstance(value, list | tuple) else [value]
-
-
 def _tensors(value: Any) -> list[Tensor]:
-    return [x for x in _flat(value) if isinstance(x, Tensor)]
+    return [x for x in tree_leaves(value) if isinstance(x, Tensor)]
 
 
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor):
         return torch.equal(a, b)
     return np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
-
-
-def _rms(x: Tensor, exact: Tensor) -> float:
-    return (x.double() - exact.double()).square().mean().sqrt().item()

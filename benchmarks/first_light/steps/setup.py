@@ -7,13 +7,13 @@ import hashlib
 import json
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.first_light.context import Context
+from benchmarks.timing import installed
 
 PACKAGES = ("torch", "triton", "numpy", "transformers", "torchvision")
 
@@ -29,13 +29,8 @@ def run(context: Context) -> None:
 
 
 def _versions() -> dict[str, Any]:
-    found: dict[str, Any] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+    packages = {package: installed(package) for package in PACKAGES}
+    return {"python": platform.python_version(), **packages}
 
 
 def _card(context: Context) -> dict[str, Any]:
