@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from sam2_fast.kernels.launch import kernel
 from torch import Tensor
 
 BLOCK = 1024  # pixels of a program: 4 a thread with 8 warps
@@ -42,7 +43,7 @@ def _unite(parent, a, b, active):
         b = tl.where(active, low, b)
 
 
-@triton.jit
+@kernel
 def init_kernel(masks, labels, areas, total, pixels, BLOCK: tl.constexpr):
     """Every foreground pixel is its own root; areas start at zero."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -61,7 +62,7 @@ def _link(parent, index, on, y, x, width, dy: tl.constexpr, dx: tl.constexpr):
     _unite(parent, index, tl.where(there, other, index), there)
 
 
-@triton.jit(do_not_specialize=["height"])
+@kernel(do_not_specialize=["height"])
 def merge_kernel(labels, total, height, width, BLOCK: tl.constexpr):
     """Link each pixel with its left, upper left, upper and upper right neighbour. A program stays within one mask."""
     pixels = height.to(tl.int64) * width
@@ -79,7 +80,7 @@ def merge_kernel(labels, total, height, width, BLOCK: tl.constexpr):
     _link(parent, index, on, y, x, width, -1, 1)
 
 
-@triton.jit(do_not_specialize=["height"])
+@kernel(do_not_specialize=["height"])
 def count_kernel(labels, areas, height, width, BLOCK: tl.constexpr):
     """Replace the parent by the root and add one to the root's area."""
     pixels = height.to(tl.int64) * width
@@ -93,7 +94,7 @@ def count_kernel(labels, areas, height, width, BLOCK: tl.constexpr):
     tl.atomic_add(areas + base + root, 1, mask=on)
 
 
-@triton.jit
+@kernel
 def spread_kernel(labels, areas, total, pixels, BLOCK: tl.constexpr):
     """Take the area from the root and turn the root's index into a label."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

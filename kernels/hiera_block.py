@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from sam2_fast.kernels.launch import kernel
 from torch import Tensor
 
 MOMENT_ROWS = 16  # rows of a program that takes their moments
@@ -12,7 +13,7 @@ MLP_CHANNELS = 160  # up to which the MLP is one launch (docs/kernels/hiera_bloc
 NONE, GELU, RELU = 0, 1, 2
 
 
-@triton.jit
+@kernel
 def moments_kernel(x, moments, rows, channels, eps, BLOCK: tl.constexpr, WIDE: tl.constexpr):
     """x: [rows, channels] -> moments [rows, 2] float32: mean, and one over the deviation of the norm."""
     row, channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, WIDE)
@@ -24,7 +25,7 @@ def moments_kernel(x, moments, rows, channels, eps, BLOCK: tl.constexpr, WIDE: t
     tl.store(moments + 2 * row + 1, tl.rsqrt(tl.sum(centred * centred, 1) / channels + eps), mask=row < rows)
 
 
-@triton.jit
+@kernel
 def linear_kernel(
     x, moments, norm_weight, norm_bias, weight, bias, gamma, residual, out, rows, inner, outer, width,
     NORM: tl.constexpr, ACTIVATION: tl.constexpr, SCALE: tl.constexpr, ADD: tl.constexpr, POOL: tl.constexpr,
@@ -100,7 +101,7 @@ def _written(out, x, bias, sum_, row, there, channel, channels):
     tl.store(out + at, value.to(out.dtype.element_ty), mask=here)
 
 
-@triton.jit
+@kernel
 def mlp_kernel(
     x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, out, rows, channels, hidden, eps,
     LOW: tl.constexpr, REST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, EXACT: tl.constexpr,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from sam2_fast.kernels.launch import kernel
 from torch import Tensor
 
 ROWS = 64  # folded prompt tokens of a tile
@@ -17,7 +18,7 @@ TAKING, PAINTED = 32, 64  # image tokens of a program that takes, of one that dr
 WARPS = 8
 
 
-@triton.jit(do_not_specialize=("shared",))
+@kernel(do_not_specialize=("shared",))
 def look_kernel(
     pixels, place, queries, sums, largest, totals, count, rows, shared, scale,
     DIM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr,
@@ -60,7 +61,7 @@ def look_kernel(
     tl.store(totals + part, total, mask=there)
 
 
-@triton.jit(do_not_specialize=("shared",))
+@kernel(do_not_specialize=("shared",))
 def take_kernel(
     pixels, place, keys, offsets, values, bias, norm_weight, norm_bias, out, count, shared, scale, eps,
     HEADS: tl.constexpr, AT_ONCE: tl.constexpr, TOKENS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr,
@@ -100,7 +101,7 @@ def _gelu(x):
     return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
 
 
-@triton.jit
+@kernel
 def paint_kernel(
     pixels, up1, bias1, norm_weight, norm_bias, mid, up2, bias2, high, brushes, logits, count, width, mid_stride, high_stride, eps,
     MASKS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr,

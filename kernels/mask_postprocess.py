@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 import triton
 import triton.language as tl
+from sam2_fast.kernels.launch import kernel
 from torch import Tensor
 
 COLUMNS, ROWS, WORDS = 8, 128, 32  # of a block: image columns; pixels of one, when bits are made; words of 32, when they are read
@@ -39,7 +40,7 @@ def _bits(word):
     return ((((word + (word >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=_SHAPE)
+@kernel(do_not_specialize=_SHAPE)
 def bits_kernel(
     logits, which, bits, stats, low_height, low_width, height, width, words, low, middle, high,
     CHOOSE: tl.constexpr, STORE: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
@@ -103,7 +104,7 @@ def _changes(bits, mask, x, word, height, width, words, canvas_height, canvas_wi
     return tl.where(drop, changed & ((1 << (height % 32)).to(tl.uint32) - 1), changed)
 
 
-@triton.jit(do_not_specialize=_SHAPE[2:] + _CANVAS)
+@kernel(do_not_specialize=_SHAPE[2:] + _CANVAS)
 def count_kernel(bits, counts, height, width, words, canvas_height, canvas_width, top, left, COLUMNS: tl.constexpr, WORDS: tl.constexpr):
     """How many places of change each column has. counts: [N, width]."""
     mask = tl.program_id(0).to(tl.int64)
@@ -115,7 +116,7 @@ def count_kernel(bits, counts, height, width, words, canvas_height, canvas_width
     tl.store(counts + mask * width + x, total, x < width)
 
 
-@triton.jit(do_not_specialize=_SHAPE[2:] + _CANVAS)
+@kernel(do_not_specialize=_SHAPE[2:] + _CANVAS)
 def write_kernel(
     bits, ends, places, height, width, words, canvas_height, canvas_width, top, left, COLUMNS: tl.constexpr, WORDS: tl.constexpr
 ):

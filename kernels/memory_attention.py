@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from sam2_fast.kernels.launch import kernel
 from torch import Tensor
 
 BLOCK = 64  # tokens of a program that makes keys
 QUERY_BLOCK = 32  # and of one that makes queries: 4096 tokens are 128 programs
 
 
-@triton.jit
+@kernel
 def keys_kernel(
     slots, place, temporal, table, weight, bias, keys, values, tokens, channels,
     NARROW: tl.constexpr, HALF: tl.constexpr, COPY: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr,
@@ -57,7 +58,7 @@ def keys_kernel(
     tl.store(out + HALF, (even * sin + odd * cos).to(keys.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@kernel
 def queries_kernel(
     x, moments, norm_weight, norm_bias, table, weight, bias, out, rows, tokens,
     HALF: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, EXACT: tl.constexpr,
@@ -108,7 +109,7 @@ def turned_queries(
     return out
 
 
-@triton.jit
+@kernel
 def gather_kernel(addresses, like, out, channels, BLOCK: tl.constexpr):
     """Row i of out [R, channels] from addresses[i] int64, where numbers of the type of `like` lie; zeros where the address is 0."""
     channel = tl.arange(0, BLOCK)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from sam2_fast.kernels.launch import kernel
 from torch import Tensor
 
 FIRST = 128  # pixels of a program of the first convolution
@@ -36,7 +37,7 @@ def _between(i, size, full):
     return first, tl.minimum(first + 1, size - 1), tl.minimum(at - first.to(tl.float32), 1.0)
 
 
-@triton.jit
+@kernel
 def first_kernel(
     logits, weight, bias, norm_weight, norm_bias, out, low_height, low_width, height, width, channels, eps,
     BINARIZE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
@@ -70,7 +71,7 @@ def first_kernel(
     tl.store(out + at, value.to(out.dtype.element_ty), inside[:, None] & real[None, :])
 
 
-@triton.jit
+@kernel
 def down_kernel(
     x, weight, bias, norm_weight, norm_bias, out, height, width, inner, outer, weight_inner, weight_place, eps,
     DEEP: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr,
@@ -98,7 +99,7 @@ def down_kernel(
     tl.store(out + at, value.to(out.dtype.element_ty), inside[:, None] & real[None, :])
 
 
-@triton.jit
+@kernel
 def depthwise_kernel(x, weight, bias, norm_weight, norm_bias, out, height, width, channels, eps, WIDE: tl.constexpr, BLOCK: tl.constexpr):
     """A 7 x 7 convolution of each channel alone, and the norm after it. x, out: [B, height, width, channels]; weight: [channels, 7 * 7]."""
     pixel, channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, WIDE)

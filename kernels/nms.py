@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from sam2_fast.kernels.launch import kernel
 from torch import Tensor
 
 ROWS, WORDS = 16, 4  # boxes of a program that compares, and words of 32 boxes that they are compared with
 
 
-@triton.jit(do_not_specialize=("count", "words"))
+@kernel(do_not_specialize=("count", "words"))
 def overlap_kernel(boxes, idxs, over, count, words, threshold, ROWS: tl.constexpr, WORDS: tl.constexpr):
     """boxes: [count, 4] float32, by falling score; idxs: [count] int64 -> over: [count, words] int32, bit j % 32 of word j // 32 of row i.
 
@@ -34,7 +35,7 @@ def overlap_kernel(boxes, idxs, over, count, words, threshold, ROWS: tl.constexp
     tl.store(over + i.to(tl.int64)[:, None] * words + word[None, :], packed, mine[:, None] & (word < words)[None, :])
 
 
-@triton.jit(do_not_specialize=("count", "words"))
+@kernel(do_not_specialize=("count", "words"))
 def greedy_kernel(over, alive, kept, count, words, WIDE: tl.constexpr):
     """Down the list, a box stays where it is alive and no box that stays is over it. alive, kept: [count] uint8. One program."""
     word = tl.arange(0, WIDE)

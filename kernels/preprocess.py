@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 import triton
 import triton.language as tl
+from sam2_fast.kernels.launch import kernel
 from torch import Tensor
 
 FIXED = 22  # bits of a weight after the point: 32 less 8 of a pixel, less 2 for a sum's overshoot
@@ -29,7 +30,7 @@ class Taps(NamedTuple):
     weights: Tensor  # [K, S] int32 in fixed point, or float32; zeros past a pixel's last
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@kernel(do_not_specialize=_SIZES)
 def resample_kernel(
     source, out, first, first_weights, second, second_weights, statistics, size, first_taps, first_edge, second_taps, second_edge,
     from_picture, from_channel, from_first, from_second, to_picture, to_channel, to_first, to_second,

@@ -8,12 +8,13 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from sam2_fast.kernels.launch import kernel
 from torch import Tensor
 
 TURN_BLOCK = 32  # tokens of a program that turns
 
 
-@triton.jit
+@kernel
 def turn_kernel(x, table, out, tokens, queries, rotated, channels, BLOCK: tl.constexpr, HALF: tl.constexpr):
     """x: [B, tokens, channels] -> out: [B, tokens, 2 * HALF], pairs turned by table [2, queries, channels / 2] where token < rotated.
 
@@ -37,7 +38,7 @@ def turn_kernel(x, table, out, tokens, queries, rotated, channels, BLOCK: tl.con
     tl.store(out + row + HALF, (even * sin + odd * cos).to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@kernel
 def attend_kernel(
     q, k, v, firsts, out, sums, largest, totals, queries, shared, keys, values, scale,
     WIDE: tl.constexpr, VALUES: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, RAGGED: tl.constexpr, ALONE: tl.constexpr,
@@ -92,7 +93,7 @@ def attend_kernel(
         tl.store(totals + part, total, mask=there)
 
 
-@triton.jit
+@kernel
 def merge_kernel(sums, largest, totals, out, queries, values, spans, BLOCK: tl.constexpr, VALUES: tl.constexpr):
     """What the spans found, weighed by their largest scores, as out [B, queries, values]."""
     batch = tl.program_id(1).to(tl.int64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from sam2_fast.kernels.launch import kernel
 from torch import Tensor
 
 
@@ -44,7 +45,7 @@ def _pooled(base, y, x, width, channels, first, channel, head: tl.constexpr, her
     return tl.maximum(high, low).to(base.dtype.element_ty)
 
 
-@triton.jit
+@kernel
 def window_kernel(
     qkv, pad, out, height, width, columns, count, blocks, heads, scale,
     tall: tl.constexpr, wide: tl.constexpr, head: tl.constexpr,
