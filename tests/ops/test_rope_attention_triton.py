@@ -62,21 +62,24 @@ def test_compiles_without_spills_and_fits(capability: int, shared: int, values: 
         "totals": "*fp32",
         "firsts": "*i32",
     }
-    numbers = {"queries": "i32", "keys": "i32", "shared": "i32", "values": "i32", "scale": "fp32"}
+    numbers = {"queries": "i32", "keys": "i32", "shared": "i32", "scale": "fp32"}
     rows, columns, warps, stages = kernels.blocks(values, 2, capability)
-    constants = {"WIDE": 256, "VALUES": values, "BLOCK_Q": rows, "BLOCK_K": columns, "EXACT": False}
+    constants = {"WIDE": 256, "VALUES": values, "BLOCK_Q": rows, "BLOCK_K": columns}
+    constants |= {"EXACT": False, "values": values}
     for alone, ragged in ((False, True), (True, False)):
         chosen = constants | {"ALONE": alone, "RAGGED": ragged}
-        sixteens = ("queries", "keys", "values")  # as at 1024 pixels
+        chosen["PEELED"] = kernels.peeled(values, alone, capability)
+        sixteens = ("queries", "keys")  # as at 1024 pixels
         found = resources(kernels.attend_kernel, pointers | numbers, chosen, capability, warps, stages, sixteens)
         assert found[1] == 0 and found[2] <= shared * 1024, found
     tables = {"x": "*bf16", "table": "*fp32", "out": "*bf16", "tokens": "i32", "queries": "i32", "rotated": "i32", "channels": "i32"}
     sixteens = ("tokens", "queries", "rotated", "channels")
     assert resources(kernels.turn_kernel, tables, {"BLOCK": 32, "HALF": 128}, capability, 4, 2, sixteens)[1] == 0
     merged = {n: pointers[n] for n in ("sums", "largest", "totals", "out")} | {"queries": "i32", "values": "i32", "spans": "i32"}
-    merging = {"BLOCK": 16, "VALUES": values}
-    warps = kernels.merge_warps(values)
-    assert resources(kernels.merge_kernel, merged, merging, capability, warps, 2, ("queries", "values"))[1] == 0
+    for spans in (2, 8, 64):
+        block, wide = kernels.merge_tile(spans)
+        merging = {"SPANS": wide, "BLOCK": block, "VALUES": kernels.MERGE_CHANNELS}
+        assert resources(kernels.merge_kernel, merged, merging, capability, 4, 2, ("queries", "values"))[1] == 0
 
 
 def test_says_why_it_refuses() -> None:

@@ -24,7 +24,7 @@ DECODER = dict.fromkeys(("pixels", "queries", "up1", "mid", "up2", "high"), "*bf
 DECODER |= dict.fromkeys(("offsets", "brushes"), "*fp32")
 SCALARS = dict.fromkeys(("scale", "low", "middle", "high", "eps", "threshold"), "fp32")
 FLAGS = {
-    "ADD", "ALONE", "BICUBIC", "BINARIZE", "CHOOSE", "COPY", "EXACT", "NORM", "PADDED", "PLANES", "POOL", "RAGGED",
+    "ADD", "ALONE", "BICUBIC", "BINARIZE", "CHOOSE", "COPY", "EXACT", "NORM", "PADDED", "PEELED", "PLANES", "POOL", "RAGGED",
     "SCALE", "STORE",
 }  # fmt: skip
 TILE = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "EXACT": False}
@@ -51,9 +51,9 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     (
         "rope_attention",
         "attend",
-        {"WIDE": 16, "VALUES": 16, "BLOCK_Q": 16, "BLOCK_K": 16, "RAGGED": True, "ALONE": False, "EXACT": False},
+        {"WIDE": 16, "VALUES": 16, "BLOCK_Q": 16, "BLOCK_K": 16, "values": 8, "RAGGED": True, "ALONE": False, "PEELED": True, "EXACT": False},
     ),
-    ("rope_attention", "merge", {"BLOCK": 16, "VALUES": 16}),
+    ("rope_attention", "merge", {"SPANS": 2, "BLOCK": 16, "VALUES": 16}),
     (
         "window_attention",
         "window",
