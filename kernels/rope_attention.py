@@ -204,9 +204,9 @@ def forms(wide: int, values: int, size: int, capability: int) -> list[tuple[int,
     return [form for form in ATTEND_FORMS if shared(form[0], form[1], form[3]) <= limit]
 
 
-def peeled(values: int, alone: bool, capability: int) -> bool:
-    """Whether whole tiles of keys are read without masks: where the second copy of the loop's body spills no registers."""
-    return capability in HOPPER and not (alone and values > 128)
+def least_spans(values: int) -> int:
+    """Spans at least. Where a program writes wide results in the dtype of values, registers are spilled."""
+    return 2 if values > 128 else 1
 
 
 def spans_for(programs: int, keys: int, block_k: int, multiprocessors: int, resident: int) -> int:
@@ -250,13 +250,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dim: int, firsts: Tensor | None = No
     if spans is None:
         resident = 1 if capability in HOPPER else 2
         spans = spans_for(rows * batch, keys, block_k, multiprocessors_of(q), resident)
+        spans = max(spans, least_spans(narrow))
     sums = q.new_empty((batch, spans, queries, values) if spans > 1 else (0,), dtype=torch.float32)
     largest, totals = (q.new_empty((batch, spans, queries) if spans > 1 else (0,), dtype=torch.float32) for _ in range(2))
     with torch.cuda.device_of(q):
         attend_kernel[rows, spans, batch](
             q, k, v, firsts, out, sums, largest, totals, queries, int(q.shape[0] == 1), keys, values,
             LOG2_E * dim**-0.5, WIDE=wide, VALUES=narrow, BLOCK_Q=block_q, BLOCK_K=block_k, RAGGED=ragged,
-            ALONE=spans == 1, PEELED=peeled(narrow, spans == 1, capability), EXACT=q.dtype == torch.float32, num_warps=warps, num_stages=stages,
+            ALONE=spans == 1, PEELED=capability in HOPPER, EXACT=q.dtype == torch.float32, num_warps=warps, num_stages=stages,
         )  # fmt: skip
         if spans > 1:
             merge(sums, largest, totals, out)
