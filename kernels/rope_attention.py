@@ -68,9 +68,7 @@ def _online_softmax(
     weights = tl.exp2(scores * scale - (new_max * scale)[:, None])
     rescale = tl.exp2((running_max - new_max) * scale)
     running_sum = running_sum * rescale + tl.sum(weights, 1)
-    accumulator = tl.dot(
-        weights.to(value.dtype), value, accumulator * rescale[:, None], input_precision=precision
-    )
+    accumulator = tl.dot(weights.to(value.dtype), value, accumulator * rescale[:, None], input_precision=precision)
     return new_max, running_sum, accumulator
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from sam2_fast.kernels.launch import kernel
+from sam2_fast.kernels.choices import choose
+from sam2_fast.kernels.launch import capability_of, kernel
 from torch import Tensor
 
 
@@ -45,17 +46,42 @@ def _pooled(base, y, x, width, channels, first, channel, head: tl.constexpr, her
     return tl.maximum(high, low).to(base.dtype.element_ty)
 
 
+@triton.jit
+def _channels(pointer, offsets, channel, head: tl.constexpr, WHOLE: tl.constexpr):
+    """Channels of tokens at `pointer` + offsets; those beyond the head are 0. WHOLE: all are within it."""
+    if WHOLE:
+        return tl.load(pointer + offsets[:, None] + channel[None, :])
+    return tl.load(pointer + offsets[:, None] + channel[None, :], mask=channel[None, :] < head, other=0.0)
+
+
+@triton.jit
+def _online_softmax(
+    scores, v_low, v_rest, running_max, running_sum, sum_low, sum_rest, scale, precision: tl.constexpr, PARTIAL: tl.constexpr
+):
+    """Running maximum of raw scores, sum and accumulators after a tile of keys. PARTIAL: a row may have no key so far."""
+    new_max = tl.maximum(running_max, tl.max(scores, 1))
+    level = tl.where(new_max == float("-inf"), 0.0, new_max) if PARTIAL else new_max
+    weights = tl.exp2(scores * scale - (level * scale)[:, None])
+    rescale = tl.exp2((running_max - level) * scale)
+    running_sum = running_sum * rescale + tl.sum(weights, 1)
+    weights = weights.to(v_low.dtype)
+    sum_low = tl.dot(weights, v_low, sum_low * rescale[:, None], input_precision=precision)
+    sum_rest = tl.dot(weights, v_rest, sum_rest * rescale[:, None], input_precision=precision)
+    return new_max, running_sum, sum_low, sum_rest
+
+
 @kernel
 def window_kernel(
     qkv, pad, out, height, width, columns, count, blocks, heads, scale,
     tall: tl.constexpr, wide: tl.constexpr, head: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PACK: tl.constexpr, LOW: tl.constexpr, REST: tl.constexpr,
-    POOL: tl.constexpr, PADDED: tl.constexpr, EXACT: tl.constexpr,
+    POOL: tl.constexpr, PADDED: tl.constexpr, REGULAR: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """A block of queries of PACK windows of tall x wide tokens, one head, one image. qkv: [B, height, width, 3 * heads * head].
 
     columns, count: windows side by side, and in all; blocks: of queries for PACK windows; scale: to logarithms of 2. tall and wide are
-    constants, since the place of every token takes divisions by them. Padded tokens of a window that sticks out are one key with the
+    constants, since the place of every token takes divisions by them. REGULAR: BLOCK_K keys are whole rows of one window that lies in
+    the grid, so that their places differ from tile to tile by a constant. Padded tokens of a window that sticks out are one key with the
     score of `pad` and the logarithm of their number added.
     """
     precision: tl.constexpr = "ieee" if EXACT else "tf32"
@@ -88,35 +114,45 @@ def window_kernel(
         key_rest = tl.load(pad + heads * head + mine + rest, mask=rest < head, other=0.0).to(tl.float32)
         score = tl.sum(q_low.to(tl.float32) * key_low[None, :], 1) + tl.sum(q_rest.to(tl.float32) * key_rest[None, :], 1)
         padded = here & (missing > 0)
-        high = tl.where(padded, score * scale + tl.log2(tl.maximum(missing, 1).to(tl.float32)), float("-inf"))
+        high = tl.where(padded, score + tl.log2(tl.maximum(missing, 1).to(tl.float32)) / scale, float("-inf"))
         total = tl.where(padded, 1.0, 0.0)
         value_low = tl.load(pad + 2 * heads * head + mine + low, mask=low < head, other=0.0).to(tl.float32)
         value_rest = tl.load(pad + 2 * heads * head + mine + rest, mask=rest < head, other=0.0).to(tl.float32)
         sum_low += total[:, None] * value_low[None, :]
         sum_rest += total[:, None] * value_rest[None, :]
-    for begin in range(0, PACK * tall * wide, BLOCK_K):
-        key = begin + tl.arange(0, BLOCK_K)
-        theirs, ky, kx, there = _places(key, first, count, height, width, columns, tall, wide, 1)
-        there = there & (theirs < PACK)
-        k_low = _row(base, ky, kx, width, channels, heads * head + mine, low, head, there)
-        k_rest = _row(base, ky, kx, width, channels, heads * head + mine, rest, head, there)
-        scores = tl.dot(q_low, tl.trans(k_low), input_precision=precision)
-        scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision=precision) * scale
-        scores = tl.where(there[None, :] & (own[:, None] == theirs[None, :]), scores, float("-inf"))
-        higher = tl.maximum(high, tl.max(scores, 1))
-        level = tl.where(higher == float("-inf"), 0.0, higher)  # of other windows' keys alone nothing is known yet
-        weight, shrink = tl.exp2(scores - level[:, None]), tl.exp2(high - level)
-        total = total * shrink + tl.sum(weight, 1)
-        v_low = _row(base, ky, kx, width, channels, 2 * heads * head + mine, low, head, there)
-        v_rest = _row(base, ky, kx, width, channels, 2 * heads * head + mine, rest, head, there)
-        sum_low = tl.dot(weight.to(v_low.dtype), v_low, sum_low * shrink[:, None], input_precision=precision)
-        sum_rest = tl.dot(weight.to(v_rest.dtype), v_rest, sum_rest * shrink[:, None], input_precision=precision)
-        high = higher
-    total = tl.where(here, total, 1.0)
+    if REGULAR:
+        key = tl.arange(0, BLOCK_K)
+        offsets = (key // wide * width + key % wide) * channels
+        corner = first // columns * tall * width + first % columns * wide
+        source = base + corner * channels + heads * head + mine
+        for begin in range(0, tall * wide, BLOCK_K):
+            keys = source + begin // wide * width * channels
+            values = keys + heads * head
+            k_low = _channels(keys, offsets, low, head, head >= LOW)
+            k_rest = _channels(keys, offsets, rest, head, head >= LOW + REST)
+            v_low = _channels(values, offsets, low, head, head >= LOW)
+            v_rest = _channels(values, offsets, rest, head, head >= LOW + REST)
+            scores = tl.dot(q_low, tl.trans(k_low), input_precision=precision)
+            scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision=precision)
+            high, total, sum_low, sum_rest = _online_softmax(scores, v_low, v_rest, high, total, sum_low, sum_rest, scale, precision, False)
+    else:
+        for begin in range(0, PACK * tall * wide, BLOCK_K):
+            key = begin + tl.arange(0, BLOCK_K)
+            theirs, ky, kx, there = _places(key, first, count, height, width, columns, tall, wide, 1)
+            there = there & (theirs < PACK)
+            k_low = _row(base, ky, kx, width, channels, heads * head + mine, low, head, there)
+            k_rest = _row(base, ky, kx, width, channels, heads * head + mine, rest, head, there)
+            scores = tl.dot(q_low, tl.trans(k_low), input_precision=precision)
+            scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision=precision)
+            scores = tl.where(there[None, :] & (own[:, None] == theirs[None, :]), scores, float("-inf"))
+            v_low = _row(base, ky, kx, width, channels, 2 * heads * head + mine, low, head, there)
+            v_rest = _row(base, ky, kx, width, channels, 2 * heads * head + mine, rest, head, there)
+            high, total, sum_low, sum_rest = _online_softmax(scores, v_low, v_rest, high, total, sum_low, sum_rest, scale, precision, True)
+    inverse = (1.0 / tl.where(here, total, 1.0))[:, None]
     at = (tl.program_id(2).to(tl.int64) * (height // by) + y // by) * (width // by) + x // by
     to = out + at[:, None] * (heads * head) + mine
-    tl.store(to + low[None, :], (sum_low / total[:, None]).to(out.dtype.element_ty), mask=here[:, None] & (low < head)[None, :])
-    tl.store(to + rest[None, :], (sum_rest / total[:, None]).to(out.dtype.element_ty), mask=here[:, None] & (rest < head)[None, :])
+    tl.store(to + low[None, :], (sum_low * inverse).to(out.dtype.element_ty), mask=here[:, None] & (low < head)[None, :])
+    tl.store(to + rest[None, :], (sum_rest * inverse).to(out.dtype.element_ty), mask=here[:, None] & (rest < head)[None, :])
 
 
 def parts(head: int) -> tuple[int, int]:
@@ -133,11 +169,32 @@ def shape(tall: int, wide: int, by: int) -> tuple[int, int, int]:
     return max(min(triton.next_power_of_2(queries), 64), 16), max(min(triton.next_power_of_2(pack * keys), 64), 16), pack
 
 
+HOPPER = (90, 100, 103)
+WIDE_FORMS = ((64, 128, 4, 2), (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2), (128, 128, 8, 2), (64, 64, 8, 2))
+"""Queries and keys of a block, warps, stages, of windows that take several blocks of either."""
+
+
 def warps(head: int, capability: int, padded: bool) -> int:
     """Of a block. capability: 80, 86, 90... Four warps spill registers: of wide heads on 8.x, of padded windows without wgmma."""
-    if padded and capability not in (90, 100, 103):
+    if padded and capability not in HOPPER:
         return 8
     return 8 if head > 80 and capability < 90 else 4
+
+
+def forms(tall: int, wide: int, by: int, head: int, capability: int, padded: bool, size: int) -> list[tuple[int, int, int, int]]:
+    """Queries and keys of a block, warps, stages; the first is the default, others fit and give the same."""
+    block_q, block_k, pack = shape(tall, wide, by)
+    default = (block_q, block_k, warps(head, capability, padded), 2)
+    if pack > 1 or padded or size == 4 or tall * wide // by**2 < 128:
+        return [default]
+    regular = [form for form in WIDE_FORMS if is_regular(tall, wide, form[1])]
+    first = [regular[0]] if capability in HOPPER and head <= 80 and regular else []
+    return list(dict.fromkeys([*first, default, *regular]))
+
+
+def is_regular(tall: int, wide: int, block_k: int) -> bool:
+    """Whether `block_k` keys are whole rows of a window, and all blocks of it are whole."""
+    return block_k % wide == 0 and tall * wide % block_k == 0
 
 
 def window_attention(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool) -> Tensor:
@@ -149,14 +206,17 @@ def window_attention(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool
         return out
     tall, wide = (window, window) if window else (height, width)
     rows, columns = triton.cdiv(height, tall), triton.cdiv(width, wide)
-    block_q, block_k, pack = shape(tall, wide, by)
-    blocks = triton.cdiv(pack * (tall // by) * (wide // by), block_q)
+    pack, size, capability = shape(tall, wide, by)[2], qkv.element_size(), capability_of(qkv)
     padded = rows * tall != height or columns * wide != width
-    major, minor = torch.cuda.get_device_capability(qkv.device) if qkv.is_cuda else (9, 0)
+    options = forms(tall, wide, by, head, capability, padded, size)
+    key = (size, head, num_heads, tall, wide, by, int(padded))
+    block_q, block_k, num_warps, stages = choose(qkv.device, "window", key, options[0], options)
+    blocks = triton.cdiv(pack * (tall // by) * (wide // by), block_q)
     with torch.cuda.device_of(qkv):
         window_kernel[triton.cdiv(rows * columns, pack) * blocks, num_heads, batch](
             qkv, pad, out, height, width, columns, rows * columns, blocks, num_heads, 1.4426950408889634 * head**-0.5,
-            tall, wide, head, block_q, block_k, pack, *parts(head), pool, padded, qkv.dtype == torch.float32,
-            num_warps=warps(head, 10 * major + minor, padded), num_stages=2,
+            tall, wide, head, block_q, block_k, pack, *parts(head), pool, padded,
+            pack == 1 and not padded and is_regular(tall, wide, block_k), qkv.dtype == torch.float32,
+            num_warps=num_warps, num_stages=stages,
         )  # fmt: skip
     return out

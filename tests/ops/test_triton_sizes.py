@@ -25,7 +25,7 @@ DECODER |= dict.fromkeys(("offsets", "brushes"), "*fp32")
 SCALARS = dict.fromkeys(("scale", "low", "middle", "high", "eps", "threshold"), "fp32")
 FLAGS = {
     "ADD", "ALONE", "BICUBIC", "BINARIZE", "CHOOSE", "COPY", "EXACT", "NORM", "PADDED", "PEELED", "PLANES", "POOL", "RAGGED",
-    "SCALE", "STORE",
+    "REGULAR", "SCALE", "STORE",
 }  # fmt: skip
 TILE = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "EXACT": False}
 KERNELS: list[tuple[str, str, dict[str, Any]]] = [
@@ -51,7 +51,17 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     (
         "rope_attention",
         "attend",
-        {"WIDE": 16, "VALUES": 16, "BLOCK_Q": 16, "BLOCK_K": 16, "values": 8, "RAGGED": True, "ALONE": False, "PEELED": True, "EXACT": False},
+        {
+            "WIDE": 16,
+            "VALUES": 16,
+            "BLOCK_Q": 16,
+            "BLOCK_K": 16,
+            "values": 8,
+            "RAGGED": True,
+            "ALONE": False,
+            "PEELED": True,
+            "EXACT": False,
+        },
     ),
     ("rope_attention", "merge", {"SPANS": 2, "BLOCK": 16, "VALUES": 16}),
     (
@@ -66,6 +76,7 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
             "REST": 16,
             "POOL": True,
             "PADDED": True,
+            "REGULAR": False,
             "EXACT": False,
             "tall": 4,
             "wide": 4,

@@ -45,14 +45,16 @@ def test_compiles_without_spills_and_fits(capability: int, shared: int, block: t
     from sam2_fast.kernels import window_attention as kernels
 
     window, pool, head, side = block
-    block_q, block_k, pack = kernels.shape(window or side, window or side, 2 if pool else 1)
-    padded = bool(window and side % window)
-    (low, rest), warps = kernels.parts(head), kernels.warps(head, capability, padded)
+    tall, by = window or side, 2 if pool else 1
+    padded, pack = bool(window and side % window), kernels.shape(tall, tall, by)[2]
+    form = kernels.forms(tall, tall, by, head, capability, padded, 2)[0]
+    low, rest = kernels.parts(head)
     numbers = ("height", "width", "columns", "count", "blocks", "heads")
     kinds = {"qkv": "*bf16", "pad": "*bf16", "out": "*bf16", "scale": "fp32"} | dict.fromkeys(numbers, "i32")
-    constants = {"head": head, "BLOCK_Q": block_q, "BLOCK_K": block_k, "PACK": pack, "LOW": low, "REST": rest, "POOL": pool, "EXACT": False}
-    constants |= {"PADDED": padded, "tall": window or side, "wide": window or side}
-    found = resources(kernels.window_kernel, kinds, constants, capability, warps, 2, ("height", "width"))
+    constants = {"head": head, "BLOCK_Q": form[0], "BLOCK_K": form[1], "PACK": pack, "LOW": low, "REST": rest, "POOL": pool, "EXACT": False}
+    regular = pack == 1 and not padded and kernels.is_regular(tall, tall, form[1])
+    constants |= {"PADDED": padded, "REGULAR": regular, "tall": tall, "wide": tall}
+    found = resources(kernels.window_kernel, kinds, constants, capability, *form[2:], ("height", "width"))
     assert found[1] == 0 and found[2] <= shared * 1024, found
 
 
