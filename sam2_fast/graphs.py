@@ -15,12 +15,13 @@ from torch import Tensor
 
 from sam2_fast.frame_graph import FrameGraph, Remembered, Tracked, room_for
 from sam2_fast.model import Sam2
-from sam2_fast.model.layers import Kept, kept_by
+from sam2_fast.model.layers import kept_by
 from sam2_fast.ops import tracing
 from sam2_fast.ops.memory_attention import table_left_out
 from sam2_fast.ops.memory_table import products_dtype
 from sam2_fast.ops.recording import CaptureError, Recorder, captured
 from sam2_fast.ops.registry import registered
+from sam2_fast.ops.weights import Kept
 from sam2_fast.types import Features, Points, Prediction
 
 Key = tuple[Hashable, ...]

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import count, pairwise
-from typing import ClassVar, Generic, TypeVar
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam2_fast.ops import tracing
-from sam2_fast.ops.native import is_plain, wants_gradients
-from sam2_fast.ops.recording import capturing
-
-Value = TypeVar("Value")
+from sam2_fast.ops.weights import Kept, Weights
 
 
 class MLP(nn.Module):
@@ -69,49 +64,6 @@ class Table(nn.Module):
         return self.value
 
 
-_made = count(1)
-
-
-class Kept(Generic[Value]):
-    """What was last computed from parameters, kept while they stay as they are. Copies and pickles of a model start without it."""
-
-    made: ClassVar[int] = 0
-    """Another number whenever any `Kept` has computed its value, which other streams have to wait for."""
-
-    def __init__(self) -> None:
-        self._of: tuple[object, ...] = ()
-        self._value: Value | None = None
-
-    def get(self, make: Callable[[], Value], parameters: Sequence[Tensor], *arguments: object) -> Value:
-        """`make()`, or what it returned before for the same `parameters` and `arguments`; where gradients are wanted or operations
-        recorded, always `make()`."""
-        if tracing.recording_reason() is not None or wants_gradients(*parameters):
-            return make()  # a recording computes it from the parameters; what is made meanwhile is of no use to later calls
-        if not is_plain(*parameters) or any(p.is_inference() for p in parameters):
-            return make()
-        state = [(p.data_ptr(), p._version, p.dtype, p.device) for p in parameters]
-        # the parameters themselves are held too, so that no new one can have an old one's place in memory
-        of = (*map(_Same, parameters), *state, *arguments, torch.is_inference_mode_enabled())
-        if self._value is None or of != self._of:
-            if any(map(capturing, parameters)):
-                return make()  # exists once the graph is replayed, other streams cannot read it before
-            self._of, self._value = of, make()
-            Kept.made = next(_made)
-        return self._value
-
-    def clear(self) -> None:
-        """Forget it: for changes that leave no trace, such as `module.half()`."""
-        self._of, self._value = (), None
-
-    @property
-    def value(self) -> Value | None:
-        """What is kept just now."""
-        return self._value
-
-    def __reduce__(self) -> tuple[type[Kept[Value]], tuple[()]]:
-        return Kept, ()
-
-
 class Narrowing(nn.Module):
     """A module that keeps its matrices in the dtype of the caller's autocast, where no gradients are wanted, instead of casting them at
     every call."""
@@ -119,44 +71,37 @@ class Narrowing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._narrow: Kept[list[Tensor]] = Kept()
+        self._derived: Kept[dict[str, object]] = Kept()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Narrowing:
         self._narrow.clear()
+        self._derived.clear()
         return super()._apply(fn, recurse)
 
-    def narrowed(self, weights: list[Tensor], matrices: Sequence[int] | None = None) -> list[Tensor]:
+    def narrowed(self, weights: list[Tensor], matrices: Sequence[int] | None = None) -> Weights:
         """`weights`, matrices among them cast where autocast wants it and no gradients are wanted; kernels go channels_last.
+
+        What backends derive from them is kept beside them.
 
         matrices: which they are; None: those of two dimensions.
         """
         kind = weights[0].device.type
         enabled = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
         if not enabled or (torch.is_grad_enabled() and any(w.requires_grad for w in weights)):
-            return weights
+            return Weights(weights, self._derived, weights)
         dtype = torch.get_autocast_dtype(kind)
         which = [i for i, w in enumerate(weights) if w.ndim == 2] if matrices is None else matrices
 
         def cast(w: Tensor) -> Tensor:
             return w.detach().to(dtype, memory_format=torch.channels_last if w.ndim == 4 else torch.preserve_format)
 
-        return self._narrow.get(lambda: [cast(w) if i in which else w for i, w in enumerate(weights)], weights, dtype)
+        narrow = self._narrow.get(lambda: [cast(w) if i in which else w for i, w in enumerate(weights)], weights, dtype)
+        return Weights(narrow, self._derived, weights, dtype)
 
 
 def kept_by(model: nn.Module) -> list[object]:
     """All that a model's parts keep just now: who has recorded their addresses holds it, so that it stays where it is."""
     return [kept.value for part in model.modules() for kept in vars(part).values() if isinstance(kept, Kept)]
-
-
-class _Same:
-    """Equal if the same object (`==` of tensors compares their numbers)."""
-
-    def __init__(self, what: Tensor) -> None:
-        self.what = what
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.what is other.what
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def folded(inner: nn.Conv2d, outer: nn.Conv2d, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from sam2_fast.ops.memory_table import products_dtype
 from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton, wants_gradients
 from sam2_fast.ops.norm import layer_norm
 from sam2_fast.ops.registry import Implementation, choose, record_as, register, select
+from sam2_fast.ops.weights import derive
 from sam2_fast.ops.window_attention import window_attention, window_attention_reference
 
 _library = torch.library.Library("sam2_fast", "FRAGMENT")
@@ -122,25 +124,53 @@ def _native_block(
 
 
 def _triton_block(x: Tensor, weights: Sequence[Tensor], num_heads: int, window: int, pool: bool, eps: float) -> Tensor:
-    """Moments, queries keys and values, attention, projection, MLP (where channels are many: moments, hidden, output): a launch each, and
-    with `pool` the shortcut's."""
-    from sam2_fast.kernels.hiera_block import GELU, MLP_CHANNELS, linear, mlp, moments
+    """Queries, keys and values; attention; projection; MLP (two layers, or one launch where channels are few), each a launch, besides
+    the moments of the tokens, and with `pool` the shortcut."""
+    from sam2_fast.kernels.hiera_block import MLP_CHANNELS, mlp
+    from sam2_fast.kernels.linear import GELU, Layer, Moments, linear, measured_linear, moments, normalize
     from sam2_fast.kernels.window_attention import window_attention as attend
 
     dtype = products_dtype(weights[2])
-    with torch.no_grad():
+
+    def prepared() -> tuple[list[Tensor], dict[str, Layer]]:
         w = [t.detach().to(dtype if i in _MATRICES else t.dtype).contiguous() for i, t in enumerate(weights)]
+        return w, _layers(w, eps)
+
+    def behind_norm(tokens: Tensor, layer: Layer, measured: Moments | None) -> tuple[Tensor, Moments | None]:
+        """Tokens as the layer takes them: as they are with their moments if its norm can be folded in, else normalized."""
+        if tokens.dtype == dtype != torch.float32:
+            return tokens, measured or moments(tokens)
+        assert layer.norm is not None
+        return normalize(tokens, layer.norm, dtype), None
+
+    with torch.no_grad():
+        w, layers = derive(weights, f"hiera_block {dtype}", prepared)
         batch, height, width, dim = x.shape
         tokens = x.detach().contiguous().view(-1, dim)
-        first = (moments(tokens, eps), w[0], w[1])
-        qkv = linear(tokens, w[2], w[3], first).view(batch, height, width, -1)
-        shortcut = linear(tokens, w[12], w[13], first, dtype=x.dtype, width=width) if pool else tokens
+        normed = behind_norm(tokens, layers["qkv"], None)
+        qkv = linear(normed[0], layers["qkv"], normed[1]).view(batch, height, width, -1)
+        shortcut = linear(normed[0], layers["shortcut"], normed[1], dtype=x.dtype, width=width) if pool else tokens
         found = attend(qkv, w[3].to(dtype), num_heads, window, pool)
-        y = linear(found.flatten(0, 2), w[4], w[5], residual=shortcut, dtype=x.dtype)
-        if y.shape[1] <= MLP_CHANNELS:
+        small = layers["proj"].weight.shape[0] <= MLP_CHANNELS
+        y, measured = measured_linear(
+            found.flatten(0, 2), layers["proj"], residual=shortcut, dtype=x.dtype, measure=not small and x.dtype == dtype != torch.float32
+        )
+        if small:
             return mlp(y, (w[6], w[7]), (w[8], w[9], w[10], w[11]), eps).view(*found.shape)
-        hidden = linear(y, w[8], w[9], (moments(y, eps), w[6], w[7]), GELU)
-        return linear(hidden, w[10], w[11], residual=y, dtype=x.dtype).view(*found.shape)
+        normed = behind_norm(y, layers["fc1"], measured)
+        hidden = linear(normed[0], layers["fc1"], normed[1], activation=GELU)
+        return linear(hidden, layers["fc2"], residual=y, dtype=x.dtype).view(*found.shape)
+
+
+def _layers(w: Sequence[Tensor], eps: float) -> dict[str, Any]:
+    """The block's linear layers as its Triton kernels take them, norms folded in. w: as `WEIGHTS`, matrices in the products' dtype."""
+    from sam2_fast.kernels.linear import Layer, Norm, fold
+
+    first, second = Norm(w[0], w[1], eps), Norm(w[6], w[7], eps)
+    layers = {
+        "qkv": fold(w[2], w[3], first), "proj": Layer(w[4], w[5]), "fc1": fold(w[8], w[9], second), "fc2": Layer(w[10], w[11])
+    }  # fmt: skip
+    return layers | ({"shortcut": fold(w[12], w[13], first)} if len(w) > 12 else {})
 
 
 def _refuses(x: Tensor, weights: Sequence[Tensor], num_heads: int, window: int, pool: bool, eps: float) -> str | None:

@@ -58,8 +58,9 @@ def is_plain(*tensors: Tensor) -> bool:
 
 def materialized(arguments: Any) -> Any:
     """`arguments` with every lazily negated, conjugated or zero tensor in lists, tuples and named tuples replaced by one whose memory
-    holds its numbers."""
-    return tree_map_only(Tensor, _materialize, arguments)
+    holds its numbers. Other kinds of lists become lists."""
+    plain = type(arguments)(list(x) if isinstance(x, list) else x for x in arguments) if type(arguments) is tuple else arguments
+    return tree_map_only(Tensor, _materialize, plain)
 
 
 def _materialize(tensor: Tensor) -> Tensor:

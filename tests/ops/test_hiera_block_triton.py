@@ -28,13 +28,6 @@ for name, shape in list(SHAPES.items())[{part}::2]:
             mine = error(_triton_block(*given, 1e-6), exact)
             assert mine <= 2 * theirs, (name, dtype, scale, far, kernels.MLP_CHANNELS, mine, theirs)
 """
-PRODUCTS = {  # inner, outer, norm, activation, residual, pooled: of the trunks at 1024 pixels
-    "tiny 1, q k v": (96, 288, True, 0, False, False), "tiny 1, projection": (96, 96, False, 0, True, False),
-    "base+ 1, hidden": (112, 448, True, 1, False, False), "base+ 1, output": (448, 112, False, 0, True, False),
-    "large 1, hidden": (144, 576, True, 1, False, False), "large 2, shortcut": (144, 288, True, 0, False, True),
-    "large 3, q k v": (576, 1728, True, 0, False, False), "large 3, output": (2304, 576, False, 0, True, False),
-    "large 4, hidden": (1152, 4608, True, 1, False, False), "base+ 3, shortcut": (224, 448, True, 0, False, True),
-}  # fmt: skip
 
 
 @pytest.mark.proves("interpreted", "hiera_block:triton")
@@ -45,22 +38,6 @@ def test_errs_at_most_twice_as_much_as_torch_in_the_interpreter(part: int) -> No
 
 
 @pytest.mark.proves("compiled", "hiera_block:triton")
-@pytest.mark.parametrize("product", PRODUCTS.values(), ids=PRODUCTS)
-@pytest.mark.parametrize(("capability", "shared"), [(80, 163), (90, 227), (120, 99)])
-def test_compiles_without_spills_and_fits(capability: int, shared: int, product: tuple[int, int, bool, int, bool, bool]) -> None:
-    pytest.importorskip("triton")
-    from sam2_fast.kernels import hiera_block as kernels
-
-    inner, outer, norm, activation, add, pool = product
-    block_m, block_n, block_k, warps, stages = kernels.tiles(inner, outer, 2, capability)
-    kinds = dict.fromkeys(("x", "norm_weight", "norm_bias", "weight", "bias", "gamma", "residual", "out"), "*bf16") | {"moments": "*fp32"}
-    kinds |= dict.fromkeys(("rows", "inner", "outer", "width"), "i32")
-    constants = {"NORM": norm, "ACTIVATION": activation, "SCALE": False, "ADD": add, "POOL": pool, "EXACT": False, "GROUP": 8}
-    constants |= {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k}
-    found = resources(kernels.linear_kernel, kinds, constants, capability, warps, stages, ("inner", "outer"))
-    assert found[1] == 0 and found[2] <= shared * 1024, found
-
-
 @pytest.mark.parametrize("channels", [96, 112, 144])
 @pytest.mark.parametrize("stream", ["*bf16", "*fp32"])
 @pytest.mark.parametrize(("capability", "shared"), [(80, 163), (90, 227), (120, 99)])
@@ -85,17 +62,6 @@ def test_channels_are_taken_as_powers_of_two(channels: int, taken: tuple[int, in
     from sam2_fast.kernels.hiera_block import parts
 
     assert parts(channels) == taken
-
-
-@pytest.mark.parametrize("channels", [96, 112, 144, 1152])
-@pytest.mark.parametrize("capability", [80, 90, 120])
-def test_moments_compile_without_spills(capability: int, channels: int) -> None:
-    triton = pytest.importorskip("triton")
-    from sam2_fast.kernels import hiera_block as kernels
-
-    kinds = {"x": "*bf16", "moments": "*fp32", "rows": "i32", "channels": "i32", "eps": "fp32"}
-    constants = {"BLOCK": kernels.MOMENT_ROWS, "WIDE": triton.next_power_of_2(channels)}
-    assert resources(kernels.moments_kernel, kinds, constants, capability, 8, 1)[1] == 0
 
 
 def test_says_why_it_refuses() -> None:

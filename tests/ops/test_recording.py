@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from sam2_fast.model.layers import Kept
 from sam2_fast.ops.recording import CaptureError, Lane, Recorder, capture_errors, captured, reason_of
+from sam2_fast.ops.weights import Kept
 from tests.ops.fake_cuda import CPU, Cuda, cuda
 
 __all__ = ["cuda"]

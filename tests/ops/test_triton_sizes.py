@@ -15,7 +15,9 @@ from tests.ops.triton_tools import compiled
 
 HALVES = dict.fromkeys(("q", "k", "v", "qkv", "pad", "place", "temporal", "weight", "bias", "x", "keys", "values", "out"), "*bf16")
 HALVES |= dict.fromkeys(("like", "norm_weight", "norm_bias", "residual", "weight1", "bias1", "weight2", "bias2", "gamma"), "*bf16")
-FLOATS = dict.fromkeys(("logits", "sums", "largest", "totals", "table", "statistics", "moments", "boxes"), "*fp32")
+FLOATS = dict.fromkeys(
+    ("logits", "sums", "largest", "totals", "table", "statistics", "moments", "boxes", "column_sums", "out_moments"), "*fp32"
+)
 WORDS = dict.fromkeys(("labels", "areas", "bits", "stats", "counts", "places", "firsts", "first", "second", "over"), "*i32")
 WORDS |= dict.fromkeys(("first_weights", "second_weights"), "*i32")
 BYTES = dict.fromkeys(("masks", "source", "which", "alive", "kept"), "*u8")
@@ -24,14 +26,18 @@ DECODER = dict.fromkeys(("pixels", "queries", "up1", "mid", "up2", "high"), "*bf
 DECODER |= dict.fromkeys(("offsets", "brushes"), "*fp32")
 SCALARS = dict.fromkeys(("scale", "low", "middle", "high", "eps", "threshold"), "fp32")
 FLAGS = {
-    "ADD", "ALONE", "BICUBIC", "BINARIZE", "CHOOSE", "COPY", "EXACT", "NORM", "PADDED", "PEELED", "PLANES", "POOL", "RAGGED",
+    "ADD", "ALONE", "BICUBIC", "BINARIZE", "CHOOSE", "COPY", "EVEN", "EXACT", "MEASURE", "PADDED", "PEELED", "PLANES", "POOL", "RAGGED",
     "REGULAR", "SCALE", "STORE",
 }  # fmt: skip
 TILE = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "EXACT": False}
 KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     *[("connected_components", name, {"BLOCK": 256}) for name in ("init", "merge", "count", "spread")],
-    ("hiera_block", "moments", {"BLOCK": 16, "WIDE": 16}),
-    ("hiera_block", "linear", dict.fromkeys(("NORM", "SCALE", "ADD", "POOL"), True) | TILE | {"ACTIVATION": 1, "GROUP": 8}),
+    *[("linear", name, {"BLOCK": 16, "WIDE": 16}) for name in ("moments", "normalize")],
+    (
+        "linear",
+        "linear",
+        dict.fromkeys(("SCALE", "ADD", "POOL", "MEASURE", "EVEN"), True) | TILE | {"ACTIVATION": 1, "GROUP": 8, "PARTS": 2, "PART": 8},
+    ),
     ("hiera_block", "mlp", {"LOW": 16, "REST": 16, "BLOCK_M": 16, "BLOCK_H": 16, "EXACT": False}),
     ("mask_decoder", "look", {"DIM": 128, "ROWS": 32, "BLOCK": 16, "EXACT": False}),
     ("mask_decoder", "take", {"HEADS": 8, "AT_ONCE": 4, "TOKENS": 4, "DIM": 128, "BLOCK": 16, "EXACT": False}),
