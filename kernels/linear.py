@@ -214,6 +214,17 @@ def normalize(x: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
     return out
 
 
+def behind_norm(x: Tensor, layer: Layer, measured: Moments | None = None) -> tuple[Tensor, Moments | None]:
+    """What `linear` takes for a layer behind a norm: x [rows, C] and its moments if the norm can be folded in, else x normalized.
+
+    measured: the moments of x, if they are known.
+    """
+    assert layer.norm is not None
+    if x.dtype == layer.weight.dtype != torch.float32:
+        return x, measured or moments(x)
+    return normalize(x, layer.norm, layer.weight.dtype), None
+
+
 def tiles(rows: int, inner: int, outer: int, size: int, capability: int, multiprocessors: int) -> tuple[int, int, int, int, int]:
     """Rows, columns and channels of a tile, warps, stages (docs/kernels/hiera_block.md).
 

@@ -1,4 +1,4 @@
-"""Keys of memories and queries in Triton: what they are made of goes through their projection and is turned on its way out."""
+"""Projections of memory attention in Triton: keys of memories, and tokens behind a layer norm, rotated as they are written."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import torch
 import triton
 import triton.language as tl
 from sam2_fast.kernels.launch import kernel
+from sam2_fast.kernels.linear import Layer
 from torch import Tensor
 
 BLOCK = 64  # tokens of a program that makes keys
-QUERY_BLOCK = 32  # and of one that makes queries: 4096 tokens are 128 programs
 
 
 @kernel
 def keys_kernel(
-    slots, place, temporal, table, weight, bias, keys, values, tokens, channels,
+    slots, place, temporal, table, weight, bias, keys, values, tokens, channels, layers, layer_stride,
     NARROW: tl.constexpr, HALF: tl.constexpr, COPY: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Tokens of one slot: keys [., 2 * HALF] as [even channels | odd channels], and with COPY the tokens as values [., channels].
+    """Tokens of one slot: keys of `layers` layers [., 2 * HALF] as [even channels | odd channels], and with
+    COPY the tokens as values [., channels].
 
-    slots: [S, 5] int64: address of the slot's tokens [count, channels]; address of what is added to them, or 0 for a map, whose tokens
-    are turned by table [2, tokens, HALF] and get place [tokens, channels] + temporal[row]; where its keys begin; count; row.
-    weight: [2 * HALF, channels] and bias: [2 * HALF] of the projection.
+    slots: [S, 5] int64: address of the slot's tokens [count, channels]; address of what is added to them,
+    or 0 for a map, whose tokens are rotated by table [2, tokens, HALF] and get place [tokens, channels] +
+    temporal[row]; where its keys begin; count; row. weight: [layers, 2 * HALF, channels] and bias: [layers,
+    2 * HALF] of the projections. layer_stride: numbers from a layer's keys to the next one's.
     """
     precision: tl.constexpr = "ieee" if EXACT else "tf32"
     slot = slots + tl.program_id(1) * 5
@@ -32,79 +34,100 @@ def keys_kernel(
         return
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     channel, half = tl.arange(0, NARROW), tl.arange(0, HALF)
-    here = (token < count)[:, None] & (channel < channels)[None, :]
+    in_tokens = (token < count)[:, None]
+    inside = in_tokens & (channel < channels)[None, :]
     at = token[:, None] * channels + channel[None, :]
-    x = tl.load(memory + at, mask=here, other=0.0)
+    x = tl.load(memory + at, mask=inside, other=0.0)
     if COPY:
-        tl.store(values + (first + token)[:, None] * channels + channel[None, :], x, mask=here)
+        tl.store(values + (first + token)[:, None] * channels + channel[None, :], x, mask=inside)
     if added == 0:
         when = tl.load(temporal + temporal_row * channels + channel, mask=channel < channels, other=0.0).to(tl.float32)
-        where = tl.load(place + at, mask=here, other=0.0).to(tl.float32) + when[None, :]
+        where = tl.load(place + at, mask=inside, other=0.0).to(tl.float32) + when[None, :]
     else:
-        where = tl.load(added.to(tl.pointer_type(values.dtype.element_ty)) + at, mask=here, other=0.0).to(tl.float32)
+        where = tl.load(added.to(tl.pointer_type(values.dtype.element_ty)) + at, mask=inside, other=0.0).to(tl.float32)
     x = (x.to(tl.float32) + where.to(x.dtype).to(tl.float32)).to(x.dtype)
     known = (channel < channels)[:, None]
-    rows = weight + 2 * half[None, :] * channels + channel[:, None]
-    even = tl.dot(x, tl.load(rows, mask=known, other=0.0), input_precision=precision) + tl.load(bias + 2 * half).to(tl.float32)[None, :]
-    odd = tl.dot(x, tl.load(rows + channels, mask=known, other=0.0), input_precision=precision)
-    odd += tl.load(bias + 2 * half + 1).to(tl.float32)[None, :]
     angle = token[:, None] * HALF + half[None, :]
-    turned = (token < tl.where(added == 0, count, 0))[:, None] & (half < HALF)[None, :]
-    cos = tl.load(table + angle, mask=turned, other=1.0)
-    sin = tl.load(table + tokens * HALF + angle, mask=turned, other=0.0)
+    rotated = (token < tl.where(added == 0, count, 0))[:, None] & (half < HALF)[None, :]
+    cos = tl.load(table + angle, mask=rotated, other=1.0)
+    sin = tl.load(table + tokens * HALF + angle, mask=rotated, other=0.0)
+    rows = weight + 2 * half[None, :] * channels + channel[:, None]
     out = keys + (first + token)[:, None] * (2 * HALF) + half[None, :]
-    inside = (token < count)[:, None] & (half < HALF)[None, :]
-    tl.store(out, (even * cos - odd * sin).to(keys.dtype.element_ty), mask=inside)
-    tl.store(out + HALF, (even * sin + odd * cos).to(keys.dtype.element_ty), mask=inside)
+    for layer in range(layers):
+        shift = bias + layer * 2 * HALF + 2 * half
+        even = tl.dot(x, tl.load(rows, mask=known, other=0.0), input_precision=precision) + tl.load(shift).to(tl.float32)[None, :]
+        odd = tl.dot(x, tl.load(rows + channels, mask=known, other=0.0), input_precision=precision)
+        odd += tl.load(shift + 1).to(tl.float32)[None, :]
+        tl.store(out, (even * cos - odd * sin).to(keys.dtype.element_ty), mask=in_tokens)
+        tl.store(out + HALF, (even * sin + odd * cos).to(keys.dtype.element_ty), mask=in_tokens)
+        rows += 2 * HALF * channels
+        out += layer_stride
 
 
 @kernel
-def queries_kernel(
-    x, moments, norm_weight, norm_bias, table, weight, bias, out, rows, tokens,
-    HALF: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, EXACT: tl.constexpr,
+def project_kernel(
+    x, norm_weight, norm_bias, table, weight, bias, out, rows, tokens, rotated_parts, eps,
+    CHANNELS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """x: [rows, 2 * HALF] through a norm and a projection weight [2 * HALF, 2 * HALF], turned by table [2, tokens, HALF], which repeats
-    every `tokens` rows -> out [rows, 2 * HALF] as [even channels | odd channels].
+    """BLOCK tokens x [rows, CHANNELS] through a layer norm and 2 * BLOCK_N columns of a linear layer.
 
-    moments: [rows, 2] float32, mean and one over the deviation.
+    weight: [parts * CHANNELS, CHANNELS]; out: [parts, rows, CHANNELS]. The first `rotated_parts` parts are
+    rotated by table [2, tokens, HALF] (repeated every `tokens` rows) and written as [even channels | odd
+    channels], the others as they are. Rows are read whole, so that they are normalized once.
     """
     precision: tl.constexpr = "ieee" if EXACT else "tf32"
-    channels: tl.constexpr = 2 * HALF
-    row, half = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, HALF)
-    there = row < rows
-    at = row.to(tl.int64)[:, None] * channels
-    mean, shrink = tl.load(moments + 2 * row, mask=there, other=0.0), tl.load(moments + 2 * row + 1, mask=there, other=0.0)
-    even, odd = tl.zeros([BLOCK, HALF], tl.float32), tl.zeros([BLOCK, HALF], tl.float32)
-    for first in range(0, channels, BLOCK_K):
-        channel = first + tl.arange(0, BLOCK_K)
-        gain, offset = tl.load(norm_weight + channel).to(tl.float32), tl.load(norm_bias + channel).to(tl.float32)
-        tile = tl.load(x + at + channel[None, :], mask=there[:, None], other=0.0).to(tl.float32)
-        tile = ((tile - mean[:, None]) * shrink[:, None] * gain[None, :] + offset[None, :]).to(weight.dtype.element_ty)
-        lines = weight + 2 * half[None, :] * channels + channel[:, None]
-        even = tl.dot(tile, tl.load(lines), even, input_precision=precision)
-        odd = tl.dot(tile, tl.load(lines + channels), odd, input_precision=precision)
-    even += tl.load(bias + 2 * half).to(tl.float32)[None, :]
-    odd += tl.load(bias + 2 * half + 1).to(tl.float32)[None, :]
-    angle = (row % tokens)[:, None] * HALF + half[None, :]
-    cos = tl.load(table + angle, mask=there[:, None], other=1.0)
-    sin = tl.load(table + tokens * HALF + angle, mask=there[:, None], other=0.0)
-    tl.store(out + at + half[None, :], (even * cos - odd * sin).to(out.dtype.element_ty), mask=there[:, None])
-    tl.store(out + at + HALF + half[None, :], (even * sin + odd * cos).to(out.dtype.element_ty), mask=there[:, None])
+    steps: tl.constexpr = (HALF + BLOCK_N - 1) // BLOCK_N
+    row, channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, CHANNELS)
+    part, step = tl.program_id(1) // steps, tl.program_id(1) % steps
+    column = step * BLOCK_N + tl.arange(0, BLOCK_N)
+    in_rows = (row < rows)[:, None]
+    tile = tl.load(x + row.to(tl.int64)[:, None] * CHANNELS + channel[None, :], mask=in_rows, other=0.0).to(tl.float32)
+    centered = tile - (tl.sum(tile, 1) / CHANNELS)[:, None]
+    rstd = tl.rsqrt(tl.sum(centered * centered, 1) / CHANNELS + eps)
+    scale, shift = tl.load(norm_weight + channel).to(tl.float32), tl.load(norm_bias + channel).to(tl.float32)
+    normed = (centered * rstd[:, None] * scale[None, :] + shift[None, :]).to(weight.dtype.element_ty)
+    is_rotated = part < rotated_parts
+    first = part * CHANNELS + tl.where(is_rotated, 2 * column, column)
+    second = tl.where(is_rotated, first + 1, first + HALF)
+    known = column < HALF
+    lower = tl.load(weight + first[None, :] * CHANNELS + channel[:, None], mask=known[None, :], other=0.0)
+    upper = tl.load(weight + second[None, :] * CHANNELS + channel[:, None], mask=known[None, :], other=0.0)
+    low = tl.dot(normed, lower, input_precision=precision)
+    high = tl.dot(normed, upper, input_precision=precision)
+    low += tl.load(bias + first, mask=known, other=0.0).to(tl.float32)[None, :]
+    high += tl.load(bias + second, mask=known, other=0.0).to(tl.float32)[None, :]
+    angle = (row % tokens)[:, None] * HALF + column[None, :]
+    inside = in_rows & known[None, :]
+    turning = (row < tl.where(is_rotated, rows, 0))[:, None] & known[None, :]
+    cos = tl.load(table + angle, mask=turning, other=1.0)
+    sin = tl.load(table + tokens * HALF + angle, mask=turning, other=0.0)
+    at = out + (part.to(tl.int64) * rows + row)[:, None] * CHANNELS + column[None, :]
+    tl.store(at, (low * cos - high * sin).to(out.dtype.element_ty), mask=inside)
+    tl.store(at + HALF, (low * sin + high * cos).to(out.dtype.element_ty), mask=inside)
 
 
-def turned_queries(
-    x: Tensor, moments: Tensor, norm_weight: Tensor, norm_bias: Tensor, table: Tensor, weight: Tensor, bias: Tensor
-) -> Tensor:
-    """x: [B, N, C], its moments [B * N, 2], table: [2, N, C / 2] -> queries (or keys) [B, N, C], projected and turned.
+def projection_tile(size: int) -> tuple[int, int, int]:
+    """Tokens and half of the columns of a program of `project_kernel`, and its warps. size: bytes of an element."""
+    return (16, 16, 4) if size == 4 else (64, 64, 4)
 
-    They have the dtype of weight. All contiguous; C is a power of two. On the current stream.
+
+def project(x: Tensor, layer: Layer, table: Tensor, rotated: int) -> Tensor:
+    """x: [B, N, C] through a layer norm and a linear layer of some times C columns -> [parts, B, N, C].
+
+    The first `rotated` parts are rotated by table [2, N, C / 2], and have [even channels | odd channels].
+    The result has the dtype of the weight. All contiguous; C is a power of two. On the current stream.
     """
-    out = x.new_empty(x.shape, dtype=weight.dtype)
-    rows, channels = x.shape[0] * x.shape[1], x.shape[2]
+    batch, tokens, channels = x.shape
+    parts, half, norm = len(layer.weight) // channels, channels // 2, layer.norm
+    assert norm is not None
+    out = x.new_empty(parts, batch, tokens, channels, dtype=layer.weight.dtype)
+    block, columns, warps = projection_tile(layer.weight.element_size())
+    columns = min(columns, max(half, 16))
     with torch.cuda.device_of(x):
-        queries_kernel[(triton.cdiv(rows, QUERY_BLOCK),)](
-            x, moments, norm_weight, norm_bias, table, weight, bias, out, rows, x.shape[1], channels // 2, QUERY_BLOCK, min(channels, 64),
-            weight.dtype == torch.float32, num_warps=4, num_stages=2,
+        project_kernel[triton.cdiv(batch * tokens, block), parts * triton.cdiv(half, columns)](
+            x, norm.weight, norm.bias, table, layer.weight, layer.bias, out, batch * tokens, tokens, rotated, norm.eps,
+            CHANNELS=channels, HALF=half, BLOCK=block, BLOCK_N=columns, EXACT=layer.weight.dtype == torch.float32,
+            num_warps=warps, num_stages=1,
         )  # fmt: skip
     return out
 
@@ -126,15 +149,17 @@ def gather_rows(addresses: Tensor, like: Tensor, out: Tensor) -> None:
 
 
 def memory_keys(
-    slots: Tensor, most: int, place: Tensor, temporal: Tensor, table: Tensor, weight: Tensor, bias: Tensor, keys: Tensor, values: Tensor,
-    copy: bool,
+    slots: Tensor, most: int, place: Tensor, temporal: Tensor, table: Tensor, weight: Tensor, bias: Tensor, keys: Tensor,
+    values: Tensor, copy: bool,
 ) -> None:  # fmt: skip
-    """Fill `keys` [., C] from all slots, on the current stream, and with `copy` also `values` [., m]; C is a power of two.
+    """Fill `keys` [layers, ., C] from all slots, on the current stream, and with `copy` also `values` [., m]; C is a power of two.
 
-    most: the most tokens of a slot. What `slots` points to has the dtype of `values`, is contiguous, and must outlive the launch.
+    weight: [layers, C, m]; bias: [layers, C]; most: the most tokens of a slot. What `slots` points to has
+    the dtype of `values`, is contiguous, and must outlive the launch.
     """
     with torch.cuda.device_of(keys):
         keys_kernel[triton.cdiv(most, BLOCK), len(slots)](
-            slots, place, temporal, table, weight, bias, keys, values, place.shape[0], place.shape[1],
-            max(triton.next_power_of_2(place.shape[1]), 16), keys.shape[1] // 2, copy, BLOCK, keys.dtype == torch.float32, num_warps=8,
+            slots, place, temporal, table, weight, bias, keys, values, place.shape[0], place.shape[1], len(keys), keys.stride(0),
+            NARROW=max(triton.next_power_of_2(place.shape[1]), 16), HALF=keys.shape[2] // 2, COPY=copy, BLOCK=BLOCK,
+            EXACT=keys.dtype == torch.float32, num_warps=8,
         )  # fmt: skip

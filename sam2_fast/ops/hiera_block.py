@@ -127,7 +127,7 @@ def _triton_block(x: Tensor, weights: Sequence[Tensor], num_heads: int, window: 
     """Queries, keys and values; attention; projection; MLP (two layers, or one launch where channels are few), each a launch, besides
     the moments of the tokens, and with `pool` the shortcut."""
     from sam2_fast.kernels.hiera_block import MLP_CHANNELS, mlp
-    from sam2_fast.kernels.linear import GELU, Layer, Moments, linear, measured_linear, moments, normalize
+    from sam2_fast.kernels.linear import GELU, Layer, behind_norm, linear, measured_linear
     from sam2_fast.kernels.window_attention import window_attention as attend
 
     dtype = products_dtype(weights[2])
@@ -136,25 +136,16 @@ def _triton_block(x: Tensor, weights: Sequence[Tensor], num_heads: int, window: 
         w = [t.detach().to(dtype if i in _MATRICES else t.dtype).contiguous() for i, t in enumerate(weights)]
         return w, _layers(w, eps)
 
-    def behind_norm(tokens: Tensor, layer: Layer, measured: Moments | None) -> tuple[Tensor, Moments | None]:
-        """Tokens as the layer takes them: as they are with their moments if its norm can be folded in, else normalized."""
-        if tokens.dtype == dtype != torch.float32:
-            return tokens, measured or moments(tokens)
-        assert layer.norm is not None
-        return normalize(tokens, layer.norm, dtype), None
-
     with torch.no_grad():
         w, layers = derive(weights, f"hiera_block {dtype}", prepared)
         batch, height, width, dim = x.shape
         tokens = x.detach().contiguous().view(-1, dim)
-        normed = behind_norm(tokens, layers["qkv"], None)
+        normed = behind_norm(tokens, layers["qkv"])
         qkv = linear(normed[0], layers["qkv"], normed[1]).view(batch, height, width, -1)
         shortcut = linear(normed[0], layers["shortcut"], normed[1], dtype=x.dtype, width=width) if pool else tokens
         found = attend(qkv, w[3].to(dtype), num_heads, window, pool)
         small = layers["proj"].weight.shape[0] <= MLP_CHANNELS
-        y, measured = measured_linear(
-            found.flatten(0, 2), layers["proj"], residual=shortcut, dtype=x.dtype, measure=not small and x.dtype == dtype != torch.float32
-        )
+        y, measured = measured_linear(found.flatten(0, 2), layers["proj"], residual=shortcut, dtype=x.dtype, measure=not small)
         if small:
             return mlp(y, (w[6], w[7]), (w[8], w[9], w[10], w[11]), eps).view(*found.shape)
         normed = behind_norm(y, layers["fc1"], measured)

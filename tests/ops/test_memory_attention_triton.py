@@ -45,21 +45,22 @@ def test_compiles_without_spills_and_fits(capability: int, shared: int) -> None:
     from sam2_fast.kernels.memory_attention import BLOCK, keys_kernel
 
     kinds = dict.fromkeys(("place", "temporal", "weight", "bias", "keys", "values"), "*bf16")
-    kinds |= {"slots": "*i64", "table": "*fp32", "tokens": "i32", "channels": "i32"}
+    kinds |= {"slots": "*i64", "table": "*fp32"} | dict.fromkeys(("tokens", "channels", "layers", "layer_stride"), "i32")
     constants = {"NARROW": 64, "HALF": 128, "COPY": True, "BLOCK": BLOCK, "EXACT": False}
-    found = resources(keys_kernel, kinds, constants, capability, 8, 3)
+    found = resources(keys_kernel, kinds, constants, capability, 8, 3, ("tokens", "channels", "layer_stride"))
     assert found[1] == 0 and found[2] <= shared * 1024, found
 
 
 @pytest.mark.parametrize(("capability", "shared"), [(80, 163), (89, 99), (90, 227), (120, 99)])
-def test_queries_compile_without_spills_and_fit(capability: int, shared: int) -> None:
+def test_projections_compile_without_spills_and_fit(capability: int, shared: int) -> None:
     pytest.importorskip("triton")
-    from sam2_fast.kernels.memory_attention import QUERY_BLOCK, queries_kernel
+    from sam2_fast.kernels.memory_attention import project_kernel, projection_tile
 
+    block, columns, warps = projection_tile(2)
     kinds = dict.fromkeys(("x", "norm_weight", "norm_bias", "weight", "bias", "out"), "*bf16")
-    kinds |= {"moments": "*fp32", "table": "*fp32", "rows": "i32", "tokens": "i32"}
-    constants = {"HALF": 128, "BLOCK": QUERY_BLOCK, "BLOCK_K": 64, "EXACT": False}
-    found = resources(queries_kernel, kinds, constants, capability, 4, 2)
+    kinds |= {"table": "*fp32", "eps": "fp32"} | dict.fromkeys(("rows", "tokens", "rotated_parts"), "i32")
+    constants = {"CHANNELS": 256, "HALF": 128, "BLOCK": block, "BLOCK_N": columns, "EXACT": False}
+    found = resources(project_kernel, kinds, constants, capability, warps, 1, ("rows", "tokens"))
     assert found[1] == 0 and found[2] <= shared * 1024, found
 
 

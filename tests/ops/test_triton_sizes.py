@@ -46,7 +46,7 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     *[("mask_postprocess", name, {"COLUMNS": 8, "WORDS": 8}) for name in ("count", "write")],
     ("memory_attention", "keys", {"NARROW": 16, "HALF": 16, "COPY": True, "BLOCK": 16, "EXACT": False}),
     ("memory_attention", "gather", {"BLOCK": 16}),
-    ("memory_attention", "queries", {"HALF": 16, "BLOCK": 16, "BLOCK_K": 16, "EXACT": False}),
+    ("memory_attention", "project", {"CHANNELS": 32, "HALF": 16, "BLOCK": 16, "BLOCK_N": 16, "EXACT": False}),
     ("memory_encoder", "first", {"BINARIZE": False, "WIDE": 4, "BLOCK": 16}),
     ("memory_encoder", "down", {"DEEP": 16, "WIDE": 16, "BLOCK": 16, "EXACT": False}),
     ("memory_encoder", "depthwise", {"WIDE": 16, "BLOCK": 16}),
