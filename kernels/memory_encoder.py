@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from sam2_fast.kernels.launch import kernel
+from sam2_fast.kernels.launch import capability_of, kernel
 from torch import Tensor
 
 FIRST = 128  # pixels of a program of the first convolution
@@ -73,12 +73,12 @@ def first_kernel(
 
 @kernel
 def down_kernel(
-    x, weight, bias, norm_weight, norm_bias, out, height, width, inner, outer, weight_inner, weight_place, eps,
+    x, weight, bias, norm_weight, norm_bias, out, height, width, inner, outer, eps,
     DEEP: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """A convolution of stride 2 with norm and GELU: x [B, height, width, inner] -> out [B, height / 2, width / 2, outer].
 
-    weight: [outer, inner, 3, 3] with strides 9 * inner, weight_inner and, from place to place, weight_place.
+    weight: [3 * 3, inner, outer].
     """
     precision: tl.constexpr = "ieee" if EXACT else "tf32"
     pixel, channel, deep = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, WIDE), tl.arange(0, DEEP)
@@ -90,7 +90,7 @@ def down_kernel(
         y, x_ = row + place // 3, column + place % 3
         here = inside & (y >= 0) & (y < height) & (x_ >= 0) & (x_ < width)
         tile = tl.load(mine + (y * width + x_)[:, None] * inner + deep[None, :], here[:, None] & known[None, :], 0.0)
-        at = channel[None, :] * 9 * inner + deep[:, None] * weight_inner + place * weight_place
+        at = (place * inner + deep[:, None]) * outer + channel[None, :]
         matrix = tl.load(weight + at, real[None, :] & known[:, None], 0.0).to(tile.dtype)
         sum_ = tl.dot(tile, matrix, sum_, input_precision=precision)
     sum_ += tl.load(bias + channel, real, 0.0).to(tl.float32)[None, :]
@@ -101,7 +101,7 @@ def down_kernel(
 
 @kernel
 def depthwise_kernel(x, weight, bias, norm_weight, norm_bias, out, height, width, channels, eps, WIDE: tl.constexpr, BLOCK: tl.constexpr):
-    """A 7 x 7 convolution of each channel alone, and the norm after it. x, out: [B, height, width, channels]; weight: [channels, 7 * 7]."""
+    """A 7 x 7 convolution of each channel alone, and the norm after it. x, out: [B, height, width, channels]; weight: [7 * 7, channels]."""
     pixel, channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, WIDE)
     inside, real = pixel < height * width, channel < channels
     row, column = pixel // width - 3, pixel % width - 3
@@ -111,7 +111,7 @@ def depthwise_kernel(x, weight, bias, norm_weight, norm_bias, out, height, width
         y, x_ = row + place // 7, column + place % 7
         here = inside & (y >= 0) & (y < height) & (x_ >= 0) & (x_ < width)
         tile = tl.load(x + (base + y * width + x_)[:, None] * channels + channel[None, :], here[:, None] & real[None, :], 0.0)
-        sum_ += tile.to(tl.float32) * tl.load(weight + channel * 49 + place, real, 0.0).to(tl.float32)[None, :]
+        sum_ += tile.to(tl.float32) * tl.load(weight + place * channels + channel, real, 0.0).to(tl.float32)[None, :]
     sum_ += tl.load(bias + channel, real, 0.0).to(tl.float32)[None, :]
     value = _normed(sum_, real, channels, norm_weight, norm_bias, channel, eps)
     at = (base + pixel)[:, None] * channels + channel[None, :]
@@ -138,34 +138,35 @@ def first(
     return out
 
 
-def pixels(wide: int, size: int) -> int:
-    """Pixels of a program of `down_kernel`. wide: channels that it writes, as a power of two; size: bytes of an element."""
-    return 32 if wide > 64 or size == 4 else 64 if wide > 16 else 128
+def down_form(wide: int, size: int, capability: int) -> tuple[int, int, int]:
+    """Pixels of a program of `down_kernel`, warps and stages.
 
-
-def warps_and_stages(wide: int) -> tuple[int, int]:
-    """Of `down_kernel`, for `wide` channels that it writes: two stages of the widest fill all registers, or spill."""
-    return (4, 2) if wide <= 64 else (8, 1)
+    wide: channels that it writes, as a power of two; size: bytes of an element.
+    """
+    if size == 4:
+        return 32, 4, 1
+    if wide > 64:
+        return (64, 8, 2) if capability in (90, 100, 103) else (32, 8, 1)
+    return (64 if wide > 16 else 128), 4, 2
 
 
 def down(x: Tensor, convolution: tuple[Tensor, Tensor, Tensor, Tensor], eps: float) -> Tensor:
-    """x: [B, H, W, K] contiguous -> [B, H / 2, W / 2, C]. convolution: weight [C, K, 3, 3], contiguous or channels_last, bias and norm."""
+    """x: [B, H, W, K] contiguous -> [B, H / 2, W / 2, C]. convolution: weight [9, K, C], bias and norm."""
     (batch, height, width, inner), weight = x.shape, convolution[0]
-    outer = len(weight)
+    outer = weight.shape[2]
     out = x.new_empty(batch, height // 2, width // 2, outer)
     wide = max(triton.next_power_of_2(outer), 16)
-    block = pixels(wide, x.element_size())
-    warps, stages = warps_and_stages(wide)
+    block, warps, stages = down_form(wide, x.element_size(), capability_of(x))
     with torch.cuda.device_of(x):
         down_kernel[triton.cdiv(out[0, ..., 0].numel(), block), batch](
-            x, *convolution, out, height, width, inner, outer, weight.stride(1), weight.stride(3), eps,
+            x, *convolution, out, height, width, inner, outer, eps,
             max(triton.next_power_of_2(inner), 16), wide, block, x.dtype == torch.float32, num_warps=warps, num_stages=stages,
         )  # fmt: skip
     return out
 
 
 def depthwise(x: Tensor, convolution: tuple[Tensor, Tensor, Tensor, Tensor], eps: float, dtype: torch.dtype) -> Tensor:
-    """x: [B, h, w, C] -> [B, h, w, C] in dtype, after the norm. convolution: weight [C, 1, 7, 7], bias and norm; all contiguous."""
+    """x: [B, h, w, C] -> [B, h, w, C] in dtype, after the norm. convolution: weight [49, C], bias and norm; all contiguous."""
     batch, height, width, channels = x.shape
     out = torch.empty_like(x, dtype=dtype)
     with torch.cuda.device_of(x):

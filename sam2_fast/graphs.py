@@ -66,12 +66,12 @@ class Graphs:
 
     def refuses(self, model: Sam2, x: Tensor) -> str | None:
         """Why nothing can be recorded that `model` does with x; None where it can."""
-        if x.device.type != "cuda":
-            return f"tensors are on {x.device}, recordings need a cuda device"
+        if (reason := no_cuda_graphs_on(x.device)) is not None:
+            return reason
         if (reason := tracing.recording_reason()) is not None:
             return reason
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
-            return "gradients are wanted, or the caller compiles or records by itself"
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return "gradients are wanted, or the caller compiles"
         changed = [verb for verb in VERBS if getattr(type(model), verb) is not getattr(Sam2, verb) or verb in vars(model)]
         if changed:
             return f"{', '.join(changed)} of the model has been overridden"
@@ -237,6 +237,13 @@ class Graphs:
         self._held[key] = made
         while len(self._held) > MOST:
             self._held.popitem(last=False)
+
+
+def no_cuda_graphs_on(device: torch.device) -> str | None:
+    """Why work on `device` cannot be recorded now; None where it can."""
+    if device.type != "cuda":
+        return f"tensors are on {device}, recordings need a cuda device"
+    return "the caller records by itself" if torch.cuda.is_current_stream_capturing() else None
 
 
 def _circumstances(x: Tensor) -> tuple[Hashable, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from sam2_fast.config import Sam2Config
 from sam2_fast.model.hiera import Hiera
 from sam2_fast.model.layers import folded
+from sam2_fast.ops.weights import Kept
 
 
 class Lateral(nn.Module):
@@ -17,6 +20,11 @@ class Lateral(nn.Module):
     def __init__(self, dim: int, dim_out: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(dim, dim_out, kernel_size=1)
+        self._folded: Kept[tuple[Tensor, Tensor | None]] = Kept()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Lateral:
+        self._folded.clear()
+        return super()._apply(fn, recurse)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, dim, H, W] -> [B, dim_out, H, W]."""
@@ -24,7 +32,9 @@ class Lateral(nn.Module):
 
     def through(self, outer: nn.Conv2d, x: Tensor) -> Tensor:
         """`outer(self(x))` of another 1 x 1 convolution, as one product."""
-        return folded(self.conv, outer, x)
+        parameters = [p for p in (*self.conv.parameters(), *outer.parameters()) if p is not None]
+        weight, bias = self._folded.get(lambda: folded(self.conv, outer), parameters)
+        return F.conv2d(x, weight, bias)
 
 
 class FeaturePyramid(nn.Module):

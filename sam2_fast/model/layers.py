@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_fast.ops.weights import Kept, Weights
@@ -104,9 +103,9 @@ def kept_by(model: nn.Module) -> list[object]:
     return [kept.value for part in model.modules() for kept in vars(part).values() if isinstance(kept, Kept)]
 
 
-def folded(inner: nn.Conv2d, outer: nn.Conv2d, x: Tensor) -> Tensor:
-    """`outer(inner(x))` of two 1 x 1 convolutions as one. x: [B, C, H, W] -> [B, outer's channels, H, W]."""
-    with torch.autocast(x.device.type, enabled=False):
+def folded(inner: nn.Conv2d, outer: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of `outer(inner(x))` of two 1 x 1 convolutions as one, in the dtype of `outer`."""
+    with torch.autocast(inner.weight.device.type, enabled=False):
         wide = torch.promote_types(inner.weight.dtype, torch.float32)
         matrix = outer.weight.flatten(1).to(wide)
         weight, bias = matrix @ inner.weight.flatten(1).to(wide), outer.bias
@@ -114,7 +113,7 @@ def folded(inner: nn.Conv2d, outer: nn.Conv2d, x: Tensor) -> Tensor:
             shift = matrix @ inner.bias.to(wide)
             bias = shift if bias is None else shift + bias.to(wide)
     dtype = outer.weight.dtype
-    return F.conv2d(x, weight.to(dtype)[..., None, None], None if bias is None else bias.to(dtype))
+    return weight.to(dtype)[..., None, None], None if bias is None else bias.to(dtype)
 
 
 def parameters_of(*layers: nn.Module) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,11 @@ from torch import Tensor
 
 from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton, wants_gradients
 from sam2_fast.ops.registry import Implementation, choose, execute, record_as, register
+from sam2_fast.ops.weights import derive
 
 _library = torch.library.Library("sam2_fast", "FRAGMENT")
+Convolution = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Weight, bias, weight and bias of the norm."""
 _STORED = (torch.float32, torch.bfloat16, torch.float16)
 _MAX_CHANNELS, _MAX_SIDE, _MAX_TRITON_CHANNELS = 4096, 16384, 256
 STRIDE = 16
@@ -152,27 +156,43 @@ def _refuses(low: Tensor, logits: Tensor, weights: Sequence[Tensor], binarize: b
 
 def _triton_encoder(low: Tensor, logits: Tensor, weights: Sequence[Tensor], binarize: bool, eps: float) -> Tensor:
     """Four convolutions with their norms, two projections; for each block a convolution and two linear layers; the last projection."""
-    from sam2_fast.kernels.hiera_block import GELU, linear
+    from sam2_fast.kernels.linear import GELU, linear
     from sam2_fast.kernels.memory_encoder import depthwise, down, first
 
-    dtype, narrow = _products(weights), matrices(weights)
+    dtype = _products(weights)
     with torch.no_grad():
-        w = [t.detach().to(dtype) if i in narrow else t.detach() for i, t in enumerate(weights)]
-        flat = [t.flatten(1) if t.ndim == 4 and t.shape[2] == 1 else t for t in w]
+        convolutions, layers, blocks = derive(weights, f"memory_encoder {dtype}", lambda: _prepared(weights, dtype))
         (objects, dim), (height, width) = (len(logits), low.shape[3]), low.shape[1:3]
-        x = first(
-            logits.detach().contiguous(), (STRIDE * height, STRIDE * width), (w[0].contiguous(), w[1], w[2], w[3]), binarize, eps, dtype
-        )
-        for i in (4, 8, 12):
-            x = down(x, (w[i], w[i + 1], w[i + 2], w[i + 3]), eps)
-        frame = linear(low.detach().contiguous().view(-1, dim), *flat[_MASK + 2 : _HEAD]).view(len(low), -1, dim)
+        x = first(logits.detach().contiguous(), (STRIDE * height, STRIDE * width), convolutions[0], binarize, eps, dtype)
+        for convolution in convolutions[1:]:
+            x = down(x, convolution, eps)
+        frame = linear(low.detach().contiguous().view(-1, dim), layers["low"]).view(len(low), -1, dim)
         frame = frame.expand(objects, -1, -1).contiguous().view(-1, dim)
-        tokens = linear(x.view(-1, x.shape[3]), *flat[_MASK : _MASK + 2], residual=frame)
-        for at in range(_HEAD, len(weights) - 2, len(BLOCK)):
-            b = w[at : at + len(BLOCK)]
-            inner = depthwise(tokens.view(objects, height, width, dim), (b[0].contiguous(), b[1], b[2], b[3]), eps, dtype)
-            tokens = linear(linear(inner.view(-1, dim), b[4], b[5], activation=GELU), b[6], b[7], gamma=b[8], residual=tokens)
-        return linear(tokens, *flat[-2:]).view(objects, height * width, -1)
+        tokens = linear(x.view(-1, x.shape[3]), layers["mask"], residual=frame)
+        for convolution, wide, narrow, gamma in blocks:
+            inner = depthwise(tokens.view(objects, height, width, dim), convolution, eps, dtype)
+            tokens = linear(linear(inner.view(-1, dim), wide, activation=GELU), narrow, gamma=gamma, residual=tokens)
+        return linear(tokens, layers["out"]).view(objects, height * width, -1)
+
+
+def _prepared(weights: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Convolution], dict[str, Any], list[tuple[Any, ...]]]:
+    """What the Triton kernels take: convolutions by place in the kernel, then input channel; linear layers."""
+    from sam2_fast.kernels.linear import Layer
+
+    narrow = matrices(weights)
+    w = [t.detach().to(dtype) if i in narrow else t.detach() for i, t in enumerate(weights)]
+    convolutions: list[Convolution] = [(w[0].flatten(1).contiguous(), w[1], w[2], w[3])]
+    for i in (4, 8, 12):
+        by_place = w[i].permute(2, 3, 1, 0).flatten(0, 1).contiguous()
+        convolutions.append((by_place, w[i + 1], w[i + 2], w[i + 3]))
+    ends = {"mask": _MASK, "low": _MASK + 2, "out": len(w) - 2}
+    layers = {name: Layer(w[i].flatten(1).contiguous(), w[i + 1]) for name, i in ends.items()}
+    blocks = []
+    for at in range(_HEAD, len(w) - 2, len(BLOCK)):
+        b = w[at : at + len(BLOCK)]
+        by_place = b[0].flatten(1).t().contiguous()
+        blocks.append(((by_place, b[1], b[2], b[3]), Layer(b[4], b[5]), Layer(b[6], b[7]), b[8]))
+    return convolutions, layers, blocks
 
 
 def _triton_refuses(low: Tensor, logits: Tensor, weights: Sequence[Tensor], binarize: bool, eps: float) -> str | None:

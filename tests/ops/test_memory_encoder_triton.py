@@ -62,9 +62,10 @@ def test_convolutions_compile_without_spills_and_fit(capability: int, shared: in
     kernel, (inner, outer) = kernels.down_kernel, widths
     kinds = dict.fromkeys(kernel.arg_names, "i32") | {"eps": "fp32"}
     kinds |= dict.fromkeys(("x", "weight", "bias", "norm_weight", "norm_bias", "out"), "*bf16")
-    constants = {"DEEP": max(inner, 16), "WIDE": outer, "BLOCK": kernels.pixels(outer, 2), "EXACT": False}
+    block, warps, stages = kernels.down_form(outer, 2, capability)
+    constants = {"DEEP": max(inner, 16), "WIDE": outer, "BLOCK": block, "EXACT": False}
     sixteens = ("height", "width", "inner", "outer") if inner > 4 else ("height", "width", "outer")
-    found = resources(kernel, kinds, constants, capability, *kernels.warps_and_stages(outer), sixteens)
+    found = resources(kernel, kinds, constants, capability, warps, stages, sixteens)
     assert found[1] == 0 and found[2] <= shared * 1024, found
 
 

@@ -1,0 +1,137 @@
+"""Time of the host for a tracked frame: all Python and dispatch of a steady propagation, without what a GPU would do.
+
+A CUDA graph's capture and replay, streams and the reading of frames are left out; tensors are small and
+lie on the CPU, so that what remains is what the host spends before it can go on to the next frame.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from benchmarks.timing import machine
+from sam2_fast import ahead, frame_graph, graphs
+from sam2_fast.build_sam import build_sam2_video_predictor
+from sam2_fast.types import Features
+
+SIDE = 128  # pixels of a frame
+
+
+class NoRecorder:
+    """As `sam2_fast.ops.recording.Recorder`, without a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        del device
+
+    def turn(self) -> Any:
+        """Nothing has to be ordered."""
+        return nullcontext()
+
+    def finish(self) -> None:
+        """Nothing is under way."""
+
+
+class NoLane:
+    """As `sam2_fast.ops.recording.Lane`, without a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        del device
+
+    def enter(self, read: object = None) -> Any:
+        """Work stays where it is."""
+        del read
+        return nullcontext()
+
+    def mark(self) -> None:
+        """Nothing to wait for."""
+
+    def join(self, event: None, made: Any) -> None:
+        """Nothing to wait for."""
+
+
+def _replay_of(model: Any) -> Callable[..., Callable[[], Any]]:
+    """In place of a capture: a function that returns results of the right shapes."""
+    config = model.config
+    dim, memory_dim, side = config.hidden_dim, config.memory_dim, config.grid
+
+    def captured(recorder: Any, run: Callable[[], Any]) -> Callable[[], Any]:
+        owner = getattr(run, "__self__", None)
+        if isinstance(owner, frame_graph.FrameGraph):
+            count = owner._room.objects
+            logits = torch.randn(count, 1, 4 * side, 4 * side)
+            presence = torch.ones(count, 1)
+            maps = torch.zeros(count, side * side, memory_dim, dtype=model.dtype)
+            found: Any = frame_graph.Tracked(logits, torch.zeros(count, dim, dtype=model.dtype), presence, maps)
+        else:
+            shapes = ((dim, side), (dim // 4, 2 * side), (dim // 8, 4 * side))
+            batch = ahead.BATCH
+            found = Features(*(torch.zeros(batch, n, n, c, dtype=model.dtype).permute(0, 3, 1, 2) for c, n in shapes))
+        return lambda: found
+
+    return captured
+
+
+@contextmanager
+def without_a_device(model: Any) -> Iterator[None]:
+    """CUDA graphs of `model` cost what Python costs; nothing is computed."""
+    captured = _replay_of(model)
+    with contextlib.ExitStack() as stack:
+        for target, name, value in (
+            (graphs, "captured", captured),
+            (frame_graph, "captured", captured),
+            (graphs, "Recorder", NoRecorder),
+            (ahead, "Lane", NoLane),
+            (graphs, "no_cuda_graphs_on", lambda device: None),
+            (graphs, "table_left_out", lambda *_: None),
+        ):
+            stack.enter_context(patch.object(target, name, value))
+        yield
+
+
+def measure(name: str, objects: int, frames: int, repeats: int) -> dict[str, Any]:
+    """Milliseconds of a frame: median of `repeats` passes over `frames` frames, with the least and the most."""
+    model = build_sam2_video_predictor(name, device="cpu", dtype=torch.bfloat16, seed=0, image_size=SIDE)
+    video = np.zeros((frames + 2, SIDE, SIDE, 3), np.uint8)
+    state = model.init_state(video)
+    with without_a_device(model):
+        for i in range(objects):
+            model.add_new_mask(state, 0, i, np.eye(SIDE, dtype=bool))
+        taken = []
+        for _ in range(repeats + 1):
+            marks = [time.perf_counter() for _ in model.propagate_in_video(state, start_frame_idx=0)]
+            # the first frames of a pass begin the reading ahead
+            taken.append((marks[-1] - marks[5]) / (len(marks) - 6) * 1e3)
+    taken = taken[1:]
+    return {"model": name, "objects": objects, "median_ms": statistics.median(taken), "low_ms": min(taken), "high_ms": max(taken)}
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--frames", type=int, default=80)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = [measure(name, n, options.frames, options.repeats) for name in ("tiny", "large") for n in (1, 8)]
+    for row in rows:
+        sys.stdout.write(f"{row['model']:6} {row['objects']:2} objects  {row['median_ms']:.3f} ms ({row['low_ms']:.3f} - {row['high_ms']:.3f})\n")
+    if options.json:
+        options.json.write_text(json.dumps({"benchmark": "host_time", "machine": machine(), "rows": rows}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
