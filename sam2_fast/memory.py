@@ -44,11 +44,16 @@ class MemoryBank:
         num_frames: None where unknown; it caps the pointers. Source: official `_prepare_memory_conditioned_features`.
         """
         near = self._nearest_prompted(now, max_prompted)
-        candidates = {**{f: m for f, m in self.prompted.items() if f not in near}, **self.tracked}  # tracked wins, as upstream
+        attended = set(near)
+
+        def candidate(frame: int) -> FrameMemory | None:
+            memory = self.tracked.get(frame)  # tracked wins, as upstream
+            return self.prompted.get(frame) if memory is None and frame not in attended else memory
+
         maps, rows = list(near), [num_maps - 1] * len(near)
         for row in range(num_maps - 1, 0, -1):
             frame = _map_frame(now, step, row, stride)
-            memory = candidates.get(frame)
+            memory = candidate(frame)
             if memory is not None and memory.map is not None:
                 maps.append(frame)
                 rows.append(row - 1)
@@ -59,7 +64,7 @@ class MemoryBank:
             frame = now - age * step
             if frame < 0 or (num_frames is not None and frame >= num_frames):
                 break
-            if frame in candidates:
+            if candidate(frame) is not None:
                 pointers.append(frame)
                 ages.append(age)
         return Recall(tuple(maps), tuple(rows), tuple(pointers), tuple(ages), max(num_pointers - 1, 1))
