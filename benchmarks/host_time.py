@@ -140,7 +140,9 @@ def main() -> int:
     torch.set_num_threads(1)
     rows = [measure(name, n, options.frames, options.repeats) for name in ("tiny", "large") for n in (1, 8)]
     for row in rows:
-        sys.stdout.write(f"{row['model']:6} {row['objects']:2} objects  {row['median_ms']:.3f} ms ({row['low_ms']:.3f} - {row['high_ms']:.3f})\n")
+        sys.stdout.write(
+            f"{row['model']:6} {row['objects']:2} objects  {row['median_ms']:.3f} ms ({row['low_ms']:.3f} - {row['high_ms']:.3f})\n"
+        )
     if options.json:
         options.json.write_text(json.dumps({"benchmark": "host_time", "machine": machine(), "rows": rows}, indent=1) + "\n")
     return 0

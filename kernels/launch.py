@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
+from triton.runtime._async_compile import AsyncCompileMode
+from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 _only_compile: ContextVar[bool] = ContextVar("sam2_fast_only_compile", default=False)
@@ -23,6 +27,21 @@ class Kernel(JITFunction):  # type: ignore[misc, type-arg]
         only = warmup or _only_compile.get()
         options.setdefault("enable_fp_fusion", True)  # Triton 3.10 changes the default
         return super().run(*args, grid=grid, warmup=only, **options)
+
+    def create_binder(self) -> Any:
+        """What Triton keeps for a device; its compiler also makes the launcher of a kernel that is not run at once."""
+        binder = super().create_binder()
+        compile_kernel = self.compile
+
+        def compile_with_launcher(source: Any, **options: Any) -> Any:
+            compiled = compile_kernel(source, **options)
+            make_launcher = getattr(driver.active, "launcher_cls", None) if _only_compile.get() else None
+            if make_launcher is not None:
+                make_launcher(compiled.src, compiled.metadata)  # Triton 3.6 compiles C for it, and caches the result
+            return compiled
+
+        self.compile = compile_with_launcher
+        return binder
 
 
 def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
@@ -43,6 +62,33 @@ def only_compile() -> Iterator[None]:
         yield
     finally:
         _only_compile.reset(token)
+
+
+def is_only_compiling() -> bool:
+    """Whether this thread is inside `only_compile`: results of kernels are not what they would be."""
+    return _only_compile.get()
+
+
+class _Workers(ThreadPoolExecutor):
+    """Threads that see the context variables of whoever submits."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
+        return super().submit(copy_context().run, function, *args, **options)
+
+
+def compile_ahead(run: Callable[[], object], workers: int | None = None) -> None:
+    """Compile what `run` would launch, several kernels at once, and launch nothing.
+
+    `run` is called once; operations of torch in it are executed, so that what kernels would have written
+    is read as it happens to be. workers: threads; None: one for each processor, up to 16. Triton releases
+    Python's lock in its passes, in LLVM and in ptxas. A kernel that does not compile is left to its launch,
+    which says why.
+    """
+    if triton.knobs.runtime.interpret:
+        return
+    count = workers or min(os.cpu_count() or 1, 16)
+    with _Workers(count) as pool, AsyncCompileMode(pool, ignore_errors=True), only_compile():
+        run()
 
 
 def capability_of(tensor: Tensor) -> int:
