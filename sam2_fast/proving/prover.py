@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ from sam2_fast.proving.timing import milliseconds
 MARGIN = 0.03
 """A form must be faster by this share than the one it replaces, so that noise does not choose."""
 SWEEPS = 2
-Forms = Mapping[Point, Form]
+Met = Mapping[Point, tuple[Form, tuple[Form, ...]]]
+"""Of each choice point the form that was taken and all there are, the default first."""
 
 
 class NothingKnownError(RuntimeError):
@@ -191,8 +192,11 @@ def prove(
     other forms may be tried. Raises NothingKnownError, LostDeviceError, torch.OutOfMemoryError.
     """
     case = Case(reference, rule, rule.sample(call))
-    outcome, forms = first_right(case, kernel)
+    outcome, forms, met = first_right(case, kernel)
     finding = Finding(outcome, case.call)
+    finding.tried = [
+        Tried(point, form, met[point][1][0], taken=True) for point, form in forms.items()
+    ]
     if outcome.reason is None and timed:
         with choices.trying(forms):
             finding.milliseconds = case.time(kernel)
@@ -200,8 +204,9 @@ def prove(
     return finding
 
 
-def first_right(case: Case, kernel: Callable[..., Any]) -> tuple[Outcome, dict[Point, Form]]:
+def first_right(case: Case, kernel: Callable[..., Any]) -> tuple[Outcome, dict[Point, Form], Met]:
     """The kernel as it would run now; where that is wrong, the first other forms that are right.
+    Returns how it is, the forms to force, and the choice points that were met.
 
     A shipped choice or a default may fit another card only, for example where it wants more shared
     memory than there is.
@@ -209,13 +214,13 @@ def first_right(case: Case, kernel: Callable[..., Any]) -> tuple[Outcome, dict[P
     with choices.trying() as met:
         first = case.check(kernel)
     if first.reason is None:
-        return first, {}
+        return first, {}, met.met
     for forms in _others(met):
         with choices.trying(forms):
             found = case.check(kernel)
         if found.reason is None:
-            return found, forms
-    return first, {}
+            return found, forms, met.met
+    return first, {}, met.met
 
 
 def _others(trial: Trial) -> Iterator[dict[Point, Form]]:
@@ -270,8 +275,7 @@ class Tuner:
     def _settle(self, point: Point, taken: Form, forms: tuple[Form, ...]) -> bool:
         """Find the fastest form of one point."""
         best, best_ms = taken, self._timed(point, taken)
-        default_ms = best_ms
-        tried = [Tried(point, taken, forms[0], best_ms, default_ms)]
+        tried = [Tried(point, taken, forms[0], best_ms)]
         for form in forms:
             if form == taken:
                 continue
@@ -281,21 +285,23 @@ class Tuner:
             with choices.trying({**self._forms, point: form}):
                 outcome = self._case.check(self._kernel)
             if outcome.reason is not None:
-                tried.append(Tried(point, form, forms[0], None, default_ms, outcome.reason))
+                tried.append(Tried(point, form, forms[0], reason=outcome.reason))
                 continue
             found = self._timed(point, form)
-            tried.append(Tried(point, form, forms[0], found, default_ms))
+            tried.append(Tried(point, form, forms[0], found))
             if found < best_ms * (1 - MARGIN) and self._again(point, form, best):
                 best, best_ms = form, found
-        known = [t for t in self._finding.tried if t.point != point]
-        last = [
-            Tried(t.point, t.form, t.default, t.milliseconds, default_ms, t.reason, t.form == best)
-            for t in tried
-        ]
-        self._finding.tried = known + last
+        self._record(point, best, tried)
         self._forms[point] = best
         self._finding.milliseconds = best_ms
         return best != taken
+
+    def _record(self, point: Point, best: Form, tried: list[Tried]) -> None:
+        by_default = next((t.milliseconds for t in tried if t.form == t.default), None)
+        others = [t for t in self._finding.tried if t.point != point]
+        self._finding.tried = others + [
+            replace(t, default_milliseconds=by_default, taken=t.form == best) for t in tried
+        ]
 
     def _timed(self, point: Point, form: Form) -> float:
         with choices.trying({**self._forms, point: form}):

@@ -17,17 +17,23 @@ class Call(NamedTuple):
     named: dict[str, Any]
 
 
-def any_configuration(*arguments: Any) -> Hashable:
-    """What kernels may depend on: dtypes and shapes without the first dimension of what is given
-    directly, whole shapes inside lists, and everything that is no tensor."""
-    return tuple(_part(argument, 1) for argument in arguments)
+def any_configuration(*arguments: Any, **named: Any) -> Hashable:
+    """What kernels may depend on: dtypes, shapes, and everything that is no tensor.
+
+    A batch is left out: the first dimension of the first tensor, and of others given directly that
+    have as many rows. Shapes inside lists are taken whole.
+    """
+    batch = next((x.shape[0] for x in arguments if isinstance(x, Tensor) and x.ndim), None)
+    parts = tuple(_part(argument, batch) for argument in arguments)
+    return parts + tuple((name, _part(named[name], batch)) for name in sorted(named))
 
 
-def _part(value: Any, drop: int) -> Hashable:
+def _part(value: Any, batch: int | None = None) -> Hashable:
     if isinstance(value, Tensor):
-        return value.dtype, *value.shape[drop:]
+        batched = batch is not None and value.ndim > 0 and value.shape[0] == batch
+        return value.dtype, *value.shape[1 if batched else 0 :]
     if isinstance(value, list | tuple):
-        return tuple(_part(item, 0) for item in value)
+        return tuple(_part(item) for item in value)
     if value is None or isinstance(value, bool | int | float | str | torch.dtype):
         return value
     return type(value).__name__
