@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -213,6 +214,24 @@ def load_all() -> None:
 def all_implementations() -> dict[tuple[str, str], Implementation]:
     """What is registered, by op and backend. A copy."""
     return dict(_implementations)
+
+
+@contextmanager
+def instead(implementations: Mapping[tuple[str, str], Implementation]) -> Iterator[None]:
+    """Only these are registered inside, in the whole process, and none is absent."""
+    known, absent = dict(_implementations), dict(_absent)
+    _replace(_implementations, implementations)
+    _replace(_absent, {key: lambda: None for key in implementations})
+    try:
+        yield
+    finally:
+        _replace(_implementations, known)
+        _replace(_absent, absent)
+
+
+def _replace(held: dict[tuple[str, str], Any], given: Mapping[tuple[str, str], Any]) -> None:
+    held.clear()
+    held.update(given)
 
 
 def absence(op: str, backend: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -182,16 +182,27 @@ def prove(
     rule: Rule,
     call: Call,
     *,
-    settled: Sequence[Point] | set[Point] = (),
+    settled: Collection[Point] = (),
+    seconds: float = 0.0,
+) -> Finding:
+    """Prove `kernel` on a sample of `call`, then choose among its forms; as `examine`."""
+    case = Case(reference, rule, rule.sample(call))
+    return examine(case, kernel, settled=settled, seconds=seconds)
+
+
+def examine(
+    case: Case,
+    kernel: Callable[..., Any],
+    *,
+    settled: Collection[Point] = (),
     seconds: float = 0.0,
     timed: bool = True,
 ) -> Finding:
-    """Prove `kernel` on a sample of `call`; where it is right, time its forms and keep the fastest.
+    """Whether `kernel` is right; where it is, its time and the fastest of its forms.
 
     settled: choice points that are measured already and are not tried again. seconds: how long
     other forms may be tried. Raises NothingKnownError, LostDeviceError, torch.OutOfMemoryError.
     """
-    case = Case(reference, rule, rule.sample(call))
     outcome, forms, met = first_right(case, kernel)
     finding = Finding(outcome, case.call)
     finding.tried = [
@@ -200,7 +211,7 @@ def prove(
     if outcome.reason is None and timed:
         with choices.trying(forms):
             finding.milliseconds = case.time(kernel)
-        Tuner(case, kernel, finding, forms, set(settled), seconds).run()
+        Tuner(case, kernel, finding, forms, settled, seconds).run()
     return finding
 
 
@@ -242,7 +253,7 @@ class Tuner:
         kernel: Callable[..., Any],
         finding: Finding,
         forms: dict[Point, Form],
-        settled: set[Point],
+        settled: Collection[Point],
         seconds: float,
     ) -> None:
         self._case, self._kernel, self._finding = case, kernel, finding

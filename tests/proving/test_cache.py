@@ -16,7 +16,7 @@ from sam2_fast.proving import prover
 from sam2_fast.proving.files import begin, cache_directory
 from sam2_fast.proving.gate import Gate, using
 from sam2_fast.proving.prover import LostDeviceError
-from tests.proving.toy import CARD, OP, Kernel, call, definition, gate_in, registered
+from tests.proving.toy import CARD, OP, Kernel, call, definition, gate_in, proving, registered
 
 ROOT = Path(__file__).resolve().parents[2]
 PRELUDE = """
@@ -157,11 +157,11 @@ with registered(Kernel(lambda *_: os._exit(3))), using(gate_in(directory)):
     with (
         registered(kernel),
         using(gate_in(tmp_path)),
-        pytest.warns(RuntimeWarning, match="2 processes died while it was proved"),
+        pytest.warns(RuntimeWarning, match="2 processes died"),
     ):
         call()
     assert kernel.runs == 0
-    with registered(kernel), using(gate_in(tmp_path)), pytest.warns(RuntimeWarning, match="died"):
+    with proving(tmp_path, kernel), pytest.warns(RuntimeWarning, match="died"):
         call()
     assert kernel.runs == 0, "the verdict is kept"
 
@@ -173,7 +173,7 @@ def test_one_death_is_forgiven(tmp_path: Path) -> None:
     )
     one.communicate(timeout=120)
     kernel = Kernel()
-    with registered(kernel), using(gate_in(tmp_path)):
+    with proving(tmp_path, kernel):
         call()
     assert kernel.runs > 1 and not list(tmp_path.rglob("*.unfinished"))
 
@@ -196,13 +196,12 @@ def test_an_interruption_leaves_no_mark(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with (
-        registered(Kernel(interrupted)),
-        using(gate_in(tmp_path)),
+        proving(tmp_path, Kernel(interrupted)),
         pytest.raises(KeyboardInterrupt),
     ):
         call()
     assert not list(tmp_path.rglob("*.unfinished"))
-    with registered(Kernel()), using(gate_in(tmp_path)):
+    with proving(tmp_path, Kernel()):
         call()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from sam2_fast.ops import registry
 from sam2_fast.ops.registry import Implementation
 from sam2_fast.proving.card import Card
-from sam2_fast.proving.gate import Gate
+from sam2_fast.proving.gate import Gate, using
 
 CARD = Card("Test Card 1", 90, "575.1", "2.13", "3.8", "0.1.0", "build")
 OP = "toy"
@@ -61,6 +61,13 @@ def registered(
         patch.dict(registry._absent, {key: lambda: None for key in made}),
     ):
         yield
+
+
+@contextmanager
+def proving(directory: Path, kernel: Callable[..., Any]) -> Iterator[Gate]:
+    """The op in the registry, in a process that knows what is in `directory`."""
+    with registered(kernel), using(gate_in(directory)) as gate:
+        yield gate
 
 
 def call(
