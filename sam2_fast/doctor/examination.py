@@ -91,7 +91,7 @@ def examine_machine(options: Options) -> dict[str, Any]:
             examination.model(model)
         examination.finish()
     gate = gates.current()
-    if device.type == "cuda":
+    if is_gpu(device):
         gate.replace(device, examination.verdicts, list(examination.choices.values()))
     store = gate.cache.store(device)
     failed = sum(row.status in (WRONG, UNKNOWN) for row in examination.rows)
@@ -174,8 +174,7 @@ class Examination:
 
     def _kernels(self, op: str, call: Call) -> Iterator[tuple[Implementation, str | None]]:
         """Kernels of an op for this kind of device, and why one cannot take the call."""
-        gpu = self._options.device.type == "cuda"
-        for backend in ("cuda", "triton") if gpu else ("cpu",):
+        for backend in backends_of(self._options.device):
             kernel = registry.all_implementations().get((op, backend))
             if kernel is not None:
                 reason = registry.absence(op, backend) or kernel.refuses(*call.arguments)
@@ -194,7 +193,7 @@ class Examination:
         rows = [
             self._kernel(name, kernel, call, case, isa)
             for kernel in kernels
-            for isa in _isas(kernel)
+            for isa in isas_of(kernel)
         ]
         if self.limits is not None:
             by_torch = case.time_torch()
@@ -271,7 +270,17 @@ class Examination:
         return row
 
 
-def _isas(kernel: Implementation) -> tuple[str | None, ...]:
+def is_gpu(device: torch.device) -> bool:
+    """Whether verdicts about the device are kept: only those of GPUs are asked for."""
+    return device.type == "cuda"
+
+
+def backends_of(device: torch.device) -> tuple[str, ...]:
+    """Backends with kernels for such a device."""
+    return ("cuda", "triton") if is_gpu(device) else ("cpu",)
+
+
+def isas_of(kernel: Implementation) -> tuple[str | None, ...]:
     """The instruction sets that a kernel can be run with; (None,) where it has no choice."""
     return isas() if "isa" in inspect.signature(kernel.run).parameters else (None,)
 
