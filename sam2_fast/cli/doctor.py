@@ -59,7 +59,7 @@ def as_text(report: dict[str, Any]) -> str:
     lines += ["", f"{'op':20} {'backend':18} {'verdict':8} {'error':>6} {'ms':>9} {'torch':>9} {'limit':>6}  configuration"]
     lines += [line for row in report["rows"] for line in _lines(row)]
     cache = report["cache"]
-    lines += ["", f"cache: {cache['file'] or 'none'}", *(f"  {note}" for note in cache["notes"])]
+    lines += ["", f"cache: {cache['file'] or 'none; it is for GPUs'}", *(f"  {note}" for note in cache["notes"])]
     lines += [f"  set aside: {name}" for name in cache["set_aside"]]
     proved = sum(row["status"] == "proved" for row in report["rows"])
     lines.append(f"{proved} proved, {report['failed']} failed, {report['seconds']} s. Errors are multiples of torch's own, at most 2.")

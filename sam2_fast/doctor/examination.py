@@ -93,7 +93,7 @@ def examine_machine(options: Options) -> dict[str, Any]:
     gate = gates.current()
     if is_gpu(device):
         gate.replace(device, examination.verdicts, list(examination.choices.values()))
-    store = gate.cache.store(device)
+    store = gate.cache.store(device) if is_gpu(device) else None
     failed = sum(row.status in (WRONG, UNKNOWN) for row in examination.rows)
     return {
         "command": "doctor",
@@ -116,7 +116,7 @@ def examine_machine(options: Options) -> dict[str, Any]:
 
 def _cache_facts(store: Any) -> dict[str, Any]:
     if store is None:
-        return {"file": None, "notes": ["there is no directory for it"], "set_aside": []}
+        return {"file": None, "notes": [], "set_aside": []}
     store.read()
     return {"file": str(store.path), "notes": store.notes, "set_aside": store.set_aside()}
 

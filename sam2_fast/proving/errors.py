@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -75,7 +76,9 @@ def _ratio(ours: Tensor, torchs: Tensor, exact: Tensor) -> tuple[float | None, s
     nearest = true.to(ours.dtype)  # torch may have met a number exactly; rounding it is no error
     allowed = max(rms_error(torchs, true), rms_error(nearest, true), 1e-30)
     ratio = rms_error(ours, true) / allowed
-    if not ratio <= RMS_LIMIT:
+    if not math.isfinite(ratio):
+        return None, "cannot be compared: the reference has numbers that are not finite"
+    if ratio > RMS_LIMIT:
         return ratio, f"has {ratio:.3g} times the error of torch in the same dtype"
     most = max(_worst(torchs, true), _worst(nearest, true), 1e-30)
     worst = _worst(ours, true) / most

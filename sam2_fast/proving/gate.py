@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,8 +38,9 @@ from sam2_fast.proving.switch import enabled, on_gpu
 
 ATTEMPTS = 2
 """Proofs that may end with the death of their process before a kernel is refused."""
-TUNING_SECONDS = 5.0
-"""How long other forms of a kernel are tried when it first runs. The doctor has no such limit."""
+TUNING_SECONDS, AT_ONCE = 20.0, 5.0
+"""How long a process may try other forms of its kernels in all, and of one when it first runs. The
+doctor has no such limits."""
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +56,8 @@ class Gate:
         tuning_seconds: float = TUNING_SECONDS,
     ) -> None:
         """gates: of a backend and a device, whether proofs are needed; card: what is behind a
-        device; directory: of the cache, may raise OSError. Reads no file yet."""
+        device; directory: of the cache, may raise OSError; tuning_seconds: as `TUNING_SECONDS`.
+        Reads no file yet."""
         self.cache = Cache(card, directory)
         self._gates, self._seconds = gates, tuning_seconds
         self._known: dict[Hashable, Verdict] = {}
@@ -162,6 +165,7 @@ class Gate:
                 reason = f"{proof.earlier} processes died while it was proved"
                 verdict = Verdict(kernel.op, kernel.backend, text, reason, date=today())
             else:
+                seconds, start = min(self._seconds, AT_ONCE), time.monotonic()
                 settled = {*self.cache.contents(device).choices, *self._measured.get(device, {})}
                 try:
                     finding = prove(
@@ -170,7 +174,7 @@ class Gate:
                         rule_of(kernel.op),
                         call,
                         settled=settled,
-                        seconds=self._seconds,
+                        seconds=seconds,
                     )
                 except LostDeviceError:
                     proof.lost = True
@@ -178,6 +182,8 @@ class Gate:
                 except (NothingKnownError, torch.OutOfMemoryError) as error:
                     return self._unknown(key, kernel, error, device)
                 verdict, found = verdict_of(kernel, text, finding), choices_of(finding, kernel.op)
+                if found:
+                    self._seconds = max(0.0, self._seconds - (time.monotonic() - start))
             self.replace(device, {key: verdict}, found)
         self._warn(verdict, device)
         _log.info("%s on %s: %s", verdict.name, device, verdict.reason or "proved")
