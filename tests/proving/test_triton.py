@@ -39,6 +39,7 @@ with TemporaryDirectory() as directory:
 """
 
 
+@pytest.mark.slow
 def test_every_kernel_of_a_session_proves_itself_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     interpret(PROGRAM)
