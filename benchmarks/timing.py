@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
+from sam2_fast.proving.errors import rms_error as rms_error
+from sam2_fast.proving.limits import matrix_rate
+from sam2_fast.proving.timing import cpu_milliseconds, device_milliseconds, wall_milliseconds
+from sam2_fast.proving.timing import cuda_milliseconds as cuda_milliseconds
+
 PACKAGES = (
     "torch", "triton", "numpy", "scipy", "opencv-python-headless", "connected-components-3d", "openvino", "onnxruntime", "transformers",
 )  # fmt: skip
-
-
-_SLEEPS_MS = (10, 40, 160)
-_CYCLES_PER_MS = 2_000_000
-"""Of a GPU at 2 GHz: a slower one sleeps longer."""
 
 
 class RedCaseError(AssertionError):
@@ -99,7 +99,7 @@ def interleaved(functions: Mapping[str, Callable[[], Any]], options: Options) ->
     cold = torch.empty(256 << 20 if cuda else 0, dtype=torch.int8, device=options.device)  # larger than any L2
     for turn in range(options.repeats + 1):
         for name, function in functions.items():
-            taken = _gpu_ms(name, function, times, cold.zero_) if cuda else _cpu_ms(function)
+            taken = _gpu_ms(name, function, times, cold.zero_) if cuda else cpu_milliseconds(function)
             if turn:  # the first round warms up
                 times[name].append(taken)
     return times
@@ -121,81 +121,16 @@ def placed(value: Any, device: torch.device) -> Any:
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
-    """GFLOP/s of a large matrix product here: the ceiling that shares are given of.
-
-    On a CPU the better of torch's product and oneDNN's, as torch's compiler calls it: on some processors the former, left to another
-    library, runs at half the rate.
-    """
-    n = 2048 if device.type == "cpu" else 8192
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    ways: dict[str, Callable[[], Any]] = {"product": lambda: a @ b}
-    if device.type == "cpu" and torch.backends.mkldnn.is_available():
-        ways["oneDNN"] = lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
-    return 2 * n**3 / min(min(times) for times in interleaved(ways, Options(device, repeats=5)).values()) / 1e6
-
-
-def _cpu_ms(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    result = function()
-    taken = (time.perf_counter() - start) * 1e3
-    del result  # freeing is not timed
-    return taken
+    """GFLOP/s of a large matrix product here: the ceiling that shares are given of."""
+    return matrix_rate(device, dtype)
 
 
 def _gpu_ms(name: str, function: Callable[[], Any], times: Times, before: Callable[[], Any]) -> float:
-    taken = None if name in times.wall else _device_ms(function, before)
+    taken = None if name in times.wall else device_milliseconds(function, before)
     if taken is None:
         times.by_wall_clock(name)
-        taken = _wall_ms(function, before)
+        taken = wall_milliseconds(function, before)
     return taken
-
-
-def cuda_milliseconds(function: Callable[[], Any], before: Callable[[], Any] | None = None) -> float:
-    """Time that the device takes for what `function` enqueues on the current stream.
-
-    A function that waits for the device itself, or enqueues more than the driver's queue holds (about a thousand
-    launches), is timed by the wall clock. `before` runs untimed ahead of every call of `function`.
-    """
-    taken = _device_ms(function, before)
-    return _wall_ms(function, before) if taken is None else taken
-
-
-def _device_ms(function: Callable[[], Any], before: Callable[[], Any] | None) -> float | None:
-    """By events of the device, which sleeps while the host enqueues: work that is enqueued more slowly than it runs
-    is timed right. Where the device woke up before all was enqueued, it is done again with a longer sleep; None
-    where it woke up three times.
-    """
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    for sleep_ms in _SLEEPS_MS:
-        _prepare(before)
-        torch.cuda._sleep(sleep_ms * _CYCLES_PER_MS)
-        start.record()
-        function()
-        end.record()
-        slept = not start.query()
-        torch.cuda.synchronize()
-        if slept:
-            return start.elapsed_time(end)
-    return None
-
-
-def _wall_ms(function: Callable[[], Any], before: Callable[[], Any] | None) -> float:
-    _prepare(before)
-    begin = time.perf_counter()
-    function()
-    torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - begin)
-
-
-def _prepare(before: Callable[[], Any] | None) -> None:
-    if before is not None:
-        before()
-    torch.cuda.synchronize()
-
-
-def rms_error(values: torch.Tensor, exact: torch.Tensor) -> float:
-    """Root mean square error, computed in float64."""
-    return (values.double() - exact).square().mean().sqrt().item()
 
 
 def rates(

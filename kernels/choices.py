@@ -73,6 +73,19 @@ def load_with(load: Callable[[torch.device], Mapping[tuple[str, Key], Form]]) ->
     _tables.clear()
 
 
+@contextmanager
+def separate(load: Callable[[torch.device], Mapping[tuple[str, Key], Form]]) -> Iterator[None]:
+    """Other tables in this process inside, loaded by `load`; then those from before."""
+    tables, loaders = dict(_tables), list(_load)
+    load_with(load)
+    try:
+        yield
+    finally:
+        _tables.clear()
+        _tables.update(tables)
+        _load[:] = loaders
+
+
 def _table(device: torch.device) -> Mapping[tuple[str, Key], Form]:
     table = _tables.get(device)
     if table is None:

@@ -42,6 +42,7 @@ def build_sam2(
     dtype: torch.dtype | None = None,
     seed: int | None = None,
     compile: bool = False,  # noqa: A002 - the name that users of torch expect
+    prove: bool = True,
     **kwargs: Any,
 ) -> SAM2Base:
     """The model for images (official `build_sam2`).
@@ -53,10 +54,12 @@ def build_sam2(
     image_size: pixels, a multiple of 32; a shorthand for the override `++model.image_size=N`.
     compile: leave the image encoder's trunk to `torch.compile`, which takes its time with the first image of a size; by default nothing is
         compiled at run time.
+    prove: False runs this model's kernels on a GPU without the proof that each gives of itself there, once a machine (docs/proving.md).
     Raises ValueError for an unknown name or override, CheckpointError for weights that do not fit.
     """
     post = IMAGE_POSTPROCESSING if apply_postprocessing else {}
-    return _compiled(_build(SAM2Base, config_file, ckpt_path, device, mode, hydra_overrides_extra, post, image_size, dtype, seed), compile)
+    made = _build(SAM2Base, config_file, ckpt_path, device, mode, hydra_overrides_extra, post, image_size, dtype, seed)
+    return _finished(made, compile, prove)
 
 
 def build_sam2_video_predictor(
@@ -72,6 +75,7 @@ def build_sam2_video_predictor(
     dtype: torch.dtype | None = None,
     seed: int | None = None,
     compile: bool = False,  # noqa: A002 - the name that users of torch expect
+    prove: bool = True,
     **kwargs: Any,
 ) -> SAM2VideoPredictor:
     """The predictor for videos (official `build_sam2_video_predictor`); arguments as in `build_sam2`.
@@ -80,7 +84,7 @@ def build_sam2_video_predictor(
     """
     post = VIDEO_POSTPROCESSING if apply_postprocessing else {}
     made = _build(SAM2VideoPredictor, config_file, ckpt_path, device, mode, hydra_overrides_extra, post, image_size, dtype, seed)
-    return _compiled(made, compile)
+    return _finished(made, compile, prove)
 
 
 def build_sam2_hf(model_id: str, **kwargs: Any) -> SAM2Base:
@@ -127,8 +131,9 @@ def _build(
     return model.train(mode == "train")
 
 
-def _compiled(model: _Model, wanted: bool) -> _Model:
-    if wanted:
+def _finished(model: _Model, compiled: bool, prove: bool) -> _Model:
+    model.prove = prove
+    if compiled:
         model.image_encoder.trunk.compile(fullgraph=True)
     return model
 

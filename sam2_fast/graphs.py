@@ -22,6 +22,8 @@ from sam2_fast.ops.memory_table import products_dtype
 from sam2_fast.ops.recording import CaptureError, Recorder, captured
 from sam2_fast.ops.registry import registered
 from sam2_fast.ops.weights import Kept
+from sam2_fast.proving import gate
+from sam2_fast.proving.ops import attention_configuration
 from sam2_fast.types import Features, Points, Prediction
 
 Key = tuple[Hashable, ...]
@@ -83,7 +85,7 @@ class Graphs:
         dtype, dim = products_dtype(model.no_mem_embed), model.config.hidden_dim
         if dtype not in (torch.bfloat16, torch.float16) or dim not in (16, 32, 64, 128, 256):
             return f"products are in {dtype} with {dim} channels, recordings take bfloat16 or float16 and 16, 32 ... 256 channels"
-        return table_left_out() or self.refuses(model, low)
+        return table_left_out() or _unproved(model, low, dtype) or self.refuses(model, low)
 
     def encode(self, model: Sam2, images: Tensor) -> Features:
         """`model.encode_image`, for up to `IMAGES` images from a recording. images: [B, 3, S, S]."""
@@ -244,6 +246,18 @@ def no_cuda_graphs_on(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"tensors are on {device}, recordings need a cuda device"
     return "the caller records by itself" if torch.cuda.is_current_stream_capturing() else None
+
+
+def _unproved(model: Sam2, low: Tensor, products: torch.dtype) -> str | None:
+    """Why memory attention must not run in Triton; None where it has proved itself, or need not. What nothing is known of is proved by the
+    registry, when a frame is tracked without a recording."""
+    if not model.prove:
+        return None
+    config = model.config
+    tokens = (low.shape[2] * low.shape[3], low.shape[1])
+    sizes = config.memory_layers, config.memory_dim, config.memory_ffn_dim
+    configuration = attention_configuration(tokens, low.dtype, products, *sizes)
+    return gate.current().refusal_of("memory_attention", "triton", low.device, configuration)
 
 
 def _circumstances(x: Tensor) -> tuple[Hashable, ...]:

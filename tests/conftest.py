@@ -8,6 +8,8 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers that share the cores mu
     workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
+os.environ.setdefault("SAM2_FAST_PROVE", "0")  # on a GPU tests judge kernels themselves; tests/proving switches proofs on
+
 from collections.abc import Iterator
 from typing import Any
 

@@ -17,8 +17,8 @@ TRITON = sorted((ROOT / "kernels").glob("*.py"))
 
 FLOORS: dict[int, tuple[str, ...]] = {
     1: ("kernels",),
-    2: ("_C", "types", "config"),
-    3: ("ops",),
+    2: ("_C", "atomic", "types", "config"),
+    3: ("ops", "proving"),
     4: ("model", "memory", "io"),
     5: ("session", "masks"),
     6: ("ahead", "checkpoint", "click_sampling", "frame_graph", "graphs", "hf_keys", "hub", "official_config", "official_steps", "tracker"),
@@ -26,7 +26,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "amg", "build_sam", "camera_predictor", "image_predictor", "image_prompts", "inference_state", "mask_generator",
         "prompts", "sam2_base", "sam2_transforms", "video_predictor",
     ),
-    8: ("cli", "compat", "data", "environment", "evaluation", "info", "serve", "training"),
+    8: ("cli", "compat", "data", "doctor", "environment", "evaluation", "info", "serve", "training"),
 }  # fmt: skip
 """Rooms, from the ground up. A room may use any lower floor; `APART` says which floors' rooms keep to themselves."""
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

@@ -367,8 +367,17 @@ def test_info_says_what_can_run_and_why_not() -> None:
     assert any(row["backend"] == "torch" and row["reason_why_not"] is None for row in facts["kernels"])
 
 
+# doctor; more of it in tests/proving/test_doctor.py
+
+
+def test_the_doctor_proves_the_kernels_of_this_cpu() -> None:
+    result = run("doctor", *SMALL, "--model", "nano", "--no-timing")
+    assert result.exit_code == 0, result.output
+    assert " proved, 0 failed" in result.stdout and "at image size 64 in float32" in result.stdout
+
+
 def test_help_is_given_for_every_command() -> None:
-    for command in ("segment", "track", "everything", "info"):
+    for command in ("segment", "track", "everything", "info", "doctor"):
         result = run(command, "--help")
         assert result.exit_code == 0
         assert "--json" in result.stdout

@@ -26,6 +26,7 @@ from sam2_fast.ops.nms import nms
 from sam2_fast.ops.preprocess import preprocess_frame, preprocess_images
 from sam2_fast.ops.rope_attention import rope_attention, rope_table
 from sam2_fast.ops.window_attention import window_attention
+from sam2_fast.proving import off
 
 BACKENDS = {"cuda": ("cuda", "triton"), "cpu": ("cpu", "torch"), "fake": ("torch", "triton")}
 """For connected components, and for everything else."""
@@ -167,6 +168,7 @@ def main(mode: str) -> None:
     """Run all of them. mode: "cuda"; "cpu" and "fake" are rehearsals."""
     torch.manual_seed(0)
     with ExitStack() as stack:
+        stack.enter_context(off())  # proofs are made elsewhere
         if mode == "fake":
             from tools.gpu.fake import FakeGpu
 

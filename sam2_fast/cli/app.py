@@ -1,9 +1,10 @@
-"""The seven commands."""
+"""The eight commands."""
 
 from __future__ import annotations
 
 import typer
 
+from sam2_fast.cli.doctor import doctor
 from sam2_fast.cli.evaluate import evaluate
 from sam2_fast.cli.everything import everything
 from sam2_fast.cli.info import info
@@ -27,3 +28,4 @@ app.command()(evaluate)
 app.command()(simulate)
 app.command()(train)
 app.command()(info)
+app.command()(doctor)

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from sam2_fast.atomic import whole_file
 from sam2_fast.cli import options as o
 from sam2_fast.cli.report import Summary, guarded
 from sam2_fast.cli.weights import choose_weights
-from sam2_fast.io.atomic import whole_file
 from sam2_fast.io.images import load_image
 from sam2_fast.io.masks import Mask, save_davis, save_mask
 from sam2_fast.io.overlay import draw_masks, save_png

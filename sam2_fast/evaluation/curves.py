@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sam2_fast.io.atomic import whole_file
+from sam2_fast.atomic import whole_file
 
 PathLike = str | os.PathLike[str]
 

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sam2_fast.atomic import whole_file
 from sam2_fast.evaluation.metrics import BOUND, boundary_accuracy, region_similarity
-from sam2_fast.io.atomic import whole_file
 
 Mask = npt.NDArray[np.bool_]
 RECALL = 0.5  # a frame is found where it scores more

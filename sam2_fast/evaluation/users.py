@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from sam2_fast.atomic import whole_file
 from sam2_fast.data.folders import Annotations, PathLike, videos_in
 from sam2_fast.evaluation.interactive import Interaction, offline, offline_seconds, online, online_seconds
 from sam2_fast.evaluation.metrics import BOUND
 from sam2_fast.evaluation.scores import Mask
 from sam2_fast.evaluation.semi_supervised import Prompt, semi_supervised
-from sam2_fast.io.atomic import whole_file
 from sam2_fast.io.frames import FrameSource
 from sam2_fast.io.sequences import frame_files
 from sam2_fast.io.video import open_video

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from sam2_fast.io.atomic import PendingFile, whole_file
+from sam2_fast.atomic import PendingFile, whole_file
 from sam2_fast.io.images import open_image
 from sam2_fast.io.limits import MAX_PIXELS
 from sam2_fast.io.rle import decode_rle, encode_rle

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from sam2_fast.io.atomic import PendingFile, whole_file
+from sam2_fast.atomic import PendingFile, whole_file
 
 RGB8 = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]

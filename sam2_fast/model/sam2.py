@@ -19,6 +19,7 @@ from sam2_fast.model.memory_encoder import MemoryEncoder
 from sam2_fast.model.object_pointer import age_position, mix_absent, split_pointers
 from sam2_fast.model.position import sine_tokens
 from sam2_fast.model.prompt_encoder import PromptEncoder
+from sam2_fast.model.proofs import as_asked
 from sam2_fast.ops.memory_attention import Memories
 from sam2_fast.ops.memory_table import MemoryTable
 from sam2_fast.ops.transfer import upload_numbers
@@ -30,6 +31,9 @@ class Sam2(nn.Module):
 
     S = `config.image_size` pixels, h = w = S / 16 tokens. Runs in the dtype of its weights, or in the caller's autocast dtype.
     """
+
+    prove: bool = True
+    """Whether kernels on a GPU must prove themselves before this model runs them; see docs/proving.md."""
 
     def __init__(self, config: Sam2Config, options: Options | None = None) -> None:
         super().__init__()
@@ -69,6 +73,7 @@ class Sam2(nn.Module):
         """To the weights' dtype, unless the caller's autocast decides."""
         return x if torch.is_autocast_enabled(x.device.type) else x.to(self.dtype)
 
+    @as_asked
     def encode_image(self, images: Tensor) -> Features:
         """images: [B, 3, S, S] normalised -> features of each. The decoder's projections of the fine levels are
         applied once, here, in one product with the pyramid's."""
@@ -80,6 +85,7 @@ class Sam2(nn.Module):
         """low: [B, 256, h, w] -> the same shape: what a frame that has no past is decoded from."""
         return low + self.no_mem_embed.view(1, -1, 1, 1)
 
+    @as_asked
     def attend(
         self,
         low: Tensor,
@@ -115,6 +121,7 @@ class Sam2(nn.Module):
         when = age_position(ages[None], longest, project, self.config.hidden_dim, self.config.memory_dim)[0]
         return when.repeat_interleave(self.config.hidden_dim // self.config.memory_dim, dim=0)
 
+    @as_asked
     def attend_at(self, low: Tensor, memories: Memories | MemoryTable) -> Tensor:
         """`attend`, for memories that lie together already. low: [1 or B, 256, h, w] -> [B, 256, h, w]."""
         side, dtype = self.config.grid, low.dtype
@@ -123,6 +130,7 @@ class Sam2(nn.Module):
         fused = self.memory_attention(to_tokens(low), self._image_position().to(dtype)[None], memories, temporal, place)
         return to_map(fused, side, side)
 
+    @as_asked
     def decode(
         self, low: Tensor, features: Features, points: Points | None, hint: Tensor | None, multimask: bool, best: bool = False
     ) -> Prediction:
@@ -143,6 +151,7 @@ class Sam2(nn.Module):
         found = self.sam_mask_decoder(low, position, sparse, dense, features.high, features.mid, multimask, self.options, present, best)
         return found._replace(logits=found.logits.float())
 
+    @as_asked
     def track(self, low: Tensor, features: Features, points: Points, hint: Tensor | None, multimask: bool) -> tuple[Tensor, Tensor, Tensor]:
         """`decode`, then the best mask, its pointer and the object's presence: [B, 1, 4h, 4w], [B, 256], [B, 1].
 
@@ -153,6 +162,7 @@ class Sam2(nn.Module):
         logits = torch.where(present[:, None, None], found.logits, NO_OBJECT_LOGIT)
         return logits, mix_absent(self.obj_ptr_proj(found.tokens[:, 0]), present, self.no_obj_ptr), found.presence
 
+    @as_asked
     def point_to(self, features: Features, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Take masks that the user drew: [B, 1, S, S] of 0 and 1 -> logits of +-10, pointer, presence, as `track` returns them.
 
@@ -165,6 +175,7 @@ class Sam2(nn.Module):
         present = mask.flatten(1).any(1, keepdim=True)
         return logits, mix_absent(pointer, present, self.no_obj_ptr), present.to(logits.dtype) * 20.0 - 10.0
 
+    @as_asked
     def encode_memory(self, low: Tensor, logits: Tensor, presence: Tensor, binarize: bool) -> Tensor:
         """Memory maps of B objects on one frame: [B, h * w, 64].
 

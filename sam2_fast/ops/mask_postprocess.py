@@ -62,8 +62,10 @@ def mask_postprocess(
         raise ValueError(f"canvas: expected room for {height} x {width} pixels at {origin} and fewer than 2^31 in all, got {got}")
     if which is not None and (which.shape != logits.shape[:1] or which.dtype != torch.bool):
         raise ValueError(f"which: expected a bool for each of {len(logits)} masks, got {which.dtype} of shape {tuple(which.shape)}")
-    run, given = select("mask_postprocess", backend, (logits,), logits, size, threshold, offset, (canvas_height, canvas_width), origin)
-    return run(*given, keep=keep, which=materialized(which))
+    options = {"keep": keep, "which": materialized(which)}
+    arguments = logits, size, threshold, offset, (canvas_height, canvas_width), origin
+    run, given = select("mask_postprocess", backend, (logits,), *arguments, **options)
+    return run(*given, **options)
 
 
 def _seen(logits: Tensor, which: Tensor | None) -> Tensor:

@@ -74,3 +74,13 @@ def _materialize(tensor: Tensor) -> Tensor:
 def wants_gradients(*tensors: Tensor) -> bool:
     """Whether a result of these is differentiated."""
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
+"""Instruction sets that kernels for CPUs are compiled for, the narrowest first."""
+
+
+def isas() -> tuple[str, ...]:
+    """Those of `ISAS` that this processor has; none where the native module is not built."""
+    module = native()
+    return () if module is None else ISAS[: ISAS.index(module.cpu_isa()) + 1]

@@ -50,6 +50,11 @@ def capturing(tensor: Tensor) -> bool:
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
+def exclusive() -> AbstractContextManager[Any]:
+    """Inside, no other thread of this process warms up or captures a recording."""
+    return _CAPTURES
+
+
 class Recording(Generic[Result]):
     """One function as a graph. `result` is what it returned: tensors that every replay writes again."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -14,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from sam2_fast.ops import tracing
 from sam2_fast.ops.native import is_plain, materialized, wants_gradients
+from sam2_fast.proving import gate
 
 ORDER = ("cuda", "triton", "cpu", "torch")
 """The order in which `auto` asks. `torch` is the reference and refuses nothing."""
@@ -86,20 +88,21 @@ def register(implementation: Implementation, absent: Callable[[], str | None]) -
 def choose(op: str, backend: str, *arguments: Any) -> Implementation:
     """The implementation that runs: the named one or a `BackendError` with its reason; for "auto" the first that does not refuse.
 
-    While operations are recorded, transformed or watched (`tracing.recording_reason`), every backend but "torch" refuses.
+    While operations are recorded, transformed or watched (`tracing.recording_reason`), every backend but "torch" refuses. On a GPU a
+    kernel refuses that has not proved itself there; one that nothing is known of is proved now, on these arguments (`proving.gate`).
     """
-    return _choose(op, backend, tracing.recording_reason(), arguments)
+    return _choose(op, backend, tracing.recording_reason(), arguments, {})
 
 
-def _choose(op: str, backend: str, recording: str | None, arguments: Sequence[Any]) -> Implementation:
+def _choose(op: str, backend: str, recording: str | None, arguments: Sequence[Any], named: Mapping[str, Any]) -> Implementation:
     if backend != "auto" and backend not in ORDER:
         raise ValueError(f"backend: expected 'auto' or one of {ORDER}, got {backend!r}")
     for name in ORDER if backend == "auto" else (backend,):
-        if _refusal(op, name, recording, arguments) is None:
+        if _refusal(op, name, recording, arguments, named) is None:
             return _implementations[op, name]
-    named = "torch" if backend == "auto" else backend
-    willing = next((name for name in ORDER if _refusal(op, name, recording, arguments) is None), "none")
-    raise BackendError(f"{op}: {backend} refuses: {_refusal(op, named, recording, arguments)}. Would run: {willing}")
+    wanted = "torch" if backend == "auto" else backend
+    willing = next((name for name in ORDER if _refusal(op, name, recording, arguments, named) is None), "none")
+    raise BackendError(f"{op}: {backend} refuses: {_refusal(op, wanted, recording, arguments, named)}. Would run: {willing}")
 
 
 @torch._disable_dynamo
@@ -108,7 +111,7 @@ def _run_between_graphs(op: str, backend: str, *arguments: Any, **more: Any) -> 
     return choose(op, backend, *arguments).run(*arguments, **more)
 
 
-def _refusal(op: str, name: str, recording: str | None, arguments: Sequence[Any]) -> str | None:
+def _refusal(op: str, name: str, recording: str | None, arguments: Sequence[Any], named: Mapping[str, Any]) -> str | None:
     implementation = _implementations.get((op, name))
     if implementation is None:
         return f"{op} has no {name} implementation"
@@ -116,7 +119,11 @@ def _refusal(op: str, name: str, recording: str | None, arguments: Sequence[Any]
         return f"{recording}, and what a {name} kernel computes is seen by no recorder and no transform"
     if recording is not None and op in _fixed_by_values and tracing.bakes_values_in():
         return f"{recording}, and {_fixed_by_values[op]}"
-    return _absent[op, name]() or implementation.refuses(*arguments)
+    reason = _absent[op, name]() or implementation.refuses(*arguments)
+    if reason is not None or name == "torch":
+        return reason
+    definition = _implementations.get((op, "torch"))
+    return gate.refusal(implementation, None if definition is None else definition.run, tuple(arguments), named)
 
 
 def record_as(
@@ -151,8 +158,9 @@ def execute(op: str, backend: str, tensors: Sequence[Tensor], *arguments: Any) -
     return run(*given)
 
 
-def select(op: str, backend: str, tensors: Sequence[Tensor], *arguments: Any) -> Selected:
-    """What runs an op, decided here for all of them. tensors: all among `arguments`.
+def select(op: str, backend: str, tensors: Sequence[Tensor], *arguments: Any, **named: Any) -> Selected:
+    """What runs an op, decided here for all of them. tensors: all among `arguments`. named: options that every implementation takes and
+    that no backend is chosen by; the caller passes them to `run` by name.
 
     An implementation as `choose` finds it; while operations are recorded or transformed, or where tensors are of a subclass, "auto"
     is the reference or the op as one opaque node (`record_as`). Lazily negated tensors are resolved first. Raises BackendError where
@@ -167,7 +175,7 @@ def select(op: str, backend: str, tensors: Sequence[Tensor], *arguments: Any) ->
     if tracing.may_leave_graph() and (backend not in ("auto", "torch") or (op in _fixed_by_values and op not in _nodes)):
         return Selected(partial(_run_between_graphs, op, backend), arguments)
     if ordinary or backend != "auto":
-        return Selected(_choose(op, backend, recording, arguments).run, arguments)
+        return Selected(_choose(op, backend, recording, arguments, named).run, arguments)
     return Selected(_recorded(op, recording, tensors, arguments), arguments)
 
 
@@ -179,7 +187,7 @@ def _recorded(op: str, recording: str | None, tensors: Sequence[Tensor], argumen
         if exporting or (node is None and tracing.bakes_values_in()):
             way_out = f"Record what comes before it, and call {op} on the result"
             raise BackendError(f"{op}: {recording}, and {_fixed_by_values[op]}. {way_out}")
-        return _choose(op, "auto", recording, arguments).run if node is None else node.call
+        return _choose(op, "auto", recording, arguments, {}).run if node is None else node.call
     opaque = torch.compiler.is_compiling() or not is_plain(*tensors)
     if node is not None and opaque and not exporting and not wants_gradients(*tensors) and node.takes(*arguments):
         return node.call
@@ -194,13 +202,46 @@ def preferred(op: str) -> Implementation | None:
 
 def registered() -> list[object]:
     """All that `choose` goes by. Where two such lists are equal, it chose from the same implementations."""
-    return [*_implementations.values(), *_absent.values()]
+    return [*_implementations.values(), *_absent.values(), gate.current().state()]
+
+
+def load_all() -> None:
+    """Import every module that registers implementations."""
+    for stem in STEMS:
+        import_module(f"sam2_fast.ops.{stem}")
+
+
+def all_implementations() -> dict[tuple[str, str], Implementation]:
+    """What is registered, by op and backend. A copy."""
+    return dict(_implementations)
+
+
+@contextmanager
+def instead(implementations: Mapping[tuple[str, str], Implementation]) -> Iterator[None]:
+    """Only these are registered inside, in the whole process, and none is absent."""
+    known, absent = dict(_implementations), dict(_absent)
+    _replace(_implementations, implementations)
+    _replace(_absent, {key: lambda: None for key in implementations})
+    try:
+        yield
+    finally:
+        _replace(_implementations, known)
+        _replace(_absent, absent)
+
+
+def _replace(held: dict[tuple[str, str], Any], given: Mapping[tuple[str, str], Any]) -> None:
+    held.clear()
+    held.update(given)
+
+
+def absence(op: str, backend: str) -> str | None:
+    """Why the machine lacks an implementation altogether, or None. Raises KeyError for one that is not registered."""
+    return _absent[op, backend]()
 
 
 def backends() -> list[Status]:
     """Every op x backend with the reason why it is not there, for this machine and this build."""
-    for stem in STEMS:
-        import_module(f"sam2_fast.ops.{stem}")
+    load_all()
     return [Status(op, backend, _absent[op, backend]()) for op, backend in _sorted()]
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from sam2_fast.atomic import whole_file
 from sam2_fast.build_sam import choose_device
-from sam2_fast.io.atomic import whole_file
 from sam2_fast.training.recipe import Recipe
 from sam2_fast.training.trainer import Trainer
 

@@ -15,10 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from sam2_fast.atomic import whole_file
 from sam2_fast.build_sam import build_sam2
 from sam2_fast.checkpoint import CheckpointError
 from sam2_fast.config import Options
-from sam2_fast.io.atomic import whole_file
 from sam2_fast.model import Sam2
 from sam2_fast.training.batches import Batch, collate
 from sam2_fast.training.forward import simulate

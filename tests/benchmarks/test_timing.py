@@ -64,7 +64,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Event(simulated))
     monkeypatch.setattr(torch.cuda, "synchronize", simulated.synchronize)
     monkeypatch.setattr(torch.cuda, "_sleep", simulated.sleep)
-    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: simulated.now / 1e3))
+    monkeypatch.setattr("sam2_fast.proving.timing.time", SimpleNamespace(perf_counter=lambda: simulated.now / 1e3))
     return simulated
 
 

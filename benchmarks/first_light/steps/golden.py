@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.first_light.context import Context
-from benchmarks.first_light.steps.ops import enliven, only
 from benchmarks.timing import rms_error
+from sam2_fast.doctor.calls import enliven, only
 
 STEP = 2
 """Of the pixels of a mask every second row and column are compared."""

@@ -1,0 +1,122 @@
+"""The calls that a real model makes: its pipeline runs once, and the arguments of ops are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sam2_fast.image_predictor import SAM2ImagePredictor
+from sam2_fast.mask_generator import SAM2AutomaticMaskGenerator
+from sam2_fast.ops import registry
+from sam2_fast.ops.registry import Implementation
+from sam2_fast.proving.rules import Call
+from sam2_fast.video_predictor import SAM2VideoPredictor
+
+Keep = Callable[[str, Call], None]
+"""Takes the name of an op and the arguments of a call."""
+
+
+@contextmanager
+def only(source: str) -> Iterator[None]:
+    """Every op runs in the backend `source`, or in torch where it has no such implementation."""
+    registry.load_all()
+    with registry.instead(_of(source)):
+        yield
+
+
+@contextmanager
+def recorded(keep: Keep, source: str = "torch") -> Iterator[None]:
+    """As `only`, and `keep` is told of every call."""
+    registry.load_all()
+    watched = {
+        key: Implementation(*key, _telling(keep, key[0], plain.run), lambda *_: None)
+        for key, plain in _of(source).items()
+    }
+    with registry.instead(watched):
+        yield
+
+
+def _of(source: str) -> dict[tuple[str, str], Implementation]:
+    known = registry.all_implementations()
+    return {
+        (op, backend): one
+        for (op, backend), one in known.items()
+        if backend == (source if (op, source) in known else "torch")
+    }
+
+
+def _telling(keep: Keep, op: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*arguments: Any, **named: Any) -> Any:
+        keep(op, Call(arguments, named))
+        return plain(*arguments, **named)
+
+    return run
+
+
+def encode_image(model: SAM2VideoPredictor, picture: npt.NDArray[np.uint8]) -> SAM2ImagePredictor:
+    """A predictor that has encoded `picture`, [H, W, 3] RGB, without a recording."""
+    model.graphs = None
+    images = SAM2ImagePredictor(model)
+    images.graphs = None
+    images.set_image(picture)
+    return images
+
+
+def run_pipeline(
+    model: SAM2VideoPredictor,
+    picture: npt.NDArray[np.uint8],
+    video: Any,
+    frames: int,
+) -> None:
+    """An image, a click on it, automatic masks, and two objects through some frames of a video.
+
+    picture: [H, W, 3] RGB; video: as `init_state` takes it; frames: that are tracked after the
+    first. Nothing is recorded as a CUDA graph.
+    """
+    images = encode_image(model, picture)
+    height, width = picture.shape[:2]
+    click = np.array([[0.4 * width, 0.5 * height]])
+    images.predict(point_coords=click, point_labels=np.array([1]))
+    generator = SAM2AutomaticMaskGenerator(
+        model,
+        points_per_side=4,
+        pred_iou_thresh=0.0,
+        stability_score_thresh=0.0,
+        box_nms_thresh=0.9,
+        min_mask_region_area=20,
+    )
+    generator.predictor.graphs = None
+    generator.generate(picture)
+    state = model.init_state(video)
+    for i in range(2):
+        point = [[(0.15 + 0.3 * i) * width, 0.4 * height]]
+        model.add_new_points_or_box(state, 0, i, points=point, labels=[1])
+    for _ in model.propagate_in_video(state, max_frame_num_to_track=frames):
+        pass
+
+
+def enliven(model: torch.nn.Module) -> None:
+    """Noise in parameters that begin as constants, so that a part that is left out changes the
+    result."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.numel() > 1 and parameter.float().std() < 1e-5:
+                noise = 0.1 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(noise.to(parameter))
+
+
+def moving_squares(frames: int, height: int = 480, width: int = 640) -> npt.NDArray[np.uint8]:
+    """A video with noise: [frames, height, width, 3], always the same."""
+    random = np.random.default_rng(0)
+    video = random.integers(0, 80, (frames, height, width, 3), dtype=np.uint8)
+    for i, frame in enumerate(video):
+        for left, top, side in ((60, 150, 90), (240, 160, 120), (420, 60, 60)):
+            at = left + 6 * i
+            frame[top : top + side, at : at + side] += np.uint8(80 + side)
+    return video

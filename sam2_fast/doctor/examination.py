@@ -1,0 +1,289 @@
+"""Prove and time all kernels for the calls of a model, and say what was found."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from sam2_fast.build_sam import build_sam2_video_predictor
+from sam2_fast.doctor.calls import enliven, moving_squares, recorded, run_pipeline
+from sam2_fast.kernels import choices
+from sam2_fast.ops import registry
+from sam2_fast.ops.native import isas
+from sam2_fast.ops.registry import Implementation
+from sam2_fast.proving import gate as gates
+from sam2_fast.proving.card import card_of
+from sam2_fast.proving.errors import Outcome
+from sam2_fast.proving.limits import Limits, operations, traffic
+from sam2_fast.proving.messages import choices_of, today, verdict_of
+from sam2_fast.proving.only_torch import only_torch
+from sam2_fast.proving.ops import rule_of
+from sam2_fast.proving.prover import (
+    Case,
+    Finding,
+    LostDeviceError,
+    NothingKnownError,
+    examine,
+)
+from sam2_fast.proving.rules import Call
+from sam2_fast.proving.shipped import shipped
+from sam2_fast.proving.store import Choice, Verdict
+
+PROVED, WRONG, UNKNOWN, NOT_RUN = "proved", "wrong", "unknown", "not run"
+TRACKED = 3
+"""Frames that are tracked to collect calls."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to examine. image_size: side of the model's input in pixels, None: the model's own."""
+
+    device: torch.device
+    models: tuple[str, ...]
+    dtype: torch.dtype
+    image_size: int | None = None
+    timing: bool = True
+
+
+@dataclass
+class Row:
+    """One kernel in one configuration. Times are those of the same call, in milliseconds."""
+
+    model: str
+    op: str
+    backend: str
+    isa: str | None
+    configuration: str
+    status: str
+    reason: str | None = None
+    error: float | None = None
+    milliseconds: float | None = None
+    torch_milliseconds: float | None = None
+    flop: int | None = None
+    """Floating-point operations of the products in the definition; `bytes`: of inputs and outputs.
+    """
+    bytes: int | None = None
+    share: float | None = None
+    """The time that the measured limits of the machine allow at best, over `milliseconds`."""
+    forms: list[dict[str, Any]] = field(default_factory=list)
+    """Each form that was tried at a choice point."""
+
+
+def examine_machine(options: Options) -> dict[str, Any]:
+    """Prove and time every kernel that can run, ignoring what was known; ready for JSON.
+
+    On a GPU what is found replaces what the cache says. "failed" counts kernels that are wrong or
+    could not be proved. Raises ValueError for unknown models and sizes that do not fit.
+    """
+    start = time.monotonic()
+    device = options.device
+    examination = Examination(options)
+    # a lost device is a row then
+    with torch.no_grad(), choices.separate(examination.table), suppress(LostDeviceError):
+        for model in options.models:
+            examination.model(model)
+        examination.finish()
+    gate = gates.current()
+    if is_gpu(device):
+        gate.replace(device, examination.verdicts, list(examination.choices.values()))
+    store = gate.cache.store(device) if is_gpu(device) else None
+    failed = sum(row.status in (WRONG, UNKNOWN) for row in examination.rows)
+    return {
+        "command": "doctor",
+        "date": today(),
+        "device": str(device),
+        "card": asdict(card_of(device)),
+        "threads": torch.get_num_threads(),
+        "models": list(options.models),
+        "dtype": str(options.dtype).removeprefix("torch."),
+        "image_size": options.image_size,
+        "matrix_gflops": examination.limits and round(examination.limits.gflops),
+        "copy_gbytes": examination.limits and round(examination.limits.gbytes, 1),
+        "rows": [asdict(row) for row in examination.rows],
+        "choices": [asdict(choice) for choice in examination.choices.values()],
+        "cache": _cache_facts(store),
+        "failed": failed,
+        "seconds": round(time.monotonic() - start, 1),
+    }
+
+
+def _cache_facts(store: Any) -> dict[str, Any]:
+    if store is None:
+        return {"file": None, "notes": [], "set_aside": []}
+    store.read()
+    return {"file": str(store.path), "notes": store.notes, "set_aside": store.set_aside()}
+
+
+class Examination:
+    """What is found, row by row."""
+
+    def __init__(self, options: Options) -> None:
+        self.rows: list[Row] = []
+        self.choices: dict[Any, Choice] = {}
+        self.verdicts: dict[Any, Verdict] = {}
+        self.limits = Limits(options.device, options.dtype) if options.timing else None
+        self._options = options
+        self._met: set[Any] = set()
+
+    def table(self, device: torch.device) -> dict[Any, Any]:
+        """What is shipped, replaced by what was measured in this run."""
+        known = {**shipped(card_of(device).capability), **self.choices}
+        return {point: choice.form for point, choice in known.items()}
+
+    def model(self, name: str) -> None:
+        """All kernels for the calls of one model."""
+        for op, call in self._calls(name):
+            kernels = list(self._kernels(op, call))
+            ready = [k for k, reason in kernels if reason is None]
+            for kernel, reason in kernels:
+                if reason is not None:
+                    self._add(name, kernel, call, Finding(Outcome(reason, None), call), NOT_RUN)
+            if ready:
+                self._case(name, op, call, ready)
+
+    def _calls(self, name: str) -> list[tuple[str, Call]]:
+        """The last call of each configuration that no earlier model had."""
+        options = self._options
+        model = build_sam2_video_predictor(
+            name,
+            device=options.device,
+            dtype=options.dtype,
+            image_size=options.image_size,
+            seed=0,
+        )
+        enliven(model)
+        found: dict[Any, tuple[str, Call]] = {}
+
+        def keep(op: str, call: Call) -> None:
+            key = op, rule_of(op).configuration(*call.arguments, **call.named)
+            if key not in self._met:
+                found[key] = op, call
+
+        video = moving_squares(TRACKED + 1)
+        with recorded(keep):
+            run_pipeline(model, video[0], video, TRACKED)
+        self._met |= set(found)
+        return sorted(found.values(), key=lambda pair: pair[0])
+
+    def _kernels(self, op: str, call: Call) -> Iterator[tuple[Implementation, str | None]]:
+        """Kernels of an op for this kind of device, and why one cannot take the call."""
+        for backend in backends_of(self._options.device):
+            kernel = registry.all_implementations().get((op, backend))
+            if kernel is not None:
+                reason = registry.absence(op, backend) or kernel.refuses(*call.arguments)
+                yield kernel, reason
+
+    def _case(self, name: str, op: str, call: Call, kernels: list[Implementation]) -> None:
+        reference = registry.all_implementations()[op, "torch"].run
+        rule = rule_of(op)
+        try:
+            case = Case(reference, rule, rule.sample(call))
+        except (NothingKnownError, torch.OutOfMemoryError) as error:
+            for kernel in kernels:
+                finding = Finding(Outcome(_line(error), None), call)
+                self._add(name, kernel, call, finding, UNKNOWN)
+            return
+        rows = [
+            self._kernel(name, kernel, call, case, isa)
+            for kernel in kernels
+            for isa in isas_of(kernel)
+        ]
+        if self.limits is not None:
+            by_torch = case.time_torch()
+            with only_torch():
+                result = case.run(reference)
+            flop, moved = operations(reference, case.call), traffic(case.call, result)
+            for row in rows:
+                row.torch_milliseconds, row.flop, row.bytes = by_torch, flop, moved
+
+    def _kernel(
+        self,
+        name: str,
+        kernel: Implementation,
+        call: Call,
+        case: Case,
+        isa: str | None,
+    ) -> Row:
+        run = kernel.run if isa is None else partial(kernel.run, isa=isa)
+        try:
+            finding = examine(
+                case,
+                run,
+                settled=set(self.choices),
+                seconds=float("inf"),
+                timed=self.limits is not None,
+            )
+        except LostDeviceError as error:
+            reason = f"the device takes no work any more after it: {_line(error)}"
+            self._add(name, kernel, call, Finding(Outcome(reason, None), call), WRONG, isa)
+            raise
+        except torch.OutOfMemoryError as error:
+            finding = Finding(Outcome(_line(error), None), call)
+            return self._add(name, kernel, call, finding, UNKNOWN, isa)
+        status = PROVED if finding.outcome.reason is None else WRONG
+        row = self._add(name, kernel, call, finding, status, isa)
+        found = choices_of(finding, kernel.op)
+        if found:
+            self.choices |= {c.at: c for c in found}
+            choices.install(case.device, self.table(case.device))
+        key = gates.current().key(kernel, call)
+        self.verdicts[key] = verdict_of(kernel, gates.text_of(key), finding)
+        return row
+
+    def finish(self) -> None:
+        """Shares of the machine's limits, which are measured again."""
+        if self.limits is not None:
+            self.limits.measure()
+        for row in self.rows:
+            if self.limits and row.milliseconds and row.flop is not None and row.bytes is not None:
+                row.share = self.limits.milliseconds(row.flop, row.bytes) / row.milliseconds
+
+    def _add(
+        self,
+        name: str,
+        kernel: Implementation,
+        call: Call,
+        finding: Finding,
+        status: str,
+        isa: str | None = None,
+    ) -> Row:
+        row = Row(
+            name,
+            kernel.op,
+            kernel.backend,
+            isa,
+            gates.text_of(gates.current().key(kernel, call)),
+            status,
+            finding.outcome.reason,
+            finding.outcome.error,
+            finding.milliseconds,
+            forms=[asdict(t) for t in finding.tried],
+        )
+        self.rows.append(row)
+        return row
+
+
+def is_gpu(device: torch.device) -> bool:
+    """Whether verdicts about the device are kept: only those of GPUs are asked for."""
+    return device.type == "cuda"
+
+
+def backends_of(device: torch.device) -> tuple[str, ...]:
+    """Backends with kernels for such a device."""
+    return ("cuda", "triton") if is_gpu(device) else ("cpu",)
+
+
+def isas_of(kernel: Implementation) -> tuple[str | None, ...]:
+    """The instruction sets that a kernel can be run with; (None,) where it has no choice."""
+    return isas() if "isa" in inspect.signature(kernel.run).parameters else (None,)
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0]

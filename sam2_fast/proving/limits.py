@@ -1,0 +1,83 @@
+"""What a machine can do at most: the rate of a large matrix product, and of a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from sam2_fast.proving.only_torch import only_torch
+from sam2_fast.proving.rules import Call
+from sam2_fast.proving.timing import cpu_milliseconds, cuda_milliseconds
+
+_COPIED = {"cpu": 64 << 20, "cuda": 512 << 20}
+_SIDE = {"cpu": 2048, "cuda": 8192}
+
+
+class Limits:
+    """Measured rates of a device, the best of all measurements."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Measures both, in a few seconds."""
+        self._device, self._dtype = device, dtype
+        self.gflops = self.gbytes = 0.0
+        self.measure()
+
+    def measure(self) -> None:
+        """Once more: another program may have slowed the machine down before."""
+        self.gflops = max(self.gflops, matrix_rate(self._device, self._dtype))
+        self.gbytes = max(self.gbytes, copy_rate(self._device))
+
+    def milliseconds(self, flop: int, moved: int) -> float:
+        """The least time for so many floating-point operations and bytes."""
+        return max(flop / self.gflops, moved / self.gbytes) / 1e6
+
+
+def _least(function: Callable[[], Any], device: torch.device, repeats: int = 5) -> float:
+    measure = cuda_milliseconds if device.type == "cuda" else cpu_milliseconds
+    function()
+    return min(measure(function) for _ in range(repeats))
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+    """GFLOP/s of a large matrix product. On a CPU the better of torch's product and oneDNN's, as
+    torch's compiler calls it: on some processors the former, left to another library, runs at half
+    the rate."""
+    n = _SIDE[device.type]
+    random = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(n, n, device=device, generator=random).to(dtype) for _ in range(2))
+    ways: list[Callable[[], Any]] = [lambda: a @ b]
+    if device.type == "cpu" and torch._C._has_mkldnn:
+        pointwise = torch.ops.mkldnn._linear_pointwise
+        ways.append(lambda: pointwise(a, b, None, "none", [], ""))
+    return 2 * n**3 / min(_least(way, device) for way in ways) / 1e6
+
+
+def copy_rate(device: torch.device) -> float:
+    """GB/s of a large copy, read and written bytes together."""
+    size = _COPIED[device.type]
+    source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
+    return 2 * size / _least(lambda: target.copy_(source), device) / 1e6
+
+
+def operations(reference: Callable[..., Any], call: Call) -> int:
+    """Floating-point operations of the products and convolutions in the definition of an op."""
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+    def attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+        return sdpa_flop_count(q, k, v)
+
+    counter = FlopCounterMode(display=False, custom_mapping={flash: attention})
+    with torch.no_grad(), only_torch(), counter:
+        reference(*call.arguments, **call.named)
+    return int(counter.get_total_flops())
+
+
+def traffic(call: Call, result: Any) -> int:
+    """Bytes of all inputs and outputs, each once: the least that must move."""
+    tensors = [x for x in tree_leaves((tuple(call), result)) if isinstance(x, Tensor)]
+    return sum(x.numel() * x.element_size() for x in tensors)

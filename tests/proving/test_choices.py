@@ -1,0 +1,152 @@
+"""Among the forms of a kernel the fastest that is right is taken, and known from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sam2_fast.kernels import choices
+from torch import Tensor
+
+from sam2_fast.proving.gate import using
+from sam2_fast.proving.prover import Case, prove
+from sam2_fast.proving.rules import Call, Rule
+from tests.proving.toy import call, definition, gate_in, made, registered
+
+CPU = torch.device("cpu")
+FIRST, SECOND = ("first", (64,)), ("second", (64,))
+
+
+class Tiled:
+    """A kernel of two choice points. What a form costs is its number."""
+
+    def __init__(self, first: tuple[Any, ...], second: tuple[Any, ...] = ("0",)) -> None:
+        self._first, self._second = first, second
+        self.taken: list[tuple[Any, Any]] = []
+
+    def __call__(self, x: Tensor, weight: Tensor, offset: float) -> Any:
+        one = choices.choose(x.device, *FIRST, self._first[0], self._first[1:])
+        other = choices.choose(x.device, *SECOND, self._second[0], self._second[1:])
+        self.taken.append((one, other))
+        for form in (one, other):
+            if form == "raises":
+                raise RuntimeError("PassManager::run failed")
+        y, positive = definition(x, weight, offset)
+        return y + ("wrong" in one), positive
+
+
+@pytest.fixture(autouse=True)
+def times_by_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that goes by what forms cost, so that a busy machine decides nothing."""
+
+    def timed(case: Case, kernel: Tiled) -> float:
+        case.run(kernel)
+        forms = kernel.taken[-1]
+        return 1.0 + sum(f[0] if isinstance(f, tuple) else float(f.split()[0]) for f in forms)
+
+    monkeypatch.setattr(Case, "time", timed)
+
+
+def tried(kernel: Tiled, seconds: float = 60.0, **options: Any) -> dict[Any, Any]:
+    """Of each point the form that is taken."""
+    given = Call(made(torch.bfloat16), {})
+    found = prove(kernel, definition, Rule(), given, seconds=seconds, **options)
+    assert found.outcome.reason is None
+    return {point: t.form for point, t in found.taken.items()}
+
+
+@contextmanager
+def no_table() -> Iterator[None]:
+    with choices.separate(lambda device: {}):
+        yield
+
+
+def test_the_fastest_right_form_is_taken() -> None:
+    kernel = Tiled(((6,), (4,), (1,), (3,)), ("4", "1"))
+    with no_table():
+        assert tried(kernel) == {FIRST: (1,), SECOND: "1"}
+
+
+def test_a_wrong_or_failing_form_is_not_taken_however_fast() -> None:
+    kernel = Tiled(("3", "0 wrong", "raises"))
+    with no_table():
+        given = Call(made(torch.bfloat16), {})
+        found = prove(kernel, definition, Rule(), given, seconds=60)
+        assert {p: t.form for p, t in found.taken.items()} == {FIRST: "3"}
+        reasons = {t.form: t.reason for t in found.tried}
+        assert "error of torch" in (reasons["0 wrong"] or "")
+        assert "PassManager" in (reasons["raises"] or "")
+
+
+@pytest.mark.parametrize(("other", "taken"), [("0.98", "1"), ("0.9", "0.9")])
+def test_noise_does_not_choose(other: str, taken: str) -> None:
+    with no_table():
+        assert tried(Tiled(("1", other))) == {FIRST: taken}
+
+
+def test_points_that_are_measured_are_left_alone() -> None:
+    kernel = Tiled(("3", "0"), ("3", "0"))
+    with no_table():
+        assert tried(kernel, settled={FIRST}) == {SECOND: "0"}
+
+
+def test_no_time_means_no_trials() -> None:
+    kernel = Tiled(("1", "0"))
+    with no_table():
+        assert tried(kernel, seconds=0) == {}
+        assert {one for one, _ in kernel.taken} == {"1"}
+
+
+def test_where_the_default_fails_another_form_is_taken() -> None:
+    kernel = Tiled(("raises", "2", "0"))
+    with no_table():
+        assert tried(kernel) == {FIRST: "0"}
+        assert tried(kernel, seconds=0) == {FIRST: "2"}, "also where there is no time to compare"
+
+
+def test_a_shipped_form_that_fails_gives_way_to_the_default() -> None:
+    kernel = Tiled(("1", "raises"))
+    with choices.separate(lambda device: {FIRST: "raises"}):
+        assert tried(kernel, seconds=0) == {FIRST: "1"}
+
+
+def test_measured_forms_are_taken_at_once_and_by_later_processes(tmp_path: Path) -> None:
+    kernel = Tiled(("4", "0"))
+    with registered(kernel):
+        with using(gate_in(tmp_path)):
+            call()
+            assert kernel.taken[-1] == ("0", "0")
+        kernel.taken.clear()
+        with using(gate_in(tmp_path)):
+            call()
+    assert kernel.taken == [("0", "0")]
+
+
+def test_measured_forms_replace_shipped_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sam2_fast.proving import cache
+    from sam2_fast.proving.store import Choice
+
+    forecast = {FIRST: Choice(*FIRST, "2", "forecast"), SECOND: Choice(*SECOND, "1", "forecast")}
+    monkeypatch.setattr(cache, "shipped", lambda capability: forecast)
+    kernel = Tiled(("4", "2", "0"), ("2", "1"))
+    with registered(kernel):
+        with using(gate_in(tmp_path, tuning_seconds=0.0)):
+            call()
+            assert kernel.taken[-1] == ("2", "1"), "shipped"
+        with using(gate_in(tmp_path / "other")):
+            call()
+            assert kernel.taken[-1] == ("0", "1"), "measured"
+
+
+def test_tables_of_the_process_are_as_before() -> None:
+    with no_table():
+        choices.install(CPU, {FIRST: "0"})
+        with choices.separate(lambda device: {FIRST: "1"}):
+            assert choices.choose(CPU, *FIRST, "2", ("0", "1")) == "1"
+        assert choices.choose(CPU, *FIRST, "2", ("0", "1")) == "0"

@@ -1,0 +1,138 @@
+"""What is alike: a session proves each kernel of its model once, not for each call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from sam2_fast.doctor.calls import enliven, moving_squares, recorded, run_pipeline
+from sam2_fast.ops import registry
+from sam2_fast.ops.memory_attention import Memories
+from sam2_fast.proving.ops import MEMORIES, rule_of
+from sam2_fast.proving.prover import Case
+from sam2_fast.proving.rules import Call, any_configuration, described
+from tests.video.recorded import small_predictor
+
+Calls = dict[str, list[Call]]
+
+
+@pytest.fixture(scope="module")
+def calls() -> Calls:
+    """Every call of a small model through an image, automatic masks and eight frames."""
+    found: Calls = {}
+    model = small_predictor()
+    enliven(model)
+    video = moving_squares(9, 300, 420)
+    with torch.no_grad(), recorded(lambda op, call: found.setdefault(op, []).append(call)):
+        run_pipeline(model, video[0], video, 8)
+    return found
+
+
+def configurations(op: str, calls: list[Call]) -> set[Any]:
+    return {rule_of(op).configuration(*c.arguments, **c.named) for c in calls}
+
+
+def test_a_session_needs_few_proofs(calls: Calls) -> None:
+    attended = calls["memory_attention"]
+    assert len({len(c.arguments[3].maps) for c in attended}) >= 3, "memories grow"
+    assert len(configurations("memory_attention", attended)) == 1
+    assert len(configurations("memory_encoder", calls["memory_encoder"])) <= 2  # binarized, or not
+    assert len(configurations("mask_decoder", calls["mask_decoder"])) <= 3
+    assert len(configurations("hiera_block", calls["hiera_block"])) <= 5
+    for op in ("nms", "small_components", "mask_postprocess"):
+        assert len(configurations(op, calls[op])) <= 4, op
+
+
+def test_configurations_are_hashable_and_have_different_texts(calls: Calls) -> None:
+    for op, made in calls.items():
+        found = configurations(op, made)
+        assert len({described(configuration) for configuration in found}) == len(found), op
+
+
+def samples(calls: Calls) -> Iterator[tuple[str, Call]]:
+    for op, made in calls.items():
+        last = {rule_of(op).configuration(*c.arguments, **c.named): c for c in made}
+        yield from ((op, call) for call in last.values())
+
+
+def test_torch_is_right_by_its_own_measure_on_every_sample(calls: Calls) -> None:
+    for op, call in samples(calls):
+        rule = rule_of(op)
+        sample = rule.sample(call)
+        reference = registry.all_implementations()[op, "torch"].run
+        with torch.no_grad():
+            outcome = Case(reference, rule, sample).check(reference)
+        assert outcome.reason is None, (op, outcome)
+        assert outcome.error is None or outcome.error <= 1.0001, (op, outcome)
+        assert rule.configuration(*sample.arguments, **sample.named) == rule.configuration(
+            *call.arguments, **call.named
+        ), f"{op}: a sample stands for its configuration"
+
+
+def test_samples_are_small(calls: Calls) -> None:
+    for op, call in samples(calls):
+        first = next(x for x in tree_leaves(rule_of(op).sample(call)) if isinstance(x, Tensor))
+        assert len(first) <= 16 or op in ("nms", "preprocess_frame", "mask_postprocess"), op
+
+
+@pytest.mark.parametrize(("maps", "pointers"), [([1, 2], [0, 3]), ([0, 2], [2, 0]), ([9], [4])])
+def test_memory_attention_is_proved_with_as_many_maps_as_there_will_be(
+    maps: list[int], pointers: list[int]
+) -> None:
+    first = [0, *torch.tensor(maps).cumsum(0).tolist()]
+    first_pointer = [0, *torch.tensor(pointers).cumsum(0).tolist()]
+    memories = Memories(
+        [torch.randn(25, 16) for _ in range(first[-1])],
+        list(range(first[-1])),
+        [i % 3 for i in range(first[-1])],
+        first,
+        torch.randn(first_pointer[-1], 16),
+        torch.randn(first_pointer[-1], 16),
+        first_pointer,
+    )
+    x = torch.randn(len(maps), 25, 64)
+    call = Call((x, [], None, memories, None, None), {})
+    image, _, _, two, _, _ = rule_of("memory_attention").sample(call).arguments
+    assert image.shape == (1, 25, 64)
+    counts = [b - a for a, b in zip(two.first, two.first[1:], strict=False)]
+    assert counts[0] == maps[0] and counts[1] >= min(MEMORIES, MEMORIES * maps[0])
+    assert two.first_pointer == [0, pointers[0], 2 * pointers[0]]
+    assert len(two.rows) == len(two.slots) == two.first[-1]
+    assert len(two.pointers) == len(two.positions) == two.first_pointer[-1]
+
+
+def test_decoder_results_are_compared_where_the_op_decides_them() -> None:
+    rule = rule_of("mask_decoder")
+    assert rule.align is not None
+    present = torch.tensor([[True, True, False], [True, True, True]])
+    weights = [torch.zeros(1)] * (94 + 6 * 2)  # two masks
+    arguments = (None, None, None, None, None, present, weights, 8, 3, 1, True)
+    logits, tokens = torch.ones(2, 1, 4, 4), torch.ones(2, 3, 8)
+    ious = (
+        torch.tensor([[0.0, 0.5, 0.6], [0.0, 0.9, 0.1]]),
+        torch.tensor([[0.0, 0.6, 0.5], [0.0, 0.9, 0.1]]),
+    )
+    results = tuple((logits, iou, tokens) for iou in (*ious, ious[0]))
+    for found, _, after in rule.align(Call(arguments, {}), results):
+        assert len(found) == 1, "of the first object another mask was drawn"
+        assert not after[0, 2].any() and after[1, 2].all()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ((torch.zeros(2, 5), 3), (torch.zeros(7, 5), 3), True),
+        ((torch.zeros(2, 5), 3), (torch.zeros(2, 6), 3), False),
+        ((torch.zeros(2, 5), 3), (torch.zeros(2, 5), 4), False),
+        ((torch.zeros(2, 5),), (torch.zeros(2, 5).half(),), False),
+        ((torch.zeros(2, 5), [torch.zeros(3)]), (torch.zeros(2, 5), [torch.zeros(4)]), False),
+        ((torch.zeros(2, 5), None), (torch.zeros(2, 5), torch.zeros(1)), False),
+    ],
+)
+def test_the_general_configuration(one: Any, other: Any, alike: bool) -> None:
+    assert (any_configuration(*one) == any_configuration(*other)) == alike
