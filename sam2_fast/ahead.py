@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sam2_fast.fingerprint import Fingerprint
 from sam2_fast.graphs import Graphs
 from sam2_fast.io.transforms import frame_input
 from sam2_fast.model import Sam2
 from sam2_fast.ops.recording import Lane
+from sam2_fast.ops.weights import Kept
 from sam2_fast.session import VideoSession
 from sam2_fast.types import Features
 
@@ -32,11 +34,26 @@ class Ahead:
         self._images: dict[int, Tensor] = {}  # [1, 3, S, S] each, read and not encoded, made on the lane
         self._encoded: dict[int, tuple[Features, Any]] = {}  # and the mark behind which they are there
         self._lane: Lane | None = None
+        self._checked: tuple[Graphs, Fingerprint] | None = None
+        self._is_checked = False
+
+    def begin(self) -> None:
+        """The caller had control: what is known of the model and of the circumstances may have changed."""
+        self._is_checked = False
+
+    def recording(self, model: Sam2) -> tuple[Graphs, Fingerprint] | None:
+        """What records the work of `model`, and what the model is now; None where nothing can. Checked once after `begin`."""
+        if not self._is_checked:
+            graphs = self.graphs
+            allowed = graphs is not None and graphs.refuses(model, model.no_mem_embed) is None
+            self._checked = (graphs, graphs.current(model)) if graphs is not None and allowed else None
+            self._is_checked = True
+        return self._checked
 
     def features(self, model: Sam2, session: VideoSession, frame: int) -> Features:
         """Features of one frame, [1, ...], for the current stream."""
-        graphs = self._recording(model)
-        if graphs is None:
+        recording = self.recording(model)
+        if recording is None:
             pixels, following = session.frames[frame], self._place(frame) + 1
             if 0 < following < len(self._order):
                 session.frames.read_ahead(self._order[following])
@@ -53,16 +70,18 @@ class Ahead:
             self._lane.join(self._lane.mark(), [image])
         else:
             image = frame_input(session.frames[frame], model.config.image_size, session.device)[None]
-        return graphs.encode(model, image)
+        graphs, checked = recording
+        return graphs.encode(model, image, checked)
 
     def advance(self, model: Sam2, session: VideoSession, frame: int) -> None:
         """Once `frame` is under way: read some of the frames to come, and encode those that make a batch.
 
         A frame that cannot be read is left alone until it is asked for.
         """
-        graphs, place = self._recording(model), self._place(frame)
-        if graphs is None or place < 0:
+        recording, place = self.recording(model), self._place(frame)
+        if recording is None or place < 0:
             return
+        graphs, checked = recording
         lane = self._lane = self._lane or Lane(session.device)
         self._read = max(self._read, place)
         for _ in range(READS):
@@ -80,13 +99,10 @@ class Ahead:
                 session.frames.read_ahead(self._order[following + 1])
         if len(self._images) >= BATCH:
             members = list(self._images)[:BATCH]
-            with lane.enter(graphs.reads(model)):
-                features = graphs.encode(model, torch.cat([self._images.pop(f) for f in members]))
+            with lane.enter((checked, Kept.made)):
+                features = graphs.encode(model, torch.cat([self._images.pop(f) for f in members]), checked)
             mark = lane.mark()
             self._encoded |= {f: (features.image(i), mark) for i, f in enumerate(members)}
-
-    def _recording(self, model: Sam2) -> Graphs | None:
-        return self.graphs if self.graphs is not None and self.graphs.refuses(model, model.no_mem_embed) is None else None
 
     def _place(self, frame: int) -> int:
         return self._order.index(frame) if frame in self._order else -1
@@ -94,5 +110,6 @@ class Ahead:
     def _forget(self, frame: int) -> None:
         """What the pass went by without asking for it."""
         first = max(self._place(frame), 0)
-        self._images = {f: x for f, x in self._images.items() if self._place(f) >= first}
-        self._encoded = {f: x for f, x in self._encoded.items() if self._place(f) >= first}
+        for held in (self._images, self._encoded):
+            for passed in [f for f in held if self._place(f) < first]:
+                del held[passed]

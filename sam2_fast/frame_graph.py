@@ -98,11 +98,8 @@ class FrameGraph:
 
         Returns tensors that must live until `run` or its replay is enqueued: the numbers are their addresses.
         """
-        device, maps, pointers = self._features.low.device, [], []
-        for tensors in given.maps:
-            maps.append([m.to(device, self._dtype).contiguous() for m in tensors])
-        for tensors in given.pointers:
-            pointers.append([p.to(device, self._like.dtype).contiguous() for p in tensors])
+        maps = [[self._placed(m, self._dtype) for m in tensors] for tensors in given.maps]
+        pointers = [[self._placed(p, self._like.dtype) for p in tensors] for tensors in given.pointers]
         room = self._room
         for mine, theirs in zip(self._features, features, strict=True):
             mine.copy_(theirs)
@@ -115,6 +112,12 @@ class FrameGraph:
         when = [n for mine in (*given.ages, *empty) for n in _filled(mine, room.pointers)]
         refill(self._numbers, slots + firsts + addresses + when)
         return [*maps, *pointers]
+
+    def _placed(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """As kernels read it by its address: contiguous, in `dtype`, on the device of the features."""
+        if tensor.dtype == dtype and tensor.device == self._features.low.device and tensor.is_contiguous():
+            return tensor
+        return tensor.to(self._features.low.device, dtype).contiguous()
 
 
 def _filled(numbers: Sequence[int], length: int) -> list[int]:

@@ -6,13 +6,13 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
-from operator import is_
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from sam2_fast.fingerprint import Fingerprint
 from sam2_fast.frame_graph import FrameGraph, Remembered, Tracked, room_for
 from sam2_fast.model import Sam2
 from sam2_fast.model.layers import kept_by
@@ -21,7 +21,6 @@ from sam2_fast.ops.memory_attention import table_left_out
 from sam2_fast.ops.memory_table import products_dtype
 from sam2_fast.ops.recording import CaptureError, Recorder, captured
 from sam2_fast.ops.registry import registered
-from sam2_fast.ops.weights import Kept
 from sam2_fast.proving import gate
 from sam2_fast.proving.ops import attention_configuration
 from sam2_fast.types import Features, Points, Prediction
@@ -53,7 +52,7 @@ class Graphs:
         self._choices: list[object] = []
         self._recorders: dict[Hashable, Recorder] = {}
         self._met: set[Hashable] = set()
-        self._weights: Weights | None = None
+        self._weights: Fingerprint | None = None
 
     def __reduce__(self) -> tuple[type[Graphs], tuple[()]]:
         return Graphs, ()
@@ -81,14 +80,17 @@ class Graphs:
         return weights.hooked()
 
     def refuses_frame(self, model: Sam2, low: Tensor) -> str | None:
-        """Why a tracked frame cannot be recorded; None where it can."""
+        """Why a tracked frame cannot be recorded where nothing else `refuses`; None where it can."""
         dtype, dim = products_dtype(model.no_mem_embed), model.config.hidden_dim
         if dtype not in (torch.bfloat16, torch.float16) or dim not in (16, 32, 64, 128, 256):
             return f"products are in {dtype} with {dim} channels, recordings take bfloat16 or float16 and 16, 32 ... 256 channels"
-        return table_left_out() or _unproved(model, low, dtype) or self.refuses(model, low)
+        return table_left_out() or _unproved(model, low, dtype)
 
-    def encode(self, model: Sam2, images: Tensor) -> Features:
-        """`model.encode_image`, for up to `IMAGES` images from a recording. images: [B, 3, S, S]."""
+    def encode(self, model: Sam2, images: Tensor, checked: Fingerprint | None = None) -> Features:
+        """`model.encode_image`, for up to `IMAGES` images from a recording. images: [B, 3, S, S].
+
+        checked: what `current` has just said of the model.
+        """
         if len(images) > IMAGES:
             return model.encode_image(images)
         recorder = self._recorder("encode", images.device)
@@ -105,7 +107,7 @@ class Graphs:
             return Features(*(x.clone() for x in replay()))
 
         with recorder.turn():
-            return self._run(model, key, recorded, lambda: model.encode_image(images))
+            return self._run(model, key, recorded, lambda: model.encode_image(images), checked)
 
     def decode(
         self, model: Sam2, low: Tensor, features: Features, points: Points | None, hint: Tensor | None, multimask: bool
@@ -143,10 +145,18 @@ class Graphs:
         with recorder.turn():
             return self._run(model, key, recorded, eager)
 
-    def track(self, model: Sam2, features: Features, given: Remembered, multimask: bool, eager: Callable[[], Tracked]) -> Tracked:
+    def track(
+        self,
+        model: Sam2,
+        features: Features,
+        given: Remembered,
+        multimask: bool,
+        eager: Callable[[], Tracked],
+        checked: Fingerprint | None = None,
+    ) -> Tracked:
         """Attend, decode and encode the memory of the objects of `given` from a recording.
 
-        eager: the same without a recording, for where its capture fails.
+        eager: the same without a recording, for where its capture fails. checked: as `encode`.
         """
         room = room_for(model, given)
         loose = next((p.dtype for mine in given.pointers for p in mine), features.low.dtype)
@@ -165,11 +175,11 @@ class Graphs:
             return tracked
 
         with recorder.turn():
-            return self._run(model, key, recorded, eager)
+            return self._run(model, key, recorded, eager, checked)
 
-    def reads(self, model: Sam2) -> Hashable:
-        """Stands for the weights and for what is computed from them; another one where any of it was written."""
-        return self._current(model), Kept.made
+    def current(self, model: Sam2) -> Fingerprint:
+        """What the model is now; another one where anything of it was written or replaced."""
+        return self._current(model)
 
     def _run(
         self,
@@ -177,13 +187,15 @@ class Graphs:
         key: Key,
         recorded: Callable[[], Result],
         eager: Callable[[], Result],
+        checked: Fingerprint | None = None,
     ) -> Result:
         """`recorded()`, or `eager()` where the capture for `key` fails or has failed before.
 
         Either runs inside a turn, so that work on other streams that keeps or uses values computed from
         the weights is ordered with it.
         """
-        self._current(model)
+        if checked is None or checked is not self._weights:
+            self._current(model)
         if key in self._refused:
             return eager()
         try:
@@ -216,7 +228,7 @@ class Graphs:
             recorder = self._recorders.setdefault((kind, device), Recorder(device))
         return recorder
 
-    def _current(self, model: Sam2) -> Weights:
+    def _current(self, model: Sam2) -> Fingerprint:
         """What the model's weights are; recordings of others, or of other implementations, are dropped."""
         choices = registered()
         if self._weights is None or choices != self._choices or not self._weights.same(model):
@@ -226,7 +238,7 @@ class Graphs:
             self._held.clear()
             self._refused.clear()
             self._choices = choices
-            self._weights = Weights(model)
+            self._weights = Fingerprint(model)
         return self._weights
 
     def _get(self, key: Key) -> Any:
@@ -264,37 +276,3 @@ def _circumstances(x: Tensor) -> tuple[Hashable, ...]:
     """What decides which kernels run, besides shapes."""
     kind = x.device.type
     return x.device, x.dtype, torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind), torch.is_inference_mode_enabled()
-
-
-class Weights:
-    """A model's tensors as they were: which, where, and how often they had been written. Compared for every frame, so in few steps."""
-
-    def __init__(self, model: Sam2) -> None:
-        parts = list(model.modules())
-        self.of = model
-        groups: list[dict[str, Any]] = [g for p in parts for g in (p._modules, p._parameters, p._buffers)]
-        named = [(group, name, value) for group in groups for name, value in group.items()]
-        self._groups, self._names = [group for group, _, _ in named], [name for _, name, _ in named]
-        self._values = [value for _, _, value in named]
-        self._tensors = [value for value in self._values if isinstance(value, Tensor)]
-        self._counted = [tensor for tensor in self._tensors if not tensor.is_inference()]
-        self._places, self._versions = self._written()
-        self._hooks = [hooks for part in parts for hooks in (part._forward_hooks, part._forward_pre_hooks)]
-        self._kept: list[object] = []
-
-    def same(self, model: Sam2) -> bool:
-        """Whether all of it is as it was."""
-        alike = all(map(is_, map(dict.get, self._groups, self._names), self._values))
-        return model is self.of and alike and (self._places, self._versions) == self._written()
-
-    def _written(self) -> tuple[list[int], list[int]]:
-        return [tensor.data_ptr() for tensor in self._tensors], [tensor._version for tensor in self._counted]
-
-    def hooked(self) -> str | None:
-        """Why recordings would pass somebody by; None where nobody watches."""
-        return "a module has a forward hook, which a recording would not call" if any(self._hooks) else None
-
-    def hold(self, kept: list[object]) -> None:
-        """Keep alive what recordings have the addresses of."""
-        known = {id(x) for x in self._kept}
-        self._kept += [x for x in kept if id(x) not in known]

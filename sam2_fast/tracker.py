@@ -16,7 +16,6 @@ from torch import Tensor
 from sam2_fast.ahead import Ahead
 from sam2_fast.config import NO_OBJECT_LOGIT, Options
 from sam2_fast.frame_graph import Remembered, Tracked
-from sam2_fast.graphs import Graphs
 from sam2_fast.masks import fill_holes
 from sam2_fast.model import Sam2
 from sam2_fast.ops.transfer import upload
@@ -124,10 +123,9 @@ def track_frame(model: Sam2, session: VideoSession, frame: int, step: int, ahead
     moving = [t for t, done in zip(tracks, settled, strict=True) if done is None and not t.paused]
     features = frame_features(model, session, frame, ahead) if moving else None
     fresh: dict[int, FrameMemory] = {}
-    graphs = ahead.graphs if ahead else None
     for part in _parts(moving):
         assert features is not None
-        for track, memory in zip(part, _track_part(model, session, features, part, frame, step, graphs), strict=True):
+        for track, memory in zip(part, _track_part(model, session, features, part, frame, step, ahead), strict=True):
             fresh[id(track)] = memory
     rows = [(fresh.get(id(t)) or done) for t, done in zip(tracks, settled, strict=True)]
     for track in moving:
@@ -149,13 +147,16 @@ def _track_part(
     tracks: Sequence[ObjectTrack],
     frame: int,
     step: int,
-    graphs: Graphs | None,
+    ahead: Ahead | None,
 ) -> list[FrameMemory]:
     given = remembered(session, tracks, [recall(model, session, t, frame, step) for t in tracks])
     multimask = ambiguous(model.options, 0, first=False)
     eager = partial(_track_eagerly, model, features, given, multimask)
-    if graphs is not None and graphs.refuses_frame(model, features.low) is None:
-        return remember(model, session, *graphs.track(model, features, given, multimask, eager))
+    recording = ahead.recording(model) if ahead else None
+    if recording is not None:
+        graphs, checked = recording
+        if graphs.refuses_frame(model, features.low) is None:
+            return remember(model, session, *graphs.track(model, features, given, multimask, eager, checked))
     return remember(model, session, *eager())
 
 
@@ -236,10 +237,14 @@ def remember(
 
 def stack_logits(model: Sam2, session: VideoSession, rows: Sequence[FrameMemory | None]) -> Tensor:
     """[N, 1, 4h, 4w] float32 on the compute device; an object without a result is absent (-1024)."""
-    side = 4 * model.config.grid
-    absent = torch.full((1, side, side), NO_OBJECT_LOGIT, device=session.device)
-    found = [absent if r is None or r.logits is None else r.logits.to(session.device) for r in rows]
-    return torch.stack(found) if found else absent.new_zeros(0, 1, side, side)
+    side, device = 4 * model.config.grid, session.device
+    if not rows:
+        return torch.zeros(0, 1, side, side, device=device)
+    known = [row.logits for row in rows if row is not None and row.logits is not None]
+    if len(known) == len(rows):
+        return torch.stack([logits.to(device) for logits in known])
+    absent = torch.full((1, side, side), NO_OBJECT_LOGIT, device=device)
+    return torch.stack([absent if row is None or row.logits is None else row.logits.to(device) for row in rows])
 
 
 def _parts(items: Sequence) -> list[Sequence]:

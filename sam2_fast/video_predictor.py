@@ -172,6 +172,7 @@ class SAM2VideoPredictor(SAM2Base):
     @torch.inference_mode()
     def _track(self, session: VideoSession, frame: int, step: int, ahead: Ahead) -> Output:
         with session.exclusive("propagate_in_video"):
+            ahead.begin()
             tracker.commit(self, session, ahead)
             logits = tracker.track_frame(self, session, frame, step, ahead)
             ahead.advance(self, session, frame)

@@ -21,7 +21,10 @@ FLOORS: dict[int, tuple[str, ...]] = {
     3: ("ops", "proving"),
     4: ("model", "memory", "io"),
     5: ("session", "masks"),
-    6: ("ahead", "checkpoint", "click_sampling", "frame_graph", "graphs", "hf_keys", "hub", "official_config", "official_steps", "tracker"),
+    6: (
+        "ahead", "checkpoint", "click_sampling", "fingerprint", "frame_graph", "graphs", "hf_keys", "hub", "official_config",
+        "official_steps", "tracker",
+    ),
     7: (
         "amg", "build_sam", "camera_predictor", "image_predictor", "image_prompts", "inference_state", "mask_generator",
         "prompts", "sam2_base", "sam2_transforms", "video_predictor",

@@ -14,6 +14,8 @@ def upload(tensor: Tensor, device: torch.device | str) -> Tensor:
 
     Pageable memory would make it wait for all that the stream still has to do. torch keeps the pinned copy until it was read.
     """
+    if tensor.device == device:
+        return tensor
     if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
