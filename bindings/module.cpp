@@ -10,6 +10,7 @@ namespace py = pybind11;
 
 namespace sam2_fast {
 void register_connected_components(py::module_& module);
+void register_fingerprint(py::module_& module);
 void register_hiera_block(py::module_& module);
 void register_mask_decoder(py::module_& module);
 void register_mask_postprocess(py::module_& module);
@@ -46,6 +47,7 @@ PYBIND11_MODULE(_C, module) {
   module.attr("openmp") = false;
 #endif
   sam2_fast::register_connected_components(module);
+  sam2_fast::register_fingerprint(module);
   sam2_fast::register_hiera_block(module);
   sam2_fast::register_mask_decoder(module);
   sam2_fast::register_mask_postprocess(module);

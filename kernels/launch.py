@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from triton.runtime._async_compile import AsyncCompileMode
+from triton import AsyncCompileMode
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 

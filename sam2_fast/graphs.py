@@ -19,6 +19,7 @@ from sam2_fast.model.layers import kept_by
 from sam2_fast.ops import tracing
 from sam2_fast.ops.memory_attention import table_left_out
 from sam2_fast.ops.memory_table import products_dtype
+from sam2_fast.ops.native import compile_ahead
 from sam2_fast.ops.recording import CaptureError, Recorder, captured
 from sam2_fast.ops.registry import registered
 from sam2_fast.proving import gate
@@ -52,6 +53,7 @@ class Graphs:
         self._choices: list[object] = []
         self._recorders: dict[Hashable, Recorder] = {}
         self._met: set[Hashable] = set()
+        self._compiled: set[Hashable] = set()
         self._weights: Fingerprint | None = None
 
     def __reduce__(self) -> tuple[type[Graphs], tuple[()]]:
@@ -106,6 +108,7 @@ class Graphs:
             static.copy_(images)
             return Features(*(x.clone() for x in replay()))
 
+        self.compile_ahead("encode", images, lambda: model.encode_image(images))
         with recorder.turn():
             return self._run(model, key, recorded, lambda: model.encode_image(images), checked)
 
@@ -122,6 +125,7 @@ class Graphs:
         shapes = [None if x is None else (tuple(x.shape), x.stride()[1:], x.dtype) for x in given]
         options = tuple(vars(model.options).values())
         key = ("decode", multimask, points is None, *shapes, *options, *_circumstances(low))
+        self.compile_ahead("decode", low, eager)
         if key not in self._met:
             self._met = {*self._met, key} if len(self._met) < 1000 else {key}
             return eager()
@@ -176,6 +180,13 @@ class Graphs:
 
         with recorder.turn():
             return self._run(model, key, recorded, eager, checked)
+
+    def compile_ahead(self, kind: str, x: Tensor, run: Callable[[], object]) -> None:
+        """Before work of a kind runs for the first time on the device and in the dtypes of x: compile its kernels, several at once."""
+        key = (kind, *_circumstances(x))
+        if key not in self._compiled:
+            compile_ahead(run)
+            self._compiled = {*self._compiled, key}
 
     def current(self, model: Sam2) -> Fingerprint:
         """What the model is now; another one where anything of it was written or replaced."""

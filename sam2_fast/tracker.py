@@ -155,6 +155,7 @@ def _track_part(
     recording = ahead.recording(model) if ahead else None
     if recording is not None:
         graphs, checked = recording
+        graphs.compile_ahead("track", features.low, eager)
         if graphs.refuses_frame(model, features.low) is None:
             return remember(model, session, *graphs.track(model, features, given, multimask, eager, checked))
     return remember(model, session, *eager())

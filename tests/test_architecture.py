@@ -37,7 +37,7 @@ APART = {4}  # the model never remembers, the memory never computes, files are o
 MAX_LINES = 350
 MAX_TEST_LINES = 400
 MEDIAN_LINES = 140
-INFRASTRUCTURE = {"module", "tensor", "device_guard", "device", "tile", "dispatch", "simd", "launch", "choices", "linear"}
+INFRASTRUCTURE = {"module", "tensor", "device_guard", "device", "tile", "dispatch", "simd", "fingerprint", "launch", "choices", "linear"}
 """Native files and Triton modules that are no stem."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -45,6 +47,23 @@ def no_triton() -> str | None:
     if find_spec("triton") is None:
         return "triton is not installed (pip install sam2-fast[triton])"
     return None if torch.cuda.is_available() else "torch finds no CUDA device"
+
+
+def compile_ahead(run: Callable[[], object]) -> None:
+    """Compile the Triton kernels that `run` launches, several at once, where Triton kernels run; nothing is launched.
+
+    `run` is called once, in inference mode or without gradients, and its results are thrown away.
+    """
+    if no_triton() is None:
+        from sam2_fast.kernels.launch import compile_ahead as compile_kernels
+
+        compile_kernels(run)
+
+
+def compiles_only() -> bool:
+    """Whether kernels that are launched now are compiled and not run."""
+    launch = sys.modules.get("sam2_fast.kernels.launch")
+    return launch is not None and bool(launch.is_only_compiling())
 
 
 def is_plain(*tensors: Tensor) -> bool:

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from sam2_fast.kernels import choices
 from sam2_fast.kernels.choices import Form
+from sam2_fast.ops.native import compiles_only
 from sam2_fast.ops.recording import capturing, exclusive
 from sam2_fast.proving.cache import Cache
 from sam2_fast.proving.card import Card, card_of
@@ -75,11 +76,14 @@ class Gate:
         """Why `kernel` must not run on these arguments; None where it may.
 
         An unknown configuration is proved here and now, on the arguments. What the call itself
-        returns is not touched. reference: the definition of the op, in torch. Raises
-        LostDeviceError where the device takes no work any more after the kernel ran.
+        returns is not touched. While kernels are compiled ahead, which computes nothing, none is
+        refused. reference: the definition of the op, in torch. Raises LostDeviceError where the
+        device takes no work any more after the kernel ran.
         """
         device = _device(arguments)
         if device is None or not self._gates(kernel.backend, device) or not enabled():
+            return None
+        if compiles_only():
             return None
         configuration = rule_of(kernel.op).configuration(*arguments, **named)
         key = _key(kernel.op, kernel.backend, device, configuration)

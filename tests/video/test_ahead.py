@@ -36,9 +36,9 @@ class Watched(Graphs):
     def refuses_frame(self, *_: Any) -> str:
         return "the encoder alone is recorded"
 
-    def encode(self, model: Any, images: torch.Tensor) -> Any:
+    def encode(self, model: Any, images: torch.Tensor, checked: Any = None) -> Any:
         self.calls.append(len(images))
-        return super().encode(model, images)
+        return super().encode(model, images, checked)
 
 
 class Damaged(FrameSource):
@@ -124,13 +124,15 @@ def test_frames_ahead_are_encoded_behind_weights_that_were_written(
     ahead = Ahead(watched.graphs, range(12))
     ordered: set[str] = set()  # operations of the caller's stream that the last batch is ordered behind
 
-    def encode(model: Any, images: torch.Tensor) -> Any:
+    def encode(model: Any, images: torch.Tensor, checked: Any = None) -> Any:
+        del checked
         ordered.clear()
         ordered.update(cuda.current().before)  # type: ignore[arg-type]
         return model.encode_image(images)
 
     def batch(before: str) -> None:
         cuda.main.did(before)
+        ahead.begin()
         ahead._encoded.clear()
         for _ in range(BATCH // READS):
             ahead.advance(watched, session, 0)

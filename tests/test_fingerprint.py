@@ -1,0 +1,101 @@
+"""Whatever changes a model changes its fingerprint, in C++ and in Python alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from sam2_fast import fingerprint as module
+from sam2_fast.fingerprint import Fingerprint
+from sam2_fast.ops.native import native
+
+
+def model() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Sequential(nn.Linear(4, 2)))
+
+
+def write(m: nn.Sequential) -> None:
+    with torch.no_grad():
+        m[0].weight.mul_(1.0)
+
+
+def give_other_memory(m: nn.Sequential) -> None:
+    m[0].bias.data = m[0].bias.data.clone()
+
+
+def replace_parameter(m: nn.Sequential) -> None:
+    m[2][0].weight = nn.Parameter(m[2][0].weight.detach())
+
+
+def replace_part(m: nn.Sequential) -> None:
+    m[2][0] = nn.Linear(4, 2)
+
+
+def write_buffer(m: nn.Sequential) -> None:
+    m[1].running_mean.add_(0)
+
+
+def remove_parameter(m: nn.Sequential) -> None:
+    m[0].bias = None
+
+
+def exchange_parameters(m: nn.Sequential) -> None:
+    m[1].weight, m[1].bias = m[1].bias, m[1].weight
+
+
+CHANGES = [write, give_other_memory, replace_parameter, replace_part, write_buffer, remove_parameter, exchange_parameters]
+
+
+@pytest.fixture(params=["native", "python"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "python":
+        monkeypatch.setattr(module, "native", lambda: None)
+    elif native() is None:
+        pytest.skip("the native module is not built")
+
+
+@pytest.mark.usefixtures("implementation")
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_every_change_is_seen(change: Callable[[nn.Sequential], None]) -> None:
+    m = model()
+    before = Fingerprint(m)
+    m.eval()(torch.zeros(1, 4))
+    assert before.same(m)
+    change(m)
+    assert not before.same(m)
+    assert Fingerprint(m).same(m)
+
+
+@pytest.mark.usefixtures("implementation")
+def test_another_model_is_another_one_even_with_the_same_tensors() -> None:
+    m = model()
+    assert not Fingerprint(m).same(nn.Sequential(*m))
+
+
+@pytest.mark.usefixtures("implementation")
+def test_tensors_of_inference_mode_have_no_version() -> None:
+    with torch.inference_mode():
+        m = model()
+    found = Fingerprint(m)
+    assert found.same(m)
+    give_other_memory(m)
+    assert not found.same(m)
+
+
+def test_the_native_functions_refuse_what_they_do_not_know() -> None:
+    if (compiled := native()) is None:
+        pytest.skip("the native module is not built")
+    tensor = torch.zeros(1)
+    with pytest.raises(ValueError, match="equal lengths"):
+        compiled.same_members([{}], [], [])
+    with pytest.raises(TypeError, match="dictionaries"):
+        compiled.same_members([1], ["a"], [1])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="descriptor"):
+        compiled.same_integers(len, [tensor], [1])
+    with pytest.raises(TypeError, match="instances"):
+        compiled.same_integers(torch._C.TensorBase.data_ptr, [1], [1])
+    with pytest.raises(ValueError, match="equal lengths"):
+        compiled.same_integers(torch._C.TensorBase.data_ptr, [tensor], [])
