@@ -1,39 +1,20 @@
-"""Tile sizes of the kernels beside what the libraries take for the same work, all as CUDA graphs of
-ten calls."""
+"""All forms of the kernels (`sam2_fast.kernels.choices`) beside what the libraries take for the
+same work, as CUDA graphs of ten calls."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from sam2_fast.kernels import choices
 from torch import Tensor
 
 from benchmarks.first_light.context import Context
 
 CALLS = 10
-ATTEND_CROSS = (
-    (128, 64, 8, 2),
-    (128, 64, 8, 3),
-    (128, 128, 8, 2),
-    (256, 64, 16, 2),
-    (64, 64, 4, 2),
-    (64, 128, 4, 2),
-)
-"""(queries, keys, warps, stages) for values of 64 channels."""
-ATTEND_SELF = ((64, 64, 8, 2), (128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 3))
-"""The same for values of 256 channels."""
-LINEAR = (
-    (128, 128, 64, 8, 3),
-    (64, 128, 64, 4, 4),
-    (128, 64, 64, 4, 3),
-    (128, 256, 64, 8, 3),
-    (64, 64, 64, 4, 4),
-)
-"""(rows, columns, channels, warps, stages)."""
 PRODUCTS = {  # rows, inner, outer, with a norm: of the trunks and of memory attention
     "tiny stage 1 qkv": (65536, 96, 288, True),
     "tiny stage 3 qkv": (4096, 384, 1152, True),
@@ -59,8 +40,8 @@ def run(context: Context) -> None:
     if context.mode == "cpu":
         context.record("sweeps", status="not run: the kernels need a GPU")
         return
-    _attention(context, "cross attention", 28736, 64, ATTEND_CROSS)
-    _attention(context, "self attention", 4096, 256, ATTEND_SELF)
+    _attention(context, "cross attention", 28736, 64)
+    _attention(context, "self attention", 4096, 256)
     for name, (rows, inner, outer, norm) in PRODUCTS.items():
         _products(context, name, rows, inner, outer, norm)
     for name, shape in WINDOWS.items():
@@ -89,35 +70,19 @@ def _timed(context: Context, item: str, function: Callable[[], Any], flops: floa
     context.attempt(item, measure)
 
 
-@contextmanager
-def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(module, name)
-    setattr(module, name, lambda *_: value)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)
-
-
 def _random(context: Context, *shape: int) -> Tensor:
     generator = torch.Generator().manual_seed(sum(shape))
     return torch.randn(*shape, generator=generator).to(context.device, torch.bfloat16)
 
 
-def _attention(
-    context: Context, name: str, keys: int, values: int, tiles: tuple[tuple[int, ...], ...]
-) -> None:
-    """4096 queries of 256 channels. Each choice of tiles must give what the present one gives."""
+def _attention(context: Context, name: str, keys: int, values: int) -> None:
+    """4096 queries of 256 channels."""
     from sam2_fast.kernels import rope_attention as kernels
 
     shapes = ((1, 4096, 256), (1, keys, 256), (1, keys, values))
     q, k, v = (_random(context, *shape) for shape in shapes)
     flops = 2.0 * 4096 * keys * (256 + values)
-
-    def ours() -> Tensor:
-        return kernels.attend(q, k, v, 256)
-
-    _tiles(context, name, ours, (kernels, "blocks", tiles), flops)
+    _forms(context, name, lambda: kernels.attend(q, k, v, 256), flops)
     wide = F.pad(v, (0, 256 - values))
 
     def library() -> Tensor:
@@ -128,24 +93,16 @@ def _attention(
 
 
 def _products(context: Context, name: str, rows: int, inner: int, outer: int, norm: bool) -> None:
-    """The present kernel with each tile, and layer norm and product of the libraries."""
-    from sam2_fast.kernels import hiera_block as kernels
+    """A linear layer, with the norm in front of it if there is one; the libraries are a form."""
+    from sam2_fast.kernels.linear import Layer, Norm, fold, linear, moments
 
     shapes = ((rows, inner), (outer, inner), (outer,))
     x, weight, bias = (_random(context, *shape) for shape in shapes)
-    gain, offset = _random(context, inner), _random(context, inner)
+    layer = Layer(weight, bias)
+    if norm:
+        layer = fold(weight, bias, Norm(_random(context, inner), _random(context, inner), 1e-6))
     flops = 2.0 * rows * inner * outer
-
-    def ours() -> Tensor:
-        moments = (kernels.moments(x, 1e-6), gain, offset) if norm else None
-        return kernels.linear(x, weight, bias, moments)
-
-    def library() -> Tensor:
-        return F.linear(F.layer_norm(x, (inner,), gain, offset, 1e-6) if norm else x, weight, bias)
-
-    _tiles(context, name, ours, (kernels, "tiles", LINEAR), flops)
-    if context.cuda:
-        _timed(context, f"{name}, libraries", library, flops)
+    _forms(context, name, lambda: linear(x, layer, moments(x) if norm else None), flops)
 
 
 def _windows(
@@ -158,38 +115,29 @@ def _windows(
     qkv, pad = _random(context, 1, side, side, 3 * head * heads), _random(context, 3 * head * heads)
     keys = window * window if window else side * side
     flops = 4.0 * side * side * keys * head * heads
-    _timed(
-        context, f"window {name}", lambda: window_attention(qkv, pad, heads, window, pool), flops
-    )
+    given = (qkv, pad, heads, window, pool)
+    _forms(context, f"window {name}", lambda: window_attention(*given), flops)
     if context.cuda:
-
-        def reference() -> Tensor:
-            return window_attention_reference(qkv, pad, heads, window, pool)
-
+        reference = partial(window_attention_reference, *given)
         _timed(context, f"window {name}, torch", reference, flops)
 
 
-def _tiles(
-    context: Context,
-    name: str,
-    function: Callable[[], Tensor],
-    choices: tuple[Any, str, Sequence[tuple[int, ...]]],
-    flops: float,
-) -> None:
-    """A kernel with each choice of tiles. choices: its module, the function that chooses, tiles."""
-    module, chooser, tiles = choices
+def _forms(context: Context, name: str, function: Callable[[], Tensor], flops: float) -> None:
+    """A computation in each form of the one choice that it meets. Each must give the same."""
     present: list[Tensor] = []
-    context.attempt(f"{name} present tiles", lambda: present.append(function()), again=True)
-    for tile in tiles:
-        with _replaced(module, chooser, tile):
-            if context.cuda and present:
-                compare = partial(_compare, function, present[0])
-                context.attempt(f"{name} {tile} result", compare)
-            _timed(context, f"{name} {tile}", function, flops)
+    with choices.trying() as trial:
+        context.attempt(f"{name} present form", lambda: present.append(function()), again=True)
+    for point, (_, forms) in trial.met.items():
+        for form in forms:
+            with choices.trying({point: form}):
+                if context.cuda and present:
+                    compare = partial(_compare, function, present[0])
+                    context.attempt(f"{name} {form} result", compare)
+                _timed(context, f"{name} {form}", function, flops)
 
 
 def _compare(function: Callable[[], Tensor], expected: Tensor) -> dict[str, Any]:
-    """Other tiles add in another order: within a few units of the last place of bfloat16."""
+    """Other forms add in another order: within a few units of the last place of bfloat16."""
     exact = expected.float()
     worst = ((function().float() - exact).abs().max() / exact.abs().max()).item()
     return {"worst": worst, "status": "ok" if worst < 2**-6 else "WRONG"}
