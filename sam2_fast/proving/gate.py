@@ -125,9 +125,9 @@ class Gate:
         self, device: torch.device, verdicts: Mapping[Hashable, Verdict], found: list[Choice]
     ) -> None:
         """Take these verdicts and choices from now on, and keep them on disk."""
+        self._install(device, found)
         for key, verdict in verdicts.items():
             self._learn(key, verdict)
-        self._install(device, found)
         self.cache.save(device, list(verdicts.values()), found)
 
     def _settle(
@@ -166,14 +166,15 @@ class Gate:
                 verdict = Verdict(kernel.op, kernel.backend, text, reason, date=today())
             else:
                 seconds, start = min(self._seconds, AT_ONCE), time.monotonic()
-                settled = {*self.cache.contents(device).choices, *self._measured.get(device, {})}
+                measured = self._measured.get(device, {})
+                settled = {**self.cache.contents(device).choices, **measured}
                 try:
                     finding = prove(
                         kernel.run,
                         reference,
                         rule_of(kernel.op),
                         call,
-                        settled=settled,
+                        settled=settled.keys(),
                         seconds=seconds,
                     )
                 except LostDeviceError:
@@ -182,6 +183,10 @@ class Gate:
                 except (NothingKnownError, torch.OutOfMemoryError) as error:
                     return self._unknown(key, kernel, error, device)
                 verdict, found = verdict_of(kernel, text, finding), choices_of(finding, kernel.op)
+                if other := [c.point for c in found if settled.get(c.at, c).form != c.form]:
+                    # no measured form is changed here: two ops could undo each other's for ever
+                    reason = f"it is right only with another form of {other[0]} than other ops take"
+                    verdict, found = Verdict(kernel.op, kernel.backend, text, reason), []
                 if found:
                     self._seconds = max(0.0, self._seconds - (time.monotonic() - start))
             self.replace(device, {key: verdict}, found)
@@ -202,6 +207,8 @@ class Gate:
     def _on_disk(self, key: Hashable, device: torch.device) -> Verdict | None:
         op, backend = key[:2]  # type: ignore[index]
         verdict = self.cache.contents(device).verdicts.get(f"{op} {backend} {text_of(key)}")
+        if verdict is not None and not verdict.holds_with(self.table(device)):
+            return None  # another op has chosen another form since
         if verdict is not None:
             self._learn(key, verdict)
             self._warn(verdict, device)
@@ -216,7 +223,11 @@ class Gate:
     def _install(self, device: torch.device, found: list[Choice]) -> None:
         if found:
             self._measured.setdefault(device, {}).update({c.at: c for c in found})
-            choices.install(device, self.table(device))
+            table = self.table(device)
+            choices.install(device, table)
+            for key, verdict in list(self._known.items()):
+                if key[2] == device and not verdict.holds_with(table):  # type: ignore[index]
+                    del self._known[key]  # it is proved again with the forms that are taken now
 
     def _warn(self, verdict: Verdict, device: torch.device) -> None:
         which = verdict.op, verdict.backend

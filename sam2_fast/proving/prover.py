@@ -25,6 +25,8 @@ from sam2_fast.proving.timing import milliseconds
 MARGIN = 0.03
 """A form must be faster by this share than the one it replaces, so that noise does not choose."""
 SWEEPS = 2
+RESCUE_SECONDS = 30.0
+"""How long other forms are looked for where a kernel fails as it is."""
 Met = Mapping[Point, tuple[Form, tuple[Form, ...]]]
 """Of each choice point the form that was taken and all there are, the default first."""
 
@@ -60,6 +62,8 @@ class Finding:
     call: Call
     """What was run."""
     milliseconds: float | None = None
+    forms: dict[Point, Form] = field(default_factory=dict)
+    """The form of every choice point with which it is right."""
     tried: list[Tried] = field(default_factory=list)
     complete: bool = True
     """Whether the time was enough to try all forms."""
@@ -205,6 +209,7 @@ def examine(
     """
     outcome, forms, met = first_right(case, kernel)
     finding = Finding(outcome, case.call)
+    finding.forms = {point: form for point, (form, _) in met.items()}
     finding.tried = [
         Tried(point, form, met[point][1][0], taken=True) for point, form in forms.items()
     ]
@@ -222,16 +227,19 @@ def first_right(case: Case, kernel: Callable[..., Any]) -> tuple[Outcome, dict[P
     A shipped choice or a default may fit another card only, for example where it wants more shared
     memory than there is.
     """
-    with choices.trying() as met:
+    with choices.trying() as trial:
         first = case.check(kernel)
     if first.reason is None:
-        return first, {}, met.met
-    for forms in _others(met):
-        with choices.trying(forms):
+        return first, {}, trial.met
+    until = time.monotonic() + RESCUE_SECONDS
+    for forms in _others(trial):
+        if time.monotonic() > until:
+            break
+        with choices.trying(forms) as other:
             found = case.check(kernel)
         if found.reason is None:
-            return found, forms, met.met
-    return first, {}, met.met
+            return found, forms, other.met
+    return first, {}, trial.met
 
 
 def _others(trial: Trial) -> Iterator[dict[Point, Form]]:
@@ -265,6 +273,7 @@ class Tuner:
         for _ in range(SWEEPS):
             if not self._sweep():
                 break
+        self._finding.forms |= self._forms
 
     def _sweep(self) -> bool:
         """Each point once. Whether anything changed."""
@@ -272,6 +281,7 @@ class Tuner:
         while True:
             with choices.trying(self._forms) as trial:
                 self._case.run(self._kernel)
+            self._finding.forms = {point: form for point, (form, _) in trial.met.items()}
             left = [p for p, (_, forms) in trial.met.items() if p not in done and len(forms) > 1]
             if not left:
                 return changed
