@@ -13,8 +13,9 @@ from sam2_fast.kernels import choices
 from torch import Tensor
 
 from sam2_fast.ops import registry
+from sam2_fast.proving.case import Case
 from sam2_fast.proving.gate import using
-from sam2_fast.proving.prover import Case, prove
+from sam2_fast.proving.prover import prove
 from sam2_fast.proving.rules import Call, Rule
 from sam2_fast.proving.store import Choice
 from tests.proving.toy import call, definition, gate_in, made, registered
