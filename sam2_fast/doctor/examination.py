@@ -20,18 +20,13 @@ from sam2_fast.ops.native import isas
 from sam2_fast.ops.registry import Implementation
 from sam2_fast.proving import gate as gates
 from sam2_fast.proving.card import card_of
+from sam2_fast.proving.case import Case, LostDeviceError, NothingKnownError
 from sam2_fast.proving.errors import Outcome
 from sam2_fast.proving.limits import Limits, operations, traffic
 from sam2_fast.proving.messages import choices_of, today, verdict_of
 from sam2_fast.proving.only_torch import only_torch
 from sam2_fast.proving.ops import rule_of
-from sam2_fast.proving.prover import (
-    Case,
-    Finding,
-    LostDeviceError,
-    NothingKnownError,
-    examine,
-)
+from sam2_fast.proving.prover import Finding, examine
 from sam2_fast.proving.rules import Call
 from sam2_fast.proving.shipped import shipped
 from sam2_fast.proving.store import Choice, Verdict

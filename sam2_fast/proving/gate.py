@@ -21,6 +21,7 @@ from sam2_fast.ops.native import compiles_only
 from sam2_fast.ops.recording import capturing, exclusive
 from sam2_fast.proving.cache import Cache
 from sam2_fast.proving.card import Card, card_of
+from sam2_fast.proving.case import LostDeviceError, NothingKnownError
 from sam2_fast.proving.files import cache_directory
 from sam2_fast.proving.messages import (
     UNSETTLED,
@@ -32,7 +33,7 @@ from sam2_fast.proving.messages import (
 )
 from sam2_fast.proving.only_torch import is_active
 from sam2_fast.proving.ops import rule_of
-from sam2_fast.proving.prover import LostDeviceError, NothingKnownError, prove
+from sam2_fast.proving.prover import Finding, prove
 from sam2_fast.proving.rules import Call, described
 from sam2_fast.proving.store import Choice, Point, Verdict
 from sam2_fast.proving.switch import enabled, on_gpu
@@ -129,9 +130,9 @@ class Gate:
         self, device: torch.device, verdicts: Mapping[Hashable, Verdict], found: list[Choice]
     ) -> None:
         """Take these verdicts and choices from now on, and keep them on disk."""
+        self._install(device, found)
         for key, verdict in verdicts.items():
             self._learn(key, verdict)
-        self._install(device, found)
         self.cache.save(device, list(verdicts.values()), found)
 
     def _settle(
@@ -163,32 +164,50 @@ class Gate:
         call: Call,
         device: torch.device,
     ) -> Verdict:
-        text, found = text_of(key), []
+        text = text_of(key)
         with self.cache.under_way(kernel.op, kernel.backend, text, device) as proof:
             if proof.earlier >= ATTEMPTS:
                 reason = f"{proof.earlier} processes died while it was proved"
-                verdict = Verdict(kernel.op, kernel.backend, text, reason, date=today())
-            else:
-                seconds, start = min(self._seconds, AT_ONCE), time.monotonic()
-                settled = {*self.cache.contents(device).choices, *self._measured.get(device, {})}
-                try:
-                    finding = prove(
-                        kernel.run,
-                        reference,
-                        rule_of(kernel.op),
-                        call,
-                        settled=settled,
-                        seconds=seconds,
-                    )
-                except LostDeviceError:
-                    proof.lost = True
-                    raise
-                except (NothingKnownError, torch.OutOfMemoryError) as error:
-                    return self._unknown(key, kernel, error, device)
-                verdict, found = verdict_of(kernel, text, finding), choices_of(finding, kernel.op)
-                if found:
-                    self._seconds = max(0.0, self._seconds - (time.monotonic() - start))
-            self.replace(device, {key: verdict}, found)
+                return self._keep(key, _refused(kernel, text, reason), [], device)
+            try:
+                finding = self._find(kernel, reference, call, device)
+            except LostDeviceError:
+                proof.lost = True
+                raise
+            except (NothingKnownError, torch.OutOfMemoryError) as error:
+                return self._unknown(key, kernel, error, device)
+            verdict, found = verdict_of(kernel, text, finding), choices_of(finding, kernel.op)
+            known = self._settled(device)
+            if other := [c.point for c in found if known.get(c.at, c).form != c.form]:
+                # no measured form is changed here: two ops could undo each other's for ever
+                reason = f"it is right only with another form of {other[0]} than other ops take"
+                verdict, found = _refused(kernel, text, reason), []
+            return self._keep(key, verdict, found, device)
+
+    def _find(
+        self,
+        kernel: Kernel,
+        reference: Callable[..., Any],
+        call: Call,
+        device: torch.device,
+    ) -> Finding:
+        """The proof, and forms within the time that is left for them."""
+        start, rule = time.monotonic(), rule_of(kernel.op)
+        seconds = min(self._seconds, AT_ONCE)
+        settled = self._settled(device).keys()
+        finding = prove(kernel.run, reference, rule, call, settled=settled, seconds=seconds)
+        if finding.tried:
+            self._seconds = max(0.0, self._seconds - (time.monotonic() - start))
+        return finding
+
+    def _settled(self, device: torch.device) -> dict[Point, Choice]:
+        """Choices that were measured on the device."""
+        return {**self.cache.contents(device).choices, **self._measured.get(device, {})}
+
+    def _keep(
+        self, key: Hashable, verdict: Verdict, found: list[Choice], device: torch.device
+    ) -> Verdict:
+        self.replace(device, {key: verdict}, found)
         self._warn(verdict, device)
         _log.info("%s on %s: %s", verdict.name, device, verdict.reason or "proved")
         return verdict
@@ -206,6 +225,8 @@ class Gate:
     def _on_disk(self, key: Hashable, device: torch.device) -> Verdict | None:
         op, backend = key[:2]  # type: ignore[index]
         verdict = self.cache.contents(device).verdicts.get(f"{op} {backend} {text_of(key)}")
+        if verdict is not None and not verdict.holds_with(self.table(device)):
+            return None  # another op has chosen another form since
         if verdict is not None:
             self._learn(key, verdict)
             self._warn(verdict, device)
@@ -220,7 +241,11 @@ class Gate:
     def _install(self, device: torch.device, found: list[Choice]) -> None:
         if found:
             self._measured.setdefault(device, {}).update({c.at: c for c in found})
-            choices.install(device, self.table(device))
+            table = self.table(device)
+            choices.install(device, table)
+            for key, verdict in list(self._known.items()):
+                if key[2] == device and not verdict.holds_with(table):  # type: ignore[index]
+                    del self._known[key]  # it is proved again with the forms that are taken now
 
     def _warn(self, verdict: Verdict, device: torch.device) -> None:
         which = verdict.op, verdict.backend
@@ -241,6 +266,10 @@ def _key(op: str, backend: str, device: torch.device, configuration: Hashable) -
     kind = device.type
     cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     return op, backend, device, cast, configuration
+
+
+def _refused(kernel: Kernel, text: str, reason: str) -> Verdict:
+    return Verdict(kernel.op, kernel.backend, text, reason, date=today())
 
 
 def text_of(key: Any) -> str:

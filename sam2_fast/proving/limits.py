@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from sam2_fast.proving.only_torch import only_torch
 from sam2_fast.proving.rules import Call
-from sam2_fast.proving.timing import cpu_milliseconds, cuda_milliseconds
+from sam2_fast.proving.timing import timed
 
 _COPIED = {"cpu": 64 << 20, "cuda": 512 << 20}
 _SIDE = {"cpu": 2048, "cuda": 8192}
@@ -38,9 +38,7 @@ class Limits:
 
 
 def _least(function: Callable[[], Any], device: torch.device, repeats: int = 5) -> float:
-    measure = cuda_milliseconds if device.type == "cuda" else cpu_milliseconds
-    function()
-    return min(measure(function) for _ in range(repeats))
+    return min(timed(function, device, repeats))
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float:

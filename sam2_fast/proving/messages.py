@@ -32,9 +32,10 @@ class Kernel(Protocol):
 def verdict_of(kernel: Kernel, configuration: str, finding: Finding) -> Verdict:
     """What a finding says of a kernel."""
     reason, error = finding.outcome
-    return Verdict(
-        kernel.op, kernel.backend, configuration, reason, error, finding.milliseconds, today()
-    )
+    forms = tuple((*point, form) for point, form in finding.forms.items())
+    taken = () if reason else forms
+    ms = finding.milliseconds
+    return Verdict(kernel.op, kernel.backend, configuration, reason, error, ms, today(), taken)
 
 
 def choices_of(finding: Finding, op: str) -> list[Choice]:

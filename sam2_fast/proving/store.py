@@ -32,6 +32,13 @@ class Verdict:
     """Multiple of torch's own error; None where it could not be measured, or all is integers."""
     milliseconds: float | None = None
     date: str = ""
+    forms: tuple[tuple[str, Key, Form], ...] = ()
+    """The forms with which it was proved: it says nothing about others."""
+
+    def holds_with(self, table: Mapping[Point, Form]) -> bool:
+        """Whether the kernel still takes those forms."""
+        taken = ((table.get((point, key), form), form) for point, key, form in self.forms)
+        return all(now == then for now, then in taken)
 
     @property
     def name(self) -> str:
@@ -114,7 +121,8 @@ def decode(text: str, card: Mapping[str, Any]) -> Contents:
 
 
 def _verdict(given: dict[str, Any]) -> Verdict:
-    verdict = Verdict(**given)
+    forms = tuple((p, *_key_and_form(key, form)) for p, key, form in given["forms"])
+    verdict = Verdict(**{**given, "forms": forms})
     texts = (verdict.op, verdict.backend, verdict.configuration, verdict.date)
     if not all(isinstance(text, str) for text in texts):
         raise TypeError(f"expected texts, got {texts}")
@@ -128,14 +136,18 @@ def _verdict(given: dict[str, Any]) -> Verdict:
 
 def choice_of(given: dict[str, Any]) -> Choice:
     """From JSON. Raises TypeError for what is no choice."""
-    form, key = given.get("form"), given.get("key")
+    key, form = _key_and_form(given.get("key"), given.get("form"))
+    return Choice(**{**given, "key": key, "form": form})
+
+
+def _key_and_form(key: Any, form: Any) -> tuple[Key, Form]:
     if not isinstance(key, list) or not all(isinstance(part, int | str) for part in key):
         raise TypeError(f"key: expected a list of numbers and texts, got {key!r}")
-    tiles = isinstance(form, list) and all(isinstance(part, int) for part in form)
-    if not tiles and not isinstance(form, str):
+    if isinstance(form, str):
+        return tuple(key), form
+    if not isinstance(form, list) or not all(isinstance(part, int) for part in form):
         raise TypeError(f"form: expected a list of numbers or a text, got {form!r}")
-    named = form if isinstance(form, str) else tuple(form or ())
-    return Choice(**{**given, "key": tuple(key), "form": named})
+    return tuple(key), tuple(form)
 
 
 class Store:

@@ -16,9 +16,16 @@ _CYCLES_PER_MS = 2_000_000
 
 def milliseconds(function: Callable[[], Any], device: torch.device, repeats: int = 5) -> float:
     """Median of `repeats` calls after one that warms up."""
-    measure = cuda_milliseconds if device.type == "cuda" else cpu_milliseconds
+    return statistics.median(timed(function, device, repeats))
+
+
+def timed(function: Callable[[], Any], device: torch.device, repeats: int) -> list[float]:
+    """Milliseconds of `repeats` calls on a CPU or a CUDA device, after one that warms up."""
     function()
-    return statistics.median(measure(function) for _ in range(repeats))
+    if device.type != "cuda":
+        return [cpu_milliseconds(function) for _ in range(repeats)]
+    with torch.cuda.device(device):  # events are those of the current device
+        return [cuda_milliseconds(function) for _ in range(repeats)]
 
 
 def cpu_milliseconds(function: Callable[[], Any]) -> float:

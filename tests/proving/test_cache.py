@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from sam2_fast.proving import cache as cache_module
-from sam2_fast.proving import prover
+from sam2_fast.proving import case as case_module
+from sam2_fast.proving.case import LostDeviceError
 from sam2_fast.proving.files import begin, cache_directory
 from sam2_fast.proving.gate import Gate, using
-from sam2_fast.proving.prover import LostDeviceError
 from tests.proving.toy import CARD, OP, Kernel, call, definition, gate_in, proving, registered
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -211,7 +211,7 @@ def test_a_lost_device_is_raised_and_counted(
     def illegal(*_: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(prover, "alive", lambda device: False)
+    monkeypatch.setattr(case_module, "alive", lambda device: False)
     for _ in range(2):
         with (
             registered(Kernel(illegal)),

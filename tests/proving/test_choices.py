@@ -12,9 +12,12 @@ import torch
 from sam2_fast.kernels import choices
 from torch import Tensor
 
+from sam2_fast.ops import registry
+from sam2_fast.proving.case import Case
 from sam2_fast.proving.gate import using
-from sam2_fast.proving.prover import Case, prove
+from sam2_fast.proving.prover import prove
 from sam2_fast.proving.rules import Call, Rule
+from sam2_fast.proving.store import Choice
 from tests.proving.toy import call, definition, gate_in, made, registered
 
 CPU = torch.device("cpu")
@@ -130,7 +133,6 @@ def test_measured_forms_replace_shipped_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sam2_fast.proving import cache
-    from sam2_fast.proving.store import Choice
 
     forecast = {FIRST: Choice(*FIRST, "2", "forecast"), SECOND: Choice(*SECOND, "1", "forecast")}
     monkeypatch.setattr(cache, "shipped", lambda capability: forecast)
@@ -142,6 +144,53 @@ def test_measured_forms_replace_shipped_ones(
         with using(gate_in(tmp_path / "other")):
             call()
             assert kernel.taken[-1] == ("0", "1"), "measured"
+
+
+def test_a_kernel_is_proved_again_when_another_changes_its_form(tmp_path: Path) -> None:
+    """Two ops share a choice point: what one takes is no proof for the other."""
+    patient, eager = Tiled(("2", "1")), Tiled(("2", "1"))
+    gate = gate_in(tmp_path, tuning_seconds=0.0)
+    with registered(patient), registered(eager, op="other"):
+        with using(gate):
+            call()
+            call()
+            assert [one for one, _ in patient.taken[-2:]] == ["2", "2"]
+        before = len(patient.taken)
+        with using(gate_in(tmp_path)):
+            arguments = made(torch.bfloat16)
+            registry.execute("other", "auto", arguments[:2], *arguments)
+            assert eager.taken[-1][0] == "1"
+            call()
+            assert len(patient.taken) > before + 1 and patient.taken[-1][0] == "1"
+            before = len(patient.taken)
+            call()
+            assert len(patient.taken) == before + 1, "once"
+        with using(gate):  # the process that had proved the old form
+            gate.replace(CPU, {}, [Choice(*FIRST, "1", "measured")])
+            before = len(patient.taken)
+            call()
+            assert len(patient.taken) == before + 1, "the file has a verdict about the new form"
+
+
+def test_two_ops_do_not_undo_each_others_choices(tmp_path: Path) -> None:
+    class Picky(Tiled):
+        def __call__(self, x: Tensor, weight: Tensor, offset: float) -> Any:
+            result = super().__call__(x, weight, offset)
+            if self.taken[-1][0] == "1":
+                raise RuntimeError("out of resource: shared memory")
+            return result
+
+    first, picky = Tiled(("2", "1")), Picky(("2", "1"))
+    with registered(first), registered(picky, op="other"), using(gate_in(tmp_path)):
+        call()
+        arguments = made(torch.bfloat16)
+        with pytest.warns(RuntimeWarning, match="right only with another form of first"):
+            registry.execute("other", "auto", arguments[:2], *arguments)
+        before = len(first.taken), len(picky.taken)
+        call()
+        registry.execute("other", "auto", arguments[:2], *arguments)
+        assert (len(first.taken), len(picky.taken)) == (before[0] + 1, before[1])
+        assert first.taken[-1][0] == "1"
 
 
 def test_tables_of_the_process_are_as_before() -> None:

@@ -17,6 +17,7 @@ from sam2_fast.doctor import examination
 from sam2_fast.ops import registry
 from sam2_fast.ops.native import isas, native
 from sam2_fast.ops.registry import Implementation
+from sam2_fast.proving import limits as limits_module
 from sam2_fast.proving.card import card_of
 from sam2_fast.proving.gate import Gate, using
 from sam2_fast.proving.limits import Limits, operations, traffic
@@ -80,7 +81,8 @@ def test_a_wrong_kernel_is_named_and_the_exit_code_says_so(
 
 
 def test_times_and_shares_of_the_limits_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    keep = {"memory_encoder", "small_components"}
+    monkeypatch.setitem(limits_module._SIDE, "cpu", 128)
+    keep = {"memory_encoder", "preprocess_frame"}
     plain = examination.Examination._calls
     monkeypatch.setattr(
         examination.Examination,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from sam2_fast.proving.case import wider
 from sam2_fast.proving.errors import judge
-from sam2_fast.proving.prover import wider
 from sam2_fast.proving.rules import Call
 
 EXACT = torch.linspace(-3, 3, 4000, dtype=torch.float64).sin() * 8

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 from sam2_fast.doctor.calls import enliven, moving_squares, recorded, run_pipeline
 from sam2_fast.ops import registry
 from sam2_fast.ops.memory_attention import Memories
+from sam2_fast.proving.case import Case
 from sam2_fast.proving.ops import MEMORIES, rule_of
-from sam2_fast.proving.prover import Case
 from sam2_fast.proving.rules import Call, any_configuration, described
 from tests.video.recorded import small_predictor
 

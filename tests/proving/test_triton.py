@@ -17,13 +17,13 @@ import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
 import torch
-from sam2_fast.proving import prover
+from sam2_fast.proving import case
 from sam2_fast.proving.gate import Gate, using
 from tests.proving.toy import CARD
 from tests.test_all_in_triton import in_triton, masks_and_boxes, without_the_native_module
 
 warnings.filterwarnings("error", message="sam2_fast")
-prover.milliseconds = lambda *_: 1.0  # an interpreter's time says nothing
+case.milliseconds = lambda *_: 1.0  # an interpreter's time says nothing
 without_the_native_module()
 used = in_triton()
 def guards(backend, device):
