@@ -1,0 +1,158 @@
+"""What the mask decoder's tokens found in the image, and what the final tokens say: masks' networks,
+predicted IoU. One token of an object is one program's, in float32 but for the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from sam2_fast.kernels.launch import kernel
+from torch import Tensor
+
+HIDDEN = 32  # hidden units that a program takes at once
+
+
+@kernel
+def found_kernel(
+    sums, largest, totals, v, v_bias, out, parts, spans, count, rows,
+    SPANS: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
+    """One head of one token: merge what the spans of the image found, then the value and the output matrix.
+
+    sums [B, spans, HEADS * rows, DIM], largest and totals [B, spans, HEADS * rows] float32 of
+    unprojected image tokens; v: [DIM / 2, DIM]; out: [DIM, DIM / 2]; parts: [B, HEADS, count, DIM]
+    float32, a head's share before the output's bias. Grid: (HEADS * count, B).
+    """
+    size: tl.constexpr = DIM // 2 // HEADS
+    batch, head, token = tl.program_id(1).to(tl.int64), tl.program_id(0) // count, tl.program_id(0) % count
+    span, channel = tl.arange(0, SPANS), tl.arange(0, DIM)
+    unit = head * size + tl.arange(0, size)
+    value_rows = tl.load(v + unit[:, None] * DIM + channel[None, :]).to(tl.float32)
+    out_columns = tl.load(out + channel[:, None] * (DIM // 2) + unit[None, :]).to(tl.float32)
+    place = (batch * spans + span) * HEADS * rows + head * rows + token
+    real = span < spans
+    score = tl.load(largest + place, mask=real, other=float("-inf"))
+    weight = tl.exp2(score - tl.max(score, 0))
+    total = tl.sum(weight * tl.load(totals + place, mask=real, other=0.0), 0)
+    found = tl.load(sums + place[:, None] * DIM + channel[None, :], mask=real[:, None], other=0.0)
+    seen = tl.sum(found * (weight / total)[:, None], 0)
+    value = tl.sum(value_rows * seen[None, :], 1) + tl.load(v_bias + unit).to(tl.float32)
+    share = tl.sum(out_columns * value[None, :], 1)
+    tl.store(parts + ((batch * HEADS + head) * count + token) * DIM + channel, share)
+
+
+@triton.jit
+def _three_layers(
+    x, weight1, bias1, weight2, bias2, weight3, bias3, hidden, outs,
+    DIM: tl.constexpr, WIDE: tl.constexpr, OUTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """x [DIM] through three linear layers with ReLU between, DIM -> hidden <= WIDE -> hidden -> outs <=
+    OUTS: [OUTS] float32, zeros past `outs`."""
+    channel, middle, last = tl.arange(0, DIM), tl.arange(0, WIDE), tl.arange(0, OUTS)
+    real = middle < hidden
+    y = tl.load(bias2 + middle, mask=real, other=0.0).to(tl.float32)
+    for first in range(0, hidden, BLOCK):
+        unit = first + tl.arange(0, BLOCK)
+        inside = unit < hidden
+        rows = tl.load(weight1 + unit[:, None] * DIM + channel[None, :], mask=inside[:, None], other=0.0)
+        place = middle[:, None] * hidden + unit[None, :]
+        columns = tl.load(weight2 + place, mask=real[:, None] & inside[None, :], other=0.0)
+        inner = tl.sum(rows.to(tl.float32) * x[None, :], 1)
+        inner = tl.maximum(inner + tl.load(bias1 + unit, mask=inside, other=0.0).to(tl.float32), 0.0)
+        y += tl.sum(columns.to(tl.float32) * inner[None, :], 1)
+    y = tl.maximum(y, 0.0)
+    wanted = last < outs
+    place = last[:, None] * hidden + middle[None, :]
+    rows = tl.load(weight3 + place, mask=wanted[:, None] & real[None, :], other=0.0)
+    found = tl.sum(rows.to(tl.float32) * y[None, :], 1)
+    return found + tl.load(bias3 + last, mask=wanted, other=0.0).to(tl.float32)
+
+
+@kernel
+def token_heads_kernel(
+    parts, bias, residual, norm_weight, norm_bias, present, tokens,
+    iou1, iou1_bias, iou2, iou2_bias, iou3, iou3_bias, mask1, mask1_bias, mask2, mask2_bias, mask3, mask3_bias,
+    iou, hyper, count, hidden, values, first_mask, iou_token, masks, eps,
+    MASKED: tl.constexpr, PARTS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, VALUES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The final tokens, norm(sum of parts [B, PARTS, count, DIM] + bias + residual), and what is read from them.
+
+    residual: [B, count, DIM] float32; tokens: [B, count, DIM], zeros where not `present` (read where
+    MASKED). Token `iou_token` through its head and a sigmoid: iou [B, values] float32. Tokens from
+    first_mask on through the masks' networks [masks, ...]: hyper [B, masks, DIM / 8] float32.
+    Grid: (count, B).
+    """
+    batch, token, channel = tl.program_id(1).to(tl.int64), tl.program_id(0), tl.arange(0, DIM)
+    part = tl.arange(0, PARTS)
+    place = ((batch * PARTS + part) * count + token)[:, None] * DIM + channel[None, :]
+    here = (batch * count + token) * DIM + channel
+    x = tl.sum(tl.load(parts + place), 0) + tl.load(bias + channel).to(tl.float32) + tl.load(residual + here)
+    centred = x - tl.sum(x, 0) / DIM
+    x = centred * tl.rsqrt(tl.sum(centred * centred, 0) / DIM + eps)
+    x = x * tl.load(norm_weight + channel).to(tl.float32) + tl.load(norm_bias + channel).to(tl.float32)
+    stored = x
+    if MASKED:
+        stored = tl.where(tl.load(present + batch * count + token) != 0, x, 0.0)
+    tl.store(tokens + here, stored.to(tokens.dtype.element_ty))
+    if token == iou_token:
+        found = _three_layers(
+            x, iou1, iou1_bias, iou2, iou2_bias, iou3, iou3_bias, hidden, values, DIM, WIDE, VALUES, BLOCK
+        )  # fmt: skip
+        value = tl.arange(0, VALUES)
+        tl.store(iou + batch * values + value, 1.0 / (1.0 + tl.exp(-found)), mask=value < values)
+    mask = token - first_mask
+    if (mask >= 0) & (mask < masks):
+        narrow: tl.constexpr = DIM // 8
+        found = _three_layers(
+            x, mask1 + mask * DIM * DIM, mask1_bias + mask * DIM, mask2 + mask * DIM * DIM, mask2_bias + mask * DIM,
+            mask3 + mask * narrow * DIM, mask3_bias + mask * narrow, DIM, narrow, DIM, DIM, narrow, BLOCK,
+        )  # fmt: skip
+        tl.store(hyper + (batch * masks + mask) * narrow + tl.arange(0, narrow), found)
+
+
+def found_in_image(
+    spans: tuple[Tensor, Tensor, Tensor], weights: tuple[Tensor, Tensor, Tensor], heads: int, count: int
+) -> Tensor:
+    """What `mask_decoder.look` found for `count` tokens, as shares of heads [B, heads, count, C] float32.
+
+    weights: value matrix and bias, output matrix. On the current stream.
+    """
+    batch, parts, rows, dim = spans[0].shape
+    found = spans[0].new_empty(batch, heads, count, dim)
+    with torch.cuda.device_of(found):
+        found_kernel[heads * count, batch](
+            *spans, *weights, found, parts, count, rows // heads,
+            SPANS=triton.next_power_of_2(parts), HEADS=heads, DIM=dim, num_warps=4,
+        )  # fmt: skip
+    return found
+
+
+def token_heads(
+    pending: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    present: Tensor | None,
+    heads: Sequence[Tensor],
+    first_mask: int,
+    iou_token: int,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Predicted IoU [B, K] float32, outputs of the masks' networks [B, M, C / 8] float32, tokens [B, T, C] in `dtype`.
+
+    pending: as `decoder_tokens.Pending`; heads: matrix and bias three times for IoU, then for all masks
+    together [M, ...]. On the current stream.
+    """
+    parts, values, masks = pending[0], heads[4].shape[0], heads[6].shape[0]
+    batch, _, count, dim = parts.shape
+    tokens = parts.new_empty(batch, count, dim, dtype=dtype)
+    iou, hyper = parts.new_empty(batch, values), parts.new_empty(batch, masks, dim // 8)
+    wide = triton.next_power_of_2(heads[0].shape[0])
+    with torch.cuda.device_of(parts):
+        token_heads_kernel[count, batch](
+            *pending, tokens if present is None else present, tokens, *heads, iou, hyper,
+            count, heads[0].shape[0], values, first_mask, iou_token, masks, eps,
+            MASKED=present is not None, PARTS=parts.shape[1], DIM=dim, WIDE=wide, VALUES=triton.next_power_of_2(values), BLOCK=HIDDEN,
+            num_warps=8,
+        )  # fmt: skip
+    return iou, hyper, tokens
