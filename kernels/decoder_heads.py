@@ -44,7 +44,7 @@ def found_kernel(
 
 
 @triton.jit
-def _three_layers(
+def three_layers(
     x, weight1, bias1, weight2, bias2, weight3, bias3, hidden, outs,
     DIM: tl.constexpr, WIDE: tl.constexpr, OUTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -97,7 +97,7 @@ def token_heads_kernel(
         stored = tl.where(tl.load(present + batch * count + token) != 0, x, 0.0)
     tl.store(tokens + here, stored.to(tokens.dtype.element_ty))
     if token == iou_token:
-        found = _three_layers(
+        found = three_layers(
             x, iou1, iou1_bias, iou2, iou2_bias, iou3, iou3_bias, hidden, values, DIM, WIDE, VALUES, BLOCK
         )  # fmt: skip
         value = tl.arange(0, VALUES)
@@ -105,7 +105,7 @@ def token_heads_kernel(
     mask = token - first_mask
     if (mask >= 0) & (mask < masks):
         narrow: tl.constexpr = DIM // 8
-        found = _three_layers(
+        found = three_layers(
             x, mask1 + mask * DIM * DIM, mask1_bias + mask * DIM, mask2 + mask * DIM * DIM, mask2_bias + mask * DIM,
             mask3 + mask * narrow * DIM, mask3_bias + mask * narrow, DIM, narrow, DIM, DIM, narrow, BLOCK,
         )  # fmt: skip
