@@ -44,13 +44,11 @@ def found_kernel(
 
 
 @triton.jit
-def three_layers(
-    x, weight1, bias1, weight2, bias2, weight3, bias3, hidden, outs,
-    DIM: tl.constexpr, WIDE: tl.constexpr, OUTS: tl.constexpr, BLOCK: tl.constexpr,
+def two_layers(
+    x, weight1, bias1, weight2, bias2, hidden, DIM: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """x [DIM] through three linear layers with ReLU between, DIM -> hidden <= WIDE -> hidden -> outs <=
-    OUTS: [OUTS] float32, zeros past `outs`."""
-    channel, middle, last = tl.arange(0, DIM), tl.arange(0, WIDE), tl.arange(0, OUTS)
+    """x [DIM] through two linear layers with ReLU after each, DIM -> hidden -> hidden <= WIDE: [WIDE] float32."""
+    channel, middle = tl.arange(0, DIM), tl.arange(0, WIDE)
     real = middle < hidden
     y = tl.load(bias2 + middle, mask=real, other=0.0).to(tl.float32)
     for first in range(0, hidden, BLOCK):
@@ -62,12 +60,18 @@ def three_layers(
         inner = tl.sum(rows.to(tl.float32) * x[None, :], 1)
         inner = tl.maximum(inner + tl.load(bias1 + unit, mask=inside, other=0.0).to(tl.float32), 0.0)
         y += tl.sum(columns.to(tl.float32) * inner[None, :], 1)
-    y = tl.maximum(y, 0.0)
-    wanted = last < outs
-    place = last[:, None] * hidden + middle[None, :]
-    rows = tl.load(weight3 + place, mask=wanted[:, None] & real[None, :], other=0.0)
+    return tl.maximum(y, 0.0)
+
+
+@triton.jit
+def last_layer(y, weight, bias, hidden, first, outs, WIDE: tl.constexpr, BLOCK: tl.constexpr):
+    """y [WIDE] through rows first to first + BLOCK of weight [outs, hidden]: [BLOCK] float32, zeros past `outs`."""
+    unit, middle = first + tl.arange(0, BLOCK), tl.arange(0, WIDE)
+    wanted = unit < outs
+    place = unit[:, None] * hidden + middle[None, :]
+    rows = tl.load(weight + place, mask=wanted[:, None] & (middle < hidden)[None, :], other=0.0)
     found = tl.sum(rows.to(tl.float32) * y[None, :], 1)
-    return found + tl.load(bias3 + last, mask=wanted, other=0.0).to(tl.float32)
+    return found + tl.load(bias + unit, mask=wanted, other=0.0).to(tl.float32)
 
 
 @kernel
@@ -97,17 +101,19 @@ def token_heads_kernel(
         stored = tl.where(tl.load(present + batch * count + token) != 0, x, 0.0)
     tl.store(tokens + here, stored.to(tokens.dtype.element_ty))
     if token == iou_token:
-        found = three_layers(
-            x, iou1, iou1_bias, iou2, iou2_bias, iou3, iou3_bias, hidden, values, DIM, WIDE, VALUES, BLOCK
-        )  # fmt: skip
+        y = two_layers(x, iou1, iou1_bias, iou2, iou2_bias, hidden, DIM, WIDE, BLOCK)
+        found = last_layer(y, iou3, iou3_bias, hidden, 0, values, WIDE, VALUES)
         value = tl.arange(0, VALUES)
         tl.store(iou + batch * values + value, 1.0 / (1.0 + tl.exp(-found)), mask=value < values)
     mask = token - first_mask
     if (mask >= 0) & (mask < masks):
         narrow: tl.constexpr = DIM // 8
-        found = three_layers(
+        y = two_layers(
             x, mask1 + mask * DIM * DIM, mask1_bias + mask * DIM, mask2 + mask * DIM * DIM, mask2_bias + mask * DIM,
-            mask3 + mask * narrow * DIM, mask3_bias + mask * narrow, DIM, narrow, DIM, DIM, narrow, BLOCK,
+            DIM, DIM, DIM, BLOCK,
+        )  # fmt: skip
+        found = last_layer(
+            y, mask3 + mask * narrow * DIM, mask3_bias + mask * narrow, DIM, 0, narrow, DIM, narrow
         )  # fmt: skip
         tl.store(hyper + (batch * masks + mask) * narrow + tl.arange(0, narrow), found)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
-from sam2_fast.kernels.decoder_heads import HIDDEN, three_layers
+from sam2_fast.kernels.decoder_heads import HIDDEN, last_layer, two_layers
 from sam2_fast.kernels.launch import kernel
 from torch import Tensor
 
@@ -33,10 +33,8 @@ def object_state_kernel(
     batch, program, channel = tl.program_id(1).to(tl.int64), tl.program_id(0), tl.arange(0, DIM)
     if program == 0:
         x = tl.load(tokens + batch * count * DIM + channel).to(tl.float32)
-        found = three_layers(
-            x, presence1, presence1_bias, presence2, presence2_bias, presence3, presence3_bias, presence_hidden, 1,
-            DIM, PRESENCE, 1, BLOCK,
-        )  # fmt: skip
+        y = two_layers(x, presence1, presence1_bias, presence2, presence2_bias, presence_hidden, DIM, PRESENCE, BLOCK)
+        found = last_layer(y, presence3, presence3_bias, presence_hidden, 0, 1, PRESENCE, 1)
         tl.store(presence + batch + tl.arange(0, 1), found.to(presence.dtype.element_ty))
     if program == 1:
         token = first_mask
@@ -47,11 +45,10 @@ def object_state_kernel(
             quality = tl.load(place, mask=real, other=float("-inf"))
             token += tl.minimum(tl.argmax(quality, 0), values - (first_mask - 2) - 1)
         x = tl.load(tokens + (batch * count + token) * DIM + channel).to(tl.float32)
-        found = three_layers(
-            x, pointer1, pointer1_bias, pointer2, pointer2_bias, pointer3, pointer3_bias, pointer_hidden, DIM,
-            DIM, POINTER, DIM, BLOCK,
-        )  # fmt: skip
-        tl.store(pointer + batch * DIM + channel, found)
+        y = two_layers(x, pointer1, pointer1_bias, pointer2, pointer2_bias, pointer_hidden, DIM, POINTER, BLOCK)
+        for first in range(0, DIM, BLOCK):
+            found = last_layer(y, pointer3, pointer3_bias, pointer_hidden, first, DIM, POINTER, BLOCK)
+            tl.store(pointer + batch * DIM + first + tl.arange(0, BLOCK), found)
     if program > 1:
         pixel = (program - 2) * PIXELS + tl.arange(0, PIXELS)
         logit = tl.load(logits + batch * masks * pixels + pixel, mask=pixel < pixels, other=float("-inf"))
