@@ -12,35 +12,40 @@ from sam2_fast.kernels.launch import kernel
 from torch import Tensor
 
 HIDDEN = 32  # hidden units that a program takes at once
+MOST_ROWS, MOST_TOGETHER = 32, 4  # sums of spans, and tokens, of a program that merges them
 
 
 @kernel
 def found_kernel(
     sums, largest, totals, v, v_bias, out, parts, spans, count, rows,
-    SPANS: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr,
+    SPANS: tl.constexpr, TOGETHER: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """One head of one token: merge what the spans of the image found, then the value and the output matrix.
+    """One head of TOGETHER tokens: merge what the spans of the image found, then the value and the output matrix.
 
     sums [B, spans, HEADS * rows, DIM], largest and totals [B, spans, HEADS * rows] float32 of
     unprojected image tokens; v: [DIM / 2, DIM]; out: [DIM, DIM / 2]; parts: [B, HEADS, count, DIM]
-    float32, a head's share before the output's bias. Grid: (HEADS * count, B).
+    float32, a head's share before the output's bias. Grid: (cdiv(count, TOGETHER), HEADS, B).
     """
     size: tl.constexpr = DIM // 2 // HEADS
-    batch, head, token = tl.program_id(1).to(tl.int64), tl.program_id(0) // count, tl.program_id(0) % count
+    batch, head = tl.program_id(2).to(tl.int64), tl.program_id(1)
+    token = tl.program_id(0) * TOGETHER + tl.arange(0, TOGETHER)
     span, channel = tl.arange(0, SPANS), tl.arange(0, DIM)
     unit = head * size + tl.arange(0, size)
     value_rows = tl.load(v + unit[:, None] * DIM + channel[None, :]).to(tl.float32)
     out_columns = tl.load(out + channel[:, None] * (DIM // 2) + unit[None, :]).to(tl.float32)
-    place = (batch * spans + span) * HEADS * rows + head * rows + token
-    real = span < spans
+    place = (batch * spans + span)[:, None] * HEADS * rows + head * rows + token[None, :]
+    here = token < count
+    real = (span < spans)[:, None] & here[None, :]
     score = tl.load(largest + place, mask=real, other=float("-inf"))
-    weight = tl.exp2(score - tl.max(score, 0))
-    total = tl.sum(weight * tl.load(totals + place, mask=real, other=0.0), 0)
-    found = tl.load(sums + place[:, None] * DIM + channel[None, :], mask=real[:, None], other=0.0)
-    seen = tl.sum(found * (weight / total)[:, None], 0)
-    value = tl.sum(value_rows * seen[None, :], 1) + tl.load(v_bias + unit).to(tl.float32)
-    share = tl.sum(out_columns * value[None, :], 1)
-    tl.store(parts + ((batch * HEADS + head) * count + token) * DIM + channel, share)
+    running_max = tl.where(here, tl.max(score, 0), 0.0)
+    weight = tl.exp2(score - running_max[None, :])
+    total = tl.where(here, tl.sum(weight * tl.load(totals + place, mask=real, other=0.0), 0), 1.0)
+    found = tl.load(sums + place[:, :, None] * DIM + channel[None, None, :], mask=real[:, :, None], other=0.0)
+    seen = tl.sum(found * (weight / total[None, :])[:, :, None], 0)
+    value = tl.sum(value_rows[None, :, :] * seen[:, None, :], 2) + tl.load(v_bias + unit).to(tl.float32)[None, :]
+    share = tl.sum(out_columns[None, :, :] * value[:, None, :], 2)
+    place = parts + ((batch * HEADS + head) * count + token)[:, None] * DIM + channel[None, :]
+    tl.store(place, share, mask=here[:, None])
 
 
 @triton.jit
@@ -78,14 +83,14 @@ def last_layer(y, weight, bias, hidden, first, outs, WIDE: tl.constexpr, BLOCK: 
 def token_heads_kernel(
     parts, bias, residual, norm_weight, norm_bias, present, tokens,
     iou1, iou1_bias, iou2, iou2_bias, iou3, iou3_bias, mask1, mask1_bias, mask2, mask2_bias, mask3, mask3_bias,
-    iou, hyper, count, hidden, values, first_mask, iou_token, masks, eps,
+    iou, hyper, count, hidden, iou_count, first_mask, iou_token, num_masks, eps,
     MASKED: tl.constexpr, PARTS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, VALUES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The final tokens, norm(sum of parts [B, PARTS, count, DIM] + bias + residual), and what is read from them.
 
     residual: [B, count, DIM] float32; tokens: [B, count, DIM], zeros where not `present` (read where
-    MASKED). Token `iou_token` through its head and a sigmoid: iou [B, values] float32. Tokens from
-    first_mask on through the masks' networks [masks, ...]: hyper [B, masks, DIM / 8] float32.
+    MASKED). Token `iou_token` through its head and a sigmoid: iou [B, iou_count] float32. Tokens from
+    first_mask on through the masks' networks [num_masks, ...]: hyper [B, num_masks, DIM / 8] float32.
     Grid: (count, B).
     """
     batch, token, channel = tl.program_id(1).to(tl.int64), tl.program_id(0), tl.arange(0, DIM)
@@ -102,11 +107,11 @@ def token_heads_kernel(
     tl.store(tokens + here, stored.to(tokens.dtype.element_ty))
     if token == iou_token:
         y = two_layers(x, iou1, iou1_bias, iou2, iou2_bias, hidden, DIM, WIDE, BLOCK)
-        found = last_layer(y, iou3, iou3_bias, hidden, 0, values, WIDE, VALUES)
+        found = last_layer(y, iou3, iou3_bias, hidden, 0, iou_count, WIDE, VALUES)
         value = tl.arange(0, VALUES)
-        tl.store(iou + batch * values + value, 1.0 / (1.0 + tl.exp(-found)), mask=value < values)
+        tl.store(iou + batch * iou_count + value, 1.0 / (1.0 + tl.exp(-found)), mask=value < iou_count)
     mask = token - first_mask
-    if (mask >= 0) & (mask < masks):
+    if (mask >= 0) & (mask < num_masks):
         narrow: tl.constexpr = DIM // 8
         y = two_layers(
             x, mask1 + mask * DIM * DIM, mask1_bias + mask * DIM, mask2 + mask * DIM * DIM, mask2_bias + mask * DIM,
@@ -115,22 +120,22 @@ def token_heads_kernel(
         found = last_layer(
             y, mask3 + mask * narrow * DIM, mask3_bias + mask * narrow, DIM, 0, narrow, DIM, narrow
         )  # fmt: skip
-        tl.store(hyper + (batch * masks + mask) * narrow + tl.arange(0, narrow), found)
+        tl.store(hyper + (batch * num_masks + mask) * narrow + tl.arange(0, narrow), found)
 
 
-def found_in_image(
-    spans: tuple[Tensor, Tensor, Tensor], weights: tuple[Tensor, Tensor, Tensor], heads: int, count: int
-) -> Tensor:
+def found_in_image(spans: tuple[Tensor, Tensor, Tensor], weights: tuple[Tensor, Tensor, Tensor], heads: int, count: int) -> Tensor:
     """What `mask_decoder.look` found for `count` tokens, as shares of heads [B, heads, count, C] float32.
 
     weights: value matrix and bias, output matrix. On the current stream.
     """
     batch, parts, rows, dim = spans[0].shape
     found = spans[0].new_empty(batch, heads, count, dim)
+    wide = triton.next_power_of_2(parts)
+    together = min(max(MOST_ROWS // wide, 1), MOST_TOGETHER, triton.next_power_of_2(count))
     with torch.cuda.device_of(found):
-        found_kernel[heads * count, batch](
+        found_kernel[triton.cdiv(count, together), heads, batch](
             *spans, *weights, found, parts, count, rows // heads,
-            SPANS=triton.next_power_of_2(parts), HEADS=heads, DIM=dim, num_warps=4,
+            SPANS=wide, TOGETHER=together, HEADS=heads, DIM=dim, num_warps=4,
         )  # fmt: skip
     return found
 

@@ -13,12 +13,10 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from sam2_fast.kernels.launch import kernel, multiprocessors_of
+from sam2_fast.kernels.launch import kernel
 from torch import Tensor
 
 WARPS, STAGES = 8, 2
-HIDDEN = 32  # hidden units that a program of the MLP computes at once
-SLICES = 16  # programs that share an object's hidden units, at most
 
 
 @triton.jit
@@ -30,7 +28,7 @@ def _object(x, stride, batch, start, count, ROWS: tl.constexpr, DIM: tl.constexp
 
 
 @triton.jit
-def _tokens(
+def tokens_of(
     parts, bias, residual, norm_weight, norm_bias, tokens, batch, start, count, eps, program,
     ADD: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
@@ -136,10 +134,10 @@ def token_step_kernel(
     to_image_q, to_image_q_bias, to_image_k, queries,
     to_token_q, to_token_q_bias, to_token_k, to_token_k_bias, to_token_v, to_token_v_bias, to_token_out, keys, offsets, values,
     prompt_stride, count, rows, self_scale, eps,
-    FIRST: tl.constexpr, ADD: tl.constexpr, MASKED: tl.constexpr, TO_TOKEN: tl.constexpr, SELF: tl.constexpr, TO_IMAGE: tl.constexpr,
+    FROM_PROMPTS: tl.constexpr, ADD: tl.constexpr, MASKED: tl.constexpr, TO_TOKEN: tl.constexpr, SELF: tl.constexpr, TO_IMAGE: tl.constexpr,
     PARTS: tl.constexpr, HEADS: tl.constexpr, TOKENS: tl.constexpr, DIM: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """The tokens as `_tokens` has them (FIRST: the prompts), and then, a program for each head, all
+    """The tokens as `tokens_of` has them (FROM_PROMPTS: the prompts), and then, a program for each head, all
     that is asked of (with more than 32 tokens, SELF alone or the others):
 
     TO_TOKEN: keys and values [B, HEADS * rows, DIM], offsets [B, HEADS * rows] float32 of the
@@ -165,10 +163,10 @@ def token_step_kernel(
     rows_at_once: tl.constexpr = 32 if SELF and TOKENS > 32 else TOKENS  # more are spilled
     tl.static_assert(not (TO_TOKEN and rows_at_once < TOKENS))
     place = _object(prompts, prompt_stride, batch, 0, count, rows_at_once, DIM)
-    if FIRST:
+    if FROM_PROMPTS:
         x, placed = place.to(dtype), place.to(dtype)
     else:
-        x = _tokens(
+        x = tokens_of(
             parts, bias, residual, norm_weight, norm_bias, tokens, batch, 0, count, eps, tl.program_id(0),
             ADD, PARTS, rows_at_once, DIM,
         )  # fmt: skip
@@ -176,7 +174,7 @@ def token_step_kernel(
         x = x.to(dtype)
     at = (batch * HEADS * rows + head * rows + row)[:, None] * DIM + channel[None, :]
     stored = (row < rows)[:, None]
-    if SELF:
+    if SELF:  # noqa: SIM102  known when it is compiled; the role is not
         if role == second:
             few, share = tl.arange(0, rows_at_once), self_parts + (batch * HEADS + head) * count * DIM
             query, key, value = _queries_keys_values(
@@ -185,10 +183,10 @@ def token_step_kernel(
             if rows_at_once < TOKENS:
                 tl.debug_barrier()  # the matrices are loaded again: held for so long they would be spilled
                 place = _object(prompts, prompt_stride, batch, rows_at_once, count, rows_at_once, DIM)
-                if FIRST:
+                if FROM_PROMPTS:
                     x, placed = place.to(dtype), place.to(dtype)
                 else:
-                    rest = _tokens(
+                    rest = tokens_of(
                         parts, bias, residual, norm_weight, norm_bias, tokens, batch, rows_at_once, count, eps,
                         tl.program_id(0), ADD, PARTS, rows_at_once, DIM,
                     )  # fmt: skip
@@ -202,13 +200,13 @@ def token_step_kernel(
                 tl.store(share + late[:, None] * DIM + channel[None, :], found, mask=(late < count)[:, None])
             found = _attention(query, key, value, allowed, self_out, self_scale, head, size, wide, DIM, EXACT)
             tl.store(share + few[:, None] * DIM + channel[None, :], found, mask=(few < count)[:, None])
-    if TO_IMAGE:
+    if TO_IMAGE:  # noqa: SIM102  known when it is compiled; the role is not
         if role == second:
             query = _through(placed, to_image_q, to_image_q_bias, head, half, half_wide, DIM, EXACT).to(dtype)
             matrix = _head_rows(to_image_k, head, half, half_wide, DIM)
             query = tl.dot(query, matrix, input_precision=precision)
             tl.store(queries + at, query.to(dtype), mask=stored)
-    if TO_TOKEN:
+    if TO_TOKEN:  # noqa: SIM102  known when it is compiled; the role is not
         if role == 0:
             key = _through(placed, to_token_k, to_token_k_bias, head, half, half_wide, DIM, EXACT).to(dtype)
             offset = tl.sum(key.to(tl.float32) * _head_bias(to_token_q_bias, head, half, half_wide), 1)
@@ -220,40 +218,6 @@ def token_step_kernel(
             matrix = _head_columns(to_token_out, head, DIM // 2, half, half_wide, DIM)
             value = tl.dot(value, matrix, input_precision=precision)
             tl.store(values + at, value.to(dtype), mask=stored)
-
-
-@kernel
-def token_mlp_kernel(
-    parts, bias, residual, norm_weight, norm_bias, tokens, weight1, bias1, weight2, mlp_parts,
-    count, hidden, span, eps,
-    PARTS: tl.constexpr, TOKENS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr,
-):  # fmt: skip
-    """The tokens as `_tokens` has them, then the share of `span` of the MLP's hidden units in its result.
-
-    weight1: [hidden, DIM]; weight2: [DIM, hidden]; mlp_parts: [B, programs, count, DIM] float32, before
-    the second bias. ReLU between.
-    """
-    precision: tl.constexpr = "ieee" if EXACT else "tf32"
-    batch, row, channel = tl.program_id(1).to(tl.int64), tl.arange(0, TOKENS), tl.arange(0, DIM)
-    x = _tokens(
-        parts, bias, residual, norm_weight, norm_bias, tokens, batch, 0, count, eps, tl.program_id(0),
-        True, PARTS, TOKENS, DIM,
-    ).to(weight1.dtype.element_ty)  # fmt: skip
-    start = tl.program_id(0) * span
-    end = tl.minimum(start + span, hidden)
-    accumulator = tl.zeros([TOKENS, DIM], tl.float32)
-    for first in range(start, end, BLOCK):
-        unit = first + tl.arange(0, BLOCK)
-        real = unit < end
-        rows = tl.load(weight1 + unit[None, :] * DIM + channel[:, None], mask=real[None, :], other=0.0)
-        inner = tl.dot(x, rows, input_precision=precision)
-        inner += tl.load(bias1 + unit, mask=real, other=0.0).to(tl.float32)[None, :]
-        inner = tl.maximum(inner, 0.0).to(weight2.dtype.element_ty)
-        columns = tl.load(weight2 + channel[None, :] * hidden + unit[:, None], mask=real[:, None], other=0.0)
-        accumulator = tl.dot(inner, columns, accumulator, input_precision=precision)
-    part = batch * tl.num_programs(0) + tl.program_id(0)
-    place = mlp_parts + (part * count + row)[:, None] * DIM + channel[None, :]
-    tl.store(place, accumulator, mask=(row < count)[:, None])
 
 
 class Pending(NamedTuple):
@@ -313,9 +277,7 @@ def token_step(
     tokens = space(batch, count, dim, wanted=pending is not None)
     self_parts = space(batch, heads, count, dim, wanted=self_attention is not None)
     queries = space(batch, heads * rows, dim, wanted=to_image is not None, dtype=like.dtype)
-    keys, values = (
-        space(batch, heads * rows, dim, wanted=to_token is not None, dtype=like.dtype) for _ in range(2)
-    )
+    keys, values = (space(batch, heads * rows, dim, wanted=to_token is not None, dtype=like.dtype) for _ in range(2))
     offsets = space(batch, heads * rows, wanted=to_token is not None)
     parts, bias, residual, *norm = pending or (tokens, like, None, like, like)
     roles = sum(w is not None for w in (self_attention or to_image, to_token))
@@ -325,7 +287,7 @@ def token_step(
             *(self_attention or [like] * 7), self_parts, *(to_image or [like] * 3), queries,
             *(to_token or [like] * 7), keys, offsets, values,
             prompts.stride(0), count, rows, 1.4426950408889634 * (dim // heads) ** -0.5, eps,
-            FIRST=pending is None, ADD=residual is not None, MASKED=present is not None, TO_TOKEN=to_token is not None,
+            FROM_PROMPTS=pending is None, ADD=residual is not None, MASKED=present is not None, TO_TOKEN=to_token is not None,
             SELF=self_attention is not None, TO_IMAGE=to_image is not None, PARTS=1 if pending is None else parts.shape[1],
             HEADS=heads, TOKENS=tile_rows(count, rows), DIM=dim, EXACT=like.dtype == torch.float32,
             num_warps=WARPS, num_stages=STAGES,
@@ -336,26 +298,3 @@ def token_step(
         None if to_image is None else queries,
         None if to_token is None else (keys, offsets, values),
     )
-
-
-def slices(objects: int, hidden: int, processors: int) -> int:
-    """In how many parts the MLP's hidden units are taken."""
-    return max(min(2 * processors // objects, SLICES, triton.cdiv(hidden, HIDDEN)), 1)
-
-
-def token_mlp(pending: Pending, weights: Sequence[Tensor], eps: float) -> tuple[Tensor, Tensor]:
-    """Tokens that are pending [B, T, C] float32, and what the parts of an MLP's hidden units add to them
-    [B, P, T, C] float32. weights: first matrix and bias, second matrix. On the current stream."""
-    (batch, _, count, dim), hidden, like = pending.parts.shape, weights[0].shape[0], weights[0]
-    programs = slices(batch, hidden, multiprocessors_of(like))
-    span = triton.cdiv(triton.cdiv(hidden, programs), HIDDEN) * HIDDEN
-    programs = triton.cdiv(hidden, span)
-    tokens = like.new_empty(batch, count, dim, dtype=torch.float32)
-    parts = like.new_empty(batch, programs, count, dim, dtype=torch.float32)
-    with torch.cuda.device_of(like):
-        token_mlp_kernel[programs, batch](
-            *pending, tokens, *weights, parts, count, hidden, span, eps,
-            PARTS=pending.parts.shape[1], TOKENS=tile_rows(count, 1), DIM=dim, BLOCK=HIDDEN, EXACT=like.dtype == torch.float32,
-            num_warps=WARPS, num_stages=STAGES,
-        )  # fmt: skip
-    return tokens, parts

@@ -27,8 +27,8 @@ def look_kernel(
     """ROWS queries look at one span of their object's image tokens, whose keys are pixels + place and whose values are pixels.
 
     pixels: [1 if shared else B, count, DIM]; place: [count, DIM]; queries: [B, rows, DIM]; scale: of scores to logarithms of 2.
-    sums [B, spans, rows, DIM], largest and totals [B, spans, rows], float32, are what `decoder_heads.found_kernel` takes. Only the last spans
-    may be empty.
+    sums [B, spans, rows, DIM], largest and totals [B, spans, rows], float32, are what
+    `decoder_heads.found_kernel` takes. Only the last spans may be empty.
     """
     precision: tl.constexpr = "ieee" if EXACT else "tf32"
     batch, channel = tl.program_id(1).to(tl.int64), tl.arange(0, DIM)
@@ -105,15 +105,15 @@ def _gelu(x):
 @kernel
 def paint_kernel(
     pixels, up1, bias1, norm_weight, norm_bias, mid, up2, bias2, high, hyper, iou, logits,
-    count, width, mid_stride, high_stride, values, first_value, masks, eps,
+    count, width, mid_stride, high_stride, iou_count, first_value, num_masks, eps,
     CHOOSE: tl.constexpr, VALUES: tl.constexpr, MASKS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """BLOCK image tokens of one object, upscaled twice and drawn: the upscaled map is never written.
 
     pixels: [B, count, DIM], `width` in a row; up1: [DIM, DIM] and up2: [DIM / 2, DIM / 4], rows by place in the cell, then channel;
     mid: [1 or B, 2h, 2w, DIM / 4], high: [1 or B, 4h, 4w, DIM / 8], strides: elements from object to object, 0 if shared;
-    hyper: [B, masks, DIM / 8] float32, outputs of the masks' networks; logits: [B, MASKS, 4h, 4w] float32. CHOOSE: of the `masks` masks
-    the one alone (MASKS = 1) whose iou [B, values], from first_value on, is highest, the first of equals.
+    hyper: [B, num_masks, DIM / 8] float32, outputs of the masks' networks; logits: [B, MASKS, 4h, 4w] float32. CHOOSE: of the masks
+    the one alone (MASKS = 1) whose iou [B, iou_count], from first_value on, is highest, the first of equals.
     """
     precision: tl.constexpr = "ieee" if EXACT else "tf32"
     wide: tl.constexpr = DIM // 4
@@ -127,9 +127,9 @@ def paint_kernel(
     gain, offset = tl.load(norm_weight + quarter).to(tl.float32), tl.load(norm_bias + quarter).to(tl.float32)
     chosen = 0
     if CHOOSE:
-        value = tl.arange(0, VALUES)
-        quality = tl.load(iou + batch * values + first_value + value, mask=value < masks, other=float("-inf"))
-        chosen = tl.minimum(tl.argmax(quality, 0), masks - 1)
+        candidate = tl.arange(0, VALUES)
+        quality = tl.load(iou + batch * iou_count + first_value + candidate, mask=candidate < num_masks, other=float("-inf"))
+        chosen = tl.minimum(tl.argmax(quality, 0), num_masks - 1)
     plain1, plain2 = tl.load(bias1 + quarter).to(tl.float32), tl.load(bias2 + eighth).to(tl.float32)
     for corner in range(4):
         matrix = tl.load(up1 + (corner * wide + quarter)[None, :] * DIM + channel[:, None])
@@ -148,7 +148,7 @@ def paint_kernel(
             finest = tl.load(high + batch * high_stride + spot[:, None] * narrow + eighth[None, :], mask=inside[:, None], other=0.0)
             paint = _gelu(tl.dot(value, matrix2, input_precision=precision) + plain2[None, :] + finest.to(tl.float32))
             for mask in range(MASKS):
-                network = tl.load(hyper + (batch * masks + chosen + mask) * narrow + eighth)
+                network = tl.load(hyper + (batch * num_masks + chosen + mask) * narrow + eighth)
                 tl.store(logits + (batch * MASKS + mask) * 16 * count + spot, tl.sum(paint * network[None, :], 1), mask=inside)
 
 
@@ -233,6 +233,7 @@ def paint(
     with torch.cuda.device_of(pixels):
         paint_kernel[triton.cdiv(count, PAINTED), batch](
             pixels, up1, bias1, gain, offset, mid, up2, bias2, high, hyper, hyper if iou is None else iou, logits, count, width, *strides,
-            0 if iou is None else iou.shape[1], first_value, masks, eps, iou is not None, triton.next_power_of_2(masks), drawn, dim, PAINTED, up1.dtype == torch.float32, num_warps=WARPS, num_stages=1,
+            0 if iou is None else iou.shape[1], first_value, masks, eps, iou is not None, triton.next_power_of_2(masks), drawn,
+            dim, PAINTED, up1.dtype == torch.float32, num_warps=WARPS, num_stages=1,
         )  # fmt: skip
     return logits

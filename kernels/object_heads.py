@@ -19,7 +19,7 @@ PIXELS = 4096  # of a program
 def object_state_kernel(
     logits, iou, tokens, presence1, presence1_bias, presence2, presence2_bias, presence3, presence3_bias,
     pointer1, pointer1_bias, pointer2, pointer2_bias, pointer3, pointer3_bias,
-    presence, pointer, counts, count, pixels, masks, values, first_mask, presence_hidden, pointer_hidden, delta,
+    presence, pointer, counts, count, size, num_masks, iou_count, first_mask, presence_hidden, pointer_hidden, delta,
     BEST: tl.constexpr, DIM: tl.constexpr, PRESENCE: tl.constexpr, POINTER: tl.constexpr, VALUES: tl.constexpr,
     BLOCK: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
@@ -27,7 +27,7 @@ def object_state_kernel(
     through three layers, pointer [B, DIM] float32. Others: of PIXELS logits of the first mask, how many are
     above delta and -delta, counts [B, programs - 2, 2] int32.
 
-    logits: [B, masks, pixels]; iou: [B, values]; tokens: [B, count, DIM]. The token is first_mask, or where
+    logits: [B, num_masks, size]; iou: [B, iou_count]; tokens: [B, count, DIM]. The token is first_mask, or where
     BEST the one of highest iou from there on.
     """
     batch, program, channel = tl.program_id(1).to(tl.int64), tl.program_id(0), tl.arange(0, DIM)
@@ -40,10 +40,10 @@ def object_state_kernel(
         token = first_mask
         if BEST:
             value = tl.arange(0, VALUES)
-            real = value < values - (first_mask - 2)
-            place = iou + batch * values + first_mask - 2 + value
+            real = value < iou_count - (first_mask - 2)
+            place = iou + batch * iou_count + first_mask - 2 + value
             quality = tl.load(place, mask=real, other=float("-inf"))
-            token += tl.minimum(tl.argmax(quality, 0), values - (first_mask - 2) - 1)
+            token += tl.minimum(tl.argmax(quality, 0), iou_count - (first_mask - 2) - 1)
         x = tl.load(tokens + (batch * count + token) * DIM + channel).to(tl.float32)
         y = two_layers(x, pointer1, pointer1_bias, pointer2, pointer2_bias, pointer_hidden, DIM, POINTER, BLOCK)
         for first in range(0, DIM, BLOCK):
@@ -51,7 +51,7 @@ def object_state_kernel(
             tl.store(pointer + batch * DIM + first + tl.arange(0, BLOCK), found)
     if program > 1:
         pixel = (program - 2) * PIXELS + tl.arange(0, PIXELS)
-        logit = tl.load(logits + batch * masks * pixels + pixel, mask=pixel < pixels, other=float("-inf"))
+        logit = tl.load(logits + batch * num_masks * size + pixel, mask=pixel < size, other=float("-inf"))
         place = counts + (batch * (tl.num_programs(0) - 2) + program - 2) * 2
         tl.store(place, tl.sum((logit > delta).to(tl.int32), 0))
         tl.store(place + 1, tl.sum((logit > -delta).to(tl.int32), 0))
@@ -60,13 +60,13 @@ def object_state_kernel(
 @kernel
 def tracked_kernel(
     logits, iou, presence, pointer, counts, absent_pointer, mask, mixed,
-    pixels, masks, values, first_value, blocks, threshold, absent_logit,
+    size, num_masks, iou_count, first_value, blocks, threshold, absent_logit,
     CHOOSE: tl.constexpr, VALUES: tl.constexpr, BLOCKS: tl.constexpr, DIM: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """PIXELS of the mask that is kept, `absent_logit` where presence [B] is not above 0; mask: [B, pixels].
+    """PIXELS of the mask that is kept, `absent_logit` where presence [B] is not above 0; mask: [B, size].
 
-    CHOOSE: of `masks` masks the first where it is stable by counts [B, blocks, 2], else the other one of
-    highest iou [B, values], from first_value on; else the first. Program 0 of an object also makes its
+    CHOOSE: of several masks the first where it is stable by counts [B, blocks, 2], else the other one of
+    highest iou [B, iou_count], from first_value on; else the first. Program 0 of an object also makes its
     pointer, mixed [B, DIM]: `pointer` [B, DIM] float32 where present, else absent_pointer [DIM].
     """
     batch, program = tl.program_id(1).to(tl.int64), tl.program_id(0)
@@ -78,14 +78,14 @@ def tracked_kernel(
         inner = tl.sum(tl.load(place, mask=block < blocks, other=0), 0).to(tl.float32)
         outer = tl.sum(tl.load(place + 1, mask=block < blocks, other=0), 0).to(tl.float32)
         share = tl.where(outer > 0, tl.div_rn(inner, tl.maximum(outer, 1.0)), 1.0)
-        others = (value > 0) & (value < masks)
-        quality = tl.load(iou + batch * values + first_value + value, mask=others, other=float("-inf"))
-        best = tl.maximum(tl.minimum(tl.argmax(quality, 0), masks - 1), 1)
+        others = (value > 0) & (value < num_masks)
+        quality = tl.load(iou + batch * iou_count + first_value + value, mask=others, other=float("-inf"))
+        best = tl.maximum(tl.minimum(tl.argmax(quality, 0), num_masks - 1), 1)
         chosen = tl.where(share >= threshold, 0, best)
     pixel = program * PIXELS + tl.arange(0, PIXELS)
-    inside = pixel < pixels
-    logit = tl.load(logits + (batch * masks + chosen) * pixels + pixel, mask=inside, other=0.0)
-    tl.store(mask + batch * pixels + pixel, tl.where(present, logit, absent_logit), mask=inside)
+    inside = pixel < size
+    logit = tl.load(logits + (batch * num_masks + chosen) * size + pixel, mask=inside, other=0.0)
+    tl.store(mask + batch * size + pixel, tl.where(present, logit, absent_logit), mask=inside)
     if program == 0:
         channel = tl.arange(0, DIM)
         here, gone = tl.load(pointer + batch * DIM + channel), tl.load(absent_pointer + channel).to(tl.float32)

@@ -115,7 +115,9 @@ class FrameGraph:
         empty = [()] * (room.objects - len(maps))
         addresses = [n for mine in (*pointers, *empty) for n in _filled([p.data_ptr() for p in mine], room.pointers)]
         blocks = [[self._positions_at(age // AGES) for age in mine] for mine in given.ages]
-        rows = [[self._address(block, age % AGES) for block, age in zip(*mine, strict=True)] for mine in zip(blocks, given.ages, strict=True)]
+        rows = [
+            [self._address(block, age % AGES) for block, age in zip(*mine, strict=True)] for mine in zip(blocks, given.ages, strict=True)
+        ]
         places = [n for mine in (*rows, *empty) for n in _filled(mine, room.pointers)]
         refill(self._numbers, slots + firsts + addresses + places)
         return [*maps, *pointers, *blocks]

@@ -56,7 +56,7 @@ class Sam2(nn.Module):
             nn.init.trunc_normal_(parameter, std=0.02)
         self._image_position = Table(partial(sine_tokens, dim, side))  # [h * w, 256]
         self._memory_position = Table(partial(sine_tokens, memory_dim, side))  # [h * w, 64]
-        self._tables: Kept[tuple[Tensor, Tensor, Tensor]] = Kept()
+        self._tables: Kept[list[Tensor]] = Kept()
 
     @property
     def device(self) -> torch.device:
@@ -123,7 +123,7 @@ class Sam2(nn.Module):
         side, dtype = self.config.grid, low.dtype
         constants = self.maskmem_tpos_enc[:, 0, 0], self._memory_position(), self._image_position()
         parameters = [self.maskmem_tpos_enc, *constants[1:]]
-        temporal, place, position = self._tables.get(lambda: tuple(x.to(dtype) for x in constants), parameters, dtype)
+        temporal, place, position = self._tables.get(lambda: [x.to(dtype) for x in constants], parameters, dtype)
         fused = self.memory_attention(to_tokens(low), position[None], memories, temporal, place)
         return to_map(fused, side, side)
 
@@ -177,7 +177,15 @@ class Sam2(nn.Module):
             weights = parameters_of(*decoder.pred_obj_score_head.layers, *self.obj_ptr_proj.layers)
             stable = options.dynamic_multimask_stability_delta, options.dynamic_multimask_stability_thresh
             return object_heads(
-                whole.logits.float(), whole.iou, whole.tokens, weights, self.no_obj_ptr, 2 + whole.first, multimask, *stable, NO_OBJECT_LOGIT
+                whole.logits.float(),
+                whole.iou,
+                whole.tokens,
+                weights,
+                self.no_obj_ptr,
+                2 + whole.first,
+                multimask,
+                *stable,
+                NO_OBJECT_LOGIT,
             )
         found = self.decode(low, features, points, hint, multimask, best=True)
         present = found.presence > 0

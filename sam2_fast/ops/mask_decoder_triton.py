@@ -32,7 +32,8 @@ def triton_decoder(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `mask_decoder`, without gradients."""
     from sam2_fast.kernels.decoder_heads import found_in_image, token_heads
-    from sam2_fast.kernels.decoder_tokens import Pending, token_mlp, token_step
+    from sam2_fast.kernels.decoder_mlp import token_mlp
+    from sam2_fast.kernels.decoder_tokens import Pending, token_step
     from sam2_fast.kernels.mask_decoder import look, paint, take
 
     dtype = products_dtype(weights[0])

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_fast.ops.mask_decoder_reference import HEAD
+from sam2_fast.ops.mask_decoder_triton import derived
 from sam2_fast.ops.memory_table import products_dtype
 from sam2_fast.ops.native import is_plain, no_triton, wants_gradients
 from sam2_fast.ops.registry import Implementation, execute, register
-from sam2_fast.ops.mask_decoder_triton import derived
 
 _MOST_HIDDEN = 256
 
@@ -55,13 +55,12 @@ def _check(
     logits: Tensor, iou: Tensor, tokens: Tensor, weights: Sequence[Tensor], absent_pointer: Tensor, first_mask_token: int, best: bool
 ) -> None:
     if logits.ndim != 4 or iou.ndim != 2 or tokens.ndim != 3 or not len(logits) == len(iou) == len(tokens):
-        shapes = ", ".join(str(tuple(x.shape)) for x in (logits, iou, tokens))
-        raise ValueError(f"logits, iou, tokens: expected [B, M, H, W], [B, K] and [B, T, C], got {shapes}")
+        found = ", ".join(str(tuple(x.shape)) for x in (logits, iou, tokens))
+        raise ValueError(f"logits, iou, tokens: expected [B, M, H, W], [B, K] and [B, T, C], got {found}")
     masks, dim, first = logits.shape[1], tokens.shape[2], first_mask_token - 2
     if not 0 <= first < iou.shape[1] or 2 + iou.shape[1] > tokens.shape[1] or first + masks > iou.shape[1] or masks < 1:
-        raise ValueError(
-            f"first_mask_token: expected one of {iou.shape[1]} from 2 on for {masks} masks, {tokens.shape[1]} tokens, got {first_mask_token}"
-        )
+        wanted = f"one of {iou.shape[1]} from 2 on for {masks} masks and {tokens.shape[1]} tokens"
+        raise ValueError(f"first_mask_token: expected {wanted}, got {first_mask_token}")
     if best and masks != 1:
         raise ValueError(f"logits: expected the best mask alone, got {masks}")
     if len(weights) != 2 * HEAD:

@@ -48,7 +48,10 @@ def case(
     if objects > 2:
         logits[1] *= 0.02
         logits[2, 0] = -3.0
-    presence, pointer = [*linear(hidden, dim), *linear(hidden, hidden), *linear(1, hidden)], [*linear(dim, dim), *linear(dim, dim), *linear(dim, dim)]
+    presence, pointer = (
+        [*linear(hidden, dim), *linear(hidden, hidden), *linear(1, hidden)],
+        [*linear(dim, dim), *linear(dim, dim), *linear(dim, dim)],
+    )
     iou, found = random(objects, 4).sigmoid(), random(objects, tokens, dim)
     iou[0, 1:] = iou[0, 1]  # the first of equals
     if objects > 1:
@@ -91,7 +94,8 @@ for name, shape in SHAPES.items():
             assert torch.equal(mine[0], exact[0].float()), (name, draw)  # a choice, and copies
             signs |= set((mine[2] > 0).flatten().tolist())
             for i in (1, 2):
-                errors[i - 1] += torch.stack([(x[i].double() - exact[i]).square().mean() for x in (mine, theirs, [x.to(dtype) for x in exact])])
+                both = mine, theirs, [x.to(dtype) for x in exact]
+                errors[i - 1] += torch.stack([(x[i].double() - exact[i]).square().mean() for x in both])
         ours, torchs, rounding = errors.sqrt().unbind(1)
         assert (ours <= 2 * torch.maximum(torchs, rounding)).all(), (name, dtype, errors)
         assert signs == {True, False}, (name, signs)
@@ -173,10 +177,12 @@ def test_compiles_without_spills(capability: int, masks: int) -> None:
         (kernels.tracked_kernel, {"CHOOSE": masks > 1, "VALUES": 4, "BLOCKS": 16, "DIM": 256}, 4),
     ):
         names = [n for n in kernel.arg_names if n not in constants and n != "PIXELS"]
-        numbers = {"count", "pixels", "masks", "values", "first_mask", "first_value", "blocks", "presence_hidden", "pointer_hidden"}
+        numbers = {"count", "size", "num_masks", "iou_count", "first_mask", "first_value", "blocks", "presence_hidden", "pointer_hidden"}
         kinds = {n: "i32" if n in numbers else "*bf16" for n in names}
         kinds |= {n: f"*{t}" if n in pointers else t for n, t in floats.items() if n in names} | {"counts": "*i32"}
-        found = resources(kernel, kinds, constants | {"PIXELS": kernels.PIXELS}, capability, warps, 3, ("pixels", "presence_hidden", "pointer_hidden"))
+        found = resources(
+            kernel, kinds, constants | {"PIXELS": kernels.PIXELS}, capability, warps, 3, ("size", "presence_hidden", "pointer_hidden")
+        )
         assert found[1] == 0, found
 
 
