@@ -15,6 +15,7 @@ from torch import Tensor
 ROWS = 64  # folded prompt tokens of a tile
 TAKEN_ROWS = 32  # of those that image tokens attend to at once: more are spilled
 TAKING, PAINTED = 32, 64  # image tokens of a program that takes, of one that draws
+MOST_SPANS = 32  # of the image: what they find is merged by a program for each head and token
 WARPS = 8
 
 
@@ -26,8 +27,8 @@ def look_kernel(
     """ROWS queries look at one span of their object's image tokens, whose keys are pixels + place and whose values are pixels.
 
     pixels: [1 if shared else B, count, DIM]; place: [count, DIM]; queries: [B, rows, DIM]; scale: of scores to logarithms of 2.
-    sums [B, spans, rows, DIM], largest and totals [B, spans, rows], float32, are what `rope_attention.merge` takes. Only the last spans
-    may be empty.
+    sums [B, spans, rows, DIM], largest and totals [B, spans, rows], float32, are what
+    `decoder_heads.found_kernel` takes. Only the last spans may be empty.
     """
     precision: tl.constexpr = "ieee" if EXACT else "tf32"
     batch, channel = tl.program_id(1).to(tl.int64), tl.arange(0, DIM)
@@ -103,14 +104,16 @@ def _gelu(x):
 
 @kernel
 def paint_kernel(
-    pixels, up1, bias1, norm_weight, norm_bias, mid, up2, bias2, high, brushes, logits, count, width, mid_stride, high_stride, eps,
-    MASKS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr,
+    pixels, up1, bias1, norm_weight, norm_bias, mid, up2, bias2, high, hyper, iou, logits,
+    count, width, mid_stride, high_stride, iou_count, first_value, num_masks, eps,
+    CHOOSE: tl.constexpr, VALUES: tl.constexpr, MASKS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """BLOCK image tokens of one object, upscaled twice and drawn: the upscaled map is never written.
 
     pixels: [B, count, DIM], `width` in a row; up1: [DIM, DIM] and up2: [DIM / 2, DIM / 4], rows by place in the cell, then channel;
     mid: [1 or B, 2h, 2w, DIM / 4], high: [1 or B, 4h, 4w, DIM / 8], strides: elements from object to object, 0 if shared;
-    brushes: [B, MASKS, DIM / 8] float32; logits: [B, MASKS, 4h, 4w] float32.
+    hyper: [B, num_masks, DIM / 8] float32, outputs of the masks' networks; logits: [B, MASKS, 4h, 4w] float32. CHOOSE: of the masks
+    the one alone (MASKS = 1) whose iou [B, iou_count], from first_value on, is highest, the first of equals.
     """
     precision: tl.constexpr = "ieee" if EXACT else "tf32"
     wide: tl.constexpr = DIM // 4
@@ -122,6 +125,11 @@ def paint_kernel(
     at = (batch * count + pixel)[:, None] * DIM + channel[None, :]
     tile = tl.load(pixels + at, mask=inside[:, None], other=0.0).to(up1.dtype.element_ty)
     gain, offset = tl.load(norm_weight + quarter).to(tl.float32), tl.load(norm_bias + quarter).to(tl.float32)
+    chosen = 0
+    if CHOOSE:
+        candidate = tl.arange(0, VALUES)
+        quality = tl.load(iou + batch * iou_count + first_value + candidate, mask=candidate < num_masks, other=float("-inf"))
+        chosen = tl.minimum(tl.argmax(quality, 0), num_masks - 1)
     plain1, plain2 = tl.load(bias1 + quarter).to(tl.float32), tl.load(bias2 + eighth).to(tl.float32)
     for corner in range(4):
         matrix = tl.load(up1 + (corner * wide + quarter)[None, :] * DIM + channel[:, None])
@@ -140,14 +148,14 @@ def paint_kernel(
             finest = tl.load(high + batch * high_stride + spot[:, None] * narrow + eighth[None, :], mask=inside[:, None], other=0.0)
             paint = _gelu(tl.dot(value, matrix2, input_precision=precision) + plain2[None, :] + finest.to(tl.float32))
             for mask in range(MASKS):
-                brush = tl.load(brushes + (batch * MASKS + mask) * narrow + eighth)
-                tl.store(logits + (batch * MASKS + mask) * 16 * count + spot, tl.sum(paint * brush[None, :], 1), mask=inside)
+                network = tl.load(hyper + (batch * num_masks + chosen + mask) * narrow + eighth)
+                tl.store(logits + (batch * MASKS + mask) * 16 * count + spot, tl.sum(paint * network[None, :], 1), mask=inside)
 
 
 def _spans(batch: int, count: int, block: int, device: torch.device) -> int:
-    """In how many parts the image is taken: as many as give every multiprocessor a block or two."""
+    """In how many parts the image is taken: as many as give every multiprocessor a block or two, but what they find is merged by few."""
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
-    return max(min(2 * processors // batch, triton.cdiv(count, block)), 1)
+    return max(min(2 * processors // batch, triton.cdiv(count, block), MOST_SPANS), 1)
 
 
 def seen_at_once(size: int, capability: int) -> int:
@@ -168,7 +176,7 @@ def _scale(dim: int, heads: int) -> float:
 
 
 def look(pixels: Tensor, place: Tensor, queries: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What `queries` [B, R, C] see in pixels [1 or B, N, C] at place [N, C], for `rope_attention.merge`.
+    """What `queries` [B, R, C] see in pixels [1 or B, N, C] at place [N, C], for `decoder_heads.found_in_image`.
 
     Sums [B, spans, R, C], largest and totals [B, spans, R], float32. All contiguous, on the current stream.
     """
@@ -208,19 +216,24 @@ def take(
 
 def paint(
     pixels: Tensor, width: int, mid: Tensor, high: Tensor, weights: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor],
-    brushes: Tensor, eps: float,
+    hyper: Tensor, eps: float, iou: Tensor | None = None, first_value: int = 0,
 ) -> Tensor:  # fmt: skip
-    """Pixels [B, N, C] to logits [B, M, 4h, 4w] float32, by brushes [B, M, C / 8] float32. weights: first matrix and bias, norm, second.
+    """Pixels [B, N, C] to logits [B, M or 1, 4h, 4w] float32, by outputs of the masks' networks, hyper [B, M, C / 8] float32.
+
+    weights: first matrix and bias, norm, second matrix and bias. iou: [B, K] float32; of the M masks, whose values begin at
+    first_value, only that of highest iou (None: all).
 
     mid, high: [1 or B, ...] as in `sam2_fast.ops.mask_decoder`. All contiguous, on the current stream.
     """
-    (batch, count, dim), masks = pixels.shape, brushes.shape[1]
-    logits = pixels.new_empty(batch, masks, 4 * (count // width), 4 * width, dtype=torch.float32)
+    (batch, count, dim), masks = pixels.shape, hyper.shape[1]
+    drawn = masks if iou is None else 1
+    logits = pixels.new_empty(batch, drawn, 4 * (count // width), 4 * width, dtype=torch.float32)
     strides = [0 if len(x) == 1 else x.stride(0) for x in (mid, high)]
     up1, bias1, gain, offset, up2, bias2 = weights
     with torch.cuda.device_of(pixels):
         paint_kernel[triton.cdiv(count, PAINTED), batch](
-            pixels, up1, bias1, gain, offset, mid, up2, bias2, high, brushes, logits, count, width, *strides, eps,
-            masks, dim, PAINTED, up1.dtype == torch.float32, num_warps=WARPS, num_stages=1,
+            pixels, up1, bias1, gain, offset, mid, up2, bias2, high, hyper, hyper if iou is None else iou, logits, count, width, *strides,
+            0 if iou is None else iou.shape[1], first_value, masks, eps, iou is not None, triton.next_power_of_2(masks), drawn,
+            dim, PAINTED, up1.dtype == torch.float32, num_warps=WARPS, num_stages=1,
         )  # fmt: skip
     return logits

@@ -12,10 +12,13 @@ from sam2_fast.model import Sam2
 from sam2_fast.ops.memory_table import SLOT, MemoryTable, Room, products_dtype, table_rows
 from sam2_fast.ops.recording import Recorder, captured
 from sam2_fast.ops.transfer import refill
-from sam2_fast.types import Features, Points
+from sam2_fast.types import Features, NoPoints
 
 OBJECTS = (1, 2, 3, 4, 6, 8, 12, 16)
 """For how many objects frames are recorded; others take the next one, and what is too much is thrown away."""
+
+AGES, MOST_BLOCKS = 256, 32
+"""Positions of pointers are computed for so many ages at once, and so many such blocks are kept."""
 
 
 class Remembered(NamedTuple):
@@ -64,10 +67,9 @@ class FrameGraph:
         self._like = torch.empty(1, dtype=loose, device=device)  # says the type of what addresses point to
         sizes = (SLOT * room.slots, room.objects + 1, places, places)
         self._numbers = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
-        slots, firsts, self._addresses, self._ages = self._numbers.split(sizes)
+        slots, firsts, self._addresses, self._places = self._numbers.split(sizes)
         self._table = MemoryTable(slots.view(-1, SLOT), firsts, room.tokens, room.longest, room.objects * room.longest)
-        nowhere = torch.zeros(room.objects, 1, 2, device=device)
-        self._nowhere = Points(nowhere, torch.full((room.objects, 1), -1, dtype=torch.int32, device=device))
+        self._by_age: dict[int, Tensor] = {}  # number of a block of ages -> positions [AGES, 256], as tokens of a pointer lie
         self._replay: Callable[[], Tracked] | None = None
 
     def track(self, recorder: Recorder, features: Features, given: Remembered) -> Tracked:
@@ -88,9 +90,9 @@ class FrameGraph:
 
         model, features = self._model, self._features
         gather_rows(self._addresses, self._like, self._pointers)
-        self._positions.copy_(model.pointer_positions(self._ages.to(torch.float32), self._longest))
+        gather_rows(self._places, self._positions, self._positions.view(self._pointers.shape))
         fused = model.attend_at(features.low, self._table)
-        logits, pointer, presence = model.track(fused, features, self._nowhere, None, self._multimask)
+        logits, pointer, presence = model.track(fused, features, NoPoints(self._room.objects), None, self._multimask)
         return Tracked(logits, pointer, presence, model.encode_memory(features.low, logits, presence, False))
 
     def fill(self, features: Features, given: Remembered) -> list[list[Tensor]]:
@@ -109,9 +111,27 @@ class FrameGraph:
         slots, firsts = table_rows(room, where, given.rows, [len(mine) for mine in pointers], loose, stride)
         empty = [()] * (room.objects - len(maps))
         addresses = [n for mine in (*pointers, *empty) for n in _filled([p.data_ptr() for p in mine], room.pointers)]
-        when = [n for mine in (*given.ages, *empty) for n in _filled(mine, room.pointers)]
-        refill(self._numbers, slots + firsts + addresses + when)
-        return [*maps, *pointers]
+        blocks = [[self._positions_at(age // AGES) for age in mine] for mine in given.ages]
+        rows = [
+            [self._address(block, age % AGES) for block, age in zip(*mine, strict=True)] for mine in zip(blocks, given.ages, strict=True)
+        ]
+        places = [n for mine in (*rows, *empty) for n in _filled(mine, room.pointers)]
+        refill(self._numbers, slots + firsts + addresses + places)
+        return [*maps, *pointers, *blocks]
+
+    def _positions_at(self, block: int) -> Tensor:
+        """Positions of pointers that are block * AGES frames old and more: [AGES, 256] in the dtype of products."""
+        if block not in self._by_age:
+            if len(self._by_age) == MOST_BLOCKS:
+                self._by_age.clear()
+            ages = torch.arange(block * AGES, (block + 1) * AGES, dtype=torch.float32, device=self._positions.device)
+            found = self._model.pointer_positions(ages, self._longest).to(self._dtype)
+            self._by_age[block] = found.view(AGES, -1).contiguous()
+        return self._by_age[block]
+
+    @staticmethod
+    def _address(rows: Tensor, row: int) -> int:
+        return rows.data_ptr() + row * rows.stride(0) * rows.element_size()
 
     def _placed(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         """As kernels read it by its address: contiguous, in `dtype`, on the device of the features."""

@@ -17,9 +17,8 @@ from sam2_fast.config import NO_OBJECT_LOGIT
 from sam2_fast.masks import non_overlapping
 from sam2_fast.memory import MemoryBank
 from sam2_fast.model import Sam2
-from sam2_fast.model.mask_decoder import take
-from sam2_fast.model.object_pointer import mix_absent
 from sam2_fast.model.position import sine_position
+from sam2_fast.ops.object_heads import mix_absent, taken
 from sam2_fast.types import Features, FrameMemory, Points
 
 NO_OBJ_SCORE = NO_OBJECT_LOGIT
@@ -82,7 +81,7 @@ class OfficialSteps(Sam2):
         best_low, best_high, token = low, high, found.tokens[:, 0]
         if multimask_output:
             best = found.iou.argmax(-1)
-            best_low, best_high, token = take(low, best), take(high, best), take(found.tokens, best)[:, 0]
+            best_low, best_high, token = taken(low, best), taken(high, best), taken(found.tokens, best)[:, 0]
         pointer = mix_absent(self.obj_ptr_proj(token), present, self.no_obj_ptr)
         return low, high, found.iou, best_low, best_high, pointer, found.presence
 

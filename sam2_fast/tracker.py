@@ -20,7 +20,7 @@ from sam2_fast.masks import fill_holes
 from sam2_fast.model import Sam2
 from sam2_fast.ops.transfer import upload
 from sam2_fast.session import ObjectTrack, Prompt, VideoSession
-from sam2_fast.types import Features, FrameMemory, Points, Recall
+from sam2_fast.types import Features, FrameMemory, NoPoints, Points, Recall
 
 OBJECTS_PER_PASS = 16
 """Objects stacked in one forward pass; more are taken in several passes, so that scratch memory stays bounded."""
@@ -163,9 +163,8 @@ def _track_part(
 
 def _track_eagerly(model: Sam2, features: Features, given: Remembered, multimask: bool) -> Tracked:
     """Attend, decode and encode the memory of the N objects of `given` without a recording."""
-    count, place = len(given.maps), features.low.device
-    nowhere = Points(torch.zeros(count, 1, 2, device=place), torch.full((count, 1), -1, dtype=torch.int32, device=place))
-    logits, pointer, presence = model.track(_attend(model, features, given), features, nowhere, None, multimask)
+    fused, nothing = _attend(model, features, given), NoPoints(len(given.maps))
+    logits, pointer, presence = model.track(fused, features, nothing, None, multimask)
     maps = model.encode_memory(features.low, logits, presence, False)  # from the mask before its holes are filled
     return Tracked(logits, pointer, presence, maps)
 

@@ -44,6 +44,12 @@ class Points(NamedTuple):
     present: Tensor | None = None  # [B, P] bool; None: all
 
 
+class NoPoints(NamedTuple):
+    """No click and no box for any of `objects` objects: two padding points each, as the model was trained with."""
+
+    objects: int
+
+
 @dataclass(frozen=True)
 class FrameMemory:
     """What one object remembers of one frame. `map` is None until committed, and once it is too old to be attended to."""

@@ -26,7 +26,7 @@ for dtype, (theirs, boxes) in torchs.items():
     errors = [sum((a.double() - b).square().sum() for a, b in zip(x, exact)).sqrt().item() for x in (mine, theirs)]
     assert errors[0] <= 2 * errors[1], (dtype, errors)
     assert found == boxes, dtype
-wanted = "hiera_block mask_decoder mask_postprocess memory_attention memory_encoder nms preprocess_frame preprocess_images"
+wanted = "hiera_block mask_decoder mask_postprocess memory_attention memory_encoder nms object_heads preprocess_frame preprocess_images"
 assert used == {*wanted.split(), "small_components"}, used
 """
 

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from sam2_fast.config import Options, Sam2Config
-from sam2_fast.model.layers import MLP, LayerNorm2d, Narrowing, parameters_of, to_tokens
+from sam2_fast.model.layers import MLP, Kept, LayerNorm2d, Narrowing, parameters_of, to_tokens
 from sam2_fast.model.two_way_transformer import TwoWayTransformer
 from sam2_fast.ops.mask_decoder import BODY, HEAD, mask_decoder
+from sam2_fast.ops.object_heads import stable_or_best, taken
 from sam2_fast.types import Prediction
 
 NUM_MASKS = 4  # one for an unambiguous prompt, three for an ambiguous one
+
+
+class Decoded(NamedTuple):
+    """What the decoder says of B objects before one of their masks is chosen."""
+
+    logits: Tensor  # [B, M, 4h, 4w]
+    iou: Tensor  # [B, 4] predicted IoU of all masks
+    tokens: Tensor  # [B, T, 256]: presence, IoU, one of each mask, prompts
+    first: int  # which of the four masks `logits` begins with
 
 
 class MaskDecoder(Narrowing):
@@ -36,6 +49,14 @@ class MaskDecoder(Narrowing):
         self.output_hypernetworks_mlps = nn.ModuleList(MLP(dim, dim, dim // 8, 3) for _ in range(NUM_MASKS))
         self.iou_prediction_head = MLP(dim, 256, NUM_MASKS, 3)
         self.pred_obj_score_head = MLP(dim, dim, 1, 3)
+        self._learned: Kept[Tensor] = Kept()
+        self._cells: Kept[list[Tensor]] = Kept()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MaskDecoder:
+        self._learned.clear()
+        self._cells.clear()
+        super()._apply(fn, recurse)
+        return self
 
     def forward(
         self,
@@ -49,12 +70,15 @@ class MaskDecoder(Narrowing):
         options: Options,
         present: Tensor | None = None,
         best: bool = False,
-    ) -> Prediction:
+        undecided: bool = False,
+    ) -> Prediction | Decoded:
         """low: [1 or B, dim, h, w]; position: [1, dim, h, w]; sparse: [B, P, dim]; dense: [1 or B, dim, h or 1, w or 1];
         high: [1 or B, dim / 8, 4h, 4w]; mid: [1 or B, dim / 4, 2h, 2w] -> M = 3 masks if `multimask`, else 1.
         present: [B, P] bool, which sparse tokens count (None: all). best: of three masks only that of highest predicted IoU, M = 1.
+        undecided: `Decoded`, for `ops.object_heads`.
         """
-        first = torch.cat([self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight])
+        learned = [self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight]
+        first = self._learned.get(lambda: torch.cat(learned), learned)
         sparse = sparse.to(first.dtype)
         prompts = torch.cat([first.expand(sparse.shape[0], -1, -1), sparse], dim=1)  # [B, 6 + P, dim]
         if present is not None:
@@ -66,16 +90,19 @@ class MaskDecoder(Narrowing):
         weights = self._weights(which)
         heads, best = self.transformer.num_heads, best and multimask
         logits, iou, tokens = mask_decoder(image, mid, high, place, prompts, present, weights, heads, 2 + which[0], 1, best)
+        if undecided:
+            return Decoded(logits, iou, tokens, which[0])
         mask_tokens = tokens[:, 2 : 2 + NUM_MASKS]
         presence = self.pred_obj_score_head(tokens[:, 0])
         if best:
             choice = iou[:, 1:].argmax(-1)
-            return Prediction(logits, take(iou[:, 1:], choice), take(mask_tokens[:, 1:], choice), presence)
+            return Prediction(logits, taken(iou[:, 1:], choice), taken(mask_tokens[:, 1:], choice), presence)
         if multimask:
             return Prediction(logits, iou[:, 1:], mask_tokens[:, 1:], presence)
         if single:
             return Prediction(logits, iou[:, :1], mask_tokens[:, :1], presence)
-        logits, iou = stable_or_best(logits, iou, options)
+        delta, threshold = options.dynamic_multimask_stability_delta, options.dynamic_multimask_stability_thresh
+        logits, iou = stable_or_best(logits, iou, delta, threshold)
         # the pointer stays that of the single mask: training saw no other
         return Prediction(logits, iou, mask_tokens[:, :1], presence)
 
@@ -85,25 +112,8 @@ class MaskDecoder(Narrowing):
         networks = [layer for network in self.output_hypernetworks_mlps if isinstance(network, MLP) for layer in network.layers]
         every = [*self.transformer.weights(), *parameters_of(up1, norm, up2, *self.iou_prediction_head.layers, *networks)]
         every = [*self.narrowed(every, [i for i, w in enumerate(every) if w.ndim > 1])]
-        for i in (BODY - 6, BODY - 2):  # transposed convolutions as matrices: rows by place in the cell, then channel
-            every[i] = every[i].permute(2, 3, 1, 0).flatten(0, 2)
+        # transposed convolutions as matrices: rows by place in the cell, then channel
+        ups = [every[i] for i in (BODY - 6, BODY - 2)]
+        every[BODY - 6], every[BODY - 2] = self._cells.get(lambda: [w.permute(2, 3, 1, 0).flatten(0, 2) for w in ups], ups)
         first = BODY + HEAD * (1 + which[0])
         return [*every[: BODY + HEAD], *every[first : first + HEAD * len(which)]]
-
-
-def stable_or_best(logits: Tensor, iou: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    """The single mask where it is stable, else the ambiguous one of highest predicted IoU.
-
-    logits: [B, 4, H, W]; iou: [B, 4] -> [B, 1, H, W], [B, 1]. Source: official `_dynamic_multimask_via_stability`.
-    """
-    delta = options.dynamic_multimask_stability_delta
-    single = logits[:, 0].flatten(1)
-    inner, outer = (single > delta).sum(-1).float(), (single > -delta).sum(-1).float()
-    stable = torch.where(outer > 0, inner / outer, 1.0) >= options.dynamic_multimask_stability_thresh
-    choice = torch.where(stable, 0, 1 + iou[:, 1:].argmax(-1))
-    return take(logits, choice), take(iou, choice)
-
-
-def take(values: Tensor, choice: Tensor) -> Tensor:
-    """values: [B, M, ...]; choice: [B] -> [B, 1, ...]."""
-    return values[torch.arange(values.shape[0], device=values.device), choice][:, None]

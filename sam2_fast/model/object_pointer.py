@@ -7,12 +7,6 @@ from torch import Tensor, nn
 from sam2_fast.model.position import sine_age
 
 
-def mix_absent(pointer: Tensor, present: Tensor, absent: Tensor) -> Tensor:
-    """pointer: [B, 256]; present: [B, 1] bool; absent: [1, 256] -> [B, 256], the learned constant where the object is gone."""
-    share = present.to(pointer.dtype)
-    return share * pointer + (1 - share) * absent
-
-
 def age_position(ages: Tensor, longest: int, project: nn.Linear | None, hidden_dim: int, memory_dim: int) -> Tensor:
     """ages: [B, P] frames -> [B, P, memory_dim] position of each pointer; zeros where the model has no projection (2.0)."""
     if project is None:

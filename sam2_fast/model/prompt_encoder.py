@@ -23,6 +23,8 @@ class PromptEncoder(nn.Module):
         self.mask_input_size = (4 * side, 4 * side)
         self.pe_layer = RandomPosition(dim)
         self._places: Kept[Tensor] = Kept()
+        self._narrow_places: Kept[Tensor] = Kept()
+        self._kinds: Kept[Tensor] = Kept()
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, dim) for _ in range(4))  # negative, positive, box corners
         self.not_a_point_embed = nn.Embedding(1, dim)
         self.mask_downscaling = nn.Sequential(
@@ -36,16 +38,24 @@ class PromptEncoder(nn.Module):
         )
         self.no_mask_embed = nn.Embedding(1, dim)
 
-    def get_dense_pe(self) -> Tensor:
-        """[1, dim, h, w]: the encoding of every token's place, shared by points and image."""
+    def get_dense_pe(self, dtype: torch.dtype | None = None) -> Tensor:
+        """[1, dim, h, w]: the encoding of every token's place, shared by points and image. dtype: None for the widest."""
         side, matrix = self.image_embedding_size[0], self.pe_layer.positional_encoding_gaussian_matrix
-        return self._places.get(lambda: self.pe_layer.grid(side), (matrix,), side)
+        places = self._places.get(lambda: self.pe_layer.grid(side), (matrix,), side)
+        if dtype is None or dtype == places.dtype:
+            return places
+        return self._narrow_places.get(lambda: places.to(dtype), (matrix,), side, dtype)
+
+    def padding(self, objects: int) -> Tensor:
+        """[objects, 2, dim]: what `forward` makes of a point of label -1 alone."""
+        return self.not_a_point_embed.weight.expand(objects, 2, -1)
 
     def embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
         """coords: [B, P, 2] (x, y) in model pixels; labels: [B, P] -> [B, P, dim]. Label -1 is padding: its place is ignored."""
         size = coords.new_full((), self.input_image_size[0])  # made where the points are: nothing crosses
         place = self.pe_layer((coords + 0.5) / size)
-        kinds = torch.cat([e.weight for e in (self.not_a_point_embed, *self.point_embeddings)]).to(place.dtype)  # [5, dim]
+        weights = [e.weight for e in (self.not_a_point_embed, *self.point_embeddings)]
+        kinds = self._kinds.get(lambda: torch.cat(weights).to(place.dtype), weights, place.dtype)  # [5, dim]
         kind = (labels.long() + 1).clamp(0, 4)
         return torch.where(labels[..., None] == -1, 0.0, place) + kinds[kind]
 

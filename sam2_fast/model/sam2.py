@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,18 +13,19 @@ from torch import Tensor, nn
 
 from sam2_fast.config import NO_OBJECT_LOGIT, Options, Sam2Config
 from sam2_fast.model.image_encoder import ImageEncoder
-from sam2_fast.model.layers import MLP, Table, to_map, to_tokens
-from sam2_fast.model.mask_decoder import MaskDecoder
+from sam2_fast.model.layers import MLP, Kept, Table, parameters_of, to_map, to_tokens
+from sam2_fast.model.mask_decoder import Decoded, MaskDecoder
 from sam2_fast.model.memory_attention import MemoryAttention
 from sam2_fast.model.memory_encoder import MemoryEncoder
-from sam2_fast.model.object_pointer import age_position, mix_absent, split_pointers
+from sam2_fast.model.object_pointer import age_position, split_pointers
 from sam2_fast.model.position import sine_tokens
 from sam2_fast.model.prompt_encoder import PromptEncoder
 from sam2_fast.model.proofs import as_asked
 from sam2_fast.ops.memory_attention import Memories
 from sam2_fast.ops.memory_table import MemoryTable
+from sam2_fast.ops.object_heads import mix_absent, object_heads
 from sam2_fast.ops.transfer import upload_numbers
-from sam2_fast.types import Features, Points, Prediction
+from sam2_fast.types import Features, NoPoints, Points, Prediction
 
 
 class Sam2(nn.Module):
@@ -58,6 +60,7 @@ class Sam2(nn.Module):
             nn.init.trunc_normal_(parameter, std=0.02)
         self._image_position = Table(partial(sine_tokens, dim, side))  # [h * w, 256]
         self._memory_position = Table(partial(sine_tokens, memory_dim, side))  # [h * w, 64]
+        self._tables: Kept[list[Tensor]] = Kept()
 
     @property
     def device(self) -> torch.device:
@@ -125,38 +128,74 @@ class Sam2(nn.Module):
     def attend_at(self, low: Tensor, memories: Memories | MemoryTable) -> Tensor:
         """`attend`, for memories that lie together already. low: [1 or B, 256, h, w] -> [B, 256, h, w]."""
         side, dtype = self.config.grid, low.dtype
-        temporal = self.maskmem_tpos_enc[:, 0, 0].to(dtype)
-        place = self._memory_position().to(dtype)
-        fused = self.memory_attention(to_tokens(low), self._image_position().to(dtype)[None], memories, temporal, place)
+        constants = self.maskmem_tpos_enc[:, 0, 0], self._memory_position(), self._image_position()
+        parameters = [self.maskmem_tpos_enc, *constants[1:]]
+        temporal, place, position = self._tables.get(lambda: [x.to(dtype) for x in constants], parameters, dtype)
+        fused = self.memory_attention(to_tokens(low), position[None], memories, temporal, place)
         return to_map(fused, side, side)
 
     @as_asked
     def decode(
-        self, low: Tensor, features: Features, points: Points | None, hint: Tensor | None, multimask: bool, best: bool = False
+        self, low: Tensor, features: Features, points: Points | NoPoints | None, hint: Tensor | None, multimask: bool, best: bool = False
     ) -> Prediction:
         """Masks of B prompts. low: [1 or B, 256, h, w] fused features; hint: [B, 1, 4h, 4w] logits of an earlier mask, or None.
 
         points None: the hint alone, without even a padding point (as `SAM2ImagePredictor` has it upstream).
         best: of three masks only that of highest predicted IoU is drawn.
         """
+        found: Prediction = self._run_decoder(low, features, points, hint, multimask, best, undecided=False)
+        return found._replace(logits=found.logits.float())
+
+    def _run_decoder(
+        self,
+        low: Tensor,
+        features: Features,
+        points: Points | NoPoints | None,
+        hint: Tensor | None,
+        multimask: bool,
+        best: bool,
+        undecided: bool,
+    ) -> Any:
+        """What the mask decoder says of embedded prompts: `Prediction`, or `Decoded` if `undecided`."""
         low, present = self._enter(low), None
-        if points is None:
+        if isinstance(points, NoPoints):
+            sparse, dense = self.sam_prompt_encoder.padding(points.objects), self.sam_prompt_encoder.embed_mask(hint)
+        elif points is None:
             assert hint is not None
             sparse, dense = low.new_zeros(hint.shape[0], 0, self.config.hidden_dim), self.sam_prompt_encoder.embed_mask(hint)
         else:
             sparse, dense = self.sam_prompt_encoder(points.coords, points.labels, hint)
             if points.present is not None:  # the padding point that closes the list always counts
                 present = torch.cat([points.present, points.present.new_ones(points.present.shape[0], 1)], dim=1)
-        position = self.sam_prompt_encoder.get_dense_pe()
-        found = self.sam_mask_decoder(low, position, sparse, dense, features.high, features.mid, multimask, self.options, present, best)
-        return found._replace(logits=found.logits.float())
+        position = self.sam_prompt_encoder.get_dense_pe(low.dtype if low.is_cuda else None)  # kernels for a CPU take the widest
+        maps = features.high, features.mid
+        return self.sam_mask_decoder(low, position, sparse, dense, *maps, multimask, self.options, present, best, undecided)
 
     @as_asked
-    def track(self, low: Tensor, features: Features, points: Points, hint: Tensor | None, multimask: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def track(
+        self, low: Tensor, features: Features, points: Points | NoPoints, hint: Tensor | None, multimask: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """`decode`, then the best mask, its pointer and the object's presence: [B, 1, 4h, 4w], [B, 256], [B, 1].
 
         Masks of absent objects are -1024 throughout. Source: official `_forward_sam_heads`.
         """
+        decoder, options = self.sam_mask_decoder, self.options
+        overridden = type(self).decode is not Sam2.decode or "decode" in vars(self)
+        if not overridden and not has_hooks(decoder.pred_obj_score_head, self.obj_ptr_proj):
+            whole: Decoded = self._run_decoder(low, features, points, hint, multimask, True, undecided=True)
+            weights = parameters_of(*decoder.pred_obj_score_head.layers, *self.obj_ptr_proj.layers)
+            stable = options.dynamic_multimask_stability_delta, options.dynamic_multimask_stability_thresh
+            return object_heads(
+                whole.logits.float(),
+                whole.iou,
+                whole.tokens,
+                weights,
+                self.no_obj_ptr,
+                2 + whole.first,
+                multimask,
+                *stable,
+                NO_OBJECT_LOGIT,
+            )
         found = self.decode(low, features, points, hint, multimask, best=True)
         present = found.presence > 0
         logits = torch.where(present[:, None, None], found.logits, NO_OBJECT_LOGIT)
@@ -170,8 +209,7 @@ class Sam2(nn.Module):
         """
         batch = mask.shape[0]
         logits = F.interpolate(mask * 20.0 - 10.0, scale_factor=0.25, mode="bilinear", align_corners=False, antialias=True)
-        nowhere = Points(mask.new_zeros(batch, 1, 2), torch.full((batch, 1), -1, dtype=torch.int32, device=mask.device))
-        _, pointer, _ = self.track(features.low, features, nowhere, self.mask_downsample(self._enter(mask)), multimask=False)
+        _, pointer, _ = self.track(features.low, features, NoPoints(batch), self.mask_downsample(self._enter(mask)), multimask=False)
         present = mask.flatten(1).any(1, keepdim=True)
         return logits, mix_absent(pointer, present, self.no_obj_ptr), present.to(logits.dtype) * 20.0 - 10.0
 
@@ -185,5 +223,10 @@ class Sam2(nn.Module):
         memory = self.memory_encoder(low, logits, binarize)
         if self.config.version == "2.1":
             absent = (presence <= 0).to(memory.dtype)[:, None]  # [B, 1, 1]
-            memory = memory + absent * self.no_obj_embed_spatial.to(memory.dtype)
+            memory = torch.addcmul(memory, absent, self.no_obj_embed_spatial.to(memory.dtype))
         return memory
+
+
+def has_hooks(*parts: nn.Module) -> bool:
+    """Whether somebody watches what a module inside `parts` computes, or changes it."""
+    return any(m._forward_hooks or m._forward_pre_hooks for part in parts for m in part.modules())

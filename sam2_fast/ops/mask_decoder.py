@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+import sam2_fast.ops.object_heads  # noqa: F401  the op that follows, registered with this one
 from sam2_fast.ops.mask_decoder_reference import BODY, HEAD, mask_decoder_reference
 from sam2_fast.ops.mask_decoder_triton import triton_decoder, triton_refuses
 from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton, wants_gradients

@@ -1,14 +1,16 @@
-"""The mask decoder on a GPU: five passes over the image and one that draws, each a kernel; the few prompt tokens are torch's."""
+"""The mask decoder on a GPU: five passes over the image, one that upscales and predicts masks, and between
+them the prompt tokens' own layers (docs/kernels/mask_decoder.md)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.ops.mask_decoder_reference import BODY, EPS, HEAD, MAP_EPS, attend, brushes_and_iou, norm
+from sam2_fast.ops.mask_decoder_reference import BODY, EPS, HEAD, MAP_EPS
 from sam2_fast.ops.memory_table import products_dtype
 from sam2_fast.ops.native import is_plain, wants_gradients
 
@@ -29,71 +31,60 @@ def triton_decoder(
     best: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `mask_decoder`, without gradients."""
+    from sam2_fast.kernels.decoder_heads import found_in_image, token_heads
+    from sam2_fast.kernels.decoder_mlp import token_mlp
+    from sam2_fast.kernels.decoder_tokens import Pending, token_step
     from sam2_fast.kernels.mask_decoder import look, paint, take
-    from sam2_fast.kernels.rope_attention import merge
 
     dtype = products_dtype(weights[0])
     stream = torch.float32 if torch.is_autocast_enabled(image.device.type) else image.dtype
     with torch.no_grad():
-        w = [t.detach().to(dtype).contiguous() if t.ndim == 2 else t.detach().contiguous() for t in weights]
+        w = derived(weights, f"matrices {dtype}", lambda: _matrices(weights, dtype))
         pixels, place = image.detach().flatten(1, 2).contiguous(), position.detach().to(image.dtype).contiguous()
-        tokens = prompts.detach()
+        prompts, count = _rows_contiguous(prompts.detach()), prompts.shape[1]
+        present = None if present is None else present.contiguous().view(torch.uint8)  # the interpreter knows no bool
+        rows = max(1 << (count - 1).bit_length(), _LEAST_ROWS // num_heads)
+        step = partial(token_step, prompts, present, heads=num_heads, rows=rows, eps=EPS)
+        now = step(None, self_attention=w[:7])
+        before = None
         for i in range(2):
-            v = w[36 * i : 36 * i + 36]
-            q = tokens if i == 0 else tokens + prompts
-            looked = attend(q, q, tokens, present, v[:8], num_heads)
-            tokens = norm(looked if i == 0 else tokens + looked, v[8:10])
-            queries = _queries(tokens + prompts, v[10:14], num_heads)
-            seen = merge(*look(pixels, place, queries, num_heads), torch.empty_like(queries, dtype=torch.float32))
-            tokens = norm(tokens + _found(seen, v[14:18], tokens, num_heads), v[18:20])
-            tokens = norm(tokens + F.linear(F.relu(F.linear(tokens, v[20], v[21])), v[22], v[23]), v[24:26])
-            given = _taken(tokens, prompts, present, v[28:36], num_heads)
-            pixels = take(pixels, place, given, num_heads, (v[35], v[26], v[27]), EPS, stream)
+            v, last = w[36 * i : 36 * i + 36], i == 1
+            now = step(Pending(now.self_parts, v[7], before, *v[8:10]), to_image=v[10:13])
+            found = found_in_image(look(pixels, place, now.queries, num_heads), v[14:17], num_heads, count)
+            before, parts = token_mlp(Pending(found, v[17], now.tokens, *v[18:20]), v[20:23], EPS)
+            attention = {"to_image": w[72:75]} if last else {"self_attention": w[36:43]}
+            now = step(Pending(parts, v[23], before, *v[24:26]), to_token=v[28:35], **attention)
+            before = now.tokens
+            pixels = take(pixels, place, now.to_token, num_heads, (v[35], v[26], v[27]), EPS, stream)
         v = w[72:BODY]
-        queries = _queries(tokens + prompts, v[:4], num_heads)
-        seen = merge(*look(pixels, place, queries, num_heads), torch.empty_like(queries, dtype=torch.float32))
-        tokens = norm(tokens + _found(seen, v[4:8], tokens, num_heads), v[8:10])
-        heads = [w[i : i + HEAD] for i in range(BODY, len(w), HEAD)]
-        brushes, iou = brushes_and_iou(tokens, heads, first_mask_token, iou_token, best)
+        found = found_in_image(look(pixels, place, now.queries, num_heads), v[4:7], num_heads, count)
+        pending = Pending(found, v[7], before, *v[8:10])
+        iou, hyper, tokens = token_heads(pending, present, w[BODY:], first_mask_token, iou_token, EPS, prompts.dtype)
         maps = (x.detach().contiguous() for x in (mid, high))
-        logits = paint(pixels, image.shape[2], *maps, tuple(v[10:16]), brushes.float().contiguous(), MAP_EPS)
-        found = tokens.to(prompts.dtype)
-        return logits, iou, found if present is None else found.where(present[..., None], 0)
+        which = {"iou": iou, "first_value": first_mask_token - iou_token - 1} if best else {}
+        logits = paint(pixels, image.shape[2], *maps, tuple(v[10:16]), hyper, MAP_EPS, **which)
+        return logits, iou, tokens
 
 
-def _by_head(x: Tensor, heads: int) -> Tensor:
-    """[B, T, heads * d] -> [B, heads, T, d], T filled up with zeros to a power of two that gives a tile's rows."""
-    tokens = max(1 << (x.shape[1] - 1).bit_length(), _LEAST_ROWS // heads)
-    filled = F.pad(x, (0, 0, 0, tokens - x.shape[1]))
-    return filled.unflatten(-1, (heads, -1)).transpose(1, 2)
+Value = TypeVar("Value")
 
 
-def _fold(x: Tensor, matrix: Tensor) -> Tensor:
-    """x: [B, heads, T, d], matrix: [heads * d, C] -> [B, heads * T, C]: each head through its rows."""
-    kind = matrix.dtype
-    return torch.matmul(x.to(kind), matrix.unflatten(0, (x.shape[1], -1))).flatten(1, 2).to(kind).contiguous()
+def derived(weights: Sequence[Tensor], name: str, make: Callable[[], Value]) -> Value:
+    """`make()`, which depends on `weights` alone; `name` tells it from what else is derived from them."""
+    del weights, name
+    return make()
 
 
-def _queries(x: Tensor, w: Sequence[Tensor], heads: int) -> Tensor:
-    """Tokens [B, T, C] to queries of image tokens, projected and folded with the keys' matrix. A key's bias moves all scores of a query."""
-    return _fold(_by_head(F.linear(x, w[0], w[1]), heads), w[2])
+def _matrices(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """`weights` as the kernels have them: matrices in `dtype`; after the head of predicted IoU, each layer of all masks together."""
+    w = [t.detach().to(dtype) if t.ndim == 2 else t.detach() for t in weights]
+    masks = [torch.stack(w[BODY + HEAD + i :: HEAD]) for i in range(HEAD)]
+    return [t.contiguous() for t in (*w[: BODY + HEAD], *masks)]
 
 
-def _found(seen: Tensor, w: Sequence[Tensor], like: Tensor, heads: int) -> Tensor:
-    """What queries saw [B, heads * T, C], before the values' matrix, to [B, T, C] after the output's."""
-    rows = seen.unflatten(1, (heads, -1))[:, :, : like.shape[1]].to(w[0].dtype)
-    values = torch.matmul(rows, w[0].unflatten(0, (heads, -1)).transpose(1, 2)).transpose(1, 2).flatten(2) + w[1]
-    return F.linear(values.to(w[2].dtype), w[2], w[3])
-
-
-def _taken(tokens: Tensor, prompts: Tensor, present: Tensor | None, w: Sequence[Tensor], heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys, offsets and values that image tokens take from: folded with the queries' and the output's matrices."""
-    keys, values = _by_head(F.linear(tokens + prompts, w[2], w[3]), heads), _by_head(F.linear(tokens, w[4], w[5]), heads)
-    offsets = (keys.float() * w[1].float().unflatten(0, (heads, 1, -1))).sum(-1)[:, :, : tokens.shape[1]]
-    if present is not None:
-        offsets = offsets.masked_fill(~present[:, None], float("-inf"))
-    offsets = F.pad(offsets, (0, keys.shape[2] - tokens.shape[1]), value=float("-inf"))  # [B, heads, T]
-    return _fold(keys, w[0]), offsets.flatten(1), _fold(values, w[6].t())
+def _rows_contiguous(prompts: Tensor) -> Tensor:
+    """[B, T, C] with tokens that lie together; objects may share them."""
+    return prompts if prompts.stride()[1:] == (prompts.shape[2], 1) else prompts.contiguous()
 
 
 def triton_refuses(

@@ -18,8 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from sam2_fast.config import NO_OBJECT_LOGIT
 from sam2_fast.memory import MemoryBank
 from sam2_fast.model import Sam2
-from sam2_fast.model.mask_decoder import take
-from sam2_fast.model.object_pointer import mix_absent
+from sam2_fast.ops.object_heads import mix_absent, taken
 from sam2_fast.tracker import ambiguous
 from sam2_fast.training.batches import Batch
 from sam2_fast.training.losses import Step
@@ -101,9 +100,9 @@ def _interact(
         fine = F.interpolate(logits, size=tuple(truth.shape[2:]), mode="bilinear", align_corners=False)
         steps.append(Step(fine, found.iou, found.presence))
         best = found.iou.argmax(-1)
-        hint = take(logits, best)
+        hint = taken(logits, best)
         if len(steps) > clicks:
-            token = take(found.tokens, best)[:, 0]
+            token = taken(found.tokens, best)[:, 0]
             return steps, hint, mix_absent(model.obj_ptr_proj(token), present, model.no_obj_ptr), found.presence
-        more = correction(hands, truth, take(fine, best) > 0, annotator)
+        more = correction(hands, truth, taken(fine, best) > 0, annotator)
         points = Points(*more) if points is None else Points(*(torch.cat(pair, 1) for pair in zip(points[:2], more, strict=True)))

@@ -19,8 +19,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     "hints, absent tokens, the best": {"images": 3, "absent": True, "best": True, "heads": 8},
     "one image token": {"height": 1, "width": 1, "objects": 9, "masks": 1, "tokens": 2, "first": 1, "heads": 1},
     "four masks": {"height": 9, "width": 2, "tokens": 16, "masks": 4, "objects": 1, "heads": 2},
-    "many tokens": {"height": 3, "width": 3, "tokens": 33, "objects": 2, "heads": 8},
+    "many tokens": {"height": 3, "width": 3, "tokens": 33, "objects": 1, "heads": 8},
 }
+
+SHARED = [(80, 163), (89, 99), (90, 227), (120, 99)]
+"""Compute capabilities and KB of shared memory that a block may have."""
 
 INTERPRETED = """
 from sam2_fast.kernels import mask_decoder as kernels
@@ -29,11 +32,11 @@ from sam2_fast.ops.mask_decoder_triton import triton_decoder
 from tests.ops.test_mask_decoder import case, cast, error
 from tests.ops.test_mask_decoder_triton import SHAPES
 
-for name, shape in list(SHAPES.items())[{part}::3]:
+for name, shape in list(SHAPES.items())[{part}::6]:
     for dtype in (torch.float32, torch.float16):
         for scale in (1.0, 8.0):
             errors = torch.zeros(3, 3)  # of logits, predicted IoU and tokens: ours, torch's, that of rounding the truth
-            for draw in range(4):  # the error of a few objects is chance
+            for draw in range(2 if shape.get("objects", 3) > 2 else 4):  # the error of a few objects is chance
                 given = cast(case(**shape, dim=128, scale=scale, draw=draw), dtype)
                 exact = mask_decoder_reference(*cast(given, torch.float64))
                 there = torch.ones(given.prompts.shape[:2], dtype=torch.bool) if given.present is None else given.present
@@ -71,7 +74,7 @@ def test_computes_in_the_dtype_of_autocast() -> None:
 
 
 @pytest.mark.proves("interpreted", "mask_decoder:triton")
-@pytest.mark.parametrize("part", [0, 1, 2])
+@pytest.mark.parametrize("part", range(6))
 def test_errs_at_most_twice_as_much_as_torch_in_the_interpreter(part: int) -> None:
     pytest.importorskip("triton")
     interpret(INTERPRETED.replace("{part}", str(part)))
@@ -111,11 +114,71 @@ def test_drawing_compiles_without_spills_and_fits(capability: int, shared: int, 
     pytest.importorskip("triton")
     from sam2_fast.kernels import mask_decoder as kernels
 
-    kinds = dict.fromkeys(kernels.paint_kernel.arg_names, "*bf16") | {"brushes": "*fp32", "logits": "*fp32", "eps": "fp32"}
-    kinds |= dict.fromkeys(("count", "width", "mid_stride", "high_stride"), "i32")
-    constants = {"MASKS": masks, "DIM": 256, "BLOCK": kernels.PAINTED, "EXACT": False}
+    kinds = dict.fromkeys(kernels.paint_kernel.arg_names, "*bf16") | dict.fromkeys(("hyper", "iou", "logits"), "*fp32") | {"eps": "fp32"}
+    kinds |= dict.fromkeys(("count", "width", "mid_stride", "high_stride", "iou_count", "first_value", "num_masks"), "i32")
+    constants = {"CHOOSE": masks == 1, "VALUES": 4, "MASKS": masks, "DIM": 256, "BLOCK": kernels.PAINTED, "EXACT": False}
     found = resources(kernels.paint_kernel, kinds, constants, capability, kernels.WARPS, 1, ("count", "width", "mid_stride", "high_stride"))
     assert found[1] == 0 and found[2] <= shared * 1024, found
+
+
+STEPS = {
+    "the prompts": {"FROM_PROMPTS": True, "SELF": True},
+    "to the image": {"TO_IMAGE": True, "PARTS": 8},
+    "from the image, and to themselves": {"ADD": True, "TO_TOKEN": True, "SELF": True, "PARTS": 16},
+    "from the image, and to it": {"ADD": True, "TO_TOKEN": True, "TO_IMAGE": True, "PARTS": 16},
+    "to themselves": {"ADD": True, "SELF": True, "PARTS": 16},
+}
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+@pytest.mark.parametrize("tokens", [16, 32, 64])
+@pytest.mark.parametrize(("capability", "shared"), SHARED)
+def test_steps_of_the_tokens_compile_without_spills_and_fit(capability: int, shared: int, tokens: int, step: dict[str, Any]) -> None:
+    pytest.importorskip("triton")
+    from sam2_fast.kernels import decoder_tokens as kernels
+
+    flags = dict.fromkeys(("FROM_PROMPTS", "ADD", "TO_TOKEN", "SELF", "TO_IMAGE", "EXACT"), False) | {"MASKED": True, "PARTS": 1} | step
+    if tokens > 32 and flags["SELF"] and flags["TO_TOKEN"]:
+        return  # two launches, each of which is compiled here
+    kinds = dict.fromkeys(kernels.token_step_kernel.arg_names, "*bf16") | {"present": "*u8"}
+    kinds |= dict.fromkeys(("parts", "residual", "tokens", "self_parts", "offsets"), "*fp32")
+    kinds |= dict.fromkeys(("prompt_stride", "count", "rows"), "i32") | dict.fromkeys(("self_scale", "eps"), "fp32")
+    constants = flags | {"HEADS": 8, "TOKENS": tokens, "DIM": 256}
+    found = resources(kernels.token_step_kernel, kinds, constants, capability, kernels.WARPS, kernels.STAGES, ("prompt_stride",))
+    assert found[1] == 0 and found[2] <= shared * 1024, found
+
+
+@pytest.mark.parametrize("tokens", [16, 32, 64])
+@pytest.mark.parametrize(("capability", "shared"), SHARED)
+def test_the_mlp_of_the_tokens_compiles_without_spills_and_fits(capability: int, shared: int, tokens: int) -> None:
+    pytest.importorskip("triton")
+    from sam2_fast.kernels import decoder_mlp as kernels
+
+    kinds = dict.fromkeys(kernels.token_mlp_kernel.arg_names, "*bf16") | {"eps": "fp32"}
+    kinds |= dict.fromkeys(("parts", "residual", "tokens", "mlp_parts"), "*fp32") | dict.fromkeys(("count", "hidden", "span"), "i32")
+    constants = {"PARTS": 8, "TOKENS": tokens, "DIM": 256, "BLOCK": kernels.HIDDEN, "EXACT": False}
+    found = resources(kernels.token_mlp_kernel, kinds, constants, capability, kernels.WARPS, kernels.STAGES, ("hidden", "span"))
+    assert found[1] == 0 and found[2] <= shared * 1024, found
+
+
+@pytest.mark.parametrize(("capability", "shared"), SHARED)
+def test_the_heads_compile_without_spills_and_fit(capability: int, shared: int) -> None:
+    pytest.importorskip("triton")
+    from sam2_fast.kernels import decoder_heads as kernels
+    from sam2_fast.kernels.mask_decoder import MOST_SPANS
+
+    floats = dict.fromkeys(("sums", "largest", "totals", "parts", "residual", "iou", "hyper"), "*fp32") | {"present": "*u8", "eps": "fp32"}
+    numbers = dict.fromkeys(("spans", "count", "rows", "hidden", "iou_count", "first_mask", "iou_token", "num_masks"), "i32")
+    wide = {"MASKED": True, "PARTS": 8, "DIM": 256, "WIDE": 256, "VALUES": 4, "BLOCK": kernels.HIDDEN}
+    for kernel, constants, warps in (
+        (kernels.found_kernel, {"SPANS": MOST_SPANS, "TOGETHER": 1, "HEADS": 8, "DIM": 256}, 4),
+        (kernels.found_kernel, {"SPANS": 8, "TOGETHER": 4, "HEADS": 8, "DIM": 256}, 4),
+        (kernels.token_heads_kernel, wide, 8),
+    ):
+        names = [n for n in kernel.arg_names if n not in constants]
+        kinds = dict.fromkeys(names, "*bf16") | {n: kind for n, kind in (floats | numbers).items() if n in names}
+        found = resources(kernel, kinds, constants, capability, warps, 3, ("hidden",) if "hidden" in names else ())
+        assert found[1] == 0 and found[2] <= shared * 1024, found
 
 
 def test_says_why_it_refuses() -> None:

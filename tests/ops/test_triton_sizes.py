@@ -23,25 +23,48 @@ WORDS |= dict.fromkeys(("first_weights", "second_weights"), "*i32")
 BYTES = dict.fromkeys(("masks", "source", "which", "alive", "kept"), "*u8")
 POINTERS = HALVES | FLOATS | WORDS | BYTES | dict.fromkeys(("slots", "ends", "addresses", "idxs"), "*i64")
 DECODER = dict.fromkeys(("pixels", "queries", "up1", "mid", "up2", "high"), "*bf16")
-DECODER |= dict.fromkeys(("offsets", "brushes"), "*fp32")
+DECODER |= dict.fromkeys(("offsets", "hyper", "iou", "parts", "residual", "self_parts", "mlp_parts", "pointer", "mask"), "*fp32")
+DECODER |= dict.fromkeys(("absent_pointer", "presence", "prompts", "mixed", "v", "v_bias", "out"), "*bf16")
+DECODER |= dict.fromkeys((f"{a}_{b}{c}" for a in ("self", "to_image", "to_token") for b in "qkv" for c in ("", "_bias")), "*bf16")
+DECODER |= dict.fromkeys((f"{a}{b}{c}" for a in ("iou", "mask", "presence", "pointer") for b in "123" for c in ("", "_bias")), "*bf16")
+DECODER |= dict.fromkeys(("self_out", "to_token_out", "to_image_q"), "*bf16") | {"present": "*u8", "counts": "*i32"}
+DECODER |= dict.fromkeys(("self_scale", "delta", "absent_logit"), "fp32")
+STATE = {"tokens": "*fp32"}  # between launches; the final tokens are in the dtype of the prompts
 SCALARS = dict.fromkeys(("scale", "low", "middle", "high", "eps", "threshold"), "fp32")
 FLAGS = {
-    "ADD", "ALONE", "BICUBIC", "BINARIZE", "CHOOSE", "COPY", "EVEN", "EXACT", "MEASURE", "PADDED", "PEELED", "PLANES", "POOL", "RAGGED",
-    "REGULAR", "SCALE", "STORE",
+    "ADD", "ALONE", "BEST", "BICUBIC", "BINARIZE", "CHOOSE", "COPY", "EVEN", "EXACT", "FROM_PROMPTS", "MASKED", "MEASURE", "PADDED",
+    "PEELED", "PLANES", "POOL", "RAGGED", "REGULAR", "SCALE", "SELF", "STORE", "TO_IMAGE", "TO_TOKEN",
 }  # fmt: skip
 TILE = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "EXACT": False}
 KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     *[("connected_components", name, {"BLOCK": 256}) for name in ("init", "merge", "count", "spread")],
-    *[("linear", name, {"BLOCK": 16, "WIDE": 16}) for name in ("moments", "normalize")],
-    (
-        "linear",
-        "linear",
-        dict.fromkeys(("SCALE", "ADD", "POOL", "MEASURE", "EVEN"), True) | TILE | {"ACTIVATION": 1, "GROUP": 8, "PARTS": 2, "PART": 8},
-    ),
+    "ACTIVATION",
+    "ADD",
+    "BLOCK",
+    "DIM",
+    "EVEN",
+    "EXACT",
+    "FROM_PROMPTS",
+    "GROUP",
+    "HEADS",
+    "MASKED",
+    "MEASURE",
+    "PART",
+    "PARTS",
+    "POOL",
+    "SCALE",
+    "SELF",
+    "SPANS",
+    "TOGETHER",
+    "TOKENS",
+    "TO_IMAGE",
+    "TO_TOKEN",
+    "VALUES",
+    "WIDE",
     ("hiera_block", "mlp", {"LOW": 16, "REST": 16, "BLOCK_M": 16, "BLOCK_H": 16, "EXACT": False}),
     ("mask_decoder", "look", {"DIM": 128, "ROWS": 32, "BLOCK": 16, "EXACT": False}),
     ("mask_decoder", "take", {"HEADS": 8, "AT_ONCE": 4, "TOKENS": 4, "DIM": 128, "BLOCK": 16, "EXACT": False}),
-    ("mask_decoder", "paint", {"MASKS": 1, "DIM": 128, "BLOCK": 16, "EXACT": False}),
+    ("mask_decoder", "paint", {"CHOOSE": False, "VALUES": 4, "MASKS": 1, "DIM": 128, "BLOCK": 16, "EXACT": False}),
     ("mask_postprocess", "bits", {"CHOOSE": True, "STORE": True, "COLUMNS": 8, "ROWS": 64}),
     *[("mask_postprocess", name, {"COLUMNS": 8, "WORDS": 8}) for name in ("count", "write")],
     ("memory_attention", "keys", {"NARROW": 16, "HALF": 16, "COPY": True, "BLOCK": 16, "EXACT": False}),
@@ -52,6 +75,12 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     ("memory_encoder", "depthwise", {"WIDE": 16, "BLOCK": 16}),
     ("nms", "overlap", {"ROWS": 16, "WORDS": 4}),
     ("nms", "greedy", {"WIDE": 4}),
+    (
+        "object_heads",
+        "object_state",
+        {"BEST": True, "DIM": 128, "PRESENCE": 32, "POINTER": 128, "VALUES": 4, "BLOCK": 32, "PIXELS": 256},
+    ),
+    ("object_heads", "tracked", {"CHOOSE": True, "VALUES": 4, "BLOCKS": 4, "DIM": 128, "PIXELS": 256}),
     ("preprocess", "resample", {"BICUBIC": True, "PLANES": True, "SECOND": 8, "FIRST": 16, "FIXED": 22}),
     ("rope_attention", "turn", {"BLOCK": 16, "HALF": 16}),
     (
@@ -137,7 +166,13 @@ def test_every_boolean_constant_is_compiled_both_ways() -> None:
 
 def _kinds(module: str, name: str) -> dict[str, str]:
     """Triton's types of pointers and floats by argument name."""
-    kinds = POINTERS | SCALARS | (DECODER if module == "mask_decoder" else {})
+    of_decoder = module in ("mask_decoder", "decoder_heads", "decoder_tokens", "decoder_mlp", "object_heads")
+    kinds = (
+        POINTERS
+        | SCALARS
+        | (DECODER if of_decoder else {})
+        | (STATE if module in ("decoder_tokens", "decoder_mlp") else {"tokens": "*bf16"} if of_decoder else {})
+    )
     if name in ("attend", "turn", "merge"):
         return {key: kind for key, kind in kinds.items() if key not in ("keys", "values")}
     return kinds

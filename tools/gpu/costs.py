@@ -52,6 +52,40 @@ def _paint(a: Arguments) -> int:
     return a["pixels"].shape[0] * a["count"] * (upscale + 16 * 2 * a["MASKS"] * dim // 8)
 
 
+def _token_step(a: Arguments) -> int:
+    """Projections of the tokens, and what folds them into the image's channels."""
+    batch, tokens, dim = a["prompts"].shape
+    own = 8 * dim * dim + 4 * tokens * dim if a["SELF"] else 0
+    to_image = 2 * dim * dim if a["TO_IMAGE"] else 0
+    to_token = 4 * dim * dim if a["TO_TOKEN"] else 0
+    return batch * tokens * (own + to_image + to_token)
+
+
+def _token_mlp(a: Arguments) -> int:
+    batch, count, dim = a["tokens"].shape
+    return 4 * batch * count * dim * a["hidden"]
+
+
+def _found(a: Arguments) -> int:
+    batch, _, count, dim = a["parts"].shape
+    return 2 * batch * count * (dim * dim // 2) * 2
+
+
+def _token_heads(a: Arguments) -> int:
+    """Three layers of the token that tells the quality, and of each mask's."""
+    batch, _, dim = a["tokens"].shape
+    quality = a["hidden"] * (dim + a["hidden"] + a["iou_count"])
+    return 2 * batch * (quality + a["num_masks"] * (2 * dim * dim + dim * dim // 8))
+
+
+def _object_state(a: Arguments) -> int:
+    batch, _, dim = a["tokens"].shape
+    layers = sum(
+        n * (dim + n + outs) for n, outs in ((a["presence_hidden"], 1), (a["pointer_hidden"], dim))
+    )
+    return 2 * batch * layers
+
+
 def _down(a: Arguments) -> int:
     out = a["out"]
     return 2 * 9 * a["inner"] * out.numel()
@@ -64,6 +98,11 @@ _FLOPS: dict[str, Callable[[Arguments], int]] = {
     "attend_kernel": _attend,
     "project_kernel": lambda a: 2 * a["rows"] * a["weight"].numel(),
     "keys_kernel": lambda a: 2 * int(a["slots"][:, 3].sum()) * a["weight"].numel(),
+    "token_step_kernel": _token_step,
+    "token_mlp_kernel": _token_mlp,
+    "found_kernel": _found,
+    "token_heads_kernel": _token_heads,
+    "object_state_kernel": _object_state,
     "look_kernel": _look,
     "take_kernel": _take,
     "paint_kernel": _paint,
