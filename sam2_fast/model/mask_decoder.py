@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from sam2_fast.config import Options, Sam2Config
-from sam2_fast.model.layers import MLP, Kept, LayerNorm2d, Narrowing, parameters_of, to_tokens
+from sam2_fast.model.layers import MLP, LayerNorm2d, Narrowing, parameters_of, to_tokens
 from sam2_fast.model.two_way_transformer import TwoWayTransformer
 from sam2_fast.ops.mask_decoder import BODY, HEAD, mask_decoder
 from sam2_fast.ops.object_heads import stable_or_best, taken
+from sam2_fast.ops.weights import Kept, Weights
 from sam2_fast.types import Prediction
 
 NUM_MASKS = 4  # one for an unambiguous prompt, three for an ambiguous one
@@ -106,14 +107,16 @@ class MaskDecoder(Narrowing):
         # the pointer stays that of the single mask: training saw no other
         return Prediction(logits, iou, mask_tokens[:, :1], presence)
 
-    def _weights(self, which: range) -> list[Tensor]:
+    def _weights(self, which: range) -> Weights:
         """What the op takes: of the masks, the layers by which the tokens `which` draw."""
         up1, norm, _, up2, _ = self.output_upscaling
         networks = [layer for network in self.output_hypernetworks_mlps if isinstance(network, MLP) for layer in network.layers]
         every = [*self.transformer.weights(), *parameters_of(up1, norm, up2, *self.iou_prediction_head.layers, *networks)]
-        every = [*self.narrowed(every, [i for i, w in enumerate(every) if w.ndim > 1])]
+        weights = self.narrowed(every, [i for i, w in enumerate(every) if w.ndim > 1])
+        every = [*weights]
         # transposed convolutions as matrices: rows by place in the cell, then channel
         ups = [every[i] for i in (BODY - 6, BODY - 2)]
         every[BODY - 6], every[BODY - 2] = self._cells.get(lambda: [w.permute(2, 3, 1, 0).flatten(0, 2) for w in ups], ups)
         first = BODY + HEAD * (1 + which[0])
-        return [*every[: BODY + HEAD], *every[first : first + HEAD * len(which)]]
+        chosen = [*every[: BODY + HEAD], *every[first : first + HEAD * len(which)]]
+        return weights.with_tensors(chosen, f"masks {which}")

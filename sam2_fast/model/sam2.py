@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sam2_fast.config import NO_OBJECT_LOGIT, Options, Sam2Config
 from sam2_fast.model.image_encoder import ImageEncoder
-from sam2_fast.model.layers import MLP, Kept, Table, parameters_of, to_map, to_tokens
+from sam2_fast.model.layers import MLP, Table, parameters_of, to_map, to_tokens
 from sam2_fast.model.mask_decoder import Decoded, MaskDecoder
 from sam2_fast.model.memory_attention import MemoryAttention
 from sam2_fast.model.memory_encoder import MemoryEncoder
@@ -25,6 +25,7 @@ from sam2_fast.ops.memory_attention import Memories
 from sam2_fast.ops.memory_table import MemoryTable
 from sam2_fast.ops.object_heads import mix_absent, object_heads
 from sam2_fast.ops.transfer import upload_numbers
+from sam2_fast.ops.weights import Kept, Weights
 from sam2_fast.types import Features, NoPoints, Points, Prediction
 
 
@@ -60,6 +61,7 @@ class Sam2(nn.Module):
             nn.init.trunc_normal_(parameter, std=0.02)
         self._image_position = Table(partial(sine_tokens, dim, side))  # [h * w, 256]
         self._memory_position = Table(partial(sine_tokens, memory_dim, side))  # [h * w, 64]
+        self._object_heads: Kept[dict[str, object]] = Kept()
         self._tables: Kept[list[Tensor]] = Kept()
 
     @property
@@ -183,7 +185,8 @@ class Sam2(nn.Module):
         overridden = type(self).decode is not Sam2.decode or "decode" in vars(self)
         if not overridden and not has_hooks(decoder.pred_obj_score_head, self.obj_ptr_proj):
             whole: Decoded = self._run_decoder(low, features, points, hint, multimask, True, undecided=True)
-            weights = parameters_of(*decoder.pred_obj_score_head.layers, *self.obj_ptr_proj.layers)
+            parameters = parameters_of(*decoder.pred_obj_score_head.layers, *self.obj_ptr_proj.layers)
+            weights = Weights(parameters, self._object_heads, parameters)
             stable = options.dynamic_multimask_stability_delta, options.dynamic_multimask_stability_thresh
             return object_heads(
                 whole.logits.float(),

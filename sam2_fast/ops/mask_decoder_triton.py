@@ -3,9 +3,8 @@ them the prompt tokens' own layers (docs/kernels/mask_decoder.md)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch import Tensor
 from sam2_fast.ops.mask_decoder_reference import BODY, EPS, HEAD, MAP_EPS
 from sam2_fast.ops.memory_table import products_dtype
 from sam2_fast.ops.native import is_plain, wants_gradients
+from sam2_fast.ops.weights import derive
 
 _MOST_TOKENS, _MOST_HEADS, _LEAST_ROWS = 64, 8, 32
 
@@ -39,7 +39,7 @@ def triton_decoder(
     dtype = products_dtype(weights[0])
     stream = torch.float32 if torch.is_autocast_enabled(image.device.type) else image.dtype
     with torch.no_grad():
-        w = derived(weights, f"matrices {dtype}", lambda: _matrices(weights, dtype))
+        w = derive(weights, f"mask_decoder {dtype}", lambda: _matrices(weights, dtype))
         pixels, place = image.detach().flatten(1, 2).contiguous(), position.detach().to(image.dtype).contiguous()
         prompts, count = _rows_contiguous(prompts.detach()), prompts.shape[1]
         present = None if present is None else present.contiguous().view(torch.uint8)  # the interpreter knows no bool
@@ -64,15 +64,6 @@ def triton_decoder(
         which = {"iou": iou, "first_value": first_mask_token - iou_token - 1} if best else {}
         logits = paint(pixels, image.shape[2], *maps, tuple(v[10:16]), hyper, MAP_EPS, **which)
         return logits, iou, tokens
-
-
-Value = TypeVar("Value")
-
-
-def derived(weights: Sequence[Tensor], name: str, make: Callable[[], Value]) -> Value:
-    """`make()`, which depends on `weights` alone; `name` tells it from what else is derived from them."""
-    del weights, name
-    return make()
 
 
 def _matrices(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_fast.ops.mask_decoder_reference import HEAD
-from sam2_fast.ops.mask_decoder_triton import derived
 from sam2_fast.ops.memory_table import products_dtype
 from sam2_fast.ops.native import is_plain, no_triton, wants_gradients
 from sam2_fast.ops.registry import Implementation, execute, register
+from sam2_fast.ops.weights import derive
 
 _MOST_HIDDEN = 256
 
@@ -145,7 +145,9 @@ def _triton_heads(
 
     dtype = products_dtype(weights[0])
     with torch.no_grad():
-        w = derived(weights, f"matrices {dtype}", lambda: [t.detach().to(dtype if t.ndim == 2 else t.dtype).contiguous() for t in weights])
+        w = derive(
+            weights, f"object_heads {dtype}", lambda: [t.detach().to(dtype if t.ndim == 2 else t.dtype).contiguous() for t in weights]
+        )
         given = [t.detach().contiguous() for t in (logits, iou, tokens)]
         presence, pointer, counts = object_state(*given, w, first_mask_token, best, delta, dtype)
         constant = absent_pointer.detach().contiguous()

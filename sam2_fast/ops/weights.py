@@ -65,10 +65,13 @@ class Weights(list[Tensor]):
         """derived: keeps it while `parameters`, of which the tensors are made, and `of` stay as they are."""
         super().__init__(tensors)
         self._derived, self._parameters, self._of = derived, parameters, of
+        self.selection = ""
 
-    def with_tensors(self, tensors: Iterable[Tensor]) -> Weights:
-        """Other tensors that are made of the same parameters."""
-        return Weights(tensors, self._derived, self._parameters, *self._of)
+    def with_tensors(self, tensors: Iterable[Tensor], selection: str) -> Weights:
+        """Other tensors that are made of the same parameters. selection: the same for the same ones."""
+        found = Weights(tensors, self._derived, self._parameters, *self._of)
+        found.selection = selection
+        return found
 
     def derived(self) -> dict[str, object]:
         """What is derived from the parameters as they are now, by name."""
@@ -79,7 +82,7 @@ def derive(weights: Sequence[Tensor], name: str, make: Callable[[], Value]) -> V
     """`make()`, which depends on nothing but `weights` and `name`, or what it returned before for the same `Weights`."""
     if not isinstance(weights, Weights):
         return make()
-    values = weights.derived()
+    values, name = weights.derived(), f"{weights.selection} {name}"
     if name not in values:
         value = make()
         if any(map(capturing, weights)):
