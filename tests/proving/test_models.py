@@ -16,11 +16,12 @@ from sam2_fast.graphs import Graphs
 from sam2_fast.ops import registry
 from sam2_fast.ops.memory_attention import _TRITON
 from sam2_fast.proving.gate import Gate, using
+from sam2_fast.proving.rules import Call
 from sam2_fast.proving.store import Verdict
 from sam2_fast.proving.switch import enabled
 from sam2_fast.video_predictor import SAM2VideoPredictor
 from tests.proving.toy import CARD
-from tests.video.recorded import frames, small_predictor
+from tests.video.recorded import NoLane, frames, small_predictor
 from tests.video.tape import TapeRecorder
 
 CPU = torch.device("cpu")
@@ -47,50 +48,63 @@ def predictor(monkeypatch: pytest.MonkeyPatch) -> SAM2VideoPredictor:
     return small_predictor().to(torch.bfloat16)
 
 
-def attended(predictor: SAM2VideoPredictor) -> Any:
-    """The configuration of memory attention, as the op itself meets it in a tracked frame."""
-    met: list[Any] = []
+class Eager(Willing):
+    """Records no frame, and keeps what it was asked about."""
 
-    class Noting(Gate):
-        def refusal(self, kernel: Any, reference: Any, arguments: Any, named: Any) -> str:
-            from sam2_fast.proving.rules import Call
+    def __init__(self) -> None:
+        super().__init__()
+        self.lows: list[torch.Tensor] = []
 
-            if kernel.op == "memory_attention":
-                met.append(self.key(kernel, Call(arguments, named)))
-            return "only noted"
+    def refuses_frame(self, model: Any, low: torch.Tensor) -> str:
+        self.lows.append(low)
+        return "only noted"
 
-    def everything(*_: Any) -> bool:
-        return True
 
-    graphs, predictor.graphs = predictor.graphs, None
-    with using(Noting(everything, lambda _: CARD)):
+class Noting(Gate):
+    """Refuses all kernels, and keeps under which keys those of memory attention were met."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda *_: True, lambda _: CARD)
+        self.keys: list[Any] = []
+
+    def refusal(self, kernel: Any, reference: Any, arguments: Any, named: Any) -> str:
+        if (kernel.op, kernel.backend) == ("memory_attention", "triton"):
+            self.keys.append(self.key(kernel, Call(arguments, named)))
+        return "only noted"
+
+
+def attended(predictor: SAM2VideoPredictor, patch: pytest.MonkeyPatch) -> tuple[Any, torch.Tensor]:
+    """The key of memory attention in a tracked frame, and the features that are asked about."""
+    place = ("memory_attention", "triton")
+    taking = registry.Implementation(*place, _TRITON.run, lambda *_: None)
+    predictor.graphs = eager = Eager()
+    with patch.context() as changed, using(Noting()) as noting:
+        changed.setitem(registry._implementations, place, taking)
+        changed.setattr("sam2_fast.ahead.Lane", NoLane)
         state = predictor.init_state(frames(2))
         predictor.add_new_points_or_box(state, 0, 1, points=[[20.0, 30.0]], labels=[1])
         list(predictor.propagate_in_video(state))
-    predictor.graphs = graphs
-    return next(key for key in met if key[1] == "triton")
+    predictor.graphs = None
+    return noting.keys[0], eager.lows[0]
 
 
+@pytest.mark.parametrize("autocast", [False, True])
 def test_a_frame_is_recorded_only_with_memory_attention_that_is_proved(
-    guarded: Gate, predictor: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch
+    guarded: Gate, predictor: SAM2VideoPredictor, autocast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    low = torch.zeros(1, 256, 4, 4, dtype=torch.bfloat16)
+    if autocast:
+        predictor = predictor.float()
     graphs = Willing()
-    assert "not been proved" in (graphs.refuses_frame(predictor, low) or "")
-    monkeypatch.setitem(
-        registry._implementations,
-        ("memory_attention", "triton"),
-        registry.Implementation("memory_attention", "triton", _TRITON.run, lambda *_: None),
-    )
-    key = attended(predictor)
-    monkeypatch.setitem(registry._implementations, ("memory_attention", "triton"), _TRITON)
-    guarded.replace(CPU, {key: Verdict("memory_attention", "triton", "", None)}, [])
-    assert graphs.refuses_frame(predictor, low) is None
-    wrong = Verdict("memory_attention", "triton", "", "it is wrong")
-    guarded.replace(CPU, {key: wrong}, [])
-    assert graphs.refuses_frame(predictor, low) == "it is wrong"
-    predictor.prove = False
-    assert graphs.refuses_frame(predictor, low) is None
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.inference_mode():
+        key, low = attended(predictor, monkeypatch)
+        assert "not been proved" in (graphs.refuses_frame(predictor, low) or "")
+        guarded.replace(CPU, {key: Verdict("memory_attention", "triton", "", None)}, [])
+        assert graphs.refuses_frame(predictor, low) is None
+        wrong = Verdict("memory_attention", "triton", "", "it is wrong")
+        guarded.replace(CPU, {key: wrong}, [])
+        assert graphs.refuses_frame(predictor, low) == "it is wrong"
+        predictor.prove = False
+        assert graphs.refuses_frame(predictor, low) is None
 
 
 @torch.inference_mode()
