@@ -18,6 +18,7 @@ FILES = (
     "tests/video/test_registry_in_recordings.py",
     "tests/test_waiting.py",
     "tests/ops",
+    "tests/proving",
 )
 
 
