@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ def upload_numbers(values: Sequence[Any], dtype: torch.dtype, device: torch.devi
     return upload(torch.tensor(values, dtype=dtype), device)
 
 
-def refill(target: Tensor, values: Sequence[Any]) -> None:
-    """Write a list of numbers over `target`, as `upload` brings them there: in the order of the stream, and nobody waits."""
-    given = torch.tensor(values, dtype=target.dtype)
+def refill(target: Tensor, values: Sequence[int]) -> None:
+    """Write integers over `target` [N] int64, as `upload` brings them there: in the order of the stream, without a wait of the host."""
+    given = torch.frombuffer(array("q", values), dtype=torch.int64)  # several times as fast as torch.tensor
     target.copy_(given.pin_memory() if target.device.type == "cuda" else given, non_blocking=True)
