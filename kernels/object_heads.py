@@ -42,7 +42,7 @@ def object_state_kernel(
             value = tl.arange(0, VALUES)
             real = value < iou_count - (first_mask - 2)
             place = iou + batch * iou_count + first_mask - 2 + value
-            quality = tl.load(place, mask=real, other=float("-inf"))
+            quality = tl.load(place, mask=real, other=float("-inf")).to(tl.float32)
             token += tl.minimum(tl.argmax(quality, 0), iou_count - (first_mask - 2) - 1)
         x = tl.load(tokens + (batch * count + token) * DIM + channel).to(tl.float32)
         y = two_layers(x, pointer1, pointer1_bias, pointer2, pointer2_bias, pointer_hidden, DIM, POINTER, BLOCK)
@@ -51,7 +51,7 @@ def object_state_kernel(
             tl.store(pointer + batch * DIM + first + tl.arange(0, BLOCK), found)
     if program > 1:
         pixel = (program - 2) * PIXELS + tl.arange(0, PIXELS)
-        logit = tl.load(logits + batch * num_masks * size + pixel, mask=pixel < size, other=float("-inf"))
+        logit = tl.load(logits + batch * num_masks * size + pixel, mask=pixel < size, other=float("-inf")).to(tl.float32)
         place = counts + (batch * (tl.num_programs(0) - 2) + program - 2) * 2
         tl.store(place, tl.sum((logit > delta).to(tl.int32), 0))
         tl.store(place + 1, tl.sum((logit > -delta).to(tl.int32), 0))
@@ -79,13 +79,13 @@ def tracked_kernel(
         outer = tl.sum(tl.load(place + 1, mask=block < blocks, other=0), 0).to(tl.float32)
         share = tl.where(outer > 0, tl.div_rn(inner, tl.maximum(outer, 1.0)), 1.0)
         others = (value > 0) & (value < num_masks)
-        quality = tl.load(iou + batch * iou_count + first_value + value, mask=others, other=float("-inf"))
+        quality = tl.load(iou + batch * iou_count + first_value + value, mask=others, other=float("-inf")).to(tl.float32)
         best = tl.maximum(tl.minimum(tl.argmax(quality, 0), num_masks - 1), 1)
         chosen = tl.where(share >= threshold, 0, best)
     pixel = program * PIXELS + tl.arange(0, PIXELS)
     inside = pixel < size
     logit = tl.load(logits + (batch * num_masks + chosen) * size + pixel, mask=inside, other=0.0)
-    tl.store(mask + batch * size + pixel, tl.where(present, logit, absent_logit), mask=inside)
+    tl.store(mask + batch * size + pixel, tl.where(present, logit.to(tl.float32), absent_logit).to(mask.dtype.element_ty), mask=inside)
     if program == 0:
         channel = tl.arange(0, DIM)
         here, gone = tl.load(pointer + batch * DIM + channel), tl.load(absent_pointer + channel).to(tl.float32)

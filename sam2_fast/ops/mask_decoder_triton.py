@@ -14,7 +14,7 @@ from sam2_fast.ops.memory_table import products_dtype
 from sam2_fast.ops.native import is_plain, wants_gradients
 from sam2_fast.ops.weights import derive
 
-_MOST_TOKENS, _MOST_HEADS, _LEAST_ROWS = 64, 8, 32
+_MOST_TOKENS, _MOST_HEADS, _MOST_HEAD_CHANNELS, _LEAST_ROWS = 64, 8, 128, 32
 
 
 def triton_decoder(
@@ -105,6 +105,8 @@ def triton_refuses(
     if dim not in (128, 256) or num_heads & (num_heads - 1) or num_heads > _MOST_HEADS or tokens > _MOST_TOKENS:
         wanted = f"128 or 256 channels, 1, 2, 4 or 8 heads, up to {_MOST_TOKENS} tokens"
         return f"{dim} channels, {num_heads} heads, {tokens} tokens: it takes {wanted}"
+    if dim // num_heads > _MOST_HEAD_CHANNELS:
+        return f"{dim} channels in {num_heads} heads: it takes up to {_MOST_HEAD_CHANNELS} channels a head"
     if 0 in prompts.shape[:2] or 0 in image.shape:
         return "there is no object, token or image token, it wants one"
     return None

@@ -175,8 +175,8 @@ def _refuses(
         return f"tensors are {', '.join(sorted({type(t).__name__ for t in tensors}))}, it takes plain tensors"
     if wants_gradients(*tensors):
         return "gradients are wanted, it has none"
-    if (dtype := products_dtype(weights[0])) not in (torch.bfloat16, torch.float16) or logits.dtype != torch.float32:
-        return f"products are in {dtype}, logits are {logits.dtype}: it takes bfloat16 or float16, float32"
+    if (dtype := products_dtype(weights[0])) not in (torch.bfloat16, torch.float16) or logits.dtype == torch.float64:
+        return f"products are in {dtype}, logits are {logits.dtype}: it takes bfloat16 or float16, and float32 or narrower"
     hidden, dim = [weights[0].shape[0], weights[HEAD].shape[0]], tokens.shape[2]
     if dim not in (128, 256) or max(hidden) > _MOST_HIDDEN:
         return f"{dim} channels, hidden widths {hidden}: it takes 128 or 256 channels and widths up to {_MOST_HIDDEN}"

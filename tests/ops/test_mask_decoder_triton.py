@@ -43,6 +43,13 @@ for name, shape in list(SHAPES.items())[{part}::6]:
                 theirs, mine = list(mask_decoder_reference(*given)), list(triton_decoder(*given))
                 assert [x.dtype for x in mine] == [x.dtype for x in theirs] and mine[0].shape == theirs[0].shape
                 assert (mine[2][~there] == 0).all()
+                if draw == 0:
+                    scattered = given._replace(
+                        prompts=given.prompts.transpose(0, 1).contiguous().transpose(0, 1),
+                        image=given.image.transpose(1, 2).contiguous().transpose(1, 2),
+                        weights=[w.t().contiguous().t() if w.ndim == 2 else w for w in given.weights],
+                    )
+                    assert all(map(torch.equal, triton_decoder(*scattered), mine))
                 mine[2], theirs[2], exact = mine[2][there], theirs[2][there], (*exact[:2], exact[2][there])
                 for i, which in enumerate(exact):
                     errors[i] += torch.tensor([error(x, which) ** 2 for x in (mine[i], theirs[i], which.to(dtype))])

@@ -28,6 +28,7 @@ FLOATS = (
     "mask_decoder",
     "memory_attention",
     "memory_encoder",
+    "object_heads",
     "rope_attention",
     "window_attention",
 )

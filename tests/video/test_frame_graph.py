@@ -1,0 +1,51 @@
+"""Positions of object pointers, which a recorded frame takes from blocks of ages."""
+
+from __future__ import annotations
+
+import torch
+
+from sam2_fast.frame_graph import AGES, MOST_BLOCKS, FrameGraph, Remembered, room_for
+from sam2_fast.types import NoPoints, Points
+from tests.video.recorded import small_predictor
+
+
+@torch.inference_mode()
+def test_positions_are_those_of_the_model_at_any_age() -> None:
+    model = small_predictor()
+    features = model.encode_image(torch.zeros(1, 3, 64, 64))
+    ages = [0, 1, 15, AGES - 1, AGES, 5 * AGES + 7, -1, -AGES - 3]
+    given = Remembered([[]], [[]], [[torch.zeros(256)] * len(ages)], [ages], 3)
+    graph = FrameGraph(model, features, room_for(model, given), 3, True, torch.float32)
+    expected = model.pointer_positions(torch.tensor(ages, dtype=torch.float32), 3).view(len(ages), -1)
+    for age, row in zip(ages, expected, strict=True):
+        block = graph._positions_at(age // AGES)
+        assert torch.allclose(block[age % AGES], row, atol=1e-6), age
+        assert graph._address(block, age % AGES) == block[age % AGES].data_ptr()
+    assert expected.std(0).max() > 0.1, "positions differ with age"
+    for number in range(2 * MOST_BLOCKS):
+        graph._positions_at(number)
+    assert len(graph._by_age) <= MOST_BLOCKS
+
+
+@torch.inference_mode()
+def test_no_points_are_padding() -> None:
+    """As a point of label -1 does, to the bit."""
+    model = small_predictor()
+    features = model.encode_image(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    nowhere = Points(torch.zeros(2, 1, 2), torch.full((2, 1), -1, dtype=torch.int32))
+    for multimask in (False, True):
+        found = model.track(features.low, features, NoPoints(2), None, multimask)
+        expected = model.track(features.low, features, nowhere, None, multimask)
+        assert all(map(torch.equal, found, expected))
+
+
+def test_a_hook_on_a_head_is_called() -> None:
+    model = small_predictor()
+    with torch.inference_mode():
+        features = model.encode_image(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+        expected = model.track(features.low, features, NoPoints(2), None, True)
+        seen: list[str] = []
+        model.obj_ptr_proj.layers[0].register_forward_hook(lambda *_: seen.append("pointer"))
+        found = model.track(features.low, features, NoPoints(2), None, True)
+    assert seen == ["pointer"]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
