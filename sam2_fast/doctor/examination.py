@@ -26,7 +26,7 @@ from sam2_fast.proving.limits import Limits, operations, traffic
 from sam2_fast.proving.messages import choices_of, today, verdict_of
 from sam2_fast.proving.only_torch import only_torch
 from sam2_fast.proving.ops import rule_of
-from sam2_fast.proving.prover import Finding, examine
+from sam2_fast.proving.prover import Finding, examine, examine_more
 from sam2_fast.proving.rules import Call
 from sam2_fast.proving.shipped import shipped
 from sam2_fast.proving.store import Choice, Verdict
@@ -180,13 +180,14 @@ class Examination:
         rule = rule_of(op)
         try:
             case = Case(reference, rule, rule.sample(call))
+            more = [Case(reference, rule, other) for other in rule.more(call)]
         except (NothingKnownError, torch.OutOfMemoryError) as error:
             for kernel in kernels:
                 finding = Finding(Outcome(_line(error), None), call)
                 self._add(name, kernel, call, finding, UNKNOWN)
             return
         rows = [
-            self._kernel(name, kernel, call, case, isa)
+            self._kernel(name, kernel, call, (case, *more), isa)
             for kernel in kernels
             for isa in isas_of(kernel)
         ]
@@ -203,9 +204,10 @@ class Examination:
         name: str,
         kernel: Implementation,
         call: Call,
-        case: Case,
+        cases: tuple[Case, ...],
         isa: str | None,
     ) -> Row:
+        case = cases[0]
         run = kernel.run if isa is None else partial(kernel.run, isa=isa)
         try:
             finding = examine(
@@ -215,6 +217,8 @@ class Examination:
                 seconds=float("inf"),
                 timed=self.limits is not None,
             )
+            for other in cases[1:]:
+                examine_more(finding, other, run)
         except LostDeviceError as error:
             reason = f"the device takes no work any more after it: {_line(error)}"
             self._add(name, kernel, call, Finding(Outcome(reason, None), call), WRONG, isa)

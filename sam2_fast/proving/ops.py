@@ -76,21 +76,42 @@ def attention_configuration(
 
 
 def _attention_sample(call: Call) -> Call:
-    """One frame and two objects: what the first remembers, and that repeated until it has
-    `MEMORIES` maps, as later in a video."""
+    """One object, or the first two: each with `MEMORIES` maps or more, as later in a video."""
     x, weights, table, memories, temporal, place = call.arguments
-    end, end_pointer = memories.first[1], memories.first_pointer[1]
-    slots, rows = list(memories.slots[:end]), list(memories.rows[:end])
-    times = -(-MEMORIES // len(slots)) if slots else 1
-    two = memories._replace(
-        slots=slots + slots * times,
-        rows=rows + rows * times,
-        first=[0, end, end + end * times],
-        pointers=torch.cat([memories.pointers[:end_pointer]] * 2),
-        positions=torch.cat([memories.positions[:end_pointer]] * 2),
-        first_pointer=[0, end_pointer, 2 * end_pointer],
+    count = min(len(memories.first) - 1, _FEW)
+    remembered = _joined(memories, [(o, True) for o in range(count)])
+    return Call((x[:count], weights, table, remembered, temporal, place), call.named)
+
+
+def _attention_more(call: Call) -> list[Call]:
+    """One frame and two objects that remember differently much."""
+    x, weights, table, memories, temporal, place = call.arguments
+    two = _joined(memories, [(0, False), (0, True)])
+    return [Call((x[:1], weights, table, two, temporal, place), call.named)]
+
+
+def _joined(memories: Any, objects: Sequence[tuple[int, bool]]) -> Any:
+    """Memories of some objects, given by their numbers, and whether each one's maps are repeated
+    until it has `MEMORIES` of them."""
+    slots: list[int] = []
+    rows: list[int] = []
+    ends, ends_pointer, loose = [0], [0], []
+    for number, filled in objects:
+        own = slice(memories.first[number], memories.first[number + 1])
+        times = -(-MEMORIES // (own.stop - own.start)) if filled and own.stop > own.start else 1
+        slots += list(memories.slots[own]) * times
+        rows += list(memories.rows[own]) * times
+        ends.append(len(slots))
+        loose.append(slice(memories.first_pointer[number], memories.first_pointer[number + 1]))
+        ends_pointer.append(ends_pointer[-1] + loose[-1].stop - loose[-1].start)
+    return memories._replace(
+        slots=slots,
+        rows=rows,
+        first=ends,
+        pointers=torch.cat([memories.pointers[one] for one in loose]),
+        positions=torch.cat([memories.positions[one] for one in loose]),
+        first_pointer=ends_pointer,
     )
-    return Call((x[:1], weights, table, two, temporal, place), call.named)
 
 
 def _encoder(
@@ -136,6 +157,29 @@ def _decoder_align(call: Call, results: tuple[Any, ...]) -> tuple[Any, ...]:
     choices = [iou[:, start : start + masks].argmax(-1) for _, iou, _ in results]
     same = torch.stack([choice == choices[0] for choice in choices]).all(0)
     return tuple((logits[same], iou, tokens) for logits, iou, tokens in results)
+
+
+def _heads(
+    logits: Tensor,
+    iou: Tensor,
+    tokens: Tensor,
+    weights: Sequence[Tensor],
+    absent_pointer: Tensor,
+    first_mask_token: int,
+    best: bool,
+    *_: Any,
+) -> Hashable:
+    widths = iou.shape[1], tokens.shape[2], weights[0].shape[0], weights[6].shape[0]
+    dtypes = logits.dtype, tokens.dtype, weights[0].dtype, absent_pointer.dtype
+    return *logits.shape[1:], *widths, bits(tokens.shape[1] - 1), first_mask_token, best, *dtypes
+
+
+def _heads_align(call: Call, results: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Whether an object is there is a sign: where rounding decides it, its mask says nothing."""
+    del call
+    signs = [presence[:, 0] > 0 for _, _, presence in results]
+    same = torch.stack([sign == signs[0] for sign in signs]).all(0)
+    return tuple((mask[same], pointer[same], presence) for mask, pointer, presence in results)
 
 
 def _masks(masks: Tensor, *_: Any) -> Hashable:
@@ -212,9 +256,10 @@ _RULES = {
     "hiera_block": Rule(_block, _sample_first(1)),
     "window_attention": Rule(_window, _sample_first(1)),
     "rope_attention": Rule(_rope, _sample_first(3)),
-    "memory_attention": Rule(_attention, _attention_sample),
+    "memory_attention": Rule(_attention, _attention_sample, _attention_more),
     "memory_encoder": Rule(_encoder, _sample_first(2), convolutions=True),
     "mask_decoder": Rule(_decoder, _decoder_sample, align=_decoder_align),
+    "object_heads": Rule(_heads, _sample_first(3), align=_heads_align),
     "connected_components": Rule(_masks, _masks_sample),
     "small_components": Rule(_small, _masks_sample),
     "mask_postprocess": Rule(_postprocess, _postprocess_sample),

@@ -69,7 +69,26 @@ def prove(
 ) -> Finding:
     """Prove `kernel` on a sample of `call`, then choose among its forms; as `examine`."""
     case = Case(reference, rule, rule.sample(call))
-    return examine(case, kernel, settled=settled, seconds=seconds)
+    finding = examine(case, kernel, settled=settled, seconds=seconds)
+    del case  # its results take memory
+    for other in rule.more(call):
+        examine_more(finding, Case(reference, rule, other), kernel)
+    return finding
+
+
+def examine_more(finding: Finding, case: Case, kernel: Callable[..., Any]) -> None:
+    """Whether a kernel that was found right is so on a further call, with the forms found for the
+    first one; else the finding is that it is wrong."""
+    if finding.outcome.reason is not None:
+        return
+    forced = {point: tried.form for point, tried in finding.taken.items()}
+    with choices.trying(forced) as trial:
+        outcome = case.check(kernel)
+    finding.forms |= {point: form for point, (form, _) in trial.met.items()}
+    errors = [e for e in (finding.outcome.error, outcome.error) if e is not None]
+    finding.outcome = Outcome(outcome.reason, max(errors, default=None))
+    if outcome.reason is not None:
+        finding.tried = [replace(t, taken=False) for t in finding.tried]
 
 
 def examine(

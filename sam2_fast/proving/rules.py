@@ -39,6 +39,12 @@ def _part(value: Any, batch: int | None = None) -> Hashable:
     return type(value).__name__
 
 
+def nothing(call: Call) -> list[Call]:
+    """No further calls."""
+    del call
+    return []
+
+
 def whole(call: Call) -> Call:
     """The call as it is."""
     return call
@@ -54,6 +60,8 @@ class Rule:
     sample: Callable[[Call], Call] = whole
     """A call whose proof stands for all of the configuration. Small: the reference computes it in
     a wider dtype."""
+    more: Callable[[Call], list[Call]] = nothing
+    """Further calls on which a kernel must be right; forms are chosen by `sample` alone."""
     exact: Callable[..., Any] | None = None
     """Takes the arguments; None: the reference, on arguments in a wider dtype."""
     align: Callable[[Call, tuple[Any, ...]], tuple[Any, ...]] | None = None

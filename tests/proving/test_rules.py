@@ -15,7 +15,8 @@ from sam2_fast.ops import registry
 from sam2_fast.ops.memory_attention import Memories
 from sam2_fast.proving.case import Case
 from sam2_fast.proving.ops import MEMORIES, rule_of
-from sam2_fast.proving.rules import Call, any_configuration, described
+from sam2_fast.proving.prover import prove
+from sam2_fast.proving.rules import Call, Rule, any_configuration, described
 from tests.video.recorded import small_predictor
 
 Calls = dict[str, list[Call]]
@@ -97,13 +98,47 @@ def test_memory_attention_is_proved_with_as_many_maps_as_there_will_be(
     )
     x = torch.randn(len(maps), 25, 64)
     call = Call((x, [], None, memories, None, None), {})
-    image, _, _, two, _, _ = rule_of("memory_attention").sample(call).arguments
+    rule = rule_of("memory_attention")
+    image, _, _, filled, _, _ = rule.sample(call).arguments
+    assert len(image) == len(maps)
+    assert counts(filled) == [MEMORIES // m * m + m * (MEMORIES % m > 0) if m else 0 for m in maps]
+    assert filled.first_pointer == first_pointer
+    (other,) = rule.more(call)
+    image, _, _, two, _, _ = other.arguments
     assert image.shape == (1, 25, 64)
-    counts = [b - a for a, b in zip(two.first, two.first[1:], strict=False)]
-    assert counts[0] == maps[0] and counts[1] >= min(MEMORIES, MEMORIES * maps[0])
+    assert counts(two) == [maps[0], counts(filled)[0]]
     assert two.first_pointer == [0, pointers[0], 2 * pointers[0]]
-    assert len(two.rows) == len(two.slots) == two.first[-1]
-    assert len(two.pointers) == len(two.positions) == two.first_pointer[-1]
+    for made in (filled, two):
+        assert len(made.rows) == len(made.slots) == made.first[-1]
+        assert len(made.pointers) == len(made.positions) == made.first_pointer[-1]
+
+
+def counts(memories: Memories) -> list[int]:
+    return [b - a for a, b in zip(memories.first, memories.first[1:], strict=False)]
+
+
+def test_a_kernel_must_be_right_on_further_calls_too() -> None:
+    def sums(x: Tensor) -> Tensor:
+        return x.cumsum(-1)
+
+    def short(x: Tensor) -> Tensor:
+        return x.cumsum(-1) if x.shape[-1] < 8 else x
+
+    rule = Rule(more=lambda call: [Call((torch.ones(2, 9),), {})])
+    call = Call((torch.ones(2, 4),), {})
+    assert prove(sums, sums, rule, call).outcome.reason is None
+    assert "error of torch" in (prove(short, sums, rule, call).outcome.reason or "")
+    assert prove(short, sums, Rule(), call).outcome.reason is None
+
+
+def test_masks_of_objects_whose_presence_rounding_decides_are_not_compared() -> None:
+    align = rule_of("object_heads").align
+    assert align is not None
+    mask, pointer = torch.ones(2, 1, 4, 4), torch.ones(2, 8)
+    presences = torch.tensor([[1e-4], [3.0]]), torch.tensor([[-1e-4], [3.0]])
+    results = tuple((mask, pointer, p) for p in (*presences, presences[0]))
+    for found, found_pointer, presence in align(Call((), {}), results):
+        assert len(found) == len(found_pointer) == 1 and len(presence) == 2
 
 
 def test_decoder_results_are_compared_where_the_op_decides_them() -> None:

@@ -34,7 +34,7 @@ with TemporaryDirectory() as directory:
         masks_and_boxes(torch.float16)
         verdicts = gate.cache.contents(torch.device("cpu")).verdicts.values()
     proved = {v.op for v in verdicts if v.reason is None}
-    assert proved == used and len(proved) == 9, (proved, used)
+    assert proved == used and len(proved) >= 9, (proved, used)
     assert all(v.error is None or v.error <= 2 for v in verdicts), verdicts
 """
 
