@@ -5,9 +5,13 @@ Its linear layers are `hiera_block.linear`.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
+from sam2_fast.kernels.choices import Form, choose
 from sam2_fast.kernels.launch import capability_of, kernel
 from torch import Tensor
 
@@ -121,18 +125,18 @@ def depthwise_kernel(x, weight, bias, norm_weight, norm_bias, out, height, width
 def first(
     logits: Tensor,
     size: tuple[int, int],
-    convolution: tuple[Tensor, Tensor, Tensor, Tensor],
+    convolution: Convolution,
     binarize: bool,
     eps: float,
     dtype: torch.dtype,
 ) -> Tensor:
-    """logits: [B, H, W] -> [B, size / 2, C] in dtype. convolution: weight [C, 1, 3, 3], bias, norm; all contiguous."""
+    """logits: [B, H, W] -> [B, size / 2, C] in dtype. The weight is [C, 9]; all contiguous."""
     height, width = size
     channels = len(convolution[1])
     out = logits.new_empty(len(logits), height // 2, width // 2, channels, dtype=dtype)
     with torch.cuda.device_of(logits):
         first_kernel[triton.cdiv(out[0, ..., 0].numel(), FIRST), len(logits)](
-            logits, *convolution, out, *logits.shape[1:], height, width, channels, eps,
+            logits, *convolution[:4], out, *logits.shape[1:], height, width, channels, eps,
             binarize, max(triton.next_power_of_2(channels), 4), FIRST, num_warps=4,
         )  # fmt: skip
     return out
@@ -150,27 +154,61 @@ def down_form(wide: int, size: int, capability: int) -> tuple[int, int, int]:
     return (64 if wide > 16 else 128), 4, 2
 
 
-def down(x: Tensor, convolution: tuple[Tensor, Tensor, Tensor, Tensor], eps: float) -> Tensor:
-    """x: [B, H, W, K] contiguous -> [B, H / 2, W / 2, C]. convolution: weight [9, K, C], bias and norm."""
-    (batch, height, width, inner), weight = x.shape, convolution[0]
-    outer = weight.shape[2]
+class Convolution(NamedTuple):
+    """A convolution and the layer norm behind it."""
+
+    weight: Tensor
+    """[places, K, C] or, of each channel alone, [places, C]; the first convolution's [C, places]."""
+    bias: Tensor
+    norm_weight: Tensor
+    norm_bias: Tensor
+    plain: Tensor
+    """The weight as torch has it: [C, K or 1, side, side]."""
+
+
+def down(x: Tensor, convolution: Convolution, eps: float) -> Tensor:
+    """x: [B, H, W, K] contiguous -> [B, H / 2, W / 2, C], after norm and GELU."""
+    (batch, height, width, inner), outer = x.shape, convolution.weight.shape[2]
     out = x.new_empty(batch, height // 2, width // 2, outer)
-    wide = max(triton.next_power_of_2(outer), 16)
-    block, warps, stages = down_form(wide, x.element_size(), capability_of(x))
+    wide, size = max(triton.next_power_of_2(outer), 16), x.element_size()
+    default = down_form(wide, size, capability_of(x))
+    others: list[Form] = [] if size == 4 else [(64, 8, 2), (32, 8, 1), (64, 4, 2), (128, 4, 2), "library"]
+    if wide > 64:
+        others = [form for form in others if form not in ((64, 4, 2), (128, 4, 2))]  # they spill registers
+    form = choose(x.device, "down", (size, inner, outer, height, width), default, others)
+    if isinstance(form, str):
+        y = _convolved(x, convolution, eps, stride=2, padding=1, groups=1)
+        return F.gelu(y).contiguous()
+    block, warps, stages = form
     with torch.cuda.device_of(x):
         down_kernel[triton.cdiv(out[0, ..., 0].numel(), block), batch](
-            x, *convolution, out, height, width, inner, outer, eps,
+            x, *convolution[:4], out, height, width, inner, outer, eps,
             max(triton.next_power_of_2(inner), 16), wide, block, x.dtype == torch.float32, num_warps=warps, num_stages=stages,
         )  # fmt: skip
     return out
 
 
-def depthwise(x: Tensor, convolution: tuple[Tensor, Tensor, Tensor, Tensor], eps: float, dtype: torch.dtype) -> Tensor:
-    """x: [B, h, w, C] -> [B, h, w, C] in dtype, after the norm. convolution: weight [49, C], bias and norm; all contiguous."""
+def depthwise(x: Tensor, convolution: Convolution, eps: float, dtype: torch.dtype) -> Tensor:
+    """x: [B, h, w, C] -> [B, h, w, C] in dtype, after the norm. weight [49, C]; all contiguous."""
     batch, height, width, channels = x.shape
     out = torch.empty_like(x, dtype=dtype)
+    size = x.element_size()
+    others: list[Form] = [] if size == 4 else [(16, 8), (8, 4), (32, 8), "library"]
+    form = choose(x.device, "depthwise", (size, channels, height, width), (TOKENS, 4), others)
+    if isinstance(form, str):
+        return _convolved(x, convolution, eps, stride=1, padding=3, groups=channels).to(dtype).contiguous()
+    block, warps = form
     with torch.cuda.device_of(x):
-        depthwise_kernel[triton.cdiv(height * width, TOKENS), batch](
-            x, *convolution, out, height, width, channels, eps, max(triton.next_power_of_2(channels), 16), TOKENS, num_warps=4
+        depthwise_kernel[triton.cdiv(height * width, block), batch](
+            x, *convolution[:4], out, height, width, channels, eps, max(triton.next_power_of_2(channels), 16), block, num_warps=warps
         )  # fmt: skip
     return out
+
+
+def _convolved(x: Tensor, convolution: Convolution, eps: float, stride: int, padding: int, groups: int) -> Tensor:
+    """A convolution of x [B, H, W, K] and its norm by torch."""
+    _, bias, norm_weight, norm_bias, plain = convolution
+    with torch.autocast(x.device.type, enabled=False):
+        bias = bias.to(x.dtype)
+        y = F.conv2d(x.permute(0, 3, 1, 2), plain.to(x.dtype), bias, stride=stride, padding=padding, groups=groups)
+        return F.layer_norm(y.permute(0, 2, 3, 1), (len(bias),), norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps)

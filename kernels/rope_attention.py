@@ -6,9 +6,10 @@ Channels are stored as [even ones | odd ones] after turning: a product of two ro
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
-from sam2_fast.kernels.choices import choose
+from sam2_fast.kernels.choices import Form, choose
 from sam2_fast.kernels.launch import capability_of, kernel, multiprocessors_of
 from torch import Tensor
 
@@ -242,7 +243,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dim: int, firsts: Tensor | None = No
     capability = capability_of(q)
     key = (size, wide, narrow, int(ragged), triton.next_power_of_2(queries * batch))
     default = blocks(narrow, size, capability)
-    form = choose(q.device, "attend", key, default, forms(wide, narrow, size, capability))
+    options: list[Form] = [*forms(wide, narrow, size, capability), *([] if ragged or size == 4 else ["library"])]
+    form = choose(q.device, "attend", key, default, options)
+    if isinstance(form, str):
+        return _by_library(q, k, v, dim)
     block_q, block_k, warps, stages = form
     rows = triton.cdiv(queries, block_q)
     if spans is None:
@@ -260,6 +264,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dim: int, firsts: Tensor | None = No
         if spans > 1:
             merge(sums, largest, totals, out)
     return out
+
+
+def _by_library(q: Tensor, k: Tensor, v: Tensor, dim: int) -> Tensor:
+    """The same by torch's attention, which wants values as wide as keys."""
+    wide = F.pad(v, (0, k.shape[2] - v.shape[2]))
+    queries = q.expand(len(k), -1, -1)
+    found = F.scaled_dot_product_attention(queries[:, None], k[:, None], wide[:, None], scale=dim**-0.5)
+    return found[:, 0, :, : v.shape[2]].contiguous()
 
 
 def merge_tile(spans: int) -> tuple[int, int]:

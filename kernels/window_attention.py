@@ -6,9 +6,10 @@ Heads of 56, 72 and 96 channels are taken as 32 + 32, 64 + 16 and 64 + 32: littl
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
-from sam2_fast.kernels.choices import choose
+from sam2_fast.kernels.choices import Form, choose
 from sam2_fast.kernels.launch import capability_of, kernel
 from torch import Tensor
 
@@ -181,15 +182,20 @@ def warps(head: int, capability: int, padded: bool) -> int:
     return 8 if head > 80 and capability < 90 else 4
 
 
-def forms(tall: int, wide: int, by: int, head: int, capability: int, padded: bool, size: int) -> list[tuple[int, int, int, int]]:
-    """Queries and keys of a block, warps, stages; the first is the default, others fit and give the same."""
+def forms(tall: int, wide: int, by: int, head: int, capability: int, padded: bool, size: int) -> list[Form]:
+    """Queries and keys of a block, warps, stages; the first is the default, others fit and give the same.
+
+    "library": torch's attention, where no window sticks out.
+    """
     block_q, block_k, pack = shape(tall, wide, by)
     default = (block_q, block_k, warps(head, capability, padded), 2)
-    if pack > 1 or padded or size == 4 or tall * wide // by**2 < 128:
+    if padded or size == 4:
         return [default]
-    regular = [form for form in WIDE_FORMS if is_regular(tall, wide, form[1])]
+    if pack > 1 or tall * wide // by**2 < 128:
+        return [default, "library"]
+    regular: list[Form] = [form for form in WIDE_FORMS if is_regular(tall, wide, form[1])]
     first = [regular[0]] if capability in HOPPER and head <= 80 and regular else []
-    return list(dict.fromkeys([*first, default, *regular]))
+    return list(dict.fromkeys([*first, default, *regular, "library"]))
 
 
 def is_regular(tall: int, wide: int, block_k: int) -> bool:
@@ -210,7 +216,10 @@ def window_attention(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool
     padded = rows * tall != height or columns * wide != width
     options = forms(tall, wide, by, head, capability, padded, size)
     key = (size, head, num_heads, tall, wide, by, int(padded))
-    block_q, block_k, num_warps, stages = choose(qkv.device, "window", key, options[0], options)
+    form = choose(qkv.device, "window", key, options[0], options)
+    if isinstance(form, str):
+        return _by_library(qkv, num_heads, tall, wide, by)
+    block_q, block_k, num_warps, stages = form
     blocks = triton.cdiv(pack * (tall // by) * (wide // by), block_q)
     with torch.cuda.device_of(qkv):
         window_kernel[triton.cdiv(rows * columns, pack) * blocks, num_heads, batch](
@@ -220,3 +229,16 @@ def window_attention(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool
             num_warps=num_warps, num_stages=stages,
         )  # fmt: skip
     return out
+
+
+def _by_library(qkv: Tensor, num_heads: int, tall: int, wide: int, by: int) -> Tensor:
+    """The same by torch, for windows that divide the grid; those of the whole grid are not copied."""
+    batch, height, width, channels = qkv.shape
+    windows = qkv.view(batch, height // tall, tall, width // wide, wide, 3, num_heads, -1)
+    windows = windows.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(1, 3)  # [3, B * windows, heads, tall, wide, d]
+    q, k, v = windows.unbind(0)
+    if by == 2:
+        q = q.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).amax((3, 5))
+    found = F.scaled_dot_product_attention(*(x.flatten(2, 3) for x in (q, k, v)))  # [B * windows, heads, queries, d]
+    grid = found.view(batch, height // tall, width // wide, num_heads, tall // by, wide // by, -1)
+    return grid.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height // by, width // by, channels // 3)

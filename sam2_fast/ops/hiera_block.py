@@ -126,6 +126,7 @@ def _native_block(
 def _triton_block(x: Tensor, weights: Sequence[Tensor], num_heads: int, window: int, pool: bool, eps: float) -> Tensor:
     """Queries, keys and values; attention; projection; MLP (two layers, or one launch where channels are few), each a launch, besides
     the moments of the tokens, and with `pool` the shortcut."""
+    from sam2_fast.kernels.choices import choose as choose_form
     from sam2_fast.kernels.hiera_block import MLP_CHANNELS, mlp
     from sam2_fast.kernels.linear import GELU, Layer, behind_norm, linear, measured_linear
     from sam2_fast.kernels.window_attention import window_attention as attend
@@ -144,7 +145,11 @@ def _triton_block(x: Tensor, weights: Sequence[Tensor], num_heads: int, window: 
         qkv = linear(normed[0], layers["qkv"], normed[1]).view(batch, height, width, -1)
         shortcut = linear(normed[0], layers["shortcut"], normed[1], dtype=x.dtype, width=width) if pool else tokens
         found = attend(qkv, w[3].to(dtype), num_heads, window, pool)
-        small = layers["proj"].weight.shape[0] <= MLP_CHANNELS
+        dim_out = layers["proj"].weight.shape[0]
+        small = dim_out <= MLP_CHANNELS
+        if small:
+            key = dtype.itemsize, x.element_size(), dim_out, height, width
+            small = choose_form(x.device, "mlp", key, "one launch", ("two products",)) == "one launch"
         y, measured = measured_linear(found.flatten(0, 2), layers["proj"], residual=shortcut, dtype=x.dtype, measure=not small)
         if small:
             return mlp(y, (w[6], w[7]), (w[8], w[9], w[10], w[11]), eps).view(*found.shape)

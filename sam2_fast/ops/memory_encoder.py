@@ -14,8 +14,6 @@ from sam2_fast.ops.registry import Implementation, choose, execute, record_as, r
 from sam2_fast.ops.weights import derive
 
 _library = torch.library.Library("sam2_fast", "FRAGMENT")
-Convolution = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Weight, bias, weight and bias of the norm."""
 _STORED = (torch.float32, torch.bfloat16, torch.float16)
 _MAX_CHANNELS, _MAX_SIDE, _MAX_TRITON_CHANNELS = 4096, 16384, 256
 STRIDE = 16
@@ -175,23 +173,28 @@ def _triton_encoder(low: Tensor, logits: Tensor, weights: Sequence[Tensor], bina
         return linear(tokens, layers["out"]).view(objects, height * width, -1)
 
 
-def _prepared(weights: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Convolution], dict[str, Any], list[tuple[Any, ...]]]:
+def _prepared(weights: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Any], dict[str, Any], list[tuple[Any, ...]]]:
     """What the Triton kernels take: convolutions by place in the kernel, then input channel; linear layers."""
     from sam2_fast.kernels.linear import Layer
+    from sam2_fast.kernels.memory_encoder import Convolution
+
+    def channels_last(weight: Tensor) -> Tensor:
+        return weight.contiguous(memory_format=torch.channels_last)
 
     narrow = matrices(weights)
     w = [t.detach().to(dtype) if i in narrow else t.detach() for i, t in enumerate(weights)]
-    convolutions: list[Convolution] = [(w[0].flatten(1).contiguous(), w[1], w[2], w[3])]
+    convolutions = [Convolution(w[0].flatten(1).contiguous(), w[1], w[2], w[3], w[0])]
     for i in (4, 8, 12):
         by_place = w[i].permute(2, 3, 1, 0).flatten(0, 1).contiguous()
-        convolutions.append((by_place, w[i + 1], w[i + 2], w[i + 3]))
+        convolutions.append(Convolution(by_place, w[i + 1], w[i + 2], w[i + 3], channels_last(w[i])))
     ends = {"mask": _MASK, "low": _MASK + 2, "out": len(w) - 2}
     layers = {name: Layer(w[i].flatten(1).contiguous(), w[i + 1]) for name, i in ends.items()}
     blocks = []
     for at in range(_HEAD, len(w) - 2, len(BLOCK)):
         b = w[at : at + len(BLOCK)]
         by_place = b[0].flatten(1).t().contiguous()
-        blocks.append(((by_place, b[1], b[2], b[3]), Layer(b[4], b[5]), Layer(b[6], b[7]), b[8]))
+        convolution = Convolution(by_place, b[1], b[2], b[3], channels_last(b[0]))
+        blocks.append((convolution, Layer(b[4], b[5]), Layer(b[6], b[7]), b[8]))
     return convolutions, layers, blocks
 
 

@@ -1,0 +1,55 @@
+"""Every form of every choice that the ops' Triton kernels offer gives the right result, in the interpreter."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.ops.triton_tools import interpret
+
+PROGRAM = """
+import importlib
+import torch
+from sam2_fast.kernels.choices import trying
+from sam2_fast.ops import registry
+from sam2_fast.proving.case import Case
+from sam2_fast.proving.ops import rule_of
+from sam2_fast.proving.rules import Call
+
+OP = "{op}"
+registry.load_all()
+module = importlib.import_module(f"tests.ops.test_{{OP}}")
+eps = (1e-6,) if OP == "hiera_block" else ()
+implementations = registry.all_implementations()
+kernel, reference = (implementations[OP, backend].run for backend in ("triton", "torch"))
+tried = set()
+for arguments in {cases}:
+    given = module.case(*arguments) if isinstance(arguments, tuple) else module.case(**arguments)
+    given = module.cast(given, torch.float16) if hasattr(module, "cast") else (*(x.half() for x in given[:3]), *given[3:])
+    case = Case(reference, rule_of(OP), Call((*given, *eps), {{}}))
+    with trying() as met:
+        assert case.check(kernel).reason is None
+    for point, (taken, forms) in met.met.items():
+        for form in forms:
+            if form != taken and (point[0], form) not in tried:
+                with trying({{point: form}}):
+                    outcome = case.check(kernel)
+                assert outcome.reason is None, (arguments, point, form, outcome)
+                tried.add((point[0], form))
+found = {{name for name, _ in tried}}
+assert found == {points}, found
+"""
+CASES = {
+    "window_attention": ('[(16, 16, 2, 24, 0, False), (16, 8, 2, 12, 4, False), (16, 16, 2, 12, 16, True)]', "{'window'}"),
+    "hiera_block": ('[(16, 16, 16, 16, 1, 8, False), (16, 12, 12, 24, 4, 4, True)]', "{'window', 'linear', 'mlp'}"),
+    "memory_attention": ('[{"side": 4}]', "{'attend', 'linear'}"),
+    "memory_encoder": ('[{"objects": 2}]', "{'down', 'depthwise', 'linear'}"),
+    "rope_attention": ('[(4, 2, 3)]', "{'attend'}"),
+}  # fmt: skip
+
+
+@pytest.mark.proves("interpreted", *(f"{op}:triton" for op in CASES))
+@pytest.mark.parametrize("op", CASES)
+def test_every_form_is_right(op: str) -> None:
+    pytest.importorskip("triton")
+    cases, points = CASES[op]
+    interpret(PROGRAM.format(op=op, cases=cases, points=points))
