@@ -8,13 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from sam2_fast.ops.recording import reason_of
 from sam2_fast.proving.errors import Outcome, cast, judge
 from sam2_fast.proving.only_torch import only_torch
-from sam2_fast.proving.rules import Call, Rule
+from sam2_fast.proving.rules import Call, Rule, tensors_in
 from sam2_fast.proving.timing import milliseconds
 
 
@@ -43,7 +41,7 @@ class Case:
         Raises NothingKnownError where the reference cannot run, such as for want of memory.
         """
         self.call, self._rule = call, rule
-        self.device = next(x.device for x in tree_leaves(call) if isinstance(x, Tensor))
+        self.device = next(tensors_in(call)).device
         self._reference = reference
         synchronize(self.device)  # what went wrong before is not the kernel's fault
         try:
@@ -55,8 +53,7 @@ class Case:
             raise NothingKnownError(f"the reference failed: {reason_of(error)}") from error
 
     def _computed_exactly(self) -> Any:
-        results = [x for x in tree_leaves(self._torchs) if isinstance(x, Tensor)]
-        if not any(x.is_floating_point() for x in results):
+        if not any(x.is_floating_point() for x in tensors_in(self._torchs)):
             return self._torchs
         with torch.autocast(self.device.type, enabled=False):
             if self._rule.exact is not None:
@@ -104,8 +101,8 @@ def wider(call: Call, device: torch.device, convolutions: bool = False) -> torch
     """float32 where the op computes in a narrower dtype (that of its first input, or the caller's
     autocast) and products of float32 are not rounded to TF32, else float64. The switches for TF32
     are the caller's: they are read, never set."""
-    tensors = [x for x in tree_leaves(call) if isinstance(x, Tensor) and x.is_floating_point()]
-    narrow = bool(tensors) and tensors[0].dtype in (torch.bfloat16, torch.float16)
+    dtypes = (x.dtype for x in tensors_in(call) if x.is_floating_point())
+    narrow = next(dtypes, None) in (torch.bfloat16, torch.float16)
     if device.type != "cuda" or not (narrow or torch.is_autocast_enabled("cuda")):
         return torch.float64
     backends: Any = torch.backends

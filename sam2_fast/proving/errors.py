@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
+
+from sam2_fast.proving.rules import mapped
 
 RMS_LIMIT = 2.0
 """The root mean square error may be this multiple of torch's."""
@@ -41,7 +43,7 @@ def rms_error(values: Tensor, exact: Tensor) -> float:
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
     """`value` with every floating-point tensor in it in `dtype`."""
-    return tree_map_only(Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, value)
+    return mapped(lambda x: x.to(dtype) if x.is_floating_point() else x, value)
 
 
 def judge(result: Any, by_torch: Any, exact: Any, align: Align | None = None) -> Outcome:

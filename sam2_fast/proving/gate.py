@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from sam2_fast.kernels import choices
 from sam2_fast.kernels.choices import Form
@@ -34,7 +33,7 @@ from sam2_fast.proving.messages import (
 from sam2_fast.proving.only_torch import is_active
 from sam2_fast.proving.ops import rule_of
 from sam2_fast.proving.prover import Finding, prove
-from sam2_fast.proving.rules import Call, described
+from sam2_fast.proving.rules import Call, described, tensors_in
 from sam2_fast.proving.store import Choice, Point, Verdict
 from sam2_fast.proving.switch import enabled, on_gpu
 
@@ -146,7 +145,7 @@ class Gate:
         known = self._on_disk(key, device)
         if known is not None:
             return known.reason
-        first = next(x for x in tree_leaves(call.arguments) if isinstance(x, Tensor))
+        first = next(tensors_in(call.arguments))
         if capturing(first):
             return f"{UNSETTLED}, and a CUDA graph is being captured"
         if first.numel() == 0:
@@ -259,7 +258,7 @@ def _device(arguments: tuple[Any, ...]) -> torch.device | None:
     first = arguments[0] if arguments else None
     if isinstance(first, Tensor):
         return first.device
-    return next((x.device for x in tree_leaves(arguments) if isinstance(x, Tensor)), None)
+    return next((x.device for x in tensors_in(arguments)), None)
 
 
 def _key(op: str, backend: str, device: torch.device, configuration: Hashable) -> Hashable:

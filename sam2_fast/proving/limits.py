@@ -6,12 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from sam2_fast.proving.only_torch import only_torch
-from sam2_fast.proving.rules import Call
+from sam2_fast.proving.rules import Call, tensors_in
 from sam2_fast.proving.timing import timed
 
 _COPIED = {"cpu": 64 << 20, "cuda": 512 << 20}
@@ -77,5 +75,4 @@ def operations(reference: Callable[..., Any], call: Call) -> int:
 
 def traffic(call: Call, result: Any) -> int:
     """Bytes of all inputs and outputs, each once: the least that must move."""
-    tensors = [x for x in tree_leaves((tuple(call), result)) if isinstance(x, Tensor)]
-    return sum(x.numel() * x.element_size() for x in tensors)
+    return sum(x.numel() * x.element_size() for x in tensors_in((tuple(call), result)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -68,6 +68,32 @@ class Rule:
     """Of a call and some of its results, what can be compared."""
     convolutions: bool = False
     """Whether the reference calls convolutions, for which torch has a TF32 switch of its own."""
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in lists, tuples, dictionaries and classes made of them."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        yield from tensors_in(list(value.values()))
+
+
+def mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """`value` with every tensor in it changed. Lists of other classes, which may know what belongs
+    to their tensors, become lists."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        items = [mapped(change, item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, list):
+        return [mapped(change, item) for item in value]
+    if isinstance(value, dict):
+        return {key: mapped(change, item) for key, item in value.items()}
+    return value
 
 
 def described(value: Hashable) -> str:

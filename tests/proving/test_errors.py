@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sam2_fast.proving.case import wider
-from sam2_fast.proving.errors import judge
-from sam2_fast.proving.rules import Call
+from sam2_fast.proving.errors import cast, judge
+from sam2_fast.proving.rules import Call, tensors_in
 
 EXACT = torch.linspace(-3, 3, 4000, dtype=torch.float64).sin() * 8
 TORCHS = (EXACT + 1e-2 * (EXACT * 1e4).cos()).to(torch.bfloat16)
@@ -73,6 +73,24 @@ def test_numbers_that_are_not_finite_are_wrong(value: float) -> None:
     result = noisy(1.0)
     result[7] = value
     assert "not finite" in (judge(result, TORCHS, EXACT).reason or "")
+
+
+class Pair(NamedTuple):
+    first: Tensor
+    rest: list[Tensor]
+
+
+class Kept(list[Tensor]):
+    """A list that knows more than its tensors."""
+
+
+def test_arguments_are_widened_wherever_they_are() -> None:
+    given = (torch.ones(1), Kept([torch.ones(2)]), {"x": Pair(torch.ones(3), [torch.ones(4)])}, 5)
+    found = cast((*given, torch.arange(3)), torch.float64)
+    assert [x.dtype for x in tensors_in(found)] == [torch.float64] * 4 + [torch.int64]
+    assert [len(x) for x in tensors_in(found)] == [1, 2, 3, 4, 3]
+    assert type(found[1]) is list and isinstance(found[2]["x"], Pair) and found[3] == 5
+    assert all(x.dtype == torch.float32 for x in tensors_in(given))
 
 
 CUDA = torch.device("cuda", 0)
