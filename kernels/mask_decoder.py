@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from sam2_fast.kernels.launch import kernel
+from sam2_fast.kernels.launch import kernel, multiprocessors_of
 from torch import Tensor
 
 ROWS = 64  # folded prompt tokens of a tile
@@ -152,9 +152,9 @@ def paint_kernel(
                 tl.store(logits + (batch * MASKS + mask) * 16 * count + spot, tl.sum(paint * network[None, :], 1), mask=inside)
 
 
-def _spans(batch: int, count: int, block: int, device: torch.device) -> int:
-    """In how many parts the image is taken: as many as give every multiprocessor a block or two, but what they find is merged by few."""
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+def _spans(batch: int, count: int, block: int, processors: int) -> int:
+    """In how many parts the image is taken: as many as give every multiprocessor a block or two, but what
+    they find is merged by few."""
     return max(min(2 * processors // batch, triton.cdiv(count, block), MOST_SPANS), 1)
 
 
@@ -184,7 +184,7 @@ def look(pixels: Tensor, place: Tensor, queries: Tensor, heads: int) -> tuple[Te
     high = min(rows, ROWS)
     major, minor = torch.cuda.get_device_capability(queries.device) if queries.is_cuda else (9, 0)
     block = seen_at_once(queries.element_size(), 10 * major + minor)
-    spans = _spans(batch * triton.cdiv(rows, high), count, block, queries.device)
+    spans = _spans(batch * triton.cdiv(rows, high), count, block, multiprocessors_of(queries))
     sums = queries.new_empty(batch, spans, rows, dim, dtype=torch.float32)
     largest, totals = (queries.new_empty(batch, spans, rows, dtype=torch.float32) for _ in range(2))
     with torch.cuda.device_of(queries):
