@@ -175,11 +175,12 @@ WIDE_FORMS = ((64, 128, 4, 2), (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2), 
 """Queries and keys of a block, warps, stages, of windows that take several blocks of either."""
 
 
-def warps(head: int, capability: int, padded: bool) -> int:
-    """Of a block. capability: 80, 86, 90... Four warps spill registers: of wide heads on 8.x, of padded windows without wgmma."""
+def warps(head: int, capability: int, padded: bool, pack: int) -> int:
+    """Of a block. capability: 80, 86, 90... Four warps spill registers: of wide heads on 8.x, of padded windows without wgmma; eight
+    of windows that share a tile."""
     if padded and capability not in HOPPER:
         return 8
-    return 8 if head > 80 and capability < 90 else 4
+    return 8 if head > 80 and capability < 90 and pack == 1 else 4
 
 
 def forms(tall: int, wide: int, by: int, head: int, capability: int, padded: bool, size: int) -> list[Form]:
@@ -188,7 +189,7 @@ def forms(tall: int, wide: int, by: int, head: int, capability: int, padded: boo
     "library": torch's attention, where no window sticks out.
     """
     block_q, block_k, pack = shape(tall, wide, by)
-    default = (block_q, block_k, warps(head, capability, padded), 2)
+    default = (block_q, block_k, warps(head, capability, padded, pack), 2)
     if padded or size == 4:
         return [default]
     if pack > 1 or tall * wide // by**2 < 128:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sam2_fast.kernels import choices
 from sam2_fast.kernels.choices import Form, Trial
-from sam2_fast.proving.case import Case
+from sam2_fast.ops.native import compile_ahead
+from sam2_fast.proving.case import Case, failures
 from sam2_fast.proving.errors import Outcome
 from sam2_fast.proving.rules import Call, Rule
 from sam2_fast.proving.store import Point
@@ -192,6 +194,7 @@ class Tuner:
 
     def _settle(self, point: Point, taken: Form, forms: tuple[Form, ...]) -> bool:
         """Find the fastest form of one point."""
+        self._compile(point, forms)
         best, best_ms = taken, self._timed(point, taken)
         tried = [Tried(point, taken, forms[0], best_ms)]
         for form in forms:
@@ -213,6 +216,16 @@ class Tuner:
         self._forms[point] = best
         self._finding.milliseconds = best_ms
         return best != taken
+
+    def _compile(self, point: Point, forms: tuple[Form, ...]) -> None:
+        """All forms at once, on a GPU. One that fails says so when it is tried."""
+
+        def run() -> None:
+            for form in forms:
+                with suppress(*failures()), choices.trying({**self._forms, point: form}):
+                    self._case.run(self._kernel)
+
+        compile_ahead(run)
 
     def _record(self, point: Point, best: Form, tried: list[Tried]) -> None:
         by_default = next((t.milliseconds for t in tried if t.form == t.default), None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import re
 from typing import Any
 
 import pytest
@@ -138,3 +140,51 @@ def test_a_frame_and_an_encoding_compile_without_spills_and_launch_no_more_than_
         assert part["triton_launches"] <= before[name]["triton_launches"]
         assert part["gflop"] == pytest.approx(before[name]["gflop"], rel=1e-3)
     assert rows["models"]["tiny"]["track 1"]["triton_launches"] > 80
+
+
+def _sm_90(model: str, stage: str) -> dict[str, Any]:
+    return COMMITTED["architectures"]["90"]["models"][model][stage]
+
+
+def _constant(label: str, name: str) -> int:
+    found = re.search(rf"\b{name}=(\d+)", label)
+    assert found is not None, label
+    return int(found[1])
+
+
+@pytest.mark.parametrize(("model", "frames_per_second"), [("tiny", 450), ("large", 170)])
+def test_the_forecast_of_a_video_keeps_its_bar(model: str, frames_per_second: int) -> None:
+    frame = _sm_90(model, "encode 4")["forecast_us"] / 4 + _sm_90(model, "track 1")["forecast_us"]
+    assert 1e6 / frame >= frames_per_second
+
+
+@pytest.mark.parametrize("model", ["tiny", "large"])
+def test_a_tracked_frame_is_few_launches(model: str) -> None:
+    row = _sm_90(model, "track 1")
+    assert row["triton_launches"] + row["torch_operations"] <= 150
+    merges = [r for label, r in row["kernels"].items() if label.startswith("merge_kernel")]
+    assert merges
+    for grids in (merge["grids"] for merge in merges):
+        assert all(math.prod(map(int, grid.split(" x "))) >= 32 for grid in grids)
+
+
+def test_attention_on_compute_capability_9_0_has_wide_products() -> None:
+    kernels = COMMITTED["architectures"]["90"]["kernels"]
+    cross = [label for label in kernels if re.match(r"attend_kernel .* VALUES=64 ", label)]
+    assert cross
+    for label in cross:
+        assert (_constant(label, "BLOCK_Q"), _constant(label, "BLOCK_K")) == (256, 64)
+    for label, row in kernels.items():
+        if label.startswith("attend_kernel"):
+            widths = [int(n) for n in re.findall(r"m64n(\d+)k16", row["mma"])]
+            assert widths and min(widths) >= 64, label
+
+
+def test_windows_of_the_whole_grid_take_few_instructions() -> None:
+    """For 64 queries and 64 keys by four warps."""
+    kernels = COMMITTED["architectures"]["90"]["kernels"]
+    found = {n: r for n, r in kernels.items() if n.startswith("window_kernel") and "tall=64" in n}
+    assert found
+    for label, row in found.items():
+        tiles = _constant(label, "BLOCK_Q") * _constant(label, "BLOCK_K") / 64**2
+        assert row["loop_instructions"] / (tiles * 4 / row["warps"]) <= 520, label

@@ -69,6 +69,7 @@ def _lazily(graph: Callable[[Run], Run], run: Run) -> Run:
 def _tracked_frame(model: Any, objects: int) -> Run:
     """One frame as a CUDA graph has it, of objects that remember as much as they may."""
     from sam2_fast.frame_graph import FrameGraph, Remembered, room_for
+    from sam2_fast.tracker import ambiguous
     from sam2_fast.types import Features
 
     config = model.config
@@ -91,7 +92,8 @@ def _tracked_frame(model: Any, objects: int) -> Run:
     # the encoder's maps have their channels innermost
     levels = [noise(1, n, n, c).permute(0, 3, 1, 2) for c, n in shapes]
     features = Features(*levels)
-    frame = FrameGraph(model, features, room_for(model, remembered), 16, False, model.dtype)
+    multimask = ambiguous(model.options, 0, first=False)
+    frame = FrameGraph(model, features, room_for(model, remembered), 16, multimask, model.dtype)
     # the frame has the addresses of these, which therefore must live as long as it does
     addressed = frame.fill(features, remembered)
     return lambda held=addressed: frame.run()
