@@ -50,8 +50,9 @@ def token_mlp_kernel(
 
 
 def slices(objects: int, hidden: int, processors: int) -> int:
-    """In how many parts the MLP's hidden units are taken."""
-    return max(min(2 * processors // objects, SLICES, triton.cdiv(hidden, HIDDEN)), 1)
+    """In how many parts the MLP's hidden units are taken: powers of two, so that few kernels are compiled."""
+    most = max(min(2 * processors // objects, SLICES, triton.cdiv(hidden, HIDDEN)), 1)
+    return 1 << (most.bit_length() - 1)
 
 
 def token_mlp(pending: Pending, weights: Sequence[Tensor], eps: float) -> tuple[Tensor, Tensor]:
