@@ -29,25 +29,50 @@ PyObject* result_of(PyObject* descriptor, PyObject* object) {
   return method->ml_meth(object, nullptr);
 }
 
+long long integer(PyObject* object) {
+  const long long value = PyLong_AsLongLong(object);
+  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return value;
+}
+
+long long integer_of(PyObject* descriptor, PyObject* object) {
+  const py::object found = py::reinterpret_steal<py::object>(result_of(descriptor, object));
+  if (!found) throw py::error_already_set();
+  return integer(found.ptr());
+}
+
 bool is_method_without_arguments(PyObject* descriptor) {
   return Py_TYPE(descriptor) == &PyMethodDescr_Type &&
          reinterpret_cast<PyMethodDescrObject*>(descriptor)->d_method->ml_flags == METH_NOARGS;
 }
 
-// Whether descriptor(objects[i]) == expected[i], for all i; integers of 64 bits.
-bool same_integers(const py::object& descriptor, const py::list& objects, const py::list& expected) {
-  if (objects.size() != expected.size()) throw py::value_error("objects, expected: expected equal lengths");
-  const bool known = Py_TYPE(descriptor.ptr()) == &PyGetSetDescr_Type || is_method_without_arguments(descriptor.ptr());
-  if (!known) throw py::type_error("descriptor: expected an attribute or a method without arguments, of a class written in C");
-  PyTypeObject* owner = PyDescr_TYPE(descriptor.ptr());
-  for (Py_ssize_t i = 0, count = static_cast<Py_ssize_t>(objects.size()); i < count; ++i) {
-    PyObject* object = PyList_GET_ITEM(objects.ptr(), i);
-    if (!PyObject_TypeCheck(object, owner)) throw py::type_error("objects: expected instances of the descriptor's class");
-    const py::object found = py::reinterpret_steal<py::object>(result_of(descriptor.ptr(), object));
-    if (!found) throw py::error_already_set();
-    const long long is = PyLong_AsLongLong(found.ptr()), was = PyLong_AsLongLong(PyList_GET_ITEM(expected.ptr(), i));
-    if ((is == -1 || was == -1) && PyErr_Occurred()) throw py::error_already_set();
-    if (is != was) return false;
+// Whether addresses[i] and, where there is one, versions[i] are those of tensors[i], for all i; integers of 64 bits.
+// Both at once: most of the time goes into fetching the object.
+bool same_tensors(const py::object& address, const py::object& version, const py::list& tensors, const py::list& addresses,
+                  const py::list& versions) {
+  if (tensors.size() != addresses.size() || tensors.size() != versions.size()) {
+    throw py::value_error("tensors, addresses, versions: expected equal lengths");
+  }
+  if (!is_method_without_arguments(address.ptr()) || Py_TYPE(version.ptr()) != &PyGetSetDescr_Type) {
+    throw py::type_error("address, version: expected a method without arguments and an attribute, of a class written in C");
+  }
+  PyTypeObject* owner = PyDescr_TYPE(address.ptr());
+  for (Py_ssize_t i = 0, count = static_cast<Py_ssize_t>(tensors.size()); i < count; ++i) {
+    PyObject* tensor = PyList_GET_ITEM(tensors.ptr(), i);
+    if (!PyObject_TypeCheck(tensor, owner)) throw py::type_error("tensors: expected instances of the descriptors' class");
+    PyObject* was = PyList_GET_ITEM(versions.ptr(), i);
+    if (was != Py_None && integer_of(version.ptr(), tensor) != integer(was)) return false;
+    if (integer_of(address.ptr(), tensor) != integer(PyList_GET_ITEM(addresses.ptr(), i))) return false;
+  }
+  return true;
+}
+
+// Whether all dictionaries are empty.
+bool all_empty(const py::list& dictionaries) {
+  for (Py_ssize_t i = 0, count = static_cast<Py_ssize_t>(dictionaries.size()); i < count; ++i) {
+    PyObject* dictionary = PyList_GET_ITEM(dictionaries.ptr(), i);
+    if (!PyDict_Check(dictionary)) throw py::type_error("dictionaries: expected dictionaries");
+    if (PyDict_GET_SIZE(dictionary) != 0) return false;
   }
   return true;
 }
@@ -59,8 +84,9 @@ namespace sam2_fast {
 void register_fingerprint(py::module_& module) {
   module.def("same_members", &same_members, py::arg("groups"), py::arg("names"), py::arg("values"),
              "Whether groups[i][names[i]] is values[i], for all i.");
-  module.def("same_integers", &same_integers, py::arg("descriptor"), py::arg("objects"), py::arg("expected"),
-             "Whether descriptor of objects[i] is expected[i], for all i. The descriptor: an attribute or a method without arguments.");
+  module.def("same_tensors", &same_tensors, py::arg("address"), py::arg("version"), py::arg("tensors"), py::arg("addresses"),
+             py::arg("versions"), "Whether addresses and versions (None: not compared) are those of the tensors now.");
+  module.def("all_empty", &all_empty, py::arg("dictionaries"), "Whether all dictionaries are empty.");
 }
 
 }  // namespace sam2_fast

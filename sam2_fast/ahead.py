@@ -42,11 +42,14 @@ class Ahead:
         self._is_checked = False
 
     def recording(self, model: Sam2) -> tuple[Graphs, Fingerprint] | None:
-        """What records the work of `model`, and what the model is now; None where nothing can. Checked once after `begin`."""
+        """What records the work of `model`, and what the model is now but for its image encoder; None where nothing can.
+
+        Checked once after `begin`.
+        """
         if not self._is_checked:
             graphs = self.graphs
             allowed = graphs is not None and graphs.refuses(model, model.no_mem_embed) is None
-            self._checked = (graphs, graphs.current(model)) if graphs is not None and allowed else None
+            self._checked = (graphs, graphs.current(model, encoder=False)) if graphs is not None and allowed else None
             self._is_checked = True
         return self._checked
 
@@ -70,8 +73,7 @@ class Ahead:
             self._lane.join(self._lane.mark(), [image])
         else:
             image = frame_input(session.frames[frame], model.config.image_size, session.device)[None]
-        graphs, checked = recording
-        return graphs.encode(model, image, checked)
+        return recording[0].encode(model, image)
 
     def advance(self, model: Sam2, session: VideoSession, frame: int) -> None:
         """Once `frame` is under way: read some of the frames to come, and encode those that make a batch.
@@ -81,7 +83,7 @@ class Ahead:
         recording, place = self.recording(model), self._place(frame)
         if recording is None or place < 0:
             return
-        graphs, checked = recording
+        graphs = recording[0]
         lane = self._lane = self._lane or Lane(session.device)
         self._read = max(self._read, place)
         for _ in range(READS):
@@ -98,7 +100,7 @@ class Ahead:
             if following + 1 < len(self._order):
                 session.frames.read_ahead(self._order[following + 1])
         if len(self._images) >= BATCH:
-            members = list(self._images)[:BATCH]
+            members, checked = list(self._images)[:BATCH], graphs.current(model)
             with lane.enter((checked, Kept.made)):
                 features = graphs.encode(model, torch.cat([self._images.pop(f) for f in members]), checked)
             mark = lane.mark()

@@ -112,8 +112,10 @@ class FrameGraph:
         empty = [()] * (room.objects - len(maps))
         addresses = [n for mine in (*pointers, *empty) for n in _filled([p.data_ptr() for p in mine], room.pointers)]
         blocks = [[self._positions_at(age // AGES) for age in mine] for mine in given.ages]
+        size = self._pointers.shape[1] * self._positions.element_size()  # bytes of a pointer's positions
         rows = [
-            [self._address(block, age % AGES) for block, age in zip(*mine, strict=True)] for mine in zip(blocks, given.ages, strict=True)
+            [block.data_ptr() + age % AGES * size for block, age in zip(*mine, strict=True)]
+            for mine in zip(blocks, given.ages, strict=True)
         ]
         places = [n for mine in (*rows, *empty) for n in _filled(mine, room.pointers)]
         refill(self._numbers, slots + firsts + addresses + places)
@@ -128,10 +130,6 @@ class FrameGraph:
             found = self._model.pointer_positions(ages, self._longest).to(self._dtype)
             self._by_age[block] = found.view(AGES, -1).contiguous()
         return self._by_age[block]
-
-    @staticmethod
-    def _address(rows: Tensor, row: int) -> int:
-        return rows.data_ptr() + row * rows.stride(0) * rows.element_size()
 
     def _placed(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         """As kernels read it by its address: contiguous, in `dtype`, on the device of the features."""

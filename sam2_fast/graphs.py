@@ -188,9 +188,9 @@ class Graphs:
             compile_ahead(run)
             self._compiled = {*self._compiled, key}
 
-    def current(self, model: Sam2) -> Fingerprint:
-        """What the model is now; another one where anything of it was written or replaced."""
-        return self._current(model)
+    def current(self, model: Sam2, encoder: bool = True) -> Fingerprint:
+        """What the model is now; another one where anything of it was written or replaced. encoder: the image encoder, too."""
+        return self._current(model, encoder)
 
     def _run(
         self,
@@ -239,10 +239,10 @@ class Graphs:
             recorder = self._recorders.setdefault((kind, device), Recorder(device))
         return recorder
 
-    def _current(self, model: Sam2) -> Fingerprint:
+    def _current(self, model: Sam2, encoder: bool = True) -> Fingerprint:
         """What the model's weights are; recordings of others, or of other implementations, are dropped."""
         choices = registered()
-        if self._weights is None or choices != self._choices or not self._weights.same(model):
+        if self._weights is None or choices != self._choices or not self._weights.same(model, encoder):
             if self._held:
                 for recorder in list(self._recorders.values()):
                     recorder.finish()

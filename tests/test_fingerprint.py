@@ -93,9 +93,25 @@ def test_the_native_functions_refuse_what_they_do_not_know() -> None:
         compiled.same_members([{}], [], [])
     with pytest.raises(TypeError, match="dictionaries"):
         compiled.same_members([1], ["a"], [1])  # type: ignore[list-item]
-    with pytest.raises(TypeError, match="descriptor"):
-        compiled.same_integers(len, [tensor], [1])
+    address, version = torch._C.TensorBase.data_ptr, torch._C.TensorBase._version
+    with pytest.raises(TypeError, match="address, version"):
+        compiled.same_tensors(len, version, [tensor], [1], [0])
+    with pytest.raises(TypeError, match="address, version"):
+        compiled.same_tensors(address, address, [tensor], [1], [0])
     with pytest.raises(TypeError, match="instances"):
-        compiled.same_integers(torch._C.TensorBase.data_ptr, [1], [1])
+        compiled.same_tensors(address, version, [1], [1], [0])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="equal lengths"):
-        compiled.same_integers(torch._C.TensorBase.data_ptr, [tensor], [])
+        compiled.same_tensors(address, version, [tensor], [], [])
+    with pytest.raises(TypeError, match="dictionaries"):
+        compiled.all_empty([1])
+
+
+@pytest.mark.usefixtures("implementation")
+def test_hooks_are_seen() -> None:
+    m = model()
+    found = Fingerprint(m)
+    assert found.hooked() is None
+    handle = m[2][0].register_forward_hook(lambda *_: None)
+    assert "hook" in (found.hooked() or "")
+    handle.remove()
+    assert found.hooked() is None

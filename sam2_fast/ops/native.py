@@ -29,6 +29,7 @@ def no_cpu() -> str | None:
     return None if native() else "sam2_fast._C is not built; install the package with pip"
 
 
+@lru_cache(maxsize=1)
 def no_cuda() -> str | None:
     """Why CUDA kernels cannot run here; None where they can."""
     module = native()
