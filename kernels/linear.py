@@ -61,15 +61,15 @@ def normalize_kernel(x, weight, bias, out, rows, channels, eps, BLOCK: tl.conste
 
 
 @triton.jit
-def _mean_and_rstd(moments, row, mask, channels, eps, PARTS: tl.constexpr, PART: tl.constexpr):
-    """Of rows whose channels were measured in PARTS groups of PART (the last has the rest): Chan's update."""
+def _mean_and_rstd(moments, row, mask, channels, size, eps, PARTS: tl.constexpr):
+    """Of rows whose channels were measured in PARTS groups of `size` (the last has the rest): Chan's update."""
     mean = tl.zeros(row.shape, tl.float32)
     for part in tl.static_range(PARTS):
-        share = tl.minimum(channels - part * PART, PART).to(tl.float32) / channels
+        share = tl.minimum(channels - part * size, size).to(tl.float32) / channels
         mean += share * tl.load(moments + (row * PARTS + part) * 2, mask=mask, other=0.0)
     squares = tl.zeros(row.shape, tl.float32)
     for part in tl.static_range(PARTS):
-        count = tl.minimum(channels - part * PART, PART).to(tl.float32)
+        count = tl.minimum(channels - part * size, size).to(tl.float32)
         off = tl.load(moments + (row * PARTS + part) * 2, mask=mask, other=0.0) - mean
         squares += tl.load(moments + (row * PARTS + part) * 2 + 1, mask=mask, other=0.0) + count * off * off
     return mean, tl.rsqrt(squares / channels + eps)
@@ -77,14 +77,14 @@ def _mean_and_rstd(moments, row, mask, channels, eps, PARTS: tl.constexpr, PART:
 
 @kernel
 def linear_kernel(
-    x, moments, column_sums, weight, bias, gamma, residual, out, out_moments, rows, inner, outer, width, eps,
-    PARTS: tl.constexpr, PART: tl.constexpr, ACTIVATION: tl.constexpr, SCALE: tl.constexpr, ADD: tl.constexpr,
+    x, moments, column_sums, weight, bias, gamma, residual, out, out_moments, rows, inner, outer, width, part_size, eps,
+    PARTS: tl.constexpr, ACTIVATION: tl.constexpr, SCALE: tl.constexpr, ADD: tl.constexpr,
     POOL: tl.constexpr, MEASURE: tl.constexpr, EVEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, GROUP: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """A tile of gamma activation(x weight' + bias) + residual. x: [rows, inner]; weight: [outer, inner]; others: [., outer].
 
-    PARTS > 0: a layer norm is folded in (module docstring): moments [rows, PARTS, 2] of PART channels each,
+    PARTS > 0: a layer norm is folded in (module docstring): moments [rows, PARTS, 2] of part_size channels each,
     column_sums [outer]. POOL: rows are taken by fours, the tokens of a 2 x 2 cell of grids that are `width`
     wide, and out gets the largest: rows / 4. MEASURE: out_moments [rows, blocks of columns, 2] of what is
     written. EVEN: inner is a multiple of BLOCK_K. Tiles run down GROUP blocks of rows before they go to the
@@ -119,7 +119,7 @@ def linear_kernel(
         tile_at += BLOCK_K
         matrix_at += BLOCK_K
     if PARTS > 0:
-        mean, rstd = _mean_and_rstd(moments, row, in_rows, inner, eps, PARTS, PART)
+        mean, rstd = _mean_and_rstd(moments, row, in_rows, inner, part_size, eps, PARTS)
         sums = tl.load(column_sums + column, mask=in_columns, other=0.0)
         accumulator = (accumulator - mean[:, None] * sums[None, :]) * rstd[:, None]
     accumulator += tl.load(bias + column, mask=in_columns, other=0.0).to(tl.float32)[None, :]
@@ -285,8 +285,8 @@ def measured_linear(
     with torch.cuda.device_of(x):
         linear_kernel[(triton.cdiv(rows, block_m) * blocks,)](
             x, measured.values if measured else None, sums, weight, bias, gamma, residual, out, found,
-            rows, inner, outer, width, layer.norm.eps if measured and layer.norm else 0.0,
-            PARTS=measured.values.shape[1] if measured else 0, PART=measured.group if measured else 0, ACTIVATION=activation,
+            rows, inner, outer, width, measured.group if measured else 0, layer.norm.eps if measured and layer.norm else 0.0,
+            PARTS=measured.values.shape[1] if measured else 0, ACTIVATION=activation,
             SCALE=gamma is not None, ADD=residual is not None, POOL=width > 0, MEASURE=measure, EVEN=inner % block_k == 0,
             BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, GROUP=GROUP, EXACT=weight.dtype == torch.float32,
             num_warps=warps, num_stages=stages,

@@ -106,11 +106,11 @@ def test_compiles_without_spills_and_fits(capability: int, shared: int, layer: d
     form = kernels.tiles(layer.get("rows", 65536), inner, outer, 2, capability, 132)
     pointers = ("x", "weight", "bias", "gamma", "residual", "out")
     kinds = dict.fromkeys(pointers, "*bf16") | dict.fromkeys(("moments", "column_sums", "out_moments"), "*fp32")
-    kinds |= dict.fromkeys(("rows", "inner", "outer", "width"), "i32") | {"eps": "fp32"}
+    kinds |= dict.fromkeys(("rows", "inner", "outer", "width", "part_size"), "i32") | {"eps": "fp32"}
     flags = {name.upper(): layer.get(name, False) for name in ("scale", "add", "pool", "measure")}
-    constants = flags | {"PARTS": parts, "PART": 128, "ACTIVATION": layer.get("activation", 0), "EVEN": inner % form[2] == 0}
+    constants = flags | {"PARTS": parts, "ACTIVATION": layer.get("activation", 0), "EVEN": inner % form[2] == 0}
     constants |= {"BLOCK_M": form[0], "BLOCK_N": form[1], "BLOCK_K": form[2], "GROUP": 8, "EXACT": False}
-    found = resources(kernels.linear_kernel, kinds, constants, capability, *form[3:], ("rows", "inner", "outer"))
+    found = resources(kernels.linear_kernel, kinds, constants, capability, *form[3:], ("rows", "inner", "outer", "part_size"))
     assert found[1] == 0 and found[2] <= shared * 1024, found
 
 

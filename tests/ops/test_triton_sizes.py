@@ -42,7 +42,7 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     (
         "linear",
         "linear",
-        dict.fromkeys(("SCALE", "ADD", "POOL", "MEASURE", "EVEN"), True) | TILE | {"ACTIVATION": 1, "GROUP": 8, "PARTS": 2, "PART": 8},
+        dict.fromkeys(("SCALE", "ADD", "POOL", "MEASURE", "EVEN"), True) | TILE | {"ACTIVATION": 1, "GROUP": 8, "PARTS": 2},
     ),
     ("decoder_heads", "found", {"SPANS": 4, "TOGETHER": 2, "HEADS": 8, "DIM": 128}),
     ("decoder_heads", "token_heads", {"MASKED": True, "PARTS": 8, "DIM": 128, "WIDE": 32, "VALUES": 4, "BLOCK": 32}),

@@ -260,3 +260,17 @@ def test_verdicts_say_what_was_measured(gate: Gate, tmp_path: Path) -> None:
     (verdict,) = json.loads(file.read_text())["verdicts"]
     assert verdict["op"] == OP and verdict["reason"] is None and verdict["milliseconds"] > 0
     assert verdict["error"] == pytest.approx(1.0), "the toy's kernel is torch's"
+
+
+def test_nothing_is_proved_while_kernels_are_only_compiled(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a kernel would have written is read as it happens to be: a proof would call it wrong."""
+    kernel = Kernel(lambda y, p: (y, p))
+    with registered(kernel):
+        monkeypatch.setattr(gate_module, "compiles_only", lambda: True)
+        call()
+        assert kernel.runs == 1, "the call alone"
+        monkeypatch.setattr(gate_module, "compiles_only", lambda: False)
+        call()
+        assert kernel.runs > 2, "the proof, then the call"
