@@ -27,6 +27,7 @@ LIMITS = {
     "speed": 60.0,
     "official": 90.0,
     "sweeps": 100.0,
+    "doctor": 120.0,
     "tasks": 60.0,
     "memcheck": 90.0,
     "tests": 240.0,
@@ -180,6 +181,13 @@ def _process(
     environment.setdefault("OMP_NUM_THREADS", "4")
     environment.setdefault("TRITON_CACHE_DIR", str(CACHE))
     environment["PYTHONPATH"] = str(stage)
+    environment["SAM2_FAST_CACHE"] = str(
+        work / "cache"
+    )  # what other runs have measured is not used
+    if (
+        "doctor" not in arguments
+    ):  # the other steps judge kernels themselves, in their default forms
+        environment["SAM2_FAST_PROVE"] = "0"
     if plan.carried is not None and (plan.carried / "peers").is_dir():
         peers = (plan.carried / "peers").resolve()
         environment |= {"SAM2_FAST_PEERS": str(peers), "SAM2_FAST_PEER_TOOLS": str(peers / "tools")}

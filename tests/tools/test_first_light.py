@@ -42,6 +42,16 @@ def test_steps_on_a_cpu_say_what_they_found(
     assert "matrix product" in capsys.readouterr().out
 
 
+def test_the_doctor_is_a_step(tmp_path: Path) -> None:
+    assert run(tmp_path, "doctor") == 0
+    records = [r for r in read(tmp_path / "first_light.jsonl") if r["step"] == "doctor"]
+    found = {r["item"]: r for r in records}
+    assert found["doctor"]["status"] == "ok"
+    assert any(item.startswith("hiera_block cpu") for item in found)
+    with tarfile.open(tmp_path / "all.tgz") as archive:
+        assert "doctor.json" in archive.getnames()
+
+
 @pytest.mark.parametrize("fail", ["memcheck", "memcheck:hang"])
 def test_a_step_that_fails_or_hangs_takes_nothing_along(tmp_path: Path, fail: str) -> None:
     limits = {"setup": 60.0, "memcheck": 6.0 if fail.endswith("hang") else 60.0}
