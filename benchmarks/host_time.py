@@ -8,23 +8,19 @@ which would be launches on a GPU, is measured alone and subtracted: the last col
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
 
-from benchmarks.timing import Options, machine
+from benchmarks.timing import Case, Options, Row, require
 from sam2_fast import ahead, frame_graph, graphs, video_predictor
 from sam2_fast.build_sam import build_sam2_video_predictor
 from sam2_fast.ops import registry
@@ -105,6 +101,7 @@ def without_a_device(model: Any) -> Iterator[None]:
             (graphs, "Recorder", NoRecorder),
             (ahead, "Lane", NoLane),
             (graphs, "no_cuda_graphs_on", lambda device: None),
+            (graphs, "is_capturing", lambda: False),
             (graphs, "table_left_out", lambda *_: None),
             (video_predictor, "upsample", lambda logits, size: logits),
         ):
@@ -143,44 +140,37 @@ def operators_ms(model: Any, objects: int) -> float:
     return statistics.median(taken)
 
 
-def measure(name: str, objects: int, frames: int, repeats: int) -> dict[str, Any]:
-    """Milliseconds of a frame: median of `repeats` passes over `frames` frames, with the least and the most."""
-    model = build_sam2_video_predictor(name, device="cpu", dtype=torch.bfloat16, seed=0, image_size=SIDE)
-    video = np.zeros((frames + 2, SIDE, SIDE, 3), np.uint8)
-    state = model.init_state(video)
-    with without_a_device(model):
-        for i in range(objects):
-            model.add_new_mask(state, 0, i, np.eye(SIDE, dtype=bool))
-        taken = []
-        for _ in range(repeats + 1):
-            marks = [time.thread_time() for _ in model.propagate_in_video(state, start_frame_idx=0)]
-            # the first frames of a pass begin the reading ahead
-            taken.append((marks[-1] - marks[5]) / (len(marks) - 6) * 1e3)
-    median = statistics.median(taken[1:])
-    operators = operators_ms(model, objects)
-    spread = {"median_ms": median, "low_ms": min(taken[1:]), "high_ms": max(taken[1:])}
-    return {"model": name, "objects": objects, **spread, "operators_ms": operators, "without_launches_ms": median - operators}
+def measure(options: Options) -> Iterator[Case]:
+    """A tracked frame of one and of eight objects, of the tiny and of the large model."""
+    frames = 20 if options.quick else 80
+    for name in ("tiny",) if options.quick else ("tiny", "large"):
+        for objects in (1, 8):
+            yield Case(f"{name}, {objects} objects", host_time, (name, objects, frames, options))
 
 
-def main() -> int:
-    """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--frames", type=int, default=80)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+def host_time(case: str, name: str, objects: int, frames: int, options: Options) -> Iterator[Row]:
+    """Milliseconds of a frame, median of passes over `frames` frames; each has masks of all objects."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    rows = [measure(name, n, options.frames, options.repeats) for name in ("tiny", "large") for n in (1, 8)]
-    command = f"python -m benchmarks.host_time --frames {options.frames} --repeats {options.repeats}"
-    environment = machine(Options(torch.device("cpu"))) | {"command": command}
-    for row in rows:
-        spread = f"{row['median_ms']:.3f} ms ({row['low_ms']:.3f} - {row['high_ms']:.3f})"
-        without = f"{row['without_launches_ms']:.3f} ms"
-        sys.stdout.write(f"{row['model']:6} {row['objects']:2} objects  {spread}  {without}\n")
-    if options.json:
-        options.json.write_text(json.dumps({"benchmark": "host_time", "machine": environment, "rows": rows}, indent=1) + "\n")
-    return 0
+    try:
+        model = build_sam2_video_predictor(name, device="cpu", dtype=torch.bfloat16, seed=0, image_size=SIDE)
+        video = np.zeros((frames + 2, SIDE, SIDE, 3), np.uint8)
+        state = model.init_state(video)
+        with without_a_device(model):
+            for i in range(objects):
+                model.add_new_mask(state, 0, i, np.eye(SIDE, dtype=bool))
+            passes = [list(_marks(model, state, objects, case)) for _ in range(options.repeats + 1)]
+        operators = operators_ms(model, objects)
+    finally:
+        torch.set_num_threads(threads)
+    # the first frames of a pass begin the reading ahead
+    taken = [(marks[-1] - marks[5]) / (len(marks) - 6) * 1e3 for marks in passes[1:]]
+    median = statistics.median(taken)
+    notes = {"operators ms": operators, "without launches ms": median - operators}
+    yield Row(case, "sam2_fast", median, min(taken), max(taken), notes)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _marks(model: Any, state: Any, objects: int, case: str) -> Iterator[float]:
+    for _, ids, masks in model.propagate_in_video(state, start_frame_idx=0):
+        require(len(ids) == len(masks) == objects, case, "the number of masks")
+        yield time.thread_time()

@@ -73,8 +73,8 @@ class Graphs:
             return reason
         if (reason := tracing.recording_reason()) is not None:
             return reason
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return "gradients are wanted, or the caller compiles"
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_capturing():
+            return "gradients are wanted, or the caller compiles or records by itself"
         changed = [verb for verb in VERBS if getattr(type(model), verb) is not getattr(Sam2, verb) or verb in vars(model)]
         if changed:
             return f"{', '.join(changed)} of the model has been overridden"
@@ -265,10 +265,13 @@ class Graphs:
 
 
 def no_cuda_graphs_on(device: torch.device) -> str | None:
-    """Why work on `device` cannot be recorded now; None where it can."""
-    if device.type != "cuda":
-        return f"tensors are on {device}, recordings need a cuda device"
-    return "the caller records by itself" if torch.cuda.is_current_stream_capturing() else None
+    """Why nothing can be recorded on `device`; None where it can."""
+    return None if device.type == "cuda" else f"tensors are on {device}, recordings need a cuda device"
+
+
+def is_capturing() -> bool:
+    """Whether the caller captures a CUDA graph on the current stream."""
+    return torch.cuda.is_current_stream_capturing()
 
 
 def _unproved(model: Sam2, low: Tensor, products: torch.dtype) -> str | None:

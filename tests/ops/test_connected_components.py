@@ -202,7 +202,7 @@ def test_the_table_names_every_backend_once() -> None:
     in_triton = ["hiera_block", "mask_decoder", "mask_postprocess", "memory_attention", "memory_encoder", "rope_attention"]
     in_triton += ["window_attention", "preprocess_frame", "preprocess_images", "resize_bicubic"]
     not_cuda = {(op, backend) for op in in_triton for backend in ("triton", "cpu", "torch")}
-    not_cuda |= {("nms", backend) for backend in ("triton", "torch")}
+    not_cuda |= {(op, backend) for op in ("nms", "object_heads") for backend in ("triton", "torch")}
     assert len(rows) == len(set(rows)) and set(rows) == everywhere | not_cuda
     assert all(s.reason is None for s in backends() if s.backend == "torch")
 

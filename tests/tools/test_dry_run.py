@@ -139,7 +139,7 @@ def test_a_frame_and_an_encoding_compile_without_spills_and_launch_no_more_than_
     for name, part in rows["models"]["tiny"].items():
         assert part["triton_launches"] <= before[name]["triton_launches"]
         assert part["gflop"] == pytest.approx(before[name]["gflop"], rel=1e-3)
-    assert rows["models"]["tiny"]["track 1"]["triton_launches"] > 80
+    assert rows["models"]["tiny"]["track 1"]["triton_launches"] > 60
 
 
 def _sm_90(model: str, stage: str) -> dict[str, Any]:

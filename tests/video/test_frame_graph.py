@@ -20,7 +20,9 @@ def test_positions_are_those_of_the_model_at_any_age() -> None:
     for age, row in zip(ages, expected, strict=True):
         block = graph._positions_at(age // AGES)
         assert torch.allclose(block[age % AGES], row, atol=1e-6), age
-        assert graph._address(block, age % AGES) == block[age % AGES].data_ptr()
+    held = graph.fill(features, given)
+    places = [graph._positions_at(age // AGES)[age % AGES].data_ptr() for age in ages]
+    assert graph._places[: len(ages)].tolist() == places and held
     assert expected.std(0).max() > 0.1, "positions differ with age"
     for number in range(2 * MOST_BLOCKS):
         graph._positions_at(number)
