@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from sam2_fast.ops.weights import Kept, Weights
 
@@ -96,6 +97,26 @@ class Narrowing(nn.Module):
 
         narrow = self._narrow.get(lambda: [cast(w) if i in which else w for i, w in enumerate(weights)], weights, dtype)
         return Weights(narrow, self._derived, weights, dtype)
+
+
+def untouched(part: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling `part` runs the code of `kind` and nothing else: exactly that class, no hook, no patched method.
+
+    Only then may its parameters be read in place of a call.
+    """
+    hooks = (
+        _global_forward_hooks, _global_forward_pre_hooks, part._forward_hooks, part._forward_pre_hooks, part._backward_hooks,
+        part._backward_pre_hooks,
+    )  # fmt: skip
+    patched = any(name in vars(part) for name, value in vars(kind).items() if callable(value))
+    return type(part) is kind and not any(hooks) and not patched
+
+
+def untouched_mlp(part: nn.Module) -> bool:
+    """As `untouched`, of an `MLP` of linear layers with ReLU between and of all that is in it."""
+    if not isinstance(part, MLP) or not untouched(part, MLP) or not untouched(part.act, nn.ReLU):
+        return False
+    return all(untouched(layer, nn.Linear) and layer.bias is not None for layer in part.layers)
 
 
 def kept_by(model: nn.Module) -> list[object]:

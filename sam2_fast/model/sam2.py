@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from sam2_fast.config import NO_OBJECT_LOGIT, Options, Sam2Config
 from sam2_fast.model.image_encoder import ImageEncoder
-from sam2_fast.model.layers import MLP, Table, parameters_of, to_map, to_tokens
+from sam2_fast.model.layers import MLP, Table, parameters_of, to_map, to_tokens, untouched, untouched_mlp
 from sam2_fast.model.mask_decoder import Decoded, MaskDecoder
 from sam2_fast.model.memory_attention import MemoryAttention
 from sam2_fast.model.memory_encoder import MemoryEncoder
 from sam2_fast.model.object_pointer import age_position, split_pointers
-from sam2_fast.model.position import sine_tokens
+from sam2_fast.model.position import RandomPosition, sine_tokens
 from sam2_fast.model.prompt_encoder import PromptEncoder
 from sam2_fast.model.proofs import as_asked
 from sam2_fast.ops.memory_attention import Memories
@@ -159,19 +159,24 @@ class Sam2(nn.Module):
         undecided: bool,
     ) -> Any:
         """What the mask decoder says of embedded prompts: `Prediction`, or `Decoded` if `undecided`."""
-        low, present = self._enter(low), None
+        low, present, encoder = self._enter(low), None, self.sam_prompt_encoder
+        plain = untouched(encoder, PromptEncoder) and untouched(encoder.pe_layer, RandomPosition)
+        if isinstance(points, NoPoints) and not plain:  # a point of label -1 is padding, too
+            nowhere = torch.zeros(points.objects, 1, 2, device=low.device)
+            points = Points(nowhere, torch.full((points.objects, 1), -1, dtype=torch.int32, device=low.device))
         if isinstance(points, NoPoints):
-            sparse, dense = self.sam_prompt_encoder.padding(points.objects), self.sam_prompt_encoder.embed_mask(hint)
+            sparse, dense = encoder.padding(points.objects), encoder.embed_mask(hint)
         elif points is None:
             assert hint is not None
-            sparse, dense = low.new_zeros(hint.shape[0], 0, self.config.hidden_dim), self.sam_prompt_encoder.embed_mask(hint)
+            sparse, dense = low.new_zeros(hint.shape[0], 0, self.config.hidden_dim), encoder.embed_mask(hint)
         else:
-            sparse, dense = self.sam_prompt_encoder(points.coords, points.labels, hint)
+            sparse, dense = encoder(points.coords, points.labels, hint)
             if points.present is not None:  # the padding point that closes the list always counts
                 present = torch.cat([points.present, points.present.new_ones(points.present.shape[0], 1)], dim=1)
-        position = self.sam_prompt_encoder.get_dense_pe(low.dtype if low.is_cuda else None)  # kernels for a CPU take the widest
-        maps = features.high, features.mid
-        return self.sam_mask_decoder(low, position, sparse, dense, *maps, multimask, self.options, present, best, undecided)
+        # kernels for a CPU take the widest
+        position = encoder.get_dense_pe(low.dtype) if plain and low.is_cuda else encoder.get_dense_pe()
+        given = low, position, sparse, dense, features.high, features.mid, multimask, self.options, present, best
+        return self.sam_mask_decoder(*given, undecided) if undecided else self.sam_mask_decoder(*given)
 
     @as_asked
     def track(
@@ -182,8 +187,8 @@ class Sam2(nn.Module):
         Masks of absent objects are -1024 throughout. Source: official `_forward_sam_heads`.
         """
         decoder, options = self.sam_mask_decoder, self.options
-        overridden = type(self).decode is not Sam2.decode or "decode" in vars(self)
-        if not overridden and not has_hooks(decoder.pred_obj_score_head, self.obj_ptr_proj):
+        overridden = type(self).decode is not Sam2.decode or "decode" in vars(self) or not untouched(decoder, MaskDecoder)
+        if not overridden and untouched_mlp(decoder.pred_obj_score_head) and untouched_mlp(self.obj_ptr_proj):
             whole: Decoded = self._run_decoder(low, features, points, hint, multimask, True, undecided=True)
             parameters = parameters_of(*decoder.pred_obj_score_head.layers, *self.obj_ptr_proj.layers)
             weights = Weights(parameters, self._object_heads, parameters)
@@ -228,8 +233,3 @@ class Sam2(nn.Module):
             absent = (presence <= 0).to(memory.dtype)[:, None]  # [B, 1, 1]
             memory = torch.addcmul(memory, absent, self.no_obj_embed_spatial.to(memory.dtype))
         return memory
-
-
-def has_hooks(*parts: nn.Module) -> bool:
-    """Whether somebody watches what a module inside `parts` computes, or changes it."""
-    return any(m._forward_hooks or m._forward_pre_hooks for part in parts for m in part.modules())

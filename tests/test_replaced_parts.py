@@ -1,0 +1,157 @@
+"""Hooked, replaced and patched parts of a tracked frame are called as modules, not read as weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sam2_fast.model.layers import MLP, untouched, untouched_mlp
+from sam2_fast.types import NoPoints, Prediction
+from tests.video.recorded import small_predictor
+
+
+@torch.inference_mode()
+def tracked(model: Any) -> tuple[Tensor, Tensor, Tensor]:
+    features = model.encode_image(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    found: tuple[Tensor, Tensor, Tensor] = model.track(features.low, features, NoPoints(2), None, True)
+    return found
+
+
+PARTS = {
+    "mask decoder": lambda m: m.sam_mask_decoder,
+    "presence head": lambda m: m.sam_mask_decoder.pred_obj_score_head,
+    "a layer of the presence head": lambda m: m.sam_mask_decoder.pred_obj_score_head.layers[1],
+    "pointer projection": lambda m: m.obj_ptr_proj,
+    "an activation": lambda m: m.obj_ptr_proj.act,
+    "prompt encoder": lambda m: m.sam_prompt_encoder,
+    "position of prompts": lambda m: m.sam_prompt_encoder.pe_layer,
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_hook_is_called_and_the_result_stays(part: str) -> None:
+    model = small_predictor()
+    before, seen = tracked(model), []
+    handle = PARTS[part](model).register_forward_hook(lambda module, given, found: seen.append(found))
+    after = tracked(model)
+    assert seen
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(before, after, strict=True))
+    if part == "mask decoder":
+        assert isinstance(seen[0], Prediction), "what the decoder returns to everybody"
+    handle.remove()
+    count = len(seen)
+    tracked(model)
+    assert len(seen) == count
+
+
+def test_a_hook_on_all_modules_is_called_for_the_heads() -> None:
+    model, seen = small_predictor(), []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, given, found: seen.append(module))
+    try:
+        tracked(model)
+    finally:
+        handle.remove()
+    assert any(module is model.obj_ptr_proj for module in seen)
+    assert any(module is model.sam_mask_decoder.pred_obj_score_head for module in seen)
+
+
+class Adapted(nn.Module):
+    """A linear layer with something added, as adapters are."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.weight, self.bias = layer, layer.weight, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + 1.0
+
+
+class Negative(MLP):
+    """Another class with the same layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -super().forward(x)
+
+
+def adapt_a_layer(model: Any) -> None:
+    model.obj_ptr_proj.layers[2] = Adapted(model.obj_ptr_proj.layers[2])
+
+
+def replace_by_a_subclass(model: Any) -> None:
+    head = Negative(256, 256, 256, 3)
+    head.load_state_dict(model.obj_ptr_proj.state_dict())
+    model.obj_ptr_proj = head
+
+
+def replace_by_a_sequence(model: Any) -> None:
+    model.obj_ptr_proj = nn.Sequential(nn.Linear(256, 256), nn.Tanh())
+
+
+def patch_the_method(model: Any) -> None:
+    plain = model.obj_ptr_proj.forward
+    model.obj_ptr_proj.forward = lambda x: plain(x) + 1.0
+
+
+def parametrize(model: Any) -> None:
+    class Twice(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return 2 * weight
+
+    nn.utils.parametrize.register_parametrization(model.obj_ptr_proj.layers[2], "weight", Twice())
+
+
+@pytest.mark.parametrize(
+    "change", [adapt_a_layer, replace_by_a_subclass, replace_by_a_sequence, patch_the_method, parametrize], ids=lambda c: c.__name__
+)
+def test_a_changed_part_changes_the_pointer_as_a_call_of_it_does(change: Callable[[Any], None]) -> None:
+    model, given = small_predictor(), []
+    handle = model.obj_ptr_proj.register_forward_hook(lambda module, args, found: given.append(args[0]))
+    before = tracked(model)
+    handle.remove()
+    change(model)
+    after = tracked(model)
+    assert not torch.allclose(after[1], before[1], atol=1e-3)
+    with torch.inference_mode():
+        assert (after[2] > 0).all()
+        assert torch.allclose(after[1], model.obj_ptr_proj(given[0]), atol=1e-5)
+    assert torch.allclose(after[0], before[0], atol=1e-5)
+
+
+def test_a_decoder_of_the_caller_gets_the_arguments_of_the_model_s_own() -> None:
+    model = small_predictor()
+    plain = model.sam_mask_decoder
+    before = tracked(model)
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = plain
+            self.pred_obj_score_head = plain.pred_obj_score_head
+
+        def __getattr__(self, name: str) -> Any:
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(plain, name)
+
+        def forward(
+            self, low: Any, position: Any, sparse: Any, dense: Any, high: Any, mid: Any, multimask: Any, options: Any,
+            present: Any = None, best: bool = False,
+        ) -> Any:  # fmt: skip
+            return self.inner(low, position, sparse, dense, high, mid, multimask, options, present, best)
+
+    model.sam_mask_decoder = Wrapped()
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(before, tracked(model), strict=True))
+
+
+def test_what_is_untouched() -> None:
+    mlp = MLP(4, 4, 4, 3)
+    assert untouched_mlp(mlp) and untouched(mlp.layers[0], nn.Linear)
+    mlp.layers[0].register_full_backward_hook(lambda *_: None)
+    assert not untouched_mlp(mlp)
+    assert not untouched_mlp(MLP(4, 4, 4, 3, activation=nn.GELU))
+    assert not untouched_mlp(nn.Linear(4, 4))
