@@ -2,7 +2,7 @@
 
 A large matrix is read by many programs, a part each, so every launch ends with partial sums [B, parts,
 T, DIM] and the next one begins with them: their sum, a bias, the residual and a norm are the tokens.
-T <= TOKENS prompt tokens of an object; rows past T hold finite numbers that nobody reads.
+T <= TOKENS prompt tokens of an object; rows past T hold finite numbers that no program reads.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from sam2_fast.kernels.launch import capability_of, kernel
+from sam2_fast.kernels.launch import HOPPER, capability_of, kernel
 from torch import Tensor
 
 MLP_CHANNELS = 160  # up to which the MLP is one launch (docs/kernels/hiera_block.md)
@@ -97,7 +97,7 @@ def mlp_tile(size: int, stream: int, capability: int) -> tuple[int, int, int]:
     """Rows, hidden channels and stages of `mlp_kernel`, eight warps. size, stream: bytes of a matrix's element and of a token's."""
     if size == 4:
         return 32, 32, 1
-    return (128, 32, 2) if stream == 2 or capability in (90, 100, 103) else (64, 32, 1)
+    return (128, 32, 2) if stream == 2 or capability in HOPPER else (64, 32, 1)
 
 
 def mlp(x: Tensor, norm: tuple[Tensor, Tensor], weights: tuple[Tensor, Tensor, Tensor, Tensor], eps: float) -> Tensor:

@@ -16,6 +16,12 @@ from triton import AsyncCompileMode
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+HOPPER = (90, 100, 103)
+"""Compute capabilities with wgmma or tcgen05, which read both operands from shared memory."""
+
+ROOMY = (80, *HOPPER)
+"""Those with 160 KB of shared memory a block, or more; others have 99."""
+
 _only_compile: ContextVar[bool] = ContextVar("sam2_fast_only_compile", default=False)
 
 
@@ -70,7 +76,7 @@ def is_only_compiling() -> bool:
 
 
 class _Workers(ThreadPoolExecutor):
-    """Threads that see the context variables of whoever submits."""
+    """Threads that see the context variables of the submitting thread."""
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
         return super().submit(copy_context().run, function, *args, **options)

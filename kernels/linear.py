@@ -18,14 +18,12 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from sam2_fast.kernels.choices import Form, choose
-from sam2_fast.kernels.launch import capability_of, kernel, multiprocessors_of
+from sam2_fast.kernels.launch import HOPPER, ROOMY, capability_of, kernel, multiprocessors_of
 from torch import Tensor
 
 NONE, GELU, RELU = 0, 1, 2
 ROW_NUMBERS = 8192  # numbers that a program reads at once to take moments or to normalize
 GROUP = 8  # blocks of rows that share columns of the weight in the L2 cache
-HOPPER = (90, 100, 103)
-ROOMY = (80, *HOPPER)  # 160 KB of shared memory a block, or more; others have 99
 WGMMA_FORMS: tuple[Form, ...] = (
     (128, 128, 64, 8, 3), (64, 128, 64, 4, 4), (128, 64, 64, 4, 3), (128, 256, 64, 8, 3), (64, 64, 64, 4, 4), "library",
 )  # fmt: skip

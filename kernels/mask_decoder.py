@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from sam2_fast.kernels.launch import kernel, multiprocessors_of
+from sam2_fast.kernels.launch import ROOMY, kernel, multiprocessors_of
 from torch import Tensor
 
 ROWS = 64  # folded prompt tokens of a tile
@@ -162,7 +162,7 @@ def seen_at_once(size: int, capability: int) -> int:
     """Image tokens of a block that queries look at (docs/kernels/mask_decoder.md). size: bytes of an element."""
     if size == 4:
         return 16
-    return 64 if capability in (80, 90, 100, 103) else 32  # others have 99 KB of shared memory a block
+    return 64 if capability in ROOMY else 32  # others have 99 KB of shared memory a block
 
 
 def heads_at_once(heads: int, tokens: int) -> int:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from sam2_fast.kernels.choices import Form, choose
-from sam2_fast.kernels.launch import capability_of, kernel
+from sam2_fast.kernels.launch import HOPPER, capability_of, kernel
 from torch import Tensor
 
 FIRST = 128  # pixels of a program of the first convolution
@@ -150,7 +150,7 @@ def down_form(wide: int, size: int, capability: int) -> tuple[int, int, int]:
     if size == 4:
         return 32, 4, 1
     if wide > 64:
-        return (64, 8, 2) if capability in (90, 100, 103) else (32, 8, 1)
+        return (64, 8, 2) if capability in HOPPER else (32, 8, 1)
     return (64 if wide > 16 else 128), 4, 2
 
 

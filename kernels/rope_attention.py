@@ -10,11 +10,10 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from sam2_fast.kernels.choices import Form, choose
-from sam2_fast.kernels.launch import capability_of, kernel, multiprocessors_of
+from sam2_fast.kernels.launch import HOPPER, capability_of, kernel, multiprocessors_of
 from torch import Tensor
 
 TURN_BLOCK = 32  # tokens of a program that rotates
-HOPPER = (90, 100, 103)  # with wgmma or tcgen05, which read both operands from shared memory
 LOG2_E = 1.4426950408889634
 MERGED, MERGE_CHANNELS = 8192, 64  # numbers that a program merges at once, and channels of them
 

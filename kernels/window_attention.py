@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from sam2_fast.kernels.choices import Form, choose
-from sam2_fast.kernels.launch import capability_of, kernel
+from sam2_fast.kernels.launch import HOPPER, capability_of, kernel
 from torch import Tensor
 
 
@@ -170,7 +170,6 @@ def shape(tall: int, wide: int, by: int) -> tuple[int, int, int]:
     return max(min(triton.next_power_of_2(queries), 64), 16), max(min(triton.next_power_of_2(pack * keys), 64), 16), pack
 
 
-HOPPER = (90, 100, 103)
 WIDE_FORMS = ((64, 128, 4, 2), (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2), (128, 128, 8, 2), (64, 64, 8, 2))
 """Queries and keys of a block, warps, stages, of windows that take several blocks of either."""
 

@@ -78,7 +78,7 @@ class Graphs:
         changed = [verb for verb in VERBS if getattr(type(model), verb) is not getattr(Sam2, verb) or verb in vars(model)]
         if changed:
             return f"{', '.join(changed)} of the model has been overridden"
-        weights = self._weights if self._weights is not None and self._weights.of is model else self._current(model)
+        weights = self._weights if self._weights is not None and self._weights.of is model else self.current(model)
         return weights.hooked()
 
     def refuses_frame(self, model: Sam2, low: Tensor) -> str | None:
@@ -189,8 +189,20 @@ class Graphs:
             self._compiled = {*self._compiled, key}
 
     def current(self, model: Sam2, encoder: bool = True) -> Fingerprint:
-        """What the model is now; another one where anything of it was written or replaced. encoder: the image encoder, too."""
-        return self._current(model, encoder)
+        """What the model's weights are; recordings of others, or of other implementations, are dropped.
+
+        encoder: whether the image encoder is looked at, too.
+        """
+        choices = registered()
+        if self._weights is None or choices != self._choices or not self._weights.same(model, encoder):
+            if self._held:
+                for recorder in list(self._recorders.values()):
+                    recorder.finish()
+            self._held.clear()
+            self._refused.clear()
+            self._choices = choices
+            self._weights = Fingerprint(model)
+        return self._weights
 
     def _run(
         self,
@@ -206,7 +218,7 @@ class Graphs:
         the weights is ordered with it.
         """
         if checked is None or checked is not self._weights:
-            self._current(model)
+            self.current(model)
         if key in self._refused:
             return eager()
         try:
@@ -239,26 +251,13 @@ class Graphs:
             recorder = self._recorders.setdefault((kind, device), Recorder(device))
         return recorder
 
-    def _current(self, model: Sam2, encoder: bool = True) -> Fingerprint:
-        """What the model's weights are; recordings of others, or of other implementations, are dropped."""
-        choices = registered()
-        if self._weights is None or choices != self._choices or not self._weights.same(model, encoder):
-            if self._held:
-                for recorder in list(self._recorders.values()):
-                    recorder.finish()
-            self._held.clear()
-            self._refused.clear()
-            self._choices = choices
-            self._weights = Fingerprint(model)
-        return self._weights
-
     def _get(self, key: Key) -> Any:
         if key in self._held:
             self._held.move_to_end(key)
         return self._held.get(key)
 
     def _keep(self, model: Sam2, key: Key, made: Any) -> None:
-        self._current(model).hold(kept_by(model))
+        self.current(model).hold(kept_by(model))
         self._held[key] = made
         while len(self._held) > MOST:
             self._held.popitem(last=False)

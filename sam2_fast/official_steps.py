@@ -18,7 +18,8 @@ from sam2_fast.masks import non_overlapping
 from sam2_fast.memory import MemoryBank
 from sam2_fast.model import Sam2
 from sam2_fast.model.position import sine_position
-from sam2_fast.ops.object_heads import mix_absent, taken
+from sam2_fast.ops.mask_decoder_reference import taken
+from sam2_fast.ops.object_heads import mix_absent
 from sam2_fast.types import Features, FrameMemory, Points
 
 NO_OBJ_SCORE = NO_OBJECT_LOGIT

@@ -32,7 +32,7 @@ class Lateral(nn.Module):
 
     def through(self, outer: nn.Conv2d, x: Tensor) -> Tensor:
         """`outer(self(x))` of another 1 x 1 convolution, as one product."""
-        parameters = [p for p in (*self.conv.parameters(), *outer.parameters()) if p is not None]
+        parameters = [*self.conv.parameters(), *outer.parameters()]
         weight, bias = self._folded.get(lambda: folded(self.conv, outer), parameters)
         return F.conv2d(x, weight, bias)
 

@@ -54,17 +54,22 @@ def brushes_and_iou(
 ) -> tuple[Tensor, Tensor]:
     """tokens: [B, T, C], heads: the layers that predict IoU, then each mask's -> brushes [B, M or 1, C / 8], IoU [B, K]."""
     wide = torch.promote_types(tokens.dtype, torch.float32)
-    iou = _head(tokens[:, iou_token], heads[0]).sigmoid().to(wide)
-    brushes = torch.stack([_head(tokens[:, first_mask_token + m], w) for m, w in enumerate(heads[1:])], dim=1)
+    iou = three_layers(tokens[:, iou_token], heads[0]).sigmoid().to(wide)
+    brushes = torch.stack([three_layers(tokens[:, first_mask_token + m], w) for m, w in enumerate(heads[1:])], dim=1)
     if best:
         first = first_mask_token - iou_token - 1
         choice = iou[:, first : first + brushes.shape[1]].argmax(-1)
-        brushes = brushes[torch.arange(choice.shape[0], device=choice.device), choice][:, None]
+        brushes = taken(brushes, choice)
     return brushes, iou
 
 
-def _head(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """Three linear layers with ReLU between."""
+def taken(values: Tensor, choice: Tensor) -> Tensor:
+    """values: [B, M, ...]; choice: [B] -> [B, 1, ...]."""
+    return values[torch.arange(values.shape[0], device=values.device), choice][:, None]
+
+
+def three_layers(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """x: [..., C] through three linear layers with ReLU between."""
     hidden = F.relu(F.linear(x, weights[0], weights[1]))
     return F.linear(F.relu(F.linear(hidden, weights[2], weights[3])), weights[4], weights[5])
 

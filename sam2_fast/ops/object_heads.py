@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.ops.mask_decoder_reference import HEAD
+from sam2_fast.ops.mask_decoder_reference import HEAD, taken, three_layers
 from sam2_fast.ops.memory_table import products_dtype
 from sam2_fast.ops.native import is_plain, no_triton, wants_gradients
 from sam2_fast.ops.registry import Implementation, execute, register
@@ -74,12 +73,6 @@ def _check(
             raise ValueError(f"weights: tensor {i} of {2 * HEAD} and absent_pointer: expected shape {shape}, got {tuple(weight.shape)}")
 
 
-def three_layers(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """x: [..., C] through three linear layers with ReLU between."""
-    hidden = F.relu(F.linear(x, weights[0], weights[1]))
-    return F.linear(F.relu(F.linear(hidden, weights[2], weights[3])), weights[4], weights[5])
-
-
 def stable_or_best(logits: Tensor, iou: Tensor, delta: float, threshold: float) -> tuple[Tensor, Tensor]:
     """The first mask where it is stable, else the other one of highest predicted IoU.
 
@@ -90,11 +83,6 @@ def stable_or_best(logits: Tensor, iou: Tensor, delta: float, threshold: float) 
     stable = torch.where(outer > 0, inner / outer, 1.0) >= threshold
     choice = torch.where(stable, 0, 1 + iou[:, 1:].argmax(-1))
     return taken(logits, choice), taken(iou, choice)
-
-
-def taken(values: Tensor, choice: Tensor) -> Tensor:
-    """values: [B, M, ...]; choice: [B] -> [B, 1, ...]."""
-    return values[torch.arange(values.shape[0], device=values.device), choice][:, None]
 
 
 def mix_absent(pointer: Tensor, present: Tensor, absent: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from sam2_fast.config import NO_OBJECT_LOGIT
 from sam2_fast.memory import MemoryBank
 from sam2_fast.model import Sam2
-from sam2_fast.ops.object_heads import mix_absent, taken
+from sam2_fast.ops.mask_decoder_reference import taken
+from sam2_fast.ops.object_heads import mix_absent
 from sam2_fast.tracker import ambiguous
 from sam2_fast.training.batches import Batch
 from sam2_fast.training.losses import Step
