@@ -89,43 +89,43 @@ def window_kernel(
     by: tl.constexpr = 2 if POOL else 1
     first, block = tl.program_id(0) // blocks * PACK, tl.program_id(0) % blocks
     channels = 3 * heads * head
-    mine = tl.program_id(1) * head
+    head_start = tl.program_id(1) * head
     base = qkv + tl.program_id(2).to(tl.int64) * height * width * channels
     low, rest = tl.arange(0, LOW), LOW + tl.arange(0, REST)
     query = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    own, y, x, here = _places(query, first, count, height, width, columns, tall, wide, by)
-    here = here & (own < PACK)
+    query_window, y, x, query_valid = _places(query, first, count, height, width, columns, tall, wide, by)
+    query_valid = query_valid & (query_window < PACK)
     if POOL:
-        q_low = _pooled(base, y, x, width, channels, mine, low, head, here)
-        q_rest = _pooled(base, y, x, width, channels, mine, rest, head, here)
+        q_low = _pooled(base, y, x, width, channels, head_start, low, head, query_valid)
+        q_rest = _pooled(base, y, x, width, channels, head_start, rest, head, query_valid)
     else:
-        q_low = _row(base, y, x, width, channels, mine, low, head, here)
-        q_rest = _row(base, y, x, width, channels, mine, rest, head, here)
+        q_low = _row(base, y, x, width, channels, head_start, low, head, query_valid)
+        q_rest = _row(base, y, x, width, channels, head_start, rest, head, query_valid)
     high = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_Q], tl.float32)
     sum_low = tl.zeros([BLOCK_Q, LOW], tl.float32)
     sum_rest = tl.zeros([BLOCK_Q, REST], tl.float32)
     if PADDED:
         # window rows and columns that lie in the grid
-        window = first + own
+        window = first + query_window
         inside_y = tl.minimum(height - window // columns * tall, tall)
         inside_x = tl.minimum(width - window % columns * wide, wide)
         missing = tall * wide - inside_y * inside_x
-        key_low = tl.load(pad + heads * head + mine + low, mask=low < head, other=0.0).to(tl.float32)
-        key_rest = tl.load(pad + heads * head + mine + rest, mask=rest < head, other=0.0).to(tl.float32)
+        key_low = tl.load(pad + heads * head + head_start + low, mask=low < head, other=0.0).to(tl.float32)
+        key_rest = tl.load(pad + heads * head + head_start + rest, mask=rest < head, other=0.0).to(tl.float32)
         score = tl.sum(q_low.to(tl.float32) * key_low[None, :], 1) + tl.sum(q_rest.to(tl.float32) * key_rest[None, :], 1)
-        padded = here & (missing > 0)
+        padded = query_valid & (missing > 0)
         high = tl.where(padded, score + tl.log2(tl.maximum(missing, 1).to(tl.float32)) / scale, float("-inf"))
         total = tl.where(padded, 1.0, 0.0)
-        value_low = tl.load(pad + 2 * heads * head + mine + low, mask=low < head, other=0.0).to(tl.float32)
-        value_rest = tl.load(pad + 2 * heads * head + mine + rest, mask=rest < head, other=0.0).to(tl.float32)
+        value_low = tl.load(pad + 2 * heads * head + head_start + low, mask=low < head, other=0.0).to(tl.float32)
+        value_rest = tl.load(pad + 2 * heads * head + head_start + rest, mask=rest < head, other=0.0).to(tl.float32)
         sum_low += total[:, None] * value_low[None, :]
         sum_rest += total[:, None] * value_rest[None, :]
     if REGULAR:
         key = tl.arange(0, BLOCK_K)
         offsets = (key // wide * width + key % wide) * channels
         corner = first // columns * tall * width + first % columns * wide
-        source = base + corner * channels + heads * head + mine
+        source = base + corner * channels + heads * head + head_start
         for begin in range(0, tall * wide, BLOCK_K):
             keys = source + begin // wide * width * channels
             values = keys + heads * head
@@ -139,21 +139,21 @@ def window_kernel(
     else:
         for begin in range(0, PACK * tall * wide, BLOCK_K):
             key = begin + tl.arange(0, BLOCK_K)
-            theirs, ky, kx, there = _places(key, first, count, height, width, columns, tall, wide, 1)
-            there = there & (theirs < PACK)
-            k_low = _row(base, ky, kx, width, channels, heads * head + mine, low, head, there)
-            k_rest = _row(base, ky, kx, width, channels, heads * head + mine, rest, head, there)
+            key_window, ky, kx, key_valid = _places(key, first, count, height, width, columns, tall, wide, 1)
+            key_valid = key_valid & (key_window < PACK)
+            k_low = _row(base, ky, kx, width, channels, heads * head + head_start, low, head, key_valid)
+            k_rest = _row(base, ky, kx, width, channels, heads * head + head_start, rest, head, key_valid)
             scores = tl.dot(q_low, tl.trans(k_low), input_precision=precision)
             scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision=precision)
-            scores = tl.where(there[None, :] & (own[:, None] == theirs[None, :]), scores, float("-inf"))
-            v_low = _row(base, ky, kx, width, channels, 2 * heads * head + mine, low, head, there)
-            v_rest = _row(base, ky, kx, width, channels, 2 * heads * head + mine, rest, head, there)
+            scores = tl.where(key_valid[None, :] & (query_window[:, None] == key_window[None, :]), scores, float("-inf"))
+            v_low = _row(base, ky, kx, width, channels, 2 * heads * head + head_start, low, head, key_valid)
+            v_rest = _row(base, ky, kx, width, channels, 2 * heads * head + head_start, rest, head, key_valid)
             high, total, sum_low, sum_rest = _online_softmax(scores, v_low, v_rest, high, total, sum_low, sum_rest, scale, precision, True)
-    inverse = (1.0 / tl.where(here, total, 1.0))[:, None]
+    inverse = (1.0 / tl.where(query_valid, total, 1.0))[:, None]
     at = (tl.program_id(2).to(tl.int64) * (height // by) + y // by) * (width // by) + x // by
-    to = out + at[:, None] * (heads * head) + mine
-    tl.store(to + low[None, :], (sum_low * inverse).to(out.dtype.element_ty), mask=here[:, None] & (low < head)[None, :])
-    tl.store(to + rest[None, :], (sum_rest * inverse).to(out.dtype.element_ty), mask=here[:, None] & (rest < head)[None, :])
+    to = out + at[:, None] * (heads * head) + head_start
+    tl.store(to + low[None, :], (sum_low * inverse).to(out.dtype.element_ty), mask=query_valid[:, None] & (low < head)[None, :])
+    tl.store(to + rest[None, :], (sum_rest * inverse).to(out.dtype.element_ty), mask=query_valid[:, None] & (rest < head)[None, :])
 
 
 def parts(head: int) -> tuple[int, int]:
