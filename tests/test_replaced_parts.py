@@ -148,10 +148,22 @@ def test_a_decoder_of_the_caller_gets_the_arguments_of_the_model_s_own() -> None
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(before, tracked(model), strict=True))
 
 
-def test_what_is_untouched() -> None:
+CHANGES: dict[str, Callable[[nn.Module], object]] = {
+    "a hook on gradients": lambda layer: layer.register_full_backward_hook(lambda *_: None),
+    "a patched forward": lambda layer: setattr(layer, "forward", torch.tanh),
+    "a patched method of every module": lambda layer: setattr(layer, "_call_impl", torch.tanh),
+    "its own compilation": lambda layer: layer.compile(backend="eager"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_layer_is_not_untouched(change: str) -> None:
     mlp = MLP(4, 4, 4, 3)
     assert untouched_mlp(mlp) and untouched(mlp.layers[0], nn.Linear)
-    mlp.layers[0].register_full_backward_hook(lambda *_: None)
-    assert not untouched_mlp(mlp)
+    CHANGES[change](mlp.layers[0])
+    assert not untouched_mlp(mlp) and not untouched(mlp.layers[0], nn.Linear)
+
+
+def test_other_layers_are_no_untouched_mlp() -> None:
     assert not untouched_mlp(MLP(4, 4, 4, 3, activation=nn.GELU))
     assert not untouched_mlp(nn.Linear(4, 4))

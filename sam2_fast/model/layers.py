@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -99,17 +100,25 @@ class Narrowing(nn.Module):
         return Weights(narrow, self._derived, weights, dtype)
 
 
-def untouched(part: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling `part` runs the code of `kind` and nothing else: exactly that class, no hook, no patched method.
+@functools.cache
+def _methods(kind: type) -> frozenset[str]:
+    """Names of all that a class and its bases define and an instance may hide by an attribute of its own."""
+    return frozenset(name for name in dir(kind) if callable(getattr(kind, name)))
 
-    Only then may its parameters be read in place of a call.
+
+def untouched(part: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling `part` runs the code of `kind` and nothing else: exactly that class, no hook, no patched method, not compiled.
+
+    Only then may its parameters be read in place of a call. While torch compiles or exports, nothing is: its compiler follows calls.
     """
+    if torch.compiler.is_compiling():
+        return False
     hooks = (
         _global_forward_hooks, _global_forward_pre_hooks, part._forward_hooks, part._forward_pre_hooks, part._backward_hooks,
         part._backward_pre_hooks,
     )  # fmt: skip
-    patched = any(name in vars(part) for name, value in vars(kind).items() if callable(value))
-    return type(part) is kind and not any(hooks) and not patched
+    patched = not _methods(kind).isdisjoint(vars(part))  # type: ignore[arg-type]  # mypy takes no class for hashable
+    return type(part) is kind and not any(hooks) and not patched and part._compiled_call_impl is None
 
 
 def untouched_mlp(part: nn.Module) -> bool:
