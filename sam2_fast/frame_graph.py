@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from sam2_fast.model import Sam2
+from sam2_fast.ops.gather_rows import gather_refusal
 from sam2_fast.ops.memory_table import SLOT, MemoryTable, Room, products_dtype, table_rows
-from sam2_fast.ops.recording import Recorder, captured
+from sam2_fast.ops.recording import CaptureError, Recorder, captured
 from sam2_fast.ops.transfer import refill
 from sam2_fast.types import Features, NoPoints
 
@@ -79,6 +80,8 @@ class FrameGraph:
         """
         held = self.fill(features, given)
         if self._replay is None:
+            if self._model.prove and (reason := self._refuses_to_gather()) is not None:
+                raise CaptureError(reason)
             self._replay = captured(recorder, self.run)
         tracked = Tracked(*(x[: len(given.maps)].clone() for x in self._replay()))
         del held  # its launches are enqueued: memory that is free from here on is used behind them
@@ -94,6 +97,10 @@ class FrameGraph:
         fused = model.attend_at(features.low, self._table)
         logits, pointer, presence = model.track(fused, features, NoPoints(self._room.objects), None, self._multimask)
         return Tracked(logits, pointer, presence, model.encode_memory(features.low, logits, presence, False))
+
+    def _refuses_to_gather(self) -> str | None:
+        """Why pointers and their positions must not be gathered by a kernel; None where they may."""
+        return gather_refusal(self._like, self._pointers) or gather_refusal(self._positions, self._pointers)
 
     def fill(self, features: Features, given: Remembered) -> list[list[Tensor]]:
         """Static memory gets this frame's features and, in one transfer, all numbers.
