@@ -33,10 +33,10 @@ class Case(NamedTuple):
 def case(
     height: int = 5, width: int = 5, objects: int = 3, images: int = 1, logits: tuple[int, int] = (20, 20), dim: int = 16,
     hidden: int = 40, memory: int = 6, channels: tuple[int, ...] = (4, 6, 10, 16), blocks: int = 2, binarize: bool = False,
-    scale: float = 4.0,
+    scale: float = 4.0, draw: int = 0,
 ) -> Case:  # fmt: skip
     """`scale`: of the logits."""
-    generator = torch.Generator().manual_seed(height * 100 + width)
+    generator = torch.Generator().manual_seed(height * 100 + width + 10000 * draw)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
