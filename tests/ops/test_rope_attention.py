@@ -12,13 +12,16 @@ from sam2_fast.ops import rope_attention as op
 from sam2_fast.ops.native import native
 from sam2_fast.ops.registry import BackendError
 from sam2_fast.ops.rope_attention import rope_attention, rope_attention_reference, rope_table
+from tests.ops.errors import Errors
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def case(side: int, maps: int, loose: int, dim: int = 64, value: int = 16, batch: int = 2, scale: float = 1.0) -> tuple[Tensor, ...]:
+def case(
+    side: int, maps: int, loose: int, dim: int = 64, value: int = 16, batch: int = 2, scale: float = 1.0, draw: int = 0
+) -> tuple[Tensor, ...]:
     """q, k, v, table; `scale` makes peaked attention."""
-    generator = torch.Generator().manual_seed(side * 100 + maps)
+    generator = torch.Generator().manual_seed(side * 100 + maps + 10000 * draw)
     keys = maps * side * side + loose
     q, k, v = (torch.randn(batch, n, c, generator=generator) for n, c in ((side * side, dim), (keys, dim), (keys, value)))
     return q * scale, k, v, rope_table(dim, side)
@@ -32,6 +35,11 @@ def poisoned(arguments: tuple[Tensor, ...], loose: int, isa: str, threads: int =
     assert module is not None
     module.rope_attention(*arguments, out, loose, threads, isa)
     return out
+
+
+def draws(side: int, value: int) -> int:
+    """How many draws tell the typical error: few numbers need more."""
+    return 16 if side * side * value < 100 else 2
 
 
 def error(found: Tensor, exact: Tensor) -> float:
@@ -48,13 +56,14 @@ def error(found: Tensor, exact: Tensor) -> float:
 def test_errs_at_most_twice_as_much_as_torch(
     isa: str, dtype: torch.dtype, scale: float, side: int, maps: int, loose: int, dim: int, value: int
 ) -> None:
-    *wide, table = case(side, maps, loose, dim, value, scale=scale)
-    q, k, v = (x.to(dtype) for x in wide)
-    exact = rope_attention_reference(q.double(), k.double(), v.double(), table.double(), loose)
-    theirs, mine = error(rope_attention_reference(q, k, v, table, loose), exact), error(poisoned((q, k, v, table), loose, isa), exact)
-    # where torch is exact by luck (one key), a result rounded to its dtype is as good as can be
-    rounded = error(exact.to(dtype), exact)
-    assert mine <= 2 * max(theirs, rounded), (mine, theirs, rounded)
+    errors = Errors()
+    for draw in range(draws(side, value)):
+        *wide, table = case(side, maps, loose, dim, value, scale=scale, draw=draw)
+        q, k, v = (x.to(dtype) for x in wide)
+        exact = rope_attention_reference(q.double(), k.double(), v.double(), table.double(), loose)
+        torchs = rope_attention_reference(q, k, v, table, loose)
+        errors.add([poisoned((q, k, v, table), loose, isa)], [torchs], [exact])
+    errors.check()
 
 
 def test_results_do_not_depend_on_threads_or_the_run_or_the_other_objects(isa: str) -> None:

@@ -8,6 +8,8 @@ import torch
 from sam2_fast.ops.native import no_triton
 from sam2_fast.ops.registry import BackendError
 from sam2_fast.ops.rope_attention import rope_attention, rope_attention_reference, rope_table
+from tests.ops.errors import Errors
+from tests.ops.test_rope_attention import case, draws
 from tests.ops.triton_tools import interpret, resources
 
 CASES = [
@@ -21,21 +23,21 @@ CASES = [
 
 INTERPRETED = f"""
 from sam2_fast.kernels.rope_attention import rope_attention
-from sam2_fast.ops.rope_attention import rope_attention_reference, rope_table
-
-def error(found, exact):
-    return (found.double() - exact).square().mean().sqrt().item()
+from sam2_fast.ops.rope_attention import rope_attention_reference
+from tests.ops.errors import Errors
+from tests.ops.test_rope_attention import case, draws
 
 for dtype in (torch.float32, torch.float16):
     for scale in (1.0, 16.0):
         for side, maps, loose, dim, values, spans in {CASES}:
-            generator, keys = torch.Generator().manual_seed(side), maps * side * side + loose
-            q, k, v = (torch.randn(2, n, c, generator=generator).to(dtype) for n, c in ((side * side, dim), (keys, dim), (keys, values)))
-            q, table = q * scale, rope_table(dim, side)
-            exact = rope_attention_reference(q.double(), k.double(), v.double(), table.double(), loose)
-            mine = error(rope_attention(q, k, v, table, loose, spans), exact)
-            theirs, rounded = error(rope_attention_reference(q, k, v, table, loose), exact), error(exact.to(dtype), exact)
-            assert mine <= 2 * max(theirs, rounded), (dtype, scale, side, mine, theirs, rounded)
+            errors = Errors()
+            for draw in range(draws(side, values)):
+                *wide, table = case(side, maps, loose, dim, values, scale=scale, draw=draw)
+                q, k, v = (x.to(dtype) for x in wide)
+                exact = rope_attention_reference(q.double(), k.double(), v.double(), table.double(), loose)
+                torchs = rope_attention_reference(q, k, v, table, loose)
+                errors.add([rope_attention(q, k, v, table, loose, spans)], [torchs], [exact])
+            errors.check(dtype, scale, side)
 """
 
 
@@ -99,18 +101,17 @@ def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(shape: tuple[int, ...], sc
     from sam2_fast.kernels.rope_attention import rope_attention as launch
 
     side, maps, loose, dim, values, spans = shape
-    generator, keys = torch.Generator().manual_seed(side), maps * side * side + loose
-    sizes = ((side * side, dim), (keys, dim), (keys, values))
-    q, k, v = (torch.randn(2, n, c, generator=generator).to("cuda", dtype) for n, c in sizes)
-    q, table = q * scale, rope_table(dim, side).cuda()
-    exact = rope_attention_reference(q.double(), k.double(), v.double(), table.double(), loose)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        found = launch(q, k, v, table, loose, spans or None)
-    stream.synchronize()
-    errors = [
-        (x.double() - exact).square().mean().sqrt() for x in (found, rope_attention_reference(q, k, v, table, loose), exact.to(dtype))
-    ]
-    assert errors[0] <= 2 * max(errors[1:])
-    assert torch.equal(launch(q, k, v, table, loose, spans or None), found), "run to run"
+    errors, stream = Errors(), torch.cuda.Stream()
+    for draw in range(draws(side, values)):
+        *wide, table = case(side, maps, loose, dim, values, scale=scale, draw=draw)
+        q, k, v = (x.to("cuda", dtype) for x in wide)
+        table = table.cuda()
+        exact = rope_attention_reference(q.double(), k.double(), v.double(), table.double(), loose)
+        torchs = rope_attention_reference(q, k, v, table, loose)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            ours = launch(q, k, v, table, loose, spans or None)
+        stream.synchronize()
+        errors.add([ours], [torchs], [exact])
+        assert torch.equal(launch(q, k, v, table, loose, spans or None), ours), "run to run"
+    errors.check()
