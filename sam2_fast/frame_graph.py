@@ -99,8 +99,9 @@ class FrameGraph:
         return Tracked(logits, pointer, presence, model.encode_memory(features.low, logits, presence, False))
 
     def _refuses_to_gather(self) -> str | None:
-        """Why pointers and their positions must not be gathered by a kernel; None where they may."""
-        return gather_refusal(self._like, self._pointers) or gather_refusal(self._positions, self._pointers)
+        """Why no kernel may gather pointers and their positions; None where one may."""
+        of_pointers = gather_refusal(self._like, self._pointers)
+        return of_pointers or gather_refusal(self._positions, self._pointers)
 
     def fill(self, features: Features, given: Remembered) -> list[list[Tensor]]:
         """Static memory gets this frame's features and, in one transfer, all numbers.

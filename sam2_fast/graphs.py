@@ -78,7 +78,9 @@ class Graphs:
         changed = [verb for verb in VERBS if getattr(type(model), verb) is not getattr(Sam2, verb) or verb in vars(model)]
         if changed:
             return f"{', '.join(changed)} of the model has been overridden"
-        weights = self._weights if self._weights is not None and self._weights.of is model else self.current(model)
+        weights = self._weights
+        if weights is None or weights.of is not model:
+            weights = self.current(model)
         return weights.hooked()
 
     def refuses_frame(self, model: Sam2, low: Tensor) -> str | None:
@@ -189,20 +191,21 @@ class Graphs:
             self._compiled = {*self._compiled, key}
 
     def current(self, model: Sam2, encoder: bool = True) -> Fingerprint:
-        """What the model's weights are; recordings of others, or of other implementations, are dropped.
+        """What the model's weights are. Recordings of others, or of other backends, are dropped.
 
         encoder: whether the image encoder is looked at, too.
         """
         choices = registered()
-        if self._weights is None or choices != self._choices or not self._weights.same(model, encoder):
+        weights = self._weights
+        if weights is None or choices != self._choices or not weights.same(model, encoder):
             if self._held:
                 for recorder in list(self._recorders.values()):
                     recorder.finish()
             self._held.clear()
             self._refused.clear()
             self._choices = choices
-            self._weights = Fingerprint(model)
-        return self._weights
+            weights = self._weights = Fingerprint(model)
+        return weights
 
     def _run(
         self,

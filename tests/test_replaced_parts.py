@@ -1,4 +1,4 @@
-"""Hooked, replaced and patched parts of a tracked frame are called as modules, not read as weights."""
+"""Hooked, replaced and patched parts of a tracked frame are called, not read as weights."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from tests.video.recorded import small_predictor
 
 @torch.inference_mode()
 def tracked(model: Any) -> tuple[Tensor, Tensor, Tensor]:
-    features = model.encode_image(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
-    found: tuple[Tensor, Tensor, Tensor] = model.track(features.low, features, NoPoints(2), None, True)
-    return found
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    features = model.encode_image(image)
+    outputs: tuple[Tensor, Tensor, Tensor]
+    outputs = model.track(features.low, features, NoPoints(2), None, True)
+    return outputs
 
 
 PARTS = {
@@ -36,12 +38,12 @@ PARTS = {
 def test_a_hook_is_called_and_the_result_stays(part: str) -> None:
     model = small_predictor()
     before, seen = tracked(model), []
-    handle = PARTS[part](model).register_forward_hook(lambda module, given, found: seen.append(found))
+    handle = PARTS[part](model).register_forward_hook(lambda _, __, output: seen.append(output))
     after = tracked(model)
     assert seen
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(before, after, strict=True))
     if part == "mask decoder":
-        assert isinstance(seen[0], Prediction), "what the decoder returns to everybody"
+        assert isinstance(seen[0], Prediction), "the public type of the decoder's result"
     handle.remove()
     count = len(seen)
     tracked(model)
@@ -50,7 +52,8 @@ def test_a_hook_is_called_and_the_result_stays(part: str) -> None:
 
 def test_a_hook_on_all_modules_is_called_for_the_heads() -> None:
     model, seen = small_predictor(), []
-    handle = nn.modules.module.register_module_forward_hook(lambda module, given, found: seen.append(module))
+    register = nn.modules.module.register_module_forward_hook
+    handle = register(lambda module, _, __: seen.append(module))
     try:
         tracked(model)
     finally:
@@ -104,12 +107,21 @@ def parametrize(model: Any) -> None:
     nn.utils.parametrize.register_parametrization(model.obj_ptr_proj.layers[2], "weight", Twice())
 
 
-@pytest.mark.parametrize(
-    "change", [adapt_a_layer, replace_by_a_subclass, replace_by_a_sequence, patch_the_method, parametrize], ids=lambda c: c.__name__
+WAYS = (
+    adapt_a_layer,
+    replace_by_a_subclass,
+    replace_by_a_sequence,
+    patch_the_method,
+    parametrize,
 )
-def test_a_changed_part_changes_the_pointer_as_a_call_of_it_does(change: Callable[[Any], None]) -> None:
+
+
+@pytest.mark.parametrize("change", WAYS, ids=lambda c: c.__name__)
+def test_a_changed_part_changes_the_pointer_as_a_call_of_it_does(
+    change: Callable[[Any], None],
+) -> None:
     model, given = small_predictor(), []
-    handle = model.obj_ptr_proj.register_forward_hook(lambda module, args, found: given.append(args[0]))
+    handle = model.obj_ptr_proj.register_forward_hook(lambda _, args, __: given.append(args[0]))
     before = tracked(model)
     handle.remove()
     change(model)
@@ -139,10 +151,21 @@ def test_a_decoder_of_the_caller_gets_the_arguments_of_the_model_s_own() -> None
                 return getattr(plain, name)
 
         def forward(
-            self, low: Any, position: Any, sparse: Any, dense: Any, high: Any, mid: Any, multimask: Any, options: Any,
-            present: Any = None, best: bool = False,
-        ) -> Any:  # fmt: skip
-            return self.inner(low, position, sparse, dense, high, mid, multimask, options, present, best)
+            self,
+            low: Any,
+            position: Any,
+            sparse: Any,
+            dense: Any,
+            high: Any,
+            mid: Any,
+            multimask: Any,
+            options: Any,
+            present: Any = None,
+            best: bool = False,
+        ) -> Any:
+            maps = high, mid
+            inputs = low, position, sparse, dense, *maps, multimask, options, present, best
+            return self.inner(*inputs)
 
     model.sam_mask_decoder = Wrapped()
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(before, tracked(model), strict=True))

@@ -102,23 +102,31 @@ class Narrowing(nn.Module):
 
 @functools.cache
 def _methods(kind: type) -> frozenset[str]:
-    """Names of all that a class and its bases define and an instance may hide by an attribute of its own."""
+    """Names of methods of a class and its bases, which an attribute of an instance may replace."""
     return frozenset(name for name in dir(kind) if callable(getattr(kind, name)))
 
 
 def untouched(part: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling `part` runs the code of `kind` and nothing else: exactly that class, no hook, no patched method, not compiled.
+    """Whether calling `part` runs the code of `kind` and nothing else.
 
-    Only then may its parameters be read in place of a call. While torch compiles or exports, nothing is: its compiler follows calls.
+    Its class is exactly `kind`; it has no hook, no patched method and no compilation of its own.
+    Only then may its parameters be read in place of a call. False while torch compiles or exports:
+    its compiler follows calls.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or type(part) is not kind:
+        return False
+    if part._compiled_call_impl is not None:
         return False
     hooks = (
-        _global_forward_hooks, _global_forward_pre_hooks, part._forward_hooks, part._forward_pre_hooks, part._backward_hooks,
+        _global_forward_hooks,
+        _global_forward_pre_hooks,
+        part._forward_hooks,
+        part._forward_pre_hooks,
+        part._backward_hooks,
         part._backward_pre_hooks,
-    )  # fmt: skip
-    patched = not _methods(kind).isdisjoint(vars(part))  # type: ignore[arg-type]  # mypy takes no class for hashable
-    return type(part) is kind and not any(hooks) and not patched and part._compiled_call_impl is None
+    )
+    # mypy takes no class for hashable
+    return not any(hooks) and _methods(kind).isdisjoint(vars(part))  # type: ignore[arg-type]
 
 
 def untouched_mlp(part: nn.Module) -> bool:

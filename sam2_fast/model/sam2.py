@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from sam2_fast.config import NO_OBJECT_LOGIT, Options, Sam2Config
 from sam2_fast.model.image_encoder import ImageEncoder
-from sam2_fast.model.layers import MLP, Table, parameters_of, to_map, to_tokens, untouched, untouched_mlp
+from sam2_fast.model.layers import (
+    MLP,
+    Table,
+    parameters_of,
+    to_map,
+    to_tokens,
+    untouched,
+    untouched_mlp,
+)
 from sam2_fast.model.mask_decoder import Decoded, MaskDecoder
 from sam2_fast.model.memory_attention import MemoryAttention
 from sam2_fast.model.memory_encoder import MemoryEncoder
@@ -162,21 +170,29 @@ class Sam2(nn.Module):
         low, present, encoder = self._enter(low), None, self.sam_prompt_encoder
         plain = untouched(encoder, PromptEncoder) and untouched(encoder.pe_layer, RandomPosition)
         if isinstance(points, NoPoints) and not plain:  # a point of label -1 is padding, too
-            nowhere = torch.zeros(points.objects, 1, 2, device=low.device)
-            points = Points(nowhere, torch.full((points.objects, 1), -1, dtype=torch.int32, device=low.device))
+            coords = torch.zeros(points.objects, 1, 2, device=low.device)
+            labels = torch.full(coords.shape[:2], -1, dtype=torch.int32, device=low.device)
+            points = Points(coords, labels)
         if isinstance(points, NoPoints):
             sparse, dense = encoder.padding(points.objects), encoder.embed_mask(hint)
         elif points is None:
             assert hint is not None
-            sparse, dense = low.new_zeros(hint.shape[0], 0, self.config.hidden_dim), encoder.embed_mask(hint)
+            sparse = low.new_zeros(hint.shape[0], 0, self.config.hidden_dim)
+            dense = encoder.embed_mask(hint)
         else:
             sparse, dense = encoder(points.coords, points.labels, hint)
             if points.present is not None:  # the padding point that closes the list always counts
                 present = torch.cat([points.present, points.present.new_ones(points.present.shape[0], 1)], dim=1)
         # kernels for a CPU take the widest
-        position = encoder.get_dense_pe(low.dtype) if plain and low.is_cuda else encoder.get_dense_pe()
-        given = low, position, sparse, dense, features.high, features.mid, multimask, self.options, present, best
-        return self.sam_mask_decoder(*given, undecided) if undecided else self.sam_mask_decoder(*given)
+        if plain and low.is_cuda:
+            position = encoder.get_dense_pe(low.dtype)
+        else:  # kernels for a CPU take the widest
+            position = encoder.get_dense_pe()
+        maps = features.high, features.mid
+        inputs = low, position, sparse, dense, *maps, multimask, self.options, present, best
+        if undecided:
+            return self.sam_mask_decoder(*inputs, undecided)
+        return self.sam_mask_decoder(*inputs)  # a replaced decoder need not know `undecided`
 
     @as_asked
     def track(
@@ -187,8 +203,8 @@ class Sam2(nn.Module):
         Masks of absent objects are -1024 throughout. Source: official `_forward_sam_heads`.
         """
         decoder, options = self.sam_mask_decoder, self.options
-        overridden = type(self).decode is not Sam2.decode or "decode" in vars(self) or not untouched(decoder, MaskDecoder)
-        if not overridden and untouched_mlp(decoder.pred_obj_score_head) and untouched_mlp(self.obj_ptr_proj):
+        own_decode = type(self).decode is Sam2.decode and "decode" not in vars(self)
+        if own_decode and untouched(decoder, MaskDecoder) and self._heads_are_untouched():
             whole: Decoded = self._run_decoder(low, features, points, hint, multimask, True, undecided=True)
             parameters = parameters_of(*decoder.pred_obj_score_head.layers, *self.obj_ptr_proj.layers)
             weights = Weights(parameters, self._object_heads, parameters)
@@ -208,6 +224,11 @@ class Sam2(nn.Module):
         present = found.presence > 0
         logits = torch.where(present[:, None, None], found.logits, NO_OBJECT_LOGIT)
         return logits, mix_absent(self.obj_ptr_proj(found.tokens[:, 0]), present, self.no_obj_ptr), found.presence
+
+    def _heads_are_untouched(self) -> bool:
+        """Whether `object_heads` may read the weights of both heads in place of calling them."""
+        head = self.sam_mask_decoder.pred_obj_score_head
+        return untouched_mlp(head) and untouched_mlp(self.obj_ptr_proj)
 
     @as_asked
     def point_to(self, features: Features, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:

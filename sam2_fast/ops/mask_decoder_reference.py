@@ -44,23 +44,27 @@ def mask_decoder_reference(
     upscaled = _upscale(pixels.unflatten(1, image.shape[1:3]), mid, high, w[10:])
     heads = [weights[i : i + HEAD] for i in range(BODY, len(weights), HEAD)]
     wide = torch.promote_types(tokens.dtype, torch.float32)
-    brushes, iou = brushes_and_iou(tokens, heads, first_mask_token, iou_token, best)
-    drawn = brushes @ upscaled.flatten(1, 2).transpose(1, 2)  # [B, M or 1, 4h * 4w]
+    outputs, iou = hypernetwork_outputs_and_iou(tokens, heads, first_mask_token, iou_token, best)
+    drawn = outputs @ upscaled.flatten(1, 2).transpose(1, 2)  # [B, M or 1, 4h * 4w]
     return drawn.unflatten(2, upscaled.shape[1:3]).to(wide), iou, tokens
 
 
-def brushes_and_iou(
+def hypernetwork_outputs_and_iou(
     tokens: Tensor, heads: Sequence[Sequence[Tensor]], first_mask_token: int, iou_token: int, best: bool
 ) -> tuple[Tensor, Tensor]:
-    """tokens: [B, T, C], heads: the layers that predict IoU, then each mask's -> brushes [B, M or 1, C / 8], IoU [B, K]."""
+    """Outputs of the hypernetworks [B, M or 1, C / 8], and predicted IoU [B, K].
+
+    tokens: [B, T, C]; heads: the layers that predict IoU, then the hypernetwork of each mask.
+    """
     wide = torch.promote_types(tokens.dtype, torch.float32)
     iou = three_layers(tokens[:, iou_token], heads[0]).sigmoid().to(wide)
-    brushes = torch.stack([three_layers(tokens[:, first_mask_token + m], w) for m, w in enumerate(heads[1:])], dim=1)
+    masks = enumerate(heads[1:], start=first_mask_token)
+    outputs = torch.stack([three_layers(tokens[:, i], w) for i, w in masks], dim=1)
     if best:
         first = first_mask_token - iou_token - 1
-        choice = iou[:, first : first + brushes.shape[1]].argmax(-1)
-        brushes = taken(brushes, choice)
-    return brushes, iou
+        choice = iou[:, first : first + outputs.shape[1]].argmax(-1)
+        outputs = taken(outputs, choice)
+    return outputs, iou
 
 
 def taken(values: Tensor, choice: Tensor) -> Tensor:

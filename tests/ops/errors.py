@@ -12,15 +12,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from sam2_fast.proving.errors import rms_error
+
+Outputs = Sequence[Tensor]
+
 LIMIT, LIMIT_OF_ONE = 2.0, 8.0
 """Of the typical ratio, and of the ratio of one draw."""
 LEAST = 1 / LIMIT
 """A draw on which a kernel is luckier than this does not make up for others."""
-
-
-def rms(values: Tensor, exact: Tensor) -> float:
-    """Root mean square error."""
-    return (values.double() - exact.double()).square().mean().sqrt().item()
 
 
 class Errors:
@@ -29,13 +28,13 @@ class Errors:
     def __init__(self) -> None:
         self._ratios: list[list[float]] = []
 
-    def add(self, ours: Sequence[Tensor], torchs: Sequence[Tensor], exact: Sequence[Tensor]) -> None:
-        """Outputs of one draw: of the kernel, of torch in the same dtype, and in float64."""
+    def add(self, ours: Outputs, torchs: Outputs, exact: Outputs) -> None:
+        """One draw: outputs of the kernel, of torch in the same dtype, and in float64."""
         ratios = []
         for own, other, true in zip(ours, torchs, exact, strict=True):
             assert own.shape == other.shape == true.shape
-            rounding = rms(true.to(other.dtype), true)  # torch may have met a number exactly
-            ratios.append(rms(own, true) / max(rms(other, true), rounding, 1e-30))
+            rounding = rms_error(true.to(other.dtype), true)  # torch may have met a number exactly
+            ratios.append(rms_error(own, true) / max(rms_error(other, true), rounding, 1e-30))
         self._ratios.append(ratios)
 
     def check(self, *which: object) -> None:

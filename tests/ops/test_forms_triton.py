@@ -42,7 +42,10 @@ CASES = {
     "window_attention": ('[(16, 16, 2, 24, 0, False), (16, 8, 2, 12, 4, False), (16, 16, 2, 12, 16, True)]', "{'window'}"),
     "hiera_block": ('[(16, 16, 16, 16, 1, 8, False), (16, 12, 12, 24, 4, 4, True)]', "{'window', 'linear', 'mlp'}"),
     "memory_attention": ('[{"side": 4}]', "{'attend', 'linear'}"),
-    "memory_encoder": ('[{"objects": 1, "height": 2, "width": 2, "logits": (8, 8), "blocks": 1}]', "{'down', 'depthwise', 'linear'}"),
+    "memory_encoder": (
+        '[{"objects": 1, "height": 2, "width": 2, "logits": (8, 8), "blocks": 1}]',
+        "{'down', 'depthwise', 'linear'}",
+    ),
     "rope_attention": ('[(4, 2, 3)]', "{'attend'}"),
 }  # fmt: skip
 

@@ -35,16 +35,19 @@ from tests.ops.test_mask_decoder import case, cast
 from tests.ops.test_mask_decoder_triton import SHAPES
 
 for name, shape in list(SHAPES.items())[{part}::6]:
-    errors = Errors()
+    of_iou = Errors()  # a few numbers an object: judged over all dtypes and scales together
     for dtype in (torch.float32, torch.float16):
         for scale in (1.0, 8.0):
+            errors = Errors()
             for draw in range(2 if shape.get("objects", 3) > 2 else 4):
                 given = cast(case(**shape, dim=128, scale=scale, draw=draw), dtype)
                 exact = mask_decoder_reference(*cast(given, torch.float64))
-                there = torch.ones(given.prompts.shape[:2], dtype=torch.bool) if given.present is None else given.present
+                present = given.present
+                if present is None:
+                    present = torch.ones(given.prompts.shape[:2], dtype=torch.bool)
                 ours, torchs = triton_decoder(*given), mask_decoder_reference(*given)
                 assert [x.dtype for x in ours] == [x.dtype for x in torchs]
-                assert (ours[2][~there] == 0).all()
+                assert (ours[2][~present] == 0).all()
                 if draw == 0:
                     scattered = given._replace(
                         prompts=given.prompts.transpose(0, 1).contiguous().transpose(0, 1),
@@ -52,8 +55,11 @@ for name, shape in list(SHAPES.items())[{part}::6]:
                         weights=[w.t().contiguous().t() if w.ndim == 2 else w for w in given.weights],
                     )
                     assert all(map(torch.equal, triton_decoder(*scattered), ours))
-                errors.add(*((logits, iou, tokens[there]) for logits, iou, tokens in (ours, torchs, exact)))
-    errors.check(name)
+                results = ours, torchs, exact
+                errors.add(*((logits, tokens[present]) for logits, _, tokens in results))
+                of_iou.add(*([iou] for _, iou, _ in results))
+            errors.check(name, dtype, scale)
+    of_iou.check(name, "predicted IoU")
 """
 
 NARROWED = """
@@ -206,12 +212,16 @@ def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(shape: dict[str, Any], dty
             **{name: x.cuda() for name, x in given._asdict().items() if isinstance(x, torch.Tensor)},
             weights=[w.cuda() for w in given.weights],
         )
-        exact, torchs = mask_decoder_reference(*cast(given, torch.float64)), mask_decoder_reference(*given)
+        exact = mask_decoder_reference(*cast(given, torch.float64))
+        torchs = mask_decoder_reference(*given)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             ours = mask_decoder(*given, backend="triton")
         stream.synchronize()
-        there = torch.ones_like(given.prompts[..., 0], dtype=torch.bool) if given.present is None else given.present
-        errors.add(*((logits, iou, tokens[there]) for logits, iou, tokens in (ours, torchs, exact)))
+        present = given.present
+        if present is None:
+            present = torch.ones_like(given.prompts[..., 0], dtype=torch.bool)
+        results = ours, torchs, exact
+        errors.add(*((logits, iou, tokens[present]) for logits, iou, tokens in results))
         assert all(map(torch.equal, mask_decoder(*given, backend="triton"), ours)), "run to run"
     errors.check()

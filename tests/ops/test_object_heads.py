@@ -91,19 +91,20 @@ for name, shape in SHAPES.items():
             given = cast(plain, dtype, torch.float32)
             noncontiguous = given._replace(tokens=given.tokens.transpose(0, 1).contiguous().transpose(0, 1))
             exact = object_heads_reference(*cast(given, torch.float64, torch.float32))
-            theirs, mine = object_heads_reference(*given), _triton_heads(*given)
-            assert [x.dtype for x in mine] == [x.dtype for x in theirs] and [x.shape for x in mine] == [x.shape for x in theirs]
-            assert all(map(torch.equal, mine, _triton_heads(*noncontiguous)))
-            assert torch.equal(mine[0], exact[0].float()), (name, draw)  # a choice, and copies
-            signs |= set((mine[2] > 0).flatten().tolist())
-            errors.add(mine[1:], theirs[1:], exact[1:])
+            torchs, ours = object_heads_reference(*given), _triton_heads(*given)
+            assert [x.dtype for x in ours] == [x.dtype for x in torchs]
+            assert [x.shape for x in ours] == [x.shape for x in torchs]
+            assert all(map(torch.equal, ours, _triton_heads(*noncontiguous)))
+            assert torch.equal(ours[0], exact[0].float()), (name, draw)  # a choice, and copies
+            signs |= set((ours[2] > 0).flatten().tolist())
+            errors.add(ours[1:], torchs[1:], exact[1:])
         errors.check(name, dtype)
         assert signs == {True, False}, (name, signs)
 
 given = case(masks=4)
 with torch.autocast("cpu", torch.float16):
-    theirs, mine = object_heads_reference(*given), _triton_heads(*given)
-assert [x.dtype for x in mine] == [x.dtype for x in theirs]
+    torchs, ours = object_heads_reference(*given), _triton_heads(*given)
+assert [x.dtype for x in ours] == [x.dtype for x in torchs]
 """
 
 
@@ -200,9 +201,11 @@ def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(shape: dict[str, Any], dty
             **{name: x.cuda() for name, x in given._asdict().items() if isinstance(x, Tensor)}, weights=[w.cuda() for w in given.weights]
         )
         exact = object_heads_reference(*cast(given, torch.float64, torch.float32))
-        theirs, mine = object_heads_reference(*given), object_heads(*given, backend="triton")
-        assert all(map(torch.equal, mine, object_heads(*given, backend="triton"))), "run to run"
-        present = ((mine[2] > 0) == (exact[2] > 0))[:, 0]  # a logit near zero may round to the other side
-        assert torch.equal(mine[0][present], exact[0][present].float())
-        errors.add(*([pointer[present], presence[present]] for _, pointer, presence in (mine, theirs, exact)))
+        torchs, ours = object_heads_reference(*given), object_heads(*given, backend="triton")
+        assert all(map(torch.equal, ours, object_heads(*given, backend="triton"))), "run to run"
+        # a logit near zero may round to the other side
+        present = ((ours[2] > 0) == (exact[2] > 0))[:, 0]
+        assert torch.equal(ours[0][present], exact[0][present].float())
+        results = ours, torchs, exact
+        errors.add(*((pointer[present], presence[present]) for _, pointer, presence in results))
     errors.check()

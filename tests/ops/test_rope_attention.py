@@ -18,22 +18,29 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def case(
-    side: int, maps: int, loose: int, dim: int = 64, value: int = 16, batch: int = 2, scale: float = 1.0, draw: int = 0
+    side: int,
+    maps: int,
+    unrotated: int,
+    dim: int = 64,
+    value: int = 16,
+    batch: int = 2,
+    scale: float = 1.0,
+    draw: int = 0,
 ) -> tuple[Tensor, ...]:
     """q, k, v, table; `scale` makes peaked attention."""
     generator = torch.Generator().manual_seed(side * 100 + maps + 10000 * draw)
-    keys = maps * side * side + loose
+    keys = maps * side * side + unrotated
     q, k, v = (torch.randn(batch, n, c, generator=generator) for n, c in ((side * side, dim), (keys, dim), (keys, value)))
     return q * scale, k, v, rope_table(dim, side)
 
 
-def poisoned(arguments: tuple[Tensor, ...], loose: int, isa: str, threads: int = 2) -> Tensor:
+def poisoned(arguments: tuple[Tensor, ...], unrotated: int, isa: str, threads: int = 2) -> Tensor:
     """The kernel itself, into memory full of NaN."""
     q, v = arguments[0], arguments[2]
     out = torch.full((q.shape[0], q.shape[1], v.shape[2]), torch.nan, dtype=q.dtype)
     module = native()
     assert module is not None
-    module.rope_attention(*arguments, out, loose, threads, isa)
+    module.rope_attention(*arguments, out, unrotated, threads, isa)
     return out
 
 
@@ -50,19 +57,27 @@ def error(found: Tensor, exact: Tensor) -> float:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("scale", [1.0, 4.0, 16.0], ids="scale {}".format)
 @pytest.mark.parametrize(
-    ("side", "maps", "loose", "dim", "value"),
+    ("side", "maps", "unrotated", "dim", "value"),
     [(8, 3, 16, 256, 64), (9, 2, 5, 64, 16), (16, 1, 0, 256, 256), (8, 0, 7, 64, 64), (3, 7, 1, 20, 1), (1, 1, 0, 4, 3)],
 )
 def test_errs_at_most_twice_as_much_as_torch(
-    isa: str, dtype: torch.dtype, scale: float, side: int, maps: int, loose: int, dim: int, value: int
+    isa: str,
+    dtype: torch.dtype,
+    scale: float,
+    side: int,
+    maps: int,
+    unrotated: int,
+    dim: int,
+    value: int,
 ) -> None:
     errors = Errors()
     for draw in range(draws(side, value)):
-        *wide, table = case(side, maps, loose, dim, value, scale=scale, draw=draw)
-        q, k, v = (x.to(dtype) for x in wide)
-        exact = rope_attention_reference(q.double(), k.double(), v.double(), table.double(), loose)
-        torchs = rope_attention_reference(q, k, v, table, loose)
-        errors.add([poisoned((q, k, v, table), loose, isa)], [torchs], [exact])
+        *inputs, table = case(side, maps, unrotated, dim, value, scale=scale, draw=draw)
+        q, k, v = (x.to(dtype) for x in inputs)
+        wide = (x.double() for x in (q, k, v, table))
+        exact = rope_attention_reference(*wide, unrotated)
+        torchs = rope_attention_reference(q, k, v, table, unrotated)
+        errors.add([poisoned((q, k, v, table), unrotated, isa)], [torchs], [exact])
     errors.check()
 
 
@@ -157,8 +172,8 @@ def test_the_binding_checks_for_itself(isa: str) -> None:
 
 
 def test_opcheck() -> None:
-    for arguments, loose in ((case(3, 2, 2), 2), (case(2, 0, 3), 3)):
-        torch.library.opcheck(torch.ops.sam2_fast.rope_attention.default, (*arguments, loose))
+    for arguments, unrotated in ((case(3, 2, 2), 2), (case(2, 0, 3), 3)):
+        torch.library.opcheck(torch.ops.sam2_fast.rope_attention.default, (*arguments, unrotated))
 
 
 def test_gradients_flow_through_the_definition() -> None:

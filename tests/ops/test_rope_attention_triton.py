@@ -29,14 +29,15 @@ from tests.ops.test_rope_attention import case, draws
 
 for dtype in (torch.float32, torch.float16):
     for scale in (1.0, 16.0):
-        for side, maps, loose, dim, values, spans in {CASES}:
+        for side, maps, unrotated, dim, values, spans in {CASES}:
             errors = Errors()
             for draw in range(draws(side, values)):
-                *wide, table = case(side, maps, loose, dim, values, scale=scale, draw=draw)
-                q, k, v = (x.to(dtype) for x in wide)
-                exact = rope_attention_reference(q.double(), k.double(), v.double(), table.double(), loose)
-                torchs = rope_attention_reference(q, k, v, table, loose)
-                errors.add([rope_attention(q, k, v, table, loose, spans)], [torchs], [exact])
+                *inputs, table = case(side, maps, unrotated, dim, values, scale=scale, draw=draw)
+                q, k, v = (x.to(dtype) for x in inputs)
+                wide = (x.double() for x in (q, k, v, table))
+                exact = rope_attention_reference(*wide, unrotated)
+                torchs = rope_attention_reference(q, k, v, table, unrotated)
+                errors.add([rope_attention(q, k, v, table, unrotated, spans)], [torchs], [exact])
             errors.check(dtype, scale, side)
 """
 
@@ -100,18 +101,19 @@ def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(shape: tuple[int, ...], sc
         pytest.skip(reason)
     from sam2_fast.kernels.rope_attention import rope_attention as launch
 
-    side, maps, loose, dim, values, spans = shape
+    side, maps, unrotated, dim, values, spans = shape
     errors, stream = Errors(), torch.cuda.Stream()
     for draw in range(draws(side, values)):
-        *wide, table = case(side, maps, loose, dim, values, scale=scale, draw=draw)
-        q, k, v = (x.to("cuda", dtype) for x in wide)
+        *inputs, table = case(side, maps, unrotated, dim, values, scale=scale, draw=draw)
+        q, k, v = (x.to("cuda", dtype) for x in inputs)
         table = table.cuda()
-        exact = rope_attention_reference(q.double(), k.double(), v.double(), table.double(), loose)
-        torchs = rope_attention_reference(q, k, v, table, loose)
+        wide = (x.double() for x in (q, k, v, table))
+        exact = rope_attention_reference(*wide, unrotated)
+        torchs = rope_attention_reference(q, k, v, table, unrotated)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            ours = launch(q, k, v, table, loose, spans or None)
+            ours = launch(q, k, v, table, unrotated, spans or None)
         stream.synchronize()
         errors.add([ours], [torchs], [exact])
-        assert torch.equal(launch(q, k, v, table, loose, spans or None), ours), "run to run"
+        assert torch.equal(launch(q, k, v, table, unrotated, spans or None), ours), "run to run"
     errors.check()
