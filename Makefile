@@ -18,7 +18,7 @@ GPU_PYTHON ?= python3.12
 TEST_PACKAGES := pytest pytest-timeout pytest-xdist hypothesis pillow safetensors tqdm huggingface_hub typer av scipy \
   onnx onnxscript onnxruntime
 
-.PHONY: setup demo test test-slow test-floor bench lint format build clean floor-packages gpu-setup pack-gpu dry-run status
+.PHONY: setup demo test test-slow test-floor bench lint format build clean floor-packages gpu-setup pack-gpu dry-run status floor-plan
 
 setup: $(STAMP)
 
@@ -76,6 +76,9 @@ pack-gpu: $(GPU)/.installed  ## everything that benchmarks.first_light needs on 
 
 status: $(STAMP)  ## write docs/status.md
 	$(PY) -m tools.status --write
+
+floor-plan: $(STAMP)  ## write the floor plan of docs/architecture.md
+	$(PY) -m tools.floor_plan --write
 
 bench: $(STAMP)
 	$(PY) -m benchmarks.run

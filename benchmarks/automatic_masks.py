@@ -14,7 +14,7 @@ from PIL import Image
 from benchmarks import peers
 from benchmarks.timing import Case, Options, Row, interleaved, require, rows
 from sam2_fast.build_sam import build_sam2
-from sam2_fast.mask_generator import SAM2AutomaticMaskGenerator
+from sam2_fast.image.automatic import SAM2AutomaticMaskGenerator
 from sam2_fast.ops.nms import batched_nms
 
 PHOTOGRAPHS = (Path("../shared/data/truck.jpg"), Path("examples/coffee.jpg"))

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.timing import Case, Options, Row, interleaved, require, rows
 from sam2_fast.ops.connected_components import connected_components, connected_components_reference, small_components
-from sam2_fast.ops.registry import backends
+from sam2_fast.ops.core.registry import backends
 
 COUNT = 64
 LIMIT_BYTES = 1 + 4 + 4  # a pixel: the mask read once, its label and area written once

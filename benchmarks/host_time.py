@@ -21,16 +21,19 @@ import numpy as np
 import torch
 
 from benchmarks.timing import Case, Options, Row, require
-from sam2_fast import ahead, frame_graph, graphs, video_predictor
 from sam2_fast.build_sam import build_sam2_video_predictor
-from sam2_fast.ops import registry
+from sam2_fast.ops.core import registry
+from sam2_fast.recording import cache as graphs
+from sam2_fast.recording import frame as frame_graph
 from sam2_fast.types import Features
+from sam2_fast.video import lookahead as ahead
+from sam2_fast.video import predictor as video_predictor
 
 SIDE = 64  # pixels of a frame
 
 
 class NoRecorder:
-    """As `sam2_fast.ops.recording.Recorder`, without a device."""
+    """As `sam2_fast.recording.cuda_graph.Recorder`, without a device."""
 
     def __init__(self, device: torch.device) -> None:
         del device
@@ -44,7 +47,7 @@ class NoRecorder:
 
 
 class NoLane:
-    """As `sam2_fast.ops.recording.Lane`, without a device."""
+    """As `sam2_fast.recording.cuda_graph.Lane`, without a device."""
 
     def __init__(self, device: torch.device) -> None:
         del device

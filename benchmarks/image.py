@@ -25,9 +25,9 @@ from benchmarks.predictors import GFLOP, clip
 from benchmarks.timing import Case, Options, Row, interleaved, matrix_peak, require, rows
 from sam2_fast.build_sam import build_sam2
 from sam2_fast.config import PRESETS
-from sam2_fast.graphs import Graphs
-from sam2_fast.image_predictor import SAM2ImagePredictor
-from sam2_fast.mask_generator import SAM2AutomaticMaskGenerator
+from sam2_fast.image.automatic import SAM2AutomaticMaskGenerator
+from sam2_fast.image.predictor import SAM2ImagePredictor
+from sam2_fast.recording.cache import Graphs
 
 Functions = dict[str, Callable[[], Any]]
 ALL = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0, "output_mode": "coco_rle"}

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from sam2_fast import SAM2ImagePredictor, build_sam2, build_sam2_video_predictor
 from sam2_fast.data import SyntheticVideo, World
-from sam2_fast.hub import PACKAGED
 from sam2_fast.model import Sam2
+from sam2_fast.weights.hub import PACKAGED
 
 FIRST_SEED, CLIPS, LENGTH = 2**31, 50, 32
 WORLD = World(objects=(2, 4), size=(0.12, 0.3), variety=0.5, look_alikes=0.2, absences=0.1)

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save
 
 from sam2_fast.atomic import whole_file
-from sam2_fast.checkpoint import infer_config, read_state_dict
 from sam2_fast.config import NANO
-from sam2_fast.hub import PACKAGED
+from sam2_fast.weights.checkpoint import infer_config, read_state_dict
+from sam2_fast.weights.hub import PACKAGED
 
 RECIPE = Path(__file__).with_name("nano.json")
 MOST_BYTES = 16_000_000

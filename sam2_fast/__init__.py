@@ -12,35 +12,35 @@ if TYPE_CHECKING:
     from sam2_fast.build_sam import build_sam2_hf as build_sam2_hf
     from sam2_fast.build_sam import build_sam2_video_predictor as build_sam2_video_predictor
     from sam2_fast.build_sam import build_sam2_video_predictor_hf as build_sam2_video_predictor_hf
-    from sam2_fast.camera_predictor import SAM2CameraPredictor as SAM2CameraPredictor
-    from sam2_fast.checkpoint import CheckpointError as CheckpointError
     from sam2_fast.config import Options as Options
     from sam2_fast.config import Sam2Config as Sam2Config
     from sam2_fast.config import preset as preset
     from sam2_fast.environment import info as info
-    from sam2_fast.hub import WeightsUnavailableError as WeightsUnavailableError
-    from sam2_fast.image_predictor import SAM2ImagePredictor as SAM2ImagePredictor
-    from sam2_fast.mask_generator import SAM2AutomaticMaskGenerator as SAM2AutomaticMaskGenerator
+    from sam2_fast.image.automatic import SAM2AutomaticMaskGenerator as SAM2AutomaticMaskGenerator
+    from sam2_fast.image.predictor import SAM2ImagePredictor as SAM2ImagePredictor
     from sam2_fast.model import Sam2 as Sam2
+    from sam2_fast.official.base import SAM2Base as SAM2Base
     from sam2_fast.ops.connected_components import connected_components as connected_components
-    from sam2_fast.sam2_base import SAM2Base as SAM2Base
-    from sam2_fast.video_predictor import SAM2VideoPredictor as SAM2VideoPredictor
+    from sam2_fast.video.camera import SAM2CameraPredictor as SAM2CameraPredictor
+    from sam2_fast.video.predictor import SAM2VideoPredictor as SAM2VideoPredictor
+    from sam2_fast.weights.checkpoint import CheckpointError as CheckpointError
+    from sam2_fast.weights.hub import WeightsUnavailableError as WeightsUnavailableError
 
 _HOME = {
     "build_sam2": "build_sam",
     "build_sam2_hf": "build_sam",
     "build_sam2_video_predictor": "build_sam",
     "build_sam2_video_predictor_hf": "build_sam",
-    "CheckpointError": "checkpoint",
+    "CheckpointError": "weights.checkpoint",
     "Options": "config",
-    "SAM2AutomaticMaskGenerator": "mask_generator",
-    "SAM2Base": "sam2_base",
-    "SAM2CameraPredictor": "camera_predictor",
-    "SAM2ImagePredictor": "image_predictor",
-    "SAM2VideoPredictor": "video_predictor",
+    "SAM2AutomaticMaskGenerator": "image.automatic",
+    "SAM2Base": "official.base",
+    "SAM2CameraPredictor": "video.camera",
+    "SAM2ImagePredictor": "image.predictor",
+    "SAM2VideoPredictor": "video.predictor",
     "Sam2": "model",
     "Sam2Config": "config",
-    "WeightsUnavailableError": "hub",
+    "WeightsUnavailableError": "weights.hub",
     "connected_components": "ops.connected_components",
     "info": "environment",
     "preset": "config",

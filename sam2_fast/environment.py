@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from sam2_fast import __version__, hub
-from sam2_fast.ops.registry import backends
+from sam2_fast import __version__
+from sam2_fast.ops.core.registry import backends
+from sam2_fast.weights import hub
 
 PACKAGES = ("numpy", "pillow", "safetensors", "huggingface_hub", "triton", "av", "opencv-python-headless", "opencv-python", "supervision")
 

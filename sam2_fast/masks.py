@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.ops.connected_components import small_components
+from sam2_fast.ops.connected_components import connected_components, small_components
 
 
 def fill_holes(logits: Tensor, max_area: int, *, threshold: float = 0.0, value: float = 0.1) -> Tensor:
@@ -87,3 +89,25 @@ def stability_score(logits: Tensor, threshold: float, offset: float) -> Tensor:
 def _check(logits: Tensor, name: str) -> None:
     if logits.ndim != 4:
         raise ValueError(f"{name}: expected shape [N, M, H, W], got {tuple(logits.shape)}")
+
+
+def without_small_regions(masks: Tensor, area_thresh: float, mode: str) -> tuple[Tensor, Tensor]:
+    """Masks without holes (mode "holes") or specks ("islands") of fewer than `area_thresh` pixels: [N, H, W] bool -> the same shape,
+    and [N] bool, which masks changed. Components are 8-connected; where every island is small, the largest stays (the first in a tie).
+    """
+    largest_small = math.ceil(area_thresh) - 1
+    if largest_small < 1 or len(masks) == 0:
+        return masks, torch.zeros(len(masks), dtype=torch.bool, device=masks.device)
+    if mode == "holes":
+        small = small_components(~masks, largest_small)
+        return masks | small, small.flatten(1).any(1)
+    small = small_components(masks, largest_small)
+    cleaned, changed = masks & ~small, small.flatten(1).any(1)
+    vanished = changed & ~cleaned.flatten(1).any(1)
+    if vanished.any():
+        labels, areas = connected_components(masks[vanished])
+        # the label is the first pixel of a component: of equal areas argmax takes the one that comes first
+        first = areas.flatten(1).argmax(1)
+        label = labels.flatten(1).gather(1, first[:, None])
+        cleaned[vanished] = labels == label[..., None]
+    return cleaned, changed

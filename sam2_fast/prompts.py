@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import operator
 import warnings
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.ops.transfer import upload
+from sam2_fast.ops.core.transfer import upload
 from sam2_fast.types import Points
 
 LABELS = (-1, 0, 1)
 
 
-def frame_number(frame_idx: Any, num_frames: int | None) -> int:
-    """An integer (Python, numpy or a one-element integer tensor) in 0 .. num_frames - 1.
+def frame_number(frame_idx: Any, num_frames: int | None, name: str = "frame_idx") -> int:
+    """An integer (Python, numpy or a one-element integer tensor) in 0 .. num_frames - 1. name: the argument, for errors.
 
     Raises TypeError for floats and booleans, IndexError outside the range.
     """
     if isinstance(frame_idx, bool):
-        raise TypeError("frame_idx: expected an integer, got a bool")
+        raise TypeError(f"{name}: expected an integer, got a bool")
     try:
         number = operator.index(frame_idx)
     except TypeError:
-        raise TypeError(f"frame_idx: expected an integer, got {type(frame_idx).__name__} {frame_idx!r}") from None
+        raise TypeError(f"{name}: expected an integer, got {type(frame_idx).__name__} {frame_idx!r}") from None
     if number < 0 or (num_frames is not None and number >= num_frames):
         last = "" if num_frames is None else f"..{num_frames - 1}"
-        raise IndexError(f"frame_idx: expected 0{last}, got {number}")
+        raise IndexError(f"{name}: expected 0{last}, got {number}")
     return number
 
 
@@ -60,14 +61,40 @@ def click_points(points: Any, labels: Any) -> tuple[Tensor, Tensor]:
     kinds = kinds[0] if kinds.ndim == 2 and kinds.shape[0] == 1 else kinds
     if coords.numel() == 0:
         coords = coords.reshape(0, 2)
-    if coords.ndim != 2 or coords.shape[1] != 2:
-        raise ValueError(f"points: expected shape (P, 2) of (x, y), got {tuple(coords.shape)}")
-    if kinds.ndim != 1 or kinds.shape[0] != coords.shape[0]:
-        raise ValueError(f"labels: expected one per point, shape ({coords.shape[0]},), got {tuple(kinds.shape)}")
-    wrong = [v for v in kinds.tolist() if v not in LABELS]
+    _check_points("points", coords, "(P, 2)", ndims=(2,))
+    return coords, _checked_labels("labels", kinds, coords)
+
+
+def batched_points(point_coords: Any, point_labels: Any) -> tuple[Tensor | None, Tensor | None]:
+    """point_coords [P, 2] or [B, P, 2] and point_labels [P] or [B, P] -> float32 [B, P, 2] and int32 [B, P], or None for both."""
+    if point_coords is None and point_labels is None:
+        return None, None
+    if point_labels is None:
+        raise ValueError("point_labels: expected one label per point (1 object, 0 background), got None with point_coords")
+    if point_coords is None:
+        raise ValueError("point_coords: expected the points that point_labels label, got None")
+    coords, labels = as_float("point_coords", point_coords), as_float("point_labels", point_labels)
+    if coords.numel() == 0 and coords.ndim < 3:
+        coords = coords.reshape(0, 2)
+        labels = labels.reshape(-1)
+    _check_points("point_coords", coords, "(P, 2) or (B, P, 2)", ndims=(2, 3))
+    kinds = _checked_labels("point_labels", labels, coords)
+    return (coords[None], kinds[None]) if coords.ndim == 2 else (coords, kinds)
+
+
+def _check_points(name: str, coords: Tensor, shape: str, ndims: tuple[int, ...]) -> None:
+    if coords.ndim not in ndims or coords.shape[-1] != 2:
+        raise ValueError(f"{name}: expected shape {shape} of (x, y), got {tuple(coords.shape)}")
+
+
+def _checked_labels(name: str, labels: Tensor, coords: Tensor) -> Tensor:
+    """`labels` as int32. Raises ValueError unless each of `coords` [..., 2] has one of `LABELS`."""
+    if labels.shape != coords.shape[:-1]:
+        raise ValueError(f"{name}: expected one per point, shape {tuple(coords.shape[:-1])}, got {tuple(labels.shape)}")
+    wrong = [value for value in labels.flatten().tolist() if value not in LABELS]
     if wrong:
-        raise ValueError(f"labels: expected 1 (object), 0 (background) or -1 (padding), got {wrong[0]:g}")
-    return coords, kinds.to(torch.int32)
+        raise ValueError(f"{name}: expected 1 (object), 0 (background) or -1 (padding), got {wrong[0]:g}")
+    return labels.to(torch.int32)
 
 
 def box_corners(box: Any) -> Tensor:
@@ -75,10 +102,34 @@ def box_corners(box: Any) -> Tensor:
     corners = as_float("box", box)
     if corners.numel() != 4:
         raise ValueError(f"box: expected 4 numbers (x0, y0, x1, y1), one box per object, got shape {tuple(corners.shape)}")
-    corners = corners.reshape(2, 2)
-    if (corners[1] < corners[0]).any():
-        raise ValueError(f"box: expected x0 <= x1 and y0 <= y1, got {corners.flatten().tolist()}; swap the corners")
+    return _ordered_corners(corners.reshape(1, 2, 2))[0]
+
+
+def batched_corners(box: Any) -> Tensor | None:
+    """[4], [B, 4] or [B, 2, 2] (x0, y0, x1, y1) -> corners float32 [B, 2, 2], or None."""
+    if box is None:
+        return None
+    boxes = as_float("box", box)
+    if boxes.shape[-1:] != (4,) and boxes.shape[-2:] != (2, 2) and boxes.shape != (0,):
+        raise ValueError(f"box: expected shape (4,) or (B, 4) of (x0, y0, x1, y1), got {tuple(boxes.shape)}")
+    return _ordered_corners(boxes.reshape(-1, 2, 2))
+
+
+def _ordered_corners(corners: Tensor) -> Tensor:
+    """corners: [B, 2, 2]. Raises ValueError unless x0 <= x1 and y0 <= y1."""
+    wrong = (corners[:, 1] < corners[:, 0]).any(-1)
+    if wrong.any():
+        row = corners[wrong][0].flatten().tolist()
+        raise ValueError(f"box: expected x0 <= x1 and y0 <= y1, got {row}; swap the corners (boxes are corners, not x, y, width, height)")
     return corners
+
+
+def _warn_outside(points: Tensor, width: int, height: int, normalize: bool, stacklevel: int) -> None:
+    """points: [..., 2], in pixels where `normalize`, else fractions of the image. stacklevel: from here to the caller of the library."""
+    extent = torch.tensor([width, height], dtype=torch.float32) if normalize else torch.ones(2)
+    if ((points < 0) | (points > extent)).any():
+        message = f"a point or box lies outside the {width} x {height} image; it is used as given"
+        warnings.warn(message, UserWarning, stacklevel=stacklevel + 1)
 
 
 def to_model_points(
@@ -94,9 +145,8 @@ def to_model_points(
         kinds = torch.cat([torch.tensor([2, 3], dtype=torch.int32), kinds])
     if coords.shape[0] == 0:
         raise ValueError("at least one of points or box must be provided as input, got no point and no box")
-    extent = torch.tensor([width, height], dtype=torch.float32) if normalize else torch.ones(2)
-    if ((coords < 0) | (coords > extent)).any():
-        warnings.warn(f"a point or box lies outside the {width} x {height} image; it is used as given", UserWarning, stacklevel=4)
+    _warn_outside(coords, width, height, normalize, stacklevel=4)
+    extent = torch.tensor([width, height], dtype=torch.float32)
     coords = coords / extent * size if normalize else coords * size
     return Points(upload(coords[None], device), upload(kinds[None], device))
 
@@ -115,3 +165,93 @@ def to_model_mask(mask: Any, size: int, device: torch.device) -> Tensor:
     if tensor.shape == (size, size):
         return drawn
     return (F.interpolate(drawn, size=(size, size), mode="bilinear", align_corners=False, antialias=True) >= 0.5).float()
+
+
+class ImagePrompts(NamedTuple):
+    """B prompts of one image in model pixels; None for a kind that was not given."""
+
+    coords: Tensor | None  # [B, P, 2] float32
+    labels: Tensor | None  # [B, P] int32
+    boxes: Tensor | None  # [B, 2, 2] float32 corners
+    mask: Tensor | None  # [B or 1, 1, 4h, 4w] float32 logits
+
+
+def image_prompts(
+    point_coords: Any, point_labels: Any, box: Any, mask_input: Any, normalize: bool, hw: tuple[int, int], size: int, device: torch.device
+) -> ImagePrompts:
+    """Check prompts and bring them to model pixels. hw: (height, width) of the image; size: side of the model's input, pixels.
+
+    normalize: coordinates are pixels of the image, else fractions of it. Raises ValueError that names the argument.
+    """
+    coords, labels = batched_points(point_coords, point_labels)
+    boxes = batched_corners(box)
+    mask = _mask_logits(mask_input, size // 4)
+    if boxes is None and mask is None and (coords is None or coords.shape[1] == 0):
+        raise ValueError("predict: expected points with labels, a box or a mask_input, got no prompt")
+    if coords is not None and boxes is not None and len(coords) != len(boxes):
+        raise ValueError(
+            f"box and point_coords: expected equally many, got {len(boxes)} boxes and {len(coords)} sets of points; "
+            "give every box its own points as an array (B, P, 2), or call predict once per box"
+        )
+    count = next((len(given) for given in (boxes, coords) if given is not None), None)
+    if mask is not None and count is not None and len(mask) not in (1, count):
+        raise ValueError(f"mask_input: expected 1 mask or one for each of {count} prompts, got {len(mask)}")
+    points = [torch.zeros(0, 2)] if boxes is None else [boxes.reshape(-1, 2)]
+    if coords is not None and labels is not None:
+        points.append(coords[labels != -1])
+    _warn_outside(torch.cat(points), hw[1], hw[0], normalize, stacklevel=4)
+    extent = torch.tensor([hw[1], hw[0]], dtype=torch.float32)
+
+    def to_model(points: Tensor | None) -> Tensor | None:
+        """To model pixels, in the official order of operations."""
+        return None if points is None else upload((points / extent if normalize else points) * size, device)
+
+    return ImagePrompts(
+        to_model(coords),
+        None if labels is None else upload(labels, device),
+        to_model(boxes),
+        None if mask is None else upload(mask, device),
+    )
+
+
+def _mask_logits(mask_input: Any, side: int) -> Tensor | None:
+    """[1, side, side] or [B, 1, side, side] logits -> [B, 1, side, side]."""
+    if mask_input is None:
+        return None
+    mask = as_float("mask_input", mask_input)
+    mask = mask[None] if mask.ndim == 3 else mask
+    if mask.ndim != 4 or mask.shape[1:] != (1, side, side):
+        raise ValueError(
+            f"mask_input: expected low-resolution logits of shape (1, {side}, {side}) or (B, 1, {side}, {side}), got "
+            f"{tuple(as_float('mask_input', mask_input).shape)}; pass one of the masks that predict returns third, e.g. low_res[i][None]"
+        )
+    return mask
+
+
+def join_points(coords: Tensor | None, labels: Tensor | None, boxes: Tensor | None) -> Points | None:
+    """Corners of boxes (labelled 2 and 3), then clicks: [B, P, 2] and [B, P]; None where there is neither."""
+    if boxes is None:
+        return None if coords is None or labels is None else Points(coords, labels)
+    corners = boxes.reshape(-1, 2, 2)
+    kinds = torch.arange(2, 4, dtype=torch.int32, device=corners.device).expand(len(corners), 2)
+    if coords is None or labels is None:
+        return Points(corners, kinds)
+    return Points(torch.cat([corners, coords], 1), torch.cat([kinds, labels.to(torch.int32)], 1))
+
+
+def stack_points(prompts: Sequence[Points]) -> Points:
+    """Prompts of different lengths as one batch: shorter ones are filled up with points that are marked as not present."""
+    length = max(p.labels.shape[1] for p in prompts)
+    if all(p.labels.shape[1] == length for p in prompts):
+        return Points(torch.cat([p.coords for p in prompts]), torch.cat([p.labels for p in prompts]))
+    gaps = [length - p.labels.shape[1] for p in prompts]
+    coords = torch.cat([F.pad(p.coords, (0, 0, 0, gap)) for p, gap in zip(prompts, gaps, strict=True)])
+    labels = torch.cat([F.pad(p.labels, (0, gap), value=-1) for p, gap in zip(prompts, gaps, strict=True)])
+    present = torch.cat([F.pad(torch.ones_like(p.labels, dtype=torch.bool), (0, gap)) for p, gap in zip(prompts, gaps, strict=True)])
+    return Points(coords, labels, present)
+
+
+def rows_of(points: Points, rows: slice, device: torch.device) -> Points:
+    """Some prompts of a batch, on `device`."""
+    present = None if points.present is None else upload(points.present[rows], device)
+    return Points(upload(points.coords[rows], device), upload(points.labels[rows], device), present)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sam2_fast.ops import registry
-from sam2_fast.ops.native import no_triton
+from sam2_fast.ops.core import registry
+from sam2_fast.ops.core.native import no_triton
 from tests.ops.triton_tools import interpret
 
 PROGRAM = """
@@ -32,14 +32,14 @@ assert used == {*wanted.split(), "small_components"}, used
 
 
 def without_the_native_module() -> None:
-    from sam2_fast.ops import native
+    from sam2_fast.ops.core import native
 
     native.native = lambda: None  # type: ignore[assignment]
 
 
 def in_triton() -> set[str]:
     """Every op that has a Triton backend runs there from now on; returns the names of those that ran."""
-    from sam2_fast import mask_generator
+    from sam2_fast.image import automatic as mask_generator
 
     used: set[str] = set()
 
@@ -58,8 +58,8 @@ def in_triton() -> set[str]:
 
 def masks_and_boxes(dtype: torch.dtype, device: str = "cpu", recordings: bool = True) -> tuple[list[Tensor], list[list[float]]]:
     """Logits of a click and a box on a picture, of two objects through three frames; boxes of automatic masks."""
-    from sam2_fast.image_predictor import SAM2ImagePredictor
-    from sam2_fast.mask_generator import SAM2AutomaticMaskGenerator
+    from sam2_fast.image.automatic import SAM2AutomaticMaskGenerator
+    from sam2_fast.image.predictor import SAM2ImagePredictor
     from tests.video.recorded import frames, small_predictor
 
     model = small_predictor().to(device=device, dtype=dtype)

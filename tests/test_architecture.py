@@ -1,39 +1,24 @@
-"""The house rules as tests: floors, stems, budgets, and what a library never does."""
+"""The house rules as tests: rooms, stems, budgets, and what a library never does."""
 
 from __future__ import annotations
 
 import ast
 import re
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tools import floor_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "sam2_fast"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 TRITON = sorted((ROOT / "kernels").glob("*.py"))
 
-FLOORS: dict[int, tuple[str, ...]] = {
-    1: ("kernels",),
-    2: ("_C", "atomic", "types", "config"),
-    3: ("ops", "proving"),
-    4: ("model", "memory", "io"),
-    5: ("session", "masks"),
-    6: (
-        "ahead", "checkpoint", "click_sampling", "fingerprint", "frame_graph", "graphs", "hf_keys", "hub", "official_config",
-        "official_steps", "tracker",
-    ),
-    7: (
-        "amg", "build_sam", "camera_predictor", "image_predictor", "image_prompts", "inference_state", "mask_generator",
-        "prompts", "sam2_base", "sam2_transforms", "video_predictor",
-    ),
-    8: ("cli", "compat", "data", "doctor", "environment", "evaluation", "info", "serve", "training"),
-}  # fmt: skip
-"""Rooms, from the ground up. A room may use any lower floor; `APART` says which floors' rooms keep to themselves."""
-FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-APART = {4}  # the model never remembers, the memory never computes, files are only files
+MAX_ROOMS, MAX_FLOORS, MAX_FLAT = 27, 8, 12
+STRANGERS = ("model", "memory", "io")
+"""Rooms that keep to themselves: the model never remembers, the memory never computes, files are only files."""
 MAX_LINES = 350
 MAX_TEST_LINES = 400
 MEDIAN_LINES = 140
@@ -45,41 +30,36 @@ INFRASTRUCTURE = {
 """Native files and Triton modules that are no stem."""
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+def test_rooms_import_each_other_in_no_circle() -> None:
+    found = floor_plan.circle(floor_plan.imports())
+    assert not found, " -> ".join(found)
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Rooms of this package that a file imports, wherever in the file; "" for a name of the package itself."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            module = node.module or ""
-            names = [f"{module}.{alias.name}" for alias in node.names] if module == "sam2_fast" else [module]
-        for name in names:
-            if name.split(".")[0] == "sam2_fast":
-                room = name.split(".")[1] if "." in name else ""
-                yield room if room in FLOOR else ""
+def test_the_house_stays_small() -> None:
+    graph = floor_plan.imports()
+    flat = [p.name for p in PACKAGE.glob("*.py") if p.name != "__init__.py"]
+    assert len(graph) <= MAX_ROOMS, sorted(graph)
+    assert len(floor_plan.floors(graph)) <= MAX_FLOORS
+    assert len(flat) <= MAX_FLAT, flat
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p != PACKAGE / "__init__.py"], ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_no_file_knows_a_higher_floor(path: Path) -> None:
-    own = room_of(path)
-    assert own in FLOOR, f"{own}: give the new module a floor in {Path(__file__).name}"
-    for other in imports(path):
-        if other == "":  # the public names: predictors and builders
-            assert FLOOR[own] == 8, f"{path}: only floor 8 imports public names from the package; import the module that defines them"
-            continue
-        assert FLOOR[other] <= FLOOR[own], f"{path}: floor {FLOOR[own]} imports {other} of floor {FLOOR[other]}"
-        if FLOOR[own] in APART:
-            assert other == own or FLOOR[other] < FLOOR[own], f"{path}: {own} and {other} must not know each other"
+def test_the_page_shows_the_floor_plan() -> None:
+    page = floor_plan.PAGE.read_text()
+    assert page == floor_plan.page_with(floor_plan.plan(), page), "run `python -m tools.floor_plan --write`"
+
+
+@pytest.mark.parametrize("room", STRANGERS)
+def test_some_rooms_know_nothing_of_each_other(room: str) -> None:
+    assert not set(floor_plan.imports()[room]) & set(STRANGERS)
+
+
+def test_a_circle_is_found() -> None:
+    assert floor_plan.circle({"a": {"b": 1}, "b": {"c": 1}, "c": {"a": 1}})
+    assert floor_plan.circle({"a": {"b": 1}, "b": {}}) == []
 
 
 def test_triton_kernels_know_nothing_of_the_package() -> None:
-    assert not [f"{path}: {name}" for path in TRITON for name in imports(path) if name != "kernels"]
+    assert not floor_plan.imports()["kernels"]
 
 
 def test_native_code_is_free_of_torch_and_python() -> None:
@@ -87,6 +67,11 @@ def test_native_code_is_free_of_torch_and_python() -> None:
     assert files
     for path in files:
         assert not re.search(r'#include\s*[<"](torch|ATen|c10|pybind11|Python\.h)', path.read_text()), path
+
+
+def is_there(path: Path) -> bool:
+    """A file, or for `x.py` the package `x`."""
+    return path.is_file() or (path.suffix == ".py" and (path.with_suffix("") / "__init__.py").is_file())
 
 
 def test_every_stem_is_whole() -> None:
@@ -102,7 +87,7 @@ def test_every_stem_is_whole() -> None:
         expected |= {path for path in (f"kernels/{stem}.py",) if (ROOT / path).is_file()}
     alone = [p.stem for p in TRITON if p.stem not in headers and p.stem not in INFRASTRUCTURE]  # in Triton and torch only
     expected |= {place.format(stem) for stem in alone for place in (*always[1:], "kernels/{}.py")}
-    assert not [place for place in expected if not (ROOT / place).is_file()]
+    assert not [place for place in expected if not is_there(ROOT / place)]
     native = [*(ROOT / "csrc").glob("*/*.cu"), *(ROOT / "csrc").glob("*/*.cpp"), *TRITON, *(ROOT / "bindings").glob("*.cpp")]
     orphans = [p for p in native if p.stem not in INFRASTRUCTURE and str(p.relative_to(ROOT)) not in expected]
     assert not orphans, "each native file belongs to a stem whose header in csrc/ declares its launcher"

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import sam2_fast
-from sam2_fast import hub
 from sam2_fast.build_sam import HF_MODEL_ID_TO_FILENAMES, build_sam2, build_sam2_hf, build_sam2_video_predictor
 from sam2_fast.config import Options, Sam2Config, preset
-from sam2_fast.hub import WeightsUnavailableError
-from sam2_fast.official_config import apply_overrides, read_config_name
+from sam2_fast.weights import hub
+from sam2_fast.weights.config_names import apply_overrides, read_config_name
+from sam2_fast.weights.hub import WeightsUnavailableError
 
 SMALL = Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64, memory_layers=1)
 
@@ -166,7 +166,7 @@ import logging, sys, warnings, torch
 before = (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.get_num_threads(),
           torch.backends.cudnn.allow_tf32, len(logging.getLogger().handlers), len(warnings.filters), torch.get_rng_state().sum().item())
 import sam2_fast
-from sam2_fast import hub
+from sam2_fast.weights import hub
 for name in sam2_fast.__all__:
     getattr(sam2_fast, name)
 after = (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.get_num_threads(),

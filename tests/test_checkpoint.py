@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import save_file
 
 from sam2_fast.build_sam import build_sam2, build_sam2_video_predictor
-from sam2_fast.checkpoint import CheckpointError, infer_config, load_weights, read_state_dict
 from sam2_fast.config import PRESETS, Sam2Config, preset
-from sam2_fast.hf_keys import from_hugging_face
 from sam2_fast.model import Sam2
+from sam2_fast.weights.checkpoint import CheckpointError, infer_config, load_weights, read_state_dict
+from sam2_fast.weights.hugging_face import from_hugging_face
 
 SMALL = Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64, memory_layers=1)
 

@@ -18,10 +18,10 @@ import torch
 from typer.testing import CliRunner, Result
 
 import sam2_fast
-from sam2_fast import hub
 from sam2_fast.cli.app import app
 from sam2_fast.cli.prompts import Prompt, gather, parse_object, read_prompts
 from sam2_fast.io import load_mask, load_masks_json, open_video
+from sam2_fast.weights import hub
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SMALL = ["--image-size", "64", "--device", "cpu"]

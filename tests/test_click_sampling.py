@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sam2_fast.click_sampling import (
+from sam2_fast.data.clicks import (
     get_next_point,
     sample_box_points,
     sample_one_point_from_error_center,

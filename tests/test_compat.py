@@ -74,7 +74,7 @@ def test_official_names_resolve_to_ours(shim: None, module: str) -> None:
 def test_classes_are_the_same_under_both_names(shim: None) -> None:
     from sam2.modeling.sam2_base import SAM2Base
 
-    assert SAM2Base is importlib.import_module("sam2_fast.sam2_base").SAM2Base
+    assert SAM2Base is importlib.import_module("sam2_fast.official.base").SAM2Base
 
 
 def test_a_name_that_upstream_lacks_is_not_found(shim: None) -> None:

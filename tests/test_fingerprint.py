@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from sam2_fast import fingerprint as module
-from sam2_fast.fingerprint import Fingerprint
-from sam2_fast.ops.native import native
+from sam2_fast.ops.core.native import native
+from sam2_fast.recording import fingerprint as module
+from sam2_fast.recording.fingerprint import Fingerprint
 
 
 def model() -> nn.Sequential:

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-import sam2_fast.image_predictor as module
+import sam2_fast.image.predictor as module
 from sam2_fast.config import IMAGE_POSTPROCESSING, Options, Sam2Config
-from sam2_fast.image_predictor import SAM2ImagePredictor
-from sam2_fast.sam2_base import SAM2Base
-from sam2_fast.sam2_transforms import SAM2Transforms
+from sam2_fast.image.predictor import SAM2ImagePredictor
+from sam2_fast.image.transforms import SAM2Transforms
+from sam2_fast.official.base import SAM2Base
 
 SMALL = Sam2Config(
     embed_dim=16, stages=(1, 1, 2, 1), global_blocks=(3,), image_size=64, memory_layers=1, memory_ffn_dim=32, decoder_mlp_dim=32

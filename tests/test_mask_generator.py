@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-import sam2_fast.mask_generator as module
-from sam2_fast import amg
+import sam2_fast.image.automatic as module
 from sam2_fast.config import IMAGE_POSTPROCESSING, Options, Sam2Config
+from sam2_fast.compat.utils import amg
+from sam2_fast.image.automatic import SAM2AutomaticMaskGenerator
 from sam2_fast.io.rle import decode_rle
-from sam2_fast.mask_generator import SAM2AutomaticMaskGenerator
+from sam2_fast.official.base import SAM2Base
 from sam2_fast.ops.nms import nms
-from sam2_fast.sam2_base import SAM2Base
 
 SMALL = Sam2Config(
     embed_dim=16, stages=(1, 1, 2, 1), global_blocks=(3,), image_size=64, memory_layers=1, memory_ffn_dim=32, decoder_mlp_dim=32

@@ -17,8 +17,8 @@ from experiments.held_out import image, one_click
 from sam2_fast import SAM2ImagePredictor, SAM2VideoPredictor, build_sam2
 from sam2_fast.config import NANO
 from sam2_fast.evaluation import VideoScores
-from sam2_fast.hub import PACKAGED
 from sam2_fast.io.rle import decode_rle
+from sam2_fast.weights.hub import PACKAGED
 
 ROOT = Path(__file__).resolve().parents[1]
 FEW = 6

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sam2_fast.config import VIDEO_POSTPROCESSING, Options, Sam2Config
-from sam2_fast.official_steps import NO_OBJ_SCORE
-from sam2_fast.sam2_base import SAM2Base
+from sam2_fast.official.base import SAM2Base
+from sam2_fast.official.steps import NO_OBJ_SCORE
 from sam2_fast.types import Points
 
 SMALL = Sam2Config(

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sam2_fast.graphs import Graphs
 from sam2_fast.model.layers import kept_by
-from sam2_fast.ops.memory_table import memory_attention_at
-from sam2_fast.ops.registry import BackendError
+from sam2_fast.ops.core.registry import BackendError
+from sam2_fast.ops.memory_attention.table import memory_attention_at
+from sam2_fast.recording.cache import Graphs
 from sam2_fast.types import Features, Points
-from sam2_fast.video_predictor import SAM2VideoPredictor
+from sam2_fast.video.predictor import SAM2VideoPredictor
 from tests.ops.recorders import RECORDERS, Module, Tensors, compiled, dispatched, jit_trace, traced_fx
 from tests.ops.test_tracing import error, poisoned_memory, pytestmark
 from tests.video.recorded import small_predictor
@@ -85,7 +85,7 @@ def as_exact_as_torch(found: Any, part: Part, model: SAM2VideoPredictor, given: 
     """An error of at most twice that of the definitions in float32, against float64."""
     exact = listed(part.run(copy.deepcopy(model).double(), *(t.double() for t in given)))
     with monkeypatch.context() as patch:
-        patch.setattr("sam2_fast.ops.native.native", lambda: None)
+        patch.setattr("sam2_fast.ops.core.native.native", lambda: None)
         torchs = listed(part.run(model, *given))
     assert len(listed(found)) == len(exact)
     for mine, theirs, true in zip(listed(found), torchs, exact, strict=True):
@@ -129,7 +129,7 @@ def test_a_trace_follows_its_parameters(kind: str, monkeypatch: pytest.MonkeyPat
         for p in trunk.parameters():
             p.mul_(1.25)
         after = traced(images)
-        monkeypatch.setattr("sam2_fast.ops.native.native", lambda: None)
+        monkeypatch.setattr("sam2_fast.ops.core.native.native", lambda: None)
         expected = trunk(images)
     assert not any(torch.equal(a, b) for a, b in zip(after, before, strict=True))
     for a, b, old in zip(after, expected, before, strict=True):

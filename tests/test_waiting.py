@@ -11,13 +11,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from sam2_fast.config import Options, Sam2Config
-from sam2_fast.mask_generator import SAM2AutomaticMaskGenerator
+from sam2_fast.image.automatic import SAM2AutomaticMaskGenerator
 from sam2_fast.model import Sam2
-from sam2_fast.ops import transfer
-from sam2_fast.ops.transfer import upload, upload_numbers
-from sam2_fast.session import ObjectTrack, StreamFrames, VideoSession
-from sam2_fast.tracker import track_frame
+from sam2_fast.ops.core import transfer
+from sam2_fast.ops.core.transfer import upload, upload_numbers
 from sam2_fast.types import FrameMemory, Points
+from sam2_fast.video.session import ObjectTrack, StreamFrames, VideoSession
+from sam2_fast.video.tracker import track_frame
 
 SMALL = Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(2,), windows=(8, 4, 4, 2), image_size=64)
 
@@ -96,9 +96,9 @@ def test_automatic_masks_look_at_no_number_before_their_runs(model: Sam2, monkey
         judged.extend((which.shape, keep(counts, counts, boxes).shape))
         raise CrossingError
 
-    monkeypatch.setattr("sam2_fast.mask_generator.mask_postprocess", crossing)
-    monkeypatch.setattr("sam2_fast.mask_generator._far", lambda device: True)
-    monkeypatch.setattr("sam2_fast.mask_generator.nms", lambda boxes, scores, threshold, alive: alive)  # a kernel on a GPU
+    monkeypatch.setattr("sam2_fast.image.automatic.mask_postprocess", crossing)
+    monkeypatch.setattr("sam2_fast.image.automatic._far", lambda device: True)
+    monkeypatch.setattr("sam2_fast.image.automatic.nms", lambda boxes, scores, threshold, alive: alive)  # a kernel on a GPU
     generator = SAM2AutomaticMaskGenerator(model, points_per_side=2, points_per_batch=3, pred_iou_thresh=0.5)
     generator.predictor.set_image(np.zeros((60, 80, 3), np.uint8))
     with pytest.raises(CrossingError):

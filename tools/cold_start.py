@@ -83,7 +83,7 @@ def _processor_seconds() -> float:
 def import_seconds() -> float:
     """Processor seconds of importing the package and what its Triton kernels need."""
     program = (
-        "import time, sam2_fast, sam2_fast.video_predictor, sam2_fast.kernels.launch;"
+        "import time, sam2_fast, sam2_fast.video.predictor, sam2_fast.kernels.launch;"
         "print(time.process_time())"
     )
     run = subprocess.run(

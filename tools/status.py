@@ -66,7 +66,7 @@ class Row:
 
 def rows() -> dict[tuple[str, str], Row]:
     """Every op and backend of the registry, torch's definitions left out."""
-    from sam2_fast.ops.registry import backends
+    from sam2_fast.ops.core.registry import backends
 
     found = {(s.op, s.backend): Row() for s in backends() if s.backend != "torch"}
     for key, how in marks():

@@ -100,7 +100,7 @@ class Context:
         """`function` as the replay of a CUDA graph; without a GPU the function itself."""
         if not self.cuda:
             return function
-        from sam2_fast.ops.recording import Recorder
+        from sam2_fast.recording.cuda_graph import Recorder
 
         recorder = Recorder(self.device)
         with recorder.turn():

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from sam2_fast.build_sam import choose_device
 from sam2_fast.cli import options as o
 from sam2_fast.cli.report import guarded
+from sam2_fast.weights.build import choose_device
 
 CPU_SIZE = 256
 """Default side of the model's input on a CPU, where exact references take their time."""

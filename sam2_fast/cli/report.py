@@ -12,8 +12,8 @@ from typing import Any, ParamSpec
 import torch
 import typer
 
-from sam2_fast.hub import WeightsUnavailableError
-from sam2_fast.ops.registry import BackendError
+from sam2_fast.ops.core.registry import BackendError
+from sam2_fast.weights.hub import WeightsUnavailableError
 
 BAD_INPUT, NO_WEIGHTS, INTERRUPTED, OUT_OF_MEMORY = 2, 3, 130, 1
 

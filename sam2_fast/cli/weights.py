@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlparse
 
-from sam2_fast import hub
 from sam2_fast.cli.options import Size
 from sam2_fast.cli.report import note
-from sam2_fast.hub import WeightsUnavailableError
+from sam2_fast.weights import hub
+from sam2_fast.weights.hub import WeightsUnavailableError
 
 RANDOM = "random (seed 0)"
 

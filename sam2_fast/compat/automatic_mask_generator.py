@@ -1,3 +1,3 @@
 """`sam2.automatic_mask_generator`."""
 
-from sam2_fast.mask_generator import SAM2AutomaticMaskGenerator as SAM2AutomaticMaskGenerator
+from sam2_fast.image.automatic import SAM2AutomaticMaskGenerator as SAM2AutomaticMaskGenerator

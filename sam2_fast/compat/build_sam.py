@@ -8,10 +8,10 @@ from sam2_fast.build_sam import build_sam2 as build_sam2
 from sam2_fast.build_sam import build_sam2_hf as build_sam2_hf
 from sam2_fast.build_sam import build_sam2_video_predictor as build_sam2_video_predictor
 from sam2_fast.build_sam import build_sam2_video_predictor_hf as build_sam2_video_predictor_hf
-from sam2_fast.checkpoint import CheckpointError, load_weights, read_state_dict
-from sam2_fast.hub import HF_MODEL_ID_TO_FILENAMES as HF_MODEL_ID_TO_FILENAMES
-from sam2_fast.hub import download
 from sam2_fast.model import Sam2
+from sam2_fast.weights.checkpoint import CheckpointError, load_weights, read_state_dict
+from sam2_fast.weights.hub import HF_MODEL_ID_TO_FILENAMES as HF_MODEL_ID_TO_FILENAMES
+from sam2_fast.weights.hub import download
 
 
 def _load_checkpoint(model: Sam2, ckpt_path: str | Path | None) -> None:

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sam2_fast.image_predictor import SAM2ImagePredictor
-from sam2_fast.mask_generator import SAM2AutomaticMaskGenerator
-from sam2_fast.ops import registry
-from sam2_fast.ops.registry import Implementation
+from sam2_fast.image.automatic import SAM2AutomaticMaskGenerator
+from sam2_fast.image.predictor import SAM2ImagePredictor
+from sam2_fast.ops.core import registry
+from sam2_fast.ops.core.registry import Implementation
 from sam2_fast.proving.rules import Call
-from sam2_fast.video_predictor import SAM2VideoPredictor
+from sam2_fast.video.predictor import SAM2VideoPredictor
 
 Keep = Callable[[str, Call], None]
 """Takes the name of an op and the arguments of a call."""

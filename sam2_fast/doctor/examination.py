@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from sam2_fast.build_sam import build_sam2_video_predictor
+from sam2_fast.config import VIDEO_POSTPROCESSING
 from sam2_fast.doctor.calls import enliven, moving_squares, recorded, run_pipeline
 from sam2_fast.kernels import choices
-from sam2_fast.ops import registry
-from sam2_fast.ops.native import isas
-from sam2_fast.ops.registry import Implementation
+from sam2_fast.ops.core import registry
+from sam2_fast.ops.core.native import isas
+from sam2_fast.ops.core.registry import Implementation
 from sam2_fast.proving import gate as gates
 from sam2_fast.proving.card import card_of
 from sam2_fast.proving.case import Case, LostDeviceError, NothingKnownError
@@ -25,11 +25,12 @@ from sam2_fast.proving.errors import Outcome
 from sam2_fast.proving.limits import Limits, operations, traffic
 from sam2_fast.proving.messages import choices_of, today, verdict_of
 from sam2_fast.proving.only_torch import only_torch
-from sam2_fast.proving.ops import rule_of
 from sam2_fast.proving.prover import Finding, examine, examine_more
-from sam2_fast.proving.rules import Call
+from sam2_fast.proving.rules import Call, rule_of
 from sam2_fast.proving.shipped import shipped
 from sam2_fast.proving.store import Choice, Verdict
+from sam2_fast.video.predictor import SAM2VideoPredictor
+from sam2_fast.weights.build import build_model
 
 PROVED, WRONG, UNKNOWN, NOT_RUN = "proved", "wrong", "unknown", "not run"
 TRACKED = 3
@@ -146,7 +147,9 @@ class Examination:
     def _calls(self, name: str) -> list[tuple[str, Call]]:
         """The last call of each configuration that no earlier model had."""
         options = self._options
-        model = build_sam2_video_predictor(
+        model = build_model(
+            SAM2VideoPredictor,
+            VIDEO_POSTPROCESSING,
             name,
             device=options.device,
             dtype=options.dtype,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from sam2_fast.click_sampling import sample_one_point_from_error_center
+from sam2_fast.data.clicks import sample_one_point_from_error_center
 from sam2_fast.data.folders import PathLike, read_labels
 from sam2_fast.data.sa1b import Sa1bAnnotations
 from sam2_fast.evaluation.metrics import region_similarity

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from sam2_fast.click_sampling import sample_one_point_from_error_center
+from sam2_fast.data.clicks import sample_one_point_from_error_center
 from sam2_fast.evaluation.metrics import BOUND, region_similarity
 from sam2_fast.evaluation.scores import Mask, VideoScores
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sam2_fast.click_sampling import sample_one_point_from_error_center
+from sam2_fast.data.clicks import sample_one_point_from_error_center
 from sam2_fast.evaluation.metrics import BOUND
 from sam2_fast.evaluation.scores import Mask, ObjectScore, VideoScores
 

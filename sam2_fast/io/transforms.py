@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sam2_fast.ops.native import no_triton
+from sam2_fast.ops.core.native import no_triton
+from sam2_fast.ops.core.transfer import upload
 from sam2_fast.ops.preprocess import full_scale, normalize, preprocess_frame, preprocess_images, resize_bicubic
-from sam2_fast.ops.transfer import upload
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from sam2_fast.config import Sam2Config
 from sam2_fast.model.layers import MLP, Narrowing, parameters_of
+from sam2_fast.ops.core.cache import Kept
 from sam2_fast.ops.hiera_block import hiera_block
-from sam2_fast.ops.weights import Kept
 
 
 class PatchEmbed(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sam2_fast.config import Sam2Config
 from sam2_fast.model.hiera import Hiera
 from sam2_fast.model.layers import folded
-from sam2_fast.ops.weights import Kept
+from sam2_fast.ops.core.cache import Kept
 
 
 class Lateral(nn.Module):

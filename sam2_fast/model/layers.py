@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
-from sam2_fast.ops.weights import Kept, Weights
+from sam2_fast.ops.core.cache import Kept, Weights
 
 
 class MLP(nn.Module):

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from sam2_fast.config import Options, Sam2Config
 from sam2_fast.model.layers import MLP, LayerNorm2d, Narrowing, parameters_of, to_tokens
 from sam2_fast.model.two_way_transformer import TwoWayTransformer
+from sam2_fast.ops.core.cache import Kept, Weights
 from sam2_fast.ops.mask_decoder import BODY, HEAD, mask_decoder
-from sam2_fast.ops.mask_decoder_reference import taken
+from sam2_fast.ops.mask_decoder.reference import taken
 from sam2_fast.ops.object_heads import stable_or_best
-from sam2_fast.ops.weights import Kept, Weights
 from sam2_fast.types import Prediction
 
 NUM_MASKS = 4  # one for an unambiguous prompt, three for an ambiguous one

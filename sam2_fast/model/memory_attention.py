@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sam2_fast.config import Sam2Config
 from sam2_fast.model.layers import Narrowing, Table, parameters_of
 from sam2_fast.ops.memory_attention import Memories, memory_attention
-from sam2_fast.ops.memory_table import MemoryTable, memory_attention_at
+from sam2_fast.ops.memory_attention.table import MemoryTable, memory_attention_at
 from sam2_fast.ops.rope_attention import rope_table
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sam2_fast.config import Sam2Config
 from sam2_fast.model.layers import LayerNorm2d
 from sam2_fast.model.position import RandomPosition
-from sam2_fast.ops.weights import Kept
+from sam2_fast.ops.core.cache import Kept
 
 
 class PromptEncoder(nn.Module):

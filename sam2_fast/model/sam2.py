@@ -29,11 +29,11 @@ from sam2_fast.model.object_pointer import age_position, split_pointers
 from sam2_fast.model.position import RandomPosition, sine_tokens
 from sam2_fast.model.prompt_encoder import PromptEncoder
 from sam2_fast.model.proofs import as_asked
+from sam2_fast.ops.core.cache import Kept, Weights
+from sam2_fast.ops.core.transfer import upload_numbers
 from sam2_fast.ops.memory_attention import Memories
-from sam2_fast.ops.memory_table import MemoryTable
+from sam2_fast.ops.memory_attention.table import MemoryTable
 from sam2_fast.ops.object_heads import mix_absent, object_heads
-from sam2_fast.ops.transfer import upload_numbers
-from sam2_fast.ops.weights import Kept, Weights
 from sam2_fast.types import Features, NoPoints, Points, Prediction
 
 

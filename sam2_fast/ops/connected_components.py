@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.ops.native import is_plain, native, no_cpu, no_cuda, no_triton
-from sam2_fast.ops.registry import Implementation, choose, execute, record_as, register, select
+from sam2_fast.ops.core.native import is_plain, native, no_cpu, no_cuda, no_triton
+from sam2_fast.ops.core.registry import Implementation, choose, execute, record_as, register, select
 
 _library = torch.library.Library("sam2_fast", "FRAGMENT")
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.ops.memory_table import products_dtype
-from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton, wants_gradients
-from sam2_fast.ops.norm import layer_norm
-from sam2_fast.ops.registry import Implementation, choose, record_as, register, select
-from sam2_fast.ops.weights import derive
+from sam2_fast.ops.core.cache import derive
+from sam2_fast.ops.core.native import is_plain, native, no_cpu, no_triton, wants_gradients
+from sam2_fast.ops.core.norm import layer_norm
+from sam2_fast.ops.core.registry import Implementation, choose, record_as, register, select
+from sam2_fast.ops.memory_attention.table import products_dtype
 from sam2_fast.ops.window_attention import window_attention, window_attention_reference
 
 _library = torch.library.Library("sam2_fast", "FRAGMENT")

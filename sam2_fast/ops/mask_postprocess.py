@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sam2_fast.ops.native import is_plain, materialized, native, no_cpu, no_triton
-from sam2_fast.ops.registry import Implementation, record_as, register, select
+from sam2_fast.ops.core.native import is_plain, materialized, native, no_cpu, no_triton
+from sam2_fast.ops.core.registry import Implementation, record_as, register, select
 
 _MOST = 2**31 - 1  # pixels of a canvas
 _AT_ONCE = 2**26  # pixels of masks that the definition holds at once

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sam2_fast.ops.native import is_plain, no_triton
-from sam2_fast.ops.registry import Implementation, choose, execute, record_as, register
+from sam2_fast.ops.core.native import is_plain, no_triton
+from sam2_fast.ops.core.registry import Implementation, choose, execute, record_as, register
 
 _library = torch.library.Library("sam2_fast", "FRAGMENT")
 BLOCK = 2048

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sam2_fast.ops.mask_decoder_reference import HEAD, taken, three_layers
-from sam2_fast.ops.memory_table import products_dtype
-from sam2_fast.ops.native import is_plain, no_triton, wants_gradients
-from sam2_fast.ops.registry import Implementation, execute, register
-from sam2_fast.ops.weights import derive
+from sam2_fast.ops.core.cache import derive
+from sam2_fast.ops.core.native import is_plain, no_triton, wants_gradients
+from sam2_fast.ops.core.registry import Implementation, execute, register
+from sam2_fast.ops.mask_decoder.reference import HEAD, taken, three_layers
+from sam2_fast.ops.memory_attention.table import products_dtype
 
 _MOST_HIDDEN = 256
 

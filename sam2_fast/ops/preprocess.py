@@ -12,9 +12,9 @@ from PIL import Image
 from PIL import __version__ as pillow_version
 from torch import Tensor
 
-from sam2_fast.ops import tracing
-from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton
-from sam2_fast.ops.registry import Implementation, choose, execute, record_as, register
+from sam2_fast.ops.core import tracing
+from sam2_fast.ops.core.native import is_plain, native, no_cpu, no_triton
+from sam2_fast.ops.core.registry import Implementation, choose, execute, record_as, register
 
 _library = torch.library.Library("sam2_fast", "FRAGMENT")
 _MOST = 2**24  # pixels of a side that the native kernel takes

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton, wants_gradients
-from sam2_fast.ops.registry import Implementation, choose, execute, record_as, register
+from sam2_fast.ops.core.native import is_plain, native, no_cpu, no_triton, wants_gradients
+from sam2_fast.ops.core.registry import Implementation, choose, execute, record_as, register
 
 _library = torch.library.Library("sam2_fast", "FRAGMENT")
 _STORED = (torch.float32, torch.bfloat16, torch.float16)

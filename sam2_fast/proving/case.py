@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sam2_fast.ops.recording import reason_of
+from sam2_fast.proving.device import reason_of
 from sam2_fast.proving.errors import Outcome, cast, judge
 from sam2_fast.proving.only_torch import only_torch
 from sam2_fast.proving.rules import Call, Rule, tensors_in

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from sam2_fast.kernels import choices
 from sam2_fast.kernels.choices import Form
-from sam2_fast.ops.native import compiles_only
-from sam2_fast.ops.recording import capturing, exclusive
 from sam2_fast.proving.cache import Cache
 from sam2_fast.proving.card import Card, card_of
 from sam2_fast.proving.case import LostDeviceError, NothingKnownError
+from sam2_fast.proving.device import capturing, compiles_only, exclusive
 from sam2_fast.proving.files import cache_directory
 from sam2_fast.proving.messages import (
     UNSETTLED,
@@ -31,9 +30,8 @@ from sam2_fast.proving.messages import (
     warning_of,
 )
 from sam2_fast.proving.only_torch import is_active
-from sam2_fast.proving.ops import rule_of
 from sam2_fast.proving.prover import Finding, prove
-from sam2_fast.proving.rules import Call, described, tensors_in
+from sam2_fast.proving.rules import Call, described, rule_of, tensors_in
 from sam2_fast.proving.store import Choice, Point, Verdict
 from sam2_fast.proving.switch import enabled, on_gpu
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from sam2_fast.kernels import choices
 from sam2_fast.kernels.choices import Form, Trial
-from sam2_fast.ops.native import compile_ahead
 from sam2_fast.proving.case import Case, failures
+from sam2_fast.proving.device import compile_ahead
 from sam2_fast.proving.errors import Outcome
 from sam2_fast.proving.rules import Call, Rule
 from sam2_fast.proving.store import Point

@@ -70,6 +70,20 @@ class Rule:
     """Whether the reference calls convolutions, for which torch has a TF32 switch of its own."""
 
 
+_rules: dict[str, Rule] = {}
+_OTHERS = Rule()
+
+
+def declare(op: str, rule: Rule) -> None:
+    """Say how `op` is proved. Ops without a rule are told apart by `any_configuration`."""
+    _rules[op] = rule
+
+
+def rule_of(op: str) -> Rule:
+    """How `op` is proved."""
+    return _rules.get(op, _OTHERS)
+
+
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """All tensors in lists, tuples, dictionaries and classes made of them."""
     if isinstance(value, Tensor):

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save
 
 from sam2_fast.atomic import whole_file
-from sam2_fast.build_sam import choose_device
 from sam2_fast.training.recipe import Recipe
 from sam2_fast.training.trainer import Trainer
+from sam2_fast.weights.build import choose_device
 
 CHECKPOINT, WEIGHTS, LOG = "checkpoint.pt", "model.safetensors", "log.jsonl"
 LAST = 100

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam2_fast.click_sampling import sample_box_points, sample_random_points_from_errors
+from sam2_fast.data.clicks import sample_box_points, sample_random_points_from_errors
 
 
 @dataclass(frozen=True)

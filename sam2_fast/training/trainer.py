@@ -16,10 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from sam2_fast.atomic import whole_file
-from sam2_fast.build_sam import build_sam2
-from sam2_fast.checkpoint import CheckpointError
-from sam2_fast.config import Options
+from sam2_fast.config import IMAGE_POSTPROCESSING, Options
 from sam2_fast.model import Sam2
+from sam2_fast.official.base import SAM2Base
 from sam2_fast.training.batches import Batch, collate
 from sam2_fast.training.forward import simulate
 from sam2_fast.training.losses import Losses, clip_losses, require_finite
@@ -27,6 +26,8 @@ from sam2_fast.training.optimizer import adamw, set_learning_rate
 from sam2_fast.training.recipe import Recipe, Stage
 from sam2_fast.training.simulation import draw_plan
 from sam2_fast.training.sources import Source
+from sam2_fast.weights.build import build_model
+from sam2_fast.weights.checkpoint import CheckpointError
 
 _PLAN, _CLIPS = 0, 1  # what random numbers of a step are for
 
@@ -43,7 +44,9 @@ class Trainer:
         self.recipe, self.device, self.step = recipe, torch.device(device), 0
         self._rank, self._processes, self._workers = rank, processes, workers
         first = recipe.stages[0].image_size
-        built = build_sam2(
+        built = build_model(
+            SAM2Base,
+            IMAGE_POSTPROCESSING,
             recipe.model,
             recipe.weights,
             self.device,

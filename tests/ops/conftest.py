@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sam2_fast.ops.native import ISAS, isas, native
+from sam2_fast.ops.core.native import ISAS, isas, native
 
 
 @pytest.fixture(params=ISAS)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from sam2_fast.ops.connected_components import connected_components, small_components
-from sam2_fast.ops.native import native, no_cpu, no_cuda, no_triton
-from sam2_fast.ops.registry import ORDER, BackendError, backends
+from sam2_fast.ops.core.native import native, no_cpu, no_cuda, no_triton
+from sam2_fast.ops.core.registry import ORDER, BackendError, backends
 from tests.ops.triton_tools import compiled, interpret
 
 ABSENT = {"cuda": no_cuda, "triton": no_triton, "cpu": no_cpu, "torch": lambda: None}

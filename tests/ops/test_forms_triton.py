@@ -10,9 +10,9 @@ PROGRAM = """
 import importlib
 import torch
 from sam2_fast.kernels.choices import trying
-from sam2_fast.ops import registry
+from sam2_fast.ops.core import registry
 from sam2_fast.proving.case import Case
-from sam2_fast.proving.ops import rule_of
+from sam2_fast.proving.rules import rule_of
 from sam2_fast.proving.rules import Call
 
 OP = "{op}"

@@ -12,9 +12,9 @@ from torch import Tensor
 from sam2_fast.config import Sam2Config
 from sam2_fast.model.hiera import Block, Hiera
 from sam2_fast.ops import hiera_block as op
+from sam2_fast.ops.core.native import native
+from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.hiera_block import WEIGHTS, hiera_block, hiera_block_reference
-from sam2_fast.ops.native import native
-from sam2_fast.ops.registry import BackendError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = {

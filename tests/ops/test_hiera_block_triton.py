@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sam2_fast.ops.core.native import no_triton
+from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.hiera_block import hiera_block, hiera_block_reference
-from sam2_fast.ops.native import no_triton
-from sam2_fast.ops.registry import BackendError
 from tests.ops.test_hiera_block import SHAPES, case, cast, error
 from tests.ops.triton_tools import interpret, resources
 

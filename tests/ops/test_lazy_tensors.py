@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from sam2_fast.ops.connected_components import connected_components
+from sam2_fast.ops.core.native import is_plain, materialized, native
 from sam2_fast.ops.hiera_block import hiera_block
 from sam2_fast.ops.mask_postprocess import mask_postprocess
-from sam2_fast.ops.native import is_plain, materialized, native
 from tests.ops import test_hiera_block
 from tests.ops.test_tracing import FIXED, FLOATS, listed, numbers
 

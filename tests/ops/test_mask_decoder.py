@@ -12,10 +12,10 @@ from torch import Tensor
 from sam2_fast.config import Options, Sam2Config
 from sam2_fast.model.mask_decoder import MaskDecoder
 from sam2_fast.ops import mask_decoder as op
+from sam2_fast.ops.core.native import native
+from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.mask_decoder import mask_decoder, mask_decoder_reference
-from sam2_fast.ops.mask_decoder_reference import spread
-from sam2_fast.ops.native import native
-from sam2_fast.ops.registry import BackendError
+from sam2_fast.ops.mask_decoder.reference import spread
 from tests.ops.errors import Errors
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

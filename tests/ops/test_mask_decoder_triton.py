@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from sam2_fast.ops.core.native import no_triton
+from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.mask_decoder import mask_decoder, mask_decoder_reference
-from sam2_fast.ops.native import no_triton
-from sam2_fast.ops.registry import BackendError
 from tests.ops.errors import Errors
 from tests.ops.test_mask_decoder import case, cast
 from tests.ops.triton_tools import interpret, resources
@@ -29,7 +29,7 @@ SHARED = [(80, 163), (89, 99), (90, 227), (120, 99)]
 INTERPRETED = """
 from sam2_fast.kernels import mask_decoder as kernels
 from sam2_fast.ops.mask_decoder import mask_decoder_reference
-from sam2_fast.ops.mask_decoder_triton import triton_decoder
+from sam2_fast.ops.mask_decoder.triton_kernels import triton_decoder
 from tests.ops.errors import Errors
 from tests.ops.test_mask_decoder import case, cast
 from tests.ops.test_mask_decoder_triton import SHAPES
@@ -64,7 +64,7 @@ for name, shape in list(SHAPES.items())[{part}::6]:
 
 NARROWED = """
 from sam2_fast.ops.mask_decoder import mask_decoder_reference
-from sam2_fast.ops.mask_decoder_triton import triton_decoder
+from sam2_fast.ops.mask_decoder.triton_kernels import triton_decoder
 from tests.ops.errors import Errors
 from tests.ops.test_mask_decoder import case, cast
 

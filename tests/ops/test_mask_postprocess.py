@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sam2_fast.io.rle import compress_rle, decode_rle
 from sam2_fast.masks import boxes, stability_score
+from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.mask_postprocess import Judged, _native_postprocess, interpolate, mask_postprocess, mask_postprocess_reference
-from sam2_fast.ops.registry import BackendError
 
 SHAPES = [
     ((8, 8), (20, 30), (20, 30), (0, 0)),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sam2_fast.ops.core.native import no_triton
+from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.mask_postprocess import mask_postprocess
-from sam2_fast.ops.native import no_triton
-from sam2_fast.ops.registry import BackendError
 from tests.ops.test_mask_postprocess import SHAPES, logits_of, same
 from tests.ops.triton_tools import compiled, interpret, resources
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from sam2_fast.config import Sam2Config
 from sam2_fast.model.memory_attention import MemoryAttention
 from sam2_fast.ops import memory_attention as op
+from sam2_fast.ops.core.native import native
+from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.memory_attention import WEIGHTS, Memories, attention, memory_attention, memory_attention_reference
-from sam2_fast.ops.native import native
-from sam2_fast.ops.registry import BackendError
 from sam2_fast.ops.rope_attention import rope_attention_reference, rope_table
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sam2_fast.ops.core.native import no_triton
+from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.memory_attention import Memories, memory_attention, memory_attention_reference
-from sam2_fast.ops.native import no_triton
-from sam2_fast.ops.registry import BackendError
 from tests.ops.test_memory_attention import RAGGED, Case, case, cast
 from tests.ops.triton_tools import interpret, resources
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from sam2_fast.config import Sam2Config
 from sam2_fast.model.memory_encoder import MemoryEncoder
 from sam2_fast.ops import memory_encoder as op
+from sam2_fast.ops.core.native import native
+from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.memory_encoder import matrices, memory_encoder, memory_encoder_reference
-from sam2_fast.ops.native import native
-from sam2_fast.ops.registry import BackendError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

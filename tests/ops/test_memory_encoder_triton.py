@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from sam2_fast.ops.core.native import no_triton
+from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.memory_encoder import memory_encoder, memory_encoder_reference
-from sam2_fast.ops.native import no_triton
-from sam2_fast.ops.registry import BackendError
 from tests.ops.errors import Errors
 from tests.ops.test_memory_encoder import case, cast
 from tests.ops.triton_tools import interpret, resources

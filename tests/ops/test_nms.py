@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from sam2_fast.ops.native import no_triton
+from sam2_fast.ops.core.native import no_triton
+from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.nms import batched_nms, nms
-from sam2_fast.ops.registry import BackendError
 from tests.ops.triton_tools import compiled, interpret
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sam2_fast.ops.mask_decoder_reference import three_layers
-from sam2_fast.ops.native import no_triton
+from sam2_fast.ops.core.native import no_triton
+from sam2_fast.ops.core.registry import BackendError
+from sam2_fast.ops.mask_decoder.reference import three_layers
 from sam2_fast.ops.object_heads import object_heads, object_heads_reference
-from sam2_fast.ops.registry import BackendError
 from tests.ops.errors import Errors
 from tests.ops.triton_tools import interpret, resources
 

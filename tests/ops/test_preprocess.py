@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from sam2_fast.ops.native import native, no_cpu
+from sam2_fast.ops.core.native import native, no_cpu
+from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.preprocess import (
     _native_bicubic,
     _native_frame,
@@ -28,7 +29,6 @@ from sam2_fast.ops.preprocess import (
     resize_bicubic,
     resize_bicubic_reference,
 )
-from sam2_fast.ops.registry import BackendError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZES = [

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from sam2_fast.ops.native import no_triton
+from sam2_fast.ops.core.native import no_triton
+from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.preprocess import preprocess_frame, preprocess_images, resize_bicubic, resize_bicubic_reference
-from sam2_fast.ops.registry import BackendError
 from tests.ops.test_preprocess import MEAN, SIZES, STD, exact, picture
 from tests.ops.triton_tools import interpret, resources
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from sam2_fast.ops.recording import CaptureError, Lane, Recorder, capture_errors, captured, reason_of
-from sam2_fast.ops.weights import Kept
+from sam2_fast.ops.core.cache import Kept
+from sam2_fast.recording.cuda_graph import CaptureError, Lane, Recorder, capture_errors, captured, reason_of
 from tests.ops.fake_cuda import CPU, Cuda, cuda
 
 __all__ = ["cuda"]
@@ -172,7 +172,7 @@ def test_nothing_is_kept_of_what_is_only_captured(monkeypatch: pytest.MonkeyPatc
     kept: Kept[list[int]] = Kept()
     weight = torch.zeros(2)
     during: Any = kept.get(lambda: [1], [weight])
-    monkeypatch.setattr("sam2_fast.ops.weights.capturing", lambda tensor: True)
+    monkeypatch.setattr("sam2_fast.ops.core.cache.capturing", lambda tensor: True)
     assert kept.get(lambda: [2], [weight]) is during, "computed before the capture"
     weight.add_(1.0)
     assert kept.get(lambda: [3], [weight]) == [3] and kept.value is during

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sam2_fast.ops import rope_attention as op
-from sam2_fast.ops.native import native
-from sam2_fast.ops.registry import BackendError
+from sam2_fast.ops.core.native import native
+from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.rope_attention import rope_attention, rope_attention_reference, rope_table
 from tests.ops.errors import Errors
 

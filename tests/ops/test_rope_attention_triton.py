@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sam2_fast.ops.native import no_triton
-from sam2_fast.ops.registry import BackendError
+from sam2_fast.ops.core.native import no_triton
+from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.rope_attention import rope_attention, rope_attention_reference, rope_table
 from tests.ops.errors import Errors
 from tests.ops.test_rope_attention import case, draws

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sam2_fast.ops.native import native, no_cpu
+from sam2_fast.ops.core.native import native, no_cpu
 
 SCRIPT = """
 import hashlib, sys

@@ -11,11 +11,11 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.timing import placed
 from sam2_fast.ops.connected_components import connected_components
+from sam2_fast.ops.core.native import no_triton
 from sam2_fast.ops.hiera_block import hiera_block
 from sam2_fast.ops.mask_decoder import mask_decoder
 from sam2_fast.ops.mask_postprocess import mask_postprocess
 from sam2_fast.ops.memory_encoder import memory_encoder
-from sam2_fast.ops.native import no_triton
 from sam2_fast.ops.preprocess import preprocess_frame
 from sam2_fast.ops.rope_attention import rope_attention, rope_table
 from tests.ops.test_hiera_block import SHAPES, case, cast

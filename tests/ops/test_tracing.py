@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sam2_fast.ops import tracing
 from sam2_fast.ops.connected_components import connected_components, small_components
+from sam2_fast.ops.core import tracing
+from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.hiera_block import hiera_block
 from sam2_fast.ops.mask_decoder import mask_decoder
 from sam2_fast.ops.mask_postprocess import mask_postprocess
@@ -20,7 +21,6 @@ from sam2_fast.ops.memory_attention import memory_attention
 from sam2_fast.ops.memory_encoder import memory_encoder
 from sam2_fast.ops.nms import nms
 from sam2_fast.ops.preprocess import preprocess_frame, preprocess_images, resize_bicubic
-from sam2_fast.ops.registry import BackendError
 from sam2_fast.ops.rope_attention import rope_attention
 from sam2_fast.ops.window_attention import window_attention
 from tests.ops import recorders, test_hiera_block, test_mask_decoder, test_memory_attention, test_memory_encoder

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sam2_fast.ops import weights as module
-from sam2_fast.ops.weights import Kept, Weights, derive
+from sam2_fast.ops.core import cache as module
+from sam2_fast.ops.core.cache import Kept, Weights, derive
 
 
 def made(parameters: list[torch.Tensor]) -> tuple[Weights, list[int]]:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sam2_fast.ops.native import native
-from sam2_fast.ops.registry import BackendError
+from sam2_fast.ops.core.native import native
+from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.window_attention import window_attention, window_attention_reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sam2_fast.ops.native import no_triton
-from sam2_fast.ops.registry import BackendError
+from sam2_fast.ops.core.native import no_triton
+from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.window_attention import window_attention, window_attention_reference
 from tests.ops.test_window_attention import SHAPES, case, cast, error
 from tests.ops.triton_tools import interpret, resources

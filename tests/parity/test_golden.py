@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from sam2_fast.build_sam import build_sam2
-from sam2_fast.hub import cached
-from sam2_fast.image_predictor import SAM2ImagePredictor
+from sam2_fast.image.predictor import SAM2ImagePredictor
+from sam2_fast.weights.hub import cached
 
 GOLDEN = {
     "facebook/sam2.1-hiera-tiny": (0.0316, 0.9647, 0.1029),

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from sam2_fast.build_sam import build_sam2
-from sam2_fast.image_predictor import SAM2ImagePredictor
+from sam2_fast.image.automatic import SAM2AutomaticMaskGenerator
+from sam2_fast.image.predictor import SAM2ImagePredictor
 from sam2_fast.io.rle import decode_rle
-from sam2_fast.mask_generator import SAM2AutomaticMaskGenerator
 from sam2_fast.ops.nms import batched_nms
 
 SIDE = 256

@@ -12,7 +12,7 @@ import torch
 from sam2_fast.kernels import choices
 from torch import Tensor
 
-from sam2_fast.ops import registry
+from sam2_fast.ops.core import registry
 from sam2_fast.proving.case import Case
 from sam2_fast.proving.gate import using
 from sam2_fast.proving.prover import prove

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from sam2_fast.cli.app import app
 from sam2_fast.doctor import examination
-from sam2_fast.ops import registry
-from sam2_fast.ops.native import isas, native
-from sam2_fast.ops.registry import Implementation
+from sam2_fast.ops.core import registry
+from sam2_fast.ops.core.native import isas, native
+from sam2_fast.ops.core.registry import Implementation
 from sam2_fast.proving import limits as limits_module
 from sam2_fast.proving.card import card_of
 from sam2_fast.proving.gate import Gate, using

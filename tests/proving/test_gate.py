@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sam2_fast.ops import registry
-from sam2_fast.ops.registry import BackendError
+from sam2_fast.ops.core import registry
+from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.proving import gate as gate_module
 from sam2_fast.proving import off
 from sam2_fast.proving.gate import Gate, using

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sam2_fast import ahead, graphs
-from sam2_fast.frame_graph import FrameGraph
-from sam2_fast.ops import gather_rows
-from sam2_fast.ops.gather_rows import ROWS, gather_refusal, select_rows
-from sam2_fast.ops.registry import Implementation
+from sam2_fast.ops.core.registry import Implementation
+from sam2_fast.ops.memory_attention import gather_rows
+from sam2_fast.ops.memory_attention.gather_rows import ROWS, gather_refusal, select_rows
+from sam2_fast.recording import cache as graphs
+from sam2_fast.recording.frame import FrameGraph
+from sam2_fast.video import lookahead as ahead
 from tests.ops.triton_tools import interpret
 from tests.video.failing import Willing
 from tests.video.recorded import NoLane, brief, small_predictor
@@ -19,7 +20,7 @@ PROGRAM = """
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from sam2_fast.kernels import memory_attention as kernels
-from sam2_fast.ops.gather_rows import gather_refusal
+from sam2_fast.ops.memory_attention.gather_rows import gather_refusal
 from sam2_fast.proving import case
 from sam2_fast.proving.gate import Gate, using
 from tests.proving.toy import CARD
@@ -75,7 +76,7 @@ def test_a_refused_kernel_is_not_captured(
     """Frames are tracked without a recording then; `prove=False` captures all the same."""
     wrong = Implementation("gather_rows", "triton", zeros, lambda *_: None)
     monkeypatch.setattr(gather_rows, "_KERNEL", wrong)
-    monkeypatch.setattr("sam2_fast.ops.native.native", lambda: None)  # a tape sees torch alone
+    monkeypatch.setattr("sam2_fast.ops.core.native.native", lambda: None)  # a tape sees torch alone
     monkeypatch.setattr(FrameGraph, "run", capture)
     monkeypatch.setattr(graphs, "Recorder", TapeRecorder)
     monkeypatch.setattr(ahead, "Lane", NoLane)

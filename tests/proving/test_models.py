@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from sam2_fast import build_sam2, build_sam2_video_predictor
-from sam2_fast import graphs as graphs_module
-from sam2_fast.graphs import Graphs
-from sam2_fast.ops import registry
+from sam2_fast.ops.core import registry
 from sam2_fast.ops.memory_attention import _TRITON
 from sam2_fast.proving.gate import Gate, using
 from sam2_fast.proving.rules import Call
 from sam2_fast.proving.store import Verdict
 from sam2_fast.proving.switch import enabled
-from sam2_fast.video_predictor import SAM2VideoPredictor
+from sam2_fast.recording import cache as graphs_module
+from sam2_fast.recording.cache import Graphs
+from sam2_fast.video.predictor import SAM2VideoPredictor
 from tests.proving.toy import CARD
 from tests.video.recorded import NoLane, frames, small_predictor
 from tests.video.tape import TapeRecorder
@@ -80,7 +80,7 @@ def attended(predictor: SAM2VideoPredictor, patch: pytest.MonkeyPatch) -> tuple[
     predictor.graphs = eager = Eager()
     with patch.context() as changed, using(Noting()) as noting:
         changed.setitem(registry._implementations, place, taking)
-        changed.setattr("sam2_fast.ahead.Lane", NoLane)
+        changed.setattr("sam2_fast.video.lookahead.Lane", NoLane)
         state = predictor.init_state(frames(2))
         predictor.add_new_points_or_box(state, 0, 1, points=[[20.0, 30.0]], labels=[1])
         list(predictor.propagate_in_video(state))
@@ -111,7 +111,7 @@ def test_a_frame_is_recorded_only_with_memory_attention_that_is_proved(
 def test_recordings_with_a_kernel_that_is_refused_later_are_dropped(
     guarded: Gate, predictor: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sam2_fast.ops.native.native", lambda: None)
+    monkeypatch.setattr("sam2_fast.ops.core.native.native", lambda: None)
     graphs = Willing()
     key = ("hiera_block", "triton", CPU, None, ())
     guarded.replace(CPU, {key: Verdict("hiera_block", "triton", "", None)}, [])

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from sam2_fast.doctor.calls import enliven, moving_squares, recorded, run_pipeline
-from sam2_fast.ops import registry
+from sam2_fast.ops.core import registry
+from sam2_fast.ops.core.rules import MEMORIES
 from sam2_fast.ops.memory_attention import Memories
 from sam2_fast.proving.case import Case
-from sam2_fast.proving.ops import MEMORIES, rule_of
 from sam2_fast.proving.prover import prove
-from sam2_fast.proving.rules import Call, Rule, any_configuration, described
+from sam2_fast.proving.rules import Call, Rule, any_configuration, described, rule_of
 from tests.video.recorded import small_predictor
 
 Calls = dict[str, list[Call]]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam2_fast.ops.native import no_triton
+from sam2_fast.ops.core.native import no_triton
 from sam2_fast.proving.gate import Gate, using
 from tests.ops.triton_tools import interpret
 

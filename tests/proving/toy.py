@@ -11,8 +11,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from sam2_fast.ops import registry
-from sam2_fast.ops.registry import Implementation
+from sam2_fast.ops.core import registry
+from sam2_fast.ops.core.registry import Implementation
 from sam2_fast.proving.card import Card
 from sam2_fast.proving.gate import Gate, using
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sam2_fast.ops.registry import backends
+from sam2_fast.ops.core.registry import backends
 from tools import status
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from sam2_fast import build_sam2
-from sam2_fast.checkpoint import CheckpointError
 from sam2_fast.training import Recipe, Trainer
 from sam2_fast.training.trainer import draw_batch
+from sam2_fast.weights.checkpoint import CheckpointError
 from tests.training.recipes import write_recipe
 
 

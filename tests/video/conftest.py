@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from sam2_fast.config import VIDEO_POSTPROCESSING, Options, Sam2Config
-from sam2_fast.session import VideoSession
-from sam2_fast.video_predictor import SAM2VideoPredictor
+from sam2_fast.video.predictor import SAM2VideoPredictor
+from sam2_fast.video.session import VideoSession
 
 SMALL = Sam2Config(
     embed_dim=16,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sam2_fast.graphs import Graphs
+from sam2_fast.recording.cache import Graphs
 from tests.video.tape import TapeRecorder
 
 SYNCHRONISED = "CUDA error: operation not permitted when stream is capturing\nadvice"

@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam2_fast import ahead as ahead_module
-from sam2_fast import graphs as graphs_module
 from sam2_fast.config import Options, Sam2Config
-from sam2_fast.graphs import Graphs
-from sam2_fast.ops import mask_decoder_triton, memory_attention, memory_encoder, native, registry
-from sam2_fast.video_predictor import SAM2VideoPredictor
+from sam2_fast.ops import memory_attention, memory_encoder
+from sam2_fast.ops.core import native, registry
+from sam2_fast.ops.mask_decoder import triton_kernels as mask_decoder_triton
+from sam2_fast.recording import cache as graphs_module
+from sam2_fast.recording.cache import Graphs
+from sam2_fast.video import lookahead as ahead_module
+from sam2_fast.video.predictor import SAM2VideoPredictor
 
 SMALL = Sam2Config(
     embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(2,), windows=(8, 4, 4, 2), image_size=64, memory_layers=2, memory_ffn_dim=32,
@@ -56,7 +58,7 @@ def on_triton(*ops: str) -> None:
 
 
 class NoLane:
-    """As `sam2_fast.ops.recording.Lane`, where there are no streams."""
+    """As `sam2_fast.recording.cuda_graph.Lane`, where there are no streams."""
 
     def __init__(self, device: torch.device) -> None:
         del device

@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from sam2_fast.ops import tracing
+from sam2_fast.ops.core import tracing
 
 Result = TypeVar("Result")
 FORBIDDEN = {"_local_scalar_dense", "item", "lift_fresh", "nonzero"}
@@ -57,7 +57,7 @@ _tapes: list[Tape] = []
 
 
 class TapeRecorder:
-    """As `sam2_fast.ops.recording.Recorder`."""
+    """As `sam2_fast.recording.cuda_graph.Recorder`."""
 
     recorded = 0
 

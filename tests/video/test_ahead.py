@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from sam2_fast import ahead as ahead_module
-from sam2_fast import graphs as graphs_module
-from sam2_fast.ahead import BATCH, READS, Ahead
-from sam2_fast.graphs import Graphs
 from sam2_fast.io.frames import FrameSource
-from sam2_fast.ops.recording import Lane
-from sam2_fast.session import VideoSession
-from sam2_fast.video_predictor import SAM2VideoPredictor
+from sam2_fast.recording import cache as graphs_module
+from sam2_fast.recording.cache import Graphs
+from sam2_fast.recording.cuda_graph import Lane
+from sam2_fast.video import lookahead as ahead_module
+from sam2_fast.video.lookahead import BATCH, READS, Ahead
+from sam2_fast.video.predictor import SAM2VideoPredictor
+from sam2_fast.video.session import VideoSession
 from tests.ops.fake_cuda import Cuda, cuda
 from tests.video.recorded import NoLane, edited, frames, small_predictor
 from tests.video.tape import TapeRecorder
@@ -58,7 +58,7 @@ class Damaged(FrameSource):
 def watched(monkeypatch: pytest.MonkeyPatch) -> SAM2VideoPredictor:
     monkeypatch.setattr(graphs_module, "Recorder", TapeRecorder)
     monkeypatch.setattr(ahead_module, "Lane", NoLane)
-    monkeypatch.setattr("sam2_fast.ops.native.native", lambda: None)  # a tape sees torch's operators alone
+    monkeypatch.setattr("sam2_fast.ops.core.native.native", lambda: None)  # a tape sees torch's operators alone
     predictor = small_predictor()
     predictor.graphs = Watched()
     return predictor
@@ -93,7 +93,7 @@ def test_editing_between_frames_does_not_disturb_what_is_ahead(watched: SAM2Vide
 
 @pytest.mark.parametrize("bad", [1, 6, 11])
 def test_a_damaged_frame_is_named_when_its_turn_comes(watched: SAM2VideoPredictor, bad: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sam2_fast.video_predictor.open_video", lambda video: video)
+    monkeypatch.setattr("sam2_fast.video.predictor.open_video", lambda video: video)
     state = watched.init_state(Damaged(bad))
     watched.add_new_points_or_box(state, 0, 1, points=[[20.0, 30.0]], labels=[1])
     seen = []

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sam2_fast import tracker
+from sam2_fast.video import tracker
 
 CLICK = {"points": [[20, 20]], "labels": [1]}
 

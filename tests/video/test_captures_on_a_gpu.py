@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from sam2_fast import graphs as graphs_module
-from sam2_fast.graphs import Graphs
-from sam2_fast.ops.native import no_triton
-from sam2_fast.ops.recording import CaptureError, Recorder, captured
+from sam2_fast.ops.core.native import no_triton
+from sam2_fast.recording import cache as graphs_module
+from sam2_fast.recording.cache import Graphs
+from sam2_fast.recording.cuda_graph import CaptureError, Recorder, captured
 from sam2_fast.types import Points
-from sam2_fast.video_predictor import SAM2VideoPredictor
+from sam2_fast.video.predictor import SAM2VideoPredictor
 from tests.video.recorded import edited, small_predictor
 
 pytestmark = pytest.mark.gpu

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from sam2_fast import ahead as ahead_module
-from sam2_fast import graphs as graphs_module
-from sam2_fast.frame_graph import FrameGraph
-from sam2_fast.image_predictor import SAM2ImagePredictor
-from sam2_fast.ops.recording import CaptureError
-from sam2_fast.video_predictor import SAM2VideoPredictor
+from sam2_fast.image.predictor import SAM2ImagePredictor
+from sam2_fast.recording import cache as graphs_module
+from sam2_fast.recording.cuda_graph import CaptureError
+from sam2_fast.recording.frame import FrameGraph
+from sam2_fast.video import lookahead as ahead_module
+from sam2_fast.video.predictor import SAM2VideoPredictor
 from tests.ops.triton_tools import interpret
 from tests.video.failing import FailingRecorder, Willing
 from tests.video.recorded import NoLane, brief, frames, small_predictor
@@ -58,7 +58,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> SAM2VideoPredictor:
     """A predictor on the CPU all of whose captures fail."""
     monkeypatch.setattr(graphs_module, "Recorder", FailingRecorder)
     monkeypatch.setattr(ahead_module, "Lane", NoLane)
-    monkeypatch.setattr("sam2_fast.ops.native.native", lambda: None)  # a tape sees torch's operators alone
+    monkeypatch.setattr("sam2_fast.ops.core.native.native", lambda: None)  # a tape sees torch's operators alone
     monkeypatch.setattr(FrameGraph, "run", lambda self: self._pointers.fill_(float("nan")))  # the kernels need a GPU
     monkeypatch.setattr(FailingRecorder, "attempts", 0)
     monkeypatch.setattr(FailingRecorder, "fails", staticmethod(lambda attempt: True))

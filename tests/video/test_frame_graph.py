@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sam2_fast.frame_graph import AGES, MOST_BLOCKS, FrameGraph, Remembered, room_for
+from sam2_fast.recording.frame import AGES, MOST_BLOCKS, FrameGraph, Remembered, room_for
 from sam2_fast.types import NoPoints, Points
 from tests.video.recorded import small_predictor
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from sam2_fast import graphs as graphs_module
-from sam2_fast.graphs import Graphs
-from sam2_fast.image_predictor import SAM2ImagePredictor
-from sam2_fast.ops.native import no_triton
+from sam2_fast.image.predictor import SAM2ImagePredictor
+from sam2_fast.ops.core.native import no_triton
+from sam2_fast.recording import cache as graphs_module
+from sam2_fast.recording.cache import Graphs
 from sam2_fast.types import Points
-from sam2_fast.video_predictor import SAM2VideoPredictor
+from sam2_fast.video.predictor import SAM2VideoPredictor
 from tests.ops.triton_tools import interpret
 from tests.video.recorded import edited, frames, small_predictor
 from tests.video.tape import TapeRecorder
@@ -50,7 +50,7 @@ class Willing(Graphs):
 def taped(monkeypatch: pytest.MonkeyPatch) -> SAM2VideoPredictor:
     """A predictor on the CPU whose encoder is recorded on tapes."""
     monkeypatch.setattr(graphs_module, "Recorder", TapeRecorder)
-    monkeypatch.setattr("sam2_fast.ops.native.native", lambda: None)  # a tape sees torch's operators alone
+    monkeypatch.setattr("sam2_fast.ops.core.native.native", lambda: None)  # a tape sees torch's operators alone
     return small_predictor()
 
 

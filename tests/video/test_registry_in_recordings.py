@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from sam2_fast import graphs as graphs_module
-from sam2_fast.graphs import Graphs
-from sam2_fast.ops import memory_attention, registry
-from sam2_fast.ops.native import no_triton
-from sam2_fast.ops.registry import Implementation
-from sam2_fast.video_predictor import SAM2VideoPredictor
+from sam2_fast.ops import memory_attention
+from sam2_fast.ops.core import registry
+from sam2_fast.ops.core.native import no_triton
+from sam2_fast.ops.core.registry import Implementation
+from sam2_fast.recording import cache as graphs_module
+from sam2_fast.recording.cache import Graphs
+from sam2_fast.video.predictor import SAM2VideoPredictor
 from tests.video.failing import FailingRecorder, Willing
 from tests.video.recorded import brief, small_predictor
 from tests.video.tape import TapeRecorder
@@ -30,7 +31,7 @@ class Encoding(Graphs):
 @pytest.fixture
 def predictor(monkeypatch: pytest.MonkeyPatch) -> SAM2VideoPredictor:
     monkeypatch.setattr(graphs_module, "Recorder", TapeRecorder)
-    monkeypatch.setattr("sam2_fast.ops.native.native", lambda: None)
+    monkeypatch.setattr("sam2_fast.ops.core.native.native", lambda: None)
     monkeypatch.setitem(registry._absent, TRITON, lambda: None)  # as where there is a GPU
     return small_predictor()
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sam2_fast import tracker
-from sam2_fast.camera_predictor import SAM2CameraPredictor
-from sam2_fast.ops import registry
+from sam2_fast.ops.core import registry
+from sam2_fast.video import tracker
+from sam2_fast.video.camera import SAM2CameraPredictor
 
 CLICK = {"points": [[20, 20]], "labels": [1]}
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sam2_fast import tracker
 from sam2_fast.build_sam import build_sam2, build_sam2_video_predictor
 from sam2_fast.config import NO_OBJECT_LOGIT, PRESETS, Sam2Config
 from sam2_fast.masks import fill_holes, remove_holes_and_specks
@@ -18,6 +17,7 @@ from sam2_fast.ops.memory_attention import Memories
 from sam2_fast.ops.rope_attention import rope_attention, rope_table, rotate
 from sam2_fast.ops.window_attention import window_attention
 from sam2_fast.types import Points
+from sam2_fast.video import tracker
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])

@@ -202,8 +202,8 @@ def _zeros_like(tensor: Tensor, **options: Any) -> Tensor:
 
 def _every_op_in_triton() -> Iterator[tuple[Any, str, Any]]:
     """What must be replaced so that every op runs in Triton, as it does on a GPU."""
-    from sam2_fast import mask_generator
-    from sam2_fast.ops import registry, tracing
+    from sam2_fast.image import automatic as mask_generator
+    from sam2_fast.ops.core import registry, tracing
 
     for stem in registry.STEMS:
         import_module(f"sam2_fast.ops.{stem}")

@@ -28,8 +28,8 @@ def stages(
     applied to encodings and frames when they first run.
     """
     from sam2_fast.build_sam import build_sam2
-    from sam2_fast.image_predictor import SAM2ImagePredictor
-    from sam2_fast.mask_generator import SAM2AutomaticMaskGenerator
+    from sam2_fast.image.automatic import SAM2AutomaticMaskGenerator
+    from sam2_fast.image.predictor import SAM2ImagePredictor
 
     model = build_sam2(name, device=device, dtype=dtype, seed=0, image_size=size)
     images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
@@ -68,9 +68,9 @@ def _lazily(graph: Callable[[Run], Run], run: Run) -> Run:
 
 def _tracked_frame(model: Any, objects: int) -> Run:
     """One frame as a CUDA graph has it, of objects that remember as much as they may."""
-    from sam2_fast.frame_graph import FrameGraph, Remembered, room_for
-    from sam2_fast.tracker import ambiguous
+    from sam2_fast.recording.frame import FrameGraph, Remembered, room_for
     from sam2_fast.types import Features
+    from sam2_fast.video.tracker import ambiguous
 
     config = model.config
     generator = torch.Generator().manual_seed(0)

@@ -16,12 +16,11 @@ from torch import Tensor
 
 from benchmarks.first_light.context import Context
 from sam2_fast.doctor.calls import encode_image, enliven, recorded, run_pipeline
-from sam2_fast.ops import registry
-from sam2_fast.ops.registry import Implementation
+from sam2_fast.ops.core import registry
+from sam2_fast.ops.core.registry import Implementation
 from sam2_fast.proving.case import Case
 from sam2_fast.proving.errors import cast
-from sam2_fast.proving.ops import rule_of
-from sam2_fast.proving.rules import Call
+from sam2_fast.proving.rules import Call, rule_of
 
 FLOATS = (
     "hiera_block",

@@ -75,8 +75,8 @@ def _triton_key(carried: Path | None) -> dict[str, Any]:
 
 
 def _package() -> dict[str, Any]:
-    from sam2_fast.ops.native import native
-    from sam2_fast.ops.registry import backends
+    from sam2_fast.ops.core.native import native
+    from sam2_fast.ops.core.registry import backends
 
     module = native()
     if module is None:

@@ -32,8 +32,8 @@ def run(context: Context) -> None:
 def _image(context: Context, name: str, picture: np.ndarray) -> dict[str, Any]:
     """Wall-clock milliseconds from bytes on the host to masks on the host, the best of three."""
     from sam2_fast.build_sam import build_sam2
-    from sam2_fast.image_predictor import SAM2ImagePredictor
-    from sam2_fast.mask_generator import SAM2AutomaticMaskGenerator
+    from sam2_fast.image.automatic import SAM2AutomaticMaskGenerator
+    from sam2_fast.image.predictor import SAM2ImagePredictor
 
     model = build_sam2(
         name, device=context.device, dtype=context.dtype, seed=0, image_size=context.size

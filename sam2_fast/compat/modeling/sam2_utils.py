@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam2_fast.click_sampling import get_next_point as get_next_point
-from sam2_fast.click_sampling import sample_box_points as sample_box_points
-from sam2_fast.click_sampling import sample_one_point_from_error_center as sample_one_point_from_error_center
-from sam2_fast.click_sampling import sample_random_points_from_errors as sample_random_points_from_errors
+from sam2_fast.data.clicks import get_next_point as get_next_point
+from sam2_fast.data.clicks import sample_box_points as sample_box_points
+from sam2_fast.data.clicks import sample_one_point_from_error_center as sample_one_point_from_error_center
+from sam2_fast.data.clicks import sample_random_points_from_errors as sample_random_points_from_errors
 from sam2_fast.model.layers import MLP as MLP
 from sam2_fast.model.layers import LayerNorm2d as LayerNorm2d
 from sam2_fast.model.position import sine_age

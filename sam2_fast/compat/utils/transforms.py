@@ -1,3 +1,3 @@
 """`sam2.utils.transforms`."""
 
-from sam2_fast.sam2_transforms import SAM2Transforms as SAM2Transforms
+from sam2_fast.image.transforms import SAM2Transforms as SAM2Transforms

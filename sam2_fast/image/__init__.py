@@ -1,0 +1,1 @@
+"""Images: the predictor, automatic masks, and their transforms."""

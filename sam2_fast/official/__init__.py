@@ -1,0 +1,1 @@
+"""The model under the official names, for programs that drive it themselves."""

@@ -1,0 +1,79 @@
+"""The door to the native module: what is there, and why not."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.utils._pytree import tree_map_only
+
+from sam2_fast.proving.device import no_triton as no_triton
+
+
+@lru_cache(maxsize=1)
+def native() -> ModuleType | None:
+    """`sam2_fast._C`, or None where the package was not built."""
+    try:
+        from sam2_fast import _C
+    except ImportError:
+        return None
+    return _C
+
+
+def no_cpu() -> str | None:
+    """Why native CPU kernels cannot run here; None where they can."""
+    return None if native() else "sam2_fast._C is not built; install the package with pip"
+
+
+@lru_cache(maxsize=1)
+def no_cuda() -> str | None:
+    """Why CUDA kernels cannot run here; None where they can."""
+    module = native()
+    if module is None:
+        return no_cpu()
+    if not module.cuda_architectures():
+        return "this build has no CUDA kernels (no nvcc when it was built)"
+    return None if torch.cuda.is_available() else "torch finds no CUDA device"
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether all are ordinary tensors, whose memory holds their numbers.
+
+    Subclasses such as FakeTensor must not reach the native code. Lazily negated tensors (memory holds the negative) and zero tensors
+    (without memory) go through `materialized` first. A conjugated tensor is complex, which no native kernel takes.
+    """
+    return all((type(t) is Tensor or type(t) is Parameter) and not t.is_neg() and not t._is_zerotensor() for t in tensors)
+
+
+def materialized(arguments: Any) -> Any:
+    """`arguments` with every lazily negated, conjugated or zero tensor in lists, tuples and named tuples replaced by one whose memory
+    holds its numbers. Other kinds of lists become lists."""
+    plain = type(arguments)(list(x) if isinstance(x, list) else x for x in arguments) if type(arguments) is tuple else arguments
+    return tree_map_only(Tensor, _materialize, plain)
+
+
+def _materialize(tensor: Tensor) -> Tensor:
+    if type(tensor) is not Tensor and type(tensor) is not Parameter:
+        return tensor
+    if tensor._is_zerotensor():
+        return tensor + torch.zeros((), dtype=tensor.dtype, device=tensor.device)  # keeps gradients; a clone has no memory either
+    return tensor.resolve_conj().resolve_neg()
+
+
+def wants_gradients(*tensors: Tensor) -> bool:
+    """Whether a result of these is differentiated."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
+"""Instruction sets that kernels for CPUs are compiled for, the narrowest first."""
+
+
+def isas() -> tuple[str, ...]:
+    """Those of `ISAS` that this processor has; none where the native module is not built."""
+    module = native()
+    return () if module is None else ISAS[: ISAS.index(module.cpu_isa()) + 1]

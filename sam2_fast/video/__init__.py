@@ -1,0 +1,1 @@
+"""Videos: predictors, sessions, and the tracker between model and memory."""

@@ -1,0 +1,297 @@
+"""`SAM2VideoPredictor`: the official methods over a `VideoSession`, and `step` for cameras."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Hashable, Iterator
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sam2_fast.config import VIDEO_POSTPROCESSING, Options, Sam2Config
+from sam2_fast.io.images import as_rgb_uint8
+from sam2_fast.io.video import open_video
+from sam2_fast.masks import non_overlapping, upsample
+from sam2_fast.official.base import SAM2Base
+from sam2_fast.prompts import frame_number, to_model_mask, to_model_points
+from sam2_fast.recording.cache import Graphs
+from sam2_fast.video import tracker
+from sam2_fast.video.inference_state import InferenceState
+from sam2_fast.video.lookahead import Ahead
+from sam2_fast.video.session import Keep, StreamFrames, VideoSession
+from sam2_fast.weights.build import build_pretrained, warn_of_unknown
+
+Output = tuple[int, list[Hashable], Tensor]
+"""(frame number, object ids, mask logits [N, 1, H, W] float32 at video size on the model's device; above 0 is object)."""
+
+
+class SAM2VideoPredictor(SAM2Base):
+    """Interactive video segmentation (official `SAM2VideoPredictor`). The model holds no state: every video has its session.
+
+    Every call validates, computes, then commits: one that raises has changed nothing.
+    graphs: recordings (CUDA graphs) of frames, made and used where the model is on a GPU; None: do without.
+    """
+
+    def __init__(self, config: Sam2Config, options: Options | None = None) -> None:
+        super().__init__(config, options)
+        self.graphs: Graphs | None = Graphs()
+
+    @classmethod
+    def from_pretrained(cls, model_id: str, **kwargs: Any) -> SAM2VideoPredictor:
+        """Weights from the Hugging Face Hub or a local path; keyword arguments as `build_sam2_video_predictor`."""
+        warn_of_unknown(kwargs)
+        return build_pretrained(cls, VIDEO_POSTPROCESSING, model_id, kwargs)
+
+    @torch.inference_mode()
+    def init_state(
+        self,
+        video_path: Any = None,
+        offload_video_to_cpu: bool = False,
+        offload_state_to_cpu: bool = False,
+        async_loading_frames: bool = False,
+        *,
+        keep: Keep | None = None,
+        max_pixels: int | None = None,
+        max_frames: int | None = None,
+    ) -> InferenceState:
+        """Open a video: a folder of numbered images, a video file or its bytes, an array or tensor of frames, an iterator, a
+        camera number; or None for a stream whose frames `step` brings.
+
+        offload_state_to_cpu: keep memories in host memory. offload_video_to_cpu, async_loading_frames: accepted; frames are
+        always read lazily and kept as uint8 on the host.
+        keep: "all" (default where the length is known) remembers every frame, so that any can be corrected; "reachable"
+        (default for streams) only what later frames attend to, so that memory does not grow with the video.
+        max_pixels, max_frames: limits on the input; None keeps the defaults of `io.video.open_video`.
+        """
+        limits = {k: v for k, v in (("max_pixels", max_pixels), ("max_frames", max_frames)) if v is not None}
+        if keep not in (None, "all", "reachable"):
+            raise ValueError(f"keep: expected 'all', 'reachable' or None, got {keep!r}")
+        frames = StreamFrames() if video_path is None else open_video(video_path, **limits)
+        storage = torch.device("cpu") if offload_state_to_cpu else self.device
+        default: Keep = "reachable" if frames.num_frames is None else "all"
+        session = InferenceState(frames, self.device, storage, keep or default)
+        session.offload_video_to_cpu = offload_video_to_cpu
+        if video_path is not None:
+            tracker.frame_features(self, session, 0, Ahead(self.graphs))
+        return session
+
+    @torch.inference_mode()
+    def add_new_points_or_box(
+        self,
+        inference_state: VideoSession,
+        frame_idx: int,
+        obj_id: Hashable,
+        points: Any = None,
+        labels: Any = None,
+        clear_old_points: bool = True,
+        normalize_coords: bool = True,
+        box: Any = None,
+    ) -> Output:
+        """Click on, or box, one object on one frame; new ids make new objects, at any time.
+
+        points: [P, 2] (x, y); labels: [P], 1 object, 0 background; box: (x0, y0, x1, y1). Coordinates are video pixels, or
+        fractions of the frame where normalize_coords is False. clear_old_points=False adds to the frame's earlier clicks.
+        Raises ValueError, TypeError or IndexError and changes nothing where a prompt makes no sense.
+        """
+        session = inference_state
+        with session.exclusive("add_new_points_or_box"):
+            frame = self._frame(session, frame_idx)
+            if box is not None and not clear_old_points:
+                raise ValueError("box: a box comes before any click, so it cannot be added to earlier ones; use clear_old_points=True")
+            height, width = session.size
+            prompt = to_model_points(points, labels, box, width, height, self.config.image_size, normalize_coords, session.device)
+            tracker.preview_points(self, session, frame, obj_id, prompt, clear_old_points, Ahead(self.graphs))
+            return self._shown(session, frame)
+
+    def add_new_points(self, *args: Any, **kwargs: Any) -> Output:
+        """Older name of `add_new_points_or_box`."""
+        return self.add_new_points_or_box(*args, **kwargs)
+
+    @torch.inference_mode()
+    def add_new_mask(self, inference_state: VideoSession, frame_idx: int, obj_id: Hashable, mask: Any) -> Output:
+        """Give one object's mask [H, W] on one frame (any size, non-zero is object; an empty mask says the object is absent)."""
+        session = inference_state
+        with session.exclusive("add_new_mask"):
+            frame = self._frame(session, frame_idx)
+            drawn = to_model_mask(mask, self.config.image_size, session.device)
+            tracker.preview_mask(self, session, frame, obj_id, drawn, Ahead(self.graphs))
+            return self._shown(session, frame)
+
+    @torch.inference_mode()
+    def propagate_in_video_preflight(self, inference_state: VideoSession) -> None:
+        """Commit all prompts to memory; `propagate_in_video` and `step` do so by themselves."""
+        with inference_state.exclusive("propagate_in_video_preflight"):
+            self._require_objects(inference_state)
+            tracker.commit(self, inference_state, Ahead(self.graphs))
+
+    def propagate_in_video(
+        self,
+        inference_state: VideoSession,
+        start_frame_idx: int | None = None,
+        max_frame_num_to_track: int | None = None,
+        reverse: bool = False,
+        *,
+        progress: bool = False,
+    ) -> Generator[Output, None, None]:
+        """Track all objects and yield (frame, ids, masks), frame by frame.
+
+        start_frame_idx: default the first prompted frame. max_frame_num_to_track: N yields N + 1 frames, as upstream; default
+        to the end. reverse from frame 0 yields nothing, as upstream. Between two frames the session may be changed: objects
+        added or removed and prompts given take effect from the next frame; a reset ends the loop with RuntimeError.
+        """
+        session = inference_state
+        self._require_objects(session)
+        if start_frame_idx is not None:
+            start_frame_idx = self._frame(session, start_frame_idx, "start_frame_idx")
+        if max_frame_num_to_track is not None and max_frame_num_to_track < 0:
+            raise ValueError(f"max_frame_num_to_track: expected 0 or more, got {max_frame_num_to_track}")
+        return self._propagate(session, start_frame_idx, max_frame_num_to_track, -1 if reverse else 1, progress)
+
+    def _propagate(
+        self, session: VideoSession, start: int | None, limit: int | None, step: int, progress: bool
+    ) -> Generator[Output, None, None]:
+        with torch.inference_mode(), session.exclusive("propagate_in_video"):
+            self._require_objects(session)
+            tracker.commit(self, session, Ahead(self.graphs))
+            prompted = [f for track in session.objects.values() for f in track.bank.prompted]
+            if not prompted:
+                raise RuntimeError("no object has a prompt: add points, a box or a mask first")
+        start = min(prompted) if start is None else start
+        resets = session.resets
+        order = _frame_order(start, limit, step, session.num_frames)
+        ahead = Ahead(self.graphs, order if isinstance(order, range) else range(0))
+        for frame in tqdm(order, desc="propagate in video", disable=not progress):
+            if session.resets != resets:
+                raise RuntimeError("the session was reset while it was being propagated; call propagate_in_video again")
+            if session.num_frames is None and not _has_frame(session, frame):
+                return
+            yield self._track(session, frame, step, ahead)
+
+    @torch.inference_mode()
+    def _track(self, session: VideoSession, frame: int, step: int, ahead: Ahead) -> Output:
+        with session.exclusive("propagate_in_video"):
+            ahead.begin()
+            tracker.commit(self, session, ahead)
+            logits = tracker.track_frame(self, session, frame, step, ahead)
+            ahead.advance(self, session, frame)
+            return frame, session.obj_ids, self._finish(session, logits)
+
+    def propagate_in_both_directions(self, inference_state: VideoSession, start_frame_idx: int | None = None) -> Iterator[Output]:
+        """From the start frame (default the first prompted one) to the end, then from it to the beginning; it comes once."""
+        yield from self.propagate_in_video(inference_state, start_frame_idx)
+        start = start_frame_idx
+        if start is None:
+            start = min((f for t in inference_state.objects.values() for f in t.bank.prompted), default=0)
+        for output in self.propagate_in_video(inference_state, start, reverse=True):
+            if output[0] != start:
+                yield output
+
+    @torch.inference_mode()
+    def step(self, inference_state: VideoSession, frame: Any) -> Output:
+        """Take the next frame of a stream (`init_state(None)`), commit prompts given so far, track all objects on it.
+
+        frame: an RGB image as `set_image` takes it, every one of the same size. Without objects the masks are [0, 1, H, W]. Prompts
+        go to the frame that `step` returned last (or one of the few before it). Memory does not grow with the stream.
+        """
+        session = inference_state
+        frames = session.frames
+        if not isinstance(frames, StreamFrames):
+            raise TypeError("step: this session has a video of its own; open a stream with init_state(None)")
+        pixels = as_rgb_uint8(frame)
+        with session.exclusive("step"):
+            frames.check(pixels)
+            tracker.commit(self, session, Ahead(self.graphs))
+            number, tracked = frames.push(pixels), False
+            try:
+                logits = tracker.track_frame(self, session, number, 1, Ahead(self.graphs))
+                tracked = True
+            finally:
+                if not tracked:
+                    frames.unpush()
+            frames.trim()
+            return number, session.obj_ids, self._finish(session, logits)
+
+    @torch.inference_mode()
+    def clear_all_prompts_in_frame(
+        self, inference_state: VideoSession, frame_idx: int, obj_id: Hashable, need_output: bool = True
+    ) -> Output | None:
+        """Take back one object's prompts on one frame; an object that has no prompt left is paused, the others go on."""
+        session = inference_state
+        with session.exclusive("clear_all_prompts_in_frame"):
+            frame = self._frame(session, frame_idx)
+            _clear(session, session.object(obj_id), frame)
+            return self._shown(session, frame) if need_output else None
+
+    @torch.inference_mode()
+    def remove_object(
+        self, inference_state: VideoSession, obj_id: Hashable, strict: bool = False, need_output: bool = True
+    ) -> tuple[list[Hashable], list[tuple[int, Tensor]]]:
+        """Remove an object; returns the remaining ids and the frames it was prompted on with the others' masks.
+
+        An unknown id is ignored, or with strict=True raises RuntimeError.
+        """
+        session = inference_state
+        with session.exclusive("remove_object"):
+            if obj_id not in session.objects:
+                if strict:
+                    raise RuntimeError(f"Cannot remove object id {obj_id} as it doesn't exist. All existing object ids: {session.obj_ids}.")
+                return session.obj_ids, []
+            frames = list(session.objects.pop(obj_id).prompts)
+            updated = [(f, self._shown(session, f)[2]) for f in frames] if need_output and session.objects else []
+            return session.obj_ids, updated
+
+    def reset_state(self, inference_state: VideoSession) -> None:
+        """Remove all objects, prompts and memories; the video stays open. A propagation that is under way ends with an error."""
+        with inference_state.exclusive("reset_state"):
+            inference_state.reset()
+
+    def _frame(self, session: VideoSession, frame_idx: Any, name: str = "frame_idx") -> int:
+        count = session.frames.pushed if isinstance(session.frames, StreamFrames) else session.num_frames
+        return frame_number(frame_idx, count, name)
+
+    def _require_objects(self, session: VideoSession) -> None:
+        if not session.objects:
+            raise RuntimeError("No input points or masks are provided for any object; please add inputs first.")
+
+    def _shown(self, session: VideoSession, frame: int) -> Output:
+        rows = [track.shown(frame) for track in session.objects.values()]
+        return frame, session.obj_ids, self._finish(session, tracker.stack_logits(self, session, rows))
+
+    def _finish(self, session: VideoSession, logits: Tensor) -> Tensor:
+        """[N, 1, 4h, 4w] -> [N, 1, H, W] at video size; overlaps are removed here, on the output only."""
+        masks = upsample(logits, session.size)
+        return non_overlapping(masks) if self.options.non_overlap_masks else masks
+
+
+class SAM2VideoPredictorVOS(SAM2VideoPredictor):
+    """The official name of the compiled predictor; here the same class, since the default path needs no compilation."""
+
+
+def _clear(session: VideoSession, track: Any, frame: int) -> None:
+    """Remove a frame's prompt; what was remembered of it goes on as a tracked memory (official rule)."""
+    track.prompts.pop(frame, None)
+    track.previews.pop(frame, None)
+    track.bank.corrected.discard(frame)
+    memory = track.bank.prompted.pop(frame, None)
+    if memory is not None:
+        track.bank.tracked[frame] = memory
+        track.passed.pop(frame, None)
+
+
+def _frame_order(start: int, limit: int | None, step: int, num_frames: int | None) -> Any:
+    if step < 0:
+        return range(start, max(start - limit, 0) - 1 if limit is not None else -1, -1) if start > 0 else range(0)
+    if num_frames is None:
+        return count(start) if limit is None else range(start, start + limit + 1)
+    return range(start, num_frames if limit is None else min(start + limit, num_frames - 1) + 1)
+
+
+def _has_frame(session: VideoSession, frame: int) -> bool:
+    """Whether a source of unknown length goes on."""
+    try:
+        session.frames[frame]
+    except IndexError:
+        return False
+    return True

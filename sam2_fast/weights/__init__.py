@@ -1,0 +1,1 @@
+"""Weights: files, names, and models built from them."""
