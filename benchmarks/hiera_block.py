@@ -11,7 +11,9 @@ from unittest.mock import patch
 import torch
 
 from benchmarks.timing import Case, Options, Row, dtypes, interleaved, matrix_peak, placed, require, rms_error, rows
-from sam2_fast.ops.hiera_block import hiera_block, hiera_block_reference
+from sam2_fast.ops.core.layout import Leaf
+from sam2_fast.ops.hiera_block import HieraBlockWeights, hiera_block, hiera_block_reference
+from sam2_fast.proving.errors import cast
 
 KINDS = (  # tokens along a side, stage of the input, width factor, window, pooled
     ("8 x 8", 256, 0, 1, 8, False),
@@ -35,14 +37,16 @@ def operations(side: int, dim: int, out: int, window: int, pool: bool) -> int:
     return 2 * (linear + 2 * after * keys * out)
 
 
-def weights_of(dim: int, out: int, pool: bool, dtype: torch.dtype) -> list[torch.Tensor]:
+def weights_of(dim: int, out: int, pool: bool, dtype: torch.dtype) -> HieraBlockWeights:
     """A block's parameters, of a size that keeps its values near one."""
     torch.manual_seed(0)
-    norms = [torch.ones(dim), torch.zeros(dim)], [torch.ones(out), torch.zeros(out)]
-    shapes = [(3 * out, dim), (out, out), (4 * out, out), (out, 4 * out), (out, dim)]
-    linear = [[torch.randn(s) * s[1] ** -0.5, torch.randn(s[0]) * 0.1] for s in shapes]
-    parts = [norms[0], linear[0], linear[1], norms[1], linear[2], linear[3], *([linear[4]] if pool else [])]
-    return [x.to(dtype) for part in parts for x in part]
+
+    def weight(leaf: Leaf, shape: tuple[int, ...]) -> torch.Tensor:
+        if leaf.name.startswith("norm"):
+            return torch.full(shape, float(leaf.name.endswith("weight")))
+        return torch.randn(shape) * (shape[1] ** -0.5 if leaf.matrix else 0.1)
+
+    return HieraBlockWeights.build(weight, count=int(pool), C=dim, D=out, F=4 * out).to(dtype)
 
 
 @torch.inference_mode()
@@ -68,7 +72,7 @@ def block(
     x, weights = torch.randn(1, side, side, dim).to(dtype), weights_of(dim, out, pool, dtype)
     given = placed((x, weights, heads, window, pool), options.device)
     mine, theirs = hiera_block(*given), hiera_block_reference(*given, 1e-6)
-    exact = hiera_block_reference(given[0].double(), [w.double() for w in given[1]], *given[2:], 1e-6)
+    exact = hiera_block_reference(*cast(given, torch.float64), 1e-6)
     require(rms_error(mine, exact) <= 2 * rms_error(theirs, exact), case, "sam2_fast")
     del mine, theirs, exact
     functions: dict[str, Callable[[], torch.Tensor]] = {

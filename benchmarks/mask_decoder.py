@@ -10,8 +10,8 @@ import torch
 from benchmarks import peers
 from benchmarks.timing import Case, Options, Row, interleaved, matrix_peak, rates, require, rms_error, rows
 from sam2_fast.build_sam import build_sam2
-from sam2_fast.ops import mask_decoder as op
-from sam2_fast.ops.mask_decoder import mask_decoder_reference
+from sam2_fast.ops.mask_decoder import mask_decoder
+from sam2_fast.ops.mask_decoder.reference import mask_decoder_reference
 from sam2_fast.types import Features, Points
 
 
@@ -32,7 +32,7 @@ class Recorded:
 
     def __call__(self, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         self.arguments = arguments
-        return op.mask_decoder(*arguments)
+        return mask_decoder(*arguments)
 
 
 def arguments_of(decode: Callable[[], Any]) -> tuple[Any, ...]:

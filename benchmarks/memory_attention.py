@@ -10,8 +10,11 @@ from functools import cache
 import torch
 
 from benchmarks.timing import Case, Options, Row, dtypes, interleaved, matrix_peak, placed, require, rows
-from sam2_fast.ops.memory_attention import WEIGHTS, Memories, memory_attention, memory_attention_reference
+from sam2_fast.ops.core.layout import Leaf
+from sam2_fast.ops.memory_attention import Memories, MemoryAttentionWeights, memory_attention
+from sam2_fast.ops.memory_attention.reference import memory_attention_reference
 from sam2_fast.ops.rope_attention import rope_table
+from sam2_fast.proving.errors import cast
 
 DIM, NARROW, HIDDEN, LAYERS, POINTERS = 256, 64, 2048, 4, 64
 PEER = "torch's layers and rope_attention"
@@ -31,17 +34,17 @@ def arguments(side: int, maps: int, objects: int, dtype: torch.dtype, sharp: flo
     """Random weights of a size that keeps values near one; `sharp` multiplies the queries."""
     generator = torch.Generator().manual_seed(0)
     tokens = side * side
-    shapes = {"k.weight": (DIM, NARROW), "v.weight": (DIM, NARROW), "linear1.weight": (HIDDEN, DIM), "linear1.bias": (HIDDEN,)}
-    shapes |= {"linear2.weight": (DIM, HIDDEN)}
 
-    def weight(name: str) -> torch.Tensor:
-        if name.startswith("norm"):
-            return torch.full((DIM,), float(name.endswith("weight")), dtype=dtype)
-        shape = shapes.get(name, (DIM, DIM) if name.endswith("weight") else (DIM,))
-        spread = (shape[-1] ** -0.5 if len(shape) == 2 else 0.1) * (sharp if name in ("q.weight", "self q.weight") else 1.0)
+    def weight(leaf: Leaf, shape: tuple[int, ...]) -> torch.Tensor:
+        part, kind = leaf.name.split(".")[-2:]
+        if part.startswith("norm"):
+            return torch.full(shape, float(kind == "weight"), dtype=dtype)
+        spread = shape[-1] ** -0.5 if leaf.matrix else 0.1
+        if leaf.matrix and part in ("q", "self_q"):
+            spread *= sharp
         return (torch.randn(shape, generator=generator) * spread).to(dtype)
 
-    weights = [weight(name) for name in (*WEIGHTS * LAYERS, "norm.weight", "norm.bias")]
+    weights = MemoryAttentionWeights.build(weight, count=LAYERS, C=DIM, M=NARROW, F=HIDDEN)
     stored = [torch.randn(tokens, NARROW, generator=generator).to(dtype) for _ in range(maps * objects)]
     pointers = torch.randn(2, POINTERS * objects, NARROW, generator=generator).to(dtype)
     first = [maps * i for i in range(objects + 1)]
@@ -62,11 +65,7 @@ def arguments(side: int, maps: int, objects: int, dtype: torch.dtype, sharp: flo
 def errors(side: int, dtype: torch.dtype, sharp: float, device: torch.device) -> tuple[float, float]:
     """Root mean square errors of ours and of torch's layers against float64, two maps."""
     given = placed(arguments(side, 2, 1, dtype, sharp), device)
-    x, weights, table, m, temporal, place = given
-    memories = m._replace(maps=[t.double() for t in m.maps], pointers=m.pointers.double(), positions=m.positions.double())
-    exact = memory_attention_reference(
-        x.double(), [w.double() for w in weights], table.double(), memories, temporal.double(), place.double()
-    )
+    exact = memory_attention_reference(*cast(given, torch.float64))
     mine, theirs = memory_attention(*given), memory_attention_reference(*given)
     return tuple((found.double() - exact).square().mean().sqrt().item() for found in (mine, theirs))  # type: ignore[return-value]
 

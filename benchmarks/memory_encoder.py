@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from benchmarks import peers
 from benchmarks.timing import Case, Options, Row, interleaved, matrix_peak, rates, require, rms_error, rows
 from sam2_fast.build_sam import build_sam2
-from sam2_fast.ops import memory_encoder as op
+from sam2_fast.ops.memory_encoder import memory_encoder, memory_encoder_reference
+from sam2_fast.proving.errors import cast
 
 DIM, NARROW, HIDDEN, CHANNELS = 256, 64, 1024, (1, 4, 16, 64, 256)
 
@@ -32,7 +33,7 @@ class Recorded:
 
     def __call__(self, *arguments: Any) -> torch.Tensor:
         self.arguments = arguments
-        return op.memory_encoder(*arguments)
+        return memory_encoder(*arguments)
 
 
 def arguments_of(encode: Callable[[], Any]) -> tuple[Any, ...]:
@@ -83,10 +84,10 @@ def encoding(case: str, size: int, count: int, narrow: bool, best: float, option
     encode = lambda m=logits: ours.encode_memory(low, m, torch.ones(len(m), 1, device=device), False)  # noqa: E731
     functions: dict[str, Callable[[], torch.Tensor]] = {"sam2_fast": encode}
     given = arguments_of(encode)
-    functions["torch"] = lambda g=given: op.memory_encoder_reference(*g)
+    functions["torch"] = lambda g=given: memory_encoder_reference(*g)
     if theirs is not None:
         functions["official"] = lambda m=logits: official(theirs, low, m, size)
-    exact = op.memory_encoder_reference(given[0].double(), given[1].double(), [w.double() for w in given[2]], *given[3:])
+    exact = memory_encoder_reference(*cast(given, torch.float64))
     with torch.autocast(device.type, torch.bfloat16, enabled=narrow):
         error = {who: rms_error(function(), exact) for who, function in functions.items()}
         for peer in ("torch", "official"):

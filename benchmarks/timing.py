@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from sam2_fast.proving.errors import rms_error as rms_error
 from sam2_fast.proving.limits import matrix_rate
@@ -111,13 +112,8 @@ def dtypes(options: Options) -> tuple[torch.dtype, ...]:
 
 
 def placed(value: Any, device: torch.device) -> Any:
-    """`value` with every tensor in it, in lists and tuples too, on `device`."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, list | tuple):
-        parts = [placed(part, device) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return value
+    """`value` with every tensor in it, in lists, tuples and weights too, on `device`."""
+    return tree_map_only(torch.Tensor, lambda x: x.to(device), value)
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype = torch.float32) -> float:

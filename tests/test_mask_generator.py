@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 import sam2_fast.image.automatic as module
-from sam2_fast.config import IMAGE_POSTPROCESSING, Options, Sam2Config
 from sam2_fast.compat.utils import amg
+from sam2_fast.config import IMAGE_POSTPROCESSING, Options, Sam2Config
 from sam2_fast.image.automatic import SAM2AutomaticMaskGenerator
 from sam2_fast.io.rle import decode_rle
 from sam2_fast.official.base import SAM2Base

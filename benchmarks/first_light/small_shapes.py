@@ -6,30 +6,42 @@ Only memory accesses matter here; that results are right is tested elsewhere.
 
 from __future__ import annotations
 
+import math
 import sys
 from contextlib import ExitStack
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from sam2_fast.ops.connected_components import (
+from sam2_fast.ops import (
+    HieraBlockWeights,
+    MaskDecoderWeights,
+    Memories,
+    MemoryAttentionWeights,
+    MemoryEncoderWeights,
     connected_components,
-    connected_components_reference,
+    hiera_block,
+    mask_decoder,
+    mask_postprocess,
+    memory_attention,
+    memory_encoder,
+    nms,
+    preprocess_frame,
+    preprocess_images,
+    rope_attention,
+    rope_table,
     small_components,
+    window_attention,
 )
-from sam2_fast.ops.hiera_block import hiera_block
-from sam2_fast.ops.mask_decoder import mask_decoder
-from sam2_fast.ops.mask_postprocess import mask_postprocess
-from sam2_fast.ops.memory_attention import Memories, memory_attention
-from sam2_fast.ops.memory_encoder import memory_encoder
-from sam2_fast.ops.nms import nms
-from sam2_fast.ops.preprocess import preprocess_frame, preprocess_images
-from sam2_fast.ops.rope_attention import rope_attention, rope_table
-from sam2_fast.ops.window_attention import window_attention
+from sam2_fast.ops.connected_components import connected_components_reference
+from sam2_fast.ops.core.layout import Leaf
+from sam2_fast.ops.core.weights import Weights
 from sam2_fast.proving import off
 
 BACKENDS = {"cuda": ("cuda", "triton"), "cpu": ("cpu", "torch"), "fake": ("torch", "triton")}
 """For connected components, and for everything else."""
+W = TypeVar("W", bound=Weights)
 
 
 class SmallShapes:
@@ -52,11 +64,11 @@ class SmallShapes:
     def _random(self, *shape: int) -> Tensor:
         return torch.randn(*shape).to(self._device, self._dtype)
 
-    def _linear(self, *sizes: tuple[int, int]) -> list[Tensor]:
-        return [x for i, o in sizes for x in (self._random(o, i) / 16, self._random(o))]
+    def _weights(self, kind: type[W], count: int = 1, **sizes: int) -> W:
+        def weight(leaf: Leaf, shape: tuple[int, ...]) -> Tensor:
+            return self._random(*shape) / math.prod(shape[1:]) ** 0.5
 
-    def _norm(self, channels: int) -> list[Tensor]:
-        return [self._random(channels), self._random(channels)]
+        return kind.build(weight, count=count, **sizes)
 
     def components(self) -> None:
         """Labels, areas and small components."""
@@ -97,34 +109,13 @@ class SmallShapes:
     def blocks(self) -> None:
         """Hiera blocks, plain and pooled; channels of one launch for the MLP and of three."""
         for dim, out, pool in ((48, 48, False), (48, 96, True), (192, 192, False)):
-            weights = [
-                *self._norm(dim),
-                *self._linear((dim, 3 * out), (out, out)),
-                *self._norm(out),
-            ]
-            weights += [
-                *self._linear((out, 4 * out), (4 * out, out)),
-                *(self._linear((dim, out)) if pool else []),
-            ]
+            weights = self._weights(HieraBlockWeights, int(pool), C=dim, D=out, F=4 * out)
             hiera_block(self._random(1, 16, 12, dim), weights, 2, 4, pool, backend=self._backend)
 
     def decoder(self) -> None:
         """The mask decoder with eight tokens."""
-        narrow, full, norm = [(256, 128)] * 3 + [(128, 256)], [(256, 256)] * 4, self._norm(256)
-        layer = [
-            *self._linear(*full),
-            *norm,
-            *self._linear(*narrow),
-            *norm,
-            *self._linear((256, 64), (64, 256)),
-        ]
-        layer += [*norm, *norm, *self._linear(*narrow)]
-        body = [*layer, *layer, *self._linear(*narrow), *norm, self._random(256, 256) / 16]
-        body += [*self._random(3, 64), self._random(128, 64) / 8, self._random(32)]
-        heads = self._linear((256, 64), (64, 64), (64, 4))
-        heads += [w for _ in range(3) for w in self._linear((256, 256), (256, 256), (256, 32))]
+        weights = self._weights(MaskDecoderWeights, 3, C=256, F=64, H=64, K=4)
         maps = self._random(1, 4, 4, 256), self._random(1, 8, 8, 64), self._random(1, 16, 16, 32)
-        weights = [w.contiguous() for w in (*body, *heads)]
         prompts = self._random(2, 8, 256)
         mask_decoder(
             *maps, self._random(16, 256), prompts, None, weights, 8, 3, 1, backend=self._backend
@@ -132,23 +123,11 @@ class SmallShapes:
 
     def memory(self) -> None:
         """The memory encoder; memory attention of objects that remember differently much."""
-        widths = ((1, 4), (4, 16), (16, 64), (64, 256))
-        weights = [
-            x
-            for i, o in widths
-            for x in (self._random(o, i, 3, 3) / 9, self._random(o), *self._norm(o))
-        ]
-        for inner, outer in ((256, 256), (256, 256)):
-            weights += [self._random(outer, inner, 1, 1) / 16, self._random(outer)]
-        weights += [self._random(256, 1, 7, 7) / 7, self._random(256), *self._norm(256)]
-        weights += [*self._linear((256, 64), (64, 256)), self._random(256)]
-        weights += [self._random(64, 256, 1, 1) / 16, self._random(64)]
+        widths = {"K1": 4, "K2": 16, "K3": 64, "K4": 256, "C": 256, "F": 64, "M": 64}
+        weights = self._weights(MemoryEncoderWeights, **widths)
         low, logits = self._random(1, 3, 4, 256), self._random(2, 12, 16)
         memory_encoder(low, logits, weights, False, backend=self._backend)
-        square, dim, m = [(64, 64)] * 4, 64, 16
-        layer = [*self._norm(dim), *self._linear(*square), *self._norm(dim)]
-        layer += [*self._linear((dim, dim), (m, dim), (m, dim), (dim, dim)), *self._norm(dim)]
-        layer += self._linear((dim, 32), (32, dim))
+        dim, m = 64, 16
         maps = [self._random(25, m) for _ in range(3)]
         memories = Memories(
             maps,
@@ -160,7 +139,8 @@ class SmallShapes:
             [0, 1, 5],
         )
         table = rope_table(dim, 5).to(self._device)
-        given = self._random(1, 25, dim), [*layer, *self._norm(dim)], table, memories
+        layers = self._weights(MemoryAttentionWeights, C=dim, M=m, F=32)
+        given = self._random(1, 25, dim), layers, table, memories
         memory_attention(*given, self._random(3, m), self._random(25, m), backend=self._backend)
 
 

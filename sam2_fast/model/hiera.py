@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_fast.config import Sam2Config
-from sam2_fast.model.layers import MLP, Narrowing, parameters_of
-from sam2_fast.ops.core.cache import Kept
-from sam2_fast.ops.hiera_block import hiera_block
+from sam2_fast.model.layers import MLP, OpModule, linear_of, norm_of
+from sam2_fast.ops.core.cache import Cache
+from sam2_fast.ops.hiera_block import HieraBlockWeights, hiera_block
 
 
 class PatchEmbed(nn.Module):
@@ -36,7 +36,7 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim_out, dim_out)
 
 
-class Block(Narrowing):
+class Block(OpModule[HieraBlockWeights]):
     """Pre-norm attention and MLP. Where the width changes, queries and the shortcut are max-pooled 2 x 2."""
 
     def __init__(self, dim: int, dim_out: int, num_heads: int, window: int) -> None:
@@ -49,11 +49,22 @@ class Block(Narrowing):
         if self.pool:
             self.proj = nn.Linear(dim, dim_out)
 
+    def gather_weights(self) -> HieraBlockWeights:
+        """What `ops.hiera_block` reads."""
+        fc1, fc2 = self.mlp.layers
+        return HieraBlockWeights(
+            norm_of(self.norm1),
+            linear_of(self.attn.qkv),
+            linear_of(self.attn.proj),
+            norm_of(self.norm2),
+            linear_of(fc1),
+            linear_of(fc2),
+            linear_of(self.proj) if self.pool else None,
+        )
+
     def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
         """x: [B, H, W, dim] -> [B, H', W', dim_out], H' = H / 2 where queries are pooled. overwrite: x may be given up for the result."""
-        layers = [self.norm1, self.attn.qkv, self.attn.proj, self.norm2, *self.mlp.layers, *([self.proj] if self.pool else [])]
-        weights = self.narrowed(parameters_of(*layers))
-        return hiera_block(x, weights, self.num_heads, self.window, self.pool, self.norm1.eps, overwrite=overwrite)
+        return hiera_block(x, self.weights(), self.num_heads, self.window, self.pool, self.norm1.eps, overwrite=overwrite)
 
 
 class Hiera(nn.Module):
@@ -65,7 +76,7 @@ class Hiera(nn.Module):
         self.patch_embed = PatchEmbed(dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, dim, *grid))
         self.pos_embed_window = nn.Parameter(torch.zeros(1, dim, window, window))
-        self._position: Kept[Tensor] = Kept()
+        self._position: Cache[Tensor] = Cache()
         ends = [sum(config.stages[: i + 1]) - 1 for i in range(4)]
         self.stage_ends = ends
         blocks, stage = [], 0

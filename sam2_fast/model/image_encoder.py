@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sam2_fast.config import Sam2Config
 from sam2_fast.model.hiera import Hiera
 from sam2_fast.model.layers import folded
-from sam2_fast.ops.core.cache import Kept
+from sam2_fast.ops.core.cache import Cache
 
 
 class Lateral(nn.Module):
@@ -20,7 +20,7 @@ class Lateral(nn.Module):
     def __init__(self, dim: int, dim_out: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(dim, dim_out, kernel_size=1)
-        self._folded: Kept[tuple[Tensor, Tensor | None]] = Kept()
+        self._folded: Cache[tuple[Tensor, Tensor | None]] = Cache()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Lateral:
         self._folded.clear()

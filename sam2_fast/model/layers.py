@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
-from sam2_fast.ops.core.cache import Kept, Weights
+from sam2_fast.ops.core.autocast import in_compute_dtype
+from sam2_fast.ops.core.cache import Cache, WeightsCache
+from sam2_fast.ops.core.weights import Linear, Norm, Weights
+from sam2_fast.ops.mask_decoder.weights import MlpWeights
+
+W = TypeVar("W", bound=Weights)
 
 
 class MLP(nn.Module):
@@ -65,39 +71,42 @@ class Table(nn.Module):
         return self.value
 
 
-class Narrowing(nn.Module):
-    """A module that keeps its matrices in the dtype of the caller's autocast, where no gradients are wanted, instead of casting them at
-    every call."""
+class OpModule(nn.Module, Generic[W]):
+    """A module whose weights one op reads: gathered and checked when they are placed or changed."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._narrow: Kept[list[Tensor]] = Kept()
-        self._derived: Kept[dict[str, object]] = Kept()
+        self._placed: WeightsCache[W] = WeightsCache()
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Narrowing:
-        self._narrow.clear()
-        self._derived.clear()
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OpModule[W]:
+        self._placed.clear()
         return super()._apply(fn, recurse)
 
-    def narrowed(self, weights: list[Tensor], matrices: Sequence[int] | None = None) -> Weights:
-        """`weights`, matrices among them cast where autocast wants it and no gradients are wanted; kernels go channels_last.
+    def gather_weights(self) -> W:
+        """The weights of the op, by name."""
+        raise NotImplementedError
 
-        What backends derive from them is kept beside them.
+    def weights(self) -> W:
+        """As `gather_weights`, matrices in the dtype of the caller's autocast; held while they stay as they are."""
+        return in_compute_dtype(self._placed.get(self._all_modules, self.gather_weights))
 
-        matrices: which they are; None: those of two dimensions.
-        """
-        kind = weights[0].device.type
-        enabled = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
-        if not enabled or (torch.is_grad_enabled() and any(w.requires_grad for w in weights)):
-            return Weights(weights, self._derived, weights)
-        dtype = torch.get_autocast_dtype(kind)
-        which = [i for i, w in enumerate(weights) if w.ndim == 2] if matrices is None else matrices
+    def _all_modules(self) -> list[nn.Module]:
+        return list(self.modules())
 
-        def cast(w: Tensor) -> Tensor:
-            return w.detach().to(dtype, memory_format=torch.channels_last if w.ndim == 4 else torch.preserve_format)
 
-        narrow = self._narrow.get(lambda: [cast(w) if i in which else w for i, w in enumerate(weights)], weights, dtype)
-        return Weights(narrow, self._derived, weights, dtype)
+def linear_of(layer: nn.Module) -> Linear:
+    """Weight and bias of a linear layer."""
+    return Linear(layer.weight, layer.bias)  # type: ignore[arg-type]
+
+
+def norm_of(layer: nn.Module) -> Norm:
+    """Weight and bias of a layer norm."""
+    return Norm(layer.weight, layer.bias)  # type: ignore[arg-type]
+
+
+def mlp_of(mlp: nn.Module) -> MlpWeights:
+    """The three layers of an `MLP`."""
+    return MlpWeights(*map(linear_of, mlp.layers))  # type: ignore[arg-type]
 
 
 @functools.cache
@@ -136,9 +145,10 @@ def untouched_mlp(part: nn.Module) -> bool:
     return all(untouched(layer, nn.Linear) and layer.bias is not None for layer in part.layers)
 
 
-def kept_by(model: nn.Module) -> list[object]:
-    """All that a model's parts keep just now: who has recorded their addresses holds it, so that it stays where it is."""
-    return [kept.value for part in model.modules() for kept in vars(part).values() if isinstance(kept, Kept)]
+def held_by(model: nn.Module) -> list[object]:
+    """All that a model's parts hold just now: a CUDA graph has recorded the addresses, and keeps it where it is."""
+    values = [value for part in model.modules() for value in vars(part).values()]
+    return [value.value for value in values if isinstance(value, Cache | WeightsCache)]
 
 
 def folded(inner: nn.Conv2d, outer: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
@@ -152,11 +162,6 @@ def folded(inner: nn.Conv2d, outer: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
             bias = shift if bias is None else shift + bias.to(wide)
     dtype = outer.weight.dtype
     return weight.to(dtype)[..., None, None], None if bias is None else bias.to(dtype)
-
-
-def parameters_of(*layers: nn.Module) -> list[Tensor]:
-    """Weight and bias of each layer, as ops take them."""
-    return [t for layer in layers for t in (layer.weight, layer.bias)]  # type: ignore[misc]
 
 
 def to_tokens(x: Tensor) -> Tensor:

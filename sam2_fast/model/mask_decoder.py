@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sam2_fast.config import Options, Sam2Config
-from sam2_fast.model.layers import MLP, LayerNorm2d, Narrowing, parameters_of, to_tokens
+from sam2_fast.model.layers import MLP, LayerNorm2d, OpModule, mlp_of, norm_of, to_tokens
 from sam2_fast.model.two_way_transformer import TwoWayTransformer
-from sam2_fast.ops.core.cache import Kept, Weights
-from sam2_fast.ops.mask_decoder import BODY, HEAD, mask_decoder
+from sam2_fast.ops.core.cache import Cache, derive
+from sam2_fast.ops.mask_decoder import mask_decoder
 from sam2_fast.ops.mask_decoder.reference import taken
+from sam2_fast.ops.mask_decoder.weights import MaskDecoderWeights, UpscalingWeights
 from sam2_fast.ops.object_heads import stable_or_best
 from sam2_fast.types import Prediction
 
@@ -29,7 +31,7 @@ class Decoded(NamedTuple):
     first: int  # which of the four masks `logits` begins with
 
 
-class MaskDecoder(Narrowing):
+class MaskDecoder(OpModule[MaskDecoderWeights]):
     """Weights and steps of the decoder; which of the four masks are wanted is the caller's argument."""
 
     def __init__(self, config: Sam2Config) -> None:
@@ -51,12 +53,10 @@ class MaskDecoder(Narrowing):
         self.output_hypernetworks_mlps = nn.ModuleList(MLP(dim, dim, dim // 8, 3) for _ in range(NUM_MASKS))
         self.iou_prediction_head = MLP(dim, 256, NUM_MASKS, 3)
         self.pred_obj_score_head = MLP(dim, dim, 1, 3)
-        self._learned: Kept[Tensor] = Kept()
-        self._cells: Kept[list[Tensor]] = Kept()
+        self._learned: Cache[Tensor] = Cache()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MaskDecoder:
         self._learned.clear()
-        self._cells.clear()
         super()._apply(fn, recurse)
         return self
 
@@ -89,7 +89,7 @@ class MaskDecoder(Narrowing):
         which = range(1) if single else range(1, NUM_MASKS) if multimask else range(NUM_MASKS)
         image, mid, high = (x.permute(0, 2, 3, 1) for x in (low + dense, mid, high))
         place = to_tokens(position)[0]
-        weights = self._weights(which)
+        weights = self._weights_of(which)
         heads, best = self.transformer.num_heads, best and multimask
         logits, iou, tokens = mask_decoder(image, mid, high, place, prompts, present, weights, heads, 2 + which[0], 1, best)
         if undecided:
@@ -108,16 +108,25 @@ class MaskDecoder(Narrowing):
         # the pointer stays that of the single mask: training saw no other
         return Prediction(logits, iou, mask_tokens[:, :1], presence)
 
-    def _weights(self, which: range) -> Weights:
-        """What the op takes: of the masks, the layers by which the tokens `which` draw."""
-        up1, norm, _, up2, _ = self.output_upscaling
-        networks = [layer for network in self.output_hypernetworks_mlps if isinstance(network, MLP) for layer in network.layers]
-        every = [*self.transformer.weights(), *parameters_of(up1, norm, up2, *self.iou_prediction_head.layers, *networks)]
-        weights = self.narrowed(every, [i for i, w in enumerate(every) if w.ndim > 1])
-        every = [*weights]
-        # transposed convolutions as matrices: rows by place in the cell, then channel
-        ups = [every[i] for i in (BODY - 6, BODY - 2)]
-        every[BODY - 6], every[BODY - 2] = self._cells.get(lambda: [w.permute(2, 3, 1, 0).flatten(0, 2) for w in ups], ups)
-        first = BODY + HEAD * (1 + which[0])
-        chosen = [*every[: BODY + HEAD], *every[first : first + HEAD * len(which)]]
-        return weights.with_tensors(chosen, f"masks {which}")
+    def gather_weights(self) -> MaskDecoderWeights:
+        """What `ops.mask_decoder` reads, with the hypernetworks of all masks."""
+        transformer = self.transformer
+        up1, up_norm, _, up2, _ = self.output_upscaling
+        return MaskDecoderWeights(
+            tuple(layer.gather_weights() for layer in transformer.layers),  # type: ignore[operator]
+            transformer.final_attn_token_to_image.gather_weights(),
+            norm_of(transformer.norm_final_attn),
+            UpscalingWeights(up1.weight, up1.bias),  # type: ignore[arg-type]
+            norm_of(up_norm),
+            UpscalingWeights(up2.weight, up2.bias),  # type: ignore[arg-type]
+            mlp_of(self.iou_prediction_head),
+            tuple(map(mlp_of, self.output_hypernetworks_mlps)),
+        )
+
+    def _weights_of(self, masks: range) -> MaskDecoderWeights:
+        """What the op reads for these masks alone."""
+        weights = self.weights()
+        if len(masks) == len(weights.masks):
+            return weights
+        chosen = slice(masks.start, masks.stop)
+        return derive(weights, f"{masks}", lambda: replace(weights, masks=weights.masks[chosen]))

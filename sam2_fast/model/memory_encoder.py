@@ -6,8 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from sam2_fast.config import Sam2Config
-from sam2_fast.model.layers import LayerNorm2d, Narrowing, parameters_of
-from sam2_fast.ops.memory_encoder import matrices, memory_encoder
+from sam2_fast.model.layers import LayerNorm2d, OpModule, linear_of, norm_of
+from sam2_fast.ops.memory_encoder import (
+    DepthwiseConvolution,
+    FirstConvolutionWeights,
+    FuserBlockWeights,
+    MaskConvolutionWeights,
+    MemoryEncoderWeights,
+    PointConvolution,
+    memory_encoder,
+)
 
 _EPS = 1e-6  # of all its norms
 
@@ -22,9 +30,10 @@ class MaskDownSampler(nn.Module):
             steps += [nn.Conv2d(channels, 4 * channels, 3, stride=2, padding=1), LayerNorm2d(4 * channels), nn.GELU()]
         self.encoder = nn.Sequential(*steps, nn.Conv2d(256, dim, kernel_size=1))
 
-    def weights(self) -> list[Tensor]:
-        """The 18 tensors that the op takes: convolution and norm by turns, then the projection."""
-        return parameters_of(*(layer for layer in self.encoder if not isinstance(layer, nn.GELU)))
+    def steps(self) -> list[tuple[nn.Module, nn.Module]]:
+        """The four convolutions and their norms."""
+        layers = [layer for layer in self.encoder if not isinstance(layer, nn.GELU)]
+        return list(zip(layers[:-1:2], layers[1:-1:2], strict=True))
 
 
 class FuserBlock(nn.Module):
@@ -38,9 +47,11 @@ class FuserBlock(nn.Module):
         self.pwconv2 = nn.Linear(hidden, dim)
         self.gamma = nn.Parameter(1e-6 * torch.ones(dim))
 
-    def weights(self) -> list[Tensor]:
-        """The 9 tensors that the op takes of a block."""
-        return [*parameters_of(self.dwconv, self.norm, self.pwconv1, self.pwconv2), self.gamma]
+    def gather_weights(self) -> FuserBlockWeights:
+        """What `ops.memory_encoder` reads of a block."""
+        depthwise = DepthwiseConvolution(self.dwconv.weight, self.dwconv.bias)  # type: ignore[arg-type]
+        norm, fc1, fc2 = norm_of(self.norm), linear_of(self.pwconv1), linear_of(self.pwconv2)
+        return FuserBlockWeights(depthwise, norm, fc1, fc2, self.gamma)
 
 
 class Fuser(nn.Module):
@@ -51,7 +62,7 @@ class Fuser(nn.Module):
         self.layers = nn.ModuleList(FuserBlock(dim, hidden) for _ in range(2))
 
 
-class MemoryEncoder(Narrowing):
+class MemoryEncoder(OpModule[MemoryEncoderWeights]):
     """Projected features plus the downsampled mask, fused and narrowed to the memory's width."""
 
     def __init__(self, config: Sam2Config) -> None:
@@ -64,7 +75,20 @@ class MemoryEncoder(Narrowing):
 
     def forward(self, low: Tensor, logits: Tensor, binarize: bool) -> Tensor:
         """low: [1 or B, dim, h, w] features; logits: [B, 1, ., .] of masks, any size -> [B, h * w, memory_dim]."""
-        blocks = [t for layer in self.fuser.layers for t in layer.weights()]  # type: ignore[operator]
-        weights = [*self.mask_downsampler.weights(), *parameters_of(self.pix_feat_proj), *blocks, *parameters_of(self.out_proj)]
-        weights = self.narrowed(weights, matrices(weights))
-        return memory_encoder(low.permute(0, 2, 3, 1), logits[:, 0], weights, binarize, _EPS)
+        return memory_encoder(low.permute(0, 2, 3, 1), logits[:, 0], self.weights(), binarize, _EPS)
+
+    def gather_weights(self) -> MemoryEncoderWeights:
+        """What `ops.memory_encoder` reads."""
+        steps = [(conv.weight, conv.bias, norm_of(norm)) for conv, norm in self.mask_downsampler.steps()]
+        return MemoryEncoderWeights(
+            tuple(FirstConvolutionWeights(*step) for step in steps[:2]),  # type: ignore[arg-type]
+            tuple(MaskConvolutionWeights(*step) for step in steps[2:]),  # type: ignore[arg-type]
+            _point(self.mask_downsampler.encoder[-1]),
+            _point(self.pix_feat_proj),
+            tuple(block.gather_weights() for block in self.fuser.layers),  # type: ignore[operator]
+            _point(self.out_proj),
+        )
+
+
+def _point(layer: nn.Module) -> PointConvolution:
+    return PointConvolution(layer.weight, layer.bias)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sam2_fast.config import Sam2Config
 from sam2_fast.model.layers import LayerNorm2d
 from sam2_fast.model.position import RandomPosition
-from sam2_fast.ops.core.cache import Kept
+from sam2_fast.ops.core.cache import Cache
 
 
 class PromptEncoder(nn.Module):
@@ -22,9 +22,9 @@ class PromptEncoder(nn.Module):
         self.image_embedding_size = (side, side)
         self.mask_input_size = (4 * side, 4 * side)
         self.pe_layer = RandomPosition(dim)
-        self._places: Kept[Tensor] = Kept()
-        self._narrow_places: Kept[Tensor] = Kept()
-        self._kinds: Kept[Tensor] = Kept()
+        self._places: Cache[Tensor] = Cache()
+        self._narrow_places: Cache[Tensor] = Cache()
+        self._kinds: Cache[Tensor] = Cache()
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, dim) for _ in range(4))  # negative, positive, box corners
         self.not_a_point_embed = nn.Embedding(1, dim)
         self.mask_downscaling = nn.Sequential(

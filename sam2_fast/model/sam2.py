@@ -16,7 +16,7 @@ from sam2_fast.model.image_encoder import ImageEncoder
 from sam2_fast.model.layers import (
     MLP,
     Table,
-    parameters_of,
+    mlp_of,
     to_map,
     to_tokens,
     untouched,
@@ -29,11 +29,11 @@ from sam2_fast.model.object_pointer import age_position, split_pointers
 from sam2_fast.model.position import RandomPosition, sine_tokens
 from sam2_fast.model.prompt_encoder import PromptEncoder
 from sam2_fast.model.proofs import as_asked
-from sam2_fast.ops.core.cache import Kept, Weights
+from sam2_fast.ops.core.cache import Cache, WeightsCache
 from sam2_fast.ops.core.transfer import upload_numbers
 from sam2_fast.ops.memory_attention import Memories
 from sam2_fast.ops.memory_attention.table import MemoryTable
-from sam2_fast.ops.object_heads import mix_absent, object_heads
+from sam2_fast.ops.object_heads import ObjectHeadsWeights, mix_absent, object_heads
 from sam2_fast.types import Features, NoPoints, Points, Prediction
 
 
@@ -69,8 +69,8 @@ class Sam2(nn.Module):
             nn.init.trunc_normal_(parameter, std=0.02)
         self._image_position = Table(partial(sine_tokens, dim, side))  # [h * w, 256]
         self._memory_position = Table(partial(sine_tokens, memory_dim, side))  # [h * w, 64]
-        self._object_heads: Kept[dict[str, object]] = Kept()
-        self._tables: Kept[list[Tensor]] = Kept()
+        self._object_heads: WeightsCache[ObjectHeadsWeights] = WeightsCache()
+        self._tables: Cache[list[Tensor]] = Cache()
 
     @property
     def device(self) -> torch.device:
@@ -206,8 +206,7 @@ class Sam2(nn.Module):
         own_decode = type(self).decode is Sam2.decode and "decode" not in vars(self)
         if own_decode and untouched(decoder, MaskDecoder) and self._heads_are_untouched():
             whole: Decoded = self._run_decoder(low, features, points, hint, multimask, True, undecided=True)
-            parameters = parameters_of(*decoder.pred_obj_score_head.layers, *self.obj_ptr_proj.layers)
-            weights = Weights(parameters, self._object_heads, parameters)
+            weights = self._object_heads.get(self._head_modules, self._gather_heads)
             stable = options.dynamic_multimask_stability_delta, options.dynamic_multimask_stability_thresh
             return object_heads(
                 whole.logits.float(),
@@ -224,6 +223,13 @@ class Sam2(nn.Module):
         present = found.presence > 0
         logits = torch.where(present[:, None, None], found.logits, NO_OBJECT_LOGIT)
         return logits, mix_absent(self.obj_ptr_proj(found.tokens[:, 0]), present, self.no_obj_ptr), found.presence
+
+    def _head_modules(self) -> list[nn.Module]:
+        heads = self.sam_mask_decoder.pred_obj_score_head, self.obj_ptr_proj
+        return [module for head in heads for module in head.modules()]
+
+    def _gather_heads(self) -> ObjectHeadsWeights:
+        return ObjectHeadsWeights(mlp_of(self.sam_mask_decoder.pred_obj_score_head), mlp_of(self.obj_ptr_proj))
 
     def _heads_are_untouched(self) -> bool:
         """Whether `object_heads` may read the weights of both heads in place of calling them."""

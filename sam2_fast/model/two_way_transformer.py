@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
-from sam2_fast.model.layers import MLP, parameters_of
+from sam2_fast.model.layers import MLP, linear_of, norm_of
+from sam2_fast.ops.mask_decoder.weights import AttentionWeights, TwoWayLayerWeights
 
 
 class Attention(nn.Module):
@@ -19,9 +20,9 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(dim, inner)
         self.out_proj = nn.Linear(inner, dim)
 
-    def weights(self) -> list[Tensor]:
-        """Its 8 tensors in the order of `ops.mask_decoder`."""
-        return parameters_of(self.q_proj, self.k_proj, self.v_proj, self.out_proj)
+    def gather_weights(self) -> AttentionWeights:
+        """What `ops.mask_decoder` reads of an attention."""
+        return AttentionWeights(*map(linear_of, (self.q_proj, self.k_proj, self.v_proj, self.out_proj)))
 
 
 class TwoWayBlock(nn.Module):
@@ -38,15 +39,20 @@ class TwoWayBlock(nn.Module):
         self.norm4 = nn.LayerNorm(dim)
         self.cross_attn_image_to_token = Attention(dim, num_heads, downsample=2)
 
-    def weights(self) -> list[Tensor]:
-        """Its 36 tensors in the order of `ops.mask_decoder`."""
-        return [
-            *self.self_attn.weights(),
-            *parameters_of(self.norm1),
-            *self.cross_attn_token_to_image.weights(),
-            *parameters_of(self.norm2, *self.mlp.layers, self.norm3, self.norm4),
-            *self.cross_attn_image_to_token.weights(),
-        ]
+    def gather_weights(self) -> TwoWayLayerWeights:
+        """What `ops.mask_decoder` reads of a layer."""
+        fc1, fc2 = self.mlp.layers
+        return TwoWayLayerWeights(
+            self.self_attn.gather_weights(),
+            norm_of(self.norm1),
+            self.cross_attn_token_to_image.gather_weights(),
+            norm_of(self.norm2),
+            linear_of(fc1),
+            linear_of(fc2),
+            norm_of(self.norm3),
+            norm_of(self.norm4),
+            self.cross_attn_image_to_token.gather_weights(),
+        )
 
 
 class TwoWayTransformer(nn.Module):
@@ -58,8 +64,3 @@ class TwoWayTransformer(nn.Module):
         self.layers = nn.ModuleList(TwoWayBlock(dim, num_heads, mlp_dim) for _ in range(2))
         self.final_attn_token_to_image = Attention(dim, num_heads, downsample=2)
         self.norm_final_attn = nn.LayerNorm(dim)
-
-    def weights(self) -> list[Tensor]:
-        """Its 82 tensors in the order of `ops.mask_decoder`."""
-        blocks = [t for layer in self.layers if isinstance(layer, TwoWayBlock) for t in layer.weights()]
-        return [*blocks, *self.final_attn_token_to_image.weights(), *parameters_of(self.norm_final_attn)]

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.ops.core.native import is_plain, native, no_cpu, no_cuda, no_triton
-from sam2_fast.ops.core.registry import Implementation, choose, execute, record_as, register, select
+from sam2_fast.ops.core.native import native
+from sam2_fast.ops.core.op import Backend, Op
+from sam2_fast.ops.core.requirements import fits, on_one, plain
+from sam2_fast.proving.rules import FEW, Call, Rule, bits
 
-_library = torch.library.Library("sam2_fast", "FRAGMENT")
+__all__ = ["connected_components", "small_components"]
 
 
-def connected_components(masks: Tensor, *, backend: str = "auto", out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+def connected_components(
+    masks: Tensor, *, backend: str = "auto", out: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """Label every 8-connected component of each mask and measure it.
 
     masks: [N, H, W] or [N, 1, H, W], bool or uint8 (non-zero is foreground), any strides, any device.
@@ -27,7 +31,7 @@ def connected_components(masks: Tensor, *, backend: str = "auto", out: tuple[Ten
     """
     flat = _as_masks(masks)
     into = None if out is None else _as_results(out, masks, flat)
-    run, given = select("connected_components", backend, (flat,), flat)
+    run, given = _COMPONENTS.select(backend, flat)
     found = run(*given, into) if run is _native_components else run(*given)
     if into is not None and found is not into:
         into[0].copy_(found[0]), into[1].copy_(found[1])
@@ -37,13 +41,24 @@ def connected_components(masks: Tensor, *, backend: str = "auto", out: tuple[Ten
 
 def _as_results(out: tuple[Tensor, Tensor], masks: Tensor, flat: Tensor) -> tuple[Tensor, Tensor]:
     for name, x in zip(("labels", "areas"), out, strict=True):
-        if x.dtype != torch.int32 or x.shape != masks.shape or x.device != masks.device or not x.is_contiguous():
+        if (
+            x.dtype != torch.int32
+            or x.shape != masks.shape
+            or x.device != masks.device
+            or not x.is_contiguous()
+        ):
             wanted = f"contiguous int32 of shape {tuple(masks.shape)} on {masks.device}"
-            raise ValueError(f"out: {name}: expected {wanted}, got {x.dtype} of shape {tuple(x.shape)}, strides {x.stride()} on {x.device}")
+            raise ValueError(
+                f"out: {name}: expected {wanted}, got {x.dtype} of shape {tuple(x.shape)}, strides {x.stride()} on {x.device}"
+            )
         if x.is_neg() or x._is_zerotensor():
-            raise ValueError(f"out: {name}: expected memory that holds the numbers, got a lazily negated or zero tensor; pass torch.empty")
+            raise ValueError(
+                f"out: {name}: expected memory that holds the numbers, got a lazily negated or zero tensor; pass torch.empty"
+            )
     if out[0].data_ptr() == out[1].data_ptr() and out[0].numel():
-        raise ValueError("out: expected labels and areas in memory of their own, got the same for both")
+        raise ValueError(
+            "out: expected labels and areas in memory of their own, got the same for both"
+        )
     return out[0].view(flat.shape), out[1].view(flat.shape)
 
 
@@ -57,17 +72,21 @@ def small_components(masks: Tensor, max_area: int, *, backend: str = "auto") -> 
     flat = _as_masks(masks)
     if max_area == 0:
         return torch.zeros_like(masks, dtype=torch.bool)
-    small: Tensor = execute("small_components", backend, (flat,), flat, max_area)
+    small: Tensor = _SMALL(backend, flat, max_area)
     return small.view(masks.shape)
 
 
 def _as_masks(masks: Tensor) -> Tensor:
     if masks.dtype not in (torch.bool, torch.uint8):
-        raise TypeError(f"masks: expected bool or uint8, got {masks.dtype}; compare logits with a threshold first, e.g. masks > 0")
+        raise TypeError(
+            f"masks: expected bool or uint8, got {masks.dtype}; compare logits with a threshold first, e.g. masks > 0"
+        )
     if masks.ndim == 4 and masks.shape[1] == 1:
         masks = masks[:, 0]
     if masks.ndim != 3:
-        raise ValueError(f"masks: expected shape [N, H, W] or [N, 1, H, W], got {tuple(masks.shape)}")
+        raise ValueError(
+            f"masks: expected shape [N, H, W] or [N, 1, H, W], got {tuple(masks.shape)}"
+        )
     return masks.contiguous()
 
 
@@ -76,16 +95,26 @@ def connected_components_reference(masks: Tensor) -> tuple[Tensor, Tensor]:
     count, height, width = masks.shape
     on = masks != 0
     if masks.numel() == 0:
-        return torch.zeros_like(masks, dtype=torch.int32), torch.zeros_like(masks, dtype=torch.int32)
+        return torch.zeros_like(masks, dtype=torch.int32), torch.zeros_like(
+            masks, dtype=torch.int32
+        )
     # max-pooling negated indices finds the minimum; float64 holds every index below 2^53 exactly
-    index = torch.arange(1, height * width + 1, device=masks.device, dtype=torch.float64).view(1, height, width)
+    index = torch.arange(1, height * width + 1, device=masks.device, dtype=torch.float64).view(
+        1, height, width
+    )
     nothing = -torch.inf
     value = torch.where(on, -index, nothing)
     while True:
-        spread = torch.where(on, F.max_pool2d(value[:, None], 3, stride=1, padding=1)[:, 0], nothing)
+        spread = torch.where(
+            on, F.max_pool2d(value[:, None], 3, stride=1, padding=1)[:, 0], nothing
+        )
         # jump to what one's own representative has found: long thin components need few rounds
         target = (-torch.where(on, spread, -1.0)).long() - 1
-        spread = torch.where(on, torch.maximum(spread, spread.flatten(1).gather(1, target.flatten(1)).view_as(spread)), nothing)
+        spread = torch.where(
+            on,
+            torch.maximum(spread, spread.flatten(1).gather(1, target.flatten(1)).view_as(spread)),
+            nothing,
+        )
         if torch.equal(spread, value):
             break
         value = spread
@@ -102,8 +131,12 @@ def small_components_reference(masks: Tensor, max_area: int) -> Tensor:
     return (areas > 0) & (areas <= max_area)
 
 
-def _native_components(masks: Tensor, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-    labels, areas = out or (torch.empty(masks.shape, dtype=torch.int32, device=masks.device) for _ in range(2))
+def _native_components(
+    masks: Tensor, out: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    labels, areas = out or (
+        torch.empty(masks.shape, dtype=torch.int32, device=masks.device) for _ in range(2)
+    )
     module = native()
     assert module is not None
     module.connected_components(masks, labels, areas, torch.get_num_threads())
@@ -132,52 +165,66 @@ def _triton_small(masks: Tensor, max_area: int) -> Tensor:
     return (areas > 0) & (areas <= max_area)
 
 
-def _refuse_device(kind: str) -> Any:
-    def refuses(masks: Tensor, *_: Any) -> str | None:
-        if masks.device.type != kind:
-            return f"masks are on {masks.device}, it takes {kind} tensors"
-        if not is_plain(masks):
-            return f"masks are a {type(masks).__name__}, it takes plain tensors"
-        if masks.shape[1] * masks.shape[2] >= 2**31:
-            return f"a mask of {masks.shape[1]} x {masks.shape[2]} pixels, it takes fewer than 2^31"
+def _refuses(masks: Tensor, *_: object) -> str | None:
+    height, width = masks.shape[1:3]
+    if height * width < 2**31:
         return None
-
-    return refuses
-
-
-_RUNS: dict[str, tuple[Callable[..., Any], ...]] = {
-    "connected_components": (_native_components, _triton_components, connected_components_reference),
-    "small_components": (_native_small, _triton_small, small_components_reference),
-}
-for _op, _runs in _RUNS.items():
-    register(Implementation(_op, "cuda", _runs[0], _refuse_device("cuda")), no_cuda)
-    register(Implementation(_op, "triton", _runs[1], _refuse_device("cuda")), no_triton)
-    register(Implementation(_op, "cpu", _runs[0], _refuse_device("cpu")), no_cpu)
-    register(Implementation(_op, "torch", _runs[2], lambda *_: None), lambda: None)
+    return f"a mask of {height} x {width} pixels, it takes fewer than 2^31"
 
 
-def _dispatch_components(masks: Tensor) -> tuple[Tensor, Tensor]:
-    return choose("connected_components", "auto", masks).run(masks)
+def _backends(on_device: Callable[..., Any], in_triton: Callable[..., Any]) -> tuple[Backend, ...]:
+    on_gpu, on_cpu = ((on_one(kind), plain, fits(_refuses)) for kind in ("cuda", "cpu"))
+    return (
+        Backend("cuda", on_device, on_gpu),
+        Backend("triton", in_triton, on_gpu),
+        Backend("cpu", on_device, on_cpu),
+    )
 
 
-def _dispatch_small(masks: Tensor, max_area: int) -> Tensor:
-    return choose("small_components", "auto", masks, max_area).run(masks, max_area)
+def _configuration(masks: Tensor, *_: object) -> tuple[Hashable, ...]:
+    return masks.dtype, bits(masks.shape[1] * masks.shape[2])
 
 
-_library.define("connected_components(Tensor masks) -> (Tensor, Tensor)")
-_library.define("small_components(Tensor masks, int max_area) -> Tensor")
-_library.impl("connected_components", _dispatch_components, "CompositeExplicitAutograd")
-_library.impl("small_components", _dispatch_small, "CompositeExplicitAutograd")
-_FIXED = "its definition repeats until nothing changes, so that a recording would hold for the recorded masks only"
-record_as("connected_components", torch.ops.sam2_fast.connected_components, fixed_by_values=_FIXED)
-record_as("small_components", torch.ops.sam2_fast.small_components, fixed_by_values=_FIXED)
+def _small_configuration(masks: Tensor, max_area: int) -> Hashable:
+    return *_configuration(masks), bits(max_area)
 
 
-@torch.library.register_fake("sam2_fast::connected_components", lib=_library)
-def _(masks: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(masks, dtype=torch.int32), torch.empty_like(masks, dtype=torch.int32)
+def _sample(call: Call) -> Call:
+    """The first masks, and one of many tangled components: real masks may be empty."""
+    masks, *rest = call.arguments
+    index = torch.arange(masks.shape[1] * masks.shape[2], device=masks.device)
+    tangled = ((index * 40503 % 65537) % 5 < 3).view(1, *masks.shape[1:]).to(masks.dtype)
+    return Call((torch.cat([masks[:FEW], tangled]), *rest), call.named)
 
 
-@torch.library.register_fake("sam2_fast::small_components", lib=_library)
-def _(masks: Tensor, max_area: int) -> Tensor:
+def _result(masks: Tensor) -> tuple[Tensor, Tensor]:
+    labels, areas = (torch.empty_like(masks, dtype=torch.int32) for _ in range(2))
+    return labels, areas
+
+
+def _small_result(masks: Tensor, max_area: int) -> Tensor:
     return torch.empty_like(masks, dtype=torch.bool)
+
+
+_FIXED = (
+    "its definition repeats until nothing changes, so that a recording would hold for the recorded "
+    "masks only"
+)
+_COMPONENTS = Op(
+    "connected_components",
+    schema="(Tensor masks) -> (Tensor, Tensor)",
+    reference=connected_components_reference,
+    result=_result,
+    backends=_backends(_native_components, _triton_components),
+    fixed_by_values=_FIXED,
+    rule=Rule(_configuration, _sample),
+)
+_SMALL = Op(
+    "small_components",
+    schema="(Tensor masks, int max_area) -> Tensor",
+    reference=small_components_reference,
+    result=_small_result,
+    backends=_backends(_native_small, _triton_small),
+    fixed_by_values=_FIXED,
+    rule=Rule(_small_configuration, _sample),
+)

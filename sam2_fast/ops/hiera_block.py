@@ -1,36 +1,49 @@
-"""One block of the Hiera trunk as one op: norm, attention in windows, residual, norm, MLP, residual."""
+"""One block of the Hiera trunk as one op: norm, windowed attention, norm, MLP, with residuals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.ops.core.cache import derive
-from sam2_fast.ops.core.native import is_plain, native, no_cpu, no_triton, wants_gradients
+from sam2_fast.ops.core.autocast import compute_dtype
+from sam2_fast.ops.core.cache import derive, for_cpu, for_gpu
+from sam2_fast.ops.core.native import native
 from sam2_fast.ops.core.norm import layer_norm
-from sam2_fast.ops.core.registry import Implementation, choose, record_as, register, select
-from sam2_fast.ops.memory_attention.table import products_dtype
+from sam2_fast.ops.core.op import Backend, Op
+from sam2_fast.ops.core.requirements import computes_in, fits, no_grad, on_one, plain, stored_in
+from sam2_fast.ops.core.weights import Linear, Norm, Weights, linear, norm, optional
 from sam2_fast.ops.window_attention import window_attention, window_attention_reference
+from sam2_fast.proving.rules import Rule, first_rows
 
-_library = torch.library.Library("sam2_fast", "FRAGMENT")
-_STORED = (torch.float32, torch.bfloat16, torch.float16)
+__all__ = ["HieraBlockWeights", "hiera_block"]
+
 _MAX_WINDOW = 64
-_MAX_HEAD, _MAX_TRITON_CHANNELS = 128, 4096
-_MATRICES = (2, 4, 8, 10, 12)
-WEIGHTS = (
-    "norm1.weight", "norm1.bias", "qkv.weight", "qkv.bias", "proj.weight", "proj.bias", "norm2.weight", "norm2.bias",
-    "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias", "shortcut.weight", "shortcut.bias",
-)  # fmt: skip
-"""What `hiera_block` takes as `weights`, in this order; the last two only where queries are pooled."""
+_MAX_HEAD = 128
+_MAX_TRITON_CHANNELS = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class HieraBlockWeights(Weights, root=True):
+    """A block from C to D channels, with F hidden channels in its MLP."""
+
+    norm1: Norm = norm("C")
+    qkv: Linear = linear("3*D", "C")
+    proj: Linear = linear("D", "D")
+    norm2: Norm = norm("D")
+    fc1: Linear = linear("F", "D")
+    fc2: Linear = linear("D", "F")
+    shortcut: Linear | None = optional(Linear, O="D", I="C")
+    """Only where queries are pooled."""
 
 
 def hiera_block(
     x: Tensor,
-    weights: Sequence[Tensor],
+    weights: HieraBlockWeights,
     num_heads: int,
     window: int,
     pool: bool = False,
@@ -39,67 +52,74 @@ def hiera_block(
     backend: str = "auto",
     overwrite: bool = False,
 ) -> Tensor:
-    """A pre-norm block: y = s(x) + attention(norm(x)); y + MLP(norm(y)) with GELU between the MLP's layers.
+    """A pre-norm block: y = s(x) + attention(norm(x)); y + MLP(norm(y)) with GELU in the MLP.
 
-    x: [B, H, W, C]; weights: 12 tensors as `WEIGHTS` names them, of a block from C to C' channels: norms [C], [C']; qkv [3 C', C];
-        proj [C', C']; fc1 [F, C']; fc2 [C', F] and their biases; 14 with the shortcut [C', C] where `pool`.
-    window: attention stays inside windows of `window` x `window` tokens; windows that stick out of the grid attend to the outside
-        as tokens of zeros, unmasked; 0: every token attends to all.
-    pool: queries and the shortcut norm(x) -> s are max-pooled 2 x 2; else s(x) = x and C' = C.
-    overwrite: x is not needed any more; where it can, the kernel writes to its memory, since fresh memory costs page faults.
-    backend: "auto", "triton", "cpu" or "torch". Returns [B, H, W, C'], where pooled [B, H / 2, W / 2, C'], in the dtype of x. Under
-        autocast products are computed in its dtype.
+    x: [B, H, W, C]. weights: of a block from C to D channels, with a shortcut where `pool`.
+    window: attention stays inside windows of `window` x `window` tokens; windows that stick out of
+        the grid attend to the outside as tokens of zeros, unmasked; 0: every token attends to all.
+    pool: queries and the shortcut norm(x) -> s are max-pooled 2 x 2; else s(x) = x and D = C.
+    eps: of the norms. overwrite: x is not needed any more; where it can, the kernel writes to its
+        memory, since fresh memory costs page faults.
+    backend: "auto", "triton", "cpu" or "torch".
+    Returns [B, H, W, D], where pooled [B, H / 2, W / 2, D], in the dtype of x. Under autocast
+    products are computed in its dtype.
     Raises ValueError for shapes that do not fit, BackendError where the named backend cannot run.
     Source: official `MultiScaleBlock`.
     """
     _check(x, weights, num_heads, window, pool)
-    run, given = select("hiera_block", backend, (x, *weights), x, weights, num_heads, window, pool, eps)
+    run, given = _OP.select(backend, x, weights, num_heads, window, pool, eps)
     if overwrite and not pool and run is _native_block and given[0].is_contiguous():
         return run(*given, out=given[0].detach())
     return run(*given)
 
 
-def _check(x: Tensor, weights: Sequence[Tensor], num_heads: int, window: int, pool: bool) -> None:
+def _check(x: Tensor, weights: HieraBlockWeights, num_heads: int, window: int, pool: bool) -> None:
     if x.ndim != 4:
         raise ValueError(f"x: expected shape [B, H, W, C], got {tuple(x.shape)}")
-    if len(weights) != (14 if pool else 12):
-        raise ValueError(f"weights: expected 12 tensors, 14 where queries are pooled, got {len(weights)} with pool={pool}")
-    dim, dim_out, hidden = x.shape[3], weights[5].shape[0], weights[9].shape[0]
-    shapes = [
-        (dim,), (dim,), (3 * dim_out, dim), (3 * dim_out,), (dim_out, dim_out), (dim_out,), (dim_out,), (dim_out,),
-        (hidden, dim_out), (hidden,), (dim_out, hidden), (dim_out,), (dim_out, dim), (dim_out,),
-    ]  # fmt: skip
-    for name, weight, shape in zip(WEIGHTS, weights, shapes, strict=False):
-        if tuple(weight.shape) != shape:
-            raise ValueError(f"weights: {name}: expected shape {shape} for x of shape {tuple(x.shape)}, got {tuple(weight.shape)}")
+    if (weights.shortcut is not None) != pool:
+        got = "none" if weights.shortcut is None else "one"
+        raise ValueError(
+            f"weights.shortcut: expected one exactly where queries are pooled, got {got} with "
+            f"pool={pool}"
+        )
+    dim, dim_out = weights.norm1.weight.shape[0], weights.norm2.weight.shape[0]
+    if x.shape[3] != dim:
+        raise ValueError(f"x: expected the {dim} channels of the weights, got {x.shape[3]}")
     if not pool and dim != dim_out:
-        raise ValueError(f"weights: expected {dim} channels out where nothing is pooled, got {dim_out}")
+        raise ValueError(
+            f"weights: expected {dim} channels out where nothing is pooled, got {dim_out}"
+        )
     if num_heads < 1 or dim_out % num_heads:
         raise ValueError(f"num_heads: expected a divisor of {dim_out} channels, got {num_heads}")
     if window < 0:
         raise ValueError(f"window: expected tokens, or 0 for all, got {window}")
 
 
-def hiera_block_reference(x: Tensor, weights: Sequence[Tensor], num_heads: int, window: int, pool: bool, eps: float) -> Tensor:
+def hiera_block_reference(
+    x: Tensor, weights: HieraBlockWeights, num_heads: int, window: int, pool: bool, eps: float
+) -> Tensor:
     """The definition, in torch."""
-    norm1_weight, norm1_bias, qkv_weight, qkv_bias, proj_weight, proj_bias = weights[:6]
-    norm2_weight, norm2_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias = weights[6:12]
-    normed = layer_norm(x, norm1_weight, norm1_bias, eps)
+    w = weights
+    normed = layer_norm(x, w.norm1, eps)
     shortcut = x
-    if pool:
-        shortcut = F.max_pool2d(F.linear(normed, *weights[12:]).permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
-    qkv = F.linear(normed, qkv_weight, qkv_bias)
+    if w.shortcut is not None:
+        projected = F.linear(normed, w.shortcut.weight, w.shortcut.bias)
+        shortcut = F.max_pool2d(projected.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+    qkv = F.linear(normed, w.qkv.weight, w.qkv.bias)
     # zeros are padded after the norm, so a padded token is the projection's bias
-    attend = window_attention_reference if qkv.device.type == "cpu" else window_attention  # which has a kernel for GPUs
-    attended = attend(qkv, qkv_bias.to(qkv.dtype), num_heads, window, pool)
-    y = shortcut + F.linear(attended, proj_weight, proj_bias)
-    hidden = F.gelu(F.linear(layer_norm(y, norm2_weight, norm2_bias, eps), fc1_weight, fc1_bias))
-    return y + F.linear(hidden, fc2_weight, fc2_bias)
+    inputs = qkv, w.qkv.bias.to(qkv.dtype), num_heads, window, pool
+    if qkv.device.type == "cpu":
+        attended = window_attention_reference(*inputs)
+    else:
+        attended = window_attention(*inputs)  # which has a kernel for GPUs
+    y = shortcut + F.linear(attended, w.proj.weight, w.proj.bias)
+    hidden = F.gelu(F.linear(layer_norm(y, w.norm2, eps), w.fc1.weight, w.fc1.bias))
+    return y + F.linear(hidden, w.fc2.weight, w.fc2.bias)
 
 
 def _native_block(
     x: Tensor,
-    weights: Sequence[Tensor],
+    weights: HieraBlockWeights,
     num_heads: int,
     window: int,
     pool: bool,
@@ -107,121 +127,178 @@ def _native_block(
     isa: str | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """`isa`: run with a narrower instruction set than this CPU's, for tests. out: may be x where nothing is pooled.
+    """isa: a narrower instruction set than this CPU's, for tests. out: may be x without pooling.
 
-    No window reads what another has written, and where every token attends to all, all are read first.
+    No window reads what another has written, and where every token attends to all, all are read
+    first.
     """
     module = native()
     assert module is not None
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weights[2].dtype
-    given = [w.detach().to(dtype if i in _MATRICES else torch.float32).contiguous() for i, w in enumerate(weights)]
-    by = 2 if pool else 1
+    dtype = compute_dtype(weights.qkv.weight)
+    prepared = derive(weights, f"cpu {dtype}", lambda: for_cpu(weights, dtype).flatten())
     if out is None:
-        out = torch.empty(x.shape[0], x.shape[1] // by, x.shape[2] // by, weights[5].shape[0], dtype=x.dtype, device=x.device)
-    threads = torch.get_num_threads()
-    module.hiera_block(x.detach().contiguous(), given, out, num_heads, window, pool, eps, threads, isa or module.cpu_isa())
+        by = 2 if pool else 1
+        dim_out = weights.proj.weight.shape[0]
+        out = x.new_empty(x.shape[0], x.shape[1] // by, x.shape[2] // by, dim_out)
+    module.hiera_block(
+        x.detach().contiguous(),
+        prepared,
+        out,
+        num_heads,
+        window,
+        pool,
+        eps,
+        torch.get_num_threads(),
+        isa or module.cpu_isa(),
+    )
     return out
 
 
-def _triton_block(x: Tensor, weights: Sequence[Tensor], num_heads: int, window: int, pool: bool, eps: float) -> Tensor:
-    """Queries, keys and values; attention; projection; MLP (two layers, or one launch where channels are few), each a launch, besides
-    the moments of the tokens, and with `pool` the shortcut."""
+def _triton_block(
+    x: Tensor, weights: HieraBlockWeights, num_heads: int, window: int, pool: bool, eps: float
+) -> Tensor:
+    """Queries, keys and values; attention; projection; MLP (two layers, or one launch where
+    channels are few), each a launch, besides mean and rstd of the tokens, and with `pool` the
+    shortcut."""
     from sam2_fast.kernels.choices import choose as choose_form
     from sam2_fast.kernels.hiera_block import MLP_CHANNELS, mlp
-    from sam2_fast.kernels.linear import GELU, Layer, behind_norm, linear, measured_linear
+    from sam2_fast.kernels.linear import GELU, behind_norm, linear, measured_linear
     from sam2_fast.kernels.window_attention import window_attention as attend
 
-    dtype = products_dtype(weights[2])
-
-    def prepared() -> tuple[list[Tensor], dict[str, Layer]]:
-        w = [t.detach().to(dtype if i in _MATRICES else t.dtype).contiguous() for i, t in enumerate(weights)]
-        return w, _layers(w, eps)
-
+    dtype = compute_dtype(weights.qkv.weight)
     with torch.no_grad():
-        w, layers = derive(weights, f"hiera_block {dtype}", prepared)
+        w, layers = derive(weights, f"triton {dtype}", lambda: _prepared(weights, dtype, eps))
         batch, height, width, dim = x.shape
         tokens = x.detach().contiguous().view(-1, dim)
-        normed = behind_norm(tokens, layers["qkv"])
-        qkv = linear(normed[0], layers["qkv"], normed[1]).view(batch, height, width, -1)
-        shortcut = linear(normed[0], layers["shortcut"], normed[1], dtype=x.dtype, width=width) if pool else tokens
-        found = attend(qkv, w[3].to(dtype), num_heads, window, pool)
+        normed, statistics = behind_norm(tokens, layers["qkv"])
+        qkv = linear(normed, layers["qkv"], statistics).view(batch, height, width, -1)
+        shortcut = tokens
+        if pool:
+            shortcut = linear(normed, layers["shortcut"], statistics, dtype=x.dtype, width=width)
+        attended = attend(qkv, w.qkv.bias.to(dtype), num_heads, window, pool)
         dim_out = layers["proj"].weight.shape[0]
         small = dim_out <= MLP_CHANNELS
         if small:
             key = dtype.itemsize, x.element_size(), dim_out, height, width
-            small = choose_form(x.device, "mlp", key, "one launch", ("two products",)) == "one launch"
-        y, measured = measured_linear(found.flatten(0, 2), layers["proj"], residual=shortcut, dtype=x.dtype, measure=not small)
+            form = choose_form(x.device, "mlp", key, "one launch", ("two products",))
+            small = form == "one launch"
+        y, statistics = measured_linear(
+            attended.flatten(0, 2),
+            layers["proj"],
+            residual=shortcut,
+            dtype=x.dtype,
+            measure=not small,
+        )
         if small:
-            return mlp(y, (w[6], w[7]), (w[8], w[9], w[10], w[11]), eps).view(*found.shape)
-        normed = behind_norm(y, layers["fc1"], measured)
-        hidden = linear(normed[0], layers["fc1"], normed[1], activation=GELU)
-        return linear(hidden, layers["fc2"], residual=y, dtype=x.dtype).view(*found.shape)
+            second = w.fc1.weight, w.fc1.bias, w.fc2.weight, w.fc2.bias
+            return mlp(y, (w.norm2.weight, w.norm2.bias), second, eps).view(*attended.shape)
+        normed, statistics = behind_norm(y, layers["fc1"], statistics)
+        hidden = linear(normed, layers["fc1"], statistics, activation=GELU)
+        out = linear(hidden, layers["fc2"], residual=y, dtype=x.dtype)
+        return out.view(*attended.shape)
 
 
-def _layers(w: Sequence[Tensor], eps: float) -> dict[str, Any]:
-    """The block's linear layers as its Triton kernels take them, norms folded in. w: as `WEIGHTS`, matrices in the products' dtype."""
-    from sam2_fast.kernels.linear import Layer, Norm, fold
+def _prepared(
+    weights: HieraBlockWeights, dtype: torch.dtype, eps: float
+) -> tuple[HieraBlockWeights, dict[str, Any]]:
+    """Weights with matrices in the compute dtype, and the linear layers as the Triton kernels take
+    them, norms folded in."""
+    from sam2_fast.kernels.linear import Layer, fold
+    from sam2_fast.kernels.linear import Norm as FoldedNorm
 
-    first, second = Norm(w[0], w[1], eps), Norm(w[6], w[7], eps)
+    w = for_gpu(weights, dtype)
+    first = FoldedNorm(w.norm1.weight, w.norm1.bias, eps)
+    second = FoldedNorm(w.norm2.weight, w.norm2.bias, eps)
     layers = {
-        "qkv": fold(w[2], w[3], first), "proj": Layer(w[4], w[5]), "fc1": fold(w[8], w[9], second), "fc2": Layer(w[10], w[11])
-    }  # fmt: skip
-    return layers | ({"shortcut": fold(w[12], w[13], first)} if len(w) > 12 else {})
+        "qkv": fold(w.qkv.weight, w.qkv.bias, first),
+        "proj": Layer(w.proj.weight, w.proj.bias),
+        "fc1": fold(w.fc1.weight, w.fc1.bias, second),
+        "fc2": Layer(w.fc2.weight, w.fc2.bias),
+    }
+    if w.shortcut is not None:
+        layers["shortcut"] = fold(w.shortcut.weight, w.shortcut.bias, first)
+    return w, layers
 
 
-def _refuses(x: Tensor, weights: Sequence[Tensor], num_heads: int, window: int, pool: bool, eps: float) -> str | None:
-    tensors = (x, *weights)
-    if any(t.device.type != "cpu" for t in tensors):
-        return f"x is on {x.device} and weights on {', '.join({str(w.device) for w in weights})}, it takes cpu tensors"
-    if not is_plain(*tensors):
-        return f"x and weights are {', '.join({type(t).__name__ for t in tensors})}, it takes plain tensors"
-    if wants_gradients(*tensors):
-        return "gradients are wanted, it has none"
-    if any(t.dtype not in _STORED for t in tensors) or len({weights[i].dtype for i in _MATRICES[: 5 if pool else 4]}) > 1:
-        return f"dtypes are {', '.join({str(t.dtype) for t in tensors})}, it takes float32, bfloat16 or float16, all matrices alike"
-    head = weights[5].shape[0] // num_heads
-    if head % 2 or x.shape[3] % 2 or weights[9].shape[0] % 2 or window > _MAX_WINDOW:
-        return f"{x.shape[3]} channels, {head} a head, window {window}: it takes even widths and windows up to {_MAX_WINDOW}"
+def _refuses(
+    x: Tensor, weights: HieraBlockWeights, num_heads: int, window: int, pool: bool, eps: float
+) -> str | None:
+    head = weights.proj.weight.shape[0] // num_heads
+    hidden = weights.fc1.weight.shape[0]
+    if head % 2 or x.shape[3] % 2 or hidden % 2 or window > _MAX_WINDOW:
+        return (
+            f"{x.shape[3]} channels, {head} a head, window {window}: it takes even widths and "
+            f"windows up to {_MAX_WINDOW}"
+        )
     if pool and (window < 2 or window % 2 or x.shape[1] % 2 or x.shape[2] % 2):
-        return f"window {window} on {x.shape[1]} x {x.shape[2]} tokens: it pools even windows on even grids"
+        return _pooling(x, window)
     return None
 
 
-def _triton_refuses(x: Tensor, weights: Sequence[Tensor], num_heads: int, window: int, pool: bool, eps: float) -> str | None:
-    tensors = (x, *weights)
-    if any(t.device.type != "cuda" for t in tensors) or len({t.device for t in tensors}) > 1:
-        return f"tensors are on {', '.join(sorted({str(t.device) for t in tensors}))}, it takes those of one cuda device"
-    if not is_plain(*tensors):
-        return f"x and weights are {', '.join({type(t).__name__ for t in tensors})}, it takes plain tensors"
-    if wants_gradients(*tensors):
-        return "gradients are wanted, it has none"
-    dtype, head = products_dtype(weights[2]), weights[5].shape[0] // num_heads
-    if dtype not in (torch.bfloat16, torch.float16):
-        return f"products are in {dtype}, it takes bfloat16 or float16"
+def _triton_refuses(
+    x: Tensor, weights: HieraBlockWeights, num_heads: int, window: int, pool: bool, eps: float
+) -> str | None:
+    head = weights.proj.weight.shape[0] // num_heads
     if x.numel() == 0 or head > _MAX_HEAD or x.shape[3] > _MAX_TRITON_CHANNELS:
-        return f"x is {tuple(x.shape)} with {head} channels a head: it takes a token or more, heads up to {_MAX_HEAD} channels"
+        return (
+            f"x is {tuple(x.shape)} with {head} channels a head: it takes a token or more, heads "
+            f"up to {_MAX_HEAD} channels"
+        )
     if pool and (window % 2 or window == 0 or x.shape[1] % 2 or x.shape[2] % 2):
-        return f"window {window} on {x.shape[1]} x {x.shape[2]} tokens: it pools even windows on even grids"
+        return _pooling(x, window)
     return None
 
 
-register(Implementation("hiera_block", "triton", _triton_block, _triton_refuses), no_triton)
-register(Implementation("hiera_block", "cpu", _native_block, _refuses), no_cpu)
-register(Implementation("hiera_block", "torch", hiera_block_reference, lambda *_: None), lambda: None)
+def _pooling(x: Tensor, window: int) -> str:
+    tokens = f"{x.shape[1]} x {x.shape[2]} tokens"
+    return f"window {window} on {tokens}: it pools even windows on even grids"
 
 
-def _dispatch(x: Tensor, weights: list[Tensor], num_heads: int, window: int, pool: bool, eps: float) -> Tensor:
-    return (
-        choose("hiera_block", "auto", x, weights, num_heads, window, pool, eps).run(x, weights, num_heads, window, pool, eps).contiguous()
-    )
-
-
-_library.define("hiera_block(Tensor x, Tensor[] weights, int num_heads, int window, bool pool, float eps) -> Tensor")
-_library.impl("hiera_block", _dispatch, "CompositeExplicitAutograd")
-record_as("hiera_block", lambda x, weights, *rest: torch.ops.sam2_fast.hiera_block(x, list(weights), *rest))
-
-
-@torch.library.register_fake("sam2_fast::hiera_block", lib=_library)
-def _(x: Tensor, weights: list[Tensor], num_heads: int, window: int, pool: bool, eps: float) -> Tensor:
+def _result(
+    x: Tensor, weights: list[Tensor], num_heads: int, window: int, pool: bool, eps: float
+) -> Tensor:
     by = 2 if pool else 1
-    return x.new_empty(x.shape[0], x.shape[1] // by, x.shape[2] // by, weights[5].shape[0])
+    dim_out = HieraBlockWeights.unflatten(weights).proj.bias.shape[0]
+    return x.new_empty(x.shape[0], x.shape[1] // by, x.shape[2] // by, dim_out)
+
+
+def _configuration(
+    x: Tensor, weights: HieraBlockWeights, num_heads: int, window: int, pool: bool, *_: Any
+) -> Hashable:
+    dim_out, hidden = weights.proj.weight.shape[0], weights.fc1.weight.shape[0]
+    dtypes = x.dtype, weights.norm1.weight.dtype, weights.qkv.weight.dtype
+    return *x.shape[1:], dim_out, hidden, num_heads, window, pool, *dtypes
+
+
+_OP = Op(
+    "hiera_block",
+    schema="(Tensor x, Tensor[] weights, int num_heads, int window, bool pool, float eps) -> Tensor",
+    weights=HieraBlockWeights,
+    reference=hiera_block_reference,
+    result=_result,
+    backends=(
+        Backend(
+            "triton",
+            _triton_block,
+            (
+                on_one("cuda"),
+                plain,
+                no_grad,
+                computes_in(torch.bfloat16, torch.float16),
+                fits(_triton_refuses),
+            ),
+        ),
+        Backend(
+            "cpu",
+            _native_block,
+            (
+                on_one("cpu"),
+                plain,
+                no_grad,
+                stored_in(torch.float32, torch.bfloat16, torch.float16),
+                fits(_refuses),
+            ),
+        ),
+    ),
+    rule=Rule(_configuration, first_rows(1)),
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import numpy as np
@@ -10,10 +10,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sam2_fast.ops.core.native import is_plain, materialized, native, no_cpu, no_triton
-from sam2_fast.ops.core.registry import Implementation, record_as, register, select
+from sam2_fast.ops.core.native import materialized, native
+from sam2_fast.ops.core.op import Backend, Op
+from sam2_fast.ops.core.requirements import fits, on_one, plain
+from sam2_fast.proving.rules import Call, Rule, bits
+
+__all__ = ["Judged", "mask_postprocess"]
 
 _MOST = 2**31 - 1  # pixels of a canvas
+_PROVED = 16  # masks on which a kernel is proved
 _AT_ONCE = 2**26  # pixels of masks that the definition holds at once
 
 
@@ -27,8 +32,12 @@ class Judged(NamedTuple):
     inner: Tensor  # [N] int64 pixels above threshold + offset
     outer: Tensor  # [N] int64 pixels above threshold - offset
     boxes: Tensor  # [N, 4] int64 (x0, y0, x1, y1), last pixel included, in pixels of `size`; zeros for an empty mask
-    runs: list[npt.NDArray[np.int32]]  # run lengths on the canvas: zeros and ones in turn, column by column, zeros first
-    kept: Tensor | None = None  # [K] int64 on the host, ascending: of which masks the runs are; None: of all
+    runs: list[
+        npt.NDArray[np.int32]
+    ]  # run lengths on the canvas: zeros and ones in turn, column by column, zeros first
+    kept: Tensor | None = (
+        None  # [K] int64 on the host, ascending: of which masks the runs are; None: of all
+    )
 
 
 def mask_postprocess(
@@ -56,15 +65,26 @@ def mask_postprocess(
     height, width = size
     (canvas_height, canvas_width), (top, left) = canvas or size, origin
     if logits.ndim != 3 or min(*logits.shape[1:], height, width) < 1:
-        raise ValueError(f"logits, size: expected [N, h, w] with a pixel or more to (height, width), got {tuple(logits.shape)} and {size}")
-    if min(top, left) < 0 or top + height > canvas_height or left + width > canvas_width or canvas_height * canvas_width > _MOST:
+        raise ValueError(
+            f"logits, size: expected [N, h, w] with a pixel or more to (height, width), got {tuple(logits.shape)} and {size}"
+        )
+    if (
+        min(top, left) < 0
+        or top + height > canvas_height
+        or left + width > canvas_width
+        or canvas_height * canvas_width > _MOST
+    ):
         got = f"{canvas_height} x {canvas_width}"
-        raise ValueError(f"canvas: expected room for {height} x {width} pixels at {origin} and fewer than 2^31 in all, got {got}")
+        raise ValueError(
+            f"canvas: expected room for {height} x {width} pixels at {origin} and fewer than 2^31 in all, got {got}"
+        )
     if which is not None and (which.shape != logits.shape[:1] or which.dtype != torch.bool):
-        raise ValueError(f"which: expected a bool for each of {len(logits)} masks, got {which.dtype} of shape {tuple(which.shape)}")
+        raise ValueError(
+            f"which: expected a bool for each of {len(logits)} masks, got {which.dtype} of shape {tuple(which.shape)}"
+        )
     options = {"keep": keep, "which": materialized(which)}
     arguments = logits, size, threshold, offset, (canvas_height, canvas_width), origin
-    run, given = select("mask_postprocess", backend, (logits,), *arguments, **options)
+    run, given = _OP.select(backend, *arguments, **options)
     return run(*given, **options)
 
 
@@ -118,7 +138,11 @@ def mask_postprocess_reference(
         inner.append((full > threshold + offset).flatten(1).sum(1))
         outer.append((full > threshold - offset).flatten(1).sum(1))
         masks = full > threshold
-        boxes.append(torch.stack([_box(mask) for mask in masks]) if len(masks) else logits.new_zeros(0, 4, dtype=torch.int64))
+        boxes.append(
+            torch.stack([_box(mask) for mask in masks])
+            if len(masks)
+            else logits.new_zeros(0, 4, dtype=torch.int64)
+        )
         whole = masks.new_zeros(len(masks), *canvas)
         whole[:, top : top + size[0], left : left + size[1]] = masks
         runs += [_runs(mask) for mask in whole.transpose(1, 2).flatten(1)]
@@ -155,7 +179,10 @@ def _native_postprocess(
     module = native()
     assert module is not None
     count = logits.shape[0]
-    outer, inner, boxes = (torch.empty(shape, dtype=torch.int64, device=logits.device) for shape in ((count,), (count,), (count, 4)))
+    outer, inner, boxes = (
+        torch.empty(shape, dtype=torch.int64, device=logits.device)
+        for shape in ((count,), (count,), (count, 4))
+    )
     thresholds = threshold - offset, threshold, threshold + offset
     runs = module.mask_postprocess(
         _seen(logits.detach(), which).contiguous(),
@@ -169,7 +196,9 @@ def _native_postprocess(
         torch.get_num_threads(),
         isa or module.cpu_isa(),
     )
-    return _selected(Judged(inner, outer, boxes, [np.frombuffer(one, dtype=np.int32) for one in runs]), keep)
+    return _selected(
+        Judged(inner, outer, boxes, [np.frombuffer(one, dtype=np.int32) for one in runs]), keep
+    )
 
 
 def _triton_postprocess(
@@ -186,19 +215,47 @@ def _triton_postprocess(
 
     thresholds = threshold - offset, threshold, threshold + offset
     given = logits.detach() if keep else _seen(logits.detach(), which)
-    return Judged(*kernels.mask_postprocess(given.contiguous(), size, *thresholds, canvas, origin, keep, which))
+    return Judged(
+        *kernels.mask_postprocess(
+            given.contiguous(), size, *thresholds, canvas, origin, keep, which
+        )
+    )
 
 
-def _refuse_device(kind: str) -> Callable[..., str | None]:
-    def refuses(logits: Tensor, *_: object) -> str | None:
-        if logits.device.type == kind and is_plain(logits) and logits.dtype == torch.float32:
-            return None
-        return f"logits are {type(logits).__name__} of {logits.dtype} on {logits.device}, it takes plain float32 tensors on {kind} devices"
-
-    return refuses
+def _refuses(logits: Tensor, *_: object) -> str | None:
+    if logits.dtype == torch.float32:
+        return None
+    return f"logits are {logits.dtype}, it takes float32"
 
 
-register(Implementation("mask_postprocess", "triton", _triton_postprocess, _refuse_device("cuda")), no_triton)
-register(Implementation("mask_postprocess", "cpu", _native_postprocess, _refuse_device("cpu")), no_cpu)
-register(Implementation("mask_postprocess", "torch", mask_postprocess_reference, lambda *_: None), lambda: None)
-record_as("mask_postprocess", None, fixed_by_values="it returns lists whose lengths depend on the masks")
+def _configuration(
+    logits: Tensor,
+    size: tuple[int, int],
+    threshold: float,
+    offset: float,
+    canvas: tuple[int, int],
+    origin: tuple[int, int],
+    keep: object = None,
+    which: object = None,
+) -> Hashable:
+    options = canvas == size, keep is None, which is None
+    return *logits.shape[1:], bits(size[0] * size[1]), *options
+
+
+def _sample(call: Call) -> Call:
+    if call.named.get("keep") is not None or call.named.get("which") is not None:
+        return call  # what they say is about all masks
+    logits, *rest = call.arguments
+    return Call((logits[:_PROVED], *rest), call.named)
+
+
+_OP = Op(
+    "mask_postprocess",
+    reference=mask_postprocess_reference,
+    backends=(
+        Backend("triton", _triton_postprocess, (on_one("cuda"), plain, fits(_refuses))),
+        Backend("cpu", _native_postprocess, (on_one("cpu"), plain, fits(_refuses))),
+    ),
+    fixed_by_values="it returns lists whose lengths depend on the masks",
+    rule=Rule(_configuration, _sample),
+)

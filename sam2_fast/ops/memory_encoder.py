@@ -1,92 +1,165 @@
-"""The memory encoder as one op: a mask becomes tokens, meets the frame's features, and both become a memory map."""
+"""The memory encoder as one op: a mask becomes tokens, is fused with the frame's features, and both
+become a memory map."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.ops.core.cache import derive
-from sam2_fast.ops.core.native import is_plain, native, no_cpu, no_triton, wants_gradients
-from sam2_fast.ops.core.registry import Implementation, choose, execute, record_as, register
+from sam2_fast.ops.core.autocast import compute_dtype
+from sam2_fast.ops.core.cache import derive, for_cpu
+from sam2_fast.ops.core.layout import Leaf
+from sam2_fast.ops.core.native import native
+from sam2_fast.ops.core.op import Backend, Op
+from sam2_fast.ops.core.requirements import computes_in, fits, no_grad, on_one, plain, stored_in
+from sam2_fast.ops.core.weights import (
+    Linear,
+    Norm,
+    Weights,
+    group,
+    linear,
+    norm,
+    repeated,
+    sequence,
+    tensor,
+)
+from sam2_fast.proving.rules import Rule, first_rows
 
-_library = torch.library.Library("sam2_fast", "FRAGMENT")
-_STORED = (torch.float32, torch.bfloat16, torch.float16)
+__all__ = ["MemoryEncoderWeights", "memory_encoder"]
+
 _MAX_CHANNELS, _MAX_SIDE, _MAX_TRITON_CHANNELS = 4096, 16384, 256
 STRIDE = 16
 """Pixels of the mask along a side of a token: four convolutions of stride 2."""
-CONVOLUTION = ("weight", "bias", "norm.weight", "norm.bias")
-PROJECTIONS = ("mask_proj.weight", "mask_proj.bias", "low_proj.weight", "low_proj.bias")
-BLOCK = (
-    "dwconv.weight", "dwconv.bias", "norm.weight", "norm.bias", "pwconv1.weight", "pwconv1.bias", "pwconv2.weight", "pwconv2.bias", "gamma",
-)  # fmt: skip
-"""What `memory_encoder` takes as `weights`: `CONVOLUTION` four times, `PROJECTIONS`, `BLOCK` for each block, out_proj's weight and bias."""
-_MASK, _HEAD, _LIKE = len(CONVOLUTION) * 4, len(CONVOLUTION) * 4 + len(PROJECTIONS), 8  # the third convolution tells the matrices' dtype
+
+
+@dataclass(frozen=True, eq=False)
+class FirstConvolutionWeights(Weights):
+    """A 3 x 3 convolution that is computed in float32, and its norm over the channels."""
+
+    weight: Tensor = tensor("O", "I", 3, 3)
+    bias: Tensor = tensor("O")
+    norm: Norm = norm("O")
+
+
+@dataclass(frozen=True, eq=False)
+class MaskConvolutionWeights(Weights):
+    """A 3 x 3 convolution and its norm over the channels."""
+
+    weight: Tensor = tensor("O", "I", 3, 3, matrix=True)
+    bias: Tensor = tensor("O")
+    norm: Norm = norm("O")
+
+
+@dataclass(frozen=True, eq=False)
+class PointConvolution(Weights):
+    """A 1 x 1 convolution."""
+
+    weight: Tensor = tensor("O", "I", 1, 1, matrix=True)
+    bias: Tensor = tensor("O")
+
+
+@dataclass(frozen=True, eq=False)
+class DepthwiseConvolution(Weights):
+    """A 7 x 7 convolution of each channel alone."""
+
+    weight: Tensor = tensor("C", 1, 7, 7)
+    bias: Tensor = tensor("C")
+
+
+@dataclass(frozen=True, eq=False)
+class FuserBlockWeights(Weights):
+    """A ConvNeXt block."""
+
+    depthwise: DepthwiseConvolution = group(DepthwiseConvolution, C="C")
+    norm: Norm = norm("C")
+    fc1: Linear = linear("F", "C")
+    fc2: Linear = linear("C", "F")
+    gamma: Tensor = tensor("C")
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryEncoderWeights(Weights, root=True):
+    """From masks, through K1 to K4 channels, and features of C channels to memories of M channels.
+
+    Convolutions that lie channels_last in memory are read in place.
+    """
+
+    first_convolutions: tuple[FirstConvolutionWeights, ...] = sequence(
+        FirstConvolutionWeights, {"O": "K1", "I": 1}, {"O": "K2", "I": "K1"}
+    )
+    last_convolutions: tuple[MaskConvolutionWeights, ...] = sequence(
+        MaskConvolutionWeights, {"O": "K3", "I": "K2"}, {"O": "K4", "I": "K3"}
+    )
+    mask_proj: PointConvolution = group(PointConvolution, O="C", I="K4")
+    low_proj: PointConvolution = group(PointConvolution, O="C", I="C")
+    blocks: tuple[FuserBlockWeights, ...] = repeated(FuserBlockWeights, C="C", F="F")
+    out_proj: PointConvolution = group(PointConvolution, O="M", I="C")
+
+    @property
+    def convolutions(self) -> tuple[FirstConvolutionWeights | MaskConvolutionWeights, ...]:
+        """All four convolutions of stride 2, each followed by its norm and GELU."""
+        return *self.first_convolutions, *self.last_convolutions
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """In which products are computed, and the dtype of the result."""
+        return compute_dtype(self.last_convolutions[0].weight)
 
 
 def memory_encoder(
-    low: Tensor, logits: Tensor, weights: Sequence[Tensor], binarize: bool, eps: float = 1e-6, *, backend: str = "auto"
+    low: Tensor,
+    logits: Tensor,
+    weights: MemoryEncoderWeights,
+    binarize: bool,
+    eps: float = 1e-6,
+    *,
+    backend: str = "auto",
 ) -> Tensor:
     """Memory maps of B objects: [B, h * w, M].
 
-    low: [1 or B, h, w, C] features of the frame; with 1 their projection is computed once for all objects.
-    logits: [B, H, W] of the masks, any size; resized to 16 h x 16 w (bilinear, align_corners=False) where they are not.
-    weights: as `BLOCK` says: four convolutions [C_i, C_(i-1), 3, 3] of stride 2 from C_0 = 1, each with a norm over channels and GELU;
-        mask_proj [C, C_4] and low_proj [C, C] as 1 x 1 convolutions; blocks of a depthwise [C, 1, 7, 7], pwconv1 [F, C], pwconv2 [C, F],
-        gamma [C]; out_proj [M, C, 1, 1]. Convolutions lying channels_last in memory are read in place.
-    binarize: a logit above zero counts as 10, any other as -10; else as 20 * sigmoid(logit) - 10. eps: of all norms.
-    backend: "auto", "triton", "cpu" or "torch". The result has the dtype of the matrices, under autocast its dtype; "cpu" rounds only
-        matrices and what they multiply to it, and computes the first two convolutions, norms and sums in float32.
+    low: [1 or B, h, w, C] features of the frame; with 1 their projection is computed once for all
+        objects.
+    logits: [B, H, W] of the masks, any size; resized to 16 h x 16 w (bilinear,
+        align_corners=False) where they are not.
+    binarize: a logit above zero counts as 10, any other as -10; else as 20 * sigmoid(logit) - 10.
+    eps: of all norms. backend: "auto", "triton", "cpu" or "torch".
+    The result has the dtype of the matrices, under autocast its dtype; "cpu" rounds only matrices
+    and what they multiply to it, and computes the first two convolutions, norms and sums in
+    float32.
     Raises ValueError for shapes that do not fit, BackendError where the named backend cannot run.
     Source: official `_encode_new_memory` and `MemoryEncoder`.
     """
     _check(low, logits, weights)
-    return execute("memory_encoder", backend, (low, logits, *weights), low, logits, weights, binarize, eps)
+    result: Tensor = _OP(backend, low, logits, weights, binarize, eps)
+    return result
 
 
-def _check(low: Tensor, logits: Tensor, weights: Sequence[Tensor]) -> None:
+def _check(low: Tensor, logits: Tensor, weights: MemoryEncoderWeights) -> None:
     if low.ndim != 4 or logits.ndim != 3:
-        raise ValueError(f"low, logits: expected [1 or B, h, w, C] and [B, H, W], got {tuple(low.shape)} and {tuple(logits.shape)}")
-    if low.shape[0] not in (1, logits.shape[0]):
-        raise ValueError(f"low: expected 1 frame or one for each of {logits.shape[0]} objects, got {low.shape[0]}")
+        raise ValueError(
+            f"low, logits: expected [1 or B, h, w, C] and [B, H, W], got {tuple(low.shape)} and "
+            f"{tuple(logits.shape)}"
+        )
+    objects = logits.shape[0]
+    if low.shape[0] not in (1, objects):
+        raise ValueError(
+            f"low: expected 1 frame or one for each of {objects} objects, got {low.shape[0]}"
+        )
     if 0 in logits.shape[1:]:
         raise ValueError(f"logits: expected a pixel or more, got shape {tuple(logits.shape)}")
-    blocks = (len(weights) - _HEAD - 2) // len(BLOCK)
-    if blocks < 1 or len(weights) != _HEAD + len(BLOCK) * blocks + 2:
-        raise ValueError(f"weights: expected {_HEAD + 2} tensors and {len(BLOCK)} for each block, one or more, got {len(weights)}")
-    dim, hidden, before = low.shape[3], weights[_HEAD + 4].shape[0], 1
-    shapes: list[tuple[int, ...]] = []
-    for i in range(4):
-        channels = weights[4 * i].shape[0]
-        shapes += [(channels, before, 3, 3), *[(channels,)] * 3]
-        before = channels
-    block = [(dim, 1, 7, 7), (dim,), (dim,), (dim,), (hidden, dim), (hidden,), (dim, hidden), (dim,), (dim,)]
-    out = weights[-2].shape[0]
-    shapes += [(dim, before, 1, 1), (dim,), (dim, dim, 1, 1), (dim,), *block * blocks, (out, dim, 1, 1), (out,)]
-    for i, (weight, shape) in enumerate(zip(weights, shapes, strict=True)):
-        if tuple(weight.shape) != shape:
-            raise ValueError(f"weights: {_name(i, len(weights))}: expected shape {shape}, got {tuple(weight.shape)}")
+    dim = weights.low_proj.bias.shape[0]
+    if low.shape[3] != dim:
+        raise ValueError(f"low: expected the {dim} channels of the weights, got {low.shape[3]}")
 
 
-def _name(i: int, count: int) -> str:
-    if i < _MASK:
-        return f"convolution {i // 4}, {CONVOLUTION[i % 4]}"
-    if i < _HEAD:
-        return PROJECTIONS[i - _MASK]
-    block, part = divmod(i - _HEAD, len(BLOCK))
-    return f"out_proj.{('weight', 'bias')[i - count + 2]}" if i >= count - 2 else f"block {block}, {BLOCK[part]}"
-
-
-def matrices(weights: Sequence[Tensor]) -> list[int]:
-    """Which of `weights` the kernel reads in the dtype of products: linear layers, all but the first two convolutions."""
-    blocks = range(_HEAD, len(weights) - 2, len(BLOCK))
-    return [8, 12, _MASK, _MASK + 2, *(at + part for at in blocks for part in (4, 6)), len(weights) - 2]
-
-
-def memory_encoder_reference(low: Tensor, logits: Tensor, weights: Sequence[Tensor], binarize: bool, eps: float) -> Tensor:
+def memory_encoder_reference(
+    low: Tensor, logits: Tensor, weights: MemoryEncoderWeights, binarize: bool, eps: float
+) -> Tensor:
     """The definition, in torch."""
     size = (STRIDE * low.shape[1], STRIDE * low.shape[2])
     mask = logits[:, None]
@@ -94,139 +167,216 @@ def memory_encoder_reference(low: Tensor, logits: Tensor, weights: Sequence[Tens
         mask = F.interpolate(mask, size=size, mode="bilinear", align_corners=False)
     mask = ((mask > 0).to(mask.dtype) if binarize else mask.sigmoid()) * 20.0 - 10.0
     if not torch.is_autocast_enabled(mask.device.type):
-        mask = mask.to(weights[0].dtype)
-    for i in range(0, _MASK, 4):
-        mask = F.gelu(_norm(F.conv2d(mask, weights[i], weights[i + 1], stride=2, padding=1), weights[i + 2], weights[i + 3], eps))
-    mask_weight, mask_bias, low_weight, low_bias = weights[_MASK:_HEAD]
-    x = F.conv2d(low.permute(0, 3, 1, 2), low_weight, low_bias) + F.conv2d(mask, mask_weight, mask_bias)
-    for at in range(_HEAD, len(weights) - 2, len(BLOCK)):
-        w = weights[at : at + len(BLOCK)]
-        inner = _norm(F.conv2d(x, w[0], w[1], padding=3, groups=x.shape[1]), w[2], w[3], eps).permute(0, 2, 3, 1)
-        inner = w[8] * F.linear(F.gelu(F.linear(inner, w[4], w[5])), w[6], w[7])
-        x = x + inner.permute(0, 3, 1, 2)
-    return F.conv2d(x, weights[-2], weights[-1]).flatten(2).transpose(1, 2)
+        mask = mask.to(weights.convolutions[0].weight.dtype)
+    for w in weights.convolutions:
+        convolved = F.conv2d(mask, w.weight, w.bias, stride=2, padding=1)
+        mask = F.gelu(_norm(convolved, w.norm, eps))
+    x = _point(low.permute(0, 3, 1, 2), weights.low_proj) + _point(mask, weights.mask_proj)
+    for block in weights.blocks:
+        x = x + _fuse(x, block, eps)
+    return _point(x, weights.out_proj).flatten(2).transpose(1, 2)
 
 
-def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def _point(x: Tensor, w: PointConvolution) -> Tensor:
+    return F.conv2d(x, w.weight, w.bias)
+
+
+def _fuse(x: Tensor, w: FuserBlockWeights, eps: float) -> Tensor:
+    """The residual branch of a block. x: [B, C, h, w] -> the same shape."""
+    inner = F.conv2d(x, w.depthwise.weight, w.depthwise.bias, padding=3, groups=x.shape[1])
+    inner = _norm(inner, w.norm, eps).permute(0, 2, 3, 1)
+    hidden = F.gelu(F.linear(inner, w.fc1.weight, w.fc1.bias))
+    return (w.gamma * F.linear(hidden, w.fc2.weight, w.fc2.bias)).permute(0, 3, 1, 2)
+
+
+def _norm(x: Tensor, norm: Norm, eps: float) -> Tensor:
     """Layer norm over the channels of [B, C, H, W]."""
     centred = x - x.mean(1, keepdim=True)
     x = centred / (centred.square().mean(1, keepdim=True) + eps).sqrt()
-    return weight[:, None, None] * x + bias[:, None, None]
+    return norm.weight[:, None, None] * x + norm.bias[:, None, None]
 
 
-def _products(weights: Sequence[Tensor]) -> torch.dtype:
-    device = weights[_LIKE].device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights[_LIKE].dtype
-
-
-def _native_encoder(low: Tensor, logits: Tensor, weights: Sequence[Tensor], binarize: bool, eps: float, isa: str | None = None) -> Tensor:
-    """`isa`: run with a narrower instruction set than this CPU's, for tests."""
+def _native_encoder(
+    low: Tensor,
+    logits: Tensor,
+    weights: MemoryEncoderWeights,
+    binarize: bool,
+    eps: float,
+    isa: str | None = None,
+) -> Tensor:
+    """isa: a narrower instruction set than this CPU's, for tests."""
     module = native()
     assert module is not None
-    dtype, narrow = _products(weights), matrices(weights)
-    given = []
-    for i, weight in enumerate(weights):
-        w = weight.detach().to(dtype if i in narrow else torch.float32)
-        # columns by place, then channel
-        given.append(w.permute(0, 2, 3, 1).flatten(1).contiguous() if w.ndim == 4 else w.contiguous())
-    out = torch.empty(logits.shape[0], low.shape[1] * low.shape[2], weights[-2].shape[0], dtype=dtype, device=low.device)
-    mask = logits.detach().to(torch.float32).contiguous()
-    module.memory_encoder(low.detach().contiguous(), mask, given, out, binarize, eps, torch.get_num_threads(), isa or module.cpu_isa())
+    dtype = weights.compute_dtype
+    prepared = derive(weights, f"cpu {dtype}", lambda: cpu_weights(weights, dtype).flatten())
+    tokens, memory_dim = low.shape[1] * low.shape[2], weights.out_proj.bias.shape[0]
+    out = low.new_empty(logits.shape[0], tokens, memory_dim, dtype=dtype)
+    module.memory_encoder(
+        low.detach().contiguous(),
+        logits.detach().to(torch.float32).contiguous(),
+        prepared,
+        out,
+        binarize,
+        eps,
+        torch.get_num_threads(),
+        isa or module.cpu_isa(),
+    )
     return out
 
 
-def _refuses(low: Tensor, logits: Tensor, weights: Sequence[Tensor], binarize: bool, eps: float) -> str | None:
-    tensors = (low, logits, *weights)
-    if any(t.device.type != "cpu" for t in tensors):
-        return f"tensors are on {', '.join(sorted({str(t.device) for t in tensors}))}, it takes cpu tensors"
-    if not is_plain(*tensors):
-        return f"tensors are {', '.join(sorted({type(t).__name__ for t in tensors}))}, it takes plain tensors"
-    if wants_gradients(*tensors):
-        return "gradients are wanted, it has none"
-    if any(t.dtype not in _STORED for t in tensors) or len({weights[i].dtype for i in matrices(weights)}) > 1:
-        return f"dtypes are {', '.join(sorted({str(t.dtype) for t in tensors}))}, it takes float32, bfloat16 or float16, all matrices alike"
-    widths = [low.shape[3], weights[_HEAD + 4].shape[0], *(weights[i].shape[0] for i in range(0, _MASK, 4))]
-    if any(n % 2 or not 0 < n <= _MAX_CHANNELS for n in widths) or not 0 < weights[-2].shape[0] <= _MAX_CHANNELS:
-        return f"widths are {widths} and {weights[-2].shape[0]}, it takes even ones, the last any, up to {_MAX_CHANNELS}"
+def cpu_weights(weights: MemoryEncoderWeights, dtype: torch.dtype) -> MemoryEncoderWeights:
+    """What the kernel for CPUs reads: convolutions as matrices, columns by place, then channel."""
+
+    def as_matrix(leaf: Leaf, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1).flatten(1).contiguous() if x.ndim == 4 else x
+
+    return for_cpu(weights, dtype).converted(as_matrix)
+
+
+def _refuses(
+    low: Tensor, logits: Tensor, weights: MemoryEncoderWeights, binarize: bool, eps: float
+) -> str | None:
+    hidden, memory_dim = weights.blocks[0].fc1.bias.shape[0], weights.out_proj.bias.shape[0]
+    widths = [low.shape[3], hidden, *(w.bias.shape[0] for w in weights.convolutions)]
+    even = all(n % 2 == 0 and 0 < n <= _MAX_CHANNELS for n in widths)
+    if not even or not 0 < memory_dim <= _MAX_CHANNELS:
+        return (
+            f"widths are {widths} and {memory_dim}, it takes even ones, the last any, up to "
+            f"{_MAX_CHANNELS}"
+        )
     sides = [*low.shape[1:3], *logits.shape[1:]]
     return f"sides are {sides}, it takes up to {_MAX_SIDE}" if max(sides) > _MAX_SIDE else None
 
 
-def _triton_encoder(low: Tensor, logits: Tensor, weights: Sequence[Tensor], binarize: bool, eps: float) -> Tensor:
-    """Four convolutions with their norms, two projections; for each block a convolution and two linear layers; the last projection."""
+def _triton_encoder(
+    low: Tensor, logits: Tensor, weights: MemoryEncoderWeights, binarize: bool, eps: float
+) -> Tensor:
+    """Four convolutions with their norms, two projections; for each block a convolution and two
+    linear layers; the last projection."""
     from sam2_fast.kernels.linear import GELU, linear
     from sam2_fast.kernels.memory_encoder import depthwise, down, first
 
-    dtype = _products(weights)
+    dtype = weights.compute_dtype
     with torch.no_grad():
-        convolutions, layers, blocks = derive(weights, f"memory_encoder {dtype}", lambda: _prepared(weights, dtype))
-        (objects, dim), (height, width) = (len(logits), low.shape[3]), low.shape[1:3]
-        x = first(logits.detach().contiguous(), (STRIDE * height, STRIDE * width), convolutions[0], binarize, eps, dtype)
+        convolutions, layers, blocks = derive(
+            weights, f"triton {dtype}", lambda: _prepared(weights, dtype)
+        )
+        objects, dim = len(logits), low.shape[3]
+        height, width = low.shape[1:3]
+        size = STRIDE * height, STRIDE * width
+        x = first(logits.detach().contiguous(), size, convolutions[0], binarize, eps, dtype)
         for convolution in convolutions[1:]:
             x = down(x, convolution, eps)
-        frame = linear(low.detach().contiguous().view(-1, dim), layers["low"]).view(len(low), -1, dim)
-        frame = frame.expand(objects, -1, -1).contiguous().view(-1, dim)
+        frame = linear(low.detach().contiguous().view(-1, dim), layers["low"])
+        frame = frame.view(len(low), -1, dim).expand(objects, -1, -1).contiguous().view(-1, dim)
         tokens = linear(x.view(-1, x.shape[3]), layers["mask"], residual=frame)
-        for convolution, wide, narrow, gamma in blocks:
-            inner = depthwise(tokens.view(objects, height, width, dim), convolution, eps, dtype)
-            tokens = linear(linear(inner.view(-1, dim), wide, activation=GELU), narrow, gamma=gamma, residual=tokens)
+        for convolution, fc1, fc2, gamma in blocks:
+            maps = tokens.view(objects, height, width, dim)
+            inner = depthwise(maps, convolution, eps, dtype).view(-1, dim)
+            hidden = linear(inner, fc1, activation=GELU)
+            tokens = linear(hidden, fc2, gamma=gamma, residual=tokens)
         return linear(tokens, layers["out"]).view(objects, height * width, -1)
 
 
-def _prepared(weights: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Any], dict[str, Any], list[tuple[Any, ...]]]:
-    """What the Triton kernels take: convolutions by place in the kernel, then input channel; linear layers."""
+def _prepared(
+    weights: MemoryEncoderWeights, dtype: torch.dtype
+) -> tuple[list[Any], dict[str, Any], list[tuple[Any, ...]]]:
+    """What the Triton kernels take: convolutions by place in the kernel, then input channel; linear
+    layers."""
     from sam2_fast.kernels.linear import Layer
     from sam2_fast.kernels.memory_encoder import Convolution
 
     def channels_last(weight: Tensor) -> Tensor:
         return weight.contiguous(memory_format=torch.channels_last)
 
-    narrow = matrices(weights)
-    w = [t.detach().to(dtype) if i in narrow else t.detach() for i, t in enumerate(weights)]
-    convolutions = [Convolution(w[0].flatten(1).contiguous(), w[1], w[2], w[3], w[0])]
-    for i in (4, 8, 12):
-        by_place = w[i].permute(2, 3, 1, 0).flatten(0, 1).contiguous()
-        convolutions.append(Convolution(by_place, w[i + 1], w[i + 2], w[i + 3], channels_last(w[i])))
-    ends = {"mask": _MASK, "low": _MASK + 2, "out": len(w) - 2}
-    layers = {name: Layer(w[i].flatten(1).contiguous(), w[i + 1]) for name, i in ends.items()}
+    w = weights.converted(lambda leaf, x: x.detach().to(dtype) if leaf.matrix else x.detach())
+    first = w.convolutions[0]
+    by_place = first.weight.flatten(1).contiguous()
+    norm = first.norm
+    convolutions = [Convolution(by_place, first.bias, norm.weight, norm.bias, first.weight)]
+    for one in w.convolutions[1:]:
+        by_place = one.weight.permute(2, 3, 1, 0).flatten(0, 1).contiguous()
+        plain_weight = channels_last(one.weight)
+        norm = one.norm
+        convolutions.append(Convolution(by_place, one.bias, norm.weight, norm.bias, plain_weight))
+    ends = {"mask": w.mask_proj, "low": w.low_proj, "out": w.out_proj}
+    layers = {
+        name: Layer(end.weight.flatten(1).contiguous(), end.bias) for name, end in ends.items()
+    }
     blocks = []
-    for at in range(_HEAD, len(w) - 2, len(BLOCK)):
-        b = w[at : at + len(BLOCK)]
-        by_place = b[0].flatten(1).t().contiguous()
-        convolution = Convolution(by_place, b[1], b[2], b[3], channels_last(b[0]))
-        blocks.append((convolution, Layer(b[4], b[5]), Layer(b[6], b[7]), b[8]))
+    for block in w.blocks:
+        by_place = block.depthwise.weight.flatten(1).t().contiguous()
+        plain_weight = channels_last(block.depthwise.weight)
+        norm = block.norm
+        convolution = Convolution(
+            by_place, block.depthwise.bias, norm.weight, norm.bias, plain_weight
+        )
+        fc1, fc2 = (Layer(one.weight, one.bias) for one in (block.fc1, block.fc2))
+        blocks.append((convolution, fc1, fc2, block.gamma))
     return convolutions, layers, blocks
 
 
-def _triton_refuses(low: Tensor, logits: Tensor, weights: Sequence[Tensor], binarize: bool, eps: float) -> str | None:
-    tensors = (low, logits, *weights)
-    if any(t.device.type != "cuda" for t in tensors) or len({t.device for t in tensors}) > 1:
-        return f"tensors are on {', '.join(sorted({str(t.device) for t in tensors}))}, it takes those of one cuda device"
-    if not is_plain(*tensors):
-        return f"tensors are {', '.join(sorted({type(t).__name__ for t in tensors}))}, it takes plain tensors"
-    if wants_gradients(*tensors):
-        return "gradients are wanted, it has none"
-    if (dtype := _products(weights)) not in (torch.bfloat16, torch.float16):
-        return f"products are in {dtype}, it takes bfloat16 or float16"
-    if max(low.shape[3], *(weights[i].shape[0] for i in range(0, _MASK, 4))) > _MAX_TRITON_CHANNELS or 0 in (*low.shape, *logits.shape):
-        return f"low is {tuple(low.shape)}, logits {tuple(logits.shape)}: it takes a token or more, up to {_MAX_TRITON_CHANNELS} channels"
-    return None
+def _triton_refuses(
+    low: Tensor, logits: Tensor, weights: MemoryEncoderWeights, binarize: bool, eps: float
+) -> str | None:
+    widest = max(low.shape[3], *(w.bias.shape[0] for w in weights.convolutions))
+    if widest <= _MAX_TRITON_CHANNELS and 0 not in (*low.shape, *logits.shape):
+        return None
+    return (
+        f"low is {tuple(low.shape)}, logits {tuple(logits.shape)}: it takes a token or more, up to "
+        f"{_MAX_TRITON_CHANNELS} channels"
+    )
 
 
-register(Implementation("memory_encoder", "triton", _triton_encoder, _triton_refuses), no_triton)
-register(Implementation("memory_encoder", "cpu", _native_encoder, _refuses), no_cpu)
-register(Implementation("memory_encoder", "torch", memory_encoder_reference, lambda *_: None), lambda: None)
+def _result(
+    low: Tensor, logits: Tensor, weights: list[Tensor], binarize: bool, eps: float
+) -> Tensor:
+    w = MemoryEncoderWeights.unflatten(weights)
+    tokens = low.shape[1] * low.shape[2]
+    return low.new_empty(logits.shape[0], tokens, w.out_proj.bias.shape[0], dtype=w.compute_dtype)
 
 
-def _dispatch(low: Tensor, logits: Tensor, weights: list[Tensor], binarize: bool, eps: float) -> Tensor:
-    return choose("memory_encoder", "auto", low, logits, weights, binarize, eps).run(low, logits, weights, binarize, eps).contiguous()
+def _configuration(
+    low: Tensor, logits: Tensor, weights: MemoryEncoderWeights, binarize: bool, *_: Any
+) -> Hashable:
+    resized = tuple(logits.shape[1:]) != tuple(STRIDE * n for n in low.shape[1:3])
+    first, last = weights.first_convolutions, weights.last_convolutions
+    layers = [*weights.convolutions, weights.out_proj]
+    widths = tuple(layer.weight.shape[0] for layer in layers)
+    count = len(weights.leaves())
+    dtypes = low.dtype, logits.dtype, first[0].weight.dtype, last[0].weight.dtype
+    return *low.shape[1:], *widths, count, resized, binarize, *dtypes
 
 
-_library.define("memory_encoder(Tensor low, Tensor logits, Tensor[] weights, bool binarize, float eps) -> Tensor")
-_library.impl("memory_encoder", _dispatch, "CompositeExplicitAutograd")
-record_as("memory_encoder", lambda low, logits, weights, *rest: torch.ops.sam2_fast.memory_encoder(low, logits, list(weights), *rest))
-
-
-@torch.library.register_fake("sam2_fast::memory_encoder", lib=_library)
-def _(low: Tensor, logits: Tensor, weights: list[Tensor], binarize: bool, eps: float) -> Tensor:
-    return low.new_empty(logits.shape[0], low.shape[1] * low.shape[2], weights[-2].shape[0], dtype=_products(weights))
+_OP = Op(
+    "memory_encoder",
+    schema="(Tensor low, Tensor logits, Tensor[] weights, bool binarize, float eps) -> Tensor",
+    weights=MemoryEncoderWeights,
+    reference=memory_encoder_reference,
+    result=_result,
+    backends=(
+        Backend(
+            "triton",
+            _triton_encoder,
+            (
+                on_one("cuda"),
+                plain,
+                no_grad,
+                computes_in(torch.bfloat16, torch.float16),
+                fits(_triton_refuses),
+            ),
+        ),
+        Backend(
+            "cpu",
+            _native_encoder,
+            (
+                on_one("cpu"),
+                plain,
+                no_grad,
+                stored_in(torch.float32, torch.bfloat16, torch.float16),
+                fits(_refuses),
+            ),
+        ),
+    ),
+    rule=Rule(_configuration, first_rows(2), convolutions=True),
+)

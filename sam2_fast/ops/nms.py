@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
 
-from sam2_fast.ops.core.native import is_plain, no_triton
-from sam2_fast.ops.core.registry import Implementation, choose, execute, record_as, register
+from sam2_fast.ops.core.op import Backend, Op
+from sam2_fast.ops.core.requirements import fits, on_one, plain
+from sam2_fast.proving.rules import Rule, bits
 
-_library = torch.library.Library("sam2_fast", "FRAGMENT")
+__all__ = ["batched_nms", "nms"]
+
 BLOCK = 2048
 """Boxes that the definition compares at once: 2048 x 2048 IoUs are 16 MB of float32."""
 _MOST = 2**15  # boxes that the kernel takes: 128 MB of bits
 
 
 def nms(
-    boxes: Tensor, scores: Tensor, iou_threshold: float, idxs: Tensor | None = None, alive: Tensor | None = None, *, backend: str = "auto"
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    idxs: Tensor | None = None,
+    alive: Tensor | None = None,
+    *,
+    backend: str = "auto",
 ) -> Tensor:
     """Which boxes stay: alive, and no box that stays, of higher score and the same category, overlaps them by more than `iou_threshold`.
 
@@ -25,12 +35,18 @@ def nms(
     """
     idxs = torch.zeros_like(scores, dtype=torch.int64) if idxs is None else idxs
     alive = torch.ones_like(scores, dtype=torch.bool) if alive is None else alive
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or any(x.shape != boxes.shape[:1] for x in (scores, idxs, alive)):
+    if (
+        boxes.ndim != 2
+        or boxes.shape[1] != 4
+        or any(x.shape != boxes.shape[:1] for x in (scores, idxs, alive))
+    ):
         shapes = ", ".join(str(tuple(x.shape)) for x in (boxes, scores, idxs, alive))
-        raise ValueError(f"boxes, scores, idxs, alive: expected shapes (N, 4) and three of (N,), got {shapes}")
+        raise ValueError(
+            f"boxes, scores, idxs, alive: expected shapes (N, 4) and three of (N,), got {shapes}"
+        )
     order = scores.argsort(descending=True, stable=True)
     given = boxes[order].float(), idxs[order], alive[order]
-    kept: Tensor = execute("nms", backend, given, *given, iou_threshold)
+    kept: Tensor = _OP(backend, *given, iou_threshold)
     return torch.empty_like(kept).index_copy_(0, order, kept)
 
 
@@ -54,11 +70,15 @@ def nms_reference(boxes: Tensor, idxs: Tensor, alive: Tensor, threshold: float) 
             part = slice(earlier, earlier + BLOCK)
             over = _overlap(boxes[part], idxs[part], boxes[block], idxs[block], threshold)
             free = free & ~(over & kept[part, None]).any(0)
-        kept[block] = _greedy(_overlap(boxes[block], idxs[block], boxes[block], idxs[block], threshold), free)
+        kept[block] = _greedy(
+            _overlap(boxes[block], idxs[block], boxes[block], idxs[block], threshold), free
+        )
     return kept
 
 
-def _overlap(first: Tensor, first_idxs: Tensor, second: Tensor, second_idxs: Tensor, threshold: float) -> Tensor:
+def _overlap(
+    first: Tensor, first_idxs: Tensor, second: Tensor, second_idxs: Tensor, threshold: float
+) -> Tensor:
     """[N, 4] and [M, 4] -> [N, M] bool: same category and IoU above the threshold (never, where both boxes are empty)."""
     corner = torch.maximum(first[:, None, :2], second[None, :, :2])
     side = (torch.minimum(first[:, None, 2:], second[None, :, 2:]) - corner).clamp(min=0)
@@ -88,12 +108,12 @@ def _greedy(over: Tensor, alive: Tensor) -> Tensor:
 def _triton_nms(boxes: Tensor, idxs: Tensor, alive: Tensor, threshold: float) -> Tensor:
     from sam2_fast.kernels.nms import nms as kernel
 
-    return kernel(boxes.detach().contiguous(), idxs.long().contiguous(), alive.contiguous(), threshold)
+    return kernel(
+        boxes.detach().contiguous(), idxs.long().contiguous(), alive.contiguous(), threshold
+    )
 
 
 def _refuses(boxes: Tensor, idxs: Tensor, alive: Tensor, threshold: float) -> str | None:
-    if any(x.device.type != "cuda" or not is_plain(x) for x in (boxes, idxs, alive)):
-        return f"boxes are a {type(boxes).__name__} on {boxes.device}, it takes plain tensors on cuda devices"
     if idxs.is_floating_point():
         return f"idxs are {idxs.dtype}, it takes integers"
     if len(boxes) > _MOST:
@@ -101,23 +121,21 @@ def _refuses(boxes: Tensor, idxs: Tensor, alive: Tensor, threshold: float) -> st
     return None
 
 
-register(Implementation("nms", "triton", _triton_nms, _refuses), no_triton)
-register(Implementation("nms", "torch", nms_reference, lambda *_: None), lambda: None)
-
-
-def _dispatch(boxes: Tensor, idxs: Tensor, alive: Tensor, threshold: float) -> Tensor:
-    return choose("nms", "auto", boxes, idxs, alive, threshold).run(boxes, idxs, alive, threshold).contiguous()
-
-
-_library.define("nms(Tensor boxes, Tensor idxs, Tensor alive, float threshold) -> Tensor")
-_library.impl("nms", _dispatch, "CompositeExplicitAutograd")
-record_as(
-    "nms",
-    torch.ops.sam2_fast.nms,
-    fixed_by_values="its definition repeats until nothing changes, so that a recording would hold for the recorded boxes only",
-)
-
-
-@torch.library.register_fake("sam2_fast::nms", lib=_library)
-def _(boxes: Tensor, idxs: Tensor, alive: Tensor, threshold: float) -> Tensor:
+def _result(boxes: Tensor, idxs: Tensor, alive: Tensor, threshold: float) -> Tensor:
     return boxes.new_empty(boxes.shape[0], dtype=torch.bool)
+
+
+def _configuration(boxes: Tensor, idxs: Tensor, alive: Tensor, threshold: float) -> Hashable:
+    return bits(len(boxes)), idxs.dtype
+
+
+_OP = Op(
+    "nms",
+    schema="(Tensor boxes, Tensor idxs, Tensor alive, float threshold) -> Tensor",
+    reference=nms_reference,
+    result=_result,
+    backends=(Backend("triton", _triton_nms, (on_one("cuda"), plain, fits(_refuses))),),
+    fixed_by_values="its definition repeats until nothing changes, so that a recording would hold "
+    "for the recorded boxes only",
+    rule=Rule(_configuration),
+)

@@ -1,17 +1,23 @@
-"""What a tracked frame keeps of the mask decoder's results, as one op: a mask, an object pointer, and whether the object is there."""
+"""What a tracked frame keeps of the mask decoder's results, as one op: a mask, an object pointer, and
+whether the object is there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sam2_fast.ops.core.cache import derive
-from sam2_fast.ops.core.native import is_plain, no_triton, wants_gradients
-from sam2_fast.ops.core.registry import Implementation, execute, register
-from sam2_fast.ops.mask_decoder.reference import HEAD, taken, three_layers
-from sam2_fast.ops.memory_attention.table import products_dtype
+from sam2_fast.ops.core.autocast import compute_dtype
+from sam2_fast.ops.core.cache import derive, for_gpu
+from sam2_fast.ops.core.op import Backend, Op
+from sam2_fast.ops.core.requirements import computes_in, fits, no_grad, on_one, plain
+from sam2_fast.ops.mask_decoder.reference import taken, three_layers
+from sam2_fast.ops.mask_decoder.weights import ObjectHeadsWeights as ObjectHeadsWeights
+from sam2_fast.proving.rules import Call, Rule, bits, first_rows
+
+__all__ = ["ObjectHeadsWeights", "object_heads"]
 
 _MOST_HIDDEN = 256
 
@@ -20,7 +26,7 @@ def object_heads(
     logits: Tensor,
     iou: Tensor,
     tokens: Tensor,
-    weights: Sequence[Tensor],
+    weights: ObjectHeadsWeights,
     absent_pointer: Tensor,
     first_mask_token: int,
     best: bool,
@@ -32,48 +38,62 @@ def object_heads(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Masks [B, 1, H, W] float32, pointers [B, C] and presence logits [B, 1] of B objects.
 
-    logits: [B, M, H, W]; iou: [B, K]; tokens: [B, T, C], of which token 0 says whether the object is there, and whose tokens from 2
-        on are the masks', with the predicted IoU of token 2 + k in iou[:, k]; first_mask_token: the token of the first mask of
-        `logits`. best: M = 1 and it is the mask of highest predicted IoU among all from first_mask_token on: its token becomes the
-        pointer; else that of first_mask_token.
-    With M > 1 the first mask is kept where it is stable, else the one of highest predicted IoU among the others. Stable: of the pixels
-        with logits above -delta (none: stable), at least `threshold` have logits above delta.
-    weights: matrix and bias of three linear layers with ReLU between, C -> H -> H -> 1 of presence, then C -> H -> H -> C of the
-        pointer. Where the presence logit is not above zero, the mask is `absent_logit` throughout and the pointer is absent_pointer
-        [1, C].
-    backend: "auto", "triton" or "torch". Raises ValueError for shapes that do not fit, BackendError where the named backend cannot run.
+    logits: [B, M, H, W]; iou: [B, K]; tokens: [B, T, C], of which token 0 says whether the object
+        is there, and whose tokens from 2 on are the masks', with the predicted IoU of token 2 + k
+        in iou[:, k]; first_mask_token: the token of the first mask of `logits`. best: M = 1 and it
+        is the mask of highest predicted IoU among all from first_mask_token on: its token becomes
+        the pointer; else that of first_mask_token.
+    With M > 1 the first mask is kept where it is stable, else the one of highest predicted IoU
+        among the others. Stable: of the pixels with logits above -delta (none: stable), at least
+        `threshold` have logits above delta.
+    Where the presence logit is not above zero, the mask is `absent_logit` throughout and the
+        pointer is absent_pointer [1, C].
+    backend: "auto", "triton" or "torch". Raises ValueError for shapes that do not fit, BackendError
+    where the named backend cannot run.
     Source: official `_forward_sam_heads`, `_dynamic_multimask_via_stability`.
     """
     _check(logits, iou, tokens, weights, absent_pointer, first_mask_token, best)
-    arguments = (logits, iou, tokens, weights, absent_pointer, first_mask_token, best, delta, threshold, absent_logit)
-    mask, pointer, presence = execute("object_heads", backend, (logits, iou, tokens, *weights, absent_pointer), *arguments)
+    tensors = logits, iou, tokens, weights, absent_pointer
+    numbers = first_mask_token, best, delta, threshold, absent_logit
+    mask, pointer, presence = _OP(backend, *tensors, *numbers)
     return mask, pointer, presence
 
 
 def _check(
-    logits: Tensor, iou: Tensor, tokens: Tensor, weights: Sequence[Tensor], absent_pointer: Tensor, first_mask_token: int, best: bool
+    logits: Tensor,
+    iou: Tensor,
+    tokens: Tensor,
+    weights: ObjectHeadsWeights,
+    absent_pointer: Tensor,
+    first_mask_token: int,
+    best: bool,
 ) -> None:
-    if logits.ndim != 4 or iou.ndim != 2 or tokens.ndim != 3 or not len(logits) == len(iou) == len(tokens):
-        found = ", ".join(str(tuple(x.shape)) for x in (logits, iou, tokens))
-        raise ValueError(f"logits, iou, tokens: expected [B, M, H, W], [B, K] and [B, T, C], got {found}")
+    fitting = logits.ndim == 4 and iou.ndim == 2 and tokens.ndim == 3
+    if not fitting or not len(logits) == len(iou) == len(tokens):
+        shapes = ", ".join(str(tuple(x.shape)) for x in (logits, iou, tokens))
+        raise ValueError(
+            f"logits, iou, tokens: expected [B, M, H, W], [B, K] and [B, T, C], got {shapes}"
+        )
     masks, dim, first = logits.shape[1], tokens.shape[2], first_mask_token - 2
-    if not 0 <= first < iou.shape[1] or 2 + iou.shape[1] > tokens.shape[1] or first + masks > iou.shape[1] or masks < 1:
-        wanted = f"one of {iou.shape[1]} from 2 on for {masks} masks and {tokens.shape[1]} tokens"
+    values = iou.shape[1]
+    inside = 0 <= first < values and 2 + values <= tokens.shape[1]
+    if not inside or first + masks > values or masks < 1:
+        wanted = f"one of {values} from 2 on for {masks} masks and {tokens.shape[1]} tokens"
         raise ValueError(f"first_mask_token: expected {wanted}, got {first_mask_token}")
     if best and masks != 1:
         raise ValueError(f"logits: expected the best mask alone, got {masks}")
-    if len(weights) != 2 * HEAD:
-        raise ValueError(f"weights: expected {2 * HEAD} tensors, got {len(weights)}")
-    shapes: list[tuple[int, ...]] = []
-    for i, outs in ((0, 1), (HEAD, dim)):
-        hidden = weights[i].shape[0]
-        shapes += [(hidden, dim), (hidden,), (hidden, hidden), (hidden,), (outs, hidden), (outs,)]
-    for i, (weight, shape) in enumerate(zip((*weights, absent_pointer), (*shapes, (1, dim)), strict=True)):
-        if tuple(weight.shape) != shape:
-            raise ValueError(f"weights: tensor {i} of {2 * HEAD} and absent_pointer: expected shape {shape}, got {tuple(weight.shape)}")
+    expected = weights.pointer.linear3.bias.shape[0]
+    if dim != expected:
+        raise ValueError(f"tokens: expected the {expected} channels of the weights, got {dim}")
+    if tuple(absent_pointer.shape) != (1, dim):
+        raise ValueError(
+            f"absent_pointer: expected shape {(1, dim)}, got {tuple(absent_pointer.shape)}"
+        )
 
 
-def stable_or_best(logits: Tensor, iou: Tensor, delta: float, threshold: float) -> tuple[Tensor, Tensor]:
+def stable_or_best(
+    logits: Tensor, iou: Tensor, delta: float, threshold: float
+) -> tuple[Tensor, Tensor]:
     """The first mask where it is stable, else the other one of highest predicted IoU.
 
     logits: [B, M, H, W]; iou: [B, M] -> [B, 1, H, W], [B, 1]. Source: official `_dynamic_multimask_via_stability`.
@@ -95,7 +115,7 @@ def object_heads_reference(
     logits: Tensor,
     iou: Tensor,
     tokens: Tensor,
-    weights: Sequence[Tensor],
+    weights: ObjectHeadsWeights,
     absent_pointer: Tensor,
     first_mask_token: int,
     best: bool,
@@ -104,7 +124,7 @@ def object_heads_reference(
     absent_logit: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The definition, in torch."""
-    presence = three_layers(tokens[:, 0], weights[:HEAD])
+    presence = three_layers(tokens[:, 0], weights.presence)
     first, masks = first_mask_token - 2, logits.shape[1]
     if masks > 1:
         logits, _ = stable_or_best(logits, iou[:, first : first + masks], delta, threshold)
@@ -114,14 +134,15 @@ def object_heads_reference(
         token = taken(candidates, iou[:, first:].argmax(-1))[:, 0]
     present = presence > 0
     mask = torch.where(present[:, None, None], logits, absent_logit)
-    return mask, mix_absent(three_layers(token, weights[HEAD:]), present, absent_pointer), presence
+    pointer = mix_absent(three_layers(token, weights.pointer), present, absent_pointer)
+    return mask, pointer, presence
 
 
 def _triton_heads(
     logits: Tensor,
     iou: Tensor,
     tokens: Tensor,
-    weights: Sequence[Tensor],
+    weights: ObjectHeadsWeights,
     absent_pointer: Tensor,
     first_mask_token: int,
     best: bool,
@@ -131,45 +152,83 @@ def _triton_heads(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from sam2_fast.kernels.object_heads import object_state, tracked
 
-    dtype = products_dtype(weights[0])
+    dtype = compute_dtype(weights.presence.linear1.weight)
     with torch.no_grad():
-        w = derive(
-            weights, f"object_heads {dtype}", lambda: [t.detach().to(dtype if t.ndim == 2 else t.dtype).contiguous() for t in weights]
+        w = derive(weights, f"triton {dtype}", lambda: for_gpu(weights, dtype).flatten())
+        logits, iou, tokens = (t.detach().contiguous() for t in (logits, iou, tokens))
+        presence, pointer, counts = object_state(
+            logits, iou, tokens, w, first_mask_token, best, delta, dtype
         )
-        given = [t.detach().contiguous() for t in (logits, iou, tokens)]
-        presence, pointer, counts = object_state(*given, w, first_mask_token, best, delta, dtype)
-        constant = absent_pointer.detach().contiguous()
-        pointers = torch.promote_types(dtype, absent_pointer.dtype)
-        mask, pointer = tracked(*given[:2], presence, pointer, counts, constant, first_mask_token, threshold, absent_logit, pointers)
+        mask, pointer = tracked(
+            logits,
+            iou,
+            presence,
+            pointer,
+            counts,
+            absent_pointer.detach().contiguous(),
+            first_mask_token,
+            threshold,
+            absent_logit,
+            torch.promote_types(dtype, absent_pointer.dtype),
+        )
         return mask, pointer, presence
 
 
 def _refuses(
-    logits: Tensor,
-    iou: Tensor,
-    tokens: Tensor,
-    weights: Sequence[Tensor],
-    absent_pointer: Tensor,
-    first_mask_token: int,
-    best: bool,
-    delta: float,
-    threshold: float,
-    absent_logit: float,
+    logits: Tensor, iou: Tensor, tokens: Tensor, weights: ObjectHeadsWeights, *_: object
 ) -> str | None:
-    tensors = (logits, iou, tokens, *weights, absent_pointer)
-    if any(t.device.type != "cuda" for t in tensors) or len({t.device for t in tensors}) > 1:
-        return f"tensors are on {', '.join(sorted({str(t.device) for t in tensors}))}, it takes those of one cuda device"
-    if not is_plain(*tensors):
-        return f"tensors are {', '.join(sorted({type(t).__name__ for t in tensors}))}, it takes plain tensors"
-    if wants_gradients(*tensors):
-        return "gradients are wanted, it has none"
-    if (dtype := products_dtype(weights[0])) not in (torch.bfloat16, torch.float16) or logits.dtype == torch.float64:
-        return f"products are in {dtype}, logits are {logits.dtype}: it takes bfloat16 or float16, and float32 or narrower"
-    hidden, dim = [weights[0].shape[0], weights[HEAD].shape[0]], tokens.shape[2]
+    if logits.dtype == torch.float64:
+        return f"logits are {logits.dtype}: it takes float32 or narrower"
+    heads, dim = (weights.presence, weights.pointer), tokens.shape[2]
+    hidden = [head.linear1.bias.shape[0] for head in heads]
     if dim not in (128, 256) or max(hidden) > _MOST_HIDDEN:
-        return f"{dim} channels, hidden widths {hidden}: it takes 128 or 256 channels and widths up to {_MOST_HIDDEN}"
+        return (
+            f"{dim} channels, hidden widths {hidden}: it takes 128 or 256 channels and widths up "
+            f"to {_MOST_HIDDEN}"
+        )
     return "there is no object or pixel, it wants one" if 0 in logits.shape else None
 
 
-register(Implementation("object_heads", "triton", _triton_heads, _refuses), no_triton)
-register(Implementation("object_heads", "torch", object_heads_reference, lambda *_: None), lambda: None)
+def _configuration(
+    logits: Tensor,
+    iou: Tensor,
+    tokens: Tensor,
+    weights: ObjectHeadsWeights,
+    absent_pointer: Tensor,
+    first_mask_token: int,
+    best: bool,
+    *_: Any,
+) -> Hashable:
+    presence, pointer = weights.presence.linear1, weights.pointer.linear1
+    widths = iou.shape[1], tokens.shape[2], presence.bias.shape[0], pointer.bias.shape[0]
+    dtypes = logits.dtype, tokens.dtype, presence.weight.dtype, absent_pointer.dtype
+    count = bits(tokens.shape[1] - 1)
+    return *logits.shape[1:], *widths, count, first_mask_token, best, *dtypes
+
+
+def _align(call: Call, results: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Whether an object is there is a sign: where rounding decides it, its mask says nothing."""
+    del call
+    signs = [presence[:, 0] > 0 for _, _, presence in results]
+    same = torch.stack([sign == signs[0] for sign in signs]).all(0)
+    return tuple((mask[same], pointer[same], presence) for mask, pointer, presence in results)
+
+
+_OP = Op(
+    "object_heads",
+    reference=object_heads_reference,
+    backends=(
+        Backend(
+            "triton",
+            _triton_heads,
+            (
+                on_one("cuda"),
+                plain,
+                no_grad,
+                computes_in(torch.bfloat16, torch.float16),
+                fits(_refuses),
+            ),
+        ),
+    ),
+    rule=Rule(_configuration, first_rows(3), align=_align),
+)

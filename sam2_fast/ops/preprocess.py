@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -13,14 +13,19 @@ from PIL import __version__ as pillow_version
 from torch import Tensor
 
 from sam2_fast.ops.core import tracing
-from sam2_fast.ops.core.native import is_plain, native, no_cpu, no_triton
-from sam2_fast.ops.core.registry import Implementation, choose, execute, record_as, register
+from sam2_fast.ops.core.native import native
+from sam2_fast.ops.core.op import Backend, Op
+from sam2_fast.ops.core.requirements import fits, on_one, plain
+from sam2_fast.proving.rules import Rule, bits, first_rows
 
-_library = torch.library.Library("sam2_fast", "FRAGMENT")
+__all__ = ["preprocess_frame", "preprocess_images", "resize_bicubic"]
+
 _MOST = 2**24  # pixels of a side that the native kernel takes
 
 
-def preprocess_images(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float], *, backend: str = "auto") -> Tensor:
+def preprocess_images(
+    images: Tensor, size: int, mean: Sequence[float], std: Sequence[float], *, backend: str = "auto"
+) -> Tensor:
     """Resize with antialiased bilinear interpolation in float32 (corners not aligned, as torch does), then (x - mean) / std.
 
     images: [B, H, W, 3] of any strides, uint8 (divided by 255 first) or floating point in [0, 1]. size: S, pixels of a side.
@@ -31,10 +36,12 @@ def preprocess_images(images: Tensor, size: int, mean: Sequence[float], std: Seq
     _check(images, 4, "images", "[B, H, W, 3]", size, mean, std)
     if not images.dtype.is_floating_point and images.dtype != torch.uint8:
         raise ValueError(f"images: expected uint8 or floating point in [0, 1], got {images.dtype}")
-    return execute("preprocess_images", backend, (images,), images, size, list(mean), list(std))
+    return _IMAGES(backend, images, size, list(mean), list(std))
 
 
-def preprocess_frame(frame: Tensor, size: int, mean: Sequence[float], std: Sequence[float], *, backend: str = "auto") -> Tensor:
+def preprocess_frame(
+    frame: Tensor, size: int, mean: Sequence[float], std: Sequence[float], *, backend: str = "auto"
+) -> Tensor:
     """Resize a frame as `resize_bicubic` does, bytes to bytes, then (x / 255 - mean) / std in float32.
 
     frame: [H, W, 3] uint8 of any strides. Other arguments and errors as `preprocess_images`. Returns [3, S, S] float32 on its device;
@@ -42,7 +49,7 @@ def preprocess_frame(frame: Tensor, size: int, mean: Sequence[float], std: Seque
     """
     _check(frame, 3, "frame", "[H, W, 3]", size, mean, std)
     _check_bytes(frame)
-    return execute("preprocess_frame", backend, (frame,), frame, size, list(mean), list(std))
+    return _FRAME(backend, frame, size, list(mean), list(std))
 
 
 def resize_bicubic(frame: Tensor, size: int, *, backend: str = "auto") -> Tensor:
@@ -53,14 +60,22 @@ def resize_bicubic(frame: Tensor, size: int, *, backend: str = "auto") -> Tensor
     """
     _check(frame, 3, "frame", "[H, W, 3]", size)
     _check_bytes(frame)
-    return execute("resize_bicubic", backend, (frame,), frame, size)
+    return _BICUBIC(backend, frame, size)
 
 
 def _check(
-    pictures: Tensor, ndim: int, name: str, shape: str, size: int, mean: Sequence[float] = (0, 0, 0), std: Sequence[float] = (1, 1, 1)
+    pictures: Tensor,
+    ndim: int,
+    name: str,
+    shape: str,
+    size: int,
+    mean: Sequence[float] = (0, 0, 0),
+    std: Sequence[float] = (1, 1, 1),
 ) -> None:
     if pictures.ndim != ndim or pictures.shape[-1] != 3 or 0 in pictures.shape[-3:]:
-        raise ValueError(f"{name}: expected {shape} with at least one pixel, got {[*pictures.shape]}")
+        raise ValueError(
+            f"{name}: expected {shape} with at least one pixel, got {[*pictures.shape]}"
+        )
     if size <= 0:
         raise ValueError(f"size: expected a positive number of pixels, got {size}")
     if len(mean) != 3 or len(std) != 3:
@@ -72,7 +87,9 @@ def _check_bytes(frame: Tensor) -> None:
         raise ValueError(f"frame: expected uint8, got {frame.dtype}")
 
 
-def preprocess_images_reference(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def preprocess_images_reference(
+    images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
     """The definition, in torch."""
     planes = images.permute(0, 3, 1, 2)
     if images.dtype == torch.uint8:
@@ -80,7 +97,9 @@ def preprocess_images_reference(images: Tensor, size: int, mean: Sequence[float]
     else:
         scaled = planes.to(torch.float32)
     if scaled.shape[2:] != (size, size):
-        scaled = F.interpolate(scaled, (size, size), mode="bilinear", align_corners=False, antialias=True)
+        scaled = F.interpolate(
+            scaled, (size, size), mode="bilinear", align_corners=False, antialias=True
+        )
     elif images.dtype == torch.float32:
         scaled = scaled.clone()  # what follows is done in place
     return normalize(scaled, mean, std)
@@ -89,18 +108,28 @@ def preprocess_images_reference(images: Tensor, size: int, mean: Sequence[float]
 def resize_bicubic_reference(frame: Tensor, size: int) -> Tensor:
     """The definition: Pillow."""
     pixels = Image.fromarray(np.ascontiguousarray(frame.cpu().numpy()))
-    return torch.from_numpy(np.array(pixels.resize((size, size), Image.Resampling.BICUBIC))).to(frame.device)
+    return torch.from_numpy(np.array(pixels.resize((size, size), Image.Resampling.BICUBIC))).to(
+        frame.device
+    )
 
 
-def preprocess_frame_reference(frame: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def preprocess_frame_reference(
+    frame: Tensor, size: int, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
     """The definition, in Pillow and torch."""
-    planes = resize_bicubic_reference(frame, size).permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
+    planes = (
+        resize_bicubic_reference(frame, size)
+        .permute(2, 0, 1)
+        .to(torch.float32, memory_format=torch.contiguous_format)
+    )
     return normalize(planes.div_(full_scale(frame.device)), mean, std)
 
 
 def normalize(planes: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """[..., 3, H, W] float32, in place: less the mean, over the deviation; a true division on every device."""
-    means, deviations = (_constant(tuple(values), planes.device)[:, None, None] for values in (mean, std))
+    means, deviations = (
+        _constant(tuple(values), planes.device)[:, None, None] for values in (mean, std)
+    )
     return planes.sub_(means).div_(deviations)
 
 
@@ -122,35 +151,72 @@ def _kept_constant(values: tuple[float, ...], device: torch.device) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=device)
 
 
-def _run(pictures: Tensor, bicubic: bool, mean: Sequence[float], std: Sequence[float], out: Tensor, isa: str | None) -> Tensor:
+def _run(
+    pictures: Tensor,
+    bicubic: bool,
+    mean: Sequence[float],
+    std: Sequence[float],
+    out: Tensor,
+    isa: str | None,
+) -> Tensor:
     module = native()
     assert module is not None
     height, width = pictures.shape[1:3]
     columns_first = bicubic and columns_before_rows(height, width, out.shape[2])
     given = pictures.detach().contiguous() if columns_first else pictures.detach()
-    module.preprocess(given, bicubic, columns_first, list(mean), list(std), out, torch.get_num_threads(), isa or module.cpu_isa())
+    module.preprocess(
+        given,
+        bicubic,
+        columns_first,
+        list(mean),
+        list(std),
+        out,
+        torch.get_num_threads(),
+        isa or module.cpu_isa(),
+    )
     return out
 
 
-def columns_before_rows(height: int, width: int, size: int, pillow: int = int(pillow_version.split(".")[0])) -> bool:
+def columns_before_rows(
+    height: int, width: int, size: int, pillow: int = int(pillow_version.split(".")[0])
+) -> bool:
     """Whether the installed Pillow (its major number) resizes columns first: from 13 on where the height shrinks by much more."""
     return pillow >= 13 and height - size > 2 * max(width - size, 0)
 
 
-def _native_images(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float], isa: str | None = None) -> Tensor:
+def _native_images(
+    images: Tensor, size: int, mean: Sequence[float], std: Sequence[float], isa: str | None = None
+) -> Tensor:
     """`isa`: run with a narrower instruction set than this CPU's, for tests."""
-    return _run(images, False, mean, std, torch.empty(len(images), 3, size, size, device="cpu"), isa)
+    return _run(
+        images, False, mean, std, torch.empty(len(images), 3, size, size, device="cpu"), isa
+    )
 
 
-def _native_frame(frame: Tensor, size: int, mean: Sequence[float], std: Sequence[float], isa: str | None = None) -> Tensor:
+def _native_frame(
+    frame: Tensor, size: int, mean: Sequence[float], std: Sequence[float], isa: str | None = None
+) -> Tensor:
     return _run(frame[None], True, mean, std, torch.empty(1, 3, size, size, device="cpu"), isa)[0]
 
 
 def _native_bicubic(frame: Tensor, size: int, isa: str | None = None) -> Tensor:
-    return _run(frame[None], True, (0, 0, 0), (1, 1, 1), torch.empty(1, size, size, 3, dtype=torch.uint8, device="cpu"), isa)[0]
+    return _run(
+        frame[None],
+        True,
+        (0, 0, 0),
+        (1, 1, 1),
+        torch.empty(1, size, size, 3, dtype=torch.uint8, device="cpu"),
+        isa,
+    )[0]
 
 
-def _resampled(pictures: Tensor, size: int, bicubic: bool, mean: Sequence[float] | None = None, std: Sequence[float] = ()) -> Tensor:
+def _resampled(
+    pictures: Tensor,
+    size: int,
+    bicubic: bool,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] = (),
+) -> Tensor:
     from sam2_fast.kernels import preprocess as kernels
 
     height, width = pictures.shape[1:3]
@@ -158,7 +224,9 @@ def _resampled(pictures: Tensor, size: int, bicubic: bool, mean: Sequence[float]
     return kernels.resample(pictures.detach(), size, bicubic, columns_first, mean, std)
 
 
-def _triton_images(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def _triton_images(
+    images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
     return _resampled(images, size, False, mean, std)
 
 
@@ -170,66 +238,93 @@ def _triton_bicubic(frame: Tensor, size: int) -> Tensor:
     return _resampled(frame[None], size, True)[0]
 
 
-def _refuse_device(kind: str) -> Callable[..., str | None]:
-    def refuses(pictures: Tensor, size: int, *_: object) -> str | None:
-        if pictures.device.type != kind or not is_plain(pictures) or pictures.dtype != torch.uint8:
-            got = f"{type(pictures).__name__} of {pictures.dtype} on {pictures.device}"
-            return f"the input is a {got}, it takes plain uint8 tensors on {kind} devices"
-        if max(size, *pictures.shape[-3:-1]) > _MOST:
-            return f"sides are {[*pictures.shape[-3:-1]]} and {size} pixels, it takes up to 2^24"
-        return None
-
-    return refuses
+def _refuses(pictures: Tensor, size: int, *_: object) -> str | None:
+    if pictures.dtype != torch.uint8:
+        return f"the input is {pictures.dtype}, it takes uint8"
+    height, width = pictures.shape[-3:-1]
+    if max(size, height, width) > _MOST:
+        return f"sides are {height}, {width} and {size} pixels, it takes up to 2^24"
+    return None
 
 
-for _op, _in_triton, _native_run, _reference in (
-    ("preprocess_images", _triton_images, _native_images, preprocess_images_reference),
-    ("preprocess_frame", _triton_frame, _native_frame, preprocess_frame_reference),
-    ("resize_bicubic", _triton_bicubic, _native_bicubic, resize_bicubic_reference),
-):
-    register(Implementation(_op, "triton", _in_triton, _refuse_device("cuda")), no_triton)
-    register(Implementation(_op, "cpu", _native_run, _refuse_device("cpu")), no_cpu)
-    register(Implementation(_op, "torch", _reference, lambda *_: None), lambda: None)
+def _backends(
+    in_triton: Callable[..., Tensor], on_cpu: Callable[..., Tensor]
+) -> tuple[Backend, ...]:
+    return (
+        Backend("triton", in_triton, (on_one("cuda"), plain, fits(_refuses))),
+        Backend("cpu", on_cpu, (on_one("cpu"), plain, fits(_refuses))),
+    )
 
 
-def _dispatch_images(images: Tensor, size: int, mean: list[float], std: list[float]) -> Tensor:
-    return choose("preprocess_images", "auto", images, size, mean, std).run(images, size, mean, std).contiguous()
-
-
-def _dispatch_frame(frame: Tensor, size: int, mean: list[float], std: list[float]) -> Tensor:
-    return choose("preprocess_frame", "auto", frame, size, mean, std).run(frame, size, mean, std).contiguous()
-
-
-def _dispatch_bicubic(frame: Tensor, size: int) -> Tensor:
-    return choose("resize_bicubic", "auto", frame, size).run(frame, size)
-
-
-_library.define("preprocess_images(Tensor images, int size, float[] mean, float[] std) -> Tensor")
-_library.define("preprocess_frame(Tensor frame, int size, float[] mean, float[] std) -> Tensor")
-_library.define("resize_bicubic(Tensor frame, int size) -> Tensor")
-_library.impl("preprocess_images", _dispatch_images, "CompositeExplicitAutograd")
-_library.impl("preprocess_frame", _dispatch_frame, "CompositeExplicitAutograd")
-_library.impl("resize_bicubic", _dispatch_bicubic, "CompositeExplicitAutograd")
-_PILLOW = "its definition is Pillow's, which takes the recorded numbers and leaves no operation behind"
-record_as(
-    "preprocess_images",
-    torch.ops.sam2_fast.preprocess_images,
-    takes=lambda images, *_: images.device.type == "cpu" and images.dtype == torch.uint8,
-)
-record_as("preprocess_frame", torch.ops.sam2_fast.preprocess_frame, fixed_by_values=_PILLOW)
-record_as("resize_bicubic", torch.ops.sam2_fast.resize_bicubic, fixed_by_values=_PILLOW)
-
-
-@torch.library.register_fake("sam2_fast::preprocess_images", lib=_library)
-def _(images: Tensor, size: int, mean: list[float], std: list[float]) -> Tensor:
+def _images_result(images: Tensor, size: int, mean: list[float], std: list[float]) -> Tensor:
     return images.new_empty(images.shape[0], 3, size, size, dtype=torch.float32)
 
 
-@torch.library.register_fake("sam2_fast::preprocess_frame", lib=_library)
-def _(frame: Tensor, size: int, mean: list[float], std: list[float]) -> Tensor:
+def _frame_result(frame: Tensor, size: int, mean: list[float], std: list[float]) -> Tensor:
     return frame.new_empty(3, size, size, dtype=torch.float32)
 
 
-@torch.library.register_fake("sam2_fast::resize_bicubic", lib=_library)
-def _(frame: Tensor, size: int) -> Tensor:
+def _bicubic_result(frame: Tensor, size: int) -> Tensor:
     return frame.new_empty(size, size, 3)
+
+
+def _configuration(picture: Tensor, size: int, *_: object) -> Hashable:
+    height, width = picture.shape[-3:-1]
+    return bits(height * width), size, height > size, width > size, picture.dtype
+
+
+def _exact_frame(frame: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    return _normalized(resize_bicubic_reference(frame, size).permute(2, 0, 1), mean, std)
+
+
+def _exact_images(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    planes = images.permute(0, 3, 1, 2).contiguous().double()
+    if planes.shape[2:] != (size, size):
+        planes = F.interpolate(planes, (size, size), mode="bilinear", antialias=True)
+    scale = 1.0 if images.dtype == torch.uint8 else 255.0
+    return _normalized(planes * scale, mean, std)
+
+
+def _normalized(planes: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """In float64, of numbers that a float32 holds."""
+    means, deviations = (
+        torch.tensor(list(values), dtype=torch.float32, device=planes.device).double()
+        for values in (mean, std)
+    )
+    return (planes.double() / 255 - means[:, None, None]) / deviations[:, None, None]
+
+
+def _is_bytes_on_cpu(images: Tensor, *_: object) -> bool:
+    return images.device.type == "cpu" and images.dtype == torch.uint8
+
+
+_PILLOW = (
+    "its definition is Pillow's, which takes the recorded numbers and leaves no operation behind"
+)
+_IMAGES = Op(
+    "preprocess_images",
+    schema="(Tensor images, int size, float[] mean, float[] std) -> Tensor",
+    reference=preprocess_images_reference,
+    result=_images_result,
+    backends=_backends(_triton_images, _native_images),
+    takes=_is_bytes_on_cpu,
+    rule=Rule(_configuration, first_rows(1), exact=_exact_images),
+)
+_FRAME = Op(
+    "preprocess_frame",
+    schema="(Tensor frame, int size, float[] mean, float[] std) -> Tensor",
+    reference=preprocess_frame_reference,
+    result=_frame_result,
+    backends=_backends(_triton_frame, _native_frame),
+    fixed_by_values=_PILLOW,
+    rule=Rule(_configuration, exact=_exact_frame),
+)
+_BICUBIC = Op(
+    "resize_bicubic",
+    schema="(Tensor frame, int size) -> Tensor",
+    reference=resize_bicubic_reference,
+    result=_bicubic_result,
+    backends=_backends(_triton_bicubic, _native_bicubic),
+    fixed_by_values=_PILLOW,
+    rule=Rule(_configuration),
+)

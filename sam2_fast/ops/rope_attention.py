@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.ops.core.native import is_plain, native, no_cpu, no_triton, wants_gradients
-from sam2_fast.ops.core.registry import Implementation, choose, execute, record_as, register
+from sam2_fast.ops.core.native import native
+from sam2_fast.ops.core.op import Backend, Op
+from sam2_fast.ops.core.requirements import fits, no_grad, on_one, plain, stored_in
+from sam2_fast.proving.rules import Rule, bits, first_rows
 
-_library = torch.library.Library("sam2_fast", "FRAGMENT")
-_STORED = (torch.float32, torch.bfloat16, torch.float16)
+__all__ = ["rope_attention", "rope_table"]
+
 _MAX_CHANNELS = 1024
 _MAX_TRITON_CHANNELS = 256
 
@@ -29,10 +33,16 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     cos, sin = table.to(wide.dtype)
     even, odd = wide[..., 0::2], wide[..., 1::2]
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
+    return (
+        torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+        .flatten(-2)
+        .to(x.dtype)
+    )
 
 
-def rope_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int = 0, *, backend: str = "auto") -> Tensor:
+def rope_attention(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int = 0, *, backend: str = "auto"
+) -> Tensor:
     """Attention of q over k and v after rotating both q and k; the rotation repeats for every map of q's length in k.
 
     q: [B, N, d]; k: [B, M * N + num_unrotated, d]; v: [B, M * N + num_unrotated, dv], dv <= d; table: [2, N, d / 2] float32.
@@ -45,24 +55,34 @@ def rope_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated
     if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and q.dtype != torch.float64:
         q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
     _check(q, k, v, table, num_unrotated)
-    return execute("rope_attention", backend, (q, k, v, table), q, k, v, table, num_unrotated)
+    return _OP(backend, q, k, v, table, num_unrotated)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 3 or x.shape[0] != q.shape[0]:
-            raise ValueError(f"{name}: expected shape [B, tokens, channels] with the B of q, got {tuple(x.shape)}")
+            raise ValueError(
+                f"{name}: expected shape [B, tokens, channels] with the B of q, got {tuple(x.shape)}"
+            )
     batch, queries, dim = q.shape
     keys = k.shape[1]
     if k.shape[2] != dim or v.shape[1] != keys or v.shape[2] > dim:
-        raise ValueError(f"k, v: expected [{batch}, K, {dim}] and [{batch}, K, at most {dim}], got {tuple(k.shape)} and {tuple(v.shape)}")
+        raise ValueError(
+            f"k, v: expected [{batch}, K, {dim}] and [{batch}, K, at most {dim}], got {tuple(k.shape)} and {tuple(v.shape)}"
+        )
     if tuple(table.shape) != (2, queries, dim // 2) or dim % 2:
-        raise ValueError(f"table: expected shape {(2, queries, dim // 2)} for q of shape {tuple(q.shape)}, got {tuple(table.shape)}")
+        raise ValueError(
+            f"table: expected shape {(2, queries, dim // 2)} for q of shape {tuple(q.shape)}, got {tuple(table.shape)}"
+        )
     if num_unrotated < 0 or num_unrotated > keys or (queries and (keys - num_unrotated) % queries):
-        raise ValueError(f"k: expected whole maps of {queries} tokens and {num_unrotated} unrotated ones, got {keys} tokens")
+        raise ValueError(
+            f"k: expected whole maps of {queries} tokens and {num_unrotated} unrotated ones, got {keys} tokens"
+        )
 
 
-def rope_attention_reference(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int = 0) -> Tensor:
+def rope_attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int = 0
+) -> Tensor:
     """The definition, in torch."""
     length = k.shape[1] - num_unrotated
     maps = k[:, :length].unflatten(1, (-1, q.shape[1])) if length else k[:, :0]
@@ -70,32 +90,23 @@ def rope_attention_reference(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num
     keys = torch.cat([rotated, k[:, length:]], dim=1)
     # torch's fused attention wants values as wide as keys; without it all scores would lie in memory at once
     values = F.pad(v, (0, q.shape[2] - v.shape[2]))
-    return F.scaled_dot_product_attention(rotate(q, table)[:, None], keys[:, None], values[:, None])[:, 0, :, : v.shape[2]]
+    return F.scaled_dot_product_attention(
+        rotate(q, table)[:, None], keys[:, None], values[:, None]
+    )[:, 0, :, : v.shape[2]]
 
 
-def _native_rope(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int, isa: str | None = None) -> Tensor:
+def _native_rope(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int, isa: str | None = None
+) -> Tensor:
     """`isa`: run with a narrower instruction set than this CPU's, for tests."""
     module = native()
     assert module is not None
     q, k, v, table = (x.detach().contiguous() for x in (q, k, v, table))
     out = torch.empty(q.shape[0], q.shape[1], v.shape[2], dtype=q.dtype, device=q.device)
-    module.rope_attention(q, k, v, table, out, num_unrotated, torch.get_num_threads(), isa or module.cpu_isa())
+    module.rope_attention(
+        q, k, v, table, out, num_unrotated, torch.get_num_threads(), isa or module.cpu_isa()
+    )
     return out
-
-
-def _refuses(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int) -> str | None:
-    tensors = (q, k, v, table)
-    if any(x.device.type != "cpu" for x in tensors):
-        return f"q is on {q.device}, k on {k.device}, v on {v.device}, table on {table.device}, it takes cpu tensors"
-    if not is_plain(*tensors):
-        return f"q, k, v, table are {', '.join(type(x).__name__ for x in tensors)}, it takes plain tensors"
-    if wants_gradients(*tensors):
-        return "gradients are wanted, it has none"
-    if q.dtype not in _STORED or k.dtype != q.dtype or v.dtype != q.dtype or table.dtype != torch.float32:
-        return f"dtypes are {q.dtype}, {k.dtype}, {v.dtype} and {table.dtype}, it takes float32, bfloat16 or float16 and a float32 table"
-    if not 2 <= q.shape[2] <= _MAX_CHANNELS or v.shape[2] < 1 or k.shape[1] < 1:
-        return f"q {tuple(q.shape)}, v {tuple(v.shape)}: it takes 2 to {_MAX_CHANNELS} channels and one key or more"
-    return None
 
 
 def _triton_rope(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int) -> Tensor:
@@ -105,36 +116,65 @@ def _triton_rope(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: 
     return found
 
 
-def _triton_refuses(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int) -> str | None:
-    tensors = (q, k, v, table)
-    if any(x.device.type != "cuda" for x in tensors) or len({x.device for x in tensors}) > 1:
-        return f"q is on {q.device}, k on {k.device}, v on {v.device}, table on {table.device}, it takes tensors of one cuda device"
-    if not is_plain(*tensors):
-        return f"q, k, v, table are {', '.join(type(x).__name__ for x in tensors)}, it takes plain tensors"
-    if wants_gradients(*tensors):
-        return "gradients are wanted, it has none"
-    if q.dtype not in (torch.bfloat16, torch.float16) or k.dtype != q.dtype or v.dtype != q.dtype or table.dtype != torch.float32:
-        return f"dtypes are {q.dtype}, {k.dtype}, {v.dtype} and {table.dtype}, it takes bfloat16 or float16 and a float32 table"
-    if not 2 <= q.shape[2] <= _MAX_TRITON_CHANNELS or v.shape[2] < 1 or k.shape[1] < 1 or k.numel() >= 2**31:
-        most = _MAX_TRITON_CHANNELS
-        return f"q {tuple(q.shape)}, v {tuple(v.shape)}: it takes 2 to {most} channels, one key or more, below 2 ** 31 numbers"
+def _refuses_dtypes(q: Tensor, k: Tensor, v: Tensor, table: Tensor, stored: str) -> str | None:
+    if k.dtype == v.dtype == q.dtype and table.dtype == torch.float32:
+        return None
+    found = f"{q.dtype}, {k.dtype}, {v.dtype} and {table.dtype}"
+    return f"dtypes are {found}, it takes {stored} and a float32 table"
+
+
+def _refuses(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int = 0) -> str | None:
+    if reason := _refuses_dtypes(q, k, v, table, "float32, bfloat16 or float16"):
+        return reason
+    if not 2 <= q.shape[2] <= _MAX_CHANNELS or v.shape[2] < 1 or k.shape[1] < 1:
+        return (
+            f"q {tuple(q.shape)}, v {tuple(v.shape)}: it takes 2 to {_MAX_CHANNELS} channels and "
+            "one key or more"
+        )
     return None
 
 
-register(Implementation("rope_attention", "triton", _triton_rope, _triton_refuses), no_triton)
-register(Implementation("rope_attention", "cpu", _native_rope, _refuses), no_cpu)
-register(Implementation("rope_attention", "torch", rope_attention_reference, lambda *_: None), lambda: None)
+def _triton_refuses(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int = 0
+) -> str | None:
+    if q.dtype not in (torch.bfloat16, torch.float16):
+        return f"q is {q.dtype}, it takes bfloat16 or float16"
+    if reason := _refuses_dtypes(q, k, v, table, "bfloat16 or float16"):
+        return reason
+    most = _MAX_TRITON_CHANNELS
+    if not 2 <= q.shape[2] <= most or v.shape[2] < 1 or k.shape[1] < 1 or k.numel() >= 2**31:
+        return (
+            f"q {tuple(q.shape)}, v {tuple(v.shape)}: it takes 2 to {most} channels, one key or "
+            "more, below 2 ** 31 numbers"
+        )
+    return None
 
 
-def _dispatch(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int) -> Tensor:
-    return choose("rope_attention", "auto", q, k, v, table, num_unrotated).run(q, k, v, table, num_unrotated).contiguous()
-
-
-_library.define("rope_attention(Tensor q, Tensor k, Tensor v, Tensor table, int num_unrotated) -> Tensor")
-_library.impl("rope_attention", _dispatch, "CompositeExplicitAutograd")
-record_as("rope_attention", torch.ops.sam2_fast.rope_attention, takes=lambda *_: True)
-
-
-@torch.library.register_fake("sam2_fast::rope_attention", lib=_library)
-def _(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int) -> Tensor:
+def _result(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int) -> Tensor:
     return q.new_empty(q.shape[0], q.shape[1], v.shape[2])
+
+
+def _configuration(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int = 0
+) -> Hashable:
+    keys = bits(k.shape[1])
+    return *q.shape[1:], keys, v.shape[2], num_unrotated > 0, q.dtype, table.dtype
+
+
+_STORED = (torch.float32, torch.bfloat16, torch.float16)
+_OP = Op(
+    "rope_attention",
+    schema="(Tensor q, Tensor k, Tensor v, Tensor table, int num_unrotated) -> Tensor",
+    reference=rope_attention_reference,
+    result=_result,
+    backends=(
+        Backend("triton", _triton_rope, (on_one("cuda"), plain, no_grad, fits(_triton_refuses))),
+        Backend(
+            "cpu",
+            _native_rope,
+            (on_one("cpu"), plain, no_grad, stored_in(*_STORED), fits(_refuses)),
+        ),
+    ),
+    takes=lambda *_: True,
+    rule=Rule(_configuration, first_rows(3)),
+)

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.ops.core.native import is_plain, native, no_cpu, no_triton, wants_gradients
-from sam2_fast.ops.core.registry import Implementation, choose, execute, record_as, register
+from sam2_fast.ops.core.native import native
+from sam2_fast.ops.core.op import Backend, Op
+from sam2_fast.ops.core.requirements import fits, no_grad, on_one, plain, stored_in
+from sam2_fast.proving.rules import Rule, first_rows
 
-_library = torch.library.Library("sam2_fast", "FRAGMENT")
-_STORED = (torch.float32, torch.bfloat16, torch.float16)
+__all__ = ["window_attention"]
+
 _MAX_WINDOW = 64
 _MAX_HEAD = 1024
 _MAX_TRITON_HEAD = 128
 
 
-def window_attention(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool = False, *, backend: str = "auto") -> Tensor:
+def window_attention(
+    qkv: Tensor,
+    pad: Tensor,
+    num_heads: int,
+    window: int,
+    pool: bool = False,
+    *,
+    backend: str = "auto",
+) -> Tensor:
     """Attention inside windows of `window` x `window` tokens, or over the whole grid where `window` is 0.
 
     qkv: [B, H, W, 3 * num_heads * d] projected tokens, order (q, k, v), then head, then channel.
@@ -28,22 +40,32 @@ def window_attention(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool
     Source: official `MultiScaleBlock` and `MultiScaleAttention`. The trunk itself runs whole blocks: `hiera_block`.
     """
     device = qkv.device.type
-    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and qkv.dtype != torch.float64:
+    if (
+        device in ("cpu", "cuda")
+        and torch.is_autocast_enabled(device)
+        and qkv.dtype != torch.float64
+    ):
         qkv, pad = (x.to(torch.get_autocast_dtype(device)) for x in (qkv, pad))
     _check(qkv, pad, num_heads, window)
-    return execute("window_attention", backend, (qkv, pad), qkv, pad, num_heads, window, pool)
+    return _OP(backend, qkv, pad, num_heads, window, pool)
 
 
 def _check(qkv: Tensor, pad: Tensor, num_heads: int, window: int) -> None:
     if num_heads < 1 or qkv.ndim != 4 or qkv.shape[3] % (3 * num_heads):
-        raise ValueError(f"qkv: expected shape [B, H, W, 3 * num_heads * d] with num_heads {num_heads}, got {tuple(qkv.shape)}")
+        raise ValueError(
+            f"qkv: expected shape [B, H, W, 3 * num_heads * d] with num_heads {num_heads}, got {tuple(qkv.shape)}"
+        )
     if tuple(pad.shape) != (qkv.shape[3],):
-        raise ValueError(f"pad: expected shape {(qkv.shape[3],)} for qkv of shape {tuple(qkv.shape)}, got {tuple(pad.shape)}")
+        raise ValueError(
+            f"pad: expected shape {(qkv.shape[3],)} for qkv of shape {tuple(qkv.shape)}, got {tuple(pad.shape)}"
+        )
     if window < 0:
         raise ValueError(f"window: expected tokens, or 0 for all, got {window}")
 
 
-def window_attention_reference(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool = False) -> Tensor:
+def window_attention_reference(
+    qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool = False
+) -> Tensor:
     """The definition, in torch."""
     batch, height, width, _ = qkv.shape
     if window == 0:
@@ -54,10 +76,16 @@ def window_attention_reference(qkv: Tensor, pad: Tensor, num_heads: int, window:
     if down:
         qkv = torch.cat([qkv, pad.expand(batch, down, width + right, -1)], dim=1)
     rows, columns = qkv.shape[1] // window, qkv.shape[2] // window
-    windows = qkv.unflatten(1, (rows, window)).unflatten(3, (columns, window)).transpose(2, 3)  # [B, rows, columns, window, window, C]
+    windows = (
+        qkv.unflatten(1, (rows, window)).unflatten(3, (columns, window)).transpose(2, 3)
+    )  # [B, rows, columns, window, window, C]
     out = _attend(windows.flatten(0, 2), num_heads, pool)
     side = out.shape[1]
-    out = out.unflatten(0, (batch, rows, columns)).transpose(2, 3).reshape(batch, rows * side, columns * side, -1)
+    out = (
+        out.unflatten(0, (batch, rows, columns))
+        .transpose(2, 3)
+        .reshape(batch, rows * side, columns * side, -1)
+    )
     return out[:, : height // 2, : width // 2] if pool else out[:, :height, :width]
 
 
@@ -68,78 +96,102 @@ def _attend(qkv: Tensor, num_heads: int, pool: bool) -> Tensor:
     if pool:
         q = F.max_pool2d(q.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
     out_height, out_width = q.shape[1:3]
-    heads = (x.reshape(count, -1, num_heads, channels // 3 // num_heads).transpose(1, 2) for x in (q, k, v))
+    heads = (
+        x.reshape(count, -1, num_heads, channels // 3 // num_heads).transpose(1, 2)
+        for x in (q, k, v)
+    )
     out = F.scaled_dot_product_attention(*heads)  # [N, heads, tokens, d]
     return out.transpose(1, 2).reshape(count, out_height, out_width, -1)
 
 
-def _native_window(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool = False, isa: str | None = None) -> Tensor:
+def _native_window(
+    qkv: Tensor,
+    pad: Tensor,
+    num_heads: int,
+    window: int,
+    pool: bool = False,
+    isa: str | None = None,
+) -> Tensor:
     """`isa`: run with a narrower instruction set than this CPU's, for tests."""
     module = native()
     assert module is not None
     by = 2 if pool else 1
     batch, height, width, channels = qkv.shape
-    out = torch.empty(batch, height // by, width // by, channels // 3, dtype=qkv.dtype, device=qkv.device)
+    out = torch.empty(
+        batch, height // by, width // by, channels // 3, dtype=qkv.dtype, device=qkv.device
+    )
     given = qkv.detach().contiguous(), pad.detach().float().contiguous()
-    module.window_attention(*given, out, num_heads, window, pool, torch.get_num_threads(), isa or module.cpu_isa())
+    module.window_attention(
+        *given, out, num_heads, window, pool, torch.get_num_threads(), isa or module.cpu_isa()
+    )
     return out
 
 
-def _refuses(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool) -> str | None:
-    if qkv.device.type != "cpu" or pad.device.type != "cpu":
-        return f"qkv is on {qkv.device} and pad on {pad.device}, it takes cpu tensors"
-    if not is_plain(qkv, pad):
-        return f"qkv and pad are {type(qkv).__name__} and {type(pad).__name__}, it takes plain tensors"
-    if wants_gradients(qkv, pad):
-        return "gradients are wanted, it has none"
-    if qkv.dtype not in _STORED or pad.dtype not in _STORED:
-        return f"dtypes are {qkv.dtype} and {pad.dtype}, it takes float32, bfloat16 or float16"
-    head = qkv.shape[3] // 3 // num_heads
-    if head % 2 or not 2 <= head <= _MAX_HEAD or window > _MAX_WINDOW:
-        return f"{head} channels a head, window {window}: it takes even widths up to {_MAX_HEAD} and windows up to {_MAX_WINDOW}"
-    if pool and (window % 2 or qkv.shape[1] % 2 or qkv.shape[2] % 2):
-        return f"window {window} on {qkv.shape[1]} x {qkv.shape[2]} tokens: it pools even windows on even grids"
-    return None
-
-
-def _triton_window(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool = False) -> Tensor:
+def _triton_window(
+    qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool = False
+) -> Tensor:
     from sam2_fast.kernels.window_attention import window_attention as launch
 
-    found: Tensor = launch(qkv.detach().contiguous(), pad.detach().to(qkv.dtype).contiguous(), num_heads, window, pool)
+    found: Tensor = launch(
+        qkv.detach().contiguous(), pad.detach().to(qkv.dtype).contiguous(), num_heads, window, pool
+    )
     return found
 
 
-def _triton_refuses(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool) -> str | None:
-    if qkv.device.type != "cuda" or pad.device != qkv.device:
-        return f"qkv is on {qkv.device} and pad on {pad.device}, it takes tensors of one cuda device"
-    if not is_plain(qkv, pad):
-        return f"qkv and pad are {type(qkv).__name__} and {type(pad).__name__}, it takes plain tensors"
-    if wants_gradients(qkv, pad):
-        return "gradients are wanted, it has none"
+def _refuses(
+    qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool = False
+) -> str | None:
+    head = qkv.shape[3] // 3 // num_heads
+    if head % 2 or not 2 <= head <= _MAX_HEAD or window > _MAX_WINDOW:
+        return (
+            f"{head} channels a head, window {window}: it takes even widths up to {_MAX_HEAD} and "
+            f"windows up to {_MAX_WINDOW}"
+        )
+    return _cannot_pool(qkv, window) if pool else None
+
+
+def _triton_refuses(
+    qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool = False
+) -> str | None:
     if qkv.dtype not in (torch.bfloat16, torch.float16):
         return f"qkv is {qkv.dtype}, it takes bfloat16 or float16"
-    if qkv.shape[3] // 3 // num_heads > _MAX_TRITON_HEAD:
-        return f"{qkv.shape[3] // 3 // num_heads} channels a head: it takes up to {_MAX_TRITON_HEAD}"
-    if pool and (window % 2 or qkv.shape[1] % 2 or qkv.shape[2] % 2):
-        return f"window {window} on {qkv.shape[1]} x {qkv.shape[2]} tokens: it pools even windows on even grids"
-    return None
+    head = qkv.shape[3] // 3 // num_heads
+    if head > _MAX_TRITON_HEAD:
+        return f"{head} channels a head: it takes up to {_MAX_TRITON_HEAD}"
+    return _cannot_pool(qkv, window) if pool else None
 
 
-register(Implementation("window_attention", "triton", _triton_window, _triton_refuses), no_triton)
-register(Implementation("window_attention", "cpu", _native_window, _refuses), no_cpu)
-register(Implementation("window_attention", "torch", window_attention_reference, lambda *_: None), lambda: None)
+def _cannot_pool(qkv: Tensor, window: int) -> str | None:
+    if window % 2 == 0 and qkv.shape[1] % 2 == 0 and qkv.shape[2] % 2 == 0:
+        return None
+    tokens = f"{qkv.shape[1]} x {qkv.shape[2]} tokens"
+    return f"window {window} on {tokens}: it pools even windows on even grids"
 
 
-def _dispatch(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool) -> Tensor:
-    return choose("window_attention", "auto", qkv, pad, num_heads, window, pool).run(qkv, pad, num_heads, window, pool).contiguous()
-
-
-_library.define("window_attention(Tensor qkv, Tensor pad, int num_heads, int window, bool pool) -> Tensor")
-_library.impl("window_attention", _dispatch, "CompositeExplicitAutograd")
-record_as("window_attention", torch.ops.sam2_fast.window_attention)
-
-
-@torch.library.register_fake("sam2_fast::window_attention", lib=_library)
-def _(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool) -> Tensor:
+def _result(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool) -> Tensor:
     by = 2 if pool else 1
     return qkv.new_empty(qkv.shape[0], qkv.shape[1] // by, qkv.shape[2] // by, qkv.shape[3] // 3)
+
+
+def _configuration(
+    qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool = False
+) -> Hashable:
+    return *qkv.shape[1:], num_heads, window, pool, qkv.dtype, pad.dtype
+
+
+_STORED = (torch.float32, torch.bfloat16, torch.float16)
+_OP = Op(
+    "window_attention",
+    schema="(Tensor qkv, Tensor pad, int num_heads, int window, bool pool) -> Tensor",
+    reference=window_attention_reference,
+    result=_result,
+    backends=(
+        Backend("triton", _triton_window, (on_one("cuda"), plain, no_grad, fits(_triton_refuses))),
+        Backend(
+            "cpu",
+            _native_window,
+            (on_one("cpu"), plain, no_grad, stored_in(*_STORED), fits(_refuses)),
+        ),
+    ),
+    rule=Rule(_configuration, first_rows(1)),
+)

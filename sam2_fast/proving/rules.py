@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_is_leaf, tree_leaves, tree_map_only
 
 
 class Call(NamedTuple):
@@ -34,6 +35,8 @@ def _part(value: Any, batch: int | None = None) -> Hashable:
         return value.dtype, *value.shape[1 if batched else 0 :]
     if isinstance(value, list | tuple):
         return tuple(_part(item) for item in value)
+    if not tree_is_leaf(value):  # the weights of an op
+        return tuple(_part(item) for item in tree_leaves(value))
     if value is None or isinstance(value, bool | int | float | str | torch.dtype):
         return value
     return type(value).__name__
@@ -70,6 +73,20 @@ class Rule:
     """Whether the reference calls convolutions, for which torch has a TF32 switch of its own."""
 
 
+FEW = 2
+"""Rows of a batch on which a kernel is proved."""
+
+
+def first_rows(count: int) -> Callable[[Call], Call]:
+    """The first images or objects, for ops whose first `count` arguments are batches."""
+
+    def sample(call: Call) -> Call:
+        batch, rest = call.arguments[:count], call.arguments[count:]
+        return Call((*(x[:FEW] for x in batch), *rest), call.named)
+
+    return sample
+
+
 _rules: dict[str, Rule] = {}
 _OTHERS = Rule()
 
@@ -85,29 +102,13 @@ def rule_of(op: str) -> Rule:
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in lists, tuples, dictionaries and classes made of them."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        yield from tensors_in(list(value.values()))
+    """All tensors in lists, tuples, dictionaries and the weights of ops."""
+    return (x for x in tree_leaves(value) if isinstance(x, Tensor))
 
 
 def mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """`value` with every tensor in it changed. Lists of other classes, which may know what belongs
-    to their tensors, become lists."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, tuple):
-        items = [mapped(change, item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    if isinstance(value, list):
-        return [mapped(change, item) for item in value]
-    if isinstance(value, dict):
-        return {key: mapped(change, item) for key, item in value.items()}
-    return value
+    """`value` with every tensor in it changed."""
+    return tree_map_only(Tensor, change, value)
 
 
 def described(value: Hashable) -> str:

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from sam2_fast.model import Sam2
-from sam2_fast.model.layers import kept_by
+from sam2_fast.model.layers import held_by
 from sam2_fast.ops.core import tracing
+from sam2_fast.ops.core.autocast import compute_dtype
 from sam2_fast.ops.core.registry import registered
-from sam2_fast.ops.core.rules import attention_configuration
-from sam2_fast.ops.memory_attention import table_left_out
-from sam2_fast.ops.memory_attention.table import products_dtype
+from sam2_fast.ops.memory_attention import attention_configuration, table_left_out
 from sam2_fast.proving import gate
 from sam2_fast.proving.device import compile_ahead
 from sam2_fast.recording.cuda_graph import CaptureError, Recorder, captured
@@ -85,7 +84,7 @@ class Graphs:
 
     def refuses_frame(self, model: Sam2, low: Tensor) -> str | None:
         """Why a tracked frame cannot be recorded where nothing else `refuses`; None where it can."""
-        dtype, dim = products_dtype(model.no_mem_embed), model.config.hidden_dim
+        dtype, dim = compute_dtype(model.no_mem_embed), model.config.hidden_dim
         if dtype not in (torch.bfloat16, torch.float16) or dim not in (16, 32, 64, 128, 256):
             return f"products are in {dtype} with {dim} channels, recordings take bfloat16 or float16 and 16, 32 ... 256 channels"
         return table_left_out() or _unproved(model, low, dtype)
@@ -260,7 +259,7 @@ class Graphs:
         return self._held.get(key)
 
     def _keep(self, model: Sam2, key: Key, made: Any) -> None:
-        self.current(model).hold(kept_by(model))
+        self.current(model).hold(held_by(model))
         self._held[key] = made
         while len(self._held) > MOST:
             self._held.popitem(last=False)

@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from operator import is_
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sam2_fast.ops.core.native import native
-
-_address, _version = torch._C.TensorBase.data_ptr, torch._C.TensorBase._version
+from sam2_fast.ops.core.state import Members, State
 
 
 class _Part:
     """Some modules and their tensors as they were."""
 
     def __init__(self, modules: list[nn.Module]) -> None:
-        groups: list[dict[str, Any]] = [g for m in modules for g in (m._modules, m._parameters, m._buffers)]
-        named = [(group, name, value) for group in groups for name, value in group.items()]
-        self._groups, self._names = [group for group, _, _ in named], [name for _, name, _ in named]
-        self._values = [value for _, _, value in named]
-        self._tensors = [value for value in self._values if isinstance(value, Tensor)]
-        self._addresses = [tensor.data_ptr() for tensor in self._tensors]
-        # tensors of inference mode count no writes
-        self._versions = [None if tensor.is_inference() else tensor._version for tensor in self._tensors]
+        self._members = Members(modules)
+        self._state = State(self._members.tensors)
 
     def same(self) -> bool:
-        module = native()
-        members: Callable[..., bool] = _same_members if module is None else module.same_members
-        tensors: Callable[..., bool] = _same_tensors if module is None else module.same_tensors
-        if not members(self._groups, self._names, self._values):
-            return False
-        return tensors(_address, _version, self._tensors, self._addresses, self._versions)
+        return self._members.same() and self._state.same()
 
 
 class Fingerprint:
@@ -67,14 +50,3 @@ class Fingerprint:
         """Keep alive what CUDA graphs have the addresses of."""
         known = {id(x) for x in self._kept}
         self._kept += [x for x in kept if id(x) not in known]
-
-
-def _same_members(groups: list[dict[str, Any]], names: list[str], values: list[Any]) -> bool:
-    return all(map(is_, map(dict.get, groups, names), values))
-
-
-def _same_tensors(address: Any, version: Any, tensors: list[Tensor], addresses: list[int], versions: list[int | None]) -> bool:
-    if list(map(address, tensors)) != addresses:
-        return False
-    read = version.__get__
-    return all(was is None or read(tensor) == was for tensor, was in zip(tensors, versions, strict=True))

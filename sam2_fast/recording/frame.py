@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from sam2_fast.model import Sam2
+from sam2_fast.ops.core.autocast import compute_dtype
 from sam2_fast.ops.core.transfer import refill
 from sam2_fast.ops.memory_attention.gather_rows import gather_refusal
-from sam2_fast.ops.memory_attention.table import SLOT, MemoryTable, Room, products_dtype, table_rows
+from sam2_fast.ops.memory_attention.table import SLOT, MemoryTable, Room, table_rows
 from sam2_fast.recording.cuda_graph import CaptureError, Recorder, captured
 from sam2_fast.types import Features, NoPoints
 
@@ -61,7 +62,7 @@ class FrameGraph:
         device, config = features.low.device, model.config
         self._model, self._room, self._longest, self._multimask = model, room, longest, multimask
         self._features = Features(*(torch.empty_like(x) for x in features))
-        self._dtype = products_dtype(model.no_mem_embed)
+        self._dtype = compute_dtype(model.no_mem_embed)
         places = room.objects * room.pointers
         self._pointers = torch.zeros(places, config.hidden_dim, dtype=self._dtype, device=device)
         self._positions = torch.zeros(places * room.parts, config.memory_dim, dtype=self._dtype, device=device)

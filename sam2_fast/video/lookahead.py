@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sam2_fast.io.transforms import frame_input
 from sam2_fast.model import Sam2
-from sam2_fast.ops.core.cache import Kept
+from sam2_fast.ops.core.cache import Cache
 from sam2_fast.recording.cache import Graphs
 from sam2_fast.recording.cuda_graph import Lane
 from sam2_fast.recording.fingerprint import Fingerprint
@@ -101,7 +101,7 @@ class Ahead:
                 session.frames.read_ahead(self._order[following + 1])
         if len(self._images) >= BATCH:
             members, checked = list(self._images)[:BATCH], graphs.current(model)
-            with lane.enter((checked, Kept.made)):
+            with lane.enter((checked, Cache.computations)):
                 features = graphs.encode(model, torch.cat([self._images.pop(f) for f in members]), checked)
             mark = lane.mark()
             self._encoded |= {f: (features.image(i), mark) for i, f in enumerate(members)}

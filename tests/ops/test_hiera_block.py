@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from sam2_fast.config import Sam2Config
 from sam2_fast.model.hiera import Block, Hiera
-from sam2_fast.ops import hiera_block as op
+from sam2_fast.ops.core.cache import for_cpu
+from sam2_fast.ops.core.layout import Leaf
 from sam2_fast.ops.core.native import native
 from sam2_fast.ops.core.registry import BackendError
-from sam2_fast.ops.hiera_block import WEIGHTS, hiera_block, hiera_block_reference
+from sam2_fast.ops.hiera_block import HieraBlockWeights, _native_block, hiera_block, hiera_block_reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = {
@@ -34,37 +36,44 @@ SHAPES = {
     "one token": (1, 1, 4, 4, 1, 7, False),
     "wide": (4, 4, 400, 400, 4, 4, False),
 }
-Case = tuple[Tensor, list[Tensor], int, int, bool]
+Case = tuple[Tensor, HieraBlockWeights, int, int, bool]
 
 
 def case(height: int, width: int, dim: int, out: int, heads: int, window: int, pool: bool, batch: int = 2, scale: float = 1.0) -> Case:
     """Arguments of the op. `scale` makes peaked attention."""
     generator = torch.Generator().manual_seed(height * 100 + width)
-    shapes = [
-        (dim,), (dim,), (3 * out, dim), (3 * out,), (out, out), (out,), (out,), (out,), (4 * out, out), (4 * out,), (out, 4 * out), (out,),
-        (out, dim), (out,),
-    ]  # fmt: skip
-    weights = []
-    for name, shape in zip(WEIGHTS[: 14 if pool else 12], shapes, strict=False):
-        spread = shape[1] ** -0.5 if len(shape) == 2 else 0.3
-        weights.append(torch.randn(shape, generator=generator) * spread * (scale if name == "qkv.weight" else 1.0))
+
+    def random(leaf: Leaf, shape: tuple[int, ...]) -> Tensor:
+        spread = shape[1] ** -0.5 if leaf.matrix else 0.3
+        return torch.randn(shape, generator=generator) * spread * (scale if leaf.name == "qkv.weight" else 1.0)
+
+    weights = HieraBlockWeights.build(random, count=int(pool), C=dim, D=out, F=4 * out)
     return torch.randn(batch, height, width, dim, generator=generator), weights, heads, window, pool
 
 
 def cast(given: Case, dtype: torch.dtype) -> Case:
     x, weights, *rest = given
-    return x.to(dtype), [w.to(dtype) for w in weights], *rest  # type: ignore[return-value]
+    return x.to(dtype), weights.mapped(lambda _, w: w.to(dtype)), *rest  # type: ignore[return-value]
+
+
+def ready(weights: HieraBlockWeights) -> list[Tensor]:
+    """Weights as the kernel takes them."""
+    return for_cpu(weights, weights.qkv.weight.dtype).flatten()
+
+
+def narrowed(weights: HieraBlockWeights, dtype: torch.dtype = torch.bfloat16) -> HieraBlockWeights:
+    """Matrices in a narrower dtype."""
+    return weights.mapped(lambda leaf, w: w.to(dtype) if leaf.matrix else w)
 
 
 def poisoned(given: Case, isa: str, threads: int = 2) -> Tensor:
     """The kernel itself, into memory full of NaN."""
     x, weights, heads, window, pool = given
     by = 2 if pool else 1
-    out = torch.full((x.shape[0], x.shape[1] // by, x.shape[2] // by, weights[5].shape[0]), torch.nan, dtype=x.dtype)
-    ready = [w if w.ndim == 2 else w.float() for w in weights]
+    out = torch.full((x.shape[0], x.shape[1] // by, x.shape[2] // by, weights.proj.bias.shape[0]), torch.nan, dtype=x.dtype)
     module = native()
     assert module is not None
-    module.hiera_block(x, ready, out, heads, window, pool, 1e-6, threads, isa)
+    module.hiera_block(x, ready(weights), out, heads, window, pool, 1e-6, threads, isa)
     return out
 
 
@@ -109,8 +118,8 @@ def test_not_a_number_spoils_its_window_and_nothing_else(isa: str) -> None:
 def test_weights_may_be_narrower_than_the_tokens(isa: str) -> None:
     """As under autocast: a float32 residual stream through bfloat16 products."""
     x, weights, *rest = case(*SHAPES["windows that stick out"])
-    narrow = [w.bfloat16() if w.ndim == 2 else w for w in weights]
-    exact = hiera_block_reference(x.double(), [w.double() for w in narrow], *rest, 1e-6)  # type: ignore[arg-type]
+    narrow = narrowed(weights)
+    exact = hiera_block_reference(x.double(), narrow.mapped(lambda _, w: w.double()), *rest, 1e-6)  # type: ignore[arg-type]
     with torch.autocast("cpu", torch.bfloat16):
         theirs = error(hiera_block_reference(x, weights, *rest, 1e-6), exact)  # type: ignore[arg-type]
     found = poisoned((x, narrow, *rest), isa)  # type: ignore[arg-type]
@@ -121,7 +130,7 @@ def test_the_callers_autocast_decides_the_dtype_of_products() -> None:
     x, weights, *rest = case(*SHAPES["pooled"])
     with torch.autocast("cpu", torch.bfloat16):
         found = hiera_block(x, weights, *rest)
-    narrow = [w.bfloat16() if w.ndim == 2 else w for w in weights]
+    narrow = narrowed(weights)
     assert found.dtype == torch.float32 and torch.equal(found, hiera_block(x, narrow, *rest))
 
 
@@ -129,11 +138,11 @@ def test_the_callers_autocast_decides_the_dtype_of_products() -> None:
 def test_gelu_is_at_least_as_good_as_torchs(isa: str, sign: int) -> None:
     """An identity around the activation: two hidden channels per value, attention and norms out of the way."""
     values = sign * torch.linspace(0, 12, 4096).view(1, 64, 64, 1)
-    weights = [torch.zeros(s) for s in ((2,), (2,), (6, 2), (6,), (2, 2), (2,), (2,), (2,), (2, 2), (2,), (2, 2), (2,))]
+    zeros = HieraBlockWeights.build(lambda _, shape: torch.zeros(shape), count=0, C=2, D=2, F=2)
     found = []
     for value in values.flatten()[::61]:
-        weights[9] = torch.full((2,), value.item())  # the norm's scale is zero: the activation sees this bias alone
-        weights[10] = torch.eye(2)
+        # the norm's scale is zero: the activation sees this bias alone
+        weights = zeros.with_tensors({"fc1.bias": torch.full((2,), value.item()), "fc2.weight": torch.eye(2)})
         found.append(poisoned((torch.zeros(1, 1, 1, 2), weights, 1, 1, False), isa)[0, 0, 0, 0])
     x = values.flatten()[::61]
     exact = F.gelu(x.double())
@@ -142,7 +151,7 @@ def test_gelu_is_at_least_as_good_as_torchs(isa: str, sign: int) -> None:
 
 def test_any_strides() -> None:
     x, weights, *rest = case(*SHAPES["pooled"])
-    spread = [w.repeat_interleave(2, 0)[::2] for w in weights]
+    spread = weights.mapped(lambda _, w: w.repeat_interleave(2, 0)[::2])
     assert torch.equal(hiera_block(x.transpose(1, 2).contiguous().transpose(1, 2), spread, *rest), hiera_block(x, weights, *rest))
 
 
@@ -161,8 +170,8 @@ def test_auto_is_the_native_kernel_on_a_cpu() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda x, w, h, s, p: (x.double(), [t.double() for t in w], h, s, p), "float64"),
-        (lambda x, w, h, s, p: (x, [*w[:4], w[4].half(), *w[5:]], h, s, p), "float16"),
+        (lambda x, w, h, s, p: (x.double(), w.mapped(lambda _, t: t.double()), h, s, p), "float64"),
+        (lambda x, w, h, s, p: (x, w.with_tensors({"proj.weight": w.proj.weight.half()}), h, s, p), "float16"),
         (lambda x, w, h, s, p: (x.requires_grad_(), w, h, s, p), "gradients"),
         (lambda x, w, h, s, p: (x.to("meta"), w, h, s, p), "meta"),
         (lambda x, w, h, s, p: (x[:, :15], w, h, s, p), "pools even windows on even grids"),
@@ -179,9 +188,13 @@ def test_the_kernel_says_why_it_refuses(change: Callable[..., Case], reason: str
     ("change", "words"),
     [
         (lambda x, w, h, s, p: (x[0], w, h, s, p), "x: expected shape"),
-        (lambda x, w, h, s, p: (x, w[:12], h, s, p), "weights: expected 12 tensors, 14 where"),
-        (lambda x, w, h, s, p: (x, w[:12], h, s, False), "as many|12 channels out"),
-        (lambda x, w, h, s, p: (x, [*w[:2], w[2][:-1], *w[3:]], h, s, p), r"weights: qkv.weight: expected shape \(72, 12\)"),
+        (lambda x, w, h, s, p: (x[..., 1:], w, h, s, p), "x: expected the 12 channels of the weights, got 11"),
+        (lambda x, w, h, s, p: (x, replace(w, shortcut=None), h, s, p), "weights.shortcut: expected one exactly where"),
+        (lambda x, w, h, s, p: (x, replace(w, shortcut=None), h, s, False), "as many|12 channels out"),
+        (
+            lambda x, w, h, s, p: (x, w.with_tensors({"qkv.weight": w.qkv.weight[:-1]}), h, s, p),
+            r"weights.qkv.weight: expected shape \(72, 12\)",
+        ),
         (lambda x, w, h, s, p: (x, w, 5, s, p), "num_heads: expected a divisor of 24"),
         (lambda x, w, h, s, p: (x, w, h, -1, p), "window: expected tokens"),
     ],
@@ -193,14 +206,17 @@ def test_arguments_that_do_not_fit_are_named(change: Callable[..., Case], words:
 
 def test_the_binding_checks_for_itself(isa: str) -> None:
     x, w, heads, window, pool = case(*SHAPES["pooled"])
-    wrong: Sequence[tuple[Tensor, list[Tensor], int, int, bool]] = (
+
+    def changed(name: str, change: Callable[[Tensor], Tensor]) -> HieraBlockWeights:
+        return w.converted(lambda leaf, t: change(t) if leaf.name == name else t)
+
+    wrong: Sequence[Case] = (
         (x[0], w, heads, window, pool),
         (x.double(), w, heads, window, pool),
-        (x, w[:13], heads, window, pool),
-        (x, w[:12], heads, window, pool),
-        (x, [*w[:2], w[2].half(), *w[3:]], heads, window, pool),
-        (x, [*w[:8], w[8][:, 1:], *w[9:]], heads, window, pool),
-        (x, [*w[:12], w[12].t(), w[13]], heads, window, pool),
+        (x, replace(w, shortcut=None), heads, window, pool),
+        (x, changed("qkv.weight", lambda t: t.half()), heads, window, pool),
+        (x, changed("fc1.weight", lambda t: t[:, 1:].contiguous()), heads, window, pool),
+        (x, changed("shortcut.weight", lambda t: t.t().contiguous()), heads, window, pool),
         (x, w, 5, window, pool),
         (x, w, heads, 65, pool),
         (x, w, heads, 7, pool),
@@ -209,14 +225,15 @@ def test_the_binding_checks_for_itself(isa: str) -> None:
     assert module is not None
     for arguments in wrong:
         with pytest.raises(ValueError, match="expected"):
-            module.hiera_block(arguments[0], arguments[1], torch.zeros(2, 8, 8, 24), *arguments[2:], 1e-6, 2, isa)
+            module.hiera_block(arguments[0], arguments[1].flatten(), torch.zeros(2, 8, 8, 24), *arguments[2:], 1e-6, 2, isa)
     with pytest.raises(ValueError, match="out: expected size 8 of dimension 1"):
-        module.hiera_block(x, w, torch.zeros(2, 7, 8, 24), heads, window, pool, 1e-6, 2, isa)
+        module.hiera_block(x, ready(w), torch.zeros(2, 7, 8, 24), heads, window, pool, 1e-6, 2, isa)
 
 
 def test_opcheck() -> None:
     for name in ("pooled", "global"):
-        torch.library.opcheck(torch.ops.sam2_fast.hiera_block.default, (*case(*SHAPES[name]), 1e-6))
+        x, weights, *rest = case(*SHAPES[name])
+        torch.library.opcheck(torch.ops.sam2_fast.hiera_block.default, (x, weights.flatten(), *rest, 1e-6))
 
 
 @pytest.mark.parametrize("name", ["windows that stick out", "global, a part of a block", "head of 72"])
@@ -254,4 +271,4 @@ def test_gradients_flow_through_the_definition() -> None:
 
 def test_narrower_sets_are_only_for_tests() -> None:
     x, weights, *rest = case(*SHAPES["pooled"])
-    assert op._native_block(x, weights, *rest, 1e-6, isa="portable").shape == (2, 8, 8, 24)
+    assert _native_block(x, weights, *rest, 1e-6, isa="portable").shape == (2, 8, 8, 24)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from sam2_fast.config import Options, Sam2Config
 from sam2_fast.model.mask_decoder import MaskDecoder
-from sam2_fast.ops import mask_decoder as op
 from sam2_fast.ops.core.native import native
 from sam2_fast.ops.core.registry import BackendError
-from sam2_fast.ops.mask_decoder import mask_decoder, mask_decoder_reference
-from sam2_fast.ops.mask_decoder.reference import spread
+from sam2_fast.ops.mask_decoder import MaskDecoderWeights, _native_decoder, cpu_weights, mask_decoder
+from sam2_fast.ops.mask_decoder.reference import cell_matrix, mask_decoder_reference, spread
+from sam2_fast.ops.mask_decoder.weights import UpscalingWeights
 from tests.ops.errors import Errors
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -30,7 +30,7 @@ class Case(NamedTuple):
     position: Tensor
     prompts: Tensor
     present: Tensor | None
-    weights: list[Tensor]
+    weights: MaskDecoderWeights
     num_heads: int
     first_mask_token: int
     iou_token: int
@@ -58,7 +58,7 @@ def case(
     for _ in range(2):
         mlp = [*linear(hidden, dim), *linear(dim, hidden)]
         weights += [*attention(dim), *norm, *attention(half), *norm, *mlp, *norm, *norm, *attention(half)]
-    up1, up2 = linear(dim, dim)[0], linear(half, dim // 4)[0]
+    up1, up2 = (upscaling(linear(*sizes)[0]) for sizes in ((dim, dim), (half, dim // 4)))
     weights += [*attention(half), *norm, up1, random(dim // 4), random(dim // 4), random(dim // 4), up2, random(dim // 8)]
     for _ in range(masks):
         weights += [*linear(dim, dim), *linear(dim, dim), *linear(dim // 8, dim)]
@@ -70,12 +70,18 @@ def case(
     position, prompts = random(height * width, dim), random(objects, tokens, dim)
     image, values = random(images, height, width, dim), first - 1 + masks
     weights[88:88] = [*linear(24, dim), *linear(24, 24), *linear(values, 24)]
-    return Case(image, *maps, position, prompts, present, weights, heads, first, 0, best)
+    named = MaskDecoderWeights.unflatten(weights)
+    return Case(image, *maps, position, prompts, present, named, heads, first, 0, best)
+
+
+def upscaling(matrix: Tensor) -> Tensor:
+    """A matrix [4 * O, I], rows by place in the 2 x 2 cell, then channel, as a transposed convolution [I, O, 2, 2]."""
+    return matrix.unflatten(0, (2, 2, -1)).permute(3, 2, 0, 1)
 
 
 def cast(given: Case, dtype: torch.dtype) -> Case:
     tensors = {name: x.to(dtype) for name, x in given._asdict().items() if isinstance(x, Tensor) and name != "present"}
-    return given._replace(**tensors, weights=[w.to(dtype) for w in given.weights])
+    return given._replace(**tensors, weights=given.weights.mapped(lambda _, w: w.to(dtype)))
 
 
 def poisoned(given: Case, isa: str, threads: int = 2) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,9 +89,9 @@ def poisoned(given: Case, isa: str, threads: int = 2) -> tuple[Tensor, Tensor, T
     module = native()
     assert module is not None
     count, size = given.prompts.shape[0], [4 * s for s in given.image.shape[1:3]]
-    logits = torch.full((count, 1 if given.best else len(given.weights) // 6 - 15, *size), torch.nan)
-    iou, tokens = torch.full((count, given.weights[92].shape[0]), torch.nan), torch.full(given.prompts.shape, torch.nan)
-    weights = [w if w.ndim == 2 else w.float() for w in given.weights]
+    logits = torch.full((count, 1 if given.best else len(given.weights.masks), *size), torch.nan)
+    iou, tokens = torch.full((count, given.weights.iou.linear3.bias.shape[0]), torch.nan), torch.full(given.prompts.shape, torch.nan)
+    weights = cpu_weights(given.weights, given.weights.final_attention.q.weight.dtype)
     position, prompts = given.position.float(), given.prompts.float()
     module.mask_decoder(
         given.image, given.mid, given.high, position, prompts, given.present, weights, given.num_heads, given.first_mask_token,
@@ -150,9 +156,8 @@ def test_absent_tokens_do_not_matter(isa: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_best_mask_alone_is_the_one_of_highest_predicted_iou_to_the_bit(isa: str, dtype: torch.dtype) -> None:
     given = case(objects=16, masks=3)
-    for i in range(88, 94):  # so that objects differ
-        given.weights[i] = given.weights[i] * 3 if i % 2 == 0 else torch.zeros_like(given.weights[i])
-    given = cast(given, dtype)
+    iou = {name: x * 3 if name.endswith("weight") else x * 0 for name, x in given.weights.named() if name.startswith("iou")}
+    given = cast(given._replace(weights=given.weights.with_tensors(iou)), dtype)  # so that objects differ
     whole, best = poisoned(given, isa), poisoned(given._replace(best=True), isa)
     choice = whole[1][:, 1:].argmax(-1)
     assert len(choice.unique()) > 1  # else this shows nothing
@@ -162,9 +167,9 @@ def test_the_best_mask_alone_is_the_one_of_highest_predicted_iou_to_the_bit(isa:
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
 def test_of_equal_masks_the_first_is_the_best_and_not_a_number_is_largest(backend: str) -> None:
     given = case(objects=2, masks=3, best=True)
-    head = given.weights[88:94]
+    zeros = {name: x * 0 for name, x in given.weights.named() if name.startswith("iou")}
     for bias, expected in (([0.0, 0.0, 0.0, 0.0], 0), ([9.0, 0.0, 1.0, 1.0], 1), ([0.0, 1.0, torch.nan, torch.nan], 1)):
-        weights = [*given.weights[:88], *(torch.zeros_like(w) for w in head[:5]), torch.tensor(bias), *given.weights[94:]]
+        weights = given.weights.with_tensors(zeros | {"iou.linear3.bias": torch.tensor(bias)})
         logits = mask_decoder(*given._replace(weights=weights), backend=backend)[0]
         every = mask_decoder(*given._replace(weights=weights, best=False), backend=backend)[0]
         assert torch.allclose(logits[:, 0], every[:, expected], atol=1e-5)
@@ -182,7 +187,7 @@ def test_the_callers_autocast_decides_the_dtype_of_products() -> None:
     given = case()
     with torch.autocast("cpu", torch.bfloat16):
         logits, iou, tokens = mask_decoder(*given)
-    narrow = given._replace(weights=[w.bfloat16() if w.ndim == 2 else w for w in given.weights])
+    narrow = given._replace(weights=given.weights.mapped(lambda leaf, w: w.bfloat16() if leaf.matrix else w))
     expected = mask_decoder(*narrow)
     assert logits.dtype == iou.dtype == tokens.dtype == torch.float32
     assert all(map(torch.equal, (logits, iou, tokens), expected))
@@ -191,7 +196,7 @@ def test_the_callers_autocast_decides_the_dtype_of_products() -> None:
 def test_any_strides() -> None:
     given = case()
     image = given.image.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0)
-    spread = given._replace(image=image, weights=[w.t().contiguous().t() for w in given.weights])
+    spread = given._replace(image=image, weights=given.weights.mapped(lambda _, w: w.transpose(0, -1).contiguous().transpose(0, -1)))
     assert torch.equal(mask_decoder(*spread)[0], mask_decoder(*given)[0])
 
 
@@ -210,7 +215,7 @@ def test_auto_is_the_native_kernel_on_a_cpu() -> None:
     ("change", "reason"),
     [
         (lambda c: cast(c, torch.float64), "float64"),
-        (lambda c: c._replace(weights=[c.weights[0].half(), *c.weights[1:]]), "float16"),
+        (lambda c: changed(c, "layers[0].self_attention.q.weight", lambda w: w.half()), "float16"),
         (lambda c: c._replace(image=c.image.requires_grad_()), "gradients"),
         (lambda c: c._replace(image=c.image.to("meta")), "meta"),
         (lambda c: c._replace(present=torch.zeros(3, 8, dtype=torch.bool)), "marked absent"),
@@ -221,6 +226,16 @@ def test_the_kernel_says_why_it_refuses(change: Callable[[Case], Case], reason: 
         mask_decoder(*change(case()), backend="cpu")
 
 
+def changed(given: Case, name: str, change: Callable[[Tensor], Tensor]) -> Case:
+    """With one weight changed by its name."""
+    return given._replace(weights=given.weights.with_tensors({name: change(dict(given.weights.named())[name])}))
+
+
+def with_two_values(given: Case) -> Case:
+    last = {f"iou.linear3.{part}": dict(given.weights.named())[f"iou.linear3.{part}"][:2] for part in ("weight", "bias")}
+    return given._replace(weights=given.weights.with_tensors(last))
+
+
 WRONG: list[tuple[Callable[[Case], Case], str]] = [
     (lambda c: c._replace(image=c.image[0]), "image, prompts: expected"),
     (lambda c: c._replace(image=c.image.expand(2, -1, -1, -1)), "image, mid: expected 1 or one for each of 3"),
@@ -229,16 +244,20 @@ WRONG: list[tuple[Callable[[Case], Case], str]] = [
     (lambda c: c._replace(position=c.position[1:]), "position: expected shape"),
     (lambda c: c._replace(prompts=c.prompts[..., 1:]), "prompts: expected shape"),
     (lambda c: c._replace(present=torch.ones(3, 7, dtype=torch.bool)), "present: expected shape"),
-    (lambda c: c._replace(weights=c.weights[:-1]), "weights: expected 94 tensors and 6 for each mask, got 111"),
     (
-        lambda c: c._replace(weights=[*c.weights[:36], c.weights[36][1:], *c.weights[37:]]),
-        "weights: layer 1, self q.weight",
+        lambda c: c._replace(weights=MaskDecoderWeights.unflatten(c.weights.flatten()[:-1])),
+        "weights: expected 94 tensors and 6 for each",
     ),
-    (lambda c: c._replace(weights=[*c.weights[:83], c.weights[83][1:], *c.weights[84:]]), "weights: up1.bias: expected shape"),
-    (lambda c: c._replace(weights=[*c.weights[:92], c.weights[92][:, 1:], *c.weights[93:]]), "weights: predicted IoU, layer 2.weight"),
-    (lambda c: c._replace(weights=[*c.weights[:103], c.weights[103][1:], *c.weights[104:]]), "weights: mask 1, layer 1.bias"),
+    (
+        lambda c: changed(c, "layers[1].self_attention.q.weight", lambda w: w[1:]),
+        r"weights.layers\[1\].self_attention.q.weight: expected shape",
+    ),
+    (lambda c: changed(c, "up1.bias", lambda w: w[1:]), "weights.up1.bias: expected shape"),
+    (lambda c: changed(c, "iou.linear3.weight", lambda w: w[:, 1:]), "weights.iou.linear3.weight: expected shape"),
+    (lambda c: changed(c, "masks[1].linear2.bias", lambda w: w[1:]), r"weights.masks\[1\].linear2.bias: expected shape"),
+    (lambda c: c._replace(image=c.image.repeat(1, 1, 1, 2)), "expected"),
     (lambda c: c._replace(iou_token=2), "iou_token: expected one before 2"),
-    (lambda c: c._replace(weights=[*c.weights[:92], *(w[:2] for w in c.weights[92:94]), *c.weights[94:]]), "iou_token: .* with 2 values"),
+    (lambda c: with_two_values(c), "iou_token: .* with 2 values"),
     (lambda c: c._replace(num_heads=3), "num_heads: expected a divisor of 16"),
     (lambda c: c._replace(first_mask_token=6), "first_mask_token: expected 3 mask tokens among 8"),
 ]
@@ -252,12 +271,13 @@ def test_arguments_that_do_not_fit_are_named(change: Callable[[Case], Case], wor
 
 @pytest.mark.parametrize(("change", "_"), WRONG, ids=[words for _, words in WRONG])
 def test_the_binding_checks_for_itself(change: Callable[[Case], Case], _: str) -> None:
-    given = change(case())
     module = native()
     assert module is not None
     with pytest.raises(ValueError, match="expected"):
+        given = change(case())
         module.mask_decoder(
-            given.image.contiguous(), given.mid, given.high, given.position, given.prompts, given.present, given.weights, given.num_heads,
+            given.image.contiguous(), given.mid, given.high, given.position, given.prompts, given.present,
+            cpu_weights(given.weights, torch.float32), given.num_heads,
             given.first_mask_token, given.iou_token, given.best, torch.zeros(3, 3, 20, 28), torch.zeros(3, 8, 32), torch.zeros(3, 4), 2,
             "portable",
         )  # fmt: skip
@@ -265,7 +285,7 @@ def test_the_binding_checks_for_itself(change: Callable[[Case], Case], _: str) -
 
 def test_opcheck() -> None:
     for given in (case(objects=2), case(absent=True, best=True)):
-        torch.library.opcheck(torch.ops.sam2_fast.mask_decoder.default, tuple(given))
+        torch.library.opcheck(torch.ops.sam2_fast.mask_decoder.default, tuple(given._replace(weights=given.weights.flatten())))
 
 
 def test_gradients_flow_through_the_definition_and_match_the_transposed_convolutions() -> None:
@@ -280,10 +300,10 @@ def test_gradients_flow_through_the_definition_and_match_the_transposed_convolut
     x = torch.randn(2, dim, 4, 4).double()
     up1 = model.output_upscaling[0]
     assert isinstance(up1, torch.nn.ConvTranspose2d) and up1.bias is not None
-    matrix = up1.weight.permute(2, 3, 1, 0).flatten(0, 2)
+    matrix = cell_matrix(UpscalingWeights(up1.weight, up1.bias))
     found = spread(torch.nn.functional.linear(x.permute(0, 2, 3, 1), matrix)) + up1.bias
     assert (found.permute(0, 3, 1, 2) - up1(x)).abs().max() < 1e-12
 
 
 def test_narrower_sets_are_only_for_tests() -> None:
-    assert op._native_decoder(*case(), isa="portable")[0].shape == (3, 3, 20, 28)
+    assert _native_decoder(*case(), isa="portable")[0].shape == (3, 3, 20, 28)

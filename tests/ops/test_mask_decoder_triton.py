@@ -9,7 +9,8 @@ import torch
 
 from sam2_fast.ops.core.native import no_triton
 from sam2_fast.ops.core.registry import BackendError
-from sam2_fast.ops.mask_decoder import mask_decoder, mask_decoder_reference
+from sam2_fast.ops.mask_decoder import mask_decoder
+from sam2_fast.ops.mask_decoder.reference import mask_decoder_reference
 from tests.ops.errors import Errors
 from tests.ops.test_mask_decoder import case, cast
 from tests.ops.triton_tools import interpret, resources
@@ -28,7 +29,7 @@ SHARED = [(80, 163), (89, 99), (90, 227), (120, 99)]
 
 INTERPRETED = """
 from sam2_fast.kernels import mask_decoder as kernels
-from sam2_fast.ops.mask_decoder import mask_decoder_reference
+from sam2_fast.ops.mask_decoder.reference import mask_decoder_reference
 from sam2_fast.ops.mask_decoder.triton_kernels import triton_decoder
 from tests.ops.errors import Errors
 from tests.ops.test_mask_decoder import case, cast
@@ -52,7 +53,7 @@ for name, shape in list(SHAPES.items())[{part}::6]:
                     scattered = given._replace(
                         prompts=given.prompts.transpose(0, 1).contiguous().transpose(0, 1),
                         image=given.image.transpose(1, 2).contiguous().transpose(1, 2),
-                        weights=[w.t().contiguous().t() if w.ndim == 2 else w for w in given.weights],
+                        weights=given.weights.mapped(lambda _, w: w.transpose(0, -1).contiguous().transpose(0, -1)),
                     )
                     assert all(map(torch.equal, triton_decoder(*scattered), ours))
                 results = ours, torchs, exact
@@ -63,7 +64,7 @@ for name, shape in list(SHAPES.items())[{part}::6]:
 """
 
 NARROWED = """
-from sam2_fast.ops.mask_decoder import mask_decoder_reference
+from sam2_fast.ops.mask_decoder.reference import mask_decoder_reference
 from sam2_fast.ops.mask_decoder.triton_kernels import triton_decoder
 from tests.ops.errors import Errors
 from tests.ops.test_mask_decoder import case, cast
@@ -210,7 +211,7 @@ def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(shape: dict[str, Any], dty
         given = cast(case(**{"dim": 128, **shape}, draw=draw), dtype)
         given = given._replace(
             **{name: x.cuda() for name, x in given._asdict().items() if isinstance(x, torch.Tensor)},
-            weights=[w.cuda() for w in given.weights],
+            weights=given.weights.mapped(lambda _, w: w.cuda()),
         )
         exact = mask_decoder_reference(*cast(given, torch.float64))
         torchs = mask_decoder_reference(*given)

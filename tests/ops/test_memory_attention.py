@@ -12,10 +12,13 @@ from torch import Tensor
 
 from sam2_fast.config import Sam2Config
 from sam2_fast.model.memory_attention import MemoryAttention
-from sam2_fast.ops import memory_attention as op
+from sam2_fast.ops.core.cache import for_cpu
+from sam2_fast.ops.core.layout import Leaf
 from sam2_fast.ops.core.native import native
 from sam2_fast.ops.core.registry import BackendError
-from sam2_fast.ops.memory_attention import WEIGHTS, Memories, attention, memory_attention, memory_attention_reference
+from sam2_fast.ops.core.weights import Linear
+from sam2_fast.ops.memory_attention import Memories, MemoryAttentionWeights, _native_attention, memory_attention
+from sam2_fast.ops.memory_attention.reference import attention, memory_attention_reference
 from sam2_fast.ops.rope_attention import rope_attention_reference, rope_table
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -26,7 +29,7 @@ class Case(NamedTuple):
     """Arguments of the op."""
 
     x: Tensor
-    weights: list[Tensor]
+    weights: MemoryAttentionWeights
     table: Tensor
     memories: Memories
     temporal: Tensor
@@ -49,13 +52,14 @@ def case(
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    tokens, weights = side * side, []
-    shapes = {"k.weight": (dim, narrow), "v.weight": (dim, narrow), "linear1.weight": (hidden, dim), "linear1.bias": (hidden,)}
-    shapes |= {"linear2.weight": (dim, hidden)} | {f"norm{i}.weight": (dim,) for i in (1, 2, 3)}
-    for name in WEIGHTS * layers:
-        shape = shapes.get(name, (dim, dim) if name.endswith("weight") else (dim,))
-        spread = shape[-1] ** -0.5 if len(shape) == 2 else 0.3
-        weights.append(random(*shape) * spread * (scale if name in ("q.weight", "self q.weight") else 1.0))
+    def weight(leaf: Leaf, shape: tuple[int, ...]) -> Tensor:
+        if leaf.name.startswith("norm."):
+            return torch.empty(shape)  # drawn last
+        spread = shape[-1] ** -0.5 if leaf.matrix else 0.3
+        return random(*shape) * spread * (scale if leaf.name.endswith(("].q.weight", "self_q.weight")) else 1.0)
+
+    tokens = side * side
+    weights = MemoryAttentionWeights.build(weight, count=layers, C=dim, M=narrow, F=hidden)
     counts = [maps for maps, _ in objects]
     first = [sum(counts[:i]) for i in range(len(objects) + 1)]
     pointers = [sum(p for _, p in objects[:i]) for i in range(len(objects) + 1)]
@@ -63,8 +67,8 @@ def case(
     rows = [i % 3 for i in range(first[-1])]
     maps = [random(tokens, narrow) for _ in range(first[-1])]
     memories = Memories(maps, slots, rows, first, random(pointers[-1], narrow), random(pointers[-1], narrow), pointers)
-    end = [random(dim), random(dim)]
-    return Case(random(images, tokens, dim), [*weights, *end], rope_table(dim, side), memories, random(3, narrow), random(tokens, narrow))
+    weights = weights.with_tensors({"norm.weight": random(dim), "norm.bias": random(dim)})
+    return Case(random(images, tokens, dim), weights, rope_table(dim, side), memories, random(3, narrow), random(tokens, narrow))
 
 
 def cast(given: Case, dtype: torch.dtype) -> Case:
@@ -72,7 +76,8 @@ def cast(given: Case, dtype: torch.dtype) -> Case:
     m = given.memories
     memories = m._replace(maps=[x.to(dtype) for x in m.maps], pointers=m.pointers.to(dtype), positions=m.positions.to(dtype))
     table = given.table.to(torch.promote_types(dtype, torch.float32))
-    return Case(given.x.to(dtype), [w.to(dtype) for w in given.weights], table, memories, given.temporal.to(dtype), given.place.to(dtype))
+    weights = given.weights.mapped(lambda _, w: w.to(dtype))
+    return Case(given.x.to(dtype), weights, table, memories, given.temporal.to(dtype), given.place.to(dtype))
 
 
 def poisoned(given: Case, isa: str, threads: int = 2) -> Tensor:
@@ -80,7 +85,7 @@ def poisoned(given: Case, isa: str, threads: int = 2) -> Tensor:
     m, module = given.memories, native()
     assert module is not None
     out = torch.full((len(m.first) - 1, *given.x.shape[1:]), torch.nan, dtype=given.x.dtype)
-    weights = [w if w.ndim == 2 else w.float() for w in given.weights]
+    weights = for_cpu(given.weights, given.weights.layers[0].q.weight.dtype).flatten()
     module.memory_attention(
         given.x, weights, given.table, m.maps, given.temporal.float(), given.place.float(), m.slots, m.rows, m.first,
         m.pointers.float(), m.positions.float(), m.first_pointer, out, threads, isa,
@@ -148,7 +153,7 @@ def test_the_callers_autocast_decides_the_dtype_of_products() -> None:
     given = case()
     with torch.autocast("cpu", torch.bfloat16):
         found = memory_attention(*given)
-    narrow = [w.bfloat16() if w.ndim == 2 else w for w in given.weights]
+    narrow = given.weights.mapped(lambda leaf, w: w.bfloat16() if leaf.matrix else w)
     assert found.dtype == torch.float32 and torch.equal(found, memory_attention(*given._replace(weights=narrow)))
 
 
@@ -173,11 +178,16 @@ def test_auto_is_the_native_kernel_on_a_cpu() -> None:
     assert not torch.equal(memory_attention(*given), memory_attention(*given, backend="torch"))
 
 
+def changed(given: Case, name: str, change: Callable[[Tensor], Tensor]) -> Case:
+    """With one weight changed by its name."""
+    return given._replace(weights=given.weights.with_tensors({name: change(dict(given.weights.named())[name])}))
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         (lambda c: cast(c, torch.float64), "float64"),
-        (lambda c: c._replace(weights=[c.weights[0], c.weights[1], c.weights[2].half(), *c.weights[3:]]), "float16"),
+        (lambda c: changed(c, "layers[0].self_q.weight", lambda w: w.half()), "float16"),
         (lambda c: c._replace(x=c.x.requires_grad_()), "gradients"),
         (lambda c: c._replace(x=c.x.to("meta")), "meta"),
         (lambda c: c._replace(memories=c.memories._replace(maps=[c.memories.maps[0].half(), *c.memories.maps[1:]])), "several dtypes"),
@@ -191,8 +201,12 @@ def test_the_kernel_says_why_it_refuses(change: Callable[[Case], Case], reason: 
 WRONG: list[tuple[Callable[[Case], Case], str]] = [
     (lambda c: c._replace(x=c.x[0]), "x: expected shape"),
     (lambda c: c._replace(x=c.x.expand(3, -1, -1)), "x: expected 1 image or one for each of 4 objects, got 3"),
-    (lambda c: c._replace(weights=c.weights[:-1]), "weights: expected 26 tensors a layer"),
-    (lambda c: c._replace(weights=[*c.weights[:40], c.weights[40][:, 1:], *c.weights[41:]]), "weights: layer 1, k.weight|v.weight"),
+    (lambda c: c._replace(x=c.x[..., 1:]), "x: expected the 16 channels of the weights, got 15"),
+    (
+        lambda c: c._replace(weights=MemoryAttentionWeights.unflatten(c.weights.flatten()[:-1])),
+        "weights: expected 2 tensors and 26 for each repeated or optional part",
+    ),
+    (lambda c: changed(c, "layers[1].k.weight", lambda w: w[:, 1:]), r"weights.layers\[1\].k.weight: expected shape"),
     (lambda c: c._replace(table=c.table[:, 1:]), "table: expected shape"),
     (lambda c: c._replace(place=c.place[1:]), "temporal, place: expected"),
     (lambda c: c._replace(memories=c.memories._replace(maps=[m[1:] for m in c.memories.maps])), "maps: expected shape"),
@@ -221,17 +235,18 @@ def test_the_binding_checks_for_itself(change: Callable[[Case], Case], _: str) -
 
 def test_opcheck() -> None:
     x, weights, table, memories, temporal, place = case(side=3, layers=1)
-    torch.library.opcheck(torch.ops.sam2_fast.memory_attention.default, (x, weights, table, *memories, temporal, place))
+    torch.library.opcheck(torch.ops.sam2_fast.memory_attention.default, (x, weights.flatten(), table, *memories, temporal, place))
 
 
 def test_projecting_values_after_attention_is_the_same_function() -> None:
     """Softmax rows sum to 1: out(P (M W' + b)) = out((P M) W' + b)."""
     q, memory, table = torch.randn(2, 9, 32).double(), torch.randn(2, 20, 8).double(), rope_table(32, 3).double()
-    shapes = ((32, 32), (32,), (32, 8), (32,), (32, 8), (32,), (32, 32), (32,))
-    weights = [torch.randn(s).double() * 0.3 for s in shapes]
-    late = attention(q, memory, memory, table, 2, weights)
-    queries, keys, values = (F.linear(x, *weights[i : i + 2]) for i, x in ((0, q), (2, memory), (4, memory)))
-    early = F.linear(rope_attention_reference(queries, keys, values, table, 2), *weights[6:])
+    widths = (32, 8, 8, 32)
+    q_proj, k_proj, v_proj, out = (Linear(torch.randn(32, n).double() * 0.3, torch.randn(32).double() * 0.3) for n in widths)
+    late = attention(q, memory, memory, table, 2, q_proj, k_proj, v_proj, out)
+    projected = ((q, q_proj), (memory, k_proj), (memory, v_proj))
+    queries, keys, values = (F.linear(x, layer.weight, layer.bias) for x, layer in projected)
+    early = F.linear(rope_attention_reference(queries, keys, values, table, 2), out.weight, out.bias)
     assert (late - early).abs().max() < 1e-13
 
 
@@ -244,4 +259,4 @@ def test_gradients_flow_through_the_definition() -> None:
 
 
 def test_narrower_sets_are_only_for_tests() -> None:
-    assert op._native_attention(*case(), isa="portable").shape == (4, 36, 16)
+    assert _native_attention(*case(), isa="portable").shape == (4, 36, 16)

@@ -7,14 +7,16 @@ import torch
 
 from sam2_fast.ops.core.native import no_triton
 from sam2_fast.ops.core.registry import BackendError
-from sam2_fast.ops.memory_attention import Memories, memory_attention, memory_attention_reference
+from sam2_fast.ops.memory_attention import Memories, memory_attention
+from sam2_fast.ops.memory_attention.reference import memory_attention_reference
 from tests.ops.test_memory_attention import RAGGED, Case, case, cast
 from tests.ops.triton_tools import interpret, resources
 
 SHAPES = [(RAGGED, 1, 16, 8, 6), (RAGGED, 4, 16, 8, 6), (((7, 16),), 1, 256, 64, 5), (((0, 1), (1, 0)), 2, 32, 6, 3)]
 
 INTERPRETED = f"""
-from sam2_fast.ops.memory_attention import _triton_attention, memory_attention_reference
+from sam2_fast.ops.memory_attention.reference import memory_attention_reference
+from sam2_fast.ops.memory_attention.triton_kernels import triton_attention
 from tests.ops.test_memory_attention import case, cast
 
 def error(found, exact):
@@ -27,7 +29,7 @@ for objects, images, dim, narrow, side in {SHAPES}:
             exact = memory_attention_reference(*cast(given, torch.float64))
             theirs = error(memory_attention_reference(*given), exact)
             for spans in (1, 3):
-                mine = error(_triton_attention(*given, spans=spans), exact)
+                mine = error(triton_attention(*given, spans=spans), exact)
                 assert mine <= 2 * theirs, (objects, dtype, scale, spans, mine, theirs)
 """
 
@@ -92,5 +94,12 @@ def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(shape: tuple, dtype: torch
 def on_gpu(given: Case) -> Case:
     m = given.memories
     memories = Memories([x.cuda() for x in m.maps], m.slots, m.rows, m.first, m.pointers.cuda(), m.positions.cuda(), m.first_pointer)
-    moved = (given.x.cuda(), [w.cuda() for w in given.weights], given.table.cuda(), memories, given.temporal.cuda(), given.place.cuda())
+    moved = (
+        given.x.cuda(),
+        given.weights.mapped(lambda _, w: w.cuda()),
+        given.table.cuda(),
+        memories,
+        given.temporal.cuda(),
+        given.place.cuda(),
+    )
     return Case(*moved)

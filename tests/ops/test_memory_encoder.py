@@ -12,10 +12,16 @@ from torch import Tensor
 
 from sam2_fast.config import Sam2Config
 from sam2_fast.model.memory_encoder import MemoryEncoder
-from sam2_fast.ops import memory_encoder as op
+from sam2_fast.ops.core.layout import Leaf
 from sam2_fast.ops.core.native import native
 from sam2_fast.ops.core.registry import BackendError
-from sam2_fast.ops.memory_encoder import matrices, memory_encoder, memory_encoder_reference
+from sam2_fast.ops.memory_encoder import (
+    MemoryEncoderWeights,
+    _native_encoder,
+    cpu_weights,
+    memory_encoder,
+    memory_encoder_reference,
+)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -25,7 +31,7 @@ class Case(NamedTuple):
 
     low: Tensor
     logits: Tensor
-    weights: list[Tensor]
+    weights: MemoryEncoderWeights
     binarize: bool
     eps: float
 
@@ -55,26 +61,30 @@ def case(
     for _ in range(blocks):
         weights += [*layer(dim, 1, 7, 7), *norm(dim), *layer(hidden, dim), *layer(dim, hidden), random(dim)]
     weights += layer(memory, dim, 1, 1)
-    return Case(random(images, height, width, dim), random(objects, *logits) * scale, weights, binarize, 1e-6)
+    named = MemoryEncoderWeights.unflatten(weights)
+    return Case(random(images, height, width, dim), random(objects, *logits) * scale, named, binarize, 1e-6)
 
 
 def cast(given: Case, dtype: torch.dtype) -> Case:
-    return given._replace(low=given.low.to(dtype), logits=given.logits.to(dtype), weights=[w.to(dtype) for w in given.weights])
+    return given._replace(low=given.low.to(dtype), logits=given.logits.to(dtype), weights=given.weights.mapped(lambda _, w: w.to(dtype)))
 
 
 def ready(given: Case) -> list[Tensor]:
     """Weights as the kernel takes them."""
-    narrow = matrices(given.weights)
-    wanted = [w if i in narrow else w.float() for i, w in enumerate(given.weights)]
-    return [w.permute(0, 2, 3, 1).flatten(1).contiguous() if w.ndim == 4 else w for w in wanted]
+    return cpu_weights(given.weights, given.weights.out_proj.weight.dtype).flatten()
+
+
+def narrowed(weights: MemoryEncoderWeights) -> MemoryEncoderWeights:
+    """Matrices in bfloat16."""
+    return weights.mapped(lambda leaf, w: w.bfloat16() if leaf.matrix else w)
 
 
 def poisoned(given: Case, isa: str, threads: int = 2) -> Tensor:
     """The kernel itself, into memory full of NaN."""
     module = native()
     assert module is not None
-    shape = given.logits.shape[0], given.low.shape[1] * given.low.shape[2], given.weights[-2].shape[0]
-    out = torch.full(shape, torch.nan, dtype=given.weights[-2].dtype)
+    shape = given.logits.shape[0], given.low.shape[1] * given.low.shape[2], given.weights.out_proj.bias.shape[0]
+    out = torch.full(shape, torch.nan, dtype=given.weights.out_proj.weight.dtype)
     module.memory_encoder(given.low, given.logits.float(), ready(given), out, given.binarize, given.eps, threads, isa)
     return out
 
@@ -178,8 +188,7 @@ def test_not_a_number_goes_where_the_definition_has_it(isa: str) -> None:
 def test_weights_may_be_narrower_than_the_features(isa: str) -> None:
     """As under autocast: float32 features and norms, bfloat16 products."""
     given = case()
-    narrow = matrices(given.weights)
-    weights = [w.bfloat16() if i in narrow else w for i, w in enumerate(given.weights)]
+    weights = narrowed(given.weights)
     exact = memory_encoder_reference(*cast(given._replace(weights=weights), torch.float64))
     with torch.autocast("cpu", torch.bfloat16):
         theirs = error(memory_encoder_reference(*given), exact)
@@ -191,15 +200,18 @@ def test_the_callers_autocast_decides_the_dtype_of_products() -> None:
     given = case()
     with torch.autocast("cpu", torch.bfloat16):
         found = memory_encoder(*given)
-    narrow = matrices(given.weights)
-    expected = memory_encoder(given.low, given.logits, [w.bfloat16() if i in narrow else w for i, w in enumerate(given.weights)], False)
+    expected = memory_encoder(given.low, given.logits, narrowed(given.weights), False)
     assert found.dtype == torch.bfloat16 and torch.equal(found, expected)
 
 
 def test_any_strides() -> None:
     given = case()
     low = given.low.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
-    weights = [w.contiguous(memory_format=torch.channels_last) if w.ndim == 4 else w.repeat_interleave(2, 0)[::2] for w in given.weights]
+
+    def scattered(_: Leaf, w: Tensor) -> Tensor:
+        return w.contiguous(memory_format=torch.channels_last) if w.ndim == 4 else w.repeat_interleave(2, 0)[::2]
+
+    weights = given.weights.mapped(scattered)
     spread = given._replace(low=low, logits=given.logits.transpose(1, 2).contiguous().transpose(1, 2), weights=weights)
     assert torch.equal(memory_encoder(*spread), memory_encoder(*given))
 
@@ -220,7 +232,7 @@ def test_auto_is_the_native_kernel_on_a_cpu() -> None:
     ("change", "reason"),
     [
         (lambda c: cast(c, torch.float64), "float64"),
-        (lambda c: c._replace(weights=[*c.weights[:12], c.weights[12].half(), *c.weights[13:]]), "float16"),
+        (lambda c: changed(c, "last_convolutions[1].weight", lambda w: w.half()), "float16"),
         (lambda c: c._replace(low=c.low.requires_grad_()), "gradients"),
         (lambda c: c._replace(low=c.low.to("meta")), "meta"),
         (lambda _: case(channels=(4, 6, 9, 16)), "even"),
@@ -233,26 +245,35 @@ def test_the_kernel_says_why_it_refuses(change: Callable[[Case], Case], reason: 
         memory_encoder(*change(case()), backend="cpu")
 
 
-def without(c: Case, i: int) -> Case:
+def changed(given: Case, name: str, change: Callable[[Tensor], Tensor]) -> Case:
+    """With one weight changed by its name."""
+    return given._replace(weights=given.weights.with_tensors({name: change(dict(given.weights.named())[name])}))
+
+
+def without(c: Case, name: str) -> Case:
     """A row less of a weight."""
-    return c._replace(weights=[*c.weights[:i], c.weights[i][1:], *c.weights[i + 1 :]])
+    return changed(c, name, lambda w: w[1:])
 
 
 WRONG: list[tuple[Callable[[Case], Case], str]] = [
     (lambda c: c._replace(low=c.low[0]), "low, logits: expected"),
     (lambda c: c._replace(low=c.low.expand(2, -1, -1, -1).contiguous()), "low: expected 1 frame or one for each of 3"),
     (lambda c: c._replace(logits=c.logits[:, :0]), "logits: expected a pixel or more"),
-    (lambda c: c._replace(weights=c.weights[:-1]), "weights: expected 22 tensors and 9 for each block, one or more, got 39"),
+    (lambda c: c._replace(low=c.low[..., 1:].contiguous()), "low: expected the 16 channels of the weights, got 15"),
     (
-        lambda c: c._replace(weights=[*c.weights[:20], *c.weights[-2:]]),
-        "weights: expected 22 tensors and 9 for each block, one or more, got 22",
+        lambda c: c._replace(weights=MemoryEncoderWeights.unflatten(c.weights.flatten()[:-1])),
+        "weights: expected 22 tensors and 9 for each repeated or optional part .*, got 39",
     ),
-    (lambda c: without(c, 5), r"weights: convolution 1, bias: expected shape \(6,\)"),
-    (lambda c: without(c, 8), "weights: convolution 2, bias: expected shape"),
-    (lambda c: without(c, 18), r"weights: low_proj.weight: expected shape \(16, 16, 1, 1\)"),
-    (lambda c: without(c, 29), r"weights: block 1, dwconv.weight: expected shape \(16, 1, 7, 7\)"),
-    (lambda c: without(c, 37), "weights: block 1, gamma: expected shape"),
-    (lambda c: without(c, 39), r"weights: out_proj.bias: expected shape \(6,\)"),
+    (
+        lambda c: c._replace(weights=MemoryEncoderWeights.unflatten([*c.weights.flatten()[:20], *c.weights.flatten()[-2:]])),
+        "weights: expected 22 tensors and 9 for each repeated or optional part .*, got 22",
+    ),
+    (lambda c: without(c, "first_convolutions[1].bias"), r"weights.first_convolutions\[1\].bias: expected shape \(6,\)"),
+    (lambda c: without(c, "last_convolutions[0].weight"), r"weights.last_convolutions\[0\].bias: expected shape"),
+    (lambda c: without(c, "low_proj.weight"), r"weights.low_proj.weight: expected shape \(16, 16, 1, 1\)"),
+    (lambda c: without(c, "blocks[1].depthwise.weight"), r"weights.blocks\[1\].depthwise.weight: expected shape \(16, 1, 7, 7\)"),
+    (lambda c: without(c, "blocks[1].gamma"), r"weights.blocks\[1\].gamma: expected shape"),
+    (lambda c: without(c, "out_proj.bias"), r"weights.out_proj.bias: expected shape \(6,\)"),
 ]
 
 
@@ -262,6 +283,12 @@ def test_arguments_that_do_not_fit_are_named(change: Callable[[Case], Case], wor
         memory_encoder(*change(case()))
 
 
+def unchanged(given: Case) -> list[Tensor]:
+    """As `ready`, in the dtypes that they have."""
+    flat = given.weights.flatten()
+    return [w.permute(0, 2, 3, 1).flatten(1).contiguous() if w.ndim == 4 else w for w in flat]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -269,17 +296,16 @@ def test_arguments_that_do_not_fit_are_named(change: Callable[[Case], Case], wor
         lambda c: c._replace(low=c.low.double()),
         lambda c: c._replace(low=c.low[..., 1:].contiguous()),
         lambda c: c._replace(low=c.low.transpose(1, 2)[:, :4]),
-        lambda c: c._replace(weights=[*c.weights[:12], c.weights[12].half(), *c.weights[13:]]),
+        lambda c: changed(c, "last_convolutions[1].weight", lambda w: w.half()),
         lambda c: case(channels=(4, 5, 10, 16)),
     ],
 )
 def test_the_binding_checks_for_itself(change: Callable[[Case], Case]) -> None:
-    given = change(case())
-    weights = [w.permute(0, 2, 3, 1).flatten(1).contiguous() if w.ndim == 4 else w for w in given.weights]
     module = native()
     assert module is not None
     with pytest.raises(ValueError, match="expected"):
-        module.memory_encoder(given.low, given.logits, weights, torch.zeros(3, 25, 6), False, 1e-6, 2, "portable")
+        given = change(case())
+        module.memory_encoder(given.low, given.logits, unchanged(given), torch.zeros(3, 25, 6), False, 1e-6, 2, "portable")
     for out in (torch.zeros(3, 24, 6), torch.zeros(3, 25, 6).double(), torch.zeros(3, 25, 12)[..., ::2]):
         with pytest.raises(ValueError, match="out: expected"):
             module.memory_encoder(case().low, case().logits, ready(case()), out, False, 1e-6, 2, "portable")
@@ -287,7 +313,7 @@ def test_the_binding_checks_for_itself(change: Callable[[Case], Case]) -> None:
 
 def test_opcheck() -> None:
     for given in (case(), case(images=3, binarize=True)):
-        torch.library.opcheck(torch.ops.sam2_fast.memory_encoder.default, tuple(given))
+        torch.library.opcheck(torch.ops.sam2_fast.memory_encoder.default, tuple(given._replace(weights=given.weights.flatten())))
 
 
 def test_gradients_flow_through_the_definition_and_the_kernel_gives_its_numbers() -> None:
@@ -314,4 +340,4 @@ def test_narrow_matrices_are_kept_until_a_parameter_changes() -> None:
 
 
 def test_narrower_sets_are_only_for_tests() -> None:
-    assert op._native_encoder(*case(), isa="portable").shape == (3, 25, 6)
+    assert _native_encoder(*case(), isa="portable").shape == (3, 25, 6)

@@ -29,7 +29,7 @@ from tests.ops.test_memory_encoder import case, cast
 from tests.ops.test_memory_encoder_triton import SHAPES
 
 def channels_last(weights):
-    return [w.contiguous(memory_format=torch.channels_last) if w.ndim == 4 else w for w in weights]
+    return weights.mapped(lambda _, w: w.contiguous(memory_format=torch.channels_last) if w.ndim == 4 else w)
 
 for name, shape in SHAPES.items():
     for dtype in (torch.float32, torch.float16, "autocast"):
@@ -103,7 +103,7 @@ def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(shape: dict[str, Any], dty
     errors, stream = Errors(), torch.cuda.Stream()
     for draw in range(6 if shape.get("objects") == 1 else 1):
         given = cast(case(**shape, draw=draw), dtype)
-        weights = [w.cuda() for w in given.weights]
+        weights = given.weights.mapped(lambda _, w: w.cuda())
         given = given._replace(low=given.low.cuda(), logits=given.logits.cuda(), weights=weights)
         exact = memory_encoder_reference(*cast(given, torch.float64))
         torchs = memory_encoder_reference(*given)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,7 @@ def greedy(boxes: np.ndarray, scores: np.ndarray, idxs: np.ndarray, threshold: f
 @pytest.mark.parametrize("count", [0, 1, 7, 300])
 @pytest.mark.parametrize("block", [2048, 64])
 def test_suppression_is_the_greedy_one(count: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sam2_fast.ops.nms.BLOCK", block)
+    monkeypatch.setattr(sys.modules["sam2_fast.ops.nms"], "BLOCK", block)
     generator = np.random.default_rng(count)
     corners = generator.integers(0, 30, (count, 2)).astype(np.float32)
     boxes = np.concatenate([corners, corners + generator.integers(0, 30, (count, 2))], 1).astype(np.float32)

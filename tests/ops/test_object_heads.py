@@ -11,7 +11,8 @@ from torch import Tensor
 from sam2_fast.ops.core.native import no_triton
 from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.mask_decoder.reference import three_layers
-from sam2_fast.ops.object_heads import object_heads, object_heads_reference
+from sam2_fast.ops.mask_decoder.weights import MlpWeights
+from sam2_fast.ops.object_heads import ObjectHeadsWeights, object_heads, object_heads_reference
 from tests.ops.errors import Errors
 from tests.ops.triton_tools import interpret, resources
 
@@ -24,7 +25,7 @@ class Case(NamedTuple):
     logits: Tensor
     iou: Tensor
     tokens: Tensor
-    weights: list[Tensor]
+    weights: ObjectHeadsWeights
     absent_pointer: Tensor
     first_mask_token: int
     best: bool
@@ -57,17 +58,17 @@ def case(
     iou, found = random(objects, 4).sigmoid(), random(objects, tokens, dim)
     iou[0, 1:] = iou[0, 1]  # the first of equals
     if objects > 1:
-        logit = three_layers(found[:, 0], presence).flatten().sort().values
+        logit = three_layers(found[:, 0], MlpWeights.unflatten(presence)).flatten().sort().values
         presence[-1] -= (logit[objects // 2] + logit[objects // 2 - 1]) / 2
     return Case(
-        logits, iou, found, [*presence, *pointer], random(1, dim), 3 if best else 2, best, 0.05, 0.98, NO_OBJECT
+        logits, iou, found, ObjectHeadsWeights.unflatten([*presence, *pointer]), random(1, dim), 3 if best else 2, best, 0.05, 0.98, NO_OBJECT
     )  # fmt: skip
 
 
 def cast(given: Case, dtype: torch.dtype, logits: torch.dtype) -> Case:
     return given._replace(
         logits=given.logits.to(logits), iou=given.iou.to(logits), tokens=given.tokens.to(dtype),
-        weights=[w.to(dtype) for w in given.weights], absent_pointer=given.absent_pointer.to(dtype),
+        weights=given.weights.mapped(lambda _, w: w.to(dtype)), absent_pointer=given.absent_pointer.to(dtype),
     )  # fmt: skip
 
 
@@ -142,13 +143,20 @@ def test_arguments_that_do_not_fit_are_named() -> None:
         (given._replace(logits=given.logits[0]), "logits, iou, tokens: expected"),
         (given._replace(first_mask_token=3), "first_mask_token: expected"),
         (given._replace(best=True), "logits: expected the best mask alone, got 4"),
-        (given._replace(weights=given.weights[:-1]), "weights: expected 12 tensors, got 11"),
-        (given._replace(weights=[*given.weights[:2], given.weights[2][1:], *given.weights[3:]]), "weights: tensor 2 of 12"),
+        (given._replace(tokens=given.tokens[..., 1:]), "tokens: expected the 128 channels of the weights, got 127"),
         (given._replace(absent_pointer=given.absent_pointer[0]), "absent_pointer"),
     ]
     for arguments, words in wrong:
         with pytest.raises(ValueError, match=words):
             object_heads(*arguments)
+
+
+def test_weights_that_do_not_fit_are_named() -> None:
+    weights = case().weights
+    with pytest.raises(ValueError, match="weights: expected 12 tensors for ObjectHeadsWeights, got 11"):
+        ObjectHeadsWeights.unflatten(weights.flatten()[:-1])
+    with pytest.raises(ValueError, match=r"weights.presence.linear2.weight: expected shape"):
+        weights.with_tensors({"presence.linear2.weight": weights.presence.linear2.weight[1:]})
 
 
 def test_says_why_it_refuses() -> None:
@@ -158,7 +166,7 @@ def test_says_why_it_refuses() -> None:
 
 def test_gradients_flow_through_the_definition() -> None:
     given = case(masks=1)
-    weights = [w.requires_grad_() for w in given.weights]
+    weights = [w.requires_grad_() for w in given.weights.flatten()]
     mask, pointer, presence = object_heads(*given)
     (mask.sum() + pointer.sum() + presence.sum()).backward()
     assert all(w.grad is not None for w in weights)
@@ -198,7 +206,8 @@ def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(shape: dict[str, Any], dty
     for draw in range(8):
         given = cast(case(**shape, draw=draw), dtype, torch.float32)
         given = given._replace(
-            **{name: x.cuda() for name, x in given._asdict().items() if isinstance(x, Tensor)}, weights=[w.cuda() for w in given.weights]
+            **{name: x.cuda() for name, x in given._asdict().items() if isinstance(x, Tensor)},
+            weights=given.weights.mapped(lambda _, w: w.cuda()),
         )
         exact = object_heads_reference(*cast(given, torch.float64, torch.float32))
         torchs, ours = object_heads_reference(*given), object_heads(*given, backend="triton")

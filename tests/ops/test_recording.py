@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from sam2_fast.ops.core.cache import Kept
+from sam2_fast.ops.core.cache import Cache
 from sam2_fast.recording.cuda_graph import CaptureError, Lane, Recorder, capture_errors, captured, reason_of
 from tests.ops.fake_cuda import CPU, Cuda, cuda
 
@@ -169,7 +169,7 @@ def test_the_lane_waits_for_weights_that_were_written_and_for_no_others(cuda: Cu
 
 
 def test_nothing_is_kept_of_what_is_only_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: Kept[list[int]] = Kept()
+    kept: Cache[list[int]] = Cache()
     weight = torch.zeros(2)
     during: Any = kept.get(lambda: [1], [weight])
     monkeypatch.setattr("sam2_fast.ops.core.cache.capturing", lambda tensor: True)

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sam2_fast.ops import rope_attention as op
 from sam2_fast.ops.core.native import native
 from sam2_fast.ops.core.registry import BackendError
-from sam2_fast.ops.rope_attention import rope_attention, rope_attention_reference, rope_table
+from sam2_fast.ops.rope_attention import _native_rope, rope_attention, rope_attention_reference, rope_table
 from tests.ops.errors import Errors
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -192,4 +191,4 @@ def test_the_callers_autocast_decides_the_dtype() -> None:
 
 def test_narrower_sets_are_only_for_tests() -> None:
     q, k, v, table = case(3, 2, 2)
-    assert op._native_rope(q, k, v, table, 2, "portable").shape == (2, 9, 16)
+    assert _native_rope(q, k, v, table, 2, "portable").shape == (2, 9, 16)

@@ -14,11 +14,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sam2_fast.ops.connected_components import connected_components, small_components
 from sam2_fast.ops.core import tracing
 from sam2_fast.ops.core.registry import BackendError
-from sam2_fast.ops.hiera_block import hiera_block
-from sam2_fast.ops.mask_decoder import mask_decoder
+from sam2_fast.ops.hiera_block import HieraBlockWeights, hiera_block
+from sam2_fast.ops.mask_decoder import MaskDecoderWeights, mask_decoder
 from sam2_fast.ops.mask_postprocess import mask_postprocess
-from sam2_fast.ops.memory_attention import memory_attention
-from sam2_fast.ops.memory_encoder import memory_encoder
+from sam2_fast.ops.memory_attention import MemoryAttentionWeights, memory_attention
+from sam2_fast.ops.memory_encoder import MemoryEncoderWeights, memory_encoder
 from sam2_fast.ops.nms import nms
 from sam2_fast.ops.preprocess import preprocess_frame, preprocess_images, resize_bicubic
 from sam2_fast.ops.rope_attention import rope_attention
@@ -63,7 +63,8 @@ def of_window_attention() -> Case:
 
 def of_hiera_block(pool: bool) -> Case:
     x, weights, *rest = test_hiera_block.case(8, 8, 16, 32 if pool else 16, 2, 4, pool, batch=1)
-    return drawn(lambda x, *w, **how: hiera_block(x, w, *rest, **how), x, *weights)
+    named = HieraBlockWeights.unflatten
+    return drawn(lambda x, *w, **how: hiera_block(x, named(w), *rest, **how), x, *weights.flatten())
 
 
 def of_rope_attention() -> Case:
@@ -76,21 +77,25 @@ def of_memory_attention() -> Case:
 
     def run(x: Tensor, table: Tensor, p: Tensor, positions: Tensor, temporal: Tensor, place: Tensor, *rest: Tensor, **how: Any) -> Tensor:
         given = memories._replace(maps=list(rest[:count]), pointers=p, positions=positions)
-        return memory_attention(x, rest[count:], table, given, temporal, place, **how)
+        named = MemoryAttentionWeights.unflatten(rest[count:])
+        return memory_attention(x, named, table, given, temporal, place, **how)
 
-    return drawn(run, x, table, memories.pointers, memories.positions, temporal, place, *memories.maps, *weights)
+    return drawn(run, x, table, memories.pointers, memories.positions, temporal, place, *memories.maps, *weights.flatten())
 
 
 def of_memory_encoder() -> Case:
     low, logits, weights, binarize, eps = test_memory_encoder.case()
-    return drawn(lambda low, logits, *w, **how: memory_encoder(low, logits, w, binarize, eps, **how), low, logits, *weights)
+    named = MemoryEncoderWeights.unflatten
+    return drawn(
+        lambda low, logits, *w, **how: memory_encoder(low, logits, named(w), binarize, eps, **how), low, logits, *weights.flatten()
+    )
 
 
 def of_mask_decoder() -> Case:
     c = test_mask_decoder.case(height=2, width=3, objects=3, absent=True, best=True)
     assert c.present is not None
-    tensors = (c.image, c.mid, c.high, c.position, c.prompts, c.present, *c.weights)
-    return drawn(lambda *t, **how: mask_decoder(*t[:6], t[6:], *c[7:], **how)[:2], *tensors)
+    tensors = (c.image, c.mid, c.high, c.position, c.prompts, c.present, *c.weights.flatten())
+    return drawn(lambda *t, **how: mask_decoder(*t[:6], MaskDecoderWeights.unflatten(t[6:]), *c[7:], **how)[:2], *tensors)
 
 
 def of_preprocess_images(dtype: torch.dtype) -> Case:

@@ -1,58 +1,228 @@
-"""What backends derive from weights is computed once, and again after a change."""
+"""Named weights: layout, checks and order in one class; what is derived from them is computed once, and again after a change."""
 
 from __future__ import annotations
 
+import ast
+import copy
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from sam2_fast.ops.core import cache as module
-from sam2_fast.ops.core.cache import Kept, Weights, derive
+from sam2_fast.ops.core.cache import Cache, WeightsCache, derive
+from sam2_fast.ops.core.weights import Linear, Norm, Weights, group, linear, norm, optional, repeated, sequence, tensor
+from sam2_fast.ops.hiera_block import HieraBlockWeights, hiera_block
+from sam2_fast.ops.mask_decoder import mask_decoder
+from sam2_fast.ops.memory_attention import memory_attention
+from sam2_fast.ops.memory_encoder import memory_encoder
+from tests.ops import test_hiera_block, test_mask_decoder, test_memory_attention, test_memory_encoder
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def made(parameters: list[torch.Tensor]) -> tuple[Weights, list[int]]:
-    kept: Kept[dict[str, object]] = Kept()
-    return Weights(parameters, kept, parameters), []
+@dataclass(frozen=True, eq=False)
+class Attention(Weights):
+    q: Linear = linear("D", "C")
+    out: Linear = linear("C", "D")
 
 
-def test_it_is_computed_once_for_each_name_and_selection() -> None:
-    parameters = [torch.ones(2), torch.ones(3)]
-    weights, calls = made(parameters)
+@dataclass(frozen=True, eq=False)
+class Example(Weights, root=True):
+    layers: tuple[Attention, ...] = repeated(Attention, C="C", D="C/2")
+    pair: tuple[Linear, ...] = sequence(Linear, {"O": "A", "I": 9}, {"O": "B", "I": "3*A"})
+    one: Attention = group(Attention, C="C", D="C")
+    scale: Tensor = tensor("C", 1)
+    last: Norm = norm("C")
+
+
+@dataclass(frozen=True, eq=False)
+class WithOption(Weights, root=True):
+    main: Linear = linear("C", "C")
+    shortcut: Linear | None = optional(Linear, O="C", I="C")
+
+
+def example(count: int = 2) -> Example:
+    return Example.build(lambda _, shape: torch.randn(shape), count=count, C=8, A=3, B=5)
+
+
+def test_names_shapes_and_order_are_those_of_the_declaration() -> None:
+    weights = example()
+    names = [name for name, _ in weights.named()]
+    assert names[:3] == ["layers[0].q.weight", "layers[0].q.bias", "layers[0].out.weight"]
+    assert names[-3:] == ["scale", "last.weight", "last.bias"] and len(set(names)) == len(names) == 19
+    shapes = {name: tuple(x.shape) for name, x in weights.named()}
+    assert shapes["layers[1].q.weight"] == (4, 8) and shapes["pair[1].weight"] == (5, 9) and shapes["scale"] == (8, 1)
+    assert {leaf.name for leaf in weights.leaves() if leaf.matrix} == {
+        name for name in names if name.endswith("weight") and name != "last.weight"
+    }
+    again = Example.unflatten(weights.flatten())
+    assert all(a is b for a, b in zip(weights.flatten(), again.flatten(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        ("layers[1].q.weight", (3, 8), r"weights.layers\[1\].q.weight: expected shape \(4, 8\), \[C / 2, C\], got \(3, 8\)"),
+        ("pair[1].weight", (5, 8), r"weights.pair\[1\].weight: expected shape \(5, 9\), \[B, 3 A\], got \(5, 8\)"),
+        ("scale", (8,), r"weights.scale: expected 2 dimensions, \[C, 1\], got \(8,\)"),
+    ],
+)
+def test_a_shape_that_does_not_fit_is_named(name: str, shape: tuple[int, ...], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        example().with_tensors({name: torch.zeros(shape)})
+
+
+def test_unknown_names_and_counts_are_refused() -> None:
+    weights = example()
+    with pytest.raises(KeyError, match="layers"):
+        weights.with_tensors({"layers[9].q.weight": torch.zeros(4, 8)})
+    with pytest.raises(ValueError, match="expected 11 tensors and 4 for each repeated or optional part for Example, got 18"):
+        Example.unflatten(weights.flatten()[:-1])
+    with pytest.raises(ValueError, match=r"got 11"):
+        Example.unflatten(example(1).flatten()[4:])
+    with pytest.raises(ValueError, match="got 6"):
+        WithOption.unflatten([torch.zeros(2, 2), torch.zeros(2)] * 3)
+
+
+def test_optional_parts_may_be_absent() -> None:
+    tensors = [torch.zeros(2, 2), torch.zeros(2)] * 2
+    assert WithOption.unflatten(tensors[:2]).shortcut is None
+    assert WithOption.unflatten(tensors).shortcut is not None
+
+
+def test_torch_maps_over_the_tensors() -> None:
+    weights = example()
+    doubled = tree_map_only(Tensor, lambda x: 2 * x, [weights, 3])[0]
+    assert isinstance(doubled, Example) and torch.equal(doubled.layers[1].q.bias, 2 * weights.layers[1].q.bias)
+
+
+def exchanged(weights: Weights, first: str, second: str) -> Weights:
+    named = dict(weights.named())
+    assert named[first].shape == named[second].shape
+    return weights.with_tensors({first: named[second], second: named[first]})
+
+
+CASES = {
+    "hiera_block": (hiera_block, lambda: test_hiera_block.case(*test_hiera_block.SHAPES["whole windows"]), "norm1.weight", "norm2.weight"),
+    "memory_attention": (memory_attention, test_memory_attention.case, "layers[0].self_q.weight", "layers[0].self_v.weight"),
+    "memory_encoder": (memory_encoder, test_memory_encoder.case, "blocks[0].norm.bias", "blocks[0].gamma"),
+    "mask_decoder": (mask_decoder, test_mask_decoder.case, "layers[1].norm3.weight", "layers[1].norm4.bias"),
+}
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+@pytest.mark.parametrize("op", CASES)
+def test_two_tensors_of_equal_shape_that_change_places_change_the_result(op: str, backend: str) -> None:
+    run, case, first, second = CASES[op]
+    given = list(case())
+    place = next(i for i, x in enumerate(given) if isinstance(x, Weights))
+    plain = run(*given, backend=backend)
+    given[place] = exchanged(given[place], first, second)
+    other = run(*given, backend=backend)
+    if isinstance(plain, Tensor):
+        plain, other = [plain], [other]
+    assert any((a - b).abs().max() > 1e-3 for a, b in zip(plain, other, strict=True))
+
+
+def test_no_weight_is_addressed_by_its_number() -> None:
+    """Not in ops, in the model, in proofs, nor in the bindings."""
+    found = []
+    for folder in ("sam2_fast/ops", "sam2_fast/model", "sam2_fast/recording"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if not isinstance(node, ast.Subscript) or ast.unparse(node.value) not in ("weights", "w", "given"):
+                    continue
+                if not isinstance(node.slice, ast.Constant | ast.Name) or (
+                    isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, int)
+                ):
+                    found.append(f"{path.name}:{node.lineno}: {ast.unparse(node)}")
+    assert [one for one in found if "given[0]" not in one] == []
+
+
+def test_derived_values_are_computed_once_for_each_name() -> None:
+    weights, calls = example(), []
 
     def make() -> int:
         calls.append(1)
         return len(calls)
 
     assert [derive(weights, "a", make), derive(weights, "a", make), derive(weights, "b", make)] == [1, 1, 2]
-    some = weights.with_tensors(parameters[:1], "first")
-    assert list(some) == parameters[:1]
-    assert [derive(some, "a", make), derive(some, "a", make), derive(weights, "a", make)] == [3, 3, 1]
-    assert derive(list(weights), "a", make) == 4, "a plain list keeps nothing"
+    assert derive(example(), "a", make) == 3, "other weights have values of their own"
 
 
-def test_it_is_computed_again_after_a_write_and_never_kept_where_gradients_are_wanted() -> None:
-    parameter = torch.nn.Parameter(torch.ones(2))
-    weights, calls = made([parameter])
+def test_they_are_computed_again_after_a_write_and_never_held_where_gradients_are_computed() -> None:
+    parameter, calls = nn.Parameter(torch.ones(8)), []
+    weights = example().with_tensors({"last.bias": parameter})
 
     def make() -> float:
         calls.append(1)
         return float(parameter.detach().sum())
 
     with torch.no_grad():
-        assert derive(weights, "sum", make) == derive(weights, "sum", make) == 2.0
+        assert derive(weights, "sum", make) == derive(weights, "sum", make) == 8.0
         parameter.mul_(3)
-        assert derive(weights, "sum", make) == 6.0
+        assert derive(weights, "sum", make) == 24.0
     assert len(calls) == 2
-    assert derive(weights, "sum", make) == derive(weights, "sum", make) == 6.0
+    assert derive(weights, "sum", make) == derive(weights, "sum", make) == 24.0
     assert len(calls) == 4
 
 
-def test_what_is_only_captured_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    weights, _ = made([torch.ones(2)])
+def test_weights_are_checked_again_after_a_tensor_was_moved() -> None:
+    parameter = nn.Parameter(torch.ones(8), requires_grad=False)
+    weights = example().with_tensors({"last.bias": parameter})
+    parameter.data = torch.ones(7)
+    with pytest.raises(ValueError, match=r"weights.last.bias: expected shape \(8,\)"):
+        weights.facts()
+
+
+def test_what_is_only_captured_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = example()
     assert derive(weights, "before", lambda: 1) == 1
-    number = Kept.made
+    number = Cache.computations
     monkeypatch.setattr(module, "capturing", lambda tensor: True)
     assert derive(weights, "before", lambda: 2) == 1
     assert derive(weights, "during", lambda: 3) == 3
     monkeypatch.undo()
     assert derive(weights, "during", lambda: 4) == 4
-    assert Kept.made != number, "other streams have to wait for it"
+    assert Cache.computations != number, "other streams have to wait for it"
+
+
+def test_modules_gather_their_weights_when_they_are_placed_or_changed() -> None:
+    layer, calls = nn.Linear(2, 2), []
+    held: WeightsCache[WithOption] = WeightsCache()
+
+    def gather() -> WithOption:
+        calls.append(1)
+        return WithOption(Linear(layer.weight, layer.bias))
+
+    def get() -> WithOption:
+        return held.get(lambda: [layer], gather)
+
+    assert get() is get() and len(calls) == 1
+    with torch.no_grad():
+        layer.weight.zero_()
+    get()
+    layer.bias = nn.Parameter(torch.ones(2))
+    assert get().main.bias is layer.bias and len(calls) == 3
+    layer.weight.data = torch.zeros(3, 2)
+    with pytest.raises(ValueError, match=r"weights.main.weight: expected"):
+        get()
+
+
+def test_copies_and_pickles_of_a_cache_start_empty() -> None:
+    held: WeightsCache[WithOption] = WeightsCache()
+    held.get(list, lambda: WithOption.unflatten([torch.zeros(2, 2), torch.zeros(2)]))
+    assert held.value and not copy.deepcopy(held).value and not pickle.loads(pickle.dumps(held)).value
+
+
+def test_weights_of_a_block_follow_its_parameters() -> None:
+    x, weights, *rest = test_hiera_block.case(*test_hiera_block.SHAPES["whole windows"])
+    assert isinstance(weights, HieraBlockWeights)
+    before = hiera_block(x, weights, *rest)
+    weights.fc2.bias.add_(1.0)
+    assert torch.allclose(hiera_block(x, weights, *rest), before + 1.0, atol=1e-5)

@@ -158,7 +158,7 @@ def test_a_kernel_is_proved_again_when_another_changes_its_form(tmp_path: Path) 
         before = len(patient.taken)
         with using(gate_in(tmp_path)):
             arguments = made(torch.bfloat16)
-            registry.execute("other", "auto", arguments[:2], *arguments)
+            registry.execute("other", "auto", *arguments)
             assert eager.taken[-1][0] == "1"
             call()
             assert len(patient.taken) > before + 1 and patient.taken[-1][0] == "1"
@@ -185,10 +185,10 @@ def test_two_ops_do_not_undo_each_others_choices(tmp_path: Path) -> None:
         call()
         arguments = made(torch.bfloat16)
         with pytest.warns(RuntimeWarning, match="right only with another form of first"):
-            registry.execute("other", "auto", arguments[:2], *arguments)
+            registry.execute("other", "auto", *arguments)
         before = len(first.taken), len(picky.taken)
         call()
-        registry.execute("other", "auto", arguments[:2], *arguments)
+        registry.execute("other", "auto", *arguments)
         assert (len(first.taken), len(picky.taken)) == (before[0] + 1, before[1])
         assert first.taken[-1][0] == "1"
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sam2_fast.ops.core.weights import Linear
 from sam2_fast.proving.case import wider
 from sam2_fast.proving.errors import cast, judge
 from sam2_fast.proving.rules import Call, tensors_in
@@ -80,16 +81,17 @@ class Pair(NamedTuple):
     rest: list[Tensor]
 
 
-class Kept(list[Tensor]):
-    """A list that knows more than its tensors."""
-
-
 def test_arguments_are_widened_wherever_they_are() -> None:
-    given = (torch.ones(1), Kept([torch.ones(2)]), {"x": Pair(torch.ones(3), [torch.ones(4)])}, 5)
+    given = (
+        torch.ones(1),
+        Linear(torch.ones(2, 1), torch.ones(2)),
+        {"x": Pair(torch.ones(3), [torch.ones(4)])},
+        5,
+    )
     found = cast((*given, torch.arange(3)), torch.float64)
-    assert [x.dtype for x in tensors_in(found)] == [torch.float64] * 4 + [torch.int64]
-    assert [len(x) for x in tensors_in(found)] == [1, 2, 3, 4, 3]
-    assert type(found[1]) is list and isinstance(found[2]["x"], Pair) and found[3] == 5
+    assert [x.dtype for x in tensors_in(found)] == [torch.float64] * 5 + [torch.int64]
+    assert [len(x) for x in tensors_in(found)] == [1, 2, 2, 3, 4, 3]
+    assert isinstance(found[1], Linear) and isinstance(found[2]["x"], Pair) and found[3] == 5
     assert all(x.dtype == torch.float32 for x in tensors_in(given))
 
 

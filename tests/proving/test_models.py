@@ -12,7 +12,7 @@ import torch
 
 from sam2_fast import build_sam2, build_sam2_video_predictor
 from sam2_fast.ops.core import registry
-from sam2_fast.ops.memory_attention import _TRITON
+from sam2_fast.ops.memory_attention.triton_kernels import triton_attention
 from sam2_fast.proving.gate import Gate, using
 from sam2_fast.proving.rules import Call
 from sam2_fast.proving.store import Verdict
@@ -20,6 +20,7 @@ from sam2_fast.proving.switch import enabled
 from sam2_fast.recording import cache as graphs_module
 from sam2_fast.recording.cache import Graphs
 from sam2_fast.video.predictor import SAM2VideoPredictor
+from tests.ops.registered import set_absence
 from tests.proving.toy import CARD
 from tests.video.recorded import NoLane, frames, small_predictor
 from tests.video.tape import TapeRecorder
@@ -44,7 +45,7 @@ def guarded(tmp_path: Path) -> Any:
 @pytest.fixture
 def predictor(monkeypatch: pytest.MonkeyPatch) -> SAM2VideoPredictor:
     monkeypatch.setattr(graphs_module, "Recorder", TapeRecorder)
-    monkeypatch.setitem(registry._absent, ("memory_attention", "triton"), lambda: None)
+    set_absence(monkeypatch, "memory_attention", "triton", None)
     return small_predictor().to(torch.bfloat16)
 
 
@@ -76,7 +77,7 @@ class Noting(Gate):
 def attended(predictor: SAM2VideoPredictor, patch: pytest.MonkeyPatch) -> tuple[Any, torch.Tensor]:
     """The key of memory attention in a tracked frame, and the features that are asked about."""
     place = ("memory_attention", "triton")
-    taking = registry.Implementation(*place, _TRITON.run, lambda *_: None)
+    taking = registry.Implementation(*place, triton_attention, lambda *_: None)
     predictor.graphs = eager = Eager()
     with patch.context() as changed, using(Noting()) as noting:
         changed.setitem(registry._implementations, place, taking)

@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from sam2_fast.doctor.calls import enliven, moving_squares, recorded, run_pipeline
 from sam2_fast.ops.core import registry
-from sam2_fast.ops.core.rules import MEMORIES
-from sam2_fast.ops.memory_attention import Memories
+from sam2_fast.ops.mask_decoder import MaskDecoderWeights
+from sam2_fast.ops.memory_attention import MEMORIES, Memories
 from sam2_fast.proving.case import Case
 from sam2_fast.proving.prover import prove
 from sam2_fast.proving.rules import Call, Rule, any_configuration, described, rule_of
@@ -145,7 +145,8 @@ def test_decoder_results_are_compared_where_the_op_decides_them() -> None:
     rule = rule_of("mask_decoder")
     assert rule.align is not None
     present = torch.tensor([[True, True, False], [True, True, True]])
-    weights = [torch.zeros(1)] * (94 + 6 * 2)  # two masks
+    sizes = {"C": 8, "F": 4, "H": 4, "K": 4}
+    weights = MaskDecoderWeights.build(lambda _, shape: torch.zeros(shape), count=2, **sizes)
     arguments = (None, None, None, None, None, present, weights, 8, 3, 1, True)
     logits, tokens = torch.ones(2, 1, 4, 4), torch.ones(2, 3, 8)
     ious = (

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from sam2_fast.config import Options, Sam2Config
-from sam2_fast.ops import memory_attention, memory_encoder
 from sam2_fast.ops.core import native, registry
-from sam2_fast.ops.mask_decoder import triton_kernels as mask_decoder_triton
+from sam2_fast.ops.mask_decoder.triton_kernels import triton_decoder
+from sam2_fast.ops.memory_attention.triton_kernels import triton_attention
+from sam2_fast.ops.memory_encoder import _triton_encoder
 from sam2_fast.recording import cache as graphs_module
 from sam2_fast.recording.cache import Graphs
 from sam2_fast.video import lookahead as ahead_module
@@ -48,13 +49,12 @@ def on_triton(*ops: str) -> None:
     """These ops of a tracked frame run in Triton's interpreter, everything else in torch: nothing that a tape cannot see."""
     native.native = lambda: None  # type: ignore[assignment]
     runs: dict[str, Any] = {
-        "memory_attention": memory_attention._triton_attention,
-        "mask_decoder": mask_decoder_triton.triton_decoder,
-        "memory_encoder": memory_encoder._triton_encoder,
+        "memory_attention": triton_attention,
+        "mask_decoder": triton_decoder,
+        "memory_encoder": _triton_encoder,
     }
     for op in ops:
         registry._implementations[op, "triton"] = registry.Implementation(op, "triton", runs[op], lambda *_: None)
-        registry._absent[op, "triton"] = lambda: None
 
 
 class NoLane:

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from sam2_fast.ops import memory_attention
 from sam2_fast.ops.core import registry
 from sam2_fast.ops.core.native import no_triton
 from sam2_fast.ops.core.registry import Implementation
+from sam2_fast.ops.memory_attention.reference import memory_attention_reference
 from sam2_fast.recording import cache as graphs_module
 from sam2_fast.recording.cache import Graphs
 from sam2_fast.video.predictor import SAM2VideoPredictor
+from tests.ops.registered import set_absence
 from tests.video.failing import FailingRecorder, Willing
 from tests.video.recorded import brief, small_predictor
 from tests.video.tape import TapeRecorder
@@ -32,7 +33,7 @@ class Encoding(Graphs):
 def predictor(monkeypatch: pytest.MonkeyPatch) -> SAM2VideoPredictor:
     monkeypatch.setattr(graphs_module, "Recorder", TapeRecorder)
     monkeypatch.setattr("sam2_fast.ops.core.native.native", lambda: None)
-    monkeypatch.setitem(registry._absent, TRITON, lambda: None)  # as where there is a GPU
+    set_absence(monkeypatch, *TRITON, None)  # as where there is a GPU
     return small_predictor()
 
 
@@ -47,16 +48,15 @@ def test_a_frame_is_recorded_where_the_registry_chooses_triton(predictor: SAM2Vi
 
 @pytest.mark.parametrize("way", ["absent", "replaced", "removed", "preceded"])
 def test_a_frame_is_not_recorded_where_it_does_not(predictor: SAM2VideoPredictor, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = Implementation(*TRITON, memory_attention.memory_attention_reference, lambda *_: None)
+    other = Implementation(*TRITON, memory_attention_reference, lambda *_: None)
     if way == "absent":
-        monkeypatch.setitem(registry._absent, TRITON, lambda: "left out")
+        set_absence(monkeypatch, *TRITON, "left out")
     if way == "replaced":
         monkeypatch.setitem(registry._implementations, TRITON, other)
     if way == "removed":
         monkeypatch.delitem(registry._implementations, TRITON)
     if way == "preceded":
         monkeypatch.setitem(registry._implementations, (TRITON[0], "cuda"), other)
-        monkeypatch.setitem(registry._absent, (TRITON[0], "cuda"), lambda: None)
     assert "not in Triton" in (refusal(predictor) or "")
 
 
@@ -87,7 +87,7 @@ def test_refused_keys_are_tried_again_with_other_implementations(predictor: SAM2
     graphs, images = Willing(), torch.randn(1, 3, 64, 64)
     graphs.encode(predictor, images)
     assert len(graphs.refused) == 1 and len(graphs) == 0
-    monkeypatch.setitem(registry._absent, TRITON, lambda: "left out")
+    set_absence(monkeypatch, *TRITON, "left out")
     graphs.encode(predictor, images)
     assert len(graphs.refused) == 0 and len(graphs) == 1
 
@@ -99,7 +99,7 @@ def test_triton_that_is_left_out_runs_in_no_tracked_frame_on_a_gpu(monkeypatch: 
     predictor = small_predictor().to("cuda", torch.bfloat16)
     list(brief(predictor))
     assert predictor.graphs is not None and any(key[0] == "track" for key in predictor.graphs._held)
-    monkeypatch.setitem(registry._absent, TRITON, lambda: "left out")
+    set_absence(monkeypatch, *TRITON, "left out")
 
     def forbidden(*_: Any, **__: Any) -> None:
         pytest.fail("memory attention runs in Triton")

@@ -7,8 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from importlib import import_module
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -200,23 +199,24 @@ def _zeros_like(tensor: Tensor, **options: Any) -> Tensor:
         return zeros.logical_not() if zeros.dtype == torch.bool else zeros
 
 
+def _needs_a_gpu() -> str:
+    return "this package's CUDA kernels need a GPU"
+
+
 def _every_op_in_triton() -> Iterator[tuple[Any, str, Any]]:
     """What must be replaced so that every op runs in Triton, as it does on a GPU."""
     from sam2_fast.image import automatic as mask_generator
     from sam2_fast.ops.core import registry, tracing
 
-    for stem in registry.STEMS:
-        import_module(f"sam2_fast.ops.{stem}")
-    implementations, absent = dict(registry._implementations), dict(registry._absent)
+    registry.load_all()
+    implementations = dict(registry._implementations)
     for (op, backend), implementation in registry._implementations.items():
         if backend == "triton":
             accepting = registry.Implementation(op, backend, implementation.run, lambda *_: None)
             implementations[op, backend] = accepting
-            absent[op, backend] = lambda: None
         if backend == "cuda":
-            absent[op, backend] = lambda: "this package's CUDA kernels need a GPU"
+            implementations[op, backend] = replace(implementation, absent=_needs_a_gpu)
     yield registry, "_implementations", implementations
-    yield registry, "_absent", absent
     yield mask_generator, "_far", lambda device: True
     # torch's operations are counted by a TorchDispatchMode, which would make ops run their
     # definitions

@@ -1,104 +1,157 @@
-"""What is computed from weights once and kept while they stay as they are."""
+"""What is computed from weights once and held while they stay as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
-from typing import ClassVar, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sam2_fast.ops.core import tracing
-from sam2_fast.ops.core.native import is_plain, wants_gradients
+from sam2_fast.ops.core.layout import Leaf
+from sam2_fast.ops.core.native import wants_gradients
+from sam2_fast.ops.core.state import Members, State
+from sam2_fast.ops.core.weights import Weights
 from sam2_fast.proving.device import capturing
 
 Value = TypeVar("Value")
+W = TypeVar("W", bound=Weights)
 
-_made = count(1)
+_computations = count(1)
 
 
-class Kept(Generic[Value]):
-    """What was last computed from parameters, kept while they stay as they are. Copies and pickles of a model start without it."""
+class _Held(NamedTuple):
+    state: State
+    key: tuple[object, ...]
+    value: Any
 
-    made: ClassVar[int] = 0
-    """Another number whenever any `Kept` has computed its value, which other streams have to wait for."""
+
+class Cache(Generic[Value]):
+    """What was last computed from parameters, held while they stay as they are.
+
+    Copies and pickles of a model start without it.
+    """
+
+    computations: ClassVar[int] = 0
+    """Another number whenever a value has been computed, which other streams have to wait for."""
 
     def __init__(self) -> None:
-        self._of: tuple[object, ...] = ()
-        self._value: Value | None = None
+        self._held: _Held | None = None
 
-    def get(self, make: Callable[[], Value], parameters: Sequence[Tensor], *arguments: object) -> Value:
-        """`make()`, or what it returned before for the same `parameters` and `arguments`; where gradients are wanted or operations
-        recorded, always `make()`."""
+    def get(
+        self, make: Callable[[], Value], parameters: Sequence[Tensor], *arguments: object
+    ) -> Value:
+        """`make()`, or what it returned before for the same `parameters` and `arguments`.
+
+        Where gradients are computed or operations recorded, always `make()`.
+        """
         if tracing.recording_reason() is not None or wants_gradients(*parameters):
-            return make()  # a recording computes it from the parameters; what is made meanwhile is of no use to later calls
-        if not is_plain(*parameters) or any(p.is_inference() for p in parameters):
-            return make()
-        state = [(p.data_ptr(), p._version, p.dtype, p.device) for p in parameters]
-        # the parameters themselves are held too, so that no new one can have an old one's place in memory
-        of = (*map(_Same, parameters), *state, *arguments, torch.is_inference_mode_enabled())
-        if self._value is None or of != self._of:
-            if any(map(capturing, parameters)):
-                return make()  # exists once the graph is replayed, other streams cannot read it before
-            self._of, self._value = of, make()
-            Kept.made = next(_made)
-        return self._value
+            return make()  # a recording computes it from the parameters, later calls cannot use it
+        key = (*arguments, torch.is_inference_mode_enabled())
+        held = self._held
+        if held is not None and held.key == key and held.state.same_of(parameters):
+            return cast(Value, held.value)
+        state = State(parameters)
+        if not state.counts_writes or any(map(capturing, parameters)):
+            return make()  # what is captured exists once the graph is replayed
+        value = make()
+        self._held = _Held(state, key, value)
+        Cache.computations = next(_computations)
+        return value
 
     def clear(self) -> None:
         """Forget it: for changes that leave no trace, such as `module.half()`."""
-        self._of, self._value = (), None
+        self._held = None
 
     @property
     def value(self) -> Value | None:
-        """What is kept just now."""
-        return self._value
+        """What is held now, or None."""
+        return None if self._held is None else cast(Value, self._held.value)
 
-    def __reduce__(self) -> tuple[type[Kept[Value]], tuple[()]]:
-        return Kept, ()
-
-
-class Weights(list[Tensor]):
-    """The weights of an op, and what backends have derived from them, for `derive`."""
-
-    def __init__(self, tensors: Iterable[Tensor], derived: Kept[dict[str, object]], parameters: Sequence[Tensor], *of: object) -> None:
-        """derived: keeps it while `parameters`, of which the tensors are made, and `of` stay as they are."""
-        super().__init__(tensors)
-        self._derived, self._parameters, self._of = derived, parameters, of
-        self.selection = ""
-
-    def with_tensors(self, tensors: Iterable[Tensor], selection: str) -> Weights:
-        """Other tensors that are made of the same parameters. selection: the same for the same ones."""
-        found = Weights(tensors, self._derived, self._parameters, *self._of)
-        found.selection = selection
-        return found
-
-    def derived(self) -> dict[str, object]:
-        """What is derived from the parameters as they are now, by name."""
-        return self._derived.get(dict, self._parameters, *self._of)
+    def __reduce__(self) -> tuple[type[Cache[Value]], tuple[()]]:
+        return Cache, ()
 
 
-def derive(weights: Sequence[Tensor], name: str, make: Callable[[], Value]) -> Value:
-    """`make()`, which depends on nothing but `weights` and `name`, or what it returned before for the same `Weights`."""
-    if not isinstance(weights, Weights):
+class WeightsCache(Generic[W]):
+    """The weights of an op, gathered from modules and checked when they are placed or changed.
+
+    Copies and pickles of a model start without them.
+    """
+
+    def __init__(self) -> None:
+        self._held: tuple[Members, W] | None = None
+
+    def get(self, modules: Callable[[], Sequence[nn.Module]], gather: Callable[[], W]) -> W:
+        """`gather()`, or what it returned before while all modules and parameters stay as they are.
+
+        modules: gives those that `gather` reads.
+        """
+        if tracing.recording_reason() is not None:
+            return gather()
+        if self._held is not None:
+            members, weights = self._held
+            state = weights.state
+            if state is not None and members.same() and state.same():
+                return weights
+        weights = gather()
+        if weights.state is not None and weights.state.plain:
+            self._held = Members(modules()), weights
+        return weights
+
+    def clear(self) -> None:
+        """Forget them: for changes that leave no trace, such as `module.half()`."""
+        self._held = None
+
+    @property
+    def value(self) -> list[object] | None:
+        """The weights and what was derived from them, or None."""
+        if self._held is None:
+            return None
+        weights = self._held[1]
+        derived = [] if weights.state is None else weights.state.held
+        return [weights, *derived]
+
+    def __reduce__(self) -> tuple[type[WeightsCache[W]], tuple[()]]:
+        return WeightsCache, ()
+
+
+def derive(weights: Weights, name: str, make: Callable[[], Value]) -> Value:
+    """`make()`, which depends on nothing but `weights` and `name`, or what it returned before.
+
+    It is held with `weights` while its tensors are neither written nor moved. Where gradients are
+    computed or operations recorded, always `make()`.
+    """
+    state = weights.state
+    if state is None or not state.counts_writes or tracing.recording_reason() is not None:
         return make()
-    values, name = weights.derived(), f"{weights.selection} {name}"
-    if name not in values:
+    if wants_gradients(*state.tensors):
+        return make()
+    values = state.values()
+    key = name, torch.is_inference_mode_enabled()
+    if key not in values:
         value = make()
-        if any(map(capturing, weights)):
+        if any(map(capturing, state.tensors)):
             return value  # exists once the graph is replayed, other streams cannot read it before
-        values.setdefault(name, value)
-        Kept.made = next(_made)
-    return cast(Value, values[name])
+        values.setdefault(key, value)
+        Cache.computations = next(_computations)
+    return cast(Value, values[key])
 
 
-class _Same:
-    """Equal if the same object (`==` of tensors compares their numbers)."""
+def for_cpu(weights: W, dtype: torch.dtype) -> W:
+    """What kernels for CPUs read: matrices in `dtype`, all else in float32, contiguous."""
 
-    def __init__(self, what: Tensor) -> None:
-        self.what = what
+    def change(leaf: Leaf, x: Tensor) -> Tensor:
+        return x.detach().to(dtype if leaf.matrix else torch.float32).contiguous()
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.what is other.what
+    return weights.converted(change)
 
-    __hash__ = None  # type: ignore[assignment]
+
+def for_gpu(weights: W, dtype: torch.dtype) -> W:
+    """What Triton kernels read: matrices in `dtype`, all else as it is, contiguous."""
+
+    def change(leaf: Leaf, x: Tensor) -> Tensor:
+        return (x.detach().to(dtype) if leaf.matrix else x.detach()).contiguous()
+
+    return weights.converted(change)

@@ -46,13 +46,20 @@ def is_plain(*tensors: Tensor) -> bool:
     Subclasses such as FakeTensor must not reach the native code. Lazily negated tensors (memory holds the negative) and zero tensors
     (without memory) go through `materialized` first. A conjugated tensor is complex, which no native kernel takes.
     """
-    return all((type(t) is Tensor or type(t) is Parameter) and not t.is_neg() and not t._is_zerotensor() for t in tensors)
+    return all(
+        (type(t) is Tensor or type(t) is Parameter) and not t.is_neg() and not t._is_zerotensor()
+        for t in tensors
+    )
 
 
 def materialized(arguments: Any) -> Any:
     """`arguments` with every lazily negated, conjugated or zero tensor in lists, tuples and named tuples replaced by one whose memory
     holds its numbers. Other kinds of lists become lists."""
-    plain = type(arguments)(list(x) if isinstance(x, list) else x for x in arguments) if type(arguments) is tuple else arguments
+    plain = (
+        type(arguments)(list(x) if isinstance(x, list) else x for x in arguments)
+        if type(arguments) is tuple
+        else arguments
+    )
     return tree_map_only(Tensor, _materialize, plain)
 
 
@@ -60,7 +67,9 @@ def _materialize(tensor: Tensor) -> Tensor:
     if type(tensor) is not Tensor and type(tensor) is not Parameter:
         return tensor
     if tensor._is_zerotensor():
-        return tensor + torch.zeros((), dtype=tensor.dtype, device=tensor.device)  # keeps gradients; a clone has no memory either
+        return tensor + torch.zeros(
+            (), dtype=tensor.dtype, device=tensor.device
+        )  # keeps gradients; a clone has no memory either
     return tensor.resolve_conj().resolve_neg()
 
 

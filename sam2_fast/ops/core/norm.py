@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2_fast.ops.core.weights import Norm
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Layer norm over the last dimension. x: [..., C]; weight, bias: [C] -> the shape of x."""
-    # a plain int: while torch.jit traces, sizes are tensors, and the ONNX exporter wants to know this one
-    return F.layer_norm(x, (int(x.shape[-1]),), weight, bias, eps)
+
+def layer_norm(x: Tensor, norm: Norm, eps: float) -> Tensor:
+    """Layer norm over the last dimension. x: [..., C] -> the same shape."""
+    # a plain int: while torch.jit traces, sizes are tensors; the ONNX exporter needs this number
+    return F.layer_norm(x, (int(x.shape[-1]),), norm.weight, norm.bias, eps)

@@ -4,50 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
-from sam2_fast.ops.core import rules as _rules  # noqa: F401  declares how ops are proved
 from sam2_fast.ops.core import tracing
-from sam2_fast.ops.core.native import is_plain, materialized, wants_gradients
+from sam2_fast.ops.core.native import materialized
+from sam2_fast.ops.core.requirements import Request
 from sam2_fast.proving import gate
 
 ORDER = ("cuda", "triton", "cpu", "torch")
 """The order in which `auto` asks. `torch` is the reference and refuses nothing."""
-
-STEMS = (
-    "connected_components",
-    "hiera_block",
-    "mask_decoder",
-    "mask_postprocess",
-    "memory_attention",
-    "memory_encoder",
-    "nms",
-    "preprocess",
-    "rope_attention",
-    "window_attention",
-)
-"""Ops with native kernels; their modules register implementations on import."""
 
 
 class BackendError(RuntimeError):
     """A backend that was asked for by name cannot run; the message says why and what would."""
 
 
+def always() -> None:
+    """The `absent` of what every machine has."""
+
+
 @dataclass(frozen=True)
 class Implementation:
-    """One op on one backend. `refuses` returns the reason why it cannot take these arguments, or None."""
+    """One op on one backend."""
 
     op: str
     backend: str
     run: Callable[..., Any]
     refuses: Callable[..., str | None]
+    """Takes the arguments; the reason why it cannot run on them, or None."""
+    absent: Callable[[], str | None] = always
+    """Why the machine lacks it altogether, or None."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +65,15 @@ class Node:
 
 
 _implementations: dict[tuple[str, str], Implementation] = {}
-_absent: dict[tuple[str, str], Callable[[], str | None]] = {}
 _nodes: dict[str, Node] = {}
 _fixed_by_values: dict[str, str] = {}
 
 
-def register(implementation: Implementation, absent: Callable[[], str | None]) -> None:
-    """Add an implementation. `absent` says why the machine lacks it altogether, or None."""
+def register(implementation: Implementation) -> None:
+    """Add an implementation."""
     if implementation.backend not in ORDER:
         raise ValueError(f"backend: expected one of {ORDER}, got {implementation.backend!r}")
     _implementations[implementation.op, implementation.backend] = implementation
-    _absent[implementation.op, implementation.backend] = absent
 
 
 def choose(op: str, backend: str, *arguments: Any) -> Implementation:
@@ -95,15 +85,21 @@ def choose(op: str, backend: str, *arguments: Any) -> Implementation:
     return _choose(op, backend, tracing.recording_reason(), arguments, {})
 
 
-def _choose(op: str, backend: str, recording: str | None, arguments: Sequence[Any], named: Mapping[str, Any]) -> Implementation:
+def _choose(
+    op: str, backend: str, recording: str | None, arguments: Sequence[Any], named: Mapping[str, Any]
+) -> Implementation:
     if backend != "auto" and backend not in ORDER:
         raise ValueError(f"backend: expected 'auto' or one of {ORDER}, got {backend!r}")
     for name in ORDER if backend == "auto" else (backend,):
         if _refusal(op, name, recording, arguments, named) is None:
             return _implementations[op, name]
     wanted = "torch" if backend == "auto" else backend
-    willing = next((name for name in ORDER if _refusal(op, name, recording, arguments, named) is None), "none")
-    raise BackendError(f"{op}: {backend} refuses: {_refusal(op, wanted, recording, arguments, named)}. Would run: {willing}")
+    willing = next(
+        (name for name in ORDER if _refusal(op, name, recording, arguments, named) is None), "none"
+    )
+    raise BackendError(
+        f"{op}: {backend} refuses: {_refusal(op, wanted, recording, arguments, named)}. Would run: {willing}"
+    )
 
 
 @torch._disable_dynamo
@@ -112,7 +108,9 @@ def _run_between_graphs(op: str, backend: str, *arguments: Any, **more: Any) -> 
     return choose(op, backend, *arguments).run(*arguments, **more)
 
 
-def _refusal(op: str, name: str, recording: str | None, arguments: Sequence[Any], named: Mapping[str, Any]) -> str | None:
+def _refusal(
+    op: str, name: str, recording: str | None, arguments: Sequence[Any], named: Mapping[str, Any]
+) -> str | None:
     implementation = _implementations.get((op, name))
     if implementation is None:
         return f"{op} has no {name} implementation"
@@ -120,15 +118,20 @@ def _refusal(op: str, name: str, recording: str | None, arguments: Sequence[Any]
         return f"{recording}, and what a {name} kernel computes is seen by no recorder and no transform"
     if recording is not None and op in _fixed_by_values and tracing.bakes_values_in():
         return f"{recording}, and {_fixed_by_values[op]}"
-    reason = _absent[op, name]() or implementation.refuses(*arguments)
+    reason = implementation.absent() or implementation.refuses(*arguments)
     if reason is not None or name == "torch":
         return reason
     definition = _implementations.get((op, "torch"))
-    return gate.refusal(implementation, None if definition is None else definition.run, tuple(arguments), named)
+    return gate.refusal(
+        implementation, None if definition is None else definition.run, tuple(arguments), named
+    )
 
 
 def record_as(
-    op: str, call: Callable[..., Any] | None, takes: Callable[..., bool] | None = None, fixed_by_values: str | None = None
+    op: str,
+    call: Callable[..., Any] | None,
+    takes: Callable[..., bool] | None = None,
+    fixed_by_values: str | None = None,
 ) -> None:
     """Say how an op is recorded. call: hands its arguments to the custom op `sam2_fast::<op>`; None: there is none.
 
@@ -153,15 +156,16 @@ class Selected(NamedTuple):
     arguments: tuple[Any, ...]
 
 
-def execute(op: str, backend: str, tensors: Sequence[Tensor], *arguments: Any) -> Any:
+def execute(op: str, backend: str, *arguments: Any) -> Any:
     """Run an op on `arguments`, as `select` decides."""
-    run, given = select(op, backend, tensors, *arguments)
+    run, given = select(op, backend, *arguments)
     return run(*given)
 
 
-def select(op: str, backend: str, tensors: Sequence[Tensor], *arguments: Any, **named: Any) -> Selected:
-    """What runs an op, decided here for all of them. tensors: all among `arguments`. named: options that every implementation takes and
-    that no backend is chosen by; the caller passes them to `run` by name.
+def select(op: str, backend: str, *arguments: Any, **named: Any) -> Selected:
+    """What runs an op, decided here for all of them.
+
+    named: options that every implementation takes and that no backend is chosen by; the caller passes them to `run` by name.
 
     An implementation as `choose` finds it; while operations are recorded or transformed, or where tensors are of a subclass, "auto"
     is the reference or the op as one opaque node (`record_as`). Lazily negated tensors are resolved first. Raises BackendError where
@@ -169,18 +173,20 @@ def select(op: str, backend: str, tensors: Sequence[Tensor], *arguments: Any, **
     """
     recording, ordinary = tracing.recording_reason(), False
     if recording is None:
-        ordinary = is_plain(*tensors)
+        ordinary = Request(arguments).all_plain()
         if not ordinary:
             arguments = materialized(arguments)
-            ordinary = is_plain(*(t for t in tree_leaves(arguments) if isinstance(t, Tensor)))
-    if tracing.may_leave_graph() and (backend not in ("auto", "torch") or (op in _fixed_by_values and op not in _nodes)):
+            ordinary = Request(arguments).all_plain()
+    if tracing.may_leave_graph() and (
+        backend not in ("auto", "torch") or (op in _fixed_by_values and op not in _nodes)
+    ):
         return Selected(partial(_run_between_graphs, op, backend), arguments)
     if ordinary or backend != "auto":
         return Selected(_choose(op, backend, recording, arguments, named).run, arguments)
-    return Selected(_recorded(op, recording, tensors, arguments), arguments)
+    return Selected(_recorded(op, recording, arguments), arguments)
 
 
-def _recorded(op: str, recording: str | None, tensors: Sequence[Tensor], arguments: Sequence[Any]) -> Callable[..., Any]:
+def _recorded(op: str, recording: str | None, arguments: tuple[Any, ...]) -> Callable[..., Any]:
     """The reference or the custom op, while operations are recorded or where tensors are of a subclass."""
     node = _nodes.get(op)
     exporting = recording is not None and tracing.is_onnx_export()
@@ -189,27 +195,28 @@ def _recorded(op: str, recording: str | None, tensors: Sequence[Tensor], argumen
             way_out = f"Record what comes before it, and call {op} on the result"
             raise BackendError(f"{op}: {recording}, and {_fixed_by_values[op]}. {way_out}")
         return _choose(op, "auto", recording, arguments, {}).run if node is None else node.call
-    opaque = torch.compiler.is_compiling() or not is_plain(*tensors)
-    if node is not None and opaque and not exporting and not wants_gradients(*tensors) and node.takes(*arguments):
-        return node.call
+    if node is not None and not exporting and node.takes(*arguments):
+        request = Request(arguments)
+        opaque = torch.compiler.is_compiling() or not request.all_plain()
+        if opaque and not request.want_gradients():
+            return node.call
     return _implementations[op, "torch"].run
 
 
 def preferred(op: str) -> Implementation | None:
     """What "auto" runs for arguments that every implementation takes: the first that is not absent."""
-    found = ((_implementations.get((op, name)), _absent.get((op, name))) for name in ORDER)
-    return next((one for one, absent in found if one and absent and absent() is None), None)
+    known = (_implementations.get((op, name)) for name in ORDER)
+    return next((one for one in known if one is not None and one.absent() is None), None)
 
 
 def registered() -> list[object]:
     """All that `choose` goes by. Where two such lists are equal, it chose from the same implementations."""
-    return [*_implementations.values(), *_absent.values(), gate.current().state()]
+    return [*_implementations.values(), gate.current().state()]
 
 
 def load_all() -> None:
     """Import every module that registers implementations."""
-    for stem in STEMS:
-        import_module(f"sam2_fast.ops.{stem}")
+    import_module("sam2_fast.ops")
 
 
 def all_implementations() -> dict[tuple[str, str], Implementation]:
@@ -220,30 +227,28 @@ def all_implementations() -> dict[tuple[str, str], Implementation]:
 @contextmanager
 def instead(implementations: Mapping[tuple[str, str], Implementation]) -> Iterator[None]:
     """Only these are registered inside, in the whole process, and none is absent."""
-    known, absent = dict(_implementations), dict(_absent)
-    _replace(_implementations, implementations)
-    _replace(_absent, {key: lambda: None for key in implementations})
+    known = dict(_implementations)
+    _replace({key: replace(one, absent=always) for key, one in implementations.items()})
     try:
         yield
     finally:
-        _replace(_implementations, known)
-        _replace(_absent, absent)
+        _replace(known)
 
 
-def _replace(held: dict[tuple[str, str], Any], given: Mapping[tuple[str, str], Any]) -> None:
-    held.clear()
-    held.update(given)
+def _replace(implementations: Mapping[tuple[str, str], Implementation]) -> None:
+    _implementations.clear()
+    _implementations.update(implementations)
 
 
 def absence(op: str, backend: str) -> str | None:
     """Why the machine lacks an implementation altogether, or None. Raises KeyError for one that is not registered."""
-    return _absent[op, backend]()
+    return _implementations[op, backend].absent()
 
 
 def backends() -> list[Status]:
     """Every op x backend with the reason why it is not there, for this machine and this build."""
     load_all()
-    return [Status(op, backend, _absent[op, backend]()) for op, backend in _sorted()]
+    return [Status(op, backend, absence(op, backend)) for op, backend in _sorted()]
 
 
 def _sorted() -> Iterator[tuple[str, str]]:
@@ -252,7 +257,10 @@ def _sorted() -> Iterator[tuple[str, str]]:
 
 def table() -> str:
     """`backends()` as text, a line each."""
-    return "\n".join(f"{s.op:24} {s.backend:8} {'yes' if s.available else 'no: ' + str(s.reason)}" for s in backends())
+    return "\n".join(
+        f"{s.op:24} {s.backend:8} {'yes' if s.available else 'no: ' + str(s.reason)}"
+        for s in backends()
+    )
 
 
 if __name__ == "__main__":

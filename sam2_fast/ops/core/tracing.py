@@ -22,8 +22,14 @@ def recording_reason() -> str | None:
     It does not depend on any tensor. Inside a custom op it is None again, except in forward-mode differentiation: torch suspends
     recorders, modes and transforms while an operator computes.
     """
-    if torch.compiler.is_compiling():  # first: torch.compile knows this as a constant, and cannot trace the rest
-        return "an ONNX export is under way" if is_onnx_export() else "torch.compile or torch.export is under way"
+    if (
+        torch.compiler.is_compiling()
+    ):  # first: torch.compile knows this as a constant, and cannot trace the rest
+        return (
+            "an ONNX export is under way"
+            if is_onnx_export()
+            else "torch.compile or torch.export is under way"
+        )
     if _tracing_state() is not None:
         # an ONNX exporter runs a model under one of these two conditions: the check, which takes 0.8 us, is needed only here
         return "an ONNX export is under way" if is_onnx_export() else "torch.jit.trace is under way"

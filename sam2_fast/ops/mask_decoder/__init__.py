@@ -1,28 +1,27 @@
-"""The mask decoder as one op: prompt tokens and image tokens attend to each other, the image is upscaled, mask tokens draw masks."""
+"""The mask decoder as one op: prompt tokens and image tokens attend to each other, the image is
+upscaled, and hypernetworks of the mask tokens predict masks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-import sam2_fast.ops.object_heads  # noqa: F401  the op that follows, registered with this one
-from sam2_fast.ops.core.native import is_plain, native, no_cpu, no_triton, wants_gradients
-from sam2_fast.ops.core.registry import Implementation, choose, execute, record_as, register
-from sam2_fast.ops.mask_decoder.reference import BODY, HEAD, mask_decoder_reference
+from sam2_fast.ops.core.autocast import compute_dtype
+from sam2_fast.ops.core.cache import derive, for_cpu
+from sam2_fast.ops.core.native import native
+from sam2_fast.ops.core.op import Backend, Op
+from sam2_fast.ops.core.requirements import computes_in, fits, no_grad, on_one, plain, stored_in
+from sam2_fast.ops.mask_decoder.reference import cell_matrix, mask_decoder_reference
 from sam2_fast.ops.mask_decoder.triton_kernels import triton_decoder, triton_refuses
+from sam2_fast.ops.mask_decoder.weights import MaskDecoderWeights as MaskDecoderWeights
+from sam2_fast.proving.rules import Call, Rule, bits
 
-_library = torch.library.Library("sam2_fast", "FRAGMENT")
-_STORED = (torch.float32, torch.bfloat16, torch.float16)
-_ATTENTION = ("q", "k", "v", "out")
-LAYER = (
-    *(f"self {part}" for part in _ATTENTION), "norm1", *(f"token to image {part}" for part in _ATTENTION), "norm2", "fc1", "fc2", "norm3",
-    "norm4", *(f"image to token {part}" for part in _ATTENTION),
-)  # fmt: skip
-"""What a layer's 36 tensors are, weight and bias each, in this order."""
-REST = (*(f"last {part}" for part in _ATTENTION), "last norm", "up1", "up norm", "up2")
-"""And the 16 after the two layers; then the three linear layers that predict IoU, and each mask's three."""
+__all__ = ["MaskDecoderWeights", "mask_decoder"]
+
+Results = tuple[Tensor, Tensor, Tensor]
 
 
 def mask_decoder(
@@ -32,110 +31,103 @@ def mask_decoder(
     position: Tensor,
     prompts: Tensor,
     present: Tensor | None,
-    weights: Sequence[Tensor],
+    weights: MaskDecoderWeights,
     num_heads: int,
     first_mask_token: int,
     iou_token: int,
     best: bool = False,
     *,
     backend: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Results:
     """Masks of B objects, how good they are, and what their prompt tokens became.
 
-    image: [1 or B, h, w, C] fused features plus the embedding of a mask hint; with 1 its share of the first layer is computed once.
-    mid, high: [1 or B, 2h, 2w, C / 4] and [1 or B, 4h, 4w, C / 8]; position: [h * w, C] of the image's tokens.
-    prompts: [B, T, C] tokens, their own position too; present: [B, T] bool, tokens that exist (None: all); all mask tokens must.
-    weights: 88 tensors as `LAYER` (twice) and `REST` name them, 6 that predict IoU (C -> H -> H -> K), then 6 for each of M masks (C -> C
-        -> C -> C / 8); "up1" [C, C] and "up2" [C / 2, C / 4] have rows by place in the 2 x 2 cell (dy, dx), then channel, and biases
-        [C / 4] and [C / 8].
-    Mask m is drawn by token first_mask_token + m; token iou_token says how good the K masks are whose tokens follow it.
-    best: draw of the M masks the one of highest predicted IoU alone (the first of equals): `iou` tells which.
+    image: [1 or B, h, w, C] fused features plus the embedding of a mask hint; with 1 its share of
+        the first layer is computed once.
+    mid, high: [1 or B, 2h, 2w, C / 4] and [1 or B, 4h, 4w, C / 8]; position: [h * w, C] of the
+        image's tokens.
+    prompts: [B, T, C] tokens, their own position too; present: [B, T] bool, tokens that exist
+        (None: all); all mask tokens must.
+    weights: with a hypernetwork for each of M masks.
+    Mask m is predicted by token first_mask_token + m; token iou_token predicts the IoU of the K
+    masks whose tokens follow it.
+    best: predict of the M masks that of highest predicted IoU alone (the first of equals): `iou`
+        tells which.
     backend: "auto", "triton", "cpu" or "torch".
-    Returns logits [B, M or 1, 4h, 4w] and iou [B, K], float32 or wider, and tokens [B, T, C] in the dtype of prompts, zero where not
-    present (torch: what comes out there). Raises ValueError for shapes that do not fit, BackendError where the named backend cannot run.
+    Returns logits [B, M or 1, 4h, 4w] and iou [B, K], float32 or wider, and tokens [B, T, C] in the
+    dtype of prompts, zero where not present (torch: what comes out there).
+    Raises ValueError for shapes that do not fit, BackendError where the named backend cannot run.
     Source: official `MaskDecoder.predict_masks`.
     """
-    arguments = (image, mid, high, position, prompts, present, weights, num_heads, first_mask_token, iou_token, best)
-    _check(*arguments)
-    logits, iou, tokens = execute("mask_decoder", backend, _tensors(*arguments[:7]), *arguments)
+    maps = image, mid, high, position
+    _check_maps(*maps, prompts, present)
+    _check_tokens(image, prompts, weights, num_heads, first_mask_token, iou_token)
+    numbers = num_heads, first_mask_token, iou_token, best
+    logits, iou, tokens = _OP(backend, *maps, prompts, present, weights, *numbers)
     return logits, iou, tokens
 
 
-def _tensors(
-    image: Tensor, mid: Tensor, high: Tensor, position: Tensor, prompts: Tensor, present: Tensor | None, weights: Sequence[Tensor]
-) -> list[Tensor]:
-    return [image, mid, high, position, prompts, *weights, *([] if present is None else [present])]
-
-
-def _check(
+def _check_maps(
     image: Tensor,
     mid: Tensor,
     high: Tensor,
     position: Tensor,
     prompts: Tensor,
     present: Tensor | None,
-    weights: Sequence[Tensor],
-    num_heads: int,
-    first_mask_token: int,
-    iou_token: int,
-    best: bool,
 ) -> None:
     if image.ndim != 4 or prompts.ndim != 3:
-        raise ValueError(f"image, prompts: expected [1 or B, h, w, C] and [B, T, C], got {tuple(image.shape)} and {tuple(prompts.shape)}")
+        raise ValueError(
+            "image, prompts: expected [1 or B, h, w, C] and [B, T, C], got "
+            f"{tuple(image.shape)} and {tuple(prompts.shape)}"
+        )
     (images, height, width, dim), objects = image.shape, prompts.shape[0]
     frames = mid.shape[0] if mid.ndim else 0
     if images not in (1, objects) or frames not in (1, objects):
-        raise ValueError(f"image, mid: expected 1 or one for each of {objects} objects, got {images} and {frames}")
+        raise ValueError(
+            f"image, mid: expected 1 or one for each of {objects} objects, got {images} and "
+            f"{frames}"
+        )
+    exist = prompts[..., 0] if present is None else present
     expected = {
         "mid": (mid, (frames, 2 * height, 2 * width, dim // 4)),
         "high": (high, (frames, 4 * height, 4 * width, dim // 8)),
         "position": (position, (height * width, dim)),
         "prompts": (prompts, (objects, prompts.shape[1], dim)),
-        "present": (prompts[..., 0] if present is None else present, tuple(prompts.shape[:2])),
+        "present": (exist, tuple(prompts.shape[:2])),
     }
     for name, (x, shape) in expected.items():
         if tuple(x.shape) != shape:
-            raise ValueError(f"{name}: expected shape {shape} for image of shape {tuple(image.shape)}, got {tuple(x.shape)}")
-    masks = _masks(weights)
-    if masks < 1 or len(weights) != BODY + HEAD * (1 + masks):
-        raise ValueError(f"weights: expected {BODY + HEAD} tensors and {HEAD} for each mask, got {len(weights)}")
+            raise ValueError(
+                f"{name}: expected shape {shape} for image of shape {tuple(image.shape)}, got "
+                f"{tuple(x.shape)}"
+            )
+
+
+def _check_tokens(
+    image: Tensor,
+    prompts: Tensor,
+    weights: MaskDecoderWeights,
+    num_heads: int,
+    first_mask_token: int,
+    iou_token: int,
+) -> None:
+    dim, expected = image.shape[3], weights.final_norm.weight.shape[0]
+    if dim != expected:
+        raise ValueError(f"image: expected the {expected} channels of the weights, got {dim}")
     if dim % 8 or num_heads < 1 or (dim // 2) % num_heads:
         raise ValueError(f"num_heads: expected a divisor of {dim // 2} channels, got {num_heads}")
-    if first_mask_token < 0 or first_mask_token + masks > prompts.shape[1]:
-        raise ValueError(f"first_mask_token: expected {masks} mask tokens among {prompts.shape[1]} prompts, got {first_mask_token}")
-    values = weights[BODY + 4].shape[0]
-    if not 0 <= iou_token < first_mask_token or first_mask_token + masks - iou_token - 1 > values:
-        raise ValueError(f"iou_token: expected one before {first_mask_token} with {values} values for the masks after it, got {iou_token}")
-    _check_weights(weights, dim)
-
-
-def _masks(weights: Sequence[Tensor]) -> int:
-    return (len(weights) - BODY) // HEAD - 1
-
-
-def _check_weights(weights: Sequence[Tensor], dim: int) -> None:
-    hidden, iou_hidden, values = (weights[i].shape[0] for i in (20, BODY, BODY + 4))
-    square, down, up = [(dim, dim), (dim,)], [(dim // 2, dim), (dim // 2,)], [(dim, dim // 2), (dim,)]
-    norm, narrow = [(dim,), (dim,)], [*down * 3, *up]
-    mlp = [(hidden, dim), (hidden,), (dim, hidden), (dim,)]
-    layer = [*square * 4, *norm, *narrow, *norm, *mlp, *norm, *norm, *narrow]
-    upscaling = [(dim, dim), (dim // 4,), (dim // 4,), (dim // 4,), (dim // 2, dim // 4), (dim // 8,)]
-    iou = [(iou_hidden, dim), (iou_hidden,), (iou_hidden, iou_hidden), (iou_hidden,), (values, iou_hidden), (values,)]
-    mask = [*square * 2, (dim // 8, dim), (dim // 8,)]
-    shapes = [*layer * 2, *narrow, *norm, *upscaling, *iou, *mask * _masks(weights)]
-    for i, (weight, shape) in enumerate(zip(weights, shapes, strict=True)):
-        if tuple(weight.shape) != shape:
-            raise ValueError(f"weights: {_name(i)}: expected shape {shape}, got {tuple(weight.shape)}")
-
-
-def _name(i: int) -> str:
-    part = ("weight", "bias")[i % 2]
-    if i < 72:
-        return f"layer {i // 36}, {LAYER[i % 36 // 2]}.{part}"
-    if i < BODY:
-        return f"{REST[(i - 72) // 2]}.{part}"
-    head, layer = divmod(i - BODY, HEAD)
-    return f"{f'mask {head - 1}' if head else 'predicted IoU'}, layer {layer // 2}.{part}"
+    masks, count = len(weights.masks), prompts.shape[1]
+    if first_mask_token < 0 or first_mask_token + masks > count:
+        raise ValueError(
+            f"first_mask_token: expected {masks} mask tokens among {count} prompts, got "
+            f"{first_mask_token}"
+        )
+    values = weights.iou.linear3.bias.shape[0]
+    last_value = first_mask_token + masks - iou_token - 1
+    if not 0 <= iou_token < first_mask_token or last_value > values:
+        raise ValueError(
+            f"iou_token: expected one before {first_mask_token} with {values} values for the masks "
+            f"after it, got {iou_token}"
+        )
 
 
 def _native_decoder(
@@ -145,28 +137,53 @@ def _native_decoder(
     position: Tensor,
     prompts: Tensor,
     present: Tensor | None,
-    weights: Sequence[Tensor],
+    weights: MaskDecoderWeights,
     num_heads: int,
     first_mask_token: int,
     iou_token: int,
     best: bool = False,
     isa: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`isa`: run with a narrower instruction set than this CPU's, for tests."""
+) -> Results:
+    """isa: a narrower instruction set than this CPU's, for tests."""
     module = native()
     assert module is not None
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weights[0].dtype
-    given = [w.detach().to(dtype if w.ndim == 2 else torch.float32).contiguous() for w in weights]
+    dtype = compute_dtype(weights.layers[0].self_attention.q.weight)
+    prepared = derive(weights, f"cpu {dtype}", lambda: cpu_weights(weights, dtype))
     image, mid, high = (x.detach().to(image.dtype).contiguous() for x in (image, mid, high))
     position, tokens = (x.detach().to(torch.float32).contiguous() for x in (position, prompts))
-    logits = tokens.new_empty(prompts.shape[0], 1 if best else _masks(weights), high.shape[1], high.shape[2])
-    found, iou = tokens.new_empty(prompts.shape), tokens.new_empty(prompts.shape[0], weights[BODY + 4].shape[0])
-    exist = None if present is None else present.contiguous()
+    count, masks = prompts.shape[0], 1 if best else len(weights.masks)
+    logits = tokens.new_empty(count, masks, high.shape[1], high.shape[2])
+    results = tokens.new_empty(prompts.shape)
+    iou = tokens.new_empty(count, weights.iou.linear3.bias.shape[0])
     module.mask_decoder(
-        image, mid, high, position, tokens, exist, given, num_heads, first_mask_token, iou_token, best, logits, found, iou,
-        torch.get_num_threads(), isa or module.cpu_isa(),
-    )  # fmt: skip
-    return logits, iou, found.to(prompts.dtype)
+        image,
+        mid,
+        high,
+        position,
+        tokens,
+        None if present is None else present.contiguous(),
+        prepared,
+        num_heads,
+        first_mask_token,
+        iou_token,
+        best,
+        logits,
+        results,
+        iou,
+        torch.get_num_threads(),
+        isa or module.cpu_isa(),
+    )
+    return logits, iou, results.to(prompts.dtype)
+
+
+def cpu_weights(weights: MaskDecoderWeights, dtype: torch.dtype) -> list[Tensor]:
+    """What the kernel for CPUs reads: transposed convolutions as matrices."""
+    w = for_cpu(weights, dtype)
+    matrices = {
+        f"{name}.weight": cell_matrix(up).contiguous()
+        for name, up in (("up1", w.up1), ("up2", w.up2))
+    }
+    return w.converted(lambda leaf, x: matrices.get(leaf.name, x)).flatten()
 
 
 def _refuses(
@@ -176,58 +193,116 @@ def _refuses(
     position: Tensor,
     prompts: Tensor,
     present: Tensor | None,
-    weights: Sequence[Tensor],
+    weights: MaskDecoderWeights,
     num_heads: int,
     first_mask_token: int,
-    iou_token: int,
-    best: bool,
+    *_: object,
 ) -> str | None:
-    tensors = _tensors(image, mid, high, position, prompts, present, weights)
-    if any(t.device.type != "cpu" for t in tensors):
-        return f"tensors are on {', '.join(sorted({str(t.device) for t in tensors}))}, it takes cpu tensors"
-    if not is_plain(*tensors):
-        return f"tensors are {', '.join(sorted({type(t).__name__ for t in tensors}))}, it takes plain tensors"
-    if wants_gradients(*tensors):
-        return "gradients are wanted, it has none"
-    kinds = {t.dtype for t in tensors if t is not present}
-    if not kinds <= set(_STORED) or len({w.dtype for w in weights if w.ndim == 2}) > 1:
-        return f"dtypes are {', '.join(sorted(map(str, kinds)))}, it takes float32, bfloat16 or float16, all matrices alike"
-    head = image.shape[3] // 2 // num_heads
-    if image.shape[3] % 16 or head % 2 or head > 64 or weights[20].shape[0] % 2 or weights[BODY].shape[0] % 2:
-        return f"{image.shape[3]} channels, {head} a head: it takes channels in sixteens, even heads up to 64 and even hidden widths"
-    if present is not None and not bool(present[:, : first_mask_token + _masks(weights)].all()):
+    dim = image.shape[3]
+    head = dim // 2 // num_heads
+    hidden = weights.layers[0].fc1.bias.shape[0], weights.iou.linear1.bias.shape[0]
+    if dim % 16 or head % 2 or head > 64 or any(width % 2 for width in hidden):
+        return (
+            f"{dim} channels, {head} a head: it takes channels in sixteens, even heads up to 64 "
+            "and even hidden widths"
+        )
+    last = first_mask_token + len(weights.masks)
+    if present is not None and not bool(present[:, :last].all()):
         return "tokens before the last mask token are marked absent, it wants them"
     return None
 
 
-register(Implementation("mask_decoder", "triton", triton_decoder, triton_refuses), no_triton)
-register(Implementation("mask_decoder", "cpu", _native_decoder, _refuses), no_cpu)
-register(Implementation("mask_decoder", "torch", mask_decoder_reference, lambda *_: None), lambda: None)
-
-
-def _dispatch(
-    image: Tensor, mid: Tensor, high: Tensor, position: Tensor, prompts: Tensor, present: Tensor | None, weights: list[Tensor],
-    num_heads: int, first_mask_token: int, iou_token: int, best: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    arguments = (image, mid, high, position, prompts, present, weights, num_heads, first_mask_token, iou_token, best)
-    logits, iou, tokens = choose("mask_decoder", "auto", *arguments).run(*arguments)
-    return logits.contiguous(), iou.contiguous(), tokens.contiguous()
-
-
-_library.define(
-    "mask_decoder(Tensor image, Tensor mid, Tensor high, Tensor position, Tensor prompts, Tensor? present, Tensor[] weights, "
-    "int num_heads, int first_mask_token, int iou_token, bool best) -> (Tensor, Tensor, Tensor)"
-)
-_library.impl("mask_decoder", _dispatch, "CompositeExplicitAutograd")
-record_as("mask_decoder", lambda *a: torch.ops.sam2_fast.mask_decoder(*a[:6], list(a[6]), *a[7:]))
-
-
-@torch.library.register_fake("sam2_fast::mask_decoder", lib=_library)
-def _(
-    image: Tensor, mid: Tensor, high: Tensor, position: Tensor, prompts: Tensor, present: Tensor | None, weights: list[Tensor],
-    num_heads: int, first_mask_token: int, iou_token: int, best: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _result(
+    image: Tensor,
+    mid: Tensor,
+    high: Tensor,
+    position: Tensor,
+    prompts: Tensor,
+    present: Tensor | None,
+    weights: list[Tensor],
+    num_heads: int,
+    first_mask_token: int,
+    iou_token: int,
+    best: bool,
+) -> Results:
+    w = MaskDecoderWeights.unflatten(weights)
     objects, wide = prompts.shape[0], torch.promote_types(image.dtype, torch.float32)
-    logits = image.new_empty(objects, 1 if best else _masks(weights), high.shape[1], high.shape[2], dtype=wide)
-    iou = image.new_empty(objects, weights[BODY + 4].shape[0], dtype=wide)
+    masks = 1 if best else len(w.masks)
+    logits = image.new_empty(objects, masks, high.shape[1], high.shape[2], dtype=wide)
+    iou = image.new_empty(objects, w.iou.linear3.bias.shape[0], dtype=wide)
     return logits, iou, torch.empty_like(prompts, memory_format=torch.contiguous_format)
+
+
+def _configuration(
+    image: Tensor,
+    mid: Tensor,
+    high: Tensor,
+    position: Tensor,
+    prompts: Tensor,
+    present: Tensor | None,
+    weights: MaskDecoderWeights,
+    num_heads: int,
+    *tokens: Any,
+) -> Hashable:
+    count = bits(prompts.shape[1] - 1)
+    options = count, present is None, len(weights.leaves()), num_heads, tokens
+    dtypes = image.dtype, prompts.dtype, weights.layers[0].self_attention.q.weight.dtype
+    return *image.shape[1:], *options, *dtypes
+
+
+def _sample(call: Call) -> Call:
+    image, mid, high, position, prompts, present, *rest = call.arguments
+    few = (x[:4] for x in (image, mid, high))
+    kept = None if present is None else present[:4]
+    return Call((*few, position, prompts[:4], kept, *rest), call.named)
+
+
+def _align(call: Call, results: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Tokens that are not present may become anything; where the best mask is predicted, rounding
+    may decide between two that are equally good."""
+    present, weights, _, first_mask, iou_token, best = call.arguments[5:11]
+    if present is not None:
+        results = tuple((m, i, t.where(present[..., None], 0)) for m, i, t in results)
+    if not best:
+        return results
+    start = first_mask - iou_token - 1
+    masks = len(weights.masks)
+    choices = [iou[:, start : start + masks].argmax(-1) for _, iou, _ in results]
+    same = torch.stack([choice == choices[0] for choice in choices]).all(0)
+    return tuple((logits[same], iou, tokens) for logits, iou, tokens in results)
+
+
+_OP = Op(
+    "mask_decoder",
+    schema="(Tensor image, Tensor mid, Tensor high, Tensor position, Tensor prompts, "
+    "Tensor? present, Tensor[] weights, int num_heads, int first_mask_token, int iou_token, "
+    "bool best) -> (Tensor, Tensor, Tensor)",
+    weights=MaskDecoderWeights,
+    reference=mask_decoder_reference,
+    result=_result,
+    backends=(
+        Backend(
+            "triton",
+            triton_decoder,
+            (
+                on_one("cuda"),
+                plain,
+                no_grad,
+                computes_in(torch.bfloat16, torch.float16),
+                fits(triton_refuses),
+            ),
+        ),
+        Backend(
+            "cpu",
+            _native_decoder,
+            (
+                on_one("cpu"),
+                plain,
+                no_grad,
+                stored_in(torch.float32, torch.bfloat16, torch.float16),
+                fits(_refuses),
+            ),
+        ),
+    ),
+    rule=Rule(_configuration, _sample, align=_align),
+)

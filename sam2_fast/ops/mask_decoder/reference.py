@@ -9,9 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_fast.ops.core.norm import layer_norm
+from sam2_fast.ops.core.weights import Linear
+from sam2_fast.ops.mask_decoder.weights import (
+    AttentionWeights,
+    MaskDecoderWeights,
+    MlpWeights,
+    UpscalingWeights,
+)
 
 EPS, MAP_EPS = 1e-5, 1e-6  # of the tokens' norms, of the norm between the upscalings
-BODY, HEAD = 88, 6  # tensors before the heads, of a head
 
 
 def mask_decoder_reference(
@@ -21,7 +27,7 @@ def mask_decoder_reference(
     position: Tensor,
     prompts: Tensor,
     present: Tensor | None,
-    weights: Sequence[Tensor],
+    weights: MaskDecoderWeights,
     num_heads: int,
     first_mask_token: int,
     iou_token: int,
@@ -29,37 +35,47 @@ def mask_decoder_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The definition, in torch."""
     pixels, tokens, place = image.flatten(1, 2), prompts, position.to(image.dtype)
-    for i in range(2):
-        w = weights[36 * i : 36 * i + 36]
+    for i, w in enumerate(weights.layers):
         # in the first layer the tokens are still their own position: nothing to add, nothing to keep
         q = tokens if i == 0 else tokens + prompts
-        looked = attend(q, q, tokens, present, w[:8], num_heads)
-        tokens = norm(looked if i == 0 else tokens + looked, w[8:10])
-        tokens = norm(tokens + attend(tokens + prompts, pixels + place, pixels, None, w[10:18], num_heads), w[18:20])
-        tokens = norm(tokens + F.linear(F.relu(F.linear(tokens, w[20], w[21])), w[22], w[23]), w[24:26])
-        looked = attend(pixels + place, tokens + prompts, tokens, present, w[28:36], num_heads)
-        pixels = norm(pixels + looked, w[26:28])
-    w = weights[72:88]
-    tokens = norm(tokens + attend(tokens + prompts, pixels + place, pixels, None, w[:8], num_heads), w[8:10])
-    upscaled = _upscale(pixels.unflatten(1, image.shape[1:3]), mid, high, w[10:])
-    heads = [weights[i : i + HEAD] for i in range(BODY, len(weights), HEAD)]
+        attended = attend(q, q, tokens, present, w.self_attention, num_heads)
+        tokens = layer_norm(attended if i == 0 else tokens + attended, w.norm1, EPS)
+        queries, keys = tokens + prompts, pixels + place
+        attended = attend(queries, keys, pixels, None, w.token_to_image, num_heads)
+        tokens = layer_norm(tokens + attended, w.norm2, EPS)
+        hidden = F.relu(_project(tokens, w.fc1))
+        tokens = layer_norm(tokens + _project(hidden, w.fc2), w.norm3, EPS)
+        queries, keys = pixels + place, tokens + prompts
+        attended = attend(queries, keys, tokens, present, w.image_to_token, num_heads)
+        pixels = layer_norm(pixels + attended, w.norm4, EPS)
+    queries, keys = tokens + prompts, pixels + place
+    attended = attend(queries, keys, pixels, None, weights.final_attention, num_heads)
+    tokens = layer_norm(tokens + attended, weights.final_norm, EPS)
+    upscaled = _upscale(pixels.unflatten(1, image.shape[1:3]), mid, high, weights)
+    outputs, iou = hypernetwork_outputs_and_iou(
+        tokens, weights.iou, weights.masks, first_mask_token, iou_token, best
+    )
+    logits = outputs @ upscaled.flatten(1, 2).transpose(1, 2)  # [B, M or 1, 4h * 4w]
     wide = torch.promote_types(tokens.dtype, torch.float32)
-    outputs, iou = hypernetwork_outputs_and_iou(tokens, heads, first_mask_token, iou_token, best)
-    drawn = outputs @ upscaled.flatten(1, 2).transpose(1, 2)  # [B, M or 1, 4h * 4w]
-    return drawn.unflatten(2, upscaled.shape[1:3]).to(wide), iou, tokens
+    return logits.unflatten(2, upscaled.shape[1:3]).to(wide), iou, tokens
 
 
 def hypernetwork_outputs_and_iou(
-    tokens: Tensor, heads: Sequence[Sequence[Tensor]], first_mask_token: int, iou_token: int, best: bool
+    tokens: Tensor,
+    iou_weights: MlpWeights,
+    masks: Sequence[MlpWeights],
+    first_mask_token: int,
+    iou_token: int,
+    best: bool,
 ) -> tuple[Tensor, Tensor]:
     """Outputs of the hypernetworks [B, M or 1, C / 8], and predicted IoU [B, K].
 
-    tokens: [B, T, C]; heads: the layers that predict IoU, then the hypernetwork of each mask.
+    tokens: [B, T, C]; masks: the hypernetwork of each mask.
     """
     wide = torch.promote_types(tokens.dtype, torch.float32)
-    iou = three_layers(tokens[:, iou_token], heads[0]).sigmoid().to(wide)
-    masks = enumerate(heads[1:], start=first_mask_token)
-    outputs = torch.stack([three_layers(tokens[:, i], w) for i, w in masks], dim=1)
+    iou = three_layers(tokens[:, iou_token], iou_weights).sigmoid().to(wide)
+    numbered = enumerate(masks, start=first_mask_token)
+    outputs = torch.stack([three_layers(tokens[:, i], w) for i, w in numbered], dim=1)
     if best:
         first = first_mask_token - iou_token - 1
         choice = iou[:, first : first + outputs.shape[1]].argmax(-1)
@@ -72,31 +88,48 @@ def taken(values: Tensor, choice: Tensor) -> Tensor:
     return values[torch.arange(values.shape[0], device=values.device), choice][:, None]
 
 
-def three_layers(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+def three_layers(x: Tensor, weights: MlpWeights) -> Tensor:
     """x: [..., C] through three linear layers with ReLU between."""
-    hidden = F.relu(F.linear(x, weights[0], weights[1]))
-    return F.linear(F.relu(F.linear(hidden, weights[2], weights[3])), weights[4], weights[5])
+    hidden = F.relu(_project(x, weights.linear1))
+    return _project(F.relu(_project(hidden, weights.linear2)), weights.linear3)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, present: Tensor | None, weights: Sequence[Tensor], num_heads: int) -> Tensor:
-    """q: [1 or B, N, C]; k, v: [1 or B, M, C]; present: [B, M] bool, keys to attend to -> [B, N, C]."""
+def _project(x: Tensor, layer: Linear) -> Tensor:
+    return F.linear(x, layer.weight, layer.bias)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    present: Tensor | None,
+    weights: AttentionWeights,
+    num_heads: int,
+) -> Tensor:
+    """q: [1 or B, N, C]; k, v: [1 or B, M, C]; present: [B, M] bool, keys to attend to
+    -> [B, N, C]."""
     batch = max(q.shape[0], k.shape[0])
-    projected = (F.linear(x, weights[i], weights[i + 1]).expand(batch, -1, -1) for i, x in ((0, q), (2, k), (4, v)))
-    queries, keys, values = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in projected)  # [B, heads, N, d]
+    inputs = (q, weights.q), (k, weights.k), (v, weights.v)
+    projected = (_project(x, layer).expand(batch, -1, -1) for x, layer in inputs)
+    # [B, heads, tokens, d] each
+    queries, keys, values = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in projected)
     mask = None if present is None else present[:, None, None]
     attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-    return F.linear(attended.transpose(1, 2).flatten(-2), weights[6], weights[7])
+    return _project(attended.transpose(1, 2).flatten(-2), weights.out)
 
 
-def norm(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    return layer_norm(x, weights[0], weights[1], EPS)
+def _upscale(pixels: Tensor, mid: Tensor, high: Tensor, weights: MaskDecoderWeights) -> Tensor:
+    """pixels: [B, h, w, C] -> [B, 4h, 4w, C / 8]: two transposed convolutions of stride 2, each
+    followed by a finer map."""
+    x = spread(F.linear(pixels, cell_matrix(weights.up1))) + weights.up1.bias + mid
+    x = F.gelu(layer_norm(x, weights.up_norm, MAP_EPS))
+    return F.gelu(spread(F.linear(x, cell_matrix(weights.up2))) + weights.up2.bias + high)
 
 
-def _upscale(pixels: Tensor, mid: Tensor, high: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """pixels: [B, h, w, C] -> [B, 4h, 4w, C / 8]: two transposed convolutions of stride 2, each followed by a finer map."""
-    x = spread(F.linear(pixels, weights[0])) + weights[1] + mid
-    x = F.gelu(layer_norm(x, weights[2], weights[3], MAP_EPS))
-    return F.gelu(spread(F.linear(x, weights[4])) + weights[5] + high)
+def cell_matrix(upscaling: UpscalingWeights) -> Tensor:
+    """A transposed convolution [I, O, 2, 2] as a matrix [4 * O, I]: rows by place in the 2 x 2
+    cell (dy, dx), then channel."""
+    return upscaling.weight.permute(2, 3, 1, 0).flatten(0, 2)
 
 
 def spread(x: Tensor) -> Tensor:

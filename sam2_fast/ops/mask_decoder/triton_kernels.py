@@ -1,18 +1,19 @@
-"""The mask decoder on a GPU: five passes over the image, one that upscales and predicts masks, and between
-them the prompt tokens' own layers (docs/kernels/mask_decoder.md)."""
+"""The mask decoder on a GPU: five passes over the image, one that upscales and predicts masks, and
+between them the prompt tokens' own layers (docs/kernels/mask_decoder.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from sam2_fast.ops.core.cache import derive
-from sam2_fast.ops.core.native import is_plain, wants_gradients
-from sam2_fast.ops.mask_decoder.reference import BODY, EPS, HEAD, MAP_EPS
-from sam2_fast.ops.memory_attention.table import products_dtype
+from sam2_fast.ops.core.autocast import compute_dtype
+from sam2_fast.ops.core.cache import derive, for_gpu
+from sam2_fast.ops.mask_decoder.reference import EPS, MAP_EPS, cell_matrix
+from sam2_fast.ops.mask_decoder.weights import AttentionWeights, MaskDecoderWeights
 
 _MOST_TOKENS, _MOST_HEADS, _MOST_HEAD_CHANNELS, _LEAST_ROWS = 64, 8, 128, 32
 
@@ -24,7 +25,7 @@ def triton_decoder(
     position: Tensor,
     prompts: Tensor,
     present: Tensor | None,
-    weights: Sequence[Tensor],
+    weights: MaskDecoderWeights,
     num_heads: int,
     first_mask_token: int,
     iou_token: int,
@@ -36,41 +37,87 @@ def triton_decoder(
     from sam2_fast.kernels.decoder_tokens import Pending, token_step
     from sam2_fast.kernels.mask_decoder import look, paint, take
 
-    dtype = products_dtype(weights[0])
+    dtype = compute_dtype(weights.layers[0].self_attention.q.weight)
     stream = torch.float32 if torch.is_autocast_enabled(image.device.type) else image.dtype
     with torch.no_grad():
-        w = derive(weights, f"mask_decoder {dtype}", lambda: _matrices(weights, dtype))
-        pixels, place = image.detach().flatten(1, 2).contiguous(), position.detach().to(image.dtype).contiguous()
+        w = derive(weights, f"triton {dtype}", lambda: _prepared(weights, dtype))
+        pixels = image.detach().flatten(1, 2).contiguous()
+        place = position.detach().to(image.dtype).contiguous()
         prompts, count = _rows_contiguous(prompts.detach()), prompts.shape[1]
-        present = None if present is None else present.contiguous().view(torch.uint8)  # the interpreter knows no bool
+        if present is not None:
+            present = present.contiguous().view(torch.uint8)  # the interpreter knows no bool
         rows = max(1 << (count - 1).bit_length(), _LEAST_ROWS // num_heads)
         step = partial(token_step, prompts, present, heads=num_heads, rows=rows, eps=EPS)
-        now = step(None, self_attention=w[:7])
+        first, second = w.named.layers
+        now = step(None, self_attention=_projections(first.self_attention))
         before = None
-        for i in range(2):
-            v, last = w[36 * i : 36 * i + 36], i == 1
-            now = step(Pending(now.self_parts, v[7], before, *v[8:10]), to_image=v[10:13])
-            found = found_in_image(look(pixels, place, now.queries, num_heads), v[14:17], num_heads, count)
-            before, parts = token_mlp(Pending(found, v[17], now.tokens, *v[18:20]), v[20:23], EPS)
-            attention = {"to_image": w[72:75]} if last else {"self_attention": w[36:43]}
-            now = step(Pending(parts, v[23], before, *v[24:26]), to_token=v[28:35], **attention)
+        for layer, following in ((first, second), (second, None)):
+            norm, bias = layer.norm1, layer.self_attention.out.bias
+            pending = Pending(now.self_parts, bias, before, norm.weight, norm.bias)
+            now = step(pending, to_image=_queries(layer.token_to_image))
+            attended = found_in_image(
+                look(pixels, place, now.queries, num_heads),
+                _values(layer.token_to_image),
+                num_heads,
+                count,
+            )
+            norm, bias = layer.norm2, layer.token_to_image.out.bias
+            pending = Pending(attended, bias, now.tokens, norm.weight, norm.bias)
+            fc1, fc2 = layer.fc1, layer.fc2
+            before, parts = token_mlp(pending, (fc1.weight, fc1.bias, fc2.weight), EPS)
+            pending = Pending(parts, fc2.bias, before, layer.norm3.weight, layer.norm3.bias)
+            if following is None:
+                attention = {"to_image": _queries(w.named.final_attention)}
+            else:
+                attention = {"self_attention": _projections(following.self_attention)}
+            now = step(pending, to_token=_projections(layer.image_to_token), **attention)
             before = now.tokens
-            pixels = take(pixels, place, now.to_token, num_heads, (v[35], v[26], v[27]), EPS, stream)
-        v = w[72:BODY]
-        found = found_in_image(look(pixels, place, now.queries, num_heads), v[4:7], num_heads, count)
-        pending = Pending(found, v[7], before, *v[8:10])
-        iou, hyper, tokens = token_heads(pending, present, w[BODY:], first_mask_token, iou_token, EPS, prompts.dtype)
+            rest = layer.image_to_token.out.bias, layer.norm4.weight, layer.norm4.bias
+            pixels = take(pixels, place, now.to_token, num_heads, rest, EPS, stream)
+        last, norm = w.named.final_attention, w.named.final_norm
+        seen = look(pixels, place, now.queries, num_heads)
+        attended = found_in_image(seen, _values(last), num_heads, count)
+        pending = Pending(attended, last.out.bias, before, norm.weight, norm.bias)
+        iou, outputs, tokens = token_heads(
+            pending, present, w.heads, first_mask_token, iou_token, EPS, prompts.dtype
+        )
         maps = (x.detach().contiguous() for x in (mid, high))
         which = {"iou": iou, "first_value": first_mask_token - iou_token - 1} if best else {}
-        logits = paint(pixels, image.shape[2], *maps, tuple(v[10:16]), hyper, MAP_EPS, **which)
+        logits = paint(pixels, image.shape[2], *maps, w.upscaling, outputs, MAP_EPS, **which)
         return logits, iou, tokens
 
 
-def _matrices(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """`weights` as the kernels have them: matrices in `dtype`; after the head of predicted IoU, each layer of all masks together."""
-    w = [t.detach().to(dtype) if t.ndim == 2 else t.detach() for t in weights]
-    masks = [torch.stack(w[BODY + HEAD + i :: HEAD]) for i in range(HEAD)]
-    return [t.contiguous() for t in (*w[: BODY + HEAD], *masks)]
+@dataclass(frozen=True)
+class _Prepared:
+    """What the kernels read."""
+
+    named: MaskDecoderWeights
+    upscaling: tuple[Tensor, ...]  # matrix and bias, norm, matrix and bias
+    heads: tuple[Tensor, ...]  # matrix and bias thrice for IoU; thrice for all masks together
+
+
+def _prepared(weights: MaskDecoderWeights, dtype: torch.dtype) -> _Prepared:
+    w = for_gpu(weights, dtype)
+    matrices = [cell_matrix(up).contiguous() for up in (w.up1, w.up2)]
+    norm = w.up_norm.weight, w.up_norm.bias
+    upscaling = matrices[0], w.up1.bias, *norm, matrices[1], w.up2.bias
+    masks = zip(*(mask.flatten() for mask in w.masks), strict=True)
+    together = [torch.stack(layer).contiguous() for layer in masks]
+    return _Prepared(w, upscaling, (*w.iou.flatten(), *together))
+
+
+def _projections(attention: AttentionWeights) -> Sequence[Tensor]:
+    """All but the bias of the output, which the next step adds."""
+    return attention.flatten()[:-1]
+
+
+def _queries(attention: AttentionWeights) -> Sequence[Tensor]:
+    """Matrix and bias of the queries, and the keys' matrix: their bias changes no softmax."""
+    return attention.q.weight, attention.q.bias, attention.k.weight
+
+
+def _values(attention: AttentionWeights) -> tuple[Tensor, Tensor, Tensor]:
+    return attention.v.weight, attention.v.bias, attention.out.weight
 
 
 def _rows_contiguous(prompts: Tensor) -> Tensor:
@@ -85,28 +132,19 @@ def triton_refuses(
     position: Tensor,
     prompts: Tensor,
     present: Tensor | None,
-    weights: Sequence[Tensor],
+    weights: MaskDecoderWeights,
     num_heads: int,
-    first_mask_token: int,
-    iou_token: int,
-    best: bool,
+    *_: object,
 ) -> str | None:
     """Why it cannot run, or None."""
-    tensors = [image, mid, high, position, prompts, *weights, *([] if present is None else [present])]
-    if any(t.device.type != "cuda" for t in tensors) or len({t.device for t in tensors}) > 1:
-        return f"tensors are on {', '.join(sorted({str(t.device) for t in tensors}))}, it takes those of one cuda device"
-    if not is_plain(*tensors):
-        return f"tensors are {', '.join(sorted({type(t).__name__ for t in tensors}))}, it takes plain tensors"
-    if wants_gradients(*tensors):
-        return "gradients are wanted, it has none"
-    if (dtype := products_dtype(weights[0])) not in (torch.bfloat16, torch.float16):
-        return f"products are in {dtype}, it takes bfloat16 or float16"
     dim, tokens = image.shape[3], prompts.shape[1]
-    if dim not in (128, 256) or num_heads & (num_heads - 1) or num_heads > _MOST_HEADS or tokens > _MOST_TOKENS:
+    is_power = num_heads & (num_heads - 1) == 0
+    if dim not in (128, 256) or not is_power or num_heads > _MOST_HEADS or tokens > _MOST_TOKENS:
         wanted = f"128 or 256 channels, 1, 2, 4 or 8 heads, up to {_MOST_TOKENS} tokens"
         return f"{dim} channels, {num_heads} heads, {tokens} tokens: it takes {wanted}"
     if dim // num_heads > _MOST_HEAD_CHANNELS:
-        return f"{dim} channels in {num_heads} heads: it takes up to {_MOST_HEAD_CHANNELS} channels a head"
+        most = f"up to {_MOST_HEAD_CHANNELS} channels a head"
+        return f"{dim} channels in {num_heads} heads: it takes {most}"
     if 0 in prompts.shape[:2] or 0 in image.shape:
         return "there is no object, token or image token, it wants one"
     return None

@@ -1,0 +1,327 @@
+"""Named weights of ops: one frozen dataclass an op is layout, check, order and documentation.
+
+    @dataclass(frozen=True, eq=False)
+    class MlpWeights(Weights):
+        linear1: Linear = linear("F", "C")
+        linear2: Linear = linear("C", "F")
+
+Tensors are reached by name (`weights.linear1.weight`). Their shapes are checked against each other
+when an instance is made, and again after a tensor was written or moved. `torch.library` takes
+`flatten()`, the tensors in the order of their declaration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, TypeVar, cast
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from sam2_fast.ops.core import tracing
+from sam2_fast.ops.core.layout import Dim, Leaf, Sizes, bind
+from sam2_fast.ops.core.state import Facts, State, facts_of
+
+W = TypeVar("W", bound="Weights")
+_SPEC = "spec"
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    dims: tuple[Dim, ...]
+    matrix: bool
+
+
+@dataclass(frozen=True)
+class _Group:
+    kind: type[Weights]
+    symbols: tuple[tuple[str, Dim], ...]
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    groups: tuple[_Group, ...]
+
+
+@dataclass(frozen=True)
+class _Repeated:
+    group: _Group
+
+
+@dataclass(frozen=True)
+class _Optional:
+    group: _Group
+
+
+def tensor(*dims: str | int, matrix: bool = False) -> Any:
+    """A tensor of this shape. matrix: products are computed with it, in the compute dtype."""
+    return field(metadata={_SPEC: _Tensor(tuple(map(Dim.of, dims)), matrix)})
+
+
+def group(kind: type[Weights], **symbols: str | int) -> Any:
+    """Weights inside weights. symbols: what those of `kind` are outside."""
+    return field(metadata={_SPEC: _group(kind, symbols)})
+
+
+def optional(kind: type[Weights], **symbols: str | int) -> Any:
+    """As `group`, or None; the last field."""
+    return field(default=None, metadata={_SPEC: _Optional(_group(kind, symbols))})
+
+
+def repeated(kind: type[Weights], **symbols: str | int) -> Any:
+    """A tuple of one or more groups that are alike."""
+    return field(metadata={_SPEC: _Repeated(_group(kind, symbols))})
+
+
+def sequence(kind: type[Weights], *symbols: dict[str, str | int]) -> Any:
+    """A tuple of as many groups as there are `symbols`, those of each."""
+    return field(metadata={_SPEC: _Sequence(tuple(_group(kind, one) for one in symbols))})
+
+
+def linear(rows: str | int, columns: str | int) -> Any:
+    """A `Linear` of `rows` outputs and `columns` inputs."""
+    return group(Linear, O=rows, I=columns)
+
+
+def norm(channels: str | int) -> Any:
+    """A `Norm` over this many channels."""
+    return group(Norm, C=channels)
+
+
+def _group(kind: type[Weights], symbols: dict[str, str | int]) -> _Group:
+    return _Group(kind, tuple((name, Dim.of(dim)) for name, dim in symbols.items()))
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Base of named weights. Fields are declared by `tensor`, `linear`, `norm`, `group`, ...
+
+    Raises ValueError, where an instance is made, for the first tensor whose shape does not fit.
+    """
+
+    root: ClassVar[bool] = False
+    """Whether an op takes this class: such instances check themselves and their parts."""
+
+    def __init_subclass__(cls, root: bool = False) -> None:
+        cls.root = root
+        pytree.register_pytree_node(
+            cls,
+            lambda weights: (weights.flatten(), _count(weights)),
+            lambda tensors, counts: _assembled(cls, counts, iter(tensors)),
+        )
+
+    def __post_init__(self) -> None:
+        # a recorder would take what the check reads for a part of the model
+        if self.root and tracing.recording_reason() is None:
+            self.check()
+            object.__setattr__(self, "_state", State(self.flatten(), self.check))
+
+    def check(self) -> Sizes:
+        """What the symbols of the layout stand for. Raises ValueError for wrong shapes."""
+        return bind(self.leaves(), [tuple(x.shape) for x in self.flatten()])
+
+    @property
+    def state(self) -> State | None:
+        """What is known of the tensors and derived from them; None of parts, and in recordings."""
+        known: State | None = self.__dict__.get("_state")
+        return known
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """As `flatten()`; the list must not be changed."""
+        known = self.state
+        return self.flatten() if known is None else known.tensors
+
+    def facts(self) -> Facts:
+        """What backends ask of the tensors as they are now."""
+        known = self.state
+        return facts_of(self.flatten()) if known is None else known.facts()
+
+    def flatten(self) -> list[Tensor]:
+        """All tensors in the order of their declaration."""
+        found: list[Tensor] = []
+        for name, _ in _specs(type(self)):
+            _collect(getattr(self, name), found)
+        return found
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor), such as ("layers[1].self_q.weight", ...)."""
+        return zip((leaf.name for leaf in self.leaves()), self.flatten(), strict=True)
+
+    def leaves(self) -> tuple[Leaf, ...]:
+        """Name, shape in symbols and kind of every tensor."""
+        return layout(type(self), _count(self))
+
+    def matrices(self) -> list[Tensor]:
+        """The tensors that products are computed with."""
+        pairs = zip(self.leaves(), self.tensors, strict=True)
+        return [x for leaf, x in pairs if leaf.matrix]
+
+    def mapped(self: W, change: Callable[[Leaf, Tensor], Tensor]) -> W:
+        """The same weights with every tensor changed. Shapes must stay."""
+        pairs = zip(self.leaves(), self.flatten(), strict=True)
+        return _assembled(type(self), _count(self), iter([change(*pair) for pair in pairs]))
+
+    def to(self: W, *arguments: Any) -> W:
+        """`Tensor.to` of every tensor."""
+        return self.mapped(lambda _, x: x.to(*arguments))
+
+    def converted(self: W, change: Callable[[Leaf, Tensor], Tensor]) -> W:
+        """As `mapped`, for what a backend reads: shapes may differ, nothing is checked."""
+        pairs = zip(self.leaves(), self.flatten(), strict=True)
+        tensors = iter([change(*pair) for pair in pairs])
+        return _assembled(type(self), _count(self), tensors, checked=False)
+
+    def with_tensors(self: W, tensors: Mapping[str, Tensor]) -> W:
+        """Other tensors under some of the names that `named` gives. Raises KeyError for another."""
+        unknown = set(tensors) - {leaf.name for leaf in self.leaves()}
+        if unknown:
+            raise KeyError(f"weights have no {', '.join(sorted(unknown))}")
+        return self.mapped(lambda leaf, x: tensors.get(leaf.name, x))
+
+    @classmethod
+    def unflatten(cls: type[W], tensors: Sequence[Tensor]) -> W:
+        """From `flatten()`. Raises ValueError for a number of tensors that no instance has."""
+        return _assembled(cls, _count_of(cls, len(tensors)), iter(tensors))
+
+    @classmethod
+    def build(
+        cls: type[W], make: Callable[[Leaf, tuple[int, ...]], Tensor], count: int = 1, **sizes: int
+    ) -> W:
+        """An instance for tests and benchmarks: `make` gets each tensor's leaf and shape.
+
+        count: length of the sequence of any length, or whether (1) optional weights are there (0).
+        sizes: what the symbols stand for.
+        """
+        leaves = layout(cls, count)
+        tensors = [make(leaf, tuple(dim.value(sizes) for dim in leaf.dims)) for leaf in leaves]
+        return _assembled(cls, count, iter(tensors))
+
+
+@dataclass(frozen=True, eq=False)
+class Linear(Weights):
+    """A linear layer: x @ weight.T + bias."""
+
+    weight: Tensor = tensor("O", "I", matrix=True)
+    bias: Tensor = tensor("O")
+
+
+@dataclass(frozen=True, eq=False)
+class Norm(Weights):
+    """Scale and shift of a layer norm."""
+
+    weight: Tensor = tensor("C")
+    bias: Tensor = tensor("C")
+
+
+_SPECS: dict[type[Weights], tuple[tuple[str, Any], ...]] = {}
+_LAYOUTS: dict[tuple[type[Weights], int], tuple[Leaf, ...]] = {}
+
+
+def _specs(kind: type[Weights]) -> tuple[tuple[str, Any], ...]:
+    """Fields and what they are declared as, by class."""
+    if kind not in _SPECS:
+        _SPECS[kind] = tuple((one.name, one.metadata[_SPEC]) for one in fields(kind))
+    return _SPECS[kind]
+
+
+def layout(kind: type[Weights], count: int = 1) -> tuple[Leaf, ...]:
+    """Every tensor of a class of weights in order.
+
+    count: groups of its repeated field, or of its optional one.
+    """
+    if (kind, count) not in _LAYOUTS:
+        leaves: list[Leaf] = []
+        for name, spec in _specs(kind):
+            if isinstance(spec, _Tensor):
+                leaves.append(Leaf(name, spec.dims, spec.matrix))
+            for place, inner in _groups(name, spec, count):
+                leaves += _leaves_of(place, inner)
+        _LAYOUTS[kind, count] = tuple(leaves)
+    return _LAYOUTS[kind, count]
+
+
+def _groups(name: str, spec: object, count: int) -> list[tuple[str, _Group]]:
+    """Groups of a field and their names."""
+    if isinstance(spec, _Group):
+        return [(name, spec)]
+    if isinstance(spec, _Optional):
+        return [(name, spec.group)] * count
+    if isinstance(spec, _Sequence):
+        return [(f"{name}[{i}]", one) for i, one in enumerate(spec.groups)]
+    if isinstance(spec, _Repeated):
+        return [(f"{name}[{i}]", spec.group) for i in range(count)]
+    return []
+
+
+def _leaves_of(name: str, inner: _Group) -> list[Leaf]:
+    symbols = dict(inner.symbols)
+    return [
+        Leaf(
+            f"{name}.{leaf.name}",
+            tuple(dim.substituted(symbols) for dim in leaf.dims),
+            leaf.matrix,
+        )
+        for leaf in layout(inner.kind)
+    ]
+
+
+def _count(weights: Weights) -> int:
+    """Groups of the repeated or optional field of an instance; 1 without such a field."""
+    for name, spec in _specs(type(weights)):
+        if isinstance(spec, _Repeated):
+            return len(getattr(weights, name))
+        if isinstance(spec, _Optional):
+            return int(getattr(weights, name) is not None)
+    return 1
+
+
+def _count_of(kind: type[Weights], tensors: int) -> int:
+    """As `_count`, by the number of tensors."""
+    none, one = len(layout(kind, 0)), len(layout(kind, 1))
+    if none == one:
+        count = 1
+    else:
+        count = (tensors - none) // (one - none)
+    is_optional = any(isinstance(spec, _Optional) for _, spec in _specs(kind))
+    least, most = (0, 1) if is_optional else (1, tensors)
+    if not least <= count <= most or len(layout(kind, count)) != tensors:
+        more = f" and {one - none} for each repeated or optional part" if none != one else ""
+        raise ValueError(
+            f"weights: expected {none} tensors{more} for {kind.__name__}, got {tensors}"
+        )
+    return count
+
+
+def _assembled(kind: type[W], count: int, tensors: Iterator[Tensor], checked: bool = True) -> W:
+    """An instance of tensors in the order of `layout`."""
+    values: dict[str, Any] = {}
+    for name, spec in _specs(kind):
+        if isinstance(spec, _Tensor):
+            values[name] = next(tensors)
+            continue
+        groups = _groups(name, spec, count)
+        parts = [_assembled(inner.kind, 1, tensors, checked) for _, inner in groups]
+        if isinstance(spec, _Group):
+            values[name] = parts[0]
+        elif isinstance(spec, _Optional):
+            values[name] = parts[0] if parts else None
+        else:
+            values[name] = tuple(parts)
+    if checked:
+        return kind(**values)
+    bare = object.__new__(kind)
+    for name, value in values.items():
+        object.__setattr__(bare, name, value)
+    return bare
+
+
+def _collect(value: object, found: list[Tensor]) -> None:
+    if isinstance(value, Weights):
+        found += value.flatten()
+    elif isinstance(value, tuple):
+        for part in value:
+            _collect(part, found)
+    elif value is not None:
+        found.append(cast(Tensor, value))
