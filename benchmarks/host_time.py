@@ -25,9 +25,9 @@ from sam2_fast.build_sam import build_sam2_video_predictor
 from sam2_fast.ops.core import registry
 from sam2_fast.recording import cache as graphs
 from sam2_fast.recording import frame as frame_graph
-from sam2_fast.types import Features
+from sam2_fast.types import Features, Tracked
 from sam2_fast.video import lookahead as ahead
-from sam2_fast.video import predictor as video_predictor
+from sam2_fast.video import tracker as video_tracker
 
 SIDE = 64  # pixels of a frame
 
@@ -76,7 +76,7 @@ def _replay_of(model: Any) -> Callable[..., Callable[[], Any]]:
             logits = torch.randn(count, 1, 4 * side, 4 * side)
             presence = torch.ones(count, 1)
             maps = torch.zeros(count, side * side, memory_dim, dtype=model.dtype)
-            found: Any = frame_graph.Tracked(logits, torch.zeros(count, dim, dtype=model.dtype), presence, maps)
+            found: Any = Tracked(logits, torch.zeros(count, dim, dtype=model.dtype), presence, maps)
         else:
             shapes = ((dim, side), (dim // 4, 2 * side), (dim // 8, 4 * side))
             batch = ahead.BATCH
@@ -106,7 +106,7 @@ def without_a_device(model: Any) -> Iterator[None]:
             (graphs, "no_cuda_graphs_on", lambda device: None),
             (graphs, "is_capturing", lambda: False),
             (graphs, "table_left_out", lambda *_: None),
-            (video_predictor, "upsample", lambda logits, size: logits),
+            (video_tracker, "upsample", lambda logits, size: logits),
         ):
             stack.enter_context(patch.object(target, name, value))
         for op, run in _KERNELS.items():

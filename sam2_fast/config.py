@@ -102,6 +102,11 @@ class Options:
     clear_non_cond_mem_around_input: bool = False
     add_all_frames_to_correct_as_cond: bool = False
 
+    def wants_multimask(self, num_points: int, afresh: bool) -> bool:
+        """Whether three masks are decoded: by the number of points, and whether the frame starts afresh (official rule)."""
+        wanted = self.multimask_output_in_sam and (afresh or self.multimask_output_for_tracking)
+        return wanted and self.multimask_min_pt_num <= num_points <= self.multimask_max_pt_num
+
     def updated(self, **changes: Any) -> Options:
         """A copy with some options replaced; unknown names and values of another type raise."""
         known = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from torch import Tensor
+
 from sam2_fast.types import FrameMemory, Recall
 
 
@@ -22,6 +24,20 @@ class MemoryBank:
     def get(self, frame: int) -> FrameMemory | None:
         """What is remembered of a frame, prompted or tracked."""
         return self.prompted.get(frame) or self.tracked.get(frame)
+
+    def map(self, frame: int) -> Tensor:
+        """The memory map of a frame that is remembered with one, [h * w, 64]."""
+        memory = self.get(frame)
+        if memory is None or memory.map is None:
+            raise KeyError(f"frame {frame} has no memory map")
+        return memory.map
+
+    def pointer(self, frame: int) -> Tensor:
+        """The object pointer of a frame that is remembered, [256]."""
+        memory = self.get(frame)
+        if memory is None:
+            raise KeyError(f"frame {frame} is not remembered")
+        return memory.pointer
 
     def settled(self, frame: int) -> FrameMemory | None:
         """A frame that propagation must not track again: prompted or corrected."""

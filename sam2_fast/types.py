@@ -5,6 +5,7 @@ Sizes: S is the model's image size in pixels, h = w = S / 16 the low-resolution 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -51,8 +52,21 @@ class NoPoints(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Preview:
+    """What a prompt gives for one object on one frame, until it is committed to memory."""
+
+    pointer: Tensor  # [256]
+    presence: Tensor  # [1] logit
+    logits: Tensor  # [1, 4h, 4w] float32, holes filled
+
+    def committed(self, map: Tensor) -> FrameMemory:  # noqa: A002 - what FrameMemory calls it
+        """As a memory, with the memory map [h * w, 64] that was encoded from it."""
+        return FrameMemory(self.pointer, self.presence, map, self.logits)
+
+
+@dataclass(frozen=True)
 class FrameMemory:
-    """What one object remembers of one frame. `map` is None until committed, and once it is too old to be attended to."""
+    """What one object remembers of one frame. `map` is None once it is too old to be attended to."""
 
     pointer: Tensor  # [256]
     presence: Tensor  # [1] logit
@@ -68,3 +82,31 @@ class Recall(NamedTuple):
     pointers: tuple[int, ...]  # frame numbers
     ages: tuple[int, ...]  # one per pointer, signed by direction
     longest: int  # the age that is scaled to 1
+
+
+class RecallLimits(NamedTuple):
+    """How much a frame attends to, as `MemoryBank.recall` takes it."""
+
+    num_maps: int = 7
+    num_pointers: int = 16
+    stride: int = 1
+    max_prompted: int = -1
+
+
+class Remembered(NamedTuple):
+    """What N objects attend to on one frame, a list for each."""
+
+    maps: Sequence[Sequence[Tensor]]  # [h * w, 64] each
+    rows: Sequence[Sequence[int]]  # of the temporal table, one a map
+    pointers: Sequence[Sequence[Tensor]]  # [256] each
+    ages: Sequence[Sequence[int]]  # frames, one a pointer
+    longest: int  # the age that is scaled to 1
+
+
+class Tracked(NamedTuple):
+    """What a frame says of N objects."""
+
+    logits: Tensor  # [N, 1, 4h, 4w] float32
+    pointer: Tensor  # [N, 256]
+    presence: Tensor  # [N, 1]
+    maps: Tensor  # [N, h * w, 64] memory of this frame

@@ -17,7 +17,7 @@ from sam2_fast.ops.core import transfer
 from sam2_fast.ops.core.transfer import upload, upload_numbers
 from sam2_fast.types import FrameMemory, Points
 from sam2_fast.video.session import ObjectTrack, StreamFrames, VideoSession
-from sam2_fast.video.tracker import track_frame
+from sam2_fast.video.tracker import Tracker
 
 SMALL = Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(2,), windows=(8, 4, 4, 2), image_size=64)
 
@@ -39,7 +39,7 @@ def session_of(model: Sam2, objects: int) -> VideoSession:
         track = ObjectTrack()
         track.bank.prompted[i % 2] = FrameMemory(torch.zeros(256), torch.zeros(1), torch.zeros(16, 64), torch.zeros(1, 16, 16))
         session.objects[i] = track
-    session.features = (2, model.encode_image(torch.zeros(1, 3, 64, 64)))
+    session.features.current = (2, model.encode_image(torch.zeros(1, 3, 64, 64)))
     return session
 
 
@@ -56,7 +56,7 @@ def test_a_tracked_frame_looks_at_no_number(model: Sam2, objects: int, monkeypat
     monkeypatch.setattr(
         torch, "tensor", lambda *a, **k: pytest.fail("a list goes to the device past upload") if "device" in k else plain(*a, **k)
     )
-    assert track_frame(model, session, 2, 1).shape == (objects, 1, 16, 16)
+    assert Tracker(model).track_frame(session, 2, 1).shape == (objects, 1, 16, 16)
     assert len(sent) == -(-objects // 16), "the ages of pointers, once a pass"
 
 

@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 from sam2_fast.config import Sam2Config
 from sam2_fast.model.layers import LayerNorm2d, OpModule, linear_of, norm_of
-from sam2_fast.ops.memory_encoder import (
+from sam2_fast.ops.memory_encoder import memory_encoder
+from sam2_fast.ops.memory_encoder.weights import (
     DepthwiseConvolution,
     FirstConvolutionWeights,
     FuserBlockWeights,
     MaskConvolutionWeights,
     MemoryEncoderWeights,
     PointConvolution,
-    memory_encoder,
 )
 
 _EPS = 1e-6  # of all its norms

@@ -9,6 +9,13 @@ from sam2_fast.config import Sam2Config
 from sam2_fast.model.layers import LayerNorm2d
 from sam2_fast.model.position import RandomPosition
 from sam2_fast.ops.core.cache import Cache
+from sam2_fast.types import Points
+
+
+def padding_points(objects: int, device: torch.device) -> Points:
+    """One padding point for each of `objects` objects: label -1, whose place is ignored."""
+    labels = torch.full((objects, 1), -1, dtype=torch.int32, device=device)
+    return Points(torch.zeros(objects, 1, 2, device=device), labels)
 
 
 class PromptEncoder(nn.Module):

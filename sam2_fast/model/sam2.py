@@ -27,14 +27,14 @@ from sam2_fast.model.memory_attention import MemoryAttention
 from sam2_fast.model.memory_encoder import MemoryEncoder
 from sam2_fast.model.object_pointer import age_position, split_pointers
 from sam2_fast.model.position import RandomPosition, sine_tokens
-from sam2_fast.model.prompt_encoder import PromptEncoder
+from sam2_fast.model.prompt_encoder import PromptEncoder, padding_points
 from sam2_fast.model.proofs import as_asked
 from sam2_fast.ops.core.cache import Cache, WeightsCache
 from sam2_fast.ops.core.transfer import upload_numbers
 from sam2_fast.ops.memory_attention import Memories
 from sam2_fast.ops.memory_attention.table import MemoryTable
 from sam2_fast.ops.object_heads import ObjectHeadsWeights, mix_absent, object_heads
-from sam2_fast.types import Features, NoPoints, Points, Prediction
+from sam2_fast.types import Features, NoPoints, Points, Prediction, RecallLimits
 
 
 class Sam2(nn.Module):
@@ -81,6 +81,24 @@ class Sam2(nn.Module):
     def dtype(self) -> torch.dtype:
         """What the weights are stored in."""
         return self.no_mem_embed.dtype
+
+    @property
+    def recall_limits(self) -> RecallLimits:
+        """How much a frame may attend to, for `MemoryBank.recall`."""
+        options = self.options
+        return RecallLimits(
+            self.config.num_maps,
+            options.max_obj_ptrs_in_encoder,
+            options.memory_temporal_stride_for_eval,
+            options.max_cond_frames_in_attn,
+        )
+
+    def __repr__(self) -> str:
+        """One line; `torch.nn.Module.__repr__(model)` draws the tree of modules."""
+        count = sum(p.numel() for p in self.parameters())
+        config = self.config
+        facts = f"version={config.version!r}, image_size={config.image_size}, embed_dim={config.embed_dim}, stages={config.stages}"
+        return f"{type(self).__name__}({facts}, {count / 1e6:.1f} M parameters, {self.dtype} on {self.device})"
 
     def _enter(self, x: Tensor) -> Tensor:
         """To the weights' dtype, unless the caller's autocast decides."""
@@ -170,9 +188,7 @@ class Sam2(nn.Module):
         low, present, encoder = self._enter(low), None, self.sam_prompt_encoder
         plain = untouched(encoder, PromptEncoder) and untouched(encoder.pe_layer, RandomPosition)
         if isinstance(points, NoPoints) and not plain:  # a point of label -1 is padding, too
-            coords = torch.zeros(points.objects, 1, 2, device=low.device)
-            labels = torch.full(coords.shape[:2], -1, dtype=torch.int32, device=low.device)
-            points = Points(coords, labels)
+            points = padding_points(points.objects, low.device)
         if isinstance(points, NoPoints):
             sparse, dense = encoder.padding(points.objects), encoder.embed_mask(hint)
         elif points is None:

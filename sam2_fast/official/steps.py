@@ -18,6 +18,7 @@ from sam2_fast.masks import non_overlapping
 from sam2_fast.memory import MemoryBank
 from sam2_fast.model import Sam2
 from sam2_fast.model.position import sine_position
+from sam2_fast.model.prompt_encoder import padding_points
 from sam2_fast.ops.mask_decoder.reference import taken
 from sam2_fast.ops.object_heads import mix_absent
 from sam2_fast.types import Features, FrameMemory, Points
@@ -52,10 +53,8 @@ class OfficialSteps(Sam2):
 
     def _use_multimask(self, is_init_cond_frame: bool, point_inputs: PointInputs | None) -> bool:
         """Whether three masks are decoded: by the number of points, and whether the frame starts afresh."""
-        options = self.options
         count = 0 if point_inputs is None else point_inputs["point_labels"].shape[1]
-        wanted = options.multimask_output_in_sam and (is_init_cond_frame or options.multimask_output_for_tracking)
-        return wanted and options.multimask_min_pt_num <= count <= options.multimask_max_pt_num
+        return self.options.wants_multimask(count, is_init_cond_frame)
 
     def _forward_sam_heads(
         self,
@@ -71,7 +70,7 @@ class OfficialSteps(Sam2):
         batch = backbone_features.shape[0]
         features = _features(backbone_features, high_res_features)
         if point_inputs is None:
-            points = _nowhere(batch, backbone_features.device)
+            points = padding_points(batch, backbone_features.device)
         else:
             points = Points(point_inputs["point_coords"], point_inputs["point_labels"])
         found = self.decode(backbone_features, features, points, self._as_hint(mask_inputs), multimask_output)
@@ -120,17 +119,8 @@ class OfficialSteps(Sam2):
         bank = MemoryBank(cond, non_cond)
         if not bank.prompted:
             raise ValueError("output_dict: expected at least one frame in 'cond_frame_outputs', got none")
-        options = self.options
-        stride = 1 if self.training else options.memory_temporal_stride_for_eval
-        recall = bank.recall(
-            frame_idx,
-            -1 if track_in_reverse else 1,
-            num_frames,
-            self.config.num_maps,
-            options.max_obj_ptrs_in_encoder,
-            stride,
-            options.max_cond_frames_in_attn,
-        )
+        limits = self.recall_limits._replace(stride=1) if self.training else self.recall_limits
+        recall = bank.recall(frame_idx, -1 if track_in_reverse else 1, num_frames, *limits)
         batch, device = low.shape[0], low.device
         # the oldest temporal row is the prompted frames', which come first; a frame may also be tracked, and then counts twice
         prompted = [t for t, row in zip(recall.maps, recall.rows, strict=True) if row == self.config.num_maps - 1]
@@ -285,8 +275,3 @@ def _features(low: Tensor, fine: Sequence[Tensor] | None) -> Features:
     if fine is None or len(fine) != 2:
         raise ValueError("high_res_features: expected the maps of stride 4 and 8; every released model uses them")
     return Features(low, fine[1], fine[0])
-
-
-def _nowhere(batch: int, device: torch.device) -> Points:
-    """A padding point for each of `batch` objects."""
-    return Points(torch.zeros(batch, 1, 2, device=device), torch.full((batch, 1), -1, dtype=torch.int32, device=device))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
-from functools import partial
+from functools import cache, partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -22,8 +22,8 @@ from sam2_fast.proving import gate
 from sam2_fast.proving.device import compile_ahead
 from sam2_fast.recording.cuda_graph import CaptureError, Recorder, captured
 from sam2_fast.recording.fingerprint import Fingerprint
-from sam2_fast.recording.frame import FrameGraph, Remembered, Tracked, room_for
-from sam2_fast.types import Features, Points, Prediction
+from sam2_fast.recording.frame import FrameGraph, room_for
+from sam2_fast.types import Features, Points, Prediction, Remembered, Tracked
 
 Key = tuple[Hashable, ...]
 Result = TypeVar("Result")
@@ -35,8 +35,6 @@ MOST = 24
 MOST_REFUSED = 256
 """Keys whose capture failed that are remembered; the oldest is forgotten first, and tried again."""
 WORK: Mapping[Hashable, str] = {"encode": "the image encoder", "decode": "the mask decoder", "track": "a tracked frame"}
-VERBS = ("encode_image", "attend", "attend_at", "pointer_positions", "decode", "track", "encode_memory")
-"""Methods that a recording replaces. Who has overridden one gets no recordings."""
 
 
 class Graphs:
@@ -74,8 +72,7 @@ class Graphs:
             return reason
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_capturing():
             return "gradients are wanted, or the caller compiles or records by itself"
-        changed = [verb for verb in VERBS if getattr(type(model), verb) is not getattr(Sam2, verb) or verb in vars(model)]
-        if changed:
+        if changed := overridden(model):
             return f"{', '.join(changed)} of the model has been overridden"
         weights = self._weights
         if weights is None or weights.of is not model:
@@ -263,6 +260,53 @@ class Graphs:
         self._held[key] = made
         while len(self._held) > MOST:
             self._held.popitem(last=False)
+
+
+def overridden(model: Sam2) -> list[str]:
+    """Methods and properties of `Sam2` that a subclass or the instance has replaced: a recording runs those of `Sam2`."""
+    kind, own = type(model), vars(model)
+    return [name for name, value in _own_members() if getattr(kind, name) is not value or name in own]
+
+
+@cache
+def _own_members() -> tuple[tuple[str, Any], ...]:
+    """All that `Sam2` itself defines, as its class gives it, but for special methods."""
+    return tuple((name, getattr(Sam2, name)) for name, value in vars(Sam2).items() if _is_code(name, value))
+
+
+def _is_code(name: str, value: object) -> bool:
+    special = name.startswith("__") and name.endswith("__")
+    return not special and (callable(value) or isinstance(value, property | classmethod | staticmethod))
+
+
+class Runner:
+    """Runs a model's work for one call, from CUDA graphs where they can be used; what it knows of the model is looked up once."""
+
+    def __init__(self, model: Sam2, graphs: Graphs | None) -> None:
+        allowed = graphs is not None and graphs.refuses(model, model.no_mem_embed) is None
+        self.model = model
+        self.graphs = graphs if allowed else None
+        """None where nothing can be recorded."""
+        self._checked = None if self.graphs is None else self.graphs.current(model, encoder=False)
+
+    def current(self) -> Fingerprint | None:
+        """What the model is now, its image encoder included; None without graphs."""
+        return None if self.graphs is None else self.graphs.current(self.model)
+
+    def encode(self, images: Tensor, checked: Fingerprint | None = None) -> Features:
+        """`model.encode_image`. images: [B, 3, S, S]; checked: what `current` has just said."""
+        if self.graphs is None:
+            return self.model.encode_image(images)
+        return self.graphs.encode(self.model, images, checked)
+
+    def track(self, features: Features, remembered: Remembered, multimask: bool, eager: Callable[[], Tracked]) -> Tracked:
+        """`eager()`, from a CUDA graph where one can be used."""
+        if self.graphs is None:
+            return eager()
+        self.graphs.compile_ahead("track", features.low, eager)
+        if self.graphs.refuses_frame(self.model, features.low) is not None:
+            return eager()
+        return self.graphs.track(self.model, features, remembered, multimask, eager, self._checked)
 
 
 def no_cuda_graphs_on(device: torch.device) -> str | None:

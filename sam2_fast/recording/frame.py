@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,32 +13,13 @@ from sam2_fast.ops.core.transfer import refill
 from sam2_fast.ops.memory_attention.gather_rows import gather_refusal
 from sam2_fast.ops.memory_attention.table import SLOT, MemoryTable, Room, table_rows
 from sam2_fast.recording.cuda_graph import CaptureError, Recorder, captured
-from sam2_fast.types import Features, NoPoints
+from sam2_fast.types import Features, NoPoints, Remembered, Tracked
 
 OBJECTS = (1, 2, 3, 4, 6, 8, 12, 16)
 """For how many objects frames are recorded; others take the next one, and what is too much is thrown away."""
 
 AGES, MOST_BLOCKS = 256, 32
 """Positions of pointers are computed for so many ages at once, and so many such blocks are kept."""
-
-
-class Remembered(NamedTuple):
-    """What N objects attend to on one frame, a list for each."""
-
-    maps: Sequence[Sequence[Tensor]]  # [h * w, 64] each
-    rows: Sequence[Sequence[int]]  # of the temporal table, one a map
-    pointers: Sequence[Sequence[Tensor]]  # [256] each
-    ages: Sequence[Sequence[int]]  # frames, one a pointer
-    longest: int  # the age that is scaled to 1
-
-
-class Tracked(NamedTuple):
-    """What a frame says of N objects."""
-
-    logits: Tensor  # [N, 1, 4h, 4w] float32
-    pointer: Tensor  # [N, 256]
-    presence: Tensor  # [N, 1] logit
-    maps: Tensor  # [N, h * w, 64] memory of this frame
 
 
 def room_for(model: Sam2, given: Remembered) -> Room:

@@ -18,13 +18,13 @@ from torch.utils.checkpoint import checkpoint
 from sam2_fast.config import NO_OBJECT_LOGIT
 from sam2_fast.memory import MemoryBank
 from sam2_fast.model import Sam2
+from sam2_fast.model.prompt_encoder import padding_points
 from sam2_fast.ops.mask_decoder.reference import taken
 from sam2_fast.ops.object_heads import mix_absent
 from sam2_fast.training.batches import Batch
 from sam2_fast.training.losses import Step
 from sam2_fast.training.simulation import Annotator, Hands, Plan, correction, first_prompt
 from sam2_fast.types import Features, FrameMemory, Points
-from sam2_fast.video.tracker import ambiguous
 
 
 def simulate(
@@ -71,18 +71,11 @@ def _recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _recalled(model: Sam2, banks: list[MemoryBank], t: int) -> tuple[Any, ...]:
     """What `attend` takes besides the frame. All objects have memories of the same frames, and so recall the same ones."""
-    options = model.options
-    recall = banks[0].recall(t, 1, None, model.config.num_maps, options.max_obj_ptrs_in_encoder, 1, options.max_cond_frames_in_attn)
-    maps = [[m for f in recall.maps if (m := _remembered(bank, f).map) is not None] for bank in banks]
-    pointers = [torch.stack([_remembered(bank, f).pointer for f in recall.pointers]) for bank in banks]
+    recall = banks[0].recall(t, 1, None, *model.recall_limits._replace(stride=1))
+    maps = [[bank.map(frame) for frame in recall.maps] for bank in banks]
+    pointers = [torch.stack([bank.pointer(frame) for frame in recall.pointers]) for bank in banks]
     count = len(banks)
     return maps, [recall.rows] * count, pointers, [recall.ages] * count, recall.longest
-
-
-def _remembered(bank: MemoryBank, frame: int) -> FrameMemory:
-    memory = bank.get(frame)
-    assert memory is not None
-    return memory
 
 
 def _interact(
@@ -90,11 +83,11 @@ def _interact(
 ) -> tuple[list[Step], Tensor, Tensor, Tensor]:
     """One decode, then one after each correction: the steps, and the last one's logits [N, 1, 4h, 4w], pointer and presence."""
     points = Points(*first_prompt(hands, truth, annotator)) if prompted else None
-    nowhere = Points(low.new_zeros(len(truth), 1, 2), torch.full((len(truth), 1), -1, dtype=torch.int32, device=low.device))
+    nowhere = padding_points(len(truth), low.device)
     hint: Tensor | None = None
     steps: list[Step] = []
     while True:
-        multimask = ambiguous(model.options, 0 if points is None else points.labels.shape[1], prompted)
+        multimask = model.options.wants_multimask(0 if points is None else points.labels.shape[1], prompted)
         found = model.decode(low, now, points or nowhere, hint, multimask)
         present = found.presence > 0
         logits = torch.where(present[:, None, None], found.logits, NO_OBJECT_LOGIT)

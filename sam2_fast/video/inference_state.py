@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from sam2_fast.types import FrameMemory, Preview
 from sam2_fast.video.session import VideoSession
 
 
-@dataclass
+@dataclass(repr=False)
 class InferenceState(VideoSession):
     """What `init_state` returns. `state["num_frames"]` and the other documented keys are read-only views."""
 
@@ -42,9 +43,9 @@ def _masks(session: VideoSession) -> dict[int, dict[int, Any]]:
     return {i: {f: p.mask for f, p in t.prompts.items() if p.mask is not None} for i, t in enumerate(session.objects.values())}
 
 
-def _output(memory: Any) -> dict[str, Any]:
+def _output(memory: Preview | FrameMemory) -> dict[str, Any]:
     return {
-        "maskmem_features": None if memory.map is None else memory.map[None],
+        "maskmem_features": None if isinstance(memory, Preview) or memory.map is None else memory.map[None],
         "pred_masks": None if memory.logits is None else memory.logits[None],
         "obj_ptr": memory.pointer[None],
         "object_score_logits": memory.presence[None],
@@ -81,6 +82,6 @@ _KEYS: dict[str, Any] = {
         for i, t in enumerate(s.objects.values())
     },
     "frames_tracked_per_obj": lambda s: {i: {f: {"reverse": d < 0} for f, d in t.passed.items()} for i, t in enumerate(s.objects.values())},
-    "cached_features": lambda s: {} if s.features is None else {s.features[0]: s.features[1]},
+    "cached_features": lambda s: {} if s.features.current is None else dict([s.features.current]),
     "constants": lambda s: {},
 }

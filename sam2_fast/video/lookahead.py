@@ -1,20 +1,19 @@
-"""Where a pass over a video gets image features from: on a GPU, frames to come are encoded in batches on a second stream."""
+"""Image features of a session's frames: on a GPU, frames to come are encoded in batches on a side stream."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sam2_fast.io.transforms import frame_input
-from sam2_fast.model import Sam2
 from sam2_fast.ops.core.cache import Cache
-from sam2_fast.recording.cache import Graphs
+from sam2_fast.recording.cache import Runner
 from sam2_fast.recording.cuda_graph import Lane
-from sam2_fast.recording.fingerprint import Fingerprint
 from sam2_fast.types import Features
-from sam2_fast.video.session import VideoSession
 
 BATCH = 4
 """Frames that are encoded together. Twice as many are held at most: 8 MB of features each in bfloat16 at 1024 pixels."""
@@ -22,94 +21,129 @@ READS = 2
 """Frames that are read ahead for each one that is tracked, until a batch is ready."""
 
 
-class Ahead:
-    """One pass over the frames of a session. Without `graphs`, or where they cannot record, frames are encoded one by one, when they are
-    asked for."""
+class Frames(Protocol):
+    """Where frames come from: `io.video` sources, or `StreamFrames`."""
 
-    def __init__(self, graphs: Graphs | None = None, order: range = range(0)) -> None:
-        """order: the frames to come, as far as they are known; empty for streams."""
-        self.graphs = graphs
-        self._order = order
-        self._read = -1  # the place in `order` up to which frames were read
-        self._images: dict[int, Tensor] = {}  # [1, 3, S, S] each, read and not encoded, made on the lane
-        self._encoded: dict[int, tuple[Features, Any]] = {}  # and the mark behind which they are there
+    @property
+    def num_frames(self) -> int | None:
+        """How many frames there are; None while that is unknown."""
+
+    @property
+    def height(self) -> int:
+        """Pixels."""
+
+    @property
+    def width(self) -> int:
+        """Pixels."""
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Frame `index`: uint8 [H, W, 3] RGB."""
+
+    def read_ahead(self, index: int) -> None:
+        """Frame `index` will be asked for next."""
+
+
+class FeatureCache:
+    """Owns the image features of one session: of the current frame, and of frames to come.
+
+    Where nothing can be recorded, frames are encoded one by one, when they are asked for.
+    """
+
+    def __init__(self, frames: Frames, device: torch.device) -> None:
+        self.current: tuple[int, Features] | None = None
+        """The frame that was asked for last, and its features, [1, ...]."""
+        self._frames = frames
+        self._device = device
+        self._order: Sequence[int] = range(0)  # of the pass that is under way
+        self._read = -1  # the place in `_order` up to which frames were read
+        self._images: dict[int, Tensor] = {}  # [1, 3, S, S] each, read but not encoded, on the side stream
+        self._encoded: dict[int, tuple[Features, Any]] = {}  # and the event after which they can be read
         self._lane: Lane | None = None
-        self._checked: tuple[Graphs, Fingerprint] | None = None
-        self._is_checked = False
 
-    def begin(self) -> None:
-        """The caller had control: what is known of the model and of the circumstances may have changed."""
-        self._is_checked = False
+    def get(self, frame: int, runner: Runner) -> Features:
+        """Features of a frame, [1, ...], for the current stream."""
+        if self.current is None or self.current[0] != frame:
+            self.current = frame, self._features(frame, runner)
+        return self.current[1]
 
-    def recording(self, model: Sam2) -> tuple[Graphs, Fingerprint] | None:
-        """What records the work of `model`, and what the model is now but for its image encoder; None where nothing can.
+    def plan(self, order: range) -> None:
+        """A pass begins. order: the frames to come, as far as they are known; empty for streams."""
+        self._order = order
+        self._read = -1
+        self._images.clear()
+        self._encoded.clear()
 
-        Checked once after `begin`.
-        """
-        if not self._is_checked:
-            graphs = self.graphs
-            allowed = graphs is not None and graphs.refuses(model, model.no_mem_embed) is None
-            self._checked = (graphs, graphs.current(model, encoder=False)) if graphs is not None and allowed else None
-            self._is_checked = True
-        return self._checked
-
-    def features(self, model: Sam2, session: VideoSession, frame: int) -> Features:
-        """Features of one frame, [1, ...], for the current stream."""
-        recording = self.recording(model)
-        if recording is None:
-            pixels, following = session.frames[frame], self._place(frame) + 1
-            if 0 < following < len(self._order):
-                session.frames.read_ahead(self._order[following])
-            return model.encode_image(frame_input(pixels, model.config.image_size, session.device)[None])
-        self._forget(frame)
-        if frame in self._encoded:
-            assert self._lane is not None
-            found, mark = self._encoded.pop(frame)
-            self._lane.join(mark, found)
-            return found
-        if frame in self._images:
-            assert self._lane is not None
-            image = self._images.pop(frame)
-            self._lane.join(self._lane.mark(), [image])
-        else:
-            image = frame_input(session.frames[frame], model.config.image_size, session.device)[None]
-        return recording[0].encode(model, image)
-
-    def advance(self, model: Sam2, session: VideoSession, frame: int) -> None:
+    def advance(self, frame: int, order: range, runner: Runner) -> None:
         """Once `frame` is under way: read some of the frames to come, and encode those that make a batch.
 
         A frame that cannot be read is left alone until it is asked for.
         """
-        recording, place = self.recording(model), self._place(frame)
-        if recording is None or place < 0:
+        if order is not self._order:
+            self.plan(order)
+        place = self._place(frame)
+        if runner.graphs is None or place < 0:
             return
-        graphs = recording[0]
-        lane = self._lane = self._lane or Lane(session.device)
+        if self._lane is None:
+            self._lane = Lane(self._device)
         self._read = max(self._read, place)
         for _ in range(READS):
-            following = self._read + 1
-            if following >= len(self._order) or len(self._images) + len(self._encoded) >= 2 * BATCH:
+            if not self._read_next(self._lane, runner):
                 break
-            try:
-                pixels = session.frames[self._order[following]]
-            except (LookupError, OSError, ValueError):
-                break
-            with lane.enter():
-                self._images[self._order[following]] = frame_input(pixels, model.config.image_size, session.device)[None]
-            self._read = following
-            if following + 1 < len(self._order):
-                session.frames.read_ahead(self._order[following + 1])
         if len(self._images) >= BATCH:
-            members, checked = list(self._images)[:BATCH], graphs.current(model)
-            with lane.enter((checked, Cache.computations)):
-                features = graphs.encode(model, torch.cat([self._images.pop(f) for f in members]), checked)
-            mark = lane.mark()
-            self._encoded |= {f: (features.image(i), mark) for i, f in enumerate(members)}
+            self._encode_batch(self._lane, runner)
+
+    def _features(self, frame: int, runner: Runner) -> Features:
+        if runner.graphs is None:
+            pixels = self._frames[frame]
+            self._read_ahead(self._place(frame) + 1)
+            return runner.encode(self._input(pixels, runner))
+        self._forget_before(frame)
+        if frame in self._encoded and self._lane is not None:
+            features, event = self._encoded.pop(frame)
+            self._lane.join(event, features)
+            return features
+        if frame in self._images and self._lane is not None:
+            image = self._images.pop(frame)
+            self._lane.join(self._lane.mark(), [image])
+        else:
+            image = self._input(self._frames[frame], runner)
+        return runner.encode(image)
+
+    def _input(self, pixels: np.ndarray, runner: Runner) -> Tensor:
+        return frame_input(pixels, runner.model.config.image_size, self._device)[None]
+
+    def _read_next(self, lane: Lane, runner: Runner) -> bool:
+        """Whether a further frame was read and brought to the side stream."""
+        following = self._read + 1
+        if following >= len(self._order) or len(self._images) + len(self._encoded) >= 2 * BATCH:
+            return False
+        frame = self._order[following]
+        try:
+            pixels = self._frames[frame]
+        except (LookupError, OSError, ValueError):
+            return False
+        with lane.enter():
+            self._images[frame] = self._input(pixels, runner)
+        self._read = following
+        self._read_ahead(following + 1)
+        return True
+
+    def _encode_batch(self, lane: Lane, runner: Runner) -> None:
+        members, checked = list(self._images)[:BATCH], runner.current()
+        with lane.enter((checked, Cache.computations)):
+            batch = torch.cat([self._images.pop(frame) for frame in members])
+            features = runner.encode(batch, checked)
+        event = lane.mark()
+        self._encoded |= {frame: (features.image(i), event) for i, frame in enumerate(members)}
+
+    def _read_ahead(self, place: int) -> None:
+        if 0 < place < len(self._order):
+            self._frames.read_ahead(self._order[place])
 
     def _place(self, frame: int) -> int:
         return self._order.index(frame) if frame in self._order else -1
 
-    def _forget(self, frame: int) -> None:
+    def _forget_before(self, frame: int) -> None:
         """What the pass went by without asking for it."""
         first = max(self._place(frame), 0)
         for held in (self._images, self._encoded):

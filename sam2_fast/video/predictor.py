@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+from abc import ABCMeta
 from collections.abc import Generator, Hashable, Iterator
-from itertools import count
+from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 
 from sam2_fast.config import VIDEO_POSTPROCESSING, Options, Sam2Config
 from sam2_fast.io.images import as_rgb_uint8
 from sam2_fast.io.video import open_video
-from sam2_fast.masks import non_overlapping, upsample
 from sam2_fast.official.base import SAM2Base
 from sam2_fast.prompts import frame_number, to_model_mask, to_model_points
 from sam2_fast.recording.cache import Graphs
-from sam2_fast.video import tracker
 from sam2_fast.video.inference_state import InferenceState
-from sam2_fast.video.lookahead import Ahead
 from sam2_fast.video.session import Keep, StreamFrames, VideoSession
+from sam2_fast.video.tracker import Output, Tracker
 from sam2_fast.weights.build import build_pretrained, warn_of_unknown
 
-Output = tuple[int, list[Hashable], Tensor]
-"""(frame number, object ids, mask logits [N, 1, H, W] float32 at video size on the model's device; above 0 is object)."""
+
+class _Documented(ABCMeta):
+    """Lists what this library adds, so that `help` of the class fits a few screens.
+
+    Members of `torch.nn.Module`, 1,100 lines of help, are documented by torch, and options by `Options`;
+    all of them are there as ever. It derives from ABCMeta so that a subclass may mix in abstract classes.
+    """
+
+    def __dir__(cls) -> list[str]:
+        added = {name for kind in cls.__mro__ if kind not in (nn.Module, object) for name in vars(kind)}
+        return sorted(added - {option.name for option in fields(Options)})
 
 
-class SAM2VideoPredictor(SAM2Base):
+class SAM2VideoPredictor(SAM2Base, metaclass=_Documented):
     """Interactive video segmentation (official `SAM2VideoPredictor`). The model holds no state: every video has its session.
 
     Every call validates, computes, then commits: one that raises has changed nothing.
@@ -74,7 +81,7 @@ class SAM2VideoPredictor(SAM2Base):
         session = InferenceState(frames, self.device, storage, keep or default)
         session.offload_video_to_cpu = offload_video_to_cpu
         if video_path is not None:
-            tracker.frame_features(self, session, 0, Ahead(self.graphs))
+            self._tracker().open(session)
         return session
 
     @torch.inference_mode()
@@ -102,8 +109,9 @@ class SAM2VideoPredictor(SAM2Base):
                 raise ValueError("box: a box comes before any click, so it cannot be added to earlier ones; use clear_old_points=True")
             height, width = session.size
             prompt = to_model_points(points, labels, box, width, height, self.config.image_size, normalize_coords, session.device)
-            tracker.preview_points(self, session, frame, obj_id, prompt, clear_old_points, Ahead(self.graphs))
-            return self._shown(session, frame)
+            tracker = self._tracker()
+            tracker.preview_points(session, frame, obj_id, prompt, clear_old_points)
+            return tracker.shown(session, frame)
 
     def add_new_points(self, *args: Any, **kwargs: Any) -> Output:
         """Older name of `add_new_points_or_box`."""
@@ -116,15 +124,16 @@ class SAM2VideoPredictor(SAM2Base):
         with session.exclusive("add_new_mask"):
             frame = self._frame(session, frame_idx)
             drawn = to_model_mask(mask, self.config.image_size, session.device)
-            tracker.preview_mask(self, session, frame, obj_id, drawn, Ahead(self.graphs))
-            return self._shown(session, frame)
+            tracker = self._tracker()
+            tracker.preview_mask(session, frame, obj_id, drawn)
+            return tracker.shown(session, frame)
 
     @torch.inference_mode()
     def propagate_in_video_preflight(self, inference_state: VideoSession) -> None:
         """Commit all prompts to memory; `propagate_in_video` and `step` do so by themselves."""
         with inference_state.exclusive("propagate_in_video_preflight"):
-            self._require_objects(inference_state)
-            tracker.commit(self, inference_state, Ahead(self.graphs))
+            inference_state.require_objects()
+            self._tracker().commit(inference_state)
 
     def propagate_in_video(
         self,
@@ -142,41 +151,13 @@ class SAM2VideoPredictor(SAM2Base):
         added or removed and prompts given take effect from the next frame; a reset ends the loop with RuntimeError.
         """
         session = inference_state
-        self._require_objects(session)
+        session.require_objects()
         if start_frame_idx is not None:
             start_frame_idx = self._frame(session, start_frame_idx, "start_frame_idx")
         if max_frame_num_to_track is not None and max_frame_num_to_track < 0:
             raise ValueError(f"max_frame_num_to_track: expected 0 or more, got {max_frame_num_to_track}")
-        return self._propagate(session, start_frame_idx, max_frame_num_to_track, -1 if reverse else 1, progress)
-
-    def _propagate(
-        self, session: VideoSession, start: int | None, limit: int | None, step: int, progress: bool
-    ) -> Generator[Output, None, None]:
-        with torch.inference_mode(), session.exclusive("propagate_in_video"):
-            self._require_objects(session)
-            tracker.commit(self, session, Ahead(self.graphs))
-            prompted = [f for track in session.objects.values() for f in track.bank.prompted]
-            if not prompted:
-                raise RuntimeError("no object has a prompt: add points, a box or a mask first")
-        start = min(prompted) if start is None else start
-        resets = session.resets
-        order = _frame_order(start, limit, step, session.num_frames)
-        ahead = Ahead(self.graphs, order if isinstance(order, range) else range(0))
-        for frame in tqdm(order, desc="propagate in video", disable=not progress):
-            if session.resets != resets:
-                raise RuntimeError("the session was reset while it was being propagated; call propagate_in_video again")
-            if session.num_frames is None and not _has_frame(session, frame):
-                return
-            yield self._track(session, frame, step, ahead)
-
-    @torch.inference_mode()
-    def _track(self, session: VideoSession, frame: int, step: int, ahead: Ahead) -> Output:
-        with session.exclusive("propagate_in_video"):
-            ahead.begin()
-            tracker.commit(self, session, ahead)
-            logits = tracker.track_frame(self, session, frame, step, ahead)
-            ahead.advance(self, session, frame)
-            return frame, session.obj_ids, self._finish(session, logits)
+        step = -1 if reverse else 1
+        return self._tracker().propagate(session, start_frame_idx, max_frame_num_to_track, step, progress)
 
     def propagate_in_both_directions(self, inference_state: VideoSession, start_frame_idx: int | None = None) -> Iterator[Output]:
         """From the start frame (default the first prompted one) to the end, then from it to the beginning; it comes once."""
@@ -202,16 +183,17 @@ class SAM2VideoPredictor(SAM2Base):
         pixels = as_rgb_uint8(frame)
         with session.exclusive("step"):
             frames.check(pixels)
-            tracker.commit(self, session, Ahead(self.graphs))
+            tracker = self._tracker()
+            tracker.commit(session)
             number, tracked = frames.push(pixels), False
             try:
-                logits = tracker.track_frame(self, session, number, 1, Ahead(self.graphs))
+                logits = tracker.track_frame(session, number, 1)
                 tracked = True
             finally:
                 if not tracked:
                     frames.unpush()
             frames.trim()
-            return number, session.obj_ids, self._finish(session, logits)
+            return tracker.output(session, number, logits)
 
     @torch.inference_mode()
     def clear_all_prompts_in_frame(
@@ -221,8 +203,9 @@ class SAM2VideoPredictor(SAM2Base):
         session = inference_state
         with session.exclusive("clear_all_prompts_in_frame"):
             frame = self._frame(session, frame_idx)
-            _clear(session, session.object(obj_id), frame)
-            return self._shown(session, frame) if need_output else None
+            tracker = self._tracker()
+            tracker.clear(session, obj_id, frame)
+            return tracker.shown(session, frame) if need_output else None
 
     @torch.inference_mode()
     def remove_object(
@@ -238,8 +221,11 @@ class SAM2VideoPredictor(SAM2Base):
                 if strict:
                     raise RuntimeError(f"Cannot remove object id {obj_id} as it doesn't exist. All existing object ids: {session.obj_ids}.")
                 return session.obj_ids, []
-            frames = list(session.objects.pop(obj_id).prompts)
-            updated = [(f, self._shown(session, f)[2]) for f in frames] if need_output and session.objects else []
+            tracker = self._tracker()
+            frames = tracker.remove(session, obj_id)
+            updated: list[tuple[int, Tensor]] = []
+            if need_output and session.objects:
+                updated = [(frame, tracker.shown(session, frame)[2]) for frame in frames]
             return session.obj_ids, updated
 
     def reset_state(self, inference_state: VideoSession) -> None:
@@ -251,47 +237,12 @@ class SAM2VideoPredictor(SAM2Base):
         count = session.frames.pushed if isinstance(session.frames, StreamFrames) else session.num_frames
         return frame_number(frame_idx, count, name)
 
-    def _require_objects(self, session: VideoSession) -> None:
-        if not session.objects:
-            raise RuntimeError("No input points or masks are provided for any object; please add inputs first.")
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *object.__dir__(self)})
 
-    def _shown(self, session: VideoSession, frame: int) -> Output:
-        rows = [track.shown(frame) for track in session.objects.values()]
-        return frame, session.obj_ids, self._finish(session, tracker.stack_logits(self, session, rows))
-
-    def _finish(self, session: VideoSession, logits: Tensor) -> Tensor:
-        """[N, 1, 4h, 4w] -> [N, 1, H, W] at video size; overlaps are removed here, on the output only."""
-        masks = upsample(logits, session.size)
-        return non_overlapping(masks) if self.options.non_overlap_masks else masks
+    def _tracker(self) -> Tracker:
+        return Tracker(self, self.graphs)
 
 
 class SAM2VideoPredictorVOS(SAM2VideoPredictor):
     """The official name of the compiled predictor; here the same class, since the default path needs no compilation."""
-
-
-def _clear(session: VideoSession, track: Any, frame: int) -> None:
-    """Remove a frame's prompt; what was remembered of it goes on as a tracked memory (official rule)."""
-    track.prompts.pop(frame, None)
-    track.previews.pop(frame, None)
-    track.bank.corrected.discard(frame)
-    memory = track.bank.prompted.pop(frame, None)
-    if memory is not None:
-        track.bank.tracked[frame] = memory
-        track.passed.pop(frame, None)
-
-
-def _frame_order(start: int, limit: int | None, step: int, num_frames: int | None) -> Any:
-    if step < 0:
-        return range(start, max(start - limit, 0) - 1 if limit is not None else -1, -1) if start > 0 else range(0)
-    if num_frames is None:
-        return count(start) if limit is None else range(start, start + limit + 1)
-    return range(start, num_frames if limit is None else min(start + limit, num_frames - 1) + 1)
-
-
-def _has_frame(session: VideoSession, frame: int) -> bool:
-    """Whether a source of unknown length goes on."""
-    try:
-        session.frames[frame]
-    except IndexError:
-        return False
-    return True

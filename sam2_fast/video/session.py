@@ -4,41 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from itertools import count
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sam2_fast.memory import MemoryBank
-from sam2_fast.types import Features, FrameMemory, Points
+from sam2_fast.types import FrameMemory, Points, Preview
+from sam2_fast.video.lookahead import FeatureCache, Frames
 
 Keep = Literal["all", "reachable"]
-
-
-class Frames(Protocol):
-    """Where frames come from: `io.video` sources, or `StreamFrames`."""
-
-    @property
-    def num_frames(self) -> int | None:
-        """How many frames there are; None while that is unknown."""
-
-    @property
-    def height(self) -> int:
-        """Pixels."""
-
-    @property
-    def width(self) -> int:
-        """Pixels."""
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        """Frame `index`: uint8 [H, W, 3] RGB."""
-
-    def read_ahead(self, index: int) -> None:
-        """Frame `index` will be asked for next."""
 
 
 class StreamFrames:
@@ -99,13 +79,21 @@ class ObjectTrack:
     """
 
     prompts: dict[int, Prompt] = field(default_factory=dict)
-    previews: dict[int, FrameMemory] = field(default_factory=dict)
+    previews: dict[int, Preview] = field(default_factory=dict)
     bank: MemoryBank = field(default_factory=MemoryBank)
     passed: dict[int, int] = field(default_factory=dict)
 
-    def shown(self, frame: int) -> FrameMemory | None:
+    def shown(self, frame: int) -> Preview | FrameMemory | None:
         """The newest result for a frame: a preview, else what is remembered."""
         return self.previews.get(frame) or self.bank.get(frame)
+
+    def with_earlier(self, frame: int, points: Points) -> Points:
+        """`points` behind those that the frame has already."""
+        old = self.prompts.get(frame)
+        if old is None or old.points is None:
+            return points
+        coords = torch.cat([old.points.coords, points.coords], 1)
+        return Points(coords, torch.cat([old.points.labels, points.labels], 1))
 
     @property
     def paused(self) -> bool:
@@ -113,7 +101,7 @@ class ObjectTrack:
         return not self.bank.prompted
 
 
-@dataclass
+@dataclass(repr=False)
 class VideoSession:
     """State of one video. Objects are kept in the order in which they were added; removing one is one `del`.
 
@@ -126,9 +114,20 @@ class VideoSession:
     storage: torch.device
     keep: Keep = "all"
     objects: dict[Hashable, ObjectTrack] = field(default_factory=dict)
-    features: tuple[int, Features] | None = None
     resets: int = 0
+    features: FeatureCache = field(init=False, repr=False)
     _busy: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def __post_init__(self) -> None:
+        self.features = FeatureCache(self.frames, self.device)
+
+    def __repr__(self) -> str:
+        """One line: frames and their size, objects, and the frames that they were prompted on."""
+        count = "a stream" if self.num_frames is None else f"{self.num_frames} frames"
+        height, width = self.size
+        prompted = sorted({frame for track in self.objects.values() for frame in track.prompts})
+        name = type(self).__name__
+        return f"{name}({count} of {width} x {height}, objects {self.obj_ids}, prompted on {prompted}, keep={self.keep!r}, {self.device})"
 
     @property
     def num_frames(self) -> int | None:
@@ -160,6 +159,40 @@ class VideoSession:
         if obj_id not in self.objects:
             raise ValueError(f"obj_id: {obj_id!r} is unknown; existing ids: {self.obj_ids}")
         return self.objects[obj_id]
+
+    def require_objects(self) -> None:
+        """RuntimeError without any object, in the official words."""
+        if not self.objects:
+            raise RuntimeError("No input points or masks are provided for any object; please add inputs first.")
+
+    def first_prompted(self) -> int:
+        """The first frame with a prompt that is committed; RuntimeError without one."""
+        prompted = [frame for track in self.objects.values() for frame in track.bank.prompted]
+        if not prompted:
+            raise RuntimeError("no object has a prompt: add points, a box or a mask first")
+        return min(prompted)
+
+    def order(self, start: int, limit: int | None, step: int) -> Iterable[int]:
+        """Frames of a propagation: a range, or a count where the number of frames is unknown.
+
+        limit: frames after the first; None: to the end. step: +1 or -1.
+        """
+        if step < 0:
+            last = -1 if limit is None else max(start - limit, 0) - 1
+            return range(start, last, -1) if start > 0 else range(0)
+        if self.num_frames is None:
+            return count(start) if limit is None else range(start, start + limit + 1)
+        return range(start, self.num_frames if limit is None else min(start + limit, self.num_frames - 1) + 1)
+
+    def has_frame(self, frame: int) -> bool:
+        """Whether there is such a frame; a source of unknown length is asked for it."""
+        if self.num_frames is not None:
+            return True
+        try:
+            self.frames[frame]
+        except IndexError:
+            return False
+        return True
 
     def reset(self) -> None:
         """Forget all objects; running propagations end with an error."""

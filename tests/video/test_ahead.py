@@ -10,10 +10,10 @@ import torch
 
 from sam2_fast.io.frames import FrameSource
 from sam2_fast.recording import cache as graphs_module
-from sam2_fast.recording.cache import Graphs
+from sam2_fast.recording.cache import Graphs, Runner
 from sam2_fast.recording.cuda_graph import Lane
 from sam2_fast.video import lookahead as ahead_module
-from sam2_fast.video.lookahead import BATCH, READS, Ahead
+from sam2_fast.video.lookahead import BATCH, READS
 from sam2_fast.video.predictor import SAM2VideoPredictor
 from sam2_fast.video.session import VideoSession
 from tests.ops.fake_cuda import Cuda, cuda
@@ -106,13 +106,30 @@ def test_a_damaged_frame_is_named_when_its_turn_comes(watched: SAM2VideoPredicto
 @torch.inference_mode()
 def test_what_a_pass_goes_by_is_forgotten(watched: SAM2VideoPredictor) -> None:
     session = VideoSession(Damaged(-1), torch.device("cpu"), torch.device("cpu"))
-    ahead = Ahead(watched.graphs, range(12))
+    cache, runner, order = session.features, Runner(watched, watched.graphs), range(12)
     for frame in range(4):
-        ahead.advance(watched, session, frame)
-    assert len(ahead._encoded) + len(ahead._images) == 2 * BATCH, "no more than two batches are held"
-    ahead.features(watched, session, 9)
-    assert not ahead._encoded and not ahead._images
-    assert ahead.features(watched, session, 2).low.shape == (1, 256, 4, 4), "going back"
+        cache.advance(frame, order, runner)
+    assert len(cache._encoded) + len(cache._images) == 2 * BATCH, "no more than two batches are held"
+    cache.get(9, runner)
+    assert not cache._encoded and not cache._images
+    assert cache.get(2, runner).low.shape == (1, 256, 4, 4), "going back"
+
+
+@torch.inference_mode()
+def test_another_pass_starts_afresh_and_the_end_of_a_pass_frees_what_is_ahead(watched: SAM2VideoPredictor) -> None:
+    session = VideoSession(Damaged(-1), torch.device("cpu"), torch.device("cpu"))
+    cache, runner = session.features, Runner(watched, watched.graphs)
+    cache.advance(0, range(12), runner)
+    assert list(cache._images) == [1, 2]
+    cache.advance(9, range(11, -1, -1), runner)
+    assert list(cache._images) == [8, 7]
+    state = watched.init_state(frames(12))
+    watched.add_new_points_or_box(state, 0, 1, points=[[20.0, 30.0]], labels=[1])
+    passing = watched.propagate_in_video(state)
+    next(passing)
+    assert state.features._images
+    passing.close()
+    assert not state.features._images and not state.features._encoded
 
 
 @torch.no_grad()
@@ -121,7 +138,7 @@ def test_frames_ahead_are_encoded_behind_weights_that_were_written(
 ) -> None:
     monkeypatch.setattr(ahead_module, "Lane", Lane)
     session = VideoSession(Damaged(-1), torch.device("cpu"), torch.device("cpu"))
-    ahead = Ahead(watched.graphs, range(12))
+    cache, order = session.features, range(12)
     ordered: set[str] = set()  # operations of the caller's stream that the last batch is ordered behind
 
     def encode(model: Any, images: torch.Tensor, checked: Any = None) -> Any:
@@ -132,11 +149,10 @@ def test_frames_ahead_are_encoded_behind_weights_that_were_written(
 
     def batch(before: str) -> None:
         cuda.main.did(before)
-        ahead.begin()
-        ahead._encoded.clear()
+        cache._encoded.clear()
         for _ in range(BATCH // READS):
-            ahead.advance(watched, session, 0)
-        assert len(ahead._encoded) == BATCH
+            cache.advance(0, order, Runner(watched, watched.graphs))
+        assert len(cache._encoded) == BATCH
 
     monkeypatch.setattr(watched.graphs, "encode", encode)
     batch("load")

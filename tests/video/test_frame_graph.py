@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from sam2_fast.recording.frame import AGES, MOST_BLOCKS, FrameGraph, Remembered, room_for
-from sam2_fast.types import NoPoints, Points
+from sam2_fast.recording.frame import AGES, MOST_BLOCKS, FrameGraph, room_for
+from sam2_fast.types import NoPoints, Points, Remembered
 from tests.video.recorded import small_predictor
 
 

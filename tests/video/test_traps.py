@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,8 +17,8 @@ from sam2_fast.model.object_pointer import split_pointers
 from sam2_fast.ops.memory_attention import Memories
 from sam2_fast.ops.rope_attention import rope_attention, rope_table, rotate
 from sam2_fast.ops.window_attention import window_attention
+from sam2_fast.recording.cache import Runner
 from sam2_fast.types import Points
-from sam2_fast.video import tracker
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])
@@ -76,13 +77,17 @@ def test_trap_05_a_tenth_of_the_position_is_added_to_the_input_of_memory_attenti
     assert torch.equal(a, b)
 
 
+def features_of(predictor: Any, state: Any) -> Any:
+    return state.features.get(0, Runner(predictor, None))
+
+
 def test_trap_06_prompted_memory_is_the_stored_mask_binarised_tracked_memory_the_raw_one(predictor: Any, clip: Any) -> None:
     state = predictor.init_state(clip)
     predictor.add_new_points_or_box(state, 0, 1, [[20, 20]], [1])
     stored = state.objects[1].previews[0].logits
     predictor.propagate_in_video_preflight(state)
     memory = state.objects[1].bank.prompted[0]
-    low = tracker.frame_features(predictor, state, 0).low
+    low = features_of(predictor, state).low
     with torch.inference_mode():
         large = F.interpolate(stored[None], size=(64, 64), mode="bilinear", align_corners=False)
         assert torch.equal(memory.map, predictor.encode_memory(low, large, memory.presence[None], True)[0])
@@ -105,14 +110,14 @@ def test_trap_07_hints_are_clamped_and_absent_objects_get_minus_1024(predictor: 
     state = predictor.init_state(clip)
     predictor.add_new_points_or_box(state, 0, 1, [[20, 20]], [1])
     preview = state.objects[1].previews[0]
-    state.objects[1].previews[0] = type(preview)(preview.pointer, preview.presence, None, preview.logits * 1000)
+    state.objects[1].previews[0] = replace(preview, logits=preview.logits * 1000)
     hints = []
     original = predictor.track
     monkeypatch.setattr(predictor, "track", lambda low, f, points, hint, multi: hints.append(hint) or original(low, f, points, hint, multi))
     predictor.add_new_points_or_box(state, 0, 1, [[22, 22]], [1], clear_old_points=False)
     assert hints[0].abs().max() == 32.0
     monkeypatch.undo()
-    features = tracker.frame_features(predictor, state, 0)
+    features = features_of(predictor, state)
     bias = predictor.sam_mask_decoder.pred_obj_score_head.layers[-1].bias
     with torch.no_grad():
         bias.sub_(100)

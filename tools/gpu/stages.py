@@ -68,9 +68,8 @@ def _lazily(graph: Callable[[Run], Run], run: Run) -> Run:
 
 def _tracked_frame(model: Any, objects: int) -> Run:
     """One frame as a CUDA graph has it, of objects that remember as much as they may."""
-    from sam2_fast.recording.frame import FrameGraph, Remembered, room_for
-    from sam2_fast.types import Features
-    from sam2_fast.video.tracker import ambiguous
+    from sam2_fast.recording.frame import FrameGraph, room_for
+    from sam2_fast.types import Features, Remembered
 
     config = model.config
     generator = torch.Generator().manual_seed(0)
@@ -92,7 +91,7 @@ def _tracked_frame(model: Any, objects: int) -> Run:
     # the encoder's maps have their channels innermost
     levels = [noise(1, n, n, c).permute(0, 3, 1, 2) for c, n in shapes]
     features = Features(*levels)
-    multimask = ambiguous(model.options, 0, first=False)
+    multimask = model.options.wants_multimask(0, afresh=False)
     frame = FrameGraph(model, features, room_for(model, remembered), 16, multimask, model.dtype)
     # the frame has the addresses of these, which therefore must live as long as it does
     addressed = frame.fill(features, remembered)
