@@ -47,9 +47,9 @@ def memory_attention_at(
 
     x: [1 or B, N, C] on a cuda device; spans: in how many parts keys are taken (None: by the size of the device). Returns [B, N, C].
     """
+    from sam2_fast.kernels.attention import attend
     from sam2_fast.kernels.linear import RELU, behind_norm, linear, measured_linear
     from sam2_fast.kernels.memory_attention import memory_keys, project
-    from sam2_fast.kernels.rope_attention import attend
 
     if (reason := tracing.recording_reason()) is not None:
         raise BackendError(f"memory_attention_at: {reason}, and no recorder sees a Triton kernel. Would run: memory_attention")

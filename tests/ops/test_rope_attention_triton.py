@@ -53,7 +53,8 @@ def test_errs_at_most_twice_as_much_as_torch_in_the_interpreter() -> None:
 @pytest.mark.parametrize(("capability", "shared"), [(80, 163), (89, 99), (90, 227), (120, 99)])
 def test_compiles_without_spills_and_fits(capability: int, shared: int, values: int) -> None:
     pytest.importorskip("triton")
-    from sam2_fast.kernels import rope_attention as kernels
+    from sam2_fast.kernels import attention as kernels
+    from sam2_fast.kernels.rope_attention import turn_kernel
 
     pointers = {
         "q": "*bf16",
@@ -77,7 +78,7 @@ def test_compiles_without_spills_and_fits(capability: int, shared: int, values: 
         assert found[1] == 0 and found[2] <= shared * 1024, found
     tables = {"x": "*bf16", "table": "*fp32", "out": "*bf16", "tokens": "i32", "queries": "i32", "rotated": "i32", "channels": "i32"}
     sixteens = ("tokens", "queries", "rotated", "channels")
-    assert resources(kernels.turn_kernel, tables, {"BLOCK": 32, "HALF": 128}, capability, 4, 2, sixteens)[1] == 0
+    assert resources(turn_kernel, tables, {"BLOCK": 32, "HALF": 128}, capability, 4, 2, sixteens)[1] == 0
     merged = {n: pointers[n] for n in ("sums", "largest", "totals", "out")} | {"queries": "i32", "values": "i32", "spans": "i32"}
     for spans in (2, 8, 64):
         block, wide = kernels.merge_tile(spans)

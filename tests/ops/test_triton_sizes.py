@@ -77,7 +77,7 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     ("preprocess", "resample", {"BICUBIC": True, "PLANES": True, "SECOND": 8, "FIRST": 16, "FIXED": 22}),
     ("rope_attention", "turn", {"BLOCK": 16, "HALF": 16}),
     (
-        "rope_attention",
+        "attention",
         "attend",
         {
             "WIDE": 16,
@@ -91,7 +91,7 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
             "EXACT": False,
         },
     ),
-    ("rope_attention", "merge", {"SPANS": 2, "BLOCK": 16, "VALUES": 16}),
+    ("attention", "merge", {"SPANS": 2, "BLOCK": 16, "VALUES": 16}),
     (
         "window_attention",
         "window",
