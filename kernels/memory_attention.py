@@ -5,11 +5,18 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from sam2_fast.kernels import memory_slots
 from sam2_fast.kernels.launch import kernel
 from sam2_fast.kernels.linear import Layer
 from torch import Tensor
 
 BLOCK = 64  # tokens of a program that makes keys
+SLOT_FIELDS = tl.constexpr(memory_slots.SLOT_FIELDS)
+SLOT_TOKENS_ADDRESS = tl.constexpr(memory_slots.SLOT_TOKENS_ADDRESS)
+SLOT_ADDED_ADDRESS = tl.constexpr(memory_slots.SLOT_ADDED_ADDRESS)
+SLOT_FIRST_KEY = tl.constexpr(memory_slots.SLOT_FIRST_KEY)
+SLOT_NUM_TOKENS = tl.constexpr(memory_slots.SLOT_NUM_TOKENS)
+SLOT_TEMPORAL_ROW = tl.constexpr(memory_slots.SLOT_TEMPORAL_ROW)
 
 
 @kernel
@@ -20,16 +27,17 @@ def keys_kernel(
     """Tokens of one slot: keys of `layers` layers [., 2 * HALF] as [even channels | odd channels], and with
     COPY the tokens as values [., channels].
 
-    slots: [S, 5] int64: address of the slot's tokens [count, channels]; address of what is added to them,
-    or 0 for a map, whose tokens are rotated by table [2, tokens, HALF] and get place [tokens, channels] +
-    temporal[row]; where its keys begin; count; row. weight: [layers, 2 * HALF, channels] and bias: [layers,
+    slots: [S, SLOT_FIELDS] int64, a `memory_slots.Slot` each. The tokens of a map are rotated by table
+    [2, tokens, HALF] and get place [tokens, channels] + temporal[row]. weight: [layers, 2 * HALF, channels] and bias: [layers,
     2 * HALF] of the projections. layer_stride: numbers from a layer's keys to the next one's.
     """
     precision: tl.constexpr = "ieee" if EXACT else "tf32"
-    slot = slots + tl.program_id(1) * 5
-    memory = tl.load(slot).to(tl.pointer_type(values.dtype.element_ty))
-    added = tl.load(slot + 1)
-    first, count, temporal_row = tl.load(slot + 2), tl.load(slot + 3), tl.load(slot + 4)
+    slot = slots + tl.program_id(1) * SLOT_FIELDS
+    memory = tl.load(slot + SLOT_TOKENS_ADDRESS).to(tl.pointer_type(values.dtype.element_ty))
+    added = tl.load(slot + SLOT_ADDED_ADDRESS)
+    first = tl.load(slot + SLOT_FIRST_KEY)
+    count = tl.load(slot + SLOT_NUM_TOKENS)
+    temporal_row = tl.load(slot + SLOT_TEMPORAL_ROW)
     if tl.program_id(0) * BLOCK >= count:  # a slot that is not in use, or a short one
         return
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -41,7 +41,7 @@ DECODER = {"decoder_tokens", "decoder_mlp", "decoder_heads", "object_heads"}
 """Further Triton modules of the stem `mask_decoder`, which is too large for one file."""
 INFRASTRUCTURE = {
     "module", "tensor", "device_guard", "device", "tile", "dispatch", "simd", "fingerprint", "launch", "choices", "attention", "linear",
-    *DECODER,
+    "memory_slots", *DECODER,
 }  # fmt: skip
 """Native files and Triton modules that are no stem."""
 

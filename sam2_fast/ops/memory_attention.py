@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2_fast.kernels.memory_slots import Slot
 from sam2_fast.ops.memory_table import memory_attention_at, products_dtype, table_of
 from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton, wants_gradients
 from sam2_fast.ops.norm import layer_norm
@@ -192,19 +193,21 @@ def _triton_attention(
         return memory_attention_at(x, weights, table, table_of(slots, firsts, numbers), temporal, place, spans)
 
 
-def _slots(memories: Memories, maps: list[Tensor], pointers: Tensor, positions: Tensor) -> tuple[list[list[int]], list[int]]:
+def _slots(memories: Memories, maps: list[Tensor], pointers: Tensor, positions: Tensor) -> tuple[list[Slot], list[int]]:
     """For `MemoryTable`: where each slot's tokens lie and go, and where each object's keys begin."""
-    slots: list[list[int]] = []
+    slots: list[Slot] = []
     firsts, size = [0], pointers.element_size() * pointers.shape[1]
     for o in range(len(memories.first) - 1):
         start = firsts[-1]
         for place in range(memories.first[o], memories.first[o + 1]):
             tokens = maps[memories.slots[place]]
-            slots.append([tokens.data_ptr(), 0, start, len(tokens), memories.rows[place]])
+            row = memories.rows[place]
+            slots.append(Slot(tokens_address=tokens.data_ptr(), first_key=start, num_tokens=len(tokens), temporal_row=row))
             start += len(tokens)
         begin, end = memories.first_pointer[o], memories.first_pointer[o + 1]
         if end > begin:
-            slots.append([pointers.data_ptr() + begin * size, positions.data_ptr() + begin * size, start, end - begin, 0])
+            first, added = (x.data_ptr() + begin * size for x in (pointers, positions))
+            slots.append(Slot(tokens_address=first, added_address=added, first_key=start, num_tokens=end - begin))
             start += end - begin
         firsts.append(start)
     return slots, firsts

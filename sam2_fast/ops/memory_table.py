@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2_fast.kernels.memory_slots import SLOT_FIELDS, Slot
 from sam2_fast.ops import tracing
 from sam2_fast.ops.registry import BackendError
 from sam2_fast.ops.weights import derive
@@ -17,16 +18,13 @@ from sam2_fast.ops.weights import derive
 _EPS = 1e-5  # of the norms
 KEYS_BYTES = 128 << 20
 """Keys of all layers are made in one launch while they take no more bytes than this, else layer by layer."""
-SLOT = 5
-"""Numbers of a slot in `MemoryTable.slots`."""
 
 
 class MemoryTable(NamedTuple):
     """Where the memories of B objects lie. Tokens are [count, m], contiguous, in the dtype of products, and outlive the launches."""
 
     slots: Tensor
-    """[S, 5] int64: address of a slot's tokens; address of what is added to them for their keys, 0 for a map (whose keys are turned,
-    and get place and temporal row); where its keys begin; its tokens (0: not in use); its temporal row."""
+    """[S, SLOT_FIELDS] int64: a `Slot` each."""
     firsts: Tensor
     """[B + 1] int64: where each object's keys begin. An object without any comes out as NaN."""
     most: int  # tokens of a slot, at most
@@ -144,20 +142,21 @@ def table_rows(
     for o, (mine, when, count) in enumerate(zip(maps, rows, pointers, strict=True)):
         start = firsts[-1]
         for address, row in zip(mine, when, strict=True):
-            slots += [address, 0, start, room.tokens, row]
+            slots += Slot(tokens_address=address, first_key=start, num_tokens=room.tokens, temporal_row=row)
             start += room.tokens
-        slots += [0] * (SLOT * (room.maps - len(mine)))
-        slots += [loose[0] + o * stride, loose[1] + o * stride, start, count * room.parts, 0]
+        slots += Slot() * (room.maps - len(mine))
+        first_pointer, added = (address + o * stride for address in loose)
+        slots += Slot(tokens_address=first_pointer, added_address=added, first_key=start, num_tokens=count * room.parts)
         firsts.append(start + count * room.parts)
     anything = maps[0][0] if maps[0] else loose[0]
     for _ in range(room.objects - len(maps)):
-        slots += [anything, 0, firsts[-1], 1, 0, *[0] * (SLOT * room.maps)]
+        slots += Slot(tokens_address=anything, first_key=firsts[-1], num_tokens=1) + Slot() * room.maps
         firsts.append(firsts[-1] + 1)
     return slots, firsts
 
 
-def table_of(slots: list[list[int]], firsts: list[int], upload: Tensor) -> MemoryTable:
+def table_of(slots: list[Slot], firsts: list[int], upload: Tensor) -> MemoryTable:
     """A table that fits its memories exactly. upload: the numbers of `slots`, then of `firsts`, on the device."""
-    end = SLOT * len(slots)
+    end = SLOT_FIELDS * len(slots)
     longest = max(b - a for a, b in pairwise(firsts))
-    return MemoryTable(upload[:end].view(-1, SLOT), upload[end:], max(slot[3] for slot in slots), longest, firsts[-1])
+    return MemoryTable(upload[:end].view(-1, SLOT_FIELDS), upload[end:], max(slot.num_tokens for slot in slots), longest, firsts[-1])

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sam2_fast.kernels.memory_slots import SLOT_NUM_TOKENS
 from torch import Tensor
 
 Arguments = Mapping[str, Any]
@@ -97,7 +98,7 @@ _FLOPS: dict[str, Callable[[Arguments], int]] = {
     "window_kernel": _window,
     "attend_kernel": _attend,
     "project_kernel": lambda a: 2 * a["rows"] * a["weight"].numel(),
-    "keys_kernel": lambda a: 2 * int(a["slots"][:, 3].sum()) * a["weight"].numel(),
+    "keys_kernel": lambda a: 2 * int(a["slots"][:, SLOT_NUM_TOKENS].sum()) * a["weight"].numel(),
     "token_step_kernel": _token_step,
     "token_mlp_kernel": _token_mlp,
     "found_kernel": _found,
