@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.kernels.memory_slots import SLOT_FIELDS, Slot
+from sam2_fast.kernels.memory_slots import (
+    SLOT_ADDED_ADDRESS,
+    SLOT_FIELDS,
+    SLOT_FIRST_KEY,
+    SLOT_NUM_TOKENS,
+    SLOT_TEMPORAL_ROW,
+    SLOT_TOKENS_ADDRESS,
+    Slot,
+)
 from sam2_fast.ops import tracing
 from sam2_fast.ops.registry import BackendError
 from sam2_fast.ops.weights import derive
@@ -138,19 +146,30 @@ def table_rows(
     loose: addresses of all pointer tokens and of what is added to them, where object o has `room.pointers` places from o * stride bytes on.
     What the room has more objects than there are get one key each, the first token of the first memory, so that they stay numbers.
     """
-    slots, firsts = [], [0]
+    firsts = [0]
+    slots = [0] * (SLOT_FIELDS * room.slots)
+    per_object = SLOT_FIELDS * (room.maps + 1)
     for o, (mine, when, count) in enumerate(zip(maps, rows, pointers, strict=True)):
-        start = firsts[-1]
+        start, at = firsts[-1], o * per_object
         for address, row in zip(mine, when, strict=True):
-            slots += Slot(tokens_address=address, first_key=start, num_tokens=room.tokens, temporal_row=row)
+            slots[at + SLOT_TOKENS_ADDRESS] = address
+            slots[at + SLOT_FIRST_KEY] = start
+            slots[at + SLOT_NUM_TOKENS] = room.tokens
+            slots[at + SLOT_TEMPORAL_ROW] = row
             start += room.tokens
-        slots += Slot() * (room.maps - len(mine))
-        first_pointer, added = (address + o * stride for address in loose)
-        slots += Slot(tokens_address=first_pointer, added_address=added, first_key=start, num_tokens=count * room.parts)
+            at += SLOT_FIELDS
+        at = o * per_object + SLOT_FIELDS * room.maps
+        slots[at + SLOT_TOKENS_ADDRESS] = loose[0] + o * stride
+        slots[at + SLOT_ADDED_ADDRESS] = loose[1] + o * stride
+        slots[at + SLOT_FIRST_KEY] = start
+        slots[at + SLOT_NUM_TOKENS] = count * room.parts
         firsts.append(start + count * room.parts)
     anything = maps[0][0] if maps[0] else loose[0]
-    for _ in range(room.objects - len(maps)):
-        slots += Slot(tokens_address=anything, first_key=firsts[-1], num_tokens=1) + Slot() * room.maps
+    for o in range(len(maps), room.objects):
+        at = o * per_object
+        slots[at + SLOT_TOKENS_ADDRESS] = anything
+        slots[at + SLOT_FIRST_KEY] = firsts[-1]
+        slots[at + SLOT_NUM_TOKENS] = 1
         firsts.append(firsts[-1] + 1)
     return slots, firsts
 
