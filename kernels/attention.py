@@ -1,4 +1,5 @@
-"""Attention in Triton: the keys are split over programs, and the parts are merged."""
+"""Attention of any queries and keys in Triton: keys are split into spans, one program each, and the
+spans' partial results are merged."""
 
 from __future__ import annotations
 
@@ -6,22 +7,36 @@ import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
+from sam2_fast.kernels.attention_forms import blocks, forms, least_spans, spans_for
 from sam2_fast.kernels.choices import Form, choose
 from sam2_fast.kernels.launch import HOPPER, capability_of, kernel, multiprocessors_of
 from torch import Tensor
 
 LOG2_E = 1.4426950408889634
-MERGED, MERGE_CHANNELS = 8192, 64  # numbers that a program merges at once, and channels of them
+MERGED = 8192  # numbers that a program merges at once
+MERGE_CHANNELS = 64  # channels of a program that merges
 
 
 @triton.jit
-def _online_softmax(
-    query, keys, values, key_offsets, value_offsets, in_keys, running_max, running_sum, accumulator,
-    scale, channels: tl.constexpr, MASKED: tl.constexpr, VALUES: tl.constexpr, precision: tl.constexpr,
-):  # fmt: skip
-    """One tile of keys: running maximum (of raw scores), sum and accumulator after it.
+def update_online_softmax(
+    query,
+    keys,
+    values,
+    key_offsets,
+    value_offsets,
+    in_keys,
+    running_max,
+    running_sum,
+    accumulator,
+    scale,
+    channels: tl.constexpr,
+    MASKED: tl.constexpr,
+    VALUES: tl.constexpr,
+    precision: tl.constexpr,
+):
+    """Running maximum (of raw scores), running sum and accumulator after one more tile of keys.
 
-    keys, values: where the tile begins. MASKED: keys beyond `in_keys` do not exist.
+    keys, values: pointers to the first row of the tile. MASKED: rows beyond `in_keys` do not exist.
     """
     in_channels = (tl.arange(0, VALUES) < channels)[None, :]
     if MASKED:
@@ -40,38 +55,71 @@ def _online_softmax(
     weights = tl.exp2(scores * scale - (new_max * scale)[:, None])
     rescale = tl.exp2((running_max - new_max) * scale)
     running_sum = running_sum * rescale + tl.sum(weights, 1)
-    accumulator = tl.dot(weights.to(value.dtype), value, accumulator * rescale[:, None], input_precision=precision)
+    weights = weights.to(value.dtype)
+    accumulator = accumulator * rescale[:, None]
+    accumulator = tl.dot(weights, value, accumulator, input_precision=precision)
     return new_max, running_sum, accumulator
 
 
 @kernel
 def attend_kernel(
-    q, k, v, firsts, out, sums, largest, totals, queries, shared, keys, values: tl.constexpr, scale,
-    WIDE: tl.constexpr, VALUES: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, RAGGED: tl.constexpr, ALONE: tl.constexpr,
-    PEELED: tl.constexpr, EXACT: tl.constexpr,
-):  # fmt: skip
-    """One block of queries over one span of its object's keys. q: [1 if shared else B, queries, WIDE] rotated; scale: to logarithms of 2.
+    q,
+    k,
+    v,
+    first_keys,
+    out,
+    span_accumulators,
+    span_maxima,
+    span_sums,
+    num_queries,
+    shared,
+    num_keys,
+    values: tl.constexpr,
+    scale,
+    WIDE: tl.constexpr,
+    VALUES: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    RAGGED: tl.constexpr,
+    ALONE: tl.constexpr,
+    PEELED: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """BLOCK_Q queries of one object attend to one span of the object's keys.
 
-    k: [B, keys, WIDE] rotated and v: [B, keys, values]; or RAGGED, [., WIDE] and [., values], where object b has firsts[b] to
-    firsts[b + 1].
-    ALONE: there is one span, and `out` [B, queries, values] is written. Else `sums` [B, spans, queries, values], `largest` and `totals`
-    [B, spans, queries], all float32, are what `merge_kernel` takes. Only the last spans may be empty.
-    PEELED: whole tiles of keys are read without masks, at the price of a second copy of the loop's body and of registers.
+    Pointers, all contiguous:
+    q: queries [1 if shared else B, num_queries, WIDE], dtype of products.
+    k: keys [B, num_keys, WIDE], dtype of products; RAGGED: [., WIDE].
+    v: values [B, num_keys, values], dtype of products; RAGGED: [., values].
+    first_keys: row of each object's first key and, last, how many there are, [B + 1] int32 or
+        int64; RAGGED.
+    out: [B, num_queries, values], dtype of products; ALONE: there is one span.
+    span_accumulators: [B, spans, num_queries, values] float32; not ALONE.
+    span_maxima: running maxima of scores to base 2 [B, spans, num_queries] float32; not ALONE.
+    span_sums: running sums of weights [B, spans, num_queries] float32; not ALONE.
+
+    shared: int, 1 where objects share the queries. num_keys: int; RAGGED: not read. scale: float,
+    of scores to logarithms of 2. Only the last spans may be empty. PEELED: whole tiles of keys are
+    read without masks, at the price of a second copy of the loop's body and of registers.
+    Grid: (cdiv(num_queries, BLOCK_Q), spans, B).
     """
     precision: tl.constexpr = "ieee" if EXACT else "tf32"
     batch = tl.program_id(2).to(tl.int64)
     row = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    wide, channel, key = tl.arange(0, WIDE), tl.arange(0, VALUES), tl.arange(0, BLOCK_K)
-    in_rows = row < queries
-    base = batch * keys
+    wide = tl.arange(0, WIDE)
+    channel = tl.arange(0, VALUES)
+    key = tl.arange(0, BLOCK_K)
+    in_rows = row < num_queries
+    base = batch * num_keys
     if RAGGED:
-        base = tl.load(firsts + batch).to(tl.int64)
-        keys = (tl.load(firsts + batch + 1) - base).to(tl.int32)
+        base = tl.load(first_keys + batch).to(tl.int64)
+        num_keys = (tl.load(first_keys + batch + 1) - base).to(tl.int32)
     image = tl.where(shared != 0, 0, batch)
-    query = tl.load(q + (image * queries + row)[:, None] * WIDE + wide[None, :], mask=in_rows[:, None], other=0.0)
-    span = tl.cdiv(tl.cdiv(keys, tl.num_programs(1)), BLOCK_K) * BLOCK_K
+    query_at = q + (image * num_queries + row)[:, None] * WIDE + wide[None, :]
+    query = tl.load(query_at, mask=in_rows[:, None], other=0.0)
+    span = tl.cdiv(tl.cdiv(num_keys, tl.num_programs(1)), BLOCK_K) * BLOCK_K
     start = tl.program_id(1) * span
-    end = tl.minimum(start + span, keys)
+    end = tl.minimum(start + span, num_keys)
     running_max = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     running_sum = tl.zeros([BLOCK_Q], tl.float32)
     accumulator = tl.zeros([BLOCK_Q, VALUES], tl.float32)
@@ -80,173 +128,223 @@ def attend_kernel(
     if PEELED:
         whole = start + tl.maximum(end - start, 0) // BLOCK_K * BLOCK_K
         for first in range(start, whole, BLOCK_K):
-            running_max, running_sum, accumulator = _online_softmax(
-                query, k + (base + first) * WIDE, v + (base + first) * values, key_offsets, value_offsets, key < 1,
-                running_max, running_sum, accumulator, scale, values, False, VALUES, precision,
-            )  # fmt: skip
+            running_max, running_sum, accumulator = update_online_softmax(
+                query,
+                k + (base + first) * WIDE,
+                v + (base + first) * values,
+                key_offsets,
+                value_offsets,
+                key < 1,
+                running_max,
+                running_sum,
+                accumulator,
+                scale,
+                values,
+                False,
+                VALUES,
+                precision,
+            )
         if whole < end:
-            running_max, running_sum, accumulator = _online_softmax(
-                query, k + (base + whole) * WIDE, v + (base + whole) * values, key_offsets, value_offsets, whole + key < end,
-                running_max, running_sum, accumulator, scale, values, True, VALUES, precision,
-            )  # fmt: skip
+            running_max, running_sum, accumulator = update_online_softmax(
+                query,
+                k + (base + whole) * WIDE,
+                v + (base + whole) * values,
+                key_offsets,
+                value_offsets,
+                whole + key < end,
+                running_max,
+                running_sum,
+                accumulator,
+                scale,
+                values,
+                True,
+                VALUES,
+                precision,
+            )
     else:
         for first in range(start, end, BLOCK_K):
-            running_max, running_sum, accumulator = _online_softmax(
-                query, k + (base + first) * WIDE, v + (base + first) * values, key_offsets, value_offsets, first + key < end,
-                running_max, running_sum, accumulator, scale, values, True, VALUES, precision,
-            )  # fmt: skip
-    written = in_rows[:, None] & (channel < values)[None, :]
+            running_max, running_sum, accumulator = update_online_softmax(
+                query,
+                k + (base + first) * WIDE,
+                v + (base + first) * values,
+                key_offsets,
+                value_offsets,
+                first + key < end,
+                running_max,
+                running_sum,
+                accumulator,
+                scale,
+                values,
+                True,
+                VALUES,
+                precision,
+            )
+    stored = in_rows[:, None] & (channel < values)[None, :]
     if ALONE:
-        place = (batch * queries + row)[:, None] * values + channel[None, :]
-        tl.store(out + place, (accumulator / running_sum[:, None]).to(out.dtype.element_ty), mask=written)
+        offsets = (batch * num_queries + row)[:, None] * values + channel[None, :]
+        result = accumulator / running_sum[:, None]
+        tl.store(out + offsets, result.to(out.dtype.element_ty), mask=stored)
     else:
-        part = (batch * tl.num_programs(1) + tl.program_id(1)) * queries + row
-        tl.store(sums + part[:, None] * values + channel[None, :], accumulator, mask=written)
-        tl.store(largest + part, running_max * scale, mask=in_rows)
-        tl.store(totals + part, running_sum, mask=in_rows)
+        part = (batch * tl.num_programs(1) + tl.program_id(1)) * num_queries + row
+        accumulator_at = span_accumulators + part[:, None] * values + channel[None, :]
+        tl.store(accumulator_at, accumulator, mask=stored)
+        tl.store(span_maxima + part, running_max * scale, mask=in_rows)
+        tl.store(span_sums + part, running_sum, mask=in_rows)
 
 
 @kernel
 def merge_kernel(
-    sums, largest, totals, out, queries, values, spans,
-    SPANS: tl.constexpr, BLOCK: tl.constexpr, VALUES: tl.constexpr,
-):  # fmt: skip
-    """Results of all spans of keys, weighted by their largest scores, as out [B, queries, values].
+    span_accumulators,
+    span_maxima,
+    span_sums,
+    out,
+    num_queries,
+    values,
+    spans,
+    SPANS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    VALUES: tl.constexpr,
+):
+    """Merge the partial results of all spans of keys, for BLOCK queries and VALUES channels.
 
-    A program takes BLOCK rows and VALUES channels; all spans of a row are read at once, SPANS >= spans.
+    Pointers, all contiguous:
+    span_accumulators: [B, spans, num_queries, values] float32.
+    span_maxima: running maxima of scores to base 2 [B, spans, num_queries] float32.
+    span_sums: running sums of weights [B, spans, num_queries] float32.
+    out: [B, num_queries, values], any float dtype.
+
+    num_queries, values, spans: int. All spans of a row are read at once: SPANS >= spans.
+    Grid: (cdiv(num_queries, BLOCK), cdiv(values, VALUES), B).
     """
     batch = tl.program_id(2).to(tl.int64)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     channel = tl.program_id(1) * VALUES + tl.arange(0, VALUES)
     span = tl.arange(0, SPANS)
-    part = (batch * spans + span)[None, :] * queries + row[:, None]  # [BLOCK, SPANS]
-    in_parts = (row < queries)[:, None] & (span < spans)[None, :]
-    maxima = tl.load(largest + part, mask=in_parts, other=float("-inf"))
-    top = tl.max(maxima, 1)
-    weight = tl.exp2(maxima - tl.where(top == float("-inf"), 0.0, top)[:, None])
-    weight = tl.where(in_parts, weight, 0.0)
-    total = tl.sum(weight * tl.load(totals + part, mask=in_parts, other=0.0), 1)
+    part = (batch * spans + span)[None, :] * num_queries + row[:, None]  # [BLOCK, SPANS]
+    in_parts = (row < num_queries)[:, None] & (span < spans)[None, :]
+    maxima = tl.load(span_maxima + part, mask=in_parts, other=float("-inf"))
+    row_max = tl.max(maxima, 1)
+    rescale = tl.exp2(maxima - tl.where(row_max == float("-inf"), 0.0, row_max)[:, None])
+    rescale = tl.where(in_parts, rescale, 0.0)
+    row_sum = tl.sum(rescale * tl.load(span_sums + part, mask=in_parts, other=0.0), 1)
     in_values = in_parts[:, :, None] & (channel < values)[None, None, :]
-    tile = tl.load(sums + part[:, :, None] * values + channel[None, None, :], mask=in_values, other=0.0)
-    merged = tl.sum(tile * weight[:, :, None], 1) / total[:, None]
-    written = (row < queries)[:, None] & (channel < values)[None, :]
-    place = (batch * queries + row)[:, None] * values + channel[None, :]
-    tl.store(out + place, merged.to(out.dtype.element_ty), mask=written)
+    accumulator_at = span_accumulators + part[:, :, None] * values + channel[None, None, :]
+    tile = tl.load(accumulator_at, mask=in_values, other=0.0)
+    merged = tl.sum(tile * rescale[:, :, None], 1) / row_sum[:, None]
+    stored = (row < num_queries)[:, None] & (channel < values)[None, :]
+    out_offsets = (batch * num_queries + row)[:, None] * values + channel[None, :]
+    tl.store(out + out_offsets, merged.to(out.dtype.element_ty), mask=stored)
 
 
-SHARED_KIB = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}
-"""Shared memory that one block may have, by compute capability (CUDA programming guide)."""
-ATTEND_FORMS = (
-    (256, 64, 16, 2),
-    (128, 128, 8, 2),
-    (128, 64, 8, 3),
-    (128, 64, 8, 2),
-    (64, 128, 4, 2),
-    (64, 64, 8, 2),
-    (64, 64, 4, 2),
-    (64, 32, 8, 1),
-)
-"""Queries and keys of a block, warps, stages."""
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dim: int,
+    first_keys: Tensor | None = None,
+    most_keys: int = 0,
+    spans: int | None = None,
+) -> Tensor:
+    """softmax(q k' / sqrt(dim)) v of q [1 or B, N, wide]: -> [B, N, dv], on the current stream.
 
-
-def blocks(values: int, size: int, capability: int) -> tuple[int, int, int, int]:
-    """Queries and keys of a block, warps, stages: what compiles without spills and fits (docs/kernels/rope_attention.md).
-
-    values: channels of a value as a power of two; size: bytes of an element; capability: 80, 86, 90, 120...
+    k: [B, K, wide], v: [B, K, dv]; or with first_keys [B + 1] on the device, k: [., wide], v:
+    [., dv], and most_keys, the most keys of an object. spans: in how many spans the keys are taken;
+    None: as many as give every multiprocessor two blocks.
     """
-    if size == 4:
-        return 32, 32, 4, 1
-    hopper = capability in HOPPER
-    if values > 128:
-        return (128, 64, 8, 2) if hopper else (64, 64, 8, 2) if capability == 80 else (64, 32, 8, 1)
-    return (256, 64, 16, 2) if hopper else (128, 64, 8, 2) if capability == 80 else (64, 64, 4, 2)
-
-
-def forms(wide: int, values: int, size: int, capability: int) -> list[tuple[int, int, int, int]]:
-    """The forms that fit into shared memory: a tile of queries, and keys and values for each stage."""
-    if size == 4:
-        return []
-    limit, hopper = SHARED_KIB.get(capability, 99) * 1024, capability in HOPPER
-
-    def shared(queries: int, keys: int, stages: int) -> int:
-        return size * (queries * wide + (stages if hopper else max(stages - 1, 1)) * keys * (wide + values))
-
-    return [form for form in ATTEND_FORMS if shared(form[0], form[1], form[3]) <= limit]
-
-
-def least_spans(values: int) -> int:
-    """Spans at least. Where a program writes wide results in the dtype of values, registers are spilled."""
-    return 2 if values > 128 else 1
-
-
-def spans_for(programs: int, keys: int, block_k: int, multiprocessors: int, resident: int) -> int:
-    """In how many parts keys are taken, so that `programs` times as many blocks fill the device once.
-
-    resident: blocks that a multiprocessor holds at once.
-    """
-    return max(min(resident * multiprocessors // programs, triton.cdiv(keys, 4 * block_k)), 1)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, dim: int, firsts: Tensor | None = None, most: int = 0, spans: int | None = None) -> Tensor:
-    """softmax(q k' / sqrt(dim)) v of turned q [1 or B, N, halves]: -> [B, N, dv].
-
-    k: [B, K, halves], v: [B, K, dv]; or with firsts [B + 1] int32 on the device, k: [., halves], v: [., dv], and `most`, the most keys of
-    an object. spans: in how many parts the keys are taken; None: as many as give every multiprocessor two blocks.
-    """
-    ragged, queries, values = firsts is not None, q.shape[1], v.shape[-1]
-    batch, keys = (len(firsts) - 1, most) if firsts is not None else tuple(k.shape[:2])
-    out = q.new_empty(batch, queries, values)
+    ragged = first_keys is not None
+    batch = k.shape[0] if first_keys is None else len(first_keys) - 1
+    num_keys = k.shape[1] if first_keys is None else most_keys
+    num_queries = q.shape[1]
+    values = v.shape[-1]
+    out = q.new_empty(batch, num_queries, values)
     if out.numel() == 0:
         return out
-    narrow, wide, size = max(triton.next_power_of_2(values), 16), q.shape[2], q.element_size()
+    narrow = max(triton.next_power_of_2(values), 16)
+    wide = q.shape[2]
+    size = q.element_size()
     capability = capability_of(q)
-    key = (size, wide, narrow, int(ragged), triton.next_power_of_2(queries * batch))
+    key = (size, wide, narrow, int(ragged), triton.next_power_of_2(num_queries * batch))
     default = blocks(narrow, size, capability)
-    options: list[Form] = [*forms(wide, narrow, size, capability), *([] if ragged or size == 4 else ["library"])]
+    library = [] if ragged or size == 4 else ["library"]
+    options: list[Form] = [*forms(wide, narrow, size, capability), *library]
     form = choose(q.device, "attend", key, default, options)
     if isinstance(form, str):
         return _by_library(q, k, v, dim)
     block_q, block_k, warps, stages = form
-    rows = triton.cdiv(queries, block_q)
+    query_blocks = triton.cdiv(num_queries, block_q)
     if spans is None:
         resident = 1 if capability in HOPPER else 2
-        spans = spans_for(rows * batch, keys, block_k, multiprocessors_of(q), resident)
+        programs = query_blocks * batch
+        spans = spans_for(programs, num_keys, block_k, multiprocessors_of(q), resident)
         spans = max(spans, least_spans(narrow))
-    sums = q.new_empty((batch, spans, queries, values) if spans > 1 else (0,), dtype=torch.float32)
-    largest, totals = (q.new_empty((batch, spans, queries) if spans > 1 else (0,), dtype=torch.float32) for _ in range(2))
+    shape = (batch, spans, num_queries, values) if spans > 1 else (0,)
+    accumulators = q.new_empty(shape, dtype=torch.float32)
+    maxima = q.new_empty(shape[:3], dtype=torch.float32)
+    sums = q.new_empty(shape[:3], dtype=torch.float32)
     with torch.cuda.device_of(q):
-        attend_kernel[rows, spans, batch](
-            q, k, v, firsts, out, sums, largest, totals, queries, int(q.shape[0] == 1), keys, values,
-            LOG2_E * dim**-0.5, WIDE=wide, VALUES=narrow, BLOCK_Q=block_q, BLOCK_K=block_k, RAGGED=ragged,
-            ALONE=spans == 1, PEELED=capability in HOPPER, EXACT=q.dtype == torch.float32, num_warps=warps, num_stages=stages,
-        )  # fmt: skip
+        attend_kernel[query_blocks, spans, batch](
+            q=q,
+            k=k,
+            v=v,
+            first_keys=first_keys,
+            out=out,
+            span_accumulators=accumulators,
+            span_maxima=maxima,
+            span_sums=sums,
+            num_queries=num_queries,
+            shared=int(q.shape[0] == 1),
+            num_keys=num_keys,
+            values=values,
+            scale=LOG2_E * dim**-0.5,
+            WIDE=wide,
+            VALUES=narrow,
+            BLOCK_Q=block_q,
+            BLOCK_K=block_k,
+            RAGGED=ragged,
+            ALONE=spans == 1,
+            PEELED=capability in HOPPER,
+            EXACT=q.dtype == torch.float32,
+            num_warps=warps,
+            num_stages=stages,
+        )
         if spans > 1:
-            merge(sums, largest, totals, out)
+            merge(accumulators, maxima, sums, out)
     return out
 
 
 def _by_library(q: Tensor, k: Tensor, v: Tensor, dim: int) -> Tensor:
-    """The same by torch's attention, which wants values as wide as keys."""
-    wide = F.pad(v, (0, k.shape[2] - v.shape[2]))
-    queries = q.expand(len(k), -1, -1)
-    found = F.scaled_dot_product_attention(queries[:, None], k[:, None], wide[:, None], scale=dim**-0.5)
-    return found[:, 0, :, : v.shape[2]].contiguous()
+    """The same by torch's attention, which takes values as wide as keys."""
+    wide = F.pad(v, (0, k.shape[2] - v.shape[2]))[:, None]
+    queries = q.expand(len(k), -1, -1)[:, None]
+    result = F.scaled_dot_product_attention(queries, k[:, None], wide, scale=dim**-0.5)
+    return result[:, 0, :, : v.shape[2]].contiguous()
 
 
 def merge_tile(spans: int) -> tuple[int, int]:
-    """Rows of a block of `merge_kernel`, and spans as a power of two: a thread reads 64 numbers at once."""
+    """Rows of a block of `merge_kernel`, and spans as a power of two: 64 numbers a thread."""
     wide = triton.next_power_of_2(spans)
     return max(MERGED // (wide * MERGE_CHANNELS), 1), wide
 
 
-def merge(sums: Tensor, largest: Tensor, totals: Tensor, out: Tensor) -> Tensor:
-    """What spans of keys found, sums [B, spans, N, d], largest and totals [B, spans, N], float32, as out [B, N, d], contiguous."""
-    batch, spans, queries, values = sums.shape
+def merge(accumulators: Tensor, maxima: Tensor, sums: Tensor, out: Tensor) -> Tensor:
+    """Partial results of spans of keys, accumulators [B, spans, N, d], maxima and sums [B, spans,
+    N], float32, as out [B, N, d], contiguous."""
+    batch, spans, num_queries, values = accumulators.shape
     block, wide = merge_tile(spans)
     channels = min(MERGE_CHANNELS, max(triton.next_power_of_2(values), 16))
+    grid = (triton.cdiv(num_queries, block), triton.cdiv(values, channels), batch)
     with torch.cuda.device_of(out):
-        merge_kernel[triton.cdiv(queries, block), triton.cdiv(values, channels), batch](
-            sums, largest, totals, out, queries, values, spans,
-            SPANS=wide, BLOCK=block, VALUES=channels, num_warps=4,
-        )  # fmt: skip
+        merge_kernel[grid](
+            span_accumulators=accumulators,
+            span_maxima=maxima,
+            span_sums=sums,
+            out=out,
+            num_queries=num_queries,
+            values=values,
+            spans=spans,
+            SPANS=wide,
+            BLOCK=block,
+            VALUES=channels,
+            num_warps=4,
+        )
     return out

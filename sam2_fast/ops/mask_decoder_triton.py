@@ -31,10 +31,11 @@ def triton_decoder(
     best: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `mask_decoder`, without gradients."""
-    from sam2_fast.kernels.decoder_heads import found_in_image, token_heads
+    from sam2_fast.kernels.decoder_heads import token_heads, token_to_image_output
     from sam2_fast.kernels.decoder_mlp import token_mlp
     from sam2_fast.kernels.decoder_tokens import Pending, token_step
-    from sam2_fast.kernels.mask_decoder import look, paint, take
+    from sam2_fast.kernels.mask_decoder import image_to_token_attention, token_to_image_attention
+    from sam2_fast.kernels.mask_prediction import upscale_and_predict_masks
 
     dtype = products_dtype(weights[0])
     stream = torch.float32 if torch.is_autocast_enabled(image.device.type) else image.dtype
@@ -50,19 +51,21 @@ def triton_decoder(
         for i in range(2):
             v, last = w[36 * i : 36 * i + 36], i == 1
             now = step(Pending(now.self_parts, v[7], before, *v[8:10]), to_image=v[10:13])
-            found = found_in_image(look(pixels, place, now.queries, num_heads), v[14:17], num_heads, count)
+            spans = token_to_image_attention(pixels, place, now.queries, num_heads)
+            found = token_to_image_output(spans, v[14:17], num_heads, count)
             before, parts = token_mlp(Pending(found, v[17], now.tokens, *v[18:20]), v[20:23], EPS)
             attention = {"to_image": w[72:75]} if last else {"self_attention": w[36:43]}
             now = step(Pending(parts, v[23], before, *v[24:26]), to_token=v[28:35], **attention)
             before = now.tokens
-            pixels = take(pixels, place, now.to_token, num_heads, (v[35], v[26], v[27]), EPS, stream)
+            pixels = image_to_token_attention(pixels, place, now.to_token, num_heads, (v[35], v[26], v[27]), EPS, stream)
         v = w[72:BODY]
-        found = found_in_image(look(pixels, place, now.queries, num_heads), v[4:7], num_heads, count)
+        spans = token_to_image_attention(pixels, place, now.queries, num_heads)
+        found = token_to_image_output(spans, v[4:7], num_heads, count)
         pending = Pending(found, v[7], before, *v[8:10])
         iou, hyper, tokens = token_heads(pending, present, w[BODY:], first_mask_token, iou_token, EPS, prompts.dtype)
         maps = (x.detach().contiguous() for x in (mid, high))
         which = {"iou": iou, "first_value": first_mask_token - iou_token - 1} if best else {}
-        logits = paint(pixels, image.shape[2], *maps, tuple(v[10:16]), hyper, MAP_EPS, **which)
+        logits = upscale_and_predict_masks(pixels, image.shape[2], *maps, tuple(v[10:16]), hyper, MAP_EPS, **which)
         return logits, iou, tokens
 
 
