@@ -1,7 +1,8 @@
-"""Choices between forms of the same computation: tile sizes of a kernel, or a library's product in its place.
+"""Choices between forms of the same computation: tile sizes of a kernel, or a library's product in
+its place.
 
-A form changes the speed and the rounding of a result, never what is computed. The default comes from a
-rule for the architecture; a table of forms that were measured on the device replaces it.
+A form changes the speed and the rounding of a result, never what is computed. The default comes
+from a rule for the architecture; a table of forms that were measured on the device replaces it.
 """
 
 from __future__ import annotations
@@ -33,11 +34,14 @@ _tables: dict[torch.device, Mapping[tuple[str, Key], Form]] = {}
 _load: list[Callable[[torch.device], Mapping[tuple[str, Key], Form]]] = []
 
 
-def choose(device: torch.device, point: str, key: Key, default: Form, others: Sequence[Form] = ()) -> Form:
-    """The form in which `point` is computed for `key` on `device`: the one of its table, or `default`.
+def choose(
+    device: torch.device, point: str, key: Key, default: Form, others: Sequence[Form] = ()
+) -> Form:
+    """The form in which `point` is computed for `key` on `device`: the one of its table, or
+    `default`.
 
-    others: the forms that may be taken instead of `default`. A form of the table that is not among them
-    is left out of account.
+    others: the forms that may be taken instead of `default`. A form of the table that is not among
+    them is left out of account.
     """
     forms = (default, *(form for form in others if form != default))
     trial = _trial.get()

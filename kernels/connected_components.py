@@ -1,6 +1,8 @@
-"""Union-find in Triton: every program owns a block of pixels; parents live in the labels and only ever decrease.
+"""Union-find in Triton: every program owns a block of pixels; parents are stored in the labels and
+only ever decrease.
 
-Four launches, as in csrc/cuda/connected_components.cu but without tiles: each pixel is linked straight in global memory.
+Four launches, as in csrc/cuda/connected_components.cu but without tiles: each pixel is linked
+straight in global memory.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from sam2_fast.kernels.launch import kernel
 from torch import Tensor
 
 BLOCK = 1024  # pixels of a program: 4 a thread with 8 warps
-BACKGROUND = -1
 
 
 @triton.jit
@@ -29,7 +30,8 @@ def _find_root(parent, index, active):
 
 @triton.jit
 def _unite(parent, a, b, active):
-    """Link the components of a[i] and b[i] for every active i: the larger root goes under the smaller one."""
+    """Link the components of a[i] and b[i] for every active i: the larger root goes under the
+    smaller one."""
     while tl.max(active.to(tl.int32), axis=0) > 0:
         a = _find_root(parent, a, active)
         b = _find_root(parent, b, active)
@@ -37,7 +39,7 @@ def _unite(parent, a, b, active):
         high = tl.maximum(a, b)
         low = tl.minimum(a, b)
         before = tl.atomic_min(parent + high, low, mask=active)
-        # where `high` was no root any more, what it hung under must meet `low` as well
+        # where `high` was no root any more, its former parent must be united with `low` as well
         active = active & (before != high)
         a = tl.where(active, before, a)
         b = tl.where(active, low, b)
@@ -45,7 +47,15 @@ def _unite(parent, a, b, active):
 
 @kernel
 def init_kernel(masks, labels, areas, total, pixels, BLOCK: tl.constexpr):
-    """Every foreground pixel is its own root; areas start at zero."""
+    """Every foreground pixel is its own root; areas start at zero.
+
+    Pointers, all contiguous:
+    masks: 0 for background [N, H, W] uint8.
+    labels: index of the parent within the mask, -1 for background [N, H, W] int32.
+    areas: [N, H, W] int32.
+
+    total, pixels: int, of all masks and of one. Grid: (cdiv(total, BLOCK),).
+    """
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < total
     on = tl.load(masks + i, mask=inside, other=0) != 0
@@ -55,16 +65,25 @@ def init_kernel(masks, labels, areas, total, pixels, BLOCK: tl.constexpr):
 
 @triton.jit
 def _link(parent, index, on, y, x, width, dy: tl.constexpr, dx: tl.constexpr):
-    """Unite foreground pixels with their neighbour at (dy, dx), where that is foreground of the same mask."""
-    there = on & (y + dy >= 0) & (x + dx >= 0) & (x + dx < width)
+    """Unite foreground pixels with their neighbour at (dy, dx), where that is foreground of the
+    same mask."""
+    linked = on & (y + dy >= 0) & (x + dx >= 0) & (x + dx < width)
     other = index + dy * width + dx
-    there = there & (tl.load(parent + other, mask=there, other=-1) != -1)
-    _unite(parent, index, tl.where(there, other, index), there)
+    linked = linked & (tl.load(parent + other, mask=linked, other=-1) != -1)
+    _unite(parent, index, tl.where(linked, other, index), linked)
 
 
 @kernel(do_not_specialize=["height"])
 def merge_kernel(labels, total, height, width, BLOCK: tl.constexpr):
-    """Link each pixel with its left, upper left, upper and upper right neighbour. A program stays within one mask."""
+    """Link each pixel with its left, upper left, upper and upper right neighbour. A program stays
+    within one mask.
+
+    Pointers, all contiguous:
+    labels: parents [N, height, width] int32.
+
+    total: int, pixels of all masks; not read. height, width: int.
+    Grid: (N * cdiv(height * width, BLOCK),).
+    """
     pixels = height.to(tl.int64) * width
     blocks = tl.cdiv(pixels, BLOCK)
     mask_index = tl.program_id(0).to(tl.int64) // blocks
@@ -82,7 +101,14 @@ def merge_kernel(labels, total, height, width, BLOCK: tl.constexpr):
 
 @kernel(do_not_specialize=["height"])
 def count_kernel(labels, areas, height, width, BLOCK: tl.constexpr):
-    """Replace the parent by the root and add one to the root's area."""
+    """Replace the parent by the root and add one to the root's area.
+
+    Pointers, all contiguous:
+    labels: parents, then roots [N, height, width] int32.
+    areas: [N, height, width] int32.
+
+    height, width: int. Grid: (N * cdiv(height * width, BLOCK),).
+    """
     pixels = height.to(tl.int64) * width
     blocks = tl.cdiv(pixels, BLOCK)
     base = tl.program_id(0).to(tl.int64) // blocks * pixels
@@ -96,7 +122,14 @@ def count_kernel(labels, areas, height, width, BLOCK: tl.constexpr):
 
 @kernel
 def spread_kernel(labels, areas, total, pixels, BLOCK: tl.constexpr):
-    """Take the area from the root and turn the root's index into a label."""
+    """Take the area from the root and turn the root's index into a label.
+
+    Pointers, all contiguous:
+    labels: roots, then labels from 1 on, 0 for background [N, H, W] int32.
+    areas: of roots, then of all pixels [N, H, W] int32.
+
+    total, pixels: int, of all masks and of one. Grid: (cdiv(total, BLOCK),).
+    """
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < total
     root = tl.load(labels + i, mask=inside, other=-1)
@@ -107,17 +140,27 @@ def spread_kernel(labels, areas, total, pixels, BLOCK: tl.constexpr):
 
 
 def connected_components(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """masks: [N, H, W] bool or uint8, contiguous -> labels and areas, int32 [N, H, W]. Launched on the current stream."""
+    """masks: [N, H, W] bool or uint8, contiguous -> labels and areas, int32 [N, H, W]. Launched on
+    the current stream."""
     count, height, width = masks.shape
-    labels, areas = (torch.empty(masks.shape, dtype=torch.int32, device=masks.device) for _ in range(2))
-    total, pixels = masks.numel(), height * width
+    labels = torch.empty(masks.shape, dtype=torch.int32, device=masks.device)
+    areas = torch.empty_like(labels)
+    total = masks.numel()
+    pixels = height * width
     if total == 0:
         return labels, areas
     flat = masks.view(torch.uint8)
-    over_all, over_masks = (triton.cdiv(total, BLOCK),), (count * triton.cdiv(pixels, BLOCK),)
+    over_all = (triton.cdiv(total, BLOCK),)
+    over_masks = (count * triton.cdiv(pixels, BLOCK),)
     with torch.cuda.device_of(masks):
-        init_kernel[over_all](flat, labels, areas, total, pixels, BLOCK)
-        merge_kernel[over_masks](labels, total, height, width, BLOCK)
-        count_kernel[over_masks](labels, areas, height, width, BLOCK)
-        spread_kernel[over_all](labels, areas, total, pixels, BLOCK)
+        init_kernel[over_all](
+            masks=flat, labels=labels, areas=areas, total=total, pixels=pixels, BLOCK=BLOCK
+        )
+        merge_kernel[over_masks](
+            labels=labels, total=total, height=height, width=width, BLOCK=BLOCK
+        )
+        count_kernel[over_masks](
+            labels=labels, areas=areas, height=height, width=width, BLOCK=BLOCK
+        )
+        spread_kernel[over_all](labels=labels, areas=areas, total=total, pixels=pixels, BLOCK=BLOCK)
     return labels, areas

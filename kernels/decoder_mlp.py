@@ -1,4 +1,5 @@
-"""The MLP of the mask decoder's prompt tokens in Triton: a program takes a part of the hidden units."""
+"""The MLP of the mask decoder's prompt tokens in Triton: a program takes a part of the hidden
+units."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
-from sam2_fast.kernels.decoder_tokens import STAGES, WARPS, Pending, tile_rows, tokens_of
+from sam2_fast.kernels.decoder_layers import sum_and_normalize
+from sam2_fast.kernels.decoder_tokens import STAGES, WARPS, Pending, tile_rows
 from sam2_fast.kernels.launch import kernel, multiprocessors_of
 from torch import Tensor
 
@@ -17,57 +19,126 @@ SLICES = 16  # programs that share an object's hidden units, at most
 
 @kernel
 def token_mlp_kernel(
-    parts, bias, residual, norm_weight, norm_bias, tokens, weight1, bias1, weight2, mlp_parts,
-    count, hidden, span, eps,
-    PARTS: tl.constexpr, TOKENS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr,
-):  # fmt: skip
-    """The tokens as `decoder_tokens.tokens_of` has them, then the share of `span` of the MLP's hidden units in its result.
+    parts,
+    bias,
+    residual,
+    norm_weight,
+    norm_bias,
+    tokens,
+    weight1,
+    bias1,
+    weight2,
+    mlp_parts,
+    count,
+    hidden,
+    span,
+    eps,
+    PARTS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """The tokens, norm(sum of parts + bias + residual), then the share of `span` of the MLP's
+    hidden units in its result, before the second bias; ReLU between.
 
-    weight1: [hidden, DIM]; weight2: [DIM, hidden]; mlp_parts: [B, programs, count, DIM] float32, before
-    the second bias. ReLU between.
+    Pointers, all contiguous:
+    parts: partial sums [B, PARTS, count, DIM] float32.
+    bias: of the sum [DIM], any float dtype.
+    residual: [B, count, DIM] float32.
+    norm_weight, norm_bias: of the layer norm [DIM], any float dtype.
+    tokens: the tokens that are made [B, count, DIM] float32.
+    weight1: [hidden, DIM], dtype of products.
+    bias1: [hidden], any float dtype.
+    weight2: [DIM, hidden], dtype of products.
+    mlp_parts: shares of the result [B, programs, count, DIM] float32.
+
+    count, hidden: int. span: int, hidden units of a program. eps: float, of the layer norm.
+    Grid: (programs, B).
     """
     precision: tl.constexpr = "ieee" if EXACT else "tf32"
-    batch, row, channel = tl.program_id(1).to(tl.int64), tl.arange(0, TOKENS), tl.arange(0, DIM)
-    x = tokens_of(
-        parts, bias, residual, norm_weight, norm_bias, tokens, batch, 0, count, eps, tl.program_id(0),
-        True, PARTS, TOKENS, DIM,
-    ).to(weight1.dtype.element_ty)  # fmt: skip
+    batch = tl.program_id(1).to(tl.int64)
+    row = tl.arange(0, TOKENS)
+    channel = tl.arange(0, DIM)
+    x = sum_and_normalize(
+        parts,
+        bias,
+        residual,
+        norm_weight,
+        norm_bias,
+        tokens,
+        batch,
+        0,
+        count,
+        eps,
+        tl.program_id(0),
+        True,
+        PARTS,
+        TOKENS,
+        DIM,
+    ).to(weight1.dtype.element_ty)
     start = tl.program_id(0) * span
     end = tl.minimum(start + span, hidden)
     accumulator = tl.zeros([TOKENS, DIM], tl.float32)
     for first in range(start, end, BLOCK):
         unit = first + tl.arange(0, BLOCK)
-        real = unit < end
-        rows = tl.load(weight1 + unit[None, :] * DIM + channel[:, None], mask=real[None, :], other=0.0)
+        in_hidden = unit < end
+        rows_at = weight1 + unit[None, :] * DIM + channel[:, None]
+        rows = tl.load(rows_at, mask=in_hidden[None, :], other=0.0)
         inner = tl.dot(x, rows, input_precision=precision)
-        inner += tl.load(bias1 + unit, mask=real, other=0.0).to(tl.float32)[None, :]
+        inner += tl.load(bias1 + unit, mask=in_hidden, other=0.0).to(tl.float32)[None, :]
         inner = tl.maximum(inner, 0.0).to(weight2.dtype.element_ty)
-        columns = tl.load(weight2 + channel[None, :] * hidden + unit[:, None], mask=real[:, None], other=0.0)
+        columns_at = weight2 + channel[None, :] * hidden + unit[:, None]
+        columns = tl.load(columns_at, mask=in_hidden[:, None], other=0.0)
         accumulator = tl.dot(inner, columns, accumulator, input_precision=precision)
     part = batch * tl.num_programs(0) + tl.program_id(0)
-    place = mlp_parts + (part * count + row)[:, None] * DIM + channel[None, :]
-    tl.store(place, accumulator, mask=(row < count)[:, None])
+    part_at = mlp_parts + (part * count + row)[:, None] * DIM + channel[None, :]
+    tl.store(part_at, accumulator, mask=(row < count)[:, None])
 
 
 def slices(objects: int, hidden: int, processors: int) -> int:
-    """In how many parts the MLP's hidden units are taken: powers of two, so that few kernels are compiled."""
+    """In how many parts the MLP's hidden units are taken: powers of two, so that few kernels are
+    compiled."""
     most = max(min(2 * processors // objects, SLICES, triton.cdiv(hidden, HIDDEN)), 1)
     return 1 << (most.bit_length() - 1)
 
 
 def token_mlp(pending: Pending, weights: Sequence[Tensor], eps: float) -> tuple[Tensor, Tensor]:
-    """Tokens that are pending [B, T, C] float32, and what the parts of an MLP's hidden units add to them
-    [B, P, T, C] float32. weights: first matrix and bias, second matrix. On the current stream."""
-    (batch, _, count, dim), hidden, like = pending.parts.shape, weights[0].shape[0], weights[0]
-    programs = slices(batch, hidden, multiprocessors_of(like))
+    """Tokens that are pending [B, T, C] float32, and what the parts of an MLP's hidden units add to
+    them [B, P, T, C] float32.
+
+    weights: first matrix and bias, second matrix. On the current stream.
+    """
+    weight1, bias1, weight2 = weights
+    batch, _, count, dim = pending.parts.shape
+    hidden = weight1.shape[0]
+    programs = slices(batch, hidden, multiprocessors_of(weight1))
     span = triton.cdiv(triton.cdiv(hidden, programs), HIDDEN) * HIDDEN
     programs = triton.cdiv(hidden, span)
-    tokens = like.new_empty(batch, count, dim, dtype=torch.float32)
-    parts = like.new_empty(batch, programs, count, dim, dtype=torch.float32)
-    with torch.cuda.device_of(like):
+    tokens = weight1.new_empty(batch, count, dim, dtype=torch.float32)
+    mlp_parts = weight1.new_empty(batch, programs, count, dim, dtype=torch.float32)
+    with torch.cuda.device_of(weight1):
         token_mlp_kernel[programs, batch](
-            *pending, tokens, *weights, parts, count, hidden, span, eps,
-            PARTS=pending.parts.shape[1], TOKENS=tile_rows(count, 1), DIM=dim, BLOCK=HIDDEN, EXACT=like.dtype == torch.float32,
-            num_warps=WARPS, num_stages=STAGES,
-        )  # fmt: skip
-    return tokens, parts
+            parts=pending.parts,
+            bias=pending.bias,
+            residual=pending.residual,
+            norm_weight=pending.norm_weight,
+            norm_bias=pending.norm_bias,
+            tokens=tokens,
+            weight1=weight1,
+            bias1=bias1,
+            weight2=weight2,
+            mlp_parts=mlp_parts,
+            count=count,
+            hidden=hidden,
+            span=span,
+            eps=eps,
+            PARTS=pending.parts.shape[1],
+            TOKENS=tile_rows(count, 1),
+            DIM=dim,
+            BLOCK=HIDDEN,
+            EXACT=weight1.dtype == torch.float32,
+            num_warps=WARPS,
+            num_stages=STAGES,
+        )
+    return tokens, mlp_parts

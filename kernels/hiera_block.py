@@ -1,4 +1,5 @@
-"""The MLP of a Hiera block with few channels as one Triton kernel; the block's other products are `linear`."""
+"""The MLP of a Hiera block with few channels as one Triton kernel; the block's other products are
+`linear`."""
 
 from __future__ import annotations
 
@@ -12,81 +13,130 @@ MLP_CHANNELS = 160  # up to which the MLP is one launch (docs/kernels/hiera_bloc
 
 
 @triton.jit
-def _part(x, norm_weight, norm_bias, row, there, channel, channels, mean, shrink, kind: tl.constexpr):
-    """Some channels of a row after the norm, rounded to `kind`."""
-    real = channel < channels
-    tile = tl.load(x + row[:, None] * channels + channel[None, :], mask=there[:, None] & real[None, :], other=0.0).to(tl.float32)
-    gain, offset = tl.load(norm_weight + channel, mask=real, other=0.0), tl.load(norm_bias + channel, mask=real, other=0.0)
-    return ((tile - mean[:, None]) * shrink[:, None] * gain.to(tl.float32)[None, :] + offset.to(tl.float32)[None, :]).to(kind)
+def _normalized(
+    x, norm_weight, norm_bias, row, in_rows, channel, channels, mean, rstd, dtype: tl.constexpr
+):
+    """Some channels of rows after the layer norm, rounded to `dtype`."""
+    in_channels = channel < channels
+    x_at = x + row[:, None] * channels + channel[None, :]
+    inside = in_rows[:, None] & in_channels[None, :]
+    tile = tl.load(x_at, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.load(norm_weight + channel, mask=in_channels, other=0.0)
+    shift = tl.load(norm_bias + channel, mask=in_channels, other=0.0)
+    normed = (tile - mean[:, None]) * rstd[:, None] * scale.to(tl.float32)[None, :]
+    return (normed + shift.to(tl.float32)[None, :]).to(dtype)
 
 
 @triton.jit
-def _written(out, x, bias, sum_, row, there, channel, channels):
-    """Some channels of the result: sums, bias and residual."""
-    real = channel < channels
-    at, here = row[:, None] * channels + channel[None, :], there[:, None] & real[None, :]
-    value = (
-        sum_ + tl.load(bias + channel, mask=real, other=0.0).to(tl.float32)[None, :] + tl.load(x + at, mask=here, other=0.0).to(tl.float32)
-    )
-    tl.store(out + at, value.to(out.dtype.element_ty), mask=here)
+def _store(out, x, bias, accumulator, row, in_rows, channel, channels):
+    """Store some channels of the result: accumulator, bias and residual."""
+    in_channels = channel < channels
+    offsets = row[:, None] * channels + channel[None, :]
+    inside = in_rows[:, None] & in_channels[None, :]
+    shift = tl.load(bias + channel, mask=in_channels, other=0.0).to(tl.float32)
+    result = accumulator + shift[None, :]
+    result = result + tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + offsets, result.to(out.dtype.element_ty), mask=inside)
 
 
 @kernel
 def mlp_kernel(
-    x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, out, rows, channels, hidden, eps,
-    LOW: tl.constexpr, REST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, EXACT: tl.constexpr,
-):  # fmt: skip
-    """x + MLP(norm(x)) of BLOCK_M rows with GELU, BLOCK_H hidden channels at a time: the hidden layer is never written.
+    x,
+    norm_weight,
+    norm_bias,
+    weight1,
+    bias1,
+    weight2,
+    bias2,
+    out,
+    rows,
+    channels,
+    hidden,
+    eps,
+    LOW: tl.constexpr,
+    REST: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """x + MLP(norm(x)) of BLOCK_M rows with GELU, BLOCK_H hidden channels at a time: the hidden
+    layer is never written.
 
-    x, out: [rows, channels]; weight1: [hidden, channels], weight2: [channels, hidden]. Channels are taken as LOW + REST powers of two
-    (REST 0: LOW alone), of which the last may not exist.
+    Pointers, all contiguous:
+    x: [rows, channels], any float dtype.
+    norm_weight, norm_bias: of the layer norm [channels], any float dtype.
+    weight1: [hidden, channels], dtype of products.
+    bias1: [hidden], any float dtype.
+    weight2: [channels, hidden], dtype of products.
+    bias2: [channels], any float dtype.
+    out: [rows, channels], dtype of x.
+
+    rows, channels, hidden: int. eps: float, of the layer norm. Channels are taken as LOW + REST
+    powers of two (REST 0: LOW alone), of which the last may not exist.
+    Grid: (cdiv(rows, BLOCK_M),).
     """
     precision: tl.constexpr = "ieee" if EXACT else "tf32"
-    kind: tl.constexpr = weight1.dtype.element_ty
+    dtype: tl.constexpr = weight1.dtype.element_ty
     row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    there, low = row < rows, tl.arange(0, LOW)
-    here = there[:, None] & (low < channels)[None, :]
-    tile = tl.load(x + row[:, None] * channels + low[None, :], mask=here, other=0.0).to(tl.float32)
-    mean = tl.sum(tile, 1)
+    in_rows = row < rows
+    low = tl.arange(0, LOW)
+    low_inside = in_rows[:, None] & (low < channels)[None, :]
+    low_at = x + row[:, None] * channels + low[None, :]
+    low_tile = tl.load(low_at, mask=low_inside, other=0.0).to(tl.float32)
+    mean = tl.sum(low_tile, 1)
     if REST > 0:
         rest = LOW + tl.arange(0, REST)
-        there_too = there[:, None] & (rest < channels)[None, :]
-        more = tl.load(x + row[:, None] * channels + rest[None, :], mask=there_too, other=0.0).to(tl.float32)
-        mean += tl.sum(more, 1)
+        rest_inside = in_rows[:, None] & (rest < channels)[None, :]
+        rest_at = x + row[:, None] * channels + rest[None, :]
+        rest_tile = tl.load(rest_at, mask=rest_inside, other=0.0).to(tl.float32)
+        mean += tl.sum(rest_tile, 1)
     mean = mean / channels
-    centred = tl.where(here, tile - mean[:, None], 0.0)
-    variance = tl.sum(centred * centred, 1)
+    low_centered = tl.where(low_inside, low_tile - mean[:, None], 0.0)
+    variance = tl.sum(low_centered * low_centered, 1)
     if REST > 0:
-        centred_too = tl.where(there_too, more - mean[:, None], 0.0)
-        variance += tl.sum(centred_too * centred_too, 1)
-        sum_rest = tl.zeros([BLOCK_M, REST], tl.float32)
-    shrink = tl.rsqrt(variance / channels + eps)
-    normed = _part(x, norm_weight, norm_bias, row, there, low, channels, mean, shrink, kind)
+        rest_centered = tl.where(rest_inside, rest_tile - mean[:, None], 0.0)
+        variance += tl.sum(rest_centered * rest_centered, 1)
+        rest_accumulator = tl.zeros([BLOCK_M, REST], tl.float32)
+    rstd = tl.rsqrt(variance / channels + eps)
+    low_normed = _normalized(
+        x, norm_weight, norm_bias, row, in_rows, low, channels, mean, rstd, dtype
+    )
     if REST > 0:
-        normed_rest = _part(x, norm_weight, norm_bias, row, there, rest, channels, mean, shrink, kind)
-    sum_low = tl.zeros([BLOCK_M, LOW], tl.float32)
+        rest_normed = _normalized(
+            x, norm_weight, norm_bias, row, in_rows, rest, channels, mean, rstd, dtype
+        )
+    low_accumulator = tl.zeros([BLOCK_M, LOW], tl.float32)
     for first in range(0, hidden, BLOCK_H):
         unit = first + tl.arange(0, BLOCK_H)
-        real = unit < hidden
-        matrix = tl.load(weight1 + unit[None, :] * channels + low[:, None], mask=real[None, :] & (low < channels)[:, None], other=0.0)
-        value = tl.dot(normed, matrix, input_precision=precision)
+        in_hidden = unit < hidden
+        weight_at = weight1 + unit[None, :] * channels + low[:, None]
+        inside = in_hidden[None, :] & (low < channels)[:, None]
+        matrix = tl.load(weight_at, mask=inside, other=0.0)
+        value = tl.dot(low_normed, matrix, input_precision=precision)
         if REST > 0:
-            matrix = tl.load(weight1 + unit[None, :] * channels + rest[:, None], mask=real[None, :] & (rest < channels)[:, None], other=0.0)
-            value = tl.dot(normed_rest, matrix, value, input_precision=precision)
-        value += tl.load(bias1 + unit, mask=real, other=0.0).to(tl.float32)[None, :]
-        value = (0.5 * value * (1.0 + tl.erf(value * 0.7071067811865476))).to(kind)
-        matrix = tl.load(weight2 + low[None, :] * hidden + unit[:, None], mask=(low < channels)[None, :] & real[:, None], other=0.0)
-        sum_low = tl.dot(value, matrix, sum_low, input_precision=precision)
+            weight_at = weight1 + unit[None, :] * channels + rest[:, None]
+            inside = in_hidden[None, :] & (rest < channels)[:, None]
+            matrix = tl.load(weight_at, mask=inside, other=0.0)
+            value = tl.dot(rest_normed, matrix, value, input_precision=precision)
+        value += tl.load(bias1 + unit, mask=in_hidden, other=0.0).to(tl.float32)[None, :]
+        value = (0.5 * value * (1.0 + tl.erf(value * 0.7071067811865476))).to(dtype)
+        weight_at = weight2 + low[None, :] * hidden + unit[:, None]
+        inside = (low < channels)[None, :] & in_hidden[:, None]
+        matrix = tl.load(weight_at, mask=inside, other=0.0)
+        low_accumulator = tl.dot(value, matrix, low_accumulator, input_precision=precision)
         if REST > 0:
-            matrix = tl.load(weight2 + rest[None, :] * hidden + unit[:, None], mask=(rest < channels)[None, :] & real[:, None], other=0.0)
-            sum_rest = tl.dot(value, matrix, sum_rest, input_precision=precision)
-    _written(out, x, bias2, sum_low, row, there, low, channels)
+            weight_at = weight2 + rest[None, :] * hidden + unit[:, None]
+            inside = (rest < channels)[None, :] & in_hidden[:, None]
+            matrix = tl.load(weight_at, mask=inside, other=0.0)
+            rest_accumulator = tl.dot(value, matrix, rest_accumulator, input_precision=precision)
+    _store(out, x, bias2, low_accumulator, row, in_rows, low, channels)
     if REST > 0:
-        _written(out, x, bias2, sum_rest, row, there, rest, channels)
+        _store(out, x, bias2, rest_accumulator, row, in_rows, rest, channels)
 
 
 def parts(channels: int) -> tuple[int, int]:
-    """Channels as one power of two, or two where that leaves fewer that do not exist: 96 = 64 + 32, 112 in 128, 144 = 128 + 16."""
+    """Channels as one power of two, or two where that leaves fewer that do not exist: 96 = 64 + 32,
+    112 in 128, 144 = 128 + 16."""
     whole = max(triton.next_power_of_2(channels), 16)
     low = whole // 2
     rest = max(triton.next_power_of_2(channels - low), 16)
@@ -94,24 +144,57 @@ def parts(channels: int) -> tuple[int, int]:
 
 
 def mlp_tile(size: int, stream: int, capability: int) -> tuple[int, int, int]:
-    """Rows, hidden channels and stages of `mlp_kernel`, eight warps. size, stream: bytes of a matrix's element and of a token's."""
+    """Rows, hidden channels and stages of `mlp_kernel`, eight warps.
+
+    size, stream: bytes of a matrix's element and of a token's.
+    """
     if size == 4:
         return 32, 32, 1
     return (128, 32, 2) if stream == 2 or capability in HOPPER else (64, 32, 1)
 
 
-def mlp(x: Tensor, norm: tuple[Tensor, Tensor], weights: tuple[Tensor, Tensor, Tensor, Tensor], eps: float) -> Tensor:
-    """x: [rows, C] -> x + MLP(norm(x)), [rows, C] in the dtype of x, in one launch on the current stream.
+def mlp(
+    x: Tensor,
+    norm: tuple[Tensor, Tensor],
+    weights: tuple[Tensor, Tensor, Tensor, Tensor],
+    eps: float,
+) -> Tensor:
+    """x: [rows, C] -> x + MLP(norm(x)), [rows, C] in the dtype of x, in one launch on the current
+    stream.
 
-    norm: weight and bias; weights: [H, C], [H], [C, H], [C], all contiguous; C up to `MLP_CHANNELS`.
+    norm: weight and bias; weights: [H, C], [H], [C, H], [C], all contiguous; C up to
+    `MLP_CHANNELS`.
     """
     out = torch.empty_like(x)
-    if not len(x):
+    rows, channels = x.shape
+    if not rows:
         return out
-    block, deep, stages = mlp_tile(weights[0].element_size(), x.element_size(), capability_of(x))
+    norm_weight, norm_bias = norm
+    weight1, bias1, weight2, bias2 = weights
+    low, rest = parts(channels)
+    block, hidden_block, stages = mlp_tile(
+        weight1.element_size(), x.element_size(), capability_of(x)
+    )
     with torch.cuda.device_of(x):
-        mlp_kernel[(triton.cdiv(len(x), block),)](
-            x, *norm, *weights, out, *x.shape, len(weights[0]), eps, *parts(x.shape[1]), block, deep,
-            weights[0].dtype == torch.float32, num_warps=8, num_stages=stages,
-        )  # fmt: skip
+        mlp_kernel[(triton.cdiv(rows, block),)](
+            x=x,
+            norm_weight=norm_weight,
+            norm_bias=norm_bias,
+            weight1=weight1,
+            bias1=bias1,
+            weight2=weight2,
+            bias2=bias2,
+            out=out,
+            rows=rows,
+            channels=channels,
+            hidden=len(weight1),
+            eps=eps,
+            LOW=low,
+            REST=rest,
+            BLOCK_M=block,
+            BLOCK_H=hidden_block,
+            EXACT=weight1.dtype == torch.float32,
+            num_warps=8,
+            num_stages=stages,
+        )
     return out

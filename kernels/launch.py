@@ -1,4 +1,5 @@
-"""How kernels are launched: one decorator for all of them, so that launches can be compiled without being run."""
+"""How kernels are launched: one decorator for all of them, so that launches can be compiled without
+being run."""
 
 from __future__ import annotations
 
@@ -35,15 +36,17 @@ class Kernel(JITFunction):  # type: ignore[misc, type-arg]
         return super().run(*args, grid=grid, warmup=only, **options)
 
     def create_binder(self) -> Any:
-        """What Triton keeps for a device; its compiler also makes the launcher of a kernel that is not run at once."""
+        """What Triton keeps for a device; its compiler also makes the launcher of a kernel that is
+        not run at once."""
         binder = super().create_binder()
         compile_kernel = self.compile
 
         def compile_with_launcher(source: Any, **options: Any) -> Any:
             compiled = compile_kernel(source, **options)
-            make_launcher = getattr(driver.active, "launcher_cls", None) if _only_compile.get() else None
-            if make_launcher is not None:
-                make_launcher(compiled.src, compiled.metadata)  # Triton 3.6 compiles C for it, and caches the result
+            make_launcher = getattr(driver.active, "launcher_cls", None)
+            if _only_compile.get() and make_launcher is not None:
+                # Triton 3.6 compiles C for it, and caches the result
+                make_launcher(compiled.src, compiled.metadata)
             return compiled
 
         self.compile = compile_with_launcher
@@ -54,15 +57,20 @@ def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """`triton.jit` for what is launched from Python; functions that kernels call keep `triton.jit`.
 
     options: those of `triton.jit`. Where Triton interprets (TRITON_INTERPRET), it is `triton.jit`.
+    Arguments are passed by keyword, so that their order cannot be mixed up.
     """
     if function is None:
         return lambda decorated: kernel(decorated, **options)
-    return triton.jit(function, **options) if triton.knobs.runtime.interpret else Kernel(function, **options)
+    return (
+        triton.jit(function, **options)
+        if triton.knobs.runtime.interpret
+        else Kernel(function, **options)
+    )
 
 
 @contextmanager
 def only_compile() -> Iterator[None]:
-    """Launches of this thread inside are compiled, not run: what they would write stays as it is."""
+    """Launches of this thread inside are compiled, not run: results keep their contents."""
     token = _only_compile.set(True)
     try:
         yield
@@ -71,7 +79,7 @@ def only_compile() -> Iterator[None]:
 
 
 def is_only_compiling() -> bool:
-    """Whether this thread is inside `only_compile`: results of kernels are not what they would be."""
+    """Whether this thread is inside `only_compile`: kernels do not write their results."""
     return _only_compile.get()
 
 
@@ -85,10 +93,10 @@ class _Workers(ThreadPoolExecutor):
 def compile_ahead(run: Callable[[], object], workers: int | None = None) -> None:
     """Compile what `run` would launch, several kernels at once, and launch nothing.
 
-    `run` is called once; operations of torch in it are executed, so that what kernels would have written
-    is read as it happens to be. workers: threads; None: one for each processor, up to 16. Triton releases
-    Python's lock in its passes, in LLVM and in ptxas. A kernel that does not compile is left to its launch,
-    which says why.
+    `run` is called once; operations of torch in it are executed, so that what kernels would have
+    written is read as it happens to be. workers: threads; None: one for each processor, up to 16.
+    Triton releases Python's lock in its passes, in LLVM and in ptxas. A kernel that does not
+    compile is left to its launch, which says why.
     """
     if triton.knobs.runtime.interpret:
         return
@@ -98,7 +106,8 @@ def compile_ahead(run: Callable[[], object], workers: int | None = None) -> None
 
 
 def capability_of(tensor: Tensor) -> int:
-    """Compute capability of the device of `tensor`: 80, 89, 90...; 90 for a CPU, where Triton interprets."""
+    """Compute capability of the device of `tensor`: 80, 89, 90...; 90 for a CPU, where Triton
+    interprets."""
     if not tensor.is_cuda:
         return 90
     major, minor = torch.cuda.get_device_capability(tensor.device)

@@ -22,11 +22,13 @@ STRANGERS = ("model", "memory", "io")
 MAX_LINES = 350
 MAX_TEST_LINES = 400
 MEDIAN_LINES = 140
-DECODER = {"decoder_tokens", "decoder_mlp", "decoder_heads", "object_heads"}
+DECODER = {"decoder_tokens", "decoder_layers", "decoder_step", "decoder_mlp", "decoder_heads", "mask_prediction", "object_heads"}
 """Further Triton modules of the stem `mask_decoder`, which is too large for one file."""
-INFRASTRUCTURE = {
-    "module", "tensor", "device_guard", "device", "tile", "dispatch", "simd", "fingerprint", "launch", "choices", "linear", *DECODER,
-}  # fmt: skip
+SHARED = {"launch", "choices", "activations", "attention", "convolution", "layer_norm", "linear"}
+"""Triton modules that several stems use."""
+PARTS = {"attention_forms", "mask_bits", "memory_slots", "window_forms"}
+"""Triton modules that are parts of one other."""
+INFRASTRUCTURE = {"module", "tensor", "device_guard", "device", "tile", "dispatch", "simd", "fingerprint", *SHARED, *PARTS, *DECODER}
 """Native files and Triton modules that are no stem."""
 
 
@@ -129,3 +131,15 @@ def test_what_a_library_never_does(path: Path) -> None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             for target in targets:
                 assert not ast.unparse(target).startswith("torch.backends."), f"{where}: a global setting is the caller's choice"
+
+
+@pytest.mark.parametrize("path", TRITON, ids=lambda p: p.stem)
+def test_kernels_are_launched_by_keyword_and_say_what_they_take(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript) and ast.unparse(node.func.value).endswith("_kernel"):
+            assert not node.args, f"{path}:{node.lineno}: pass arguments to a kernel by keyword"
+        if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
+            said = ast.get_docstring(node) or ""
+            runtime = [a.arg for a in node.args.args if a.annotation is None]
+            unsaid = [name for name in runtime if not re.search(rf"\b{name}\b", said)]
+            assert not unsaid, f"{path}:{node.lineno}: the docstring says nothing of {unsaid}"

@@ -24,7 +24,15 @@ KERNELS = {
     "connected_components": ("init", "merge", "count", "spread"),
     "small_components": ("init", "merge", "count", "spread"),
     "hiera_block": ("moments", "linear", "window"),
-    "mask_decoder": ("token_step", "look", "found", "token_mlp", "take", "token_heads", "paint"),
+    "mask_decoder": (
+        "token_step",
+        "token_to_image_attention",
+        "token_to_image_output",
+        "token_mlp",
+        "image_to_token_attention",
+        "token_heads",
+        "upscale_and_predict_masks",
+    ),
     "mask_postprocess": ("bits", "count", "write"),
     "memory_attention": ("moments", "queries", "keys", "attend", "merge", "linear"),
     "memory_encoder": ("first", "down", "depthwise", "linear"),
@@ -33,7 +41,7 @@ KERNELS = {
     "preprocess_frame": ("resample",),
     "preprocess_images": ("resample",),
     "resize_bicubic": ("resample",),
-    "rope_attention": ("turn", "attend", "merge"),
+    "rope_attention": ("rotate", "attend", "merge"),
     "window_attention": ("window",),
 }
 """The Triton kernels that an op launches."""

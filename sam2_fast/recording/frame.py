@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from sam2_fast.kernels.memory_slots import SLOT_FIELDS
 from sam2_fast.model import Sam2
 from sam2_fast.ops.core.autocast import compute_dtype
 from sam2_fast.ops.core.transfer import refill
 from sam2_fast.ops.memory_attention.gather_rows import gather_refusal
-from sam2_fast.ops.memory_attention.table import SLOT, MemoryTable, Room, table_rows
+from sam2_fast.ops.memory_attention.table import MemoryTable, Room, table_rows
 from sam2_fast.recording.cuda_graph import CaptureError, Recorder, captured
 from sam2_fast.types import Features, NoPoints, Remembered, Tracked
 
@@ -47,10 +48,10 @@ class FrameGraph:
         self._pointers = torch.zeros(places, config.hidden_dim, dtype=self._dtype, device=device)
         self._positions = torch.zeros(places * room.parts, config.memory_dim, dtype=self._dtype, device=device)
         self._like = torch.empty(1, dtype=loose, device=device)  # says the type of what addresses point to
-        sizes = (SLOT * room.slots, room.objects + 1, places, places)
+        sizes = (SLOT_FIELDS * room.slots, room.objects + 1, places, places)
         self._numbers = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
         slots, firsts, self._addresses, self._places = self._numbers.split(sizes)
-        self._table = MemoryTable(slots.view(-1, SLOT), firsts, room.tokens, room.longest, room.objects * room.longest)
+        self._table = MemoryTable(slots.view(-1, SLOT_FIELDS), firsts, room.tokens, room.longest, room.objects * room.longest)
         self._by_age: dict[int, Tensor] = {}  # number of a block of ages -> positions [AGES, 256], as tokens of a pointer lie
         self._replay: Callable[[], Tracked] | None = None
 

@@ -79,16 +79,17 @@ def test_a_kernel_that_does_not_compile_is_left_to_its_launch(compiled: list[str
         return plain(source, **options)
 
     monkeypatch.setattr(triton.compiler, "compile", fails)
-    from sam2_fast.kernels import linear as module
+    from sam2_fast.kernels.layer_norm import moments_kernel
+    from sam2_fast.kernels.linear import linear_kernel
 
-    for kernel in (module.linear_kernel, module.moments_kernel):
+    for kernel in (linear_kernel, moments_kernel):
         kernel.device_caches.clear()
     run = work(80)
     launch.compile_ahead(run, workers=2)
     assert compiled == ["moments_kernel"]
     with pytest.raises(RuntimeError, match="no such instruction"):
         run()
-    for kernel in (module.linear_kernel, module.moments_kernel):
+    for kernel in (linear_kernel, moments_kernel):
         kernel.device_caches.clear()
 
 

@@ -118,7 +118,7 @@ def test_compiles_without_spills_and_fits(capability: int, shared: int, layer: d
 @pytest.mark.parametrize("capability", [80, 90, 120])
 def test_moments_compile_without_spills(capability: int, channels: int) -> None:
     pytest.importorskip("triton")
-    from sam2_fast.kernels import linear as kernels
+    from sam2_fast.kernels import layer_norm as kernels
 
     block, wide = kernels._rows_at_once(channels)
     kinds = {"x": "*bf16", "moments": "*fp32", "weight": "*bf16", "bias": "*bf16", "out": "*bf16", "eps": "fp32"}

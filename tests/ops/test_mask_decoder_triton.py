@@ -96,41 +96,45 @@ def test_errs_at_most_twice_as_much_as_torch_in_the_interpreter(part: int) -> No
 @pytest.mark.proves("compiled", "mask_decoder:triton")
 @pytest.mark.parametrize("rows", [32, 64])
 @pytest.mark.parametrize(("capability", "shared"), [(80, 163), (90, 227), (120, 99)])
-def test_looking_compiles_without_spills_and_fits(capability: int, shared: int, rows: int) -> None:
+def test_token_to_image_attention_compiles_without_spills_and_fits(capability: int, shared: int, rows: int) -> None:
     pytest.importorskip("triton")
     from sam2_fast.kernels import mask_decoder as kernels
 
-    kinds = dict.fromkeys(("pixels", "place", "queries"), "*bf16") | dict.fromkeys(("sums", "largest", "totals"), "*fp32")
+    kinds = dict.fromkeys(("image", "position", "queries"), "*bf16")
+    kinds |= dict.fromkeys(("span_accumulators", "span_maxima", "span_sums"), "*fp32")
     kinds |= {"count": "i32", "rows": "i32", "shared": "i32", "scale": "fp32"}
-    constants = {"ROWS": rows, "DIM": 256, "BLOCK": kernels.seen_at_once(2, capability), "EXACT": False}
-    found = resources(kernels.look_kernel, kinds, constants, capability, kernels.WARPS, 1, ("count", "rows"))
+    constants = {"ROWS": rows, "DIM": 256, "BLOCK": kernels.image_tokens_at_once(2, capability), "EXACT": False}
+    kernel = kernels.token_to_image_attention_kernel
+    found = resources(kernel, kinds, constants, capability, kernels.WARPS, 1, ("count", "rows"))
     assert found[1] == 0 and found[2] <= shared * 1024, found
 
 
 @pytest.mark.parametrize("stream", ["*bf16", "*fp32"])
 @pytest.mark.parametrize("tokens", [4, 8, 16, 64])
 @pytest.mark.parametrize(("capability", "shared"), [(80, 163), (90, 227), (120, 99)])
-def test_taking_compiles_without_spills_and_fits(capability: int, shared: int, tokens: int, stream: str) -> None:
+def test_image_to_token_attention_compiles_without_spills_and_fits(capability: int, shared: int, tokens: int, stream: str) -> None:
     pytest.importorskip("triton")
     from sam2_fast.kernels import mask_decoder as kernels
 
-    kinds = dict.fromkeys(kernels.take_kernel.arg_names, "*bf16") | {"offsets": "*fp32", "pixels": stream, "place": stream, "out": stream}
+    kernel = kernels.image_to_token_attention_kernel
+    kinds = dict.fromkeys(kernel.arg_names, "*bf16") | dict.fromkeys(("image", "position", "out"), stream) | {"offsets": "*fp32"}
     kinds |= {"count": "i32", "shared": "i32", "scale": "fp32", "eps": "fp32"}
-    constants = {"HEADS": 8, "AT_ONCE": kernels.heads_at_once(8, tokens), "TOKENS": tokens, "DIM": 256, "BLOCK": kernels.TAKING}
-    found = resources(kernels.take_kernel, kinds, constants | {"EXACT": False}, capability, kernels.WARPS, 2, ("count",))
+    constants = {"HEADS": 8, "AT_ONCE": kernels.heads_at_once(8, tokens), "TOKENS": tokens, "DIM": 256, "BLOCK": kernels.IMAGE_BLOCK}
+    found = resources(kernel, kinds, constants | {"EXACT": False}, capability, kernels.WARPS, 2, ("count",))
     assert found[1] == 0 and found[2] <= shared * 1024, found
 
 
 @pytest.mark.parametrize("masks", [1, 3, 4])
 @pytest.mark.parametrize(("capability", "shared"), [(80, 163), (90, 227), (120, 99)])
-def test_drawing_compiles_without_spills_and_fits(capability: int, shared: int, masks: int) -> None:
+def test_upscaling_and_predicting_masks_compiles_without_spills_and_fits(capability: int, shared: int, masks: int) -> None:
     pytest.importorskip("triton")
-    from sam2_fast.kernels import mask_decoder as kernels
+    from sam2_fast.kernels import mask_prediction as kernels
 
-    kinds = dict.fromkeys(kernels.paint_kernel.arg_names, "*bf16") | dict.fromkeys(("hyper", "iou", "logits"), "*fp32") | {"eps": "fp32"}
+    kernel = kernels.upscale_and_predict_masks_kernel
+    kinds = dict.fromkeys(kernel.arg_names, "*bf16") | dict.fromkeys(("hypernetwork", "iou", "logits"), "*fp32") | {"eps": "fp32"}
     kinds |= dict.fromkeys(("count", "width", "mid_stride", "high_stride", "iou_count", "first_value", "num_masks"), "i32")
-    constants = {"CHOOSE": masks == 1, "VALUES": 4, "MASKS": masks, "DIM": 256, "BLOCK": kernels.PAINTED, "EXACT": False}
-    found = resources(kernels.paint_kernel, kinds, constants, capability, kernels.WARPS, 1, ("count", "width", "mid_stride", "high_stride"))
+    constants = {"CHOOSE": masks == 1, "VALUES": 4, "MASKS": masks, "DIM": 256, "BLOCK": kernels.BLOCK, "EXACT": False}
+    found = resources(kernel, kinds, constants, capability, kernels.WARPS, 1, ("count", "width", "mid_stride", "high_stride"))
     assert found[1] == 0 and found[2] <= shared * 1024, found
 
 
@@ -149,15 +153,16 @@ STEPS = {
 def test_steps_of_the_tokens_compile_without_spills_and_fit(capability: int, shared: int, tokens: int, step: dict[str, Any]) -> None:
     pytest.importorskip("triton")
     from sam2_fast.kernels import decoder_tokens as kernels
+    from sam2_fast.kernels.decoder_step import token_step_kernel as kernel
 
     flags = dict.fromkeys(("FROM_PROMPTS", "ADD", "TO_TOKEN", "SELF", "TO_IMAGE", "EXACT"), False) | {"MASKED": True, "PARTS": 1} | step
     if tokens > 32 and flags["SELF"] and flags["TO_TOKEN"]:
         return  # two launches, each of which is compiled here
-    kinds = dict.fromkeys(kernels.token_step_kernel.arg_names, "*bf16") | {"present": "*u8"}
+    kinds = dict.fromkeys(kernel.arg_names, "*bf16") | {"present": "*u8"}
     kinds |= dict.fromkeys(("parts", "residual", "tokens", "self_parts", "offsets"), "*fp32")
     kinds |= dict.fromkeys(("prompt_stride", "count", "rows"), "i32") | dict.fromkeys(("self_scale", "eps"), "fp32")
     constants = flags | {"HEADS": 8, "TOKENS": tokens, "DIM": 256}
-    found = resources(kernels.token_step_kernel, kinds, constants, capability, kernels.WARPS, kernels.STAGES, ("prompt_stride",))
+    found = resources(kernel, kinds, constants, capability, kernels.WARPS, kernels.STAGES, ("prompt_stride",))
     assert found[1] == 0 and found[2] <= shared * 1024, found
 
 
@@ -180,12 +185,13 @@ def test_the_heads_compile_without_spills_and_fit(capability: int, shared: int) 
     from sam2_fast.kernels import decoder_heads as kernels
     from sam2_fast.kernels.mask_decoder import MOST_SPANS
 
-    floats = dict.fromkeys(("sums", "largest", "totals", "parts", "residual", "iou", "hyper"), "*fp32") | {"present": "*u8", "eps": "fp32"}
+    floats = dict.fromkeys(("span_accumulators", "span_maxima", "span_sums", "parts", "residual", "iou", "hypernetwork"), "*fp32")
+    floats |= {"present": "*u8", "eps": "fp32"}
     numbers = dict.fromkeys(("spans", "count", "rows", "hidden", "iou_count", "first_mask", "iou_token", "num_masks"), "i32")
     wide = {"MASKED": True, "PARTS": 8, "DIM": 256, "WIDE": 256, "VALUES": 4, "BLOCK": kernels.HIDDEN}
     for kernel, constants, warps in (
-        (kernels.found_kernel, {"SPANS": MOST_SPANS, "TOGETHER": 1, "HEADS": 8, "DIM": 256}, 4),
-        (kernels.found_kernel, {"SPANS": 8, "TOGETHER": 4, "HEADS": 8, "DIM": 256}, 4),
+        (kernels.token_to_image_output_kernel, {"SPANS": MOST_SPANS, "TOGETHER": 1, "HEADS": 8, "DIM": 256}, 4),
+        (kernels.token_to_image_output_kernel, {"SPANS": 8, "TOGETHER": 4, "HEADS": 8, "DIM": 256}, 4),
         (kernels.token_heads_kernel, wide, 8),
     ):
         names = [n for n in kernel.arg_names if n not in constants]

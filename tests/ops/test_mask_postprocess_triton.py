@@ -64,7 +64,7 @@ def test_compiles_without_spills(name: str, capability: int) -> None:
     kinds = dict.fromkeys(kernel.arg_names, "i32")
     kinds |= {"logits": "*fp32", "bits": "*i32", "stats": "*i32", "counts": "*i32", "ends": "*i64", "places": "*i32"}
     kinds |= dict.fromkeys(("low", "middle", "high"), "fp32")
-    kinds["which"] = "*u8"
+    kinds["selected"] = "*u8"
     constants = {"CHOOSE": False, "STORE": True, "COLUMNS": kernels.COLUMNS, "ROWS": kernels.ROWS, "WORDS": kernels.WORDS}
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     found = resources(kernel, {key: kind for key, kind in kinds.items() if key in kernel.arg_names}, constants, capability, 4, 3)
@@ -75,7 +75,7 @@ def test_no_products_are_fused_as_it_is_launched() -> None:
     pytest.importorskip("triton")
     from sam2_fast.kernels.mask_postprocess import bits_kernel as kernel
 
-    kinds = dict.fromkeys(kernel.arg_names, "i32") | {"logits": "*fp32", "bits": "*i32", "stats": "*i32", "which": "*u8"}
+    kinds = dict.fromkeys(kernel.arg_names, "i32") | {"logits": "*fp32", "bits": "*i32", "stats": "*i32", "selected": "*u8"}
     kinds |= dict.fromkeys(("low", "middle", "high"), "fp32")
     code = compiled(
         kernel, kinds, {"CHOOSE": True, "STORE": True, "COLUMNS": 8, "ROWS": 128}, 90, aligned=False, enable_fp_fusion=False

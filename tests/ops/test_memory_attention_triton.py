@@ -46,7 +46,7 @@ def test_compiles_without_spills_and_fits(capability: int, shared: int) -> None:
     pytest.importorskip("triton")
     from sam2_fast.kernels.memory_attention import BLOCK, keys_kernel
 
-    kinds = dict.fromkeys(("place", "temporal", "weight", "bias", "keys", "values"), "*bf16")
+    kinds = dict.fromkeys(("position", "temporal", "weight", "bias", "keys", "values"), "*bf16")
     kinds |= {"slots": "*i64", "table": "*fp32"} | dict.fromkeys(("tokens", "channels", "layers", "layer_stride"), "i32")
     constants = {"NARROW": 64, "HALF": 128, "COPY": True, "BLOCK": BLOCK, "EXACT": False}
     found = resources(keys_kernel, kinds, constants, capability, 8, 3, ("tokens", "channels", "layer_stride"))

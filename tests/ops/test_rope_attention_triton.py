@@ -53,36 +53,38 @@ def test_errs_at_most_twice_as_much_as_torch_in_the_interpreter() -> None:
 @pytest.mark.parametrize(("capability", "shared"), [(80, 163), (89, 99), (90, 227), (120, 99)])
 def test_compiles_without_spills_and_fits(capability: int, shared: int, values: int) -> None:
     pytest.importorskip("triton")
-    from sam2_fast.kernels import rope_attention as kernels
+    from sam2_fast.kernels import attention as kernels
+    from sam2_fast.kernels.rope_attention import rotate_kernel
 
     pointers = {
         "q": "*bf16",
         "k": "*bf16",
         "v": "*bf16",
         "out": "*bf16",
-        "sums": "*fp32",
-        "largest": "*fp32",
-        "totals": "*fp32",
-        "firsts": "*i32",
+        "span_accumulators": "*fp32",
+        "span_maxima": "*fp32",
+        "span_sums": "*fp32",
+        "first_keys": "*i32",
     }
-    numbers = {"queries": "i32", "keys": "i32", "shared": "i32", "scale": "fp32"}
+    numbers = {"num_queries": "i32", "num_keys": "i32", "shared": "i32", "scale": "fp32"}
     rows, columns, warps, stages = kernels.blocks(values, 2, capability)
     constants = {"WIDE": 256, "VALUES": values, "BLOCK_Q": rows, "BLOCK_K": columns}
     constants |= {"EXACT": False, "values": values}
     for alone, ragged in ((False, True), (kernels.least_spans(values) == 1, False)):
         chosen = constants | {"ALONE": alone, "RAGGED": ragged}
         chosen["PEELED"] = capability in kernels.HOPPER
-        sixteens = ("queries", "keys")  # as at 1024 pixels
+        sixteens = ("num_queries", "num_keys")  # as at 1024 pixels
         found = resources(kernels.attend_kernel, pointers | numbers, chosen, capability, warps, stages, sixteens)
         assert found[1] == 0 and found[2] <= shared * 1024, found
-    tables = {"x": "*bf16", "table": "*fp32", "out": "*bf16", "tokens": "i32", "queries": "i32", "rotated": "i32", "channels": "i32"}
-    sixteens = ("tokens", "queries", "rotated", "channels")
-    assert resources(kernels.turn_kernel, tables, {"BLOCK": 32, "HALF": 128}, capability, 4, 2, sixteens)[1] == 0
-    merged = {n: pointers[n] for n in ("sums", "largest", "totals", "out")} | {"queries": "i32", "values": "i32", "spans": "i32"}
+    tables = {"x": "*bf16", "table": "*fp32", "out": "*bf16", "tokens": "i32", "table_tokens": "i32", "rotated": "i32", "channels": "i32"}
+    sixteens = ("tokens", "table_tokens", "rotated", "channels")
+    assert resources(rotate_kernel, tables, {"BLOCK": 32, "HALF": 128}, capability, 4, 2, sixteens)[1] == 0
+    merged = {n: pointers[n] for n in ("span_accumulators", "span_maxima", "span_sums", "out")}
+    merged |= dict.fromkeys(("num_queries", "values", "spans"), "i32")
     for spans in (2, 8, 64):
         block, wide = kernels.merge_tile(spans)
         merging = {"SPANS": wide, "BLOCK": block, "VALUES": kernels.MERGE_CHANNELS}
-        assert resources(kernels.merge_kernel, merged, merging, capability, 4, 2, ("queries", "values"))[1] == 0
+        assert resources(kernels.merge_kernel, merged, merging, capability, 4, 2, ("num_queries", "values"))[1] == 0
 
 
 def test_says_why_it_refuses() -> None:

@@ -13,17 +13,16 @@ import pytest
 
 from tests.ops.triton_tools import compiled
 
-HALVES = dict.fromkeys(("q", "k", "v", "qkv", "pad", "place", "temporal", "weight", "bias", "x", "keys", "values", "out"), "*bf16")
+HALVES = dict.fromkeys(("q", "k", "v", "qkv", "pad", "position", "temporal", "weight", "bias", "x", "keys", "values", "out"), "*bf16")
 HALVES |= dict.fromkeys(("like", "norm_weight", "norm_bias", "residual", "weight1", "bias1", "weight2", "bias2", "gamma"), "*bf16")
-FLOATS = dict.fromkeys(
-    ("logits", "sums", "largest", "totals", "table", "statistics", "moments", "boxes", "column_sums", "out_moments"), "*fp32"
-)
-WORDS = dict.fromkeys(("labels", "areas", "bits", "stats", "counts", "places", "firsts", "first", "second", "over"), "*i32")
+FLOATS = dict.fromkeys(("logits", "table", "statistics", "moments", "boxes", "column_sums", "out_moments"), "*fp32")
+FLOATS |= dict.fromkeys(("span_accumulators", "span_maxima", "span_sums"), "*fp32")
+WORDS = dict.fromkeys(("labels", "areas", "bits", "stats", "counts", "places", "first_keys", "first", "second", "over"), "*i32")
 WORDS |= dict.fromkeys(("first_weights", "second_weights"), "*i32")
-BYTES = dict.fromkeys(("masks", "source", "which", "alive", "kept"), "*u8")
+BYTES = dict.fromkeys(("masks", "source", "selected", "alive", "kept"), "*u8")
 POINTERS = HALVES | FLOATS | WORDS | BYTES | dict.fromkeys(("slots", "ends", "addresses", "idxs"), "*i64")
-DECODER = dict.fromkeys(("pixels", "queries", "up1", "mid", "up2", "high"), "*bf16")
-DECODER |= dict.fromkeys(("offsets", "hyper", "iou", "parts", "residual", "self_parts", "mlp_parts", "pointer", "mask"), "*fp32")
+DECODER = dict.fromkeys(("image", "queries", "up1", "mid", "up2", "high"), "*bf16")
+DECODER |= dict.fromkeys(("offsets", "hypernetwork", "iou", "parts", "residual", "self_parts", "mlp_parts", "pointer", "mask"), "*fp32")
 DECODER |= dict.fromkeys(("absent_pointer", "presence", "prompts", "mixed", "v", "v_bias", "out"), "*bf16")
 DECODER |= dict.fromkeys((f"{a}_{b}{c}" for a in ("self", "to_image", "to_token") for b in "qkv" for c in ("", "_bias")), "*bf16")
 DECODER |= dict.fromkeys((f"{a}{b}{c}" for a in ("iou", "mask", "presence", "pointer") for b in "123" for c in ("", "_bias")), "*bf16")
@@ -38,16 +37,16 @@ FLAGS = {
 TILE = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "EXACT": False}
 KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     *[("connected_components", name, {"BLOCK": 256}) for name in ("init", "merge", "count", "spread")],
-    *[("linear", name, {"BLOCK": 16, "WIDE": 16}) for name in ("moments", "normalize")],
+    *[("layer_norm", name, {"BLOCK": 16, "WIDE": 16}) for name in ("moments", "normalize")],
     (
         "linear",
         "linear",
         dict.fromkeys(("SCALE", "ADD", "POOL", "MEASURE", "EVEN"), True) | TILE | {"ACTIVATION": 1, "GROUP": 8, "PARTS": 2},
     ),
-    ("decoder_heads", "found", {"SPANS": 4, "TOGETHER": 2, "HEADS": 8, "DIM": 128}),
+    ("decoder_heads", "token_to_image_output", {"SPANS": 4, "TOGETHER": 2, "HEADS": 8, "DIM": 128}),
     ("decoder_heads", "token_heads", {"MASKED": True, "PARTS": 8, "DIM": 128, "WIDE": 32, "VALUES": 4, "BLOCK": 32}),
     (
-        "decoder_tokens",
+        "decoder_step",
         "token_step",
         dict.fromkeys(("FROM_PROMPTS", "EXACT", "SELF"), False)
         | dict.fromkeys(("ADD", "MASKED", "TO_TOKEN", "TO_IMAGE"), True)
@@ -55,9 +54,9 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     ),
     ("decoder_mlp", "token_mlp", {"PARTS": 8, "TOKENS": 16, "DIM": 128, "BLOCK": 32, "EXACT": False}),
     ("hiera_block", "mlp", {"LOW": 16, "REST": 16, "BLOCK_M": 16, "BLOCK_H": 16, "EXACT": False}),
-    ("mask_decoder", "look", {"DIM": 128, "ROWS": 32, "BLOCK": 16, "EXACT": False}),
-    ("mask_decoder", "take", {"HEADS": 8, "AT_ONCE": 4, "TOKENS": 4, "DIM": 128, "BLOCK": 16, "EXACT": False}),
-    ("mask_decoder", "paint", {"CHOOSE": False, "VALUES": 4, "MASKS": 1, "DIM": 128, "BLOCK": 16, "EXACT": False}),
+    ("mask_decoder", "token_to_image_attention", {"DIM": 128, "ROWS": 32, "BLOCK": 16, "EXACT": False}),
+    ("mask_decoder", "image_to_token_attention", {"HEADS": 8, "AT_ONCE": 4, "TOKENS": 4, "DIM": 128, "BLOCK": 16, "EXACT": False}),
+    ("mask_prediction", "upscale_and_predict_masks", {"CHOOSE": False, "VALUES": 4, "MASKS": 1, "DIM": 128, "BLOCK": 16, "EXACT": False}),
     ("mask_postprocess", "bits", {"CHOOSE": True, "STORE": True, "COLUMNS": 8, "ROWS": 64}),
     *[("mask_postprocess", name, {"COLUMNS": 8, "WORDS": 8}) for name in ("count", "write")],
     ("memory_attention", "keys", {"NARROW": 16, "HALF": 16, "COPY": True, "BLOCK": 16, "EXACT": False}),
@@ -75,9 +74,9 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     ),
     ("object_heads", "tracked", {"CHOOSE": True, "VALUES": 4, "BLOCKS": 4, "DIM": 128, "PIXELS": 256}),
     ("preprocess", "resample", {"BICUBIC": True, "PLANES": True, "SECOND": 8, "FIRST": 16, "FIXED": 22}),
-    ("rope_attention", "turn", {"BLOCK": 16, "HALF": 16}),
+    ("rope_attention", "rotate", {"BLOCK": 16, "HALF": 16}),
     (
-        "rope_attention",
+        "attention",
         "attend",
         {
             "WIDE": 16,
@@ -91,7 +90,7 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
             "EXACT": False,
         },
     ),
-    ("rope_attention", "merge", {"SPANS": 2, "BLOCK": 16, "VALUES": 16}),
+    ("attention", "merge", {"SPANS": 2, "BLOCK": 16, "VALUES": 16}),
     (
         "window_attention",
         "window",
@@ -159,14 +158,14 @@ def test_every_boolean_constant_is_compiled_both_ways() -> None:
 
 def _kinds(module: str, name: str) -> dict[str, str]:
     """Triton's types of pointers and floats by argument name."""
-    of_decoder = module in ("mask_decoder", "decoder_heads", "decoder_tokens", "decoder_mlp", "object_heads")
+    of_decoder = module in ("mask_decoder", "mask_prediction", "decoder_heads", "decoder_step", "decoder_mlp", "object_heads")
     kinds = (
         POINTERS
         | SCALARS
         | (DECODER if of_decoder else {})
-        | (STATE if module in ("decoder_tokens", "decoder_mlp") else {"tokens": "*bf16"} if of_decoder else {})
+        | (STATE if module in ("decoder_step", "decoder_mlp") else {"tokens": "*bf16"} if of_decoder else {})
     )
-    if name in ("attend", "turn", "merge"):
+    if name in ("attend", "merge"):
         return {key: kind for key, kind in kinds.items() if key not in ("keys", "values")}
     return kinds
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sam2_fast.kernels.memory_slots import SLOT_NUM_TOKENS
 from torch import Tensor
 
 Arguments = Mapping[str, Any]
@@ -24,12 +25,12 @@ def launch_bytes(arguments: Arguments) -> int:
 
 
 def _attend(a: Arguments) -> int:
-    """Keys of ragged objects are counted one by one: `keys` is only the most that an object may
+    """Keys of ragged objects are counted one by one: `num_keys` is only the most that an object may
     have."""
     width = a["q"].shape[-1] + a["values"]
     if a["RAGGED"]:
-        return 2 * a["queries"] * int(a["firsts"][-1]) * width
-    return 2 * a["queries"] * a["k"].shape[0] * a["keys"] * width
+        return 2 * a["num_queries"] * int(a["first_keys"][-1]) * width
+    return 2 * a["num_queries"] * a["k"].shape[0] * a["num_keys"] * width
 
 
 def _window(a: Arguments) -> int:
@@ -37,19 +38,19 @@ def _window(a: Arguments) -> int:
     return 4 * queries * a["tall"] * a["wide"] * a["heads"] * a["head"]
 
 
-def _look(a: Arguments) -> int:
+def _token_to_image_attention(a: Arguments) -> int:
     return 4 * a["queries"].shape[0] * a["rows"] * a["count"] * a["DIM"]
 
 
-def _take(a: Arguments) -> int:
+def _image_to_token_attention(a: Arguments) -> int:
     return 4 * a["keys"].shape[0] * a["keys"].shape[1] * a["count"] * a["DIM"]
 
 
-def _paint(a: Arguments) -> int:
+def _upscale_and_predict_masks(a: Arguments) -> int:
     """Two transposed convolutions as products, then one product for each mask."""
     dim = a["DIM"]
     upscale = 2 * dim * dim + 4 * 2 * (dim // 4) * (dim // 2)
-    return a["pixels"].shape[0] * a["count"] * (upscale + 16 * 2 * a["MASKS"] * dim // 8)
+    return a["image"].shape[0] * a["count"] * (upscale + 16 * 2 * a["MASKS"] * dim // 8)
 
 
 def _token_step(a: Arguments) -> int:
@@ -66,7 +67,7 @@ def _token_mlp(a: Arguments) -> int:
     return 4 * batch * count * dim * a["hidden"]
 
 
-def _found(a: Arguments) -> int:
+def _token_to_image_output(a: Arguments) -> int:
     batch, _, count, dim = a["parts"].shape
     return 2 * batch * count * (dim * dim // 2) * 2
 
@@ -97,15 +98,15 @@ _FLOPS: dict[str, Callable[[Arguments], int]] = {
     "window_kernel": _window,
     "attend_kernel": _attend,
     "project_kernel": lambda a: 2 * a["rows"] * a["weight"].numel(),
-    "keys_kernel": lambda a: 2 * int(a["slots"][:, 3].sum()) * a["weight"].numel(),
+    "keys_kernel": lambda a: 2 * int(a["slots"][:, SLOT_NUM_TOKENS].sum()) * a["weight"].numel(),
     "token_step_kernel": _token_step,
     "token_mlp_kernel": _token_mlp,
-    "found_kernel": _found,
+    "token_to_image_output_kernel": _token_to_image_output,
     "token_heads_kernel": _token_heads,
     "object_state_kernel": _object_state,
-    "look_kernel": _look,
-    "take_kernel": _take,
-    "paint_kernel": _paint,
+    "token_to_image_attention_kernel": _token_to_image_attention,
+    "image_to_token_attention_kernel": _image_to_token_attention,
+    "upscale_and_predict_masks_kernel": _upscale_and_predict_masks,
     "first_kernel": lambda a: 2 * 9 * a["out"].numel(),
     "down_kernel": _down,
     "depthwise_kernel": lambda a: 2 * 49 * a["out"].numel(),

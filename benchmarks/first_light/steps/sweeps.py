@@ -77,7 +77,7 @@ def _random(context: Context, *shape: int) -> Tensor:
 
 def _attention(context: Context, name: str, keys: int, values: int) -> None:
     """4096 queries of 256 channels."""
-    from sam2_fast.kernels import rope_attention as kernels
+    from sam2_fast.kernels import attention as kernels
 
     shapes = ((1, 4096, 256), (1, keys, 256), (1, keys, values))
     q, k, v = (_random(context, *shape) for shape in shapes)

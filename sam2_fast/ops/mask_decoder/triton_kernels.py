@@ -32,10 +32,11 @@ def triton_decoder(
     best: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `mask_decoder`, without gradients."""
-    from sam2_fast.kernels.decoder_heads import found_in_image, token_heads
+    from sam2_fast.kernels.decoder_heads import token_heads, token_to_image_output
     from sam2_fast.kernels.decoder_mlp import token_mlp
     from sam2_fast.kernels.decoder_tokens import Pending, token_step
-    from sam2_fast.kernels.mask_decoder import look, paint, take
+    from sam2_fast.kernels.mask_decoder import image_to_token_attention, token_to_image_attention
+    from sam2_fast.kernels.mask_prediction import upscale_and_predict_masks
 
     dtype = compute_dtype(weights.layers[0].self_attention.q.weight)
     stream = torch.float32 if torch.is_autocast_enabled(image.device.type) else image.dtype
@@ -55,12 +56,9 @@ def triton_decoder(
             norm, bias = layer.norm1, layer.self_attention.out.bias
             pending = Pending(now.self_parts, bias, before, norm.weight, norm.bias)
             now = step(pending, to_image=_queries(layer.token_to_image))
-            attended = found_in_image(
-                look(pixels, place, now.queries, num_heads),
-                _values(layer.token_to_image),
-                num_heads,
-                count,
-            )
+            spans = token_to_image_attention(pixels, place, now.queries, num_heads)
+            values = _values(layer.token_to_image)
+            attended = token_to_image_output(spans, values, num_heads, count)
             norm, bias = layer.norm2, layer.token_to_image.out.bias
             pending = Pending(attended, bias, now.tokens, norm.weight, norm.bias)
             fc1, fc2 = layer.fc1, layer.fc2
@@ -73,17 +71,21 @@ def triton_decoder(
             now = step(pending, to_token=_projections(layer.image_to_token), **attention)
             before = now.tokens
             rest = layer.image_to_token.out.bias, layer.norm4.weight, layer.norm4.bias
-            pixels = take(pixels, place, now.to_token, num_heads, rest, EPS, stream)
+            pixels = image_to_token_attention(
+                pixels, place, now.to_token, num_heads, rest, EPS, stream
+            )
         last, norm = w.named.final_attention, w.named.final_norm
-        seen = look(pixels, place, now.queries, num_heads)
-        attended = found_in_image(seen, _values(last), num_heads, count)
+        spans = token_to_image_attention(pixels, place, now.queries, num_heads)
+        attended = token_to_image_output(spans, _values(last), num_heads, count)
         pending = Pending(attended, last.out.bias, before, norm.weight, norm.bias)
         iou, outputs, tokens = token_heads(
             pending, present, w.heads, first_mask_token, iou_token, EPS, prompts.dtype
         )
         maps = (x.detach().contiguous() for x in (mid, high))
         which = {"iou": iou, "first_value": first_mask_token - iou_token - 1} if best else {}
-        logits = paint(pixels, image.shape[2], *maps, w.upscaling, outputs, MAP_EPS, **which)
+        logits = upscale_and_predict_masks(
+            pixels, image.shape[2], *maps, w.upscaling, outputs, MAP_EPS, **which
+        )
         return logits, iou, tokens
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2_fast.kernels.memory_slots import Slot
 from sam2_fast.ops.core import tracing
 from sam2_fast.ops.core.autocast import compute_dtype
 from sam2_fast.ops.core.cache import derive, for_gpu
@@ -46,21 +47,34 @@ def triton_attention(
 
 def slots_of(
     memories: Memories, maps: list[Tensor], pointers: Tensor, positions: Tensor
-) -> tuple[list[list[int]], list[int]]:
+) -> tuple[list[Slot], list[int]]:
     """For `MemoryTable`: each slot's numbers, and where each object's keys begin."""
-    slots: list[list[int]] = []
+    slots: list[Slot] = []
     firsts = [0]
     size = pointers.element_size() * pointers.shape[1]
     for o in range(len(memories.first) - 1):
         start = firsts[-1]
         for place in range(memories.first[o], memories.first[o + 1]):
             tokens = maps[memories.slots[place]]
-            slots.append([tokens.data_ptr(), 0, start, len(tokens), memories.rows[place]])
+            slots.append(
+                Slot(
+                    tokens_address=tokens.data_ptr(),
+                    first_key=start,
+                    num_tokens=len(tokens),
+                    temporal_row=memories.rows[place],
+                )
+            )
             start += len(tokens)
         begin, end = memories.first_pointer[o], memories.first_pointer[o + 1]
         if end > begin:
-            addresses = [x.data_ptr() + begin * size for x in (pointers, positions)]
-            slots.append([*addresses, start, end - begin, 0])
+            slots.append(
+                Slot(
+                    tokens_address=pointers.data_ptr() + begin * size,
+                    added_address=positions.data_ptr() + begin * size,
+                    first_key=start,
+                    num_tokens=end - begin,
+                )
+            )
             start += end - begin
         firsts.append(start)
     return slots, firsts
@@ -81,9 +95,9 @@ def memory_attention_at(
     device; spans: in how many parts keys are taken (None: by the size of the device).
     Returns [B, N, C].
     """
+    from sam2_fast.kernels.attention import attend
     from sam2_fast.kernels.linear import RELU, behind_norm, linear, measured_linear
     from sam2_fast.kernels.memory_attention import memory_keys, project
-    from sam2_fast.kernels.rope_attention import attend
 
     if (reason := tracing.recording_reason()) is not None:
         why = f"{reason}, and no recorder sees a Triton kernel"

@@ -1,0 +1,167 @@
+"""What kernels of the mask decoder's prompt tokens share: tokens from partial sums, projections and
+attention of one head."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_tokens(x, stride, batch, start, count, ROWS: tl.constexpr, DIM: tl.constexpr):
+    """Tokens of one object from `start` on as [ROWS, DIM] float32, zeros past `count`.
+
+    x: [., count, DIM], objects `stride` elements apart.
+    """
+    row = start + tl.arange(0, ROWS)
+    channel = tl.arange(0, DIM)
+    tokens_at = x + batch * stride + row[:, None] * DIM + channel[None, :]
+    return tl.load(tokens_at, mask=(row < count)[:, None], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def sum_and_normalize(
+    parts,
+    bias,
+    residual,
+    norm_weight,
+    norm_bias,
+    tokens,
+    batch,
+    start,
+    count,
+    eps,
+    program,
+    ADD: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    DIM: tl.constexpr,
+):
+    """norm(sum of parts [B, PARTS, count, DIM] + bias + residual where ADD), from token `start` on:
+    [ROWS, DIM] float32.
+
+    residual, tokens: [B, count, DIM] float32; `tokens` is written by program 0.
+    """
+    channel = tl.arange(0, DIM)
+    row = start + tl.arange(0, ROWS)
+    total = tl.zeros([ROWS, DIM], tl.float32) + tl.load(bias + channel).to(tl.float32)[None, :]
+    if ADD:
+        total += load_tokens(residual, count * DIM, batch, start, count, ROWS, DIM)
+    in_flight: tl.constexpr = 4 if ROWS == 16 else 1  # loads: more need too many registers
+    for first in range(0, PARTS, in_flight):
+        for i in tl.static_range(in_flight):
+            part = tl.minimum(first + i, PARTS - 1)
+            addend = load_tokens(parts, count * DIM, batch * PARTS + part, start, count, ROWS, DIM)
+            total += tl.where(first + i < PARTS, addend, 0.0)
+    centered = total - (tl.sum(total, 1) / DIM)[:, None]
+    rstd = tl.rsqrt(tl.sum(centered * centered, 1) / DIM + eps)
+    total = centered * rstd[:, None] * tl.load(norm_weight + channel).to(tl.float32)[None, :]
+    total += tl.load(norm_bias + channel).to(tl.float32)[None, :]
+    tokens_at = tokens + batch * count * DIM + row[:, None] * DIM + channel[None, :]
+    tl.store(tokens_at, total, mask=(row < tl.where(program == 0, count, 0))[:, None])
+    return total
+
+
+@triton.jit
+def load_head_rows(weight, head, SIZE: tl.constexpr, WIDE: tl.constexpr, DIM: tl.constexpr):
+    """A head's SIZE rows of weight [heads * SIZE, DIM] as [WIDE, DIM], zeros past SIZE."""
+    unit = tl.arange(0, WIDE)
+    channel = tl.arange(0, DIM)
+    weight_at = weight + (head * SIZE + unit)[:, None] * DIM + channel[None, :]
+    return tl.load(weight_at, mask=(unit < SIZE)[:, None], other=0.0)
+
+
+@triton.jit
+def load_head_columns(
+    weight, head, inner, SIZE: tl.constexpr, WIDE: tl.constexpr, DIM: tl.constexpr
+):
+    """A head's SIZE columns of weight [DIM, inner], transposed: [WIDE, DIM], zeros past SIZE."""
+    unit = tl.arange(0, WIDE)
+    channel = tl.arange(0, DIM)
+    weight_at = weight + channel[None, :] * inner + (head * SIZE + unit)[:, None]
+    return tl.load(weight_at, mask=(unit < SIZE)[:, None], other=0.0)
+
+
+@triton.jit
+def load_head_bias(bias, head, SIZE: tl.constexpr, WIDE: tl.constexpr):
+    """A head's part of a bias [heads * SIZE] as [1, WIDE] float32, zeros past SIZE."""
+    unit = tl.arange(0, WIDE)
+    part = tl.load(bias + head * SIZE + unit, mask=unit < SIZE, other=0.0)
+    return part.to(tl.float32)[None, :]
+
+
+@triton.jit
+def project_head(
+    x,
+    weight,
+    bias,
+    head,
+    SIZE: tl.constexpr,
+    WIDE: tl.constexpr,
+    DIM: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """x [TOKENS, DIM] through a head's rows of a projection: [TOKENS, WIDE] float32."""
+    precision: tl.constexpr = "ieee" if EXACT else "tf32"
+    rows = load_head_rows(weight, head, SIZE, WIDE, DIM)
+    projected = tl.dot(x, tl.trans(rows), input_precision=precision)
+    return projected + load_head_bias(bias, head, SIZE, WIDE)
+
+
+@triton.jit
+def project_queries_keys_values(
+    x,
+    placed,
+    q,
+    q_bias,
+    k,
+    k_bias,
+    v,
+    v_bias,
+    head,
+    SIZE: tl.constexpr,
+    WIDE: tl.constexpr,
+    DIM: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """A head's projections of x and placed [ROWS, DIM], the second with positions: three of [ROWS,
+    WIDE]."""
+    queries = project_head(placed, q, q_bias, head, SIZE, WIDE, DIM, EXACT).to(q.dtype.element_ty)
+    keys = project_head(placed, k, k_bias, head, SIZE, WIDE, DIM, EXACT).to(k.dtype.element_ty)
+    values = project_head(x, v, v_bias, head, SIZE, WIDE, DIM, EXACT).to(v.dtype.element_ty)
+    return queries, keys, values
+
+
+@triton.jit
+def concatenate_rows(x, y):
+    """x over y, [ROWS, WIDE] each: [2 * ROWS, WIDE]."""
+    both = tl.permute(tl.join(x, y), [2, 0, 1])
+    return tl.reshape(both, [2 * x.shape[0], x.shape[1]])
+
+
+@triton.jit
+def attend_head(
+    queries,
+    keys,
+    values,
+    allowed,
+    out,
+    scale,
+    head,
+    SIZE: tl.constexpr,
+    WIDE: tl.constexpr,
+    DIM: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """A head's attention, through its part of the output projection: [ROWS, DIM] float32.
+
+    queries: [ROWS, WIDE]; keys, values: [TOKENS, WIDE]; allowed: [TOKENS].
+    """
+    precision: tl.constexpr = "ieee" if EXACT else "tf32"
+    scores = tl.dot(queries, tl.trans(keys), input_precision=precision) * scale
+    scores = tl.where(allowed[None, :], scores, float("-inf"))
+    weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
+    weights = (weights / tl.sum(weights, 1)[:, None]).to(out.dtype.element_ty)
+    attended = tl.dot(weights, values, input_precision=precision).to(out.dtype.element_ty)
+    columns = load_head_columns(out, head, DIM, SIZE, WIDE, DIM)
+    return tl.dot(attended, columns, input_precision=precision)
