@@ -46,23 +46,28 @@ bool is_method_without_arguments(PyObject* descriptor) {
          reinterpret_cast<PyMethodDescrObject*>(descriptor)->d_method->ml_flags == METH_NOARGS;
 }
 
-// Whether addresses[i] and, where there is one, versions[i] are those of tensors[i], for all i; integers of 64 bits.
-// Both at once: most of the time goes into fetching the object.
-bool same_tensors(const py::object& address, const py::object& version, const py::list& tensors, const py::list& addresses,
-                  const py::list& versions) {
+// Whether addresses[i] and, where there is one, versions[i] are those of tensors[i], for all i;
+// integers of 64 bits. Both at once: most of the time goes into fetching the object.
+bool same_tensors(const py::object& address, const py::object& version, const py::list& tensors,
+                  const py::list& addresses, const py::list& versions) {
   if (tensors.size() != addresses.size() || tensors.size() != versions.size()) {
     throw py::value_error("tensors, addresses, versions: expected equal lengths");
   }
-  if (!is_method_without_arguments(address.ptr()) || Py_TYPE(version.ptr()) != &PyGetSetDescr_Type) {
-    throw py::type_error("address, version: expected a method without arguments and an attribute, of a class written in C");
+  if (!is_method_without_arguments(address.ptr()) ||
+      Py_TYPE(version.ptr()) != &PyGetSetDescr_Type) {
+    throw py::type_error(
+        "address, version: expected a method without arguments and an attribute, of a class "
+        "written in C");
   }
   PyTypeObject* owner = PyDescr_TYPE(address.ptr());
   for (Py_ssize_t i = 0, count = static_cast<Py_ssize_t>(tensors.size()); i < count; ++i) {
     PyObject* tensor = PyList_GET_ITEM(tensors.ptr(), i);
-    if (!PyObject_TypeCheck(tensor, owner)) throw py::type_error("tensors: expected instances of the descriptors' class");
+    if (!PyObject_TypeCheck(tensor, owner))
+      throw py::type_error("tensors: expected instances of the descriptors' class");
     PyObject* was = PyList_GET_ITEM(versions.ptr(), i);
     if (was != Py_None && integer_of(version.ptr(), tensor) != integer(was)) return false;
-    if (integer_of(address.ptr(), tensor) != integer(PyList_GET_ITEM(addresses.ptr(), i))) return false;
+    if (integer_of(address.ptr(), tensor) != integer(PyList_GET_ITEM(addresses.ptr(), i)))
+      return false;
   }
   return true;
 }
@@ -84,9 +89,11 @@ namespace sam2_fast {
 void register_fingerprint(py::module_& module) {
   module.def("same_members", &same_members, py::arg("groups"), py::arg("names"), py::arg("values"),
              "Whether groups[i][names[i]] is values[i], for all i.");
-  module.def("same_tensors", &same_tensors, py::arg("address"), py::arg("version"), py::arg("tensors"), py::arg("addresses"),
-             py::arg("versions"), "Whether addresses and versions (None: not compared) are those of the tensors now.");
-  module.def("all_empty", &all_empty, py::arg("dictionaries"), "Whether all dictionaries are empty.");
+  module.def("same_tensors", &same_tensors, py::arg("address"), py::arg("version"),
+             py::arg("tensors"), py::arg("addresses"), py::arg("versions"),
+             "Whether addresses and versions (None: not compared) are those of the tensors now.");
+  module.def("all_empty", &all_empty, py::arg("dictionaries"),
+             "Whether all dictionaries are empty.");
 }
 
 }  // namespace sam2_fast

@@ -39,8 +39,10 @@ const char* cpu_isa() { return sam2_fast::kIsaNames[static_cast<int>(sam2_fast::
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Native kernels of sam2_fast. Private: use sam2_fast.ops.";
   module.attr("__version__") = SAM2_FAST_VERSION;
-  module.def("cuda_architectures", &architectures, "CUDA targets that were built, as CMake names them; empty without CUDA.");
-  module.def("cpu_isa", &cpu_isa, "The widest instruction set of this CPU that kernels distinguish.");
+  module.def("cuda_architectures", &architectures,
+             "CUDA targets that were built, as CMake names them; empty without CUDA.");
+  module.def("cpu_isa", &cpu_isa,
+             "The widest instruction set of this CPU that kernels distinguish.");
 #ifdef _OPENMP
   module.attr("openmp") = true;
 #else

@@ -23,11 +23,14 @@ inline Isa isa_of(const std::string& name) {
   for (int32_t i = 0; i <= static_cast<int32_t>(widest_isa()); ++i) {
     if (name == kIsaNames[i]) return static_cast<Isa>(i);
   }
-  refuse("isa", std::string("an instruction set up to ") + kIsaNames[static_cast<int32_t>(widest_isa())], name);
+  refuse("isa",
+         std::string("an instruction set up to ") + kIsaNames[static_cast<int32_t>(widest_isa())],
+         name);
 }
 
 inline void want_cpu(const View& x) {
-  if (x.t.device.type != dl::kCpu) refuse(x.name, "a tensor on the CPU", "device type " + std::to_string(x.t.device.type));
+  if (x.t.device.type != dl::kCpu)
+    refuse(x.name, "a tensor on the CPU", "device type " + std::to_string(x.t.device.type));
   x.want_contiguous();
 }
 
@@ -42,7 +45,8 @@ inline const float* floats(const View& x, std::initializer_list<int64_t> shape) 
   return x.data<const float>();
 }
 
-// Parameters in a fixed order: vectors in float32, matrices in a dtype of their own. `names` repeats every `period` tensors.
+// Parameters in a fixed order: vectors in float32, matrices in a dtype of their own. `names`
+// repeats every `period` tensors.
 struct Weights {
   std::vector<View> views;
 
@@ -61,9 +65,11 @@ struct Weights {
   Linear linear(size_t i, int64_t rows, int64_t columns, size_t like = 2) const {
     const View& x = views[i];
     if (x.t.ndim != 2 || x.t.shape[0] != rows || x.t.shape[1] != columns) {
-      refuse(x.name, "[" + std::to_string(rows) + ", " + std::to_string(columns) + "]", "another shape");
+      refuse(x.name, "[" + std::to_string(rows) + ", " + std::to_string(columns) + "]",
+             "another shape");
     }
-    if (storage_of(x) != storage_of(views[like])) refuse(x.name, std::string("the dtype of ") + views[like].name, "another dtype");
+    if (storage_of(x) != storage_of(views[like]))
+      refuse(x.name, std::string("the dtype of ") + views[like].name, "another dtype");
     return {x.data<const void>(), vector(i + 1, rows)};
   }
 };

@@ -1,5 +1,5 @@
-// Memory attention: a frame's tokens attend to themselves and to what each object remembers, layer after layer. Contract between bindings
-// and kernels. No torch, no Python.
+// Memory attention: a frame's tokens attend to themselves and to what each object remembers, layer
+// after layer. Contract between bindings and kernels. No torch, no Python.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,9 @@
 namespace sam2_fast {
 
 struct MemoryLayer {
-  const float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias, *norm3_weight, *norm3_bias;  // [dim]
-  Linear self_q, self_k, self_v, self_out;                                                         // dim -> dim
+  const float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias, *norm3_weight,
+      *norm3_bias;                          // [dim]
+  Linear self_q, self_k, self_v, self_out;  // dim -> dim
   Linear q, k, v, out;  // attention to the memories: k, v memory_dim -> dim, the others dim -> dim
   Linear hidden, last;  // dim -> hidden -> dim, ReLU between
 };
@@ -24,16 +25,18 @@ struct MemoryAttentionParams {
   Storage weights;                       // of the linear layers' weights
   const MemoryLayer* layers;             // [num_layers]
   const float *norm_weight, *norm_bias;  // [dim], after the last layer
-  const float* cos;                      // [tokens, dim / 2]: pair (2i, 2i + 1) of token t turns by the angle whose cosine is cos[t][i]
-  const float* sin;                      // [tokens, dim / 2]
-  const void* const* maps;               // [slots] memories, each [tokens, memory_dim], contiguous, `map_storage`
+  const float* cos;  // [tokens, dim / 2]: pair (2i, 2i + 1) of token t turns by the angle whose
+                     // cosine is cos[t][i]
+  const float* sin;  // [tokens, dim / 2]
+  const void* const*
+      maps;  // [slots] memories, each [tokens, memory_dim], contiguous, `map_storage`
   Storage map_storage;
-  const float* place;              // [tokens, memory_dim]: added to every map for its keys
-  const float* temporal;           // [rows, memory_dim]: and one of these rows
-  const int64_t* slots;            // object o remembers maps slots[first[o]] .. slots[first[o + 1] - 1]
-  const int64_t* rows;             // with these rows of `temporal`
-  const int64_t* first;            // [objects + 1]
-  const float* pointers;           // [pointer tokens, memory_dim]: not turned
+  const float* place;     // [tokens, memory_dim]: added to every map for its keys
+  const float* temporal;  // [rows, memory_dim]: and one of these rows
+  const int64_t* slots;   // object o remembers maps slots[first[o]] .. slots[first[o + 1] - 1]
+  const int64_t* rows;    // with these rows of `temporal`
+  const int64_t* first;   // [objects + 1]
+  const float* pointers;  // [pointer tokens, memory_dim]: not turned
   const float* pointer_positions;  // [pointer tokens, memory_dim]: added for their keys
   const int64_t* first_pointer;    // [objects + 1] pointer tokens
   int64_t images;                  // 1, shared by the objects, or as many as objects
@@ -43,8 +46,9 @@ struct MemoryAttentionParams {
   int64_t dim, memory_dim, hidden;  // channels, even; memory_dim <= dim
 };
 
-// Runs with the instructions of `isa`, which must not be wider than widest_isa(). Each token's arithmetic is the same for any number of
-// threads and whatever the other objects. Every object has one key or more. Returns false, with nothing written, without scratch memory.
+// Runs with the instructions of `isa`, which must not be wider than widest_isa(). Each token's
+// arithmetic is the same for any number of threads and whatever the other objects. Every object has
+// one key or more. Returns false, with nothing written, without scratch memory.
 bool memory_attention_cpu(const MemoryAttentionParams& params, int num_threads, Isa isa);
 
 }  // namespace sam2_fast

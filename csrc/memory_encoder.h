@@ -1,5 +1,6 @@
-// The memory encoder: a mask, brought to 16 times the frame's tokens and convolved down to them, meets the frame's features; ConvNeXt
-// blocks and a projection make a memory map of both. Contract between bindings and kernels. No torch, no Python.
+// The memory encoder: a mask, brought to 16 times the frame's tokens and convolved down to them,
+// meets the frame's features; ConvNeXt blocks and a projection make a memory map of both. Contract
+// between bindings and kernels. No torch, no Python.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +13,7 @@ namespace sam2_fast {
 
 // 3 x 3 of stride 2 with a border of zeros, layer norm over the channels, GELU.
 struct MaskConvolution {
-  const void* weight;                           // [channels, 9 * channels before], columns by place (dy, dx), then channel
+  const void* weight;  // [channels, 9 * channels before], columns by place (dy, dx), then channel
   const float *bias, *norm_weight, *norm_bias;  // [channels]
   int64_t channels;
 };
@@ -29,7 +30,7 @@ struct MemoryEncoderParams {
   const float* logits;  // [objects, logit_height, logit_width], contiguous
   void* out;            // [objects, height * width, memory_dim], contiguous, `out_storage`
   Storage storage, out_storage;
-  Storage weights;                  // of the linear layers and the last two convolutions; the first two are float32
+  Storage weights;  // of the linear layers and the last two convolutions; the first two are float32
   MaskConvolution convolutions[4];  // even channels
   Linear mask_proj;                 // channels of the last convolution -> dim
   Linear low_proj;                  // dim -> dim
@@ -39,13 +40,14 @@ struct MemoryEncoderParams {
   int64_t images;                   // 1, shared by the objects, or as many as objects
   int64_t objects, height, width, logit_height, logit_width;  // in tokens; in pixels
   int64_t dim, hidden, memory_dim;                            // channels, dim and hidden even
-  bool binarize;                                              // logits above zero count as 10, others as -10; else 20 * sigmoid - 10
-  float epsilon;                                              // of all norms
+  bool binarize;  // logits above zero count as 10, others as -10; else 20 * sigmoid - 10
+  float epsilon;  // of all norms
 };
 
-// Logits are resized to 16 height x 16 width, bilinear with align_corners false. Runs with the instructions of `isa`, which must not be
-// wider than widest_isa(). Each object's arithmetic is the same for any number of threads and whatever the other objects. Returns false,
-// with nothing written, without scratch memory.
+// Logits are resized to 16 height x 16 width, bilinear with align_corners false. Runs with the
+// instructions of `isa`, which must not be wider than widest_isa(). Each object's arithmetic is the
+// same for any number of threads and whatever the other objects. Returns false, with nothing
+// written, without scratch memory.
 bool memory_encoder_cpu(const MemoryEncoderParams& params, int num_threads, Isa isa);
 
 }  // namespace sam2_fast

@@ -4,7 +4,8 @@
 namespace sam2_fast {
 
 struct Linear {
-  const void* weight;  // [rows out, columns in], contiguous, in the storage that the params give for weights
+  const void* weight;  // [rows out, columns in], contiguous, in the storage that the params give
+                       // for weights
   const float* bias;   // [rows out]
 };
 

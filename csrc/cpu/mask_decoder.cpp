@@ -1,5 +1,5 @@
-// Compiled once per instruction set (SAM2_FAST_ISA); the portable object also holds the choice between them.
-// docs/kernels/mask_decoder.md has the passes and their arithmetic.
+// Compiled once per instruction set (SAM2_FAST_ISA); the portable object also holds the choice
+// between them. docs/kernels/mask_decoder.md has the passes and their arithmetic.
 #include "csrc/mask_decoder.h"
 
 #include <cstdlib>
@@ -28,7 +28,9 @@ struct Decoder {
   int64_t pitch = p.dim * kBlock, entry = head + 2;
   float scale = PromptTokens<Dot>::scale_of(head);
 
-  static int64_t tile_floats(const MaskDecoderParams& p) { return 8 * p.dim * kStride + kBlock * kBlock + Softmax::floats(p.dim); }
+  static int64_t tile_floats(const MaskDecoderParams& p) {
+    return 8 * p.dim * kStride + kBlock * kBlock + Softmax::floats(p.dim);
+  }
 
   Tile<Dot> tile(float* at) const {
     const int64_t step = p.dim * kStride;
@@ -38,27 +40,36 @@ struct Decoder {
             units(6), units(7),  Softmax(at + 8 * step, at + 8 * step + kBlock * kBlock, p.dim)};
   }
 
-  int64_t count_of(int64_t block) const { return count - block * kBlock < kBlock ? count - block * kBlock : kBlock; }
+  int64_t count_of(int64_t block) const {
+    return count - block * kBlock < kBlock ? count - block * kBlock : kBlock;
+  }
 
   // f[rows][64] = weight in
   void linear(const Unit* weight, int64_t rows, int64_t numbers, const Unit* in, float* f) const {
-    multiply<Dot>({weight, numbers / kDepth, 1}, in, kStride, f, kStride, rows, kBlock, numbers / kDepth, false, kFine);
+    multiply<Dot>({weight, numbers / kDepth, 1}, in, kStride, f, kStride, rows, kBlock,
+                  numbers / kDepth, false, kFine);
   }
 
   template <class Row>
-  void gather(const void* data, Storage storage, int64_t columns, int64_t block, float* out, Row row) const {
-    gather_rows(data, storage, columns, count_of(block), kBlock, out, kBlock, [&](int64_t i) { return row(block * kBlock + i); });
+  void gather(const void* data, Storage storage, int64_t columns, int64_t block, float* out,
+              Row row) const {
+    gather_rows(data, storage, columns, count_of(block), kBlock, out, kBlock,
+                [&](int64_t i) { return row(block * kBlock + i); });
   }
 
   void enter_image(int64_t image, int64_t block, const Shared<Dot>& s) const {
-    gather(p.image, p.storage, p.dim, block, s.image + block * pitch, [&](int64_t t) { return image * count + t; });
-    gather(p.position, Storage::kFloat32, p.dim, block, s.position + block * pitch, [](int64_t t) { return t; });
+    gather(p.image, p.storage, p.dim, block, s.image + block * pitch,
+           [&](int64_t t) { return image * count + t; });
+    gather(p.position, Storage::kFloat32, p.dim, block, s.position + block * pitch,
+           [](int64_t t) { return t; });
   }
 
   // The finer maps' pixels of one place (dy, dx) in every token's cell of 2 x 2 or 4 x 4.
   void gather_mid(int64_t frame, int64_t block, int64_t cell, float* out) const {
-    gather(p.mid, p.storage, quarter, block, out,
-           [&](int64_t t) { return (frame * 2 * p.height + t / p.width * 2 + cell / 2) * 2 * p.width + t % p.width * 2 + cell % 2; });
+    gather(p.mid, p.storage, quarter, block, out, [&](int64_t t) {
+      return (frame * 2 * p.height + t / p.width * 2 + cell / 2) * 2 * p.width + t % p.width * 2 +
+             cell % 2;
+    });
   }
 
   void gather_high(int64_t frame, int64_t block, int64_t cell, int64_t fine, float* out) const {
@@ -68,12 +79,16 @@ struct Decoder {
     });
   }
 
-  bool keeps_frame() const { return p.frames == 1 && p.objects > 1; }  // else each finer map is read once
+  bool keeps_frame() const {
+    return p.frames == 1 && p.objects > 1;
+  }  // else each finer map is read once
 
   void enter_frame(int64_t block, const Shared<Dot>& s) const {
     for (int64_t cell = 0; cell < 4; ++cell) {
       gather_mid(0, block, cell, s.mid + (block * 4 + cell) * quarter * kBlock);
-      for (int64_t fine = 0; fine < 4; ++fine) gather_high(0, block, cell, fine, s.high + (block * 16 + cell * 4 + fine) * eighth * kBlock);
+      for (int64_t fine = 0; fine < 4; ++fine)
+        gather_high(0, block, cell, fine,
+                    s.high + (block * 16 + cell * 4 + fine) * eighth * kBlock);
     }
   }
 
@@ -82,29 +97,38 @@ struct Decoder {
     pack_sum<Dot>(x, s.position + block * pitch, kBlock, kBlock, p.dim, kBlock, t.placed, kStride);
   }
 
-  void image_queries(const Attention& l, const AttentionMatrices<Dot>& m, const Tile<Dot>& t, Unit* q, int64_t stride) const {
+  void image_queries(const Attention& l, const AttentionMatrices<Dot>& m, const Tile<Dot>& t,
+                     Unit* q, int64_t stride) const {
     linear(m.q, inner, p.dim, t.placed, t.f);
     pack_rows<Dot, Identity>(t.f, kStride, l.q.bias, inner, kBlock, q, stride);
   }
 
-  void image_keys(const Attention& l, const AttentionMatrices<Dot>& m, const Tile<Dot>& t, Unit* k, Unit* v, int64_t stride) const {
+  void image_keys(const Attention& l, const AttentionMatrices<Dot>& m, const Tile<Dot>& t, Unit* k,
+                  Unit* v, int64_t stride) const {
     linear(m.k, inner, p.dim, t.placed, t.f);
     pack_rows<Dot, Identity>(t.f, kStride, l.k.bias, inner, kBlock, k, stride);
     linear(m.v, inner, p.dim, t.n, t.f);
     pack_along<Dot>(t.f, kStride, l.v.bias, inner, kBlock, v, stride / kDepth);
   }
 
-  // What a block of the image answers to the tokens' queries: weighted values, maximum and sum of each head and token.
-  void answer(const PromptTokens<Dot>& tokens, const Unit* k, const Unit* v, int64_t stride, int64_t block, float* out,
-              const Tile<Dot>& t) const {
+  // What a block of the image answers to the tokens' queries: weighted values, maximum and sum of
+  // each head and token.
+  void answer(const PromptTokens<Dot>& tokens, const Unit* k, const Unit* v, int64_t stride,
+              int64_t block, float* out, const Tile<Dot>& t) const {
     const Softmax& state = t.softmax;
     for (int64_t h = 0; h < p.heads; ++h) {
-      const Keys<Dot> keys{
-          k + h * head / kDepth * stride, v + h * head * (stride / kDepth), stride, 0, stride / kDepth, 0, count_of(block)};
+      const Keys<Dot> keys{k + h * head / kDepth * stride,
+                           v + h * head * (stride / kDepth),
+                           stride,
+                           0,
+                           stride / kDepth,
+                           0,
+                           count_of(block)};
       for (int64_t first = 0; first < tokens.count; first += kBlock) {
         const int64_t rows = tokens.count - first < kBlock ? tokens.count - first : kBlock;
         const Unit* const q = tokens.q + h * head / kDepth * tokens.stride + first;
-        attend<Dot>(q, tokens.stride, round_up(rows, kColumns), head / kDepth, keys, head, scale, true, state);
+        attend<Dot>(q, tokens.stride, round_up(rows, kColumns), head / kDepth, keys, head, scale,
+                    true, state);
         for (int64_t r = 0; r < rows; ++r) {
           float* const to = out + (h * tokens.count + first + r) * entry;
           for (int64_t c = 0; c < head; ++c) to[c] = state.out[c * kBlock + r];
@@ -114,7 +138,8 @@ struct Decoder {
     }
   }
 
-  // The blocks' answers as one, to tokens.f [inner][tokens]: in the order of the blocks, whoever computed them.
+  // The blocks' answers as one, to tokens.f [inner][tokens]: in the order of the blocks, whoever
+  // computed them.
   void merge(const PromptTokens<Dot>& tokens, const float* partial) const {
     const int64_t size = p.heads * tokens.count * entry;
     for (int64_t h = 0; h < p.heads; ++h) {
@@ -130,49 +155,60 @@ struct Decoder {
           total += weight * at[b * size + head + 1];
           for (int64_t c = 0; c < head; ++c) values[c] += weight * at[b * size + c];
         }
-        for (int64_t c = 0; c < head; ++c) tokens.f[(h * head + c) * tokens.stride + r] = r < tokens.count ? values[c] / total : 0;
+        for (int64_t c = 0; c < head; ++c)
+          tokens.f[(h * head + c) * tokens.stride + r] = r < tokens.count ? values[c] / total : 0;
       }
     }
   }
 
   // s.x = norm(x + the attention of a block's image tokens to the prompt tokens)
-  void look_at_tokens(const TwoWayLayer& l, const LayerMatrices<Dot>& m, const PromptTokens<Dot>& tokens, const Unit* q, int64_t stride,
+  void look_at_tokens(const TwoWayLayer& l, const LayerMatrices<Dot>& m,
+                      const PromptTokens<Dot>& tokens, const Unit* q, int64_t stride,
                       const float* x, float* out, const Tile<Dot>& t) const {
     for (int64_t h = 0; h < p.heads; ++h) {
       const int64_t row = h * head / kDepth;
-      attend<Dot>(q + row * stride, stride, kBlock, head / kDepth, tokens.keys_of(tokens.offered_k, tokens.offered_v, h, head), head, scale,
-                  true, t.softmax);
+      attend<Dot>(q + row * stride, stride, kBlock, head / kDepth,
+                  tokens.keys_of(tokens.offered_k, tokens.offered_v, h, head), head, scale, true,
+                  t.softmax);
       finish<Dot>(t.softmax, head, kBlock, t.o + row * kStride, kStride);
     }
     linear(m.to_tokens.out, p.dim, inner, t.o, t.f);
     for (int64_t r = 0; r < p.dim; ++r) {
       for (int64_t i = 0; i < kBlock; i += kLanes) {
-        store(out + r * kBlock + i, load(x + r * kBlock + i) + (load(t.f + r * kStride + i) + l.to_tokens.out.bias[r]));
+        store(out + r * kBlock + i,
+              load(x + r * kBlock + i) + (load(t.f + r * kStride + i) + l.to_tokens.out.bias[r]));
       }
     }
-    normalise<DotFloat>(out, kBlock, l.norm4.weight, l.norm4.bias, kTokenEpsilon, p.dim, kBlock, out, kBlock);
+    normalise<DotFloat>(out, kBlock, l.norm4.weight, l.norm4.bias, kTokenEpsilon, p.dim, kBlock,
+                        out, kBlock);
   }
 
-  // Each token becomes 4 x 4 pixels; a mask's pixel is the product of its weights with the pixel's channels.
-  void draw(int64_t object, int64_t block, const float* weights, const Tile<Dot>& t, const Shared<Dot>& s) const {
+  // Each token becomes 4 x 4 pixels; a mask's pixel is the product of its weights with the pixel's
+  // channels.
+  void draw(int64_t object, int64_t block, const float* weights, const Tile<Dot>& t,
+            const Shared<Dot>& s) const {
     pack_sum<Dot>(s.x + block * pitch, nullptr, kBlock, 0, p.dim, kBlock, t.n, kStride);
-    float *const drawn = reinterpret_cast<float*>(t.k), *const gathered = reinterpret_cast<float*>(t.q);
+    float *const drawn = reinterpret_cast<float*>(t.k), *const gathered =
+                                                            reinterpret_cast<float*>(t.q);
     linear(w.up1, 4 * quarter, p.dim, t.n, t.f);
     for (int64_t cell = 0; cell < 4; ++cell) {
       float* const part = t.f + cell * quarter * kStride;
       float* const mid = keeps_frame() ? s.mid + (block * 4 + cell) * quarter * kBlock : gathered;
       if (!keeps_frame()) gather_mid(p.frames > 1 ? object : 0, block, cell, mid);
       add_bias_and(part, kStride, p.up1.bias, mid, quarter);
-      normalise<DotFloat>(part, kStride, p.up_norm.weight, p.up_norm.bias, kMapEpsilon, quarter, kBlock, part, kStride);
+      normalise<DotFloat>(part, kStride, p.up_norm.weight, p.up_norm.bias, kMapEpsilon, quarter,
+                          kBlock, part, kStride);
       pack_rows<Dot, GeluOf<Dot>>(part, kStride, zeros, quarter, kBlock, t.placed, kStride);
       linear(w.up2, 4 * eighth, quarter, t.placed, t.g);
       for (int64_t fine = 0; fine < 4; ++fine) {
         float* const pixels = t.g + fine * eighth * kStride;
-        float* const high = keeps_frame() ? s.high + (block * 16 + cell * 4 + fine) * eighth * kBlock : gathered;
+        float* const high =
+            keeps_frame() ? s.high + (block * 16 + cell * 4 + fine) * eighth * kBlock : gathered;
         if (!keeps_frame()) gather_high(p.frames > 1 ? object : 0, block, cell, fine, high);
         add_bias_and(pixels, kStride, p.up2.bias, high, eighth);
         pack_rows<DotFloat, Gelu>(pixels, kStride, zeros, eighth, kBlock, pixels, kStride);
-        multiply<DotFloat>({weights, eighth, 1}, pixels, kStride, drawn, kStride, drawn_masks(), kBlock, eighth, false);
+        multiply<DotFloat>({weights, eighth, 1}, pixels, kStride, drawn, kStride, drawn_masks(),
+                           kBlock, eighth, false);
         scatter(object, block, cell / 2 * 2 + fine / 2, cell % 2 * 2 + fine % 2, drawn);
       }
     }
@@ -203,28 +239,33 @@ struct Decoder {
     return best;
   }
 
-  // Every thread calls the following with the same arguments: loops are shared out, and end together.
+  // Every thread calls the following with the same arguments: loops are shared out, and end
+  // together.
 
   void first_layer(const Tile<Dot>& t, const Shared<Dot>& s) const {
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < blocks; ++b) {
       pack(s.image + b * pitch, b, t, s);
-      image_queries(p.layers[0].to_tokens, w.layers[0].to_tokens, t, s.q + b * inner / kDepth * kBlock, kBlock);
-      image_keys(p.layers[0].to_image, w.layers[0].to_image, t, s.k + b * inner / kDepth * kBlock, s.v + b * inner / kDepth * kBlock,
-                 kBlock);
+      image_queries(p.layers[0].to_tokens, w.layers[0].to_tokens, t,
+                    s.q + b * inner / kDepth * kBlock, kBlock);
+      image_keys(p.layers[0].to_image, w.layers[0].to_image, t, s.k + b * inner / kDepth * kBlock,
+                 s.v + b * inner / kDepth * kBlock, kBlock);
     }
   }
 
-  void decode(int64_t object, PromptTokens<Dot>& tokens, float* weights, const Tile<Dot>& t, const Shared<Dot>& s) const {
+  void decode(int64_t object, PromptTokens<Dot>& tokens, float* weights, const Tile<Dot>& t,
+              const Shared<Dot>& s) const {
     // a thread may still merge one pass's answers while another writes the next one's
-    float* const answers[3] = {s.partial[object % 2], s.partial[(object + 1) % 2], s.partial[object % 2]};
+    float* const answers[3] = {s.partial[object % 2], s.partial[(object + 1) % 2],
+                               s.partial[object % 2]};
     tokens.enter(object);
     tokens.attend_self(p.layers[0], w.layers[0], true);
     tokens.ask(p.layers[0].to_image, w.layers[0].to_image);
     const int64_t step = p.heads * tokens.count * entry;
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < blocks; ++b) {
-      answer(tokens, s.k + b * inner / kDepth * kBlock, s.v + b * inner / kDepth * kBlock, kBlock, b, answers[0] + b * step, t);
+      answer(tokens, s.k + b * inner / kDepth * kBlock, s.v + b * inner / kDepth * kBlock, kBlock,
+             b, answers[0] + b * step, t);
     }
     for (int layer = 0; layer < 2; ++layer) {
       const TwoWayLayer& l = p.layers[layer];
@@ -241,7 +282,8 @@ struct Decoder {
       for (int64_t b = 0; b < blocks; ++b) {
         float* const x = s.x + b * pitch;
         if (layer == 0) {
-          look_at_tokens(l, m, tokens, s.q + b * inner / kDepth * kBlock, kBlock, s.image + b * pitch, x, t);
+          look_at_tokens(l, m, tokens, s.q + b * inner / kDepth * kBlock, kBlock,
+                         s.image + b * pitch, x, t);
         } else {
           pack(x, b, t, s);
           image_queries(l.to_tokens, m.to_tokens, t, t.q, kStride);
@@ -259,7 +301,8 @@ struct Decoder {
     const int64_t first = judge(tokens, quality) * p.best;
     for (int64_t m = 0; m < drawn_masks(); ++m) {
       const int64_t from = 3 * (first + m);
-      tokens.ask_token(p.hyper + from, hyper + from, p.first_mask_token + first + m, p.dim, eighth, weights + m * eighth);
+      tokens.ask_token(p.hyper + from, hyper + from, p.first_mask_token + first + m, p.dim, eighth,
+                       weights + m * eighth);
     }
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < blocks; ++b) draw(object, b, weights, t, s);
@@ -270,7 +313,8 @@ struct Decoder {
     }
   }
 
-  void run_all(PromptTokens<Dot> tokens, float* weights, const Tile<Dot>& t, const Shared<Dot>& s) const {
+  void run_all(PromptTokens<Dot> tokens, float* weights, const Tile<Dot>& t,
+               const Shared<Dot>& s) const {
     for (int64_t object = 0; object < p.objects; ++object) {
       if (object == 0 || p.images > 1) {
 #pragma omp for schedule(static)
@@ -292,7 +336,9 @@ template <class Dot>
 bool run(const MaskDecoderParams& p, int num_threads) {
   typedef typename Dot::Unit Unit;
   Copies<Dot> copies{p.weights, nullptr};
-  const auto hyper_of = [&](int64_t i) { return copies.of(p.hyper[i].weight, p.dim * (i % 3 == 2 ? p.dim / 8 : p.dim)); };
+  const auto hyper_of = [&](int64_t i) {
+    return copies.of(p.hyper[i].weight, p.dim * (i % 3 == 2 ? p.dim / 8 : p.dim));
+  };
   copied(copies, p);
   for (int64_t i = 0; i < 3 * p.masks; ++i) hyper_of(i);
   char* memory = nullptr;
@@ -303,13 +349,17 @@ bool run(const MaskDecoderParams& p, int num_threads) {
     float* const zeros = arena.take<float>(p.dim);
     const int64_t wide = (p.height * p.width + kBlock - 1) / kBlock * kBlock * p.dim;
     const int64_t answers = wide / p.dim / kBlock * p.prompt_tokens * (p.dim / 2 + 2 * p.heads);
-    float *const image = arena.take<float>(wide), *const position = arena.take<float>(wide), *const x = arena.take<float>(wide);
+    float *const image = arena.take<float>(wide), *const position = arena.take<float>(wide),
+                 *const x = arena.take<float>(wide);
     const int64_t kept = p.frames == 1 && p.objects > 1 ? wide : 0;
     float *const mid = arena.take<float>(kept), *const high = arena.take<float>(2 * kept);
-    Unit *const q = arena.take<Unit>(wide / 2), *const k = arena.take<Unit>(wide / 2), *const v = arena.take<Unit>(wide / 2);
+    Unit *const q = arena.take<Unit>(wide / 2), *const k = arena.take<Unit>(wide / 2),
+                *const v = arena.take<Unit>(wide / 2);
     float *const first = arena.take<float>(answers), *const second = arena.take<float>(answers);
-    const int64_t token_floats = round_up(PromptTokens<Dot>::floats(p), 16), tile_floats = round_up(Decoder<Dot>::tile_floats(p), 16);
-    const int64_t thread_floats = token_floats + tile_floats + round_up(p.masks * p.dim / 8 + p.iou_values, 16);
+    const int64_t token_floats = round_up(PromptTokens<Dot>::floats(p), 16),
+                  tile_floats = round_up(Decoder<Dot>::tile_floats(p), 16);
+    const int64_t thread_floats =
+        token_floats + tile_floats + round_up(p.masks * p.dim / 8 + p.iou_values, 16);
     float* const threads = arena.take<float>(thread_floats * num_threads);
     if (pass == 0) {
       memory = static_cast<char*>(std::aligned_alloc(64, arena.used));
@@ -325,7 +375,8 @@ bool run(const MaskDecoderParams& p, int num_threads) {
 #pragma omp parallel num_threads(num_threads)
     {
       float* const mine = threads + thread_floats * thread_number();
-      decoder.run_all(PromptTokens<Dot>::make(p, mine), mine + token_floats + tile_floats, decoder.tile(mine + token_floats), shared);
+      decoder.run_all(PromptTokens<Dot>::make(p, mine), mine + token_floats + tile_floats,
+                      decoder.tile(mine + token_floats), shared);
     }
   }
   std::free(memory);

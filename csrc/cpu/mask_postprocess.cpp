@@ -1,5 +1,5 @@
-// Compiled once per instruction set (SAM2_FAST_ISA), without fused multiply-adds, so that all sets give the same bits.
-// docs/kernels/mask_postprocess.md says what is read and written.
+// Compiled once per instruction set (SAM2_FAST_ISA), without fused multiply-adds, so that all sets
+// give the same bits. docs/kernels/mask_postprocess.md says what is read and written.
 #include "csrc/mask_postprocess.h"
 
 #include <cmath>
@@ -28,7 +28,8 @@ Source source_of(int64_t i, int64_t pixels, int64_t size) {
   const int64_t first = smaller(static_cast<int64_t>(std::floor(at)), size - 1);
   float rest = static_cast<float>(at - static_cast<double>(first));
   rest = rest > 1 ? 1 : rest;
-  return {static_cast<int32_t>(first), static_cast<int32_t>(first + (first < size - 1)), rest, 1.0f - rest};
+  return {static_cast<int32_t>(first), static_cast<int32_t>(first + (first < size - 1)), rest,
+          1.0f - rest};
 }
 
 // Run lengths as they grow.
@@ -83,14 +84,19 @@ void add_column(const uint8_t* on, int64_t height, Runs* runs) {
 void judge(const MaskPostprocessParams& p, int64_t mask, const Scratch& s, Runs* runs) {
   const float* const logits = p.logits + mask * p.low_height * p.low_width;
   for (int64_t y = 0; y < p.low_height; ++y) {
-    for (int64_t x = 0; x < p.low_width; ++x) s.turned[x * p.low_height + y] = logits[y * p.low_width + x];
+    for (int64_t x = 0; x < p.low_width; ++x)
+      s.turned[x * p.low_height + y] = logits[y * p.low_width + x];
   }
   int64_t outer = 0, inner = 0, x0 = p.width, x1 = -1, y0 = p.height, y1 = -1;
   runs->add(false, p.left * p.canvas_height);
   for (int64_t x = 0; x < p.width; ++x) {
     const Source across = s.across[x];
-    const float *const first = s.turned + across.first * p.low_height, *const second = s.turned + across.second * p.low_height;
-    for (int64_t y = 0; y < p.low_height; ++y) s.column[y] = across.weight * first[y] + across.rest * second[y];
+    const float *const first = s.turned + across.first * p.low_height, *const second =
+                                                                           s.turned +
+                                                                           across.second *
+                                                                               p.low_height;
+    for (int64_t y = 0; y < p.low_height; ++y)
+      s.column[y] = across.weight * first[y] + across.rest * second[y];
     for (int64_t y = 0; y < p.height; ++y) {
       const Source down = s.down[y];
       s.line[y] = down.weight * s.column[down.first] + down.rest * s.column[down.second];
@@ -119,15 +125,18 @@ void judge(const MaskPostprocessParams& p, int64_t mask, const Scratch& s, Runs*
   if (!runs->failed) runs->push();
   p.outer[mask] = outer, p.inner[mask] = inner;
   int64_t* const box = p.boxes + 4 * mask;
-  box[0] = x1 < 0 ? 0 : x0, box[1] = x1 < 0 ? 0 : y0, box[2] = x1 < 0 ? 0 : x1, box[3] = x1 < 0 ? 0 : y1;
+  box[0] = x1 < 0 ? 0 : x0, box[1] = x1 < 0 ? 0 : y0, box[2] = x1 < 0 ? 0 : x1,
+  box[3] = x1 < 0 ? 0 : y1;
 }
 
 }  // namespace
 
 bool mask_postprocess(const MaskPostprocessParams& p, int num_threads) {
-  const int64_t floats = p.low_width * p.low_height + p.low_height + p.height, tables = p.width + p.height;
+  const int64_t floats = p.low_width * p.low_height + p.low_height + p.height,
+                tables = p.width + p.height;
   const int64_t thread_bytes = (4 * floats + p.height + 8 + 63) / 64 * 64;
-  char* const memory = static_cast<char*>(std::malloc(tables * sizeof(Source) + thread_bytes * num_threads + 64));
+  char* const memory =
+      static_cast<char*>(std::malloc(tables * sizeof(Source) + thread_bytes * num_threads + 64));
   for (int64_t i = 0; i < p.count; ++i) p.runs[i] = nullptr;
   if (memory == nullptr) return false;
   Source *const across = reinterpret_cast<Source*>(memory), *const down = across + p.width;
@@ -136,10 +145,12 @@ bool mask_postprocess(const MaskPostprocessParams& p, int num_threads) {
   bool failed = false;
 #pragma omp parallel for num_threads(num_threads) schedule(dynamic, 1) reduction(|| : failed)
   for (int64_t mask = 0; mask < p.count; ++mask) {
-    float* const at = reinterpret_cast<float*>(memory + tables * sizeof(Source) + thread_bytes * thread_number());
+    float* const at =
+        reinterpret_cast<float*>(memory + tables * sizeof(Source) + thread_bytes * thread_number());
     float *const column = at + p.low_width * p.low_height, *const line = column + p.low_height;
     Runs runs;
-    judge(p, mask, {at, column, line, reinterpret_cast<uint8_t*>(line + p.height), across, down}, &runs);
+    judge(p, mask, {at, column, line, reinterpret_cast<uint8_t*>(line + p.height), across, down},
+          &runs);
     failed = failed || runs.failed;
     p.runs[mask] = runs.counts, p.lengths[mask] = runs.length;
   }
