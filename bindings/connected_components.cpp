@@ -18,20 +18,20 @@ struct Shape {
 };
 
 Shape check_masks(const View& masks) {
-  if (masks.t.ndim != 3)
-    refuse(masks.name, "[N, H, W]", std::to_string(masks.t.ndim) + " dimensions");
+  if (masks.t.ndim != 3) refuse(masks.name, "[N, H, W]", text_of_sizes(masks.sizes()));
   masks.want_byte();
   masks.want_contiguous();
   const int64_t height = masks.t.shape[1], width = masks.t.shape[2];
-  if (height != 0 && width > std::numeric_limits<int32_t>::max() / height)
-    refuse(masks.name, "H * W < 2^31", "larger masks");
+  if (height != 0 && width > std::numeric_limits<int32_t>::max() / height) {
+    refuse(masks.name, "H * W < 2^31", text_of_sizes(masks.sizes()));
+  }
   return {masks.t.shape[0], static_cast<int32_t>(height), static_cast<int32_t>(width)};
 }
 
 void check_output(const View& out, const View& masks) {
-  out.want_shape3(masks.t.shape[0], masks.t.shape[1], masks.t.shape[2]);
+  out.want_shape({masks.t.shape[0], masks.t.shape[1], masks.t.shape[2]});
   out.want_contiguous();
-  out.want_device(masks);
+  out.want_device_of(masks);
 }
 
 template <typename Params>
@@ -47,19 +47,20 @@ void launch(const View& masks, const Params& params, int num_threads,
   if (masks.t.device.type == dl::kCuda) {
     const DeviceGuard guard(masks.t.device.id);
     const char* error = on_cuda(params, masks.stream());
-    if (error != nullptr)
-      throw std::runtime_error(std::string(masks.name) + ": CUDA launch failed: " + error);
+    if (error != nullptr) {
+      throw std::runtime_error(masks.name + ": CUDA launch failed: " + error);
+    }
     return;
   }
 #endif
   refuse(masks.name, "a tensor on a device that this build has kernels for",
-         "device type " + std::to_string(masks.t.device.type));
+         text_of(masks.t.device));
 }
 
 void components(py::handle masks_object, py::handle labels_object, py::handle areas_object,
                 int num_threads) {
-  const View masks("masks", masks_object), labels("labels", labels_object),
-      areas("areas", areas_object);
+  const View masks("masks", masks_object);
+  const View labels("labels", labels_object), areas("areas", areas_object);
   const Shape s = check_masks(masks);
   for (const View* out : {&labels, &areas}) {
     check_output(*out, masks);

@@ -13,8 +13,8 @@ struct RopeAttentionParams {
   const void* q;     // [batch, queries, dim], contiguous, `storage`
   const void* k;     // [batch, keys, dim], contiguous, `storage`
   const void* v;     // [batch, keys, value_dim], contiguous, `storage`
-  const float* cos;  // [queries, dim / 2]: pair (2i, 2i + 1) of token t turns by the angle whose
-                     // cosine is cos[t][i]
+  const float* cos;  // [queries, dim / 2]: pair (2i, 2i + 1) of token t is rotated by the angle
+                     // whose cosine is cos[t][i]
   const float* sin;  // [queries, dim / 2]
   void* out;         // [batch, queries, value_dim], contiguous, `storage`
   Storage storage;

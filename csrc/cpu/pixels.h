@@ -89,7 +89,7 @@ inline Many shuffle_quarters(Many x, Many y) {
 
 // Four pixels of kRows rows -> by channel four pixels of each row.
 template <typename Many>
-inline void turn(const Many pixels[4], Many channels[3]) {
+inline void by_channel(const Many pixels[4], Many channels[3]) {
   constexpr int n = kLanes;
   const Many a = shuffle_quarters<0, n, 1, n + 1>(pixels[0], pixels[1]),
              b = shuffle_quarters<0, n, 1, n + 1>(pixels[2], pixels[3]);

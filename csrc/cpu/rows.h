@@ -55,15 +55,17 @@ inline void write_four(void* data, Storage storage, int64_t i, Four x) {
   }
 }
 
-inline void turn(Four* x) {
-  const Four a = __builtin_shuffle(x[0], x[1], FourWords{0, 4, 1, 5}),
-             b = __builtin_shuffle(x[0], x[1], FourWords{2, 6, 3, 7});
-  const Four c = __builtin_shuffle(x[2], x[3], FourWords{0, 4, 1, 5}),
-             d = __builtin_shuffle(x[2], x[3], FourWords{2, 6, 3, 7});
-  x[0] = __builtin_shuffle(a, c, FourWords{0, 1, 4, 5}),
-  x[1] = __builtin_shuffle(a, c, FourWords{2, 3, 6, 7});
-  x[2] = __builtin_shuffle(b, d, FourWords{0, 1, 4, 5}),
-  x[3] = __builtin_shuffle(b, d, FourWords{2, 3, 6, 7});
+// x[i][j] becomes x[j][i].
+inline void transpose(Four* x) {
+  const FourWords low{0, 4, 1, 5}, high{2, 6, 3, 7}, first{0, 1, 4, 5}, second{2, 3, 6, 7};
+  const Four low_top = __builtin_shuffle(x[0], x[1], low);
+  const Four high_top = __builtin_shuffle(x[0], x[1], high);
+  const Four low_bottom = __builtin_shuffle(x[2], x[3], low);
+  const Four high_bottom = __builtin_shuffle(x[2], x[3], high);
+  x[0] = __builtin_shuffle(low_top, low_bottom, first);
+  x[1] = __builtin_shuffle(low_top, low_bottom, second);
+  x[2] = __builtin_shuffle(high_top, high_bottom, first);
+  x[3] = __builtin_shuffle(high_top, high_bottom, second);
 }
 
 // out[channels][stride] = column i from row `row(i)` of a stored tensor; zeros from `count` to
@@ -78,7 +80,7 @@ void gather_rows(const void* data, Storage storage, int64_t channels, int64_t co
     for (; c + 4 <= channels; c += 4) {
       Four x[4];
       for (int64_t j = 0; j < 4; ++j) x[j] = read_four(data, storage, from[j] + c);
-      turn(x);
+      transpose(x);
       for (int64_t j = 0; j < 4; ++j)
         *reinterpret_cast<FourLoose*>(out + (c + j) * stride + i) = x[j];
     }
@@ -105,7 +107,7 @@ void scatter_rows(const float* x, int64_t stride, int64_t channels, int64_t coun
       Four y[4];
       for (int64_t j = 0; j < 4; ++j)
         y[j] = *reinterpret_cast<const FourLoose*>(x + (c + j) * stride + i);
-      turn(y);
+      transpose(y);
       for (int64_t j = 0; j < 4; ++j) write_four(data, storage, to[j] + c, y[j]);
     }
     for (; c < channels; ++c) {

@@ -42,6 +42,8 @@ static inline Vec fill_bits(const void* p) {
 }
 static inline Vec fill(float x) { return fill_bits(&x); }
 static inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static inline Vec sqrt_of(
     Vec x) {  // rounded correctly, as std::sqrt, whose loops errno keeps from becoming vectors

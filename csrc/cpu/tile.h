@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "csrc/cpu/layers.h"
 #include "csrc/cpu/rows.h"
 #include "csrc/cpu/simd.h"
 
@@ -151,9 +152,8 @@ inline void add_rows(float* x, const float* c, int64_t stride, const float* bias
 
 // out = units of the layer norm of x over its rows
 template <class Dot>
-void normalise(const float* x, int64_t stride, const float* weight, const float* bias,
-               float epsilon, int64_t rows, int64_t columns, typename Dot::Unit* out,
-               int64_t out_stride) {
+void layer_norm(const float* x, int64_t stride, const Norm& norm, float epsilon, int64_t rows,
+                int64_t columns, typename Dot::Unit* out, int64_t out_stride) {
   for (int64_t i = 0; i < columns; i += kLanes) {
     Vec mean = Vec{}, square = Vec{};
     for (int64_t r = 0; r < rows; ++r) mean = mean + load(x + r * stride + i);
@@ -163,11 +163,13 @@ void normalise(const float* x, int64_t stride, const float* weight, const float*
       square = square + d * d;
     }
     const Vec variance = square / static_cast<float>(rows) + epsilon;
-    const Vec scale = 1.0f / sqrt_of(variance);
+    const Vec rstd = 1.0f / sqrt_of(variance);
     for (int64_t r = 0; r < rows; r += Dot::kDepth) {
       Vec values[Dot::kDepth];
-      for (int d = 0; d < Dot::kDepth; ++d)
-        values[d] = (load(x + (r + d) * stride + i) - mean) * scale * weight[r + d] + bias[r + d];
+      for (int d = 0; d < Dot::kDepth; ++d) {
+        const Vec centred = load(x + (r + d) * stride + i) - mean;
+        values[d] = centred * rstd * norm.weight[r + d] + norm.bias[r + d];
+      }
       Dot::put(values, out + r / Dot::kDepth * out_stride + i);
     }
   }

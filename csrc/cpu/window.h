@@ -3,10 +3,10 @@
 
 #include <cstdint>
 
+#include "csrc/cpu/simd.h"
+
 namespace sam2_fast {
 namespace SAM2_FAST_ISA {
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 struct Grid {
   int64_t height, width, window;  // tokens; a window's side
@@ -28,19 +28,28 @@ struct Window {
     int64_t y = first / across, x = first % across;
     for (int64_t i = 0; i < count; ++i) {
       rows_out[i] = corner + y * (grid.width / by) + x;
-      if (++x == across) x = 0, ++y;
+      if (++x == across) {
+        x = 0;
+        ++y;
+      }
     }
   }
   // Rows of the stored tokens first .. first + count - 1, in the order of columns.
   void places(const Grid& grid, int64_t first, int64_t count, int64_t* rows_out) const {
     const int64_t by = grid.pool ? 2 : 1, across = columns / by, down = rows / by;
     const int64_t corner = (image * grid.height + top) * grid.width + left;
-    int64_t quarter = first / (across * down), y = first % (across * down) / across,
-            x = first % across;
+    int64_t quarter = first / (across * down);
+    int64_t y = first % (across * down) / across, x = first % across;
     for (int64_t i = 0; i < count; ++i) {
       rows_out[i] = corner + (y * by + quarter / 2) * grid.width + x * by + quarter % 2;
-      if (++x == across) x = 0, ++y;
-      if (y == down) y = 0, ++quarter;
+      if (++x == across) {
+        x = 0;
+        ++y;
+      }
+      if (y == down) {
+        y = 0;
+        ++quarter;
+      }
     }
   }
 };
@@ -60,7 +69,7 @@ inline Window window_of(const Grid& grid, int64_t index) {
 inline void largest_of_cells(const float* in, int64_t stride, int64_t rows, int64_t cells,
                              float* out, int64_t out_stride) {
   typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
-  for (int64_t r = 0; r < rows; ++r, in += stride, out += out_stride) {
+  for (int64_t r = 0; r < rows; ++r) {
     int64_t i = 0;
     for (; i + 4 <= cells; i += 4) {
       Four most = *reinterpret_cast<const Four*>(in + i);
@@ -78,6 +87,8 @@ inline void largest_of_cells(const float* in, int64_t stride, int64_t rows, int6
       }
       out[i] = most;
     }
+    in += stride;
+    out += out_stride;
   }
 }
 

@@ -62,7 +62,7 @@ __device__ void unite(int32_t* parent, int32_t a, int32_t b) {
     const int32_t high = max(a, b), low = min(a, b);
     const int32_t before = atomicMin(parent + high, low);
     if (before == high) return;  // it was a root, and now hangs under `low`
-    a = before;  // someone was faster: what they hung it under must meet `low` as well
+    a = before;  // another thread linked it first: to what must be linked to `low`, too
     b = low;
   }
 }
@@ -122,7 +122,8 @@ __global__ void merge_borders_kernel(ConnectedComponentsParams p, Grid g) {
     const int k = static_cast<int>(index % kBorder);
     const int side = k - kTileWidth;  // < 0: top row; then left and right columns, alternating
     const int32_t ly = side < 0 ? 0 : 1 + side / 2;
-    const int32_t lx = side < 0 ? k : (side % 2 ? kTileWidth - 1 : 0);
+    const int32_t column = side % 2 ? kTileWidth - 1 : 0;
+    const int32_t lx = side < 0 ? k : column;
     const int32_t y = tile.y0 + ly, x = tile.x0 + lx;
     if (y >= p.height || x >= p.width) continue;
     int32_t* parent = p.labels + tile.base;

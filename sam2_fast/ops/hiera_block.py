@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sam2_fast.ops.memory_table import products_dtype
 from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton, wants_gradients
+from sam2_fast.ops.native_weights import hiera_block_weights
 from sam2_fast.ops.norm import layer_norm
 from sam2_fast.ops.registry import Implementation, choose, record_as, register, select
 from sam2_fast.ops.weights import derive
@@ -119,7 +120,8 @@ def _native_block(
     if out is None:
         out = torch.empty(x.shape[0], x.shape[1] // by, x.shape[2] // by, weights[5].shape[0], dtype=x.dtype, device=x.device)
     threads = torch.get_num_threads()
-    module.hiera_block(x.detach().contiguous(), given, out, num_heads, window, pool, eps, threads, isa or module.cpu_isa())
+    held = module.HieraBlockWeights(hiera_block_weights(given))
+    module.hiera_block(x.detach().contiguous(), held, out, num_heads, window, pool, eps, threads, isa or module.cpu_isa())
     return out
 
 

@@ -11,6 +11,7 @@ import sam2_fast.ops.object_heads  # noqa: F401  the op that follows, registered
 from sam2_fast.ops.mask_decoder_reference import BODY, HEAD, mask_decoder_reference
 from sam2_fast.ops.mask_decoder_triton import triton_decoder, triton_refuses
 from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton, wants_gradients
+from sam2_fast.ops.native_weights import mask_decoder_weights
 from sam2_fast.ops.registry import Implementation, choose, execute, record_as, register
 
 _library = torch.library.Library("sam2_fast", "FRAGMENT")
@@ -162,8 +163,9 @@ def _native_decoder(
     logits = tokens.new_empty(prompts.shape[0], 1 if best else _masks(weights), high.shape[1], high.shape[2])
     found, iou = tokens.new_empty(prompts.shape), tokens.new_empty(prompts.shape[0], weights[BODY + 4].shape[0])
     exist = None if present is None else present.contiguous()
+    held = module.MaskDecoderWeights(mask_decoder_weights(given))
     module.mask_decoder(
-        image, mid, high, position, tokens, exist, given, num_heads, first_mask_token, iou_token, best, logits, found, iou,
+        image, mid, high, position, tokens, exist, held, num_heads, first_mask_token, iou_token, best, logits, found, iou,
         torch.get_num_threads(), isa or module.cpu_isa(),
     )  # fmt: skip
     return logits, iou, found.to(prompts.dtype)

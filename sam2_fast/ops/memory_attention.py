@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sam2_fast.ops.memory_table import memory_attention_at, products_dtype, table_of
 from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton, wants_gradients
+from sam2_fast.ops.native_weights import memory_attention_weights
 from sam2_fast.ops.norm import layer_norm
 from sam2_fast.ops.registry import Implementation, choose, execute, preferred, record_as, register
 from sam2_fast.ops.rope_attention import rope_attention
@@ -172,8 +173,9 @@ def _native_attention(
     given = [w.detach().to(dtype).contiguous() if w.ndim == 2 else wide(w) for w in weights]
     maps = [m.detach().contiguous() for m in memories.maps]
     out = torch.empty(len(memories.first) - 1, x.shape[1], x.shape[2], dtype=x.dtype, device=x.device)
+    held = module.MemoryAttentionWeights(memory_attention_weights(given))
     module.memory_attention(
-        x.detach().contiguous(), given, wide(table), maps, wide(temporal), wide(place), memories.slots, memories.rows, memories.first,
+        x.detach().contiguous(), held, wide(table), maps, wide(temporal), wide(place), memories.slots, memories.rows, memories.first,
         wide(memories.pointers), wide(memories.positions), memories.first_pointer, out, torch.get_num_threads(), isa or module.cpu_isa(),
     )  # fmt: skip
     return out

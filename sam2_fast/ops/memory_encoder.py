@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_fast.ops.native import is_plain, native, no_cpu, no_triton, wants_gradients
+from sam2_fast.ops.native_weights import memory_encoder_weights
 from sam2_fast.ops.registry import Implementation, choose, execute, record_as, register
 from sam2_fast.ops.weights import derive
 
@@ -131,7 +132,8 @@ def _native_encoder(low: Tensor, logits: Tensor, weights: Sequence[Tensor], bina
         given.append(w.permute(0, 2, 3, 1).flatten(1).contiguous() if w.ndim == 4 else w.contiguous())
     out = torch.empty(logits.shape[0], low.shape[1] * low.shape[2], weights[-2].shape[0], dtype=dtype, device=low.device)
     mask = logits.detach().to(torch.float32).contiguous()
-    module.memory_encoder(low.detach().contiguous(), mask, given, out, binarize, eps, torch.get_num_threads(), isa or module.cpu_isa())
+    held = module.MemoryEncoderWeights(memory_encoder_weights(given))
+    module.memory_encoder(low.detach().contiguous(), mask, held, out, binarize, eps, torch.get_num_threads(), isa or module.cpu_isa())
     return out
 
 

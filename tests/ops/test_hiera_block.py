@@ -14,6 +14,7 @@ from sam2_fast.model.hiera import Block, Hiera
 from sam2_fast.ops import hiera_block as op
 from sam2_fast.ops.hiera_block import WEIGHTS, hiera_block, hiera_block_reference
 from sam2_fast.ops.native import native
+from sam2_fast.ops.native_weights import hiera_block_weights
 from sam2_fast.ops.registry import BackendError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -64,7 +65,8 @@ def poisoned(given: Case, isa: str, threads: int = 2) -> Tensor:
     ready = [w if w.ndim == 2 else w.float() for w in weights]
     module = native()
     assert module is not None
-    module.hiera_block(x, ready, out, heads, window, pool, 1e-6, threads, isa)
+    held = module.HieraBlockWeights(hiera_block_weights(ready))
+    module.hiera_block(x, held, out, heads, window, pool, 1e-6, threads, isa)
     return out
 
 
@@ -209,9 +211,11 @@ def test_the_binding_checks_for_itself(isa: str) -> None:
     assert module is not None
     for arguments in wrong:
         with pytest.raises(ValueError, match="expected"):
-            module.hiera_block(arguments[0], arguments[1], torch.zeros(2, 8, 8, 24), *arguments[2:], 1e-6, 2, isa)
+            held = module.HieraBlockWeights(hiera_block_weights(arguments[1]))
+            module.hiera_block(arguments[0], held, torch.zeros(2, 8, 8, 24), *arguments[2:], 1e-6, 2, isa)
     with pytest.raises(ValueError, match="out: expected size 8 of dimension 1"):
-        module.hiera_block(x, w, torch.zeros(2, 7, 8, 24), heads, window, pool, 1e-6, 2, isa)
+        held = module.HieraBlockWeights(hiera_block_weights(w))
+        module.hiera_block(x, held, torch.zeros(2, 7, 8, 24), heads, window, pool, 1e-6, 2, isa)
 
 
 def test_opcheck() -> None:

@@ -15,6 +15,7 @@ from sam2_fast.ops import mask_decoder as op
 from sam2_fast.ops.mask_decoder import mask_decoder, mask_decoder_reference
 from sam2_fast.ops.mask_decoder_reference import spread
 from sam2_fast.ops.native import native
+from sam2_fast.ops.native_weights import mask_decoder_weights
 from sam2_fast.ops.registry import BackendError
 from tests.ops.errors import Errors
 
@@ -87,8 +88,9 @@ def poisoned(given: Case, isa: str, threads: int = 2) -> tuple[Tensor, Tensor, T
     iou, tokens = torch.full((count, given.weights[92].shape[0]), torch.nan), torch.full(given.prompts.shape, torch.nan)
     weights = [w if w.ndim == 2 else w.float() for w in given.weights]
     position, prompts = given.position.float(), given.prompts.float()
+    held = module.MaskDecoderWeights(mask_decoder_weights(weights))
     module.mask_decoder(
-        given.image, given.mid, given.high, position, prompts, given.present, weights, given.num_heads, given.first_mask_token,
+        given.image, given.mid, given.high, position, prompts, given.present, held, given.num_heads, given.first_mask_token,
         given.iou_token, given.best, logits, tokens, iou, threads, isa,
     )  # fmt: skip
     return logits, iou, tokens
@@ -256,8 +258,9 @@ def test_the_binding_checks_for_itself(change: Callable[[Case], Case], _: str) -
     module = native()
     assert module is not None
     with pytest.raises(ValueError, match="expected"):
+        held = module.MaskDecoderWeights(mask_decoder_weights(given.weights))
         module.mask_decoder(
-            given.image.contiguous(), given.mid, given.high, given.position, given.prompts, given.present, given.weights, given.num_heads,
+            given.image.contiguous(), given.mid, given.high, given.position, given.prompts, given.present, held, given.num_heads,
             given.first_mask_token, given.iou_token, given.best, torch.zeros(3, 3, 20, 28), torch.zeros(3, 8, 32), torch.zeros(3, 4), 2,
             "portable",
         )  # fmt: skip

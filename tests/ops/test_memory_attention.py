@@ -15,6 +15,7 @@ from sam2_fast.model.memory_attention import MemoryAttention
 from sam2_fast.ops import memory_attention as op
 from sam2_fast.ops.memory_attention import WEIGHTS, Memories, attention, memory_attention, memory_attention_reference
 from sam2_fast.ops.native import native
+from sam2_fast.ops.native_weights import memory_attention_weights
 from sam2_fast.ops.registry import BackendError
 from sam2_fast.ops.rope_attention import rope_attention_reference, rope_table
 
@@ -81,8 +82,9 @@ def poisoned(given: Case, isa: str, threads: int = 2) -> Tensor:
     assert module is not None
     out = torch.full((len(m.first) - 1, *given.x.shape[1:]), torch.nan, dtype=given.x.dtype)
     weights = [w if w.ndim == 2 else w.float() for w in given.weights]
+    held = module.MemoryAttentionWeights(memory_attention_weights(weights))
     module.memory_attention(
-        given.x, weights, given.table, m.maps, given.temporal.float(), given.place.float(), m.slots, m.rows, m.first,
+        given.x, held, given.table, m.maps, given.temporal.float(), given.place.float(), m.slots, m.rows, m.first,
         m.pointers.float(), m.positions.float(), m.first_pointer, out, threads, isa,
     )  # fmt: skip
     return out

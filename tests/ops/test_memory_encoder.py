@@ -15,6 +15,7 @@ from sam2_fast.model.memory_encoder import MemoryEncoder
 from sam2_fast.ops import memory_encoder as op
 from sam2_fast.ops.memory_encoder import matrices, memory_encoder, memory_encoder_reference
 from sam2_fast.ops.native import native
+from sam2_fast.ops.native_weights import memory_encoder_weights
 from sam2_fast.ops.registry import BackendError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -75,7 +76,8 @@ def poisoned(given: Case, isa: str, threads: int = 2) -> Tensor:
     assert module is not None
     shape = given.logits.shape[0], given.low.shape[1] * given.low.shape[2], given.weights[-2].shape[0]
     out = torch.full(shape, torch.nan, dtype=given.weights[-2].dtype)
-    module.memory_encoder(given.low, given.logits.float(), ready(given), out, given.binarize, given.eps, threads, isa)
+    held = module.MemoryEncoderWeights(memory_encoder_weights(ready(given)))
+    module.memory_encoder(given.low, given.logits.float(), held, out, given.binarize, given.eps, threads, isa)
     return out
 
 
@@ -279,10 +281,12 @@ def test_the_binding_checks_for_itself(change: Callable[[Case], Case]) -> None:
     module = native()
     assert module is not None
     with pytest.raises(ValueError, match="expected"):
-        module.memory_encoder(given.low, given.logits, weights, torch.zeros(3, 25, 6), False, 1e-6, 2, "portable")
+        held = module.MemoryEncoderWeights(memory_encoder_weights(weights))
+        module.memory_encoder(given.low, given.logits, held, torch.zeros(3, 25, 6), False, 1e-6, 2, "portable")
+    held = module.MemoryEncoderWeights(memory_encoder_weights(ready(case())))
     for out in (torch.zeros(3, 24, 6), torch.zeros(3, 25, 6).double(), torch.zeros(3, 25, 12)[..., ::2]):
         with pytest.raises(ValueError, match="out: expected"):
-            module.memory_encoder(case().low, case().logits, ready(case()), out, False, 1e-6, 2, "portable")
+            module.memory_encoder(case().low, case().logits, held, out, False, 1e-6, 2, "portable")
 
 
 def test_opcheck() -> None:
