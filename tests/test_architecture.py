@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.native_source import comma_operators, nested_conditionals, several_on_a_line
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "sam2_fast"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -110,6 +112,17 @@ def test_every_stem_is_whole() -> None:
     assert not orphans, "each native file belongs to a stem whose header in csrc/ declares its launcher"
     listed = re.findall(r"set\(SAM2_FAST_(?:ISA_)?STEMS ([^)]*)\)", (ROOT / "CMakeLists.txt").read_text())
     assert set(" ".join(listed).split()) == set(headers)
+
+
+NATIVE = sorted(p for d in ("csrc", "bindings") for p in (ROOT / d).rglob("*") if p.suffix in {".h", ".cuh", ".cu", ".cpp"})
+
+
+@pytest.mark.parametrize("path", NATIVE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_native_code_is_one_statement_a_line(path: Path) -> None:
+    source = path.read_text()
+    assert not comma_operators(source), f"{path}: statements end in semicolons"
+    assert not several_on_a_line(source), f"{path}: a statement has a line of its own"
+    assert not nested_conditionals(source), f"{path}: a conditional expression has no other inside"
 
 
 def lines(path: Path) -> int:
