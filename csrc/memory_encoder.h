@@ -1,6 +1,6 @@
 // The memory encoder: a mask, brought to 16 times the frame's tokens and convolved down to them,
-// is added to the frame's features; ConvNeXt blocks and a projection make a memory map of both. Contract
-// between bindings and kernels. No torch, no Python.
+// is added to the frame's features; ConvNeXt blocks and a projection make a memory map of both.
+// Contract between bindings and kernels. No torch, no Python.
 #pragma once
 
 #include <cstdint>
