@@ -63,9 +63,10 @@ inline const dl::Exchange& exchange() {
         static_cast<dl::Header*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
     if (header == nullptr) throw py::error_already_set();
     while (header != nullptr && header->version.major != 1) header = header->previous;
-    if (header == nullptr)
+    if (header == nullptr) {
       throw py::import_error(
           "this torch offers no DLPack exchange API of version 1; torch >= 2.11 does");
+    }
     return reinterpret_cast<const dl::Exchange*>(header);
   }();
   return *table;

@@ -12,10 +12,10 @@ struct MaskPostprocessParams {
   const float* logits;            // [count, low_height, low_width], contiguous
   int64_t count;                  // masks
   int64_t low_height, low_width;  // >= 1
-  int64_t height,
-      width;  // pixels that the logits are interpolated to, bilinearly, corners not aligned; >= 1
-  int64_t canvas_height, canvas_width, top,
-      left;  // run lengths are of this larger mask, empty outside; canvas pixels < 2^31
+  // pixels that the logits are interpolated to, bilinearly, corners not aligned; >= 1
+  int64_t height, width;
+  // run lengths are of this larger mask, empty outside; canvas pixels < 2^31
+  int64_t canvas_height, canvas_width, top, left;
   float low, middle, high;  // thresholds: a pixel is in the mask where its logit is above `middle`
   int64_t* outer;           // [count] pixels above `low`
   int64_t* inner;           // [count] pixels above `high`

@@ -12,8 +12,7 @@ namespace sam2_fast {
 struct WindowAttentionParams {
   const void* qkv;  // [batch, height, width, 3 * heads * head_dim], contiguous, `storage`: queries,
                     // keys, values; then head, then channel
-  const float*
-      pad;    // [3 * heads * head_dim]: a token outside the grid, for windows that stick out of it
+  const float* pad;  // [3 * heads * head_dim]: a token outside the grid, for windows that stick out
   void* out;  // [batch, height, width, heads * head_dim], where pooled [batch, height / 2, width /
               // 2, ...], contiguous, `storage`
   Storage storage;

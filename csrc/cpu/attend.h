@@ -26,9 +26,8 @@ struct Softmax {
   float* accumulator;  // [value channels][64]: weighted values, to be divided by running_sum
   float* running_max;  // [64] of the scores
   float* running_sum;  // [64] of the probabilities
-  static int64_t floats(int64_t value_channels) {
-    return kBlock * (value_channels + 2);
-  }  // without the scores
+  // Of the state without the scores.
+  static int64_t floats(int64_t value_channels) { return kBlock * (value_channels + 2); }
   Softmax(float* scores_of_a_block, float* state, int64_t value_channels)
       : scores(scores_of_a_block),
         accumulator(state),
@@ -117,8 +116,9 @@ void store_attended(const Softmax& state, int64_t channels, int64_t count, typen
     const Vec inverse = 1.0f / load(state.running_sum + i);
     for (int64_t c = 0; c < channels; c += Dot::kDepth) {
       Vec values[Dot::kDepth];
-      for (int d = 0; d < Dot::kDepth; ++d)
+      for (int d = 0; d < Dot::kDepth; ++d) {
         values[d] = load(state.accumulator + (c + d) * kBlock + i) * inverse;
+      }
       typename Dot::Unit* const at = out + c / Dot::kDepth * stride + i;
       if (i + kLanes <= count) {
         Dot::put(values, at);

@@ -21,8 +21,8 @@ struct Run {
 
 struct Scratch {
   std::vector<Run> runs;
-  std::vector<int32_t>
-      parent;  // index of a run; the root is the first run of the component in row-major order
+  // index of a run; the root is the first run of the component in row-major order
+  std::vector<int32_t> parent;
   std::vector<int32_t> area;  // pixels, at roots
 };
 
@@ -81,8 +81,9 @@ void link_runs(const uint8_t* mask, int32_t height, int32_t width, Scratch& s) {
       s.runs.push_back({y, begin, x});
       s.parent.push_back(self);
       while (up < above_end && s.runs[up].end < begin) ++up;
-      for (size_t k = up; k < above_end && s.runs[k].begin <= x; ++k)
+      for (size_t k = up; k < above_end && s.runs[k].begin <= x; ++k) {
         unite(s.parent.data(), self, static_cast<int32_t>(k));
+      }
     }
     above = first;
     above_end = s.runs.size();
@@ -145,8 +146,8 @@ void connected_components_cpu(const ConnectedComponentsParams& p, int num_thread
     return;
   }
   Scratch s;
-  for (int64_t n = 0; n < p.count;
-       ++n) {  // fewer masks than threads: the writing, most of the work, is shared by rows
+  // fewer masks than threads: the writing, most of the work, is shared by rows
+  for (int64_t n = 0; n < p.count; ++n) {
     link_runs(p.masks + n * pixels, p.height, p.width, s);
 #pragma omp parallel for num_threads(num_threads)
     for (int part = 0; part < num_threads; ++part) {

@@ -28,8 +28,9 @@ struct Bilinear {
   static inline Many done(Many sum) { return sum; }
   static inline Vec scaled(Many value) { return value; }
   static const Cell* cells(const uint8_t* bytes, int64_t width, float* room) {
-    for (int64_t x = 0; x < width; ++x)
+    for (int64_t x = 0; x < width; ++x) {
       store(room + x * kLanes, over_255(widen(bytes + x * kLanes)));
+    }
     return room;
   }
 };

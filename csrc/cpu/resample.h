@@ -46,8 +46,8 @@ static inline Taps taps_of(int64_t i, int64_t from, int64_t to, float* weights) 
     weights[0] = 1;
     return {static_cast<int32_t>(i), 1, 0};
   }
-  const float scale = static_cast<float>(from) / static_cast<float>(to),
-              support = scale >= 1.0f ? scale : 1.0f;
+  const float scale = static_cast<float>(from) / static_cast<float>(to);
+  const float support = scale >= 1.0f ? scale : 1.0f;
   const double inverse = scale >= 1.0f ? static_cast<float>(1.0 / static_cast<double>(scale)) : 1.0;
   const float center =
       static_cast<float>(static_cast<double>(scale) * (static_cast<double>(i) + 0.5));
@@ -93,8 +93,9 @@ static inline Taps taps_of(int64_t i, int64_t from, int64_t to, int32_t* weights
   const int64_t first = most(static_cast<int64_t>(center - support + 0.5), 0);
   const int64_t count = least(static_cast<int64_t>(center + support + 0.5), from) - first;
   double sum = 0;
-  for (int64_t j = 0; j < count; ++j)
+  for (int64_t j = 0; j < count; ++j) {
     sum += cubic((static_cast<double>(j + first) - center + 0.5) * inverse);
+  }
   for (int64_t j = 0; j < count; ++j) {
     double weight = cubic((static_cast<double>(j + first) - center + 0.5) * inverse);
     weight = (sum != 0.0 ? weight / sum : weight) * (1 << kWeightBits);

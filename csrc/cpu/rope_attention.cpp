@@ -12,9 +12,10 @@ namespace sam2_fast {
 namespace SAM2_FAST_ISA {
 namespace {
 
-constexpr int64_t kBlock =
-    64;  // keys of a block; also the columns of a tile row, in scores and in values
-constexpr int64_t kTask = 96;  // queries of a task: 16 tiles of 6 rows read a key block
+// Keys of a block; also the columns of a tile row, in scores and in values.
+constexpr int64_t kBlock = 64;
+// Queries of a task: 16 tiles of 6 rows read a key block.
+constexpr int64_t kTask = 96;
 
 // Where a call's intermediate data lies; `Unit`s hold one float, or a pair of bfloat16.
 template <class Dot>

@@ -31,12 +31,14 @@ typedef uint16_t FourHalves __attribute__((vector_size(8)));
 typedef uint16_t FourHalvesLoose __attribute__((vector_size(8), aligned(2), may_alias));
 
 inline Four read_four(const void* data, Storage storage, int64_t i) {
-  if (storage == Storage::kFloat32)
+  if (storage == Storage::kFloat32) {
     return *reinterpret_cast<const FourLoose*>(static_cast<const float*>(data) + i);
+  }
   const uint16_t* const halves = static_cast<const uint16_t*>(data) + i;
-  if (storage == Storage::kFloat16)
+  if (storage == Storage::kFloat16) {
     return Four{from_float16(halves[0]), from_float16(halves[1]), from_float16(halves[2]),
                 from_float16(halves[3])};
+  }
   return reinterpret_cast<Four>(
       __builtin_convertvector(*reinterpret_cast<const FourHalvesLoose*>(halves), FourWords) << 16);
 }
@@ -81,8 +83,9 @@ void gather_rows(const void* data, Storage storage, int64_t channels, int64_t co
       Four x[4];
       for (int64_t j = 0; j < 4; ++j) x[j] = read_four(data, storage, from[j] + c);
       transpose(x);
-      for (int64_t j = 0; j < 4; ++j)
+      for (int64_t j = 0; j < 4; ++j) {
         *reinterpret_cast<FourLoose*>(out + (c + j) * stride + i) = x[j];
+      }
     }
     for (; c < channels; ++c) {
       for (int64_t j = 0; j < 4; ++j) out[c * stride + i + j] = read(data, storage, from[j] + c);
@@ -90,8 +93,9 @@ void gather_rows(const void* data, Storage storage, int64_t channels, int64_t co
   }
   for (; i < columns; ++i) {
     const int64_t from = i < count ? row(i) * channels : 0;
-    for (int64_t c = 0; c < channels; ++c)
+    for (int64_t c = 0; c < channels; ++c) {
       out[c * stride + i] = i < count ? read(data, storage, from + c) : 0;
+    }
   }
 }
 
@@ -105,8 +109,9 @@ void scatter_rows(const float* x, int64_t stride, int64_t channels, int64_t coun
     for (int64_t j = 0; j < 4; ++j) to[j] = row(i + j) * channels;
     for (; c + 4 <= channels; c += 4) {
       Four y[4];
-      for (int64_t j = 0; j < 4; ++j)
+      for (int64_t j = 0; j < 4; ++j) {
         y[j] = *reinterpret_cast<const FourLoose*>(x + (c + j) * stride + i);
+      }
       transpose(y);
       for (int64_t j = 0; j < 4; ++j) write_four(data, storage, to[j] + c, y[j]);
     }

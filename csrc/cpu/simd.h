@@ -45,8 +45,8 @@ static inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-static inline Vec sqrt_of(
-    Vec x) {  // rounded correctly, as std::sqrt, whose loops errno keeps from becoming vectors
+// Rounded correctly, as std::sqrt, whose loops errno keeps from becoming vectors.
+static inline Vec sqrt_of(Vec x) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_sqrt_ps((__m512)x);
 #elif defined(__AVX__)
@@ -153,8 +153,8 @@ static inline uint16_t to_float16(float x) {  // to nearest, ties to even
   const uint32_t bits = to_bits(x), sign = (bits >> 16) & 0x8000u, rest = bits & 0x7fffffffu;
   if (rest > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
   if (rest >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // 65520 and more
-  if (rest <
-      0x38800000u) {  // subnormal: adding 1/2 leaves the rounded multiple of 2^-24 in the low bits
+  if (rest < 0x38800000u) {
+    // subnormal: adding 1/2 leaves the rounded multiple of 2^-24 in the low bits
     return static_cast<uint16_t>(sign | (to_bits(from_bits(rest) + 0.5f) - 0x3f000000u));
   }
   return static_cast<uint16_t>(sign | ((rest - 0x38000000u + 0xfffu + ((rest >> 13) & 1u)) >> 13));

@@ -14,10 +14,10 @@
 namespace sam2_fast {
 namespace SAM2_FAST_ISA {
 
-constexpr int64_t kColumns =
-    16;  // a tile's width in tokens is a multiple: a vector of the widest set
-constexpr int64_t kPart =
-    192;  // steps of a sum that are added up at once; fewer err less, more write results less often
+// A tile's width in tokens is a multiple: a vector of the widest set.
+constexpr int64_t kColumns = 16;
+// Steps of a sum that are added up at once; fewer err less, more write results less often.
+constexpr int64_t kPart = 192;
 constexpr float kLog2E = 1.4426950408889634f;
 
 inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
@@ -43,8 +43,9 @@ inline void multiply_tile(Left<typename Dot::Unit> a, const typename Dot::Unit* 
   Vec sums[R][V] = {};
   for (int64_t s = 0; s < steps; ++s) {
     Vec columns[V];
-    for (int j = 0; j < V; ++j)
+    for (int j = 0; j < V; ++j) {
       columns[j] = load(reinterpret_cast<const float*>(b + s * b_stride) + j * kLanes);
+    }
 #pragma GCC unroll 24
     for (int r = 0; r < R; ++r) {
       const Vec row = fill_bits(a.at + r * a.next_row + s * a.next_step);
@@ -70,12 +71,15 @@ inline void multiply_strip(Left<typename Dot::Unit> a, const typename Dot::Unit*
   const auto at = [&](int64_t row) {
     return Left<typename Dot::Unit>{a.at + row * a.next_row, a.next_row, a.next_step};
   };
-  for (; r + kHigh <= rows; r += kHigh)
+  for (; r + kHigh <= rows; r += kHigh) {
     multiply_tile<Dot, kHigh, V>(at(r), b, b_stride, steps, c + r * c_stride, c_stride, accumulate);
-  for (; r + 4 <= rows; r += 4)
+  }
+  for (; r + 4 <= rows; r += 4) {
     multiply_tile<Dot, 4, V>(at(r), b, b_stride, steps, c + r * c_stride, c_stride, accumulate);
-  for (; r < rows; ++r)
+  }
+  for (; r < rows; ++r) {
     multiply_tile<Dot, 1, V>(at(r), b, b_stride, steps, c + r * c_stride, c_stride, accumulate);
+  }
 }
 
 // c[rows][columns] = (accumulate ? c : 0) + a[rows][steps] b[steps][columns]; columns: a multiple
@@ -91,19 +95,23 @@ void multiply(Left<typename Dot::Unit> a, const typename Dot::Unit* b, int64_t b
     const Left<typename Dot::Unit> left{a.at + from * a.next_step, a.next_row, a.next_step};
     const bool add = accumulate || part > 0;
     for (int64_t strip = 0; strip < strips; ++strip) {
-      const int64_t first = vectors * strip / strips,
-                    width = vectors * (strip + 1) / strips - first;
+      const int64_t first = vectors * strip / strips;
+      const int64_t width = vectors * (strip + 1) / strips - first;
       const typename Dot::Unit* right = b + from * b_stride + first * kLanes;
       float* const out = c + first * kLanes;
-      if (width == 1)
+      if (width == 1) {
         multiply_strip<Dot, 1>(left, right, b_stride, count, out, c_stride, rows, add);
-      if (width == 2)
+      }
+      if (width == 2) {
         multiply_strip<Dot, 2>(left, right, b_stride, count, out, c_stride, rows, add);
+      }
 #if defined(__AVX512F__)
-      if (width == 3)
+      if (width == 3) {
         multiply_strip<Dot, 3>(left, right, b_stride, count, out, c_stride, rows, add);
-      if (width == 4)
+      }
+      if (width == 4) {
         multiply_strip<Dot, 4>(left, right, b_stride, count, out, c_stride, rows, add);
+      }
 #endif
     }
   }
@@ -124,8 +132,9 @@ void pack_rows(const float* c, int64_t stride, const float* bias, int64_t rows, 
   for (int64_t r = 0; r < rows; r += Dot::kDepth) {
     for (int64_t i = 0; i < columns; i += kLanes) {
       Vec values[Dot::kDepth];
-      for (int d = 0; d < Dot::kDepth; ++d)
+      for (int d = 0; d < Dot::kDepth; ++d) {
         values[d] = Activation::of(load(c + (r + d) * stride + i) + bias[r + d]);
+      }
       Dot::put(values, out + r / Dot::kDepth * out_stride + i);
     }
   }
@@ -136,8 +145,9 @@ template <class Dot>
 void pack_along(const float* c, int64_t stride, const float* bias, int64_t rows, int64_t columns,
                 typename Dot::Unit* out, int64_t out_stride) {
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t i = 0; i < columns; i += kLanes)
+    for (int64_t i = 0; i < columns; i += kLanes) {
       Dot::put_row(load(c + r * stride + i) + bias[r], out + r * out_stride, i);
+    }
   }
 }
 
@@ -145,8 +155,9 @@ void pack_along(const float* c, int64_t stride, const float* bias, int64_t rows,
 inline void add_rows(float* x, const float* c, int64_t stride, const float* bias, int64_t rows,
                      int64_t columns) {
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t i = r * stride; i < r * stride + columns; i += kLanes)
+    for (int64_t i = r * stride; i < r * stride + columns; i += kLanes) {
       store(x + i, load(x + i) + (load(c + i) + bias[r]));
+    }
   }
 }
 

@@ -55,13 +55,13 @@ struct Window {
 };
 
 inline Window window_of(const Grid& grid, int64_t index) {
-  const int64_t across = (grid.width + grid.window - 1) / grid.window,
-                down = (grid.height + grid.window - 1) / grid.window;
+  const int64_t across = (grid.width + grid.window - 1) / grid.window;
+  const int64_t down = (grid.height + grid.window - 1) / grid.window;
   const int64_t top = index / across % down * grid.window, left = index % across * grid.window;
-  const int64_t rows = smaller(grid.window, grid.height - top),
-                columns = smaller(grid.window, grid.width - left);
-  return {
-      index / across / down, top, left, rows, columns, grid.window * grid.window - rows * columns};
+  const int64_t rows = smaller(grid.window, grid.height - top);
+  const int64_t columns = smaller(grid.window, grid.width - left);
+  const int64_t padded = grid.window * grid.window - rows * columns;
+  return {index / across / down, top, left, rows, columns, padded};
 }
 
 // out[rows][cells]: the largest of each 2 x 2 cell of a window, or NaN; in[rows]: all upper left

@@ -85,8 +85,9 @@ __global__ void label_tiles_kernel(ConnectedComponentsParams p, Grid g) {
     for (int r = first_row; r < kTileHeight; r += kThreads / kTileWidth) {
       const int32_t local = r * kTileWidth + lane;
       if (read_parent(parent, local) == kBackground) continue;
-      if (lane > 0 && read_parent(parent, local - 1) != kBackground)
+      if (lane > 0 && read_parent(parent, local - 1) != kBackground) {
         unite(parent, local, local - 1);
+      }
       if (r == 0) continue;
       const int32_t up = local - kTileWidth;
       if (read_parent(parent, up) != kBackground) {
@@ -94,8 +95,9 @@ __global__ void label_tiles_kernel(ConnectedComponentsParams p, Grid g) {
         continue;
       }
       if (lane > 0 && read_parent(parent, up - 1) != kBackground) unite(parent, local, up - 1);
-      if (lane < kTileWidth - 1 && read_parent(parent, up + 1) != kBackground)
+      if (lane < kTileWidth - 1 && read_parent(parent, up + 1) != kBackground) {
         unite(parent, local, up + 1);
+      }
     }
     __syncthreads();
     for (int r = first_row; r < kTileHeight; r += kThreads / kTileWidth) {
@@ -130,15 +132,18 @@ __global__ void merge_borders_kernel(ConnectedComponentsParams p, Grid g) {
     const int32_t self = y * p.width + x;
     if (read_parent(parent, self) == kBackground) continue;
     const bool left_out = lx == 0, right_out = lx == kTileWidth - 1, up_out = ly == 0;
-    if (left_out && x > 0 && read_parent(parent, self - 1) != kBackground)
+    if (left_out && x > 0 && read_parent(parent, self - 1) != kBackground) {
       unite(parent, self, self - 1);
+    }
     if (y == 0) continue;
     const int32_t up = self - p.width;
     if (up_out && read_parent(parent, up) != kBackground) unite(parent, self, up);
-    if ((up_out || left_out) && x > 0 && read_parent(parent, up - 1) != kBackground)
+    if ((up_out || left_out) && x > 0 && read_parent(parent, up - 1) != kBackground) {
       unite(parent, self, up - 1);
-    if ((up_out || right_out) && x + 1 < p.width && read_parent(parent, up + 1) != kBackground)
+    }
+    if ((up_out || right_out) && x + 1 < p.width && read_parent(parent, up + 1) != kBackground) {
       unite(parent, self, up + 1);
+    }
   }
 }
 
@@ -160,8 +165,9 @@ __global__ void count_areas_kernel(ConnectedComponentsParams p, Grid g, int64_t 
       }
     }
     const unsigned same = __match_any_sync(0xffffffffu, static_cast<unsigned long long>(at));
-    if (at >= 0 && static_cast<int>(threadIdx.x % 32) == __ffs(same) - 1)
+    if (at >= 0 && static_cast<int>(threadIdx.x % 32) == __ffs(same) - 1) {
       atomicAdd(p.areas + at, __popc(same));
+    }
   }
 }
 
@@ -204,10 +210,12 @@ __global__ void small_components_kernel(SmallComponentsParams p, Grid g) {
       if (lx > 0 && read_parent(parent, c - 1) != kBackground) unite(parent, c, c - 1);
       if (c < side) continue;
       if (read_parent(parent, c - side) != kBackground) unite(parent, c, c - side);
-      if (lx > 0 && read_parent(parent, c - side - 1) != kBackground)
+      if (lx > 0 && read_parent(parent, c - side - 1) != kBackground) {
         unite(parent, c, c - side - 1);
-      if (lx < side - 1 && read_parent(parent, c - side + 1) != kBackground)
+      }
+      if (lx < side - 1 && read_parent(parent, c - side + 1) != kBackground) {
         unite(parent, c, c - side + 1);
+      }
     }
     __syncthreads();
     for (int c = threadIdx.x; c < cells; c += blockDim.x) {
