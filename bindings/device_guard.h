@@ -20,7 +20,9 @@ class DeviceGuard {
 
  private:
   static void check(cudaError_t error) {
-    if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA device: ") + cudaGetErrorString(error));
+    if (error != cudaSuccess) {
+      throw std::runtime_error(std::string("CUDA device: ") + cudaGetErrorString(error));
+    }
   }
   int before_ = 0;
 };

@@ -1,17 +1,35 @@
 // Comparisons of Python objects that are made for every frame, without the interpreter's loop.
 #include <pybind11/pybind11.h>
 
+#include <initializer_list>
+#include <string>
+
 namespace py = pybind11;
 
 namespace {
 
+void want_equal_lengths(const char* names, std::initializer_list<size_t> lengths) {
+  bool equal = true;
+  for (const size_t length : lengths) equal = equal && length == *lengths.begin();
+  if (equal) return;
+  std::string found;
+  for (const size_t length : lengths) {
+    if (!found.empty()) found += ", ";
+    found += std::to_string(length);
+  }
+  throw py::value_error(std::string(names) + ": expected equal lengths, got " + found);
+}
+
+[[noreturn]] void refuse_type(const char* expected, PyObject* got) {
+  throw py::type_error(std::string(expected) + ", got " + Py_TYPE(got)->tp_name);
+}
+
 // Whether groups[i][names[i]] is values[i], for all i.
 bool same_members(const py::list& groups, const py::list& names, const py::list& values) {
-  if (groups.size() != values.size() || names.size() != values.size())
-    throw py::value_error("groups, names, values: expected equal lengths");
+  want_equal_lengths("groups, names, values", {groups.size(), names.size(), values.size()});
   for (Py_ssize_t i = 0, count = static_cast<Py_ssize_t>(values.size()); i < count; ++i) {
     PyObject* group = PyList_GET_ITEM(groups.ptr(), i);
-    if (!PyDict_Check(group)) throw py::type_error("groups: expected dictionaries");
+    if (!PyDict_Check(group)) refuse_type("groups: expected dictionaries", group);
     PyObject* found = PyDict_GetItemWithError(group, PyList_GET_ITEM(names.ptr(), i));
     if (found == nullptr && PyErr_Occurred()) throw py::error_already_set();
     if (found != PyList_GET_ITEM(values.ptr(), i)) return false;
@@ -46,23 +64,29 @@ bool is_method_without_arguments(PyObject* descriptor) {
          reinterpret_cast<PyMethodDescrObject*>(descriptor)->d_method->ml_flags == METH_NOARGS;
 }
 
-// Whether addresses[i] and, where there is one, versions[i] are those of tensors[i], for all i; integers of 64 bits.
-// Both at once: most of the time goes into fetching the object.
-bool same_tensors(const py::object& address, const py::object& version, const py::list& tensors, const py::list& addresses,
-                  const py::list& versions) {
-  if (tensors.size() != addresses.size() || tensors.size() != versions.size()) {
-    throw py::value_error("tensors, addresses, versions: expected equal lengths");
-  }
-  if (!is_method_without_arguments(address.ptr()) || Py_TYPE(version.ptr()) != &PyGetSetDescr_Type) {
-    throw py::type_error("address, version: expected a method without arguments and an attribute, of a class written in C");
+// Whether addresses[i] and, where there is one, versions[i] are those of tensors[i], for all i;
+// integers of 64 bits. Both at once: most of the time goes into fetching the object.
+bool same_tensors(const py::object& address, const py::object& version, const py::list& tensors,
+                  const py::list& addresses, const py::list& versions) {
+  want_equal_lengths("tensors, addresses, versions",
+                     {tensors.size(), addresses.size(), versions.size()});
+  if (!is_method_without_arguments(address.ptr()) ||
+      Py_TYPE(version.ptr()) != &PyGetSetDescr_Type) {
+    throw py::type_error(
+        std::string("address, version: expected a method without arguments and an attribute, of a "
+                    "class written in C, got ") +
+        Py_TYPE(address.ptr())->tp_name + " and " + Py_TYPE(version.ptr())->tp_name);
   }
   PyTypeObject* owner = PyDescr_TYPE(address.ptr());
   for (Py_ssize_t i = 0, count = static_cast<Py_ssize_t>(tensors.size()); i < count; ++i) {
     PyObject* tensor = PyList_GET_ITEM(tensors.ptr(), i);
-    if (!PyObject_TypeCheck(tensor, owner)) throw py::type_error("tensors: expected instances of the descriptors' class");
+    if (!PyObject_TypeCheck(tensor, owner)) {
+      refuse_type("tensors: expected instances of the descriptors' class", tensor);
+    }
     PyObject* was = PyList_GET_ITEM(versions.ptr(), i);
     if (was != Py_None && integer_of(version.ptr(), tensor) != integer(was)) return false;
-    if (integer_of(address.ptr(), tensor) != integer(PyList_GET_ITEM(addresses.ptr(), i))) return false;
+    const long long known = integer(PyList_GET_ITEM(addresses.ptr(), i));
+    if (integer_of(address.ptr(), tensor) != known) return false;
   }
   return true;
 }
@@ -71,7 +95,7 @@ bool same_tensors(const py::object& address, const py::object& version, const py
 bool all_empty(const py::list& dictionaries) {
   for (Py_ssize_t i = 0, count = static_cast<Py_ssize_t>(dictionaries.size()); i < count; ++i) {
     PyObject* dictionary = PyList_GET_ITEM(dictionaries.ptr(), i);
-    if (!PyDict_Check(dictionary)) throw py::type_error("dictionaries: expected dictionaries");
+    if (!PyDict_Check(dictionary)) refuse_type("dictionaries: expected dictionaries", dictionary);
     if (PyDict_GET_SIZE(dictionary) != 0) return false;
   }
   return true;
@@ -84,9 +108,11 @@ namespace sam2_fast {
 void register_fingerprint(py::module_& module) {
   module.def("same_members", &same_members, py::arg("groups"), py::arg("names"), py::arg("values"),
              "Whether groups[i][names[i]] is values[i], for all i.");
-  module.def("same_tensors", &same_tensors, py::arg("address"), py::arg("version"), py::arg("tensors"), py::arg("addresses"),
-             py::arg("versions"), "Whether addresses and versions (None: not compared) are those of the tensors now.");
-  module.def("all_empty", &all_empty, py::arg("dictionaries"), "Whether all dictionaries are empty.");
+  module.def("same_tensors", &same_tensors, py::arg("address"), py::arg("version"),
+             py::arg("tensors"), py::arg("addresses"), py::arg("versions"),
+             "Whether addresses and versions (None: not compared) are those of the tensors now.");
+  module.def("all_empty", &all_empty, py::arg("dictionaries"),
+             "Whether all dictionaries are empty.");
 }
 
 }  // namespace sam2_fast

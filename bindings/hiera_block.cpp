@@ -1,7 +1,7 @@
 // Checks and launch of csrc/hiera_block.h.
 #include "csrc/hiera_block.h"
 
-#include "bindings/storage.h"
+#include "bindings/weights.h"
 
 namespace sam2_fast {
 namespace {
@@ -9,63 +9,101 @@ namespace {
 constexpr int64_t kMaxWindow = 64;       // tokens along a side
 constexpr int64_t kMaxChannels = 16384;  // of any layer
 
-const char* const kNames[] = {"norm1.weight", "norm1.bias", "qkv.weight", "qkv.bias",   "proj.weight", "proj.bias",       "norm2.weight",
-                              "norm2.bias",   "fc1.weight", "fc1.bias",   "fc2.weight", "fc2.bias",    "shortcut.weight", "shortcut.bias"};
+// Weights that were checked, and the tensors in whose memory they lie.
+struct HeldHieraBlock {
+  HeldWeights held;
+  HieraBlockWeights weights{};
 
-void run(py::handle x_object, const py::sequence& tensors, py::handle out_object, int64_t heads, int64_t window, bool pool, double epsilon,
-         int num_threads, const std::string& isa_name) {
+  explicit HeldHieraBlock(const py::object& object) {
+    const WeightFields fields(object, "weights", held);
+    const int64_t dim = fields.fields("qkv").even_columns("weight", kMaxChannels);
+    const int64_t dim_out = fields.fields("proj").even_rows("weight", kMaxChannels);
+    const int64_t hidden = fields.fields("fc1").even_rows("weight", kMaxChannels);
+    weights.dim = dim;
+    weights.dim_out = dim_out;
+    weights.hidden = hidden;
+    weights.norm1 = fields.norm("norm1", dim);
+    weights.qkv = fields.linear("qkv", 3 * dim_out, dim);
+    weights.proj = fields.linear("proj", dim_out, dim_out);
+    weights.norm2 = fields.norm("norm2", dim_out);
+    weights.fc1 = fields.linear("fc1", hidden, dim_out);
+    weights.fc2 = fields.linear("fc2", dim_out, hidden);
+    if (fields.has("shortcut")) {
+      weights.shortcut = fields.linear("shortcut", dim_out, dim);
+    } else if (dim != dim_out) {
+      refuse("weights.shortcut",
+             "a layer from " + std::to_string(dim) + " to " + std::to_string(dim_out) + " channels",
+             "None");
+    }
+    weights.storage = held.storage;
+  }
+
+  bool has_shortcut() const { return weights.shortcut.weight != nullptr; }
+};
+
+void check_pool(const View& x, const HeldHieraBlock& held, int64_t window, bool pool) {
+  if (pool != held.has_shortcut()) {
+    const char* const shortcut = held.has_shortcut() ? "a shortcut" : "no shortcut";
+    refuse("pool", std::string(pool ? "False" : "True") + " for weights with " + shortcut,
+           pool ? "True" : "False");
+  }
+  const int64_t height = x.t.shape[1], width = x.t.shape[2];
+  if (pool && (window < 2 || window % 2 != 0 || height % 2 != 0 || width % 2 != 0)) {
+    refuse("pool", "an even window on an even grid",
+           "a window of " + std::to_string(window) + " on " + std::to_string(height) + " x " +
+               std::to_string(width) + " tokens");
+  }
+}
+
+void run(py::handle x_object, const HeldHieraBlock& held, py::handle out_object, int64_t heads,
+         int64_t window, bool pool, double epsilon, int num_threads, const std::string& isa_name) {
   const View x("x", x_object), out("out", out_object);
   for (const View* view : {&x, &out}) {
-    if (view->t.ndim != 4) refuse(view->name, "4 dimensions", std::to_string(view->t.ndim));
-    want_cpu(*view);
+    view->want_dimensions(4);
+    want_contiguous_on_cpu(*view);
   }
-  const Weights w(tensors, kNames, 14);
-  const size_t count = w.views.size();
-  if (count != 12 && count != 14) refuse("weights", "12 tensors, or 14 with a shortcut", std::to_string(count));
-  HieraBlockParams p{};
-  p.storage = storage_of(x);
-  if (storage_of(out) != p.storage) refuse("out", "the dtype of x", "another dtype");
-  p.batch = x.t.shape[0], p.height = x.t.shape[1], p.width = x.t.shape[2], p.dim = x.t.shape[3];
-  p.heads = heads, p.window = window, p.pool = pool, p.epsilon = static_cast<float>(epsilon);
-  if (w.views[4].t.ndim != 2 || w.views[8].t.ndim != 2) refuse("weights", "matrices of two dimensions", "others");
-  p.dim_out = w.views[4].t.shape[0], p.hidden = w.views[8].t.shape[0];
-  for (const int64_t channels : {p.dim, p.dim_out, p.hidden}) {
-    if (channels < 2 || channels % 2 != 0 || channels > kMaxChannels)
-      refuse("weights", "even widths up to 16384", std::to_string(channels));
+  const HieraBlockWeights& weights = held.weights;
+  HieraBlockParams params{};
+  params.storage = storage_of(x);
+  out.want_dtype_of(x);
+  params.weights = weights;
+  params.batch = x.t.shape[0];
+  params.height = x.t.shape[1];
+  params.width = x.t.shape[2];
+  params.heads = heads;
+  params.window = window;
+  params.pool = pool;
+  params.epsilon = static_cast<float>(epsilon);
+  x.want_shape({params.batch, params.height, params.width, weights.dim});
+  if (heads < 1 || weights.dim_out % heads != 0 || weights.dim_out / heads % 2 != 0) {
+    refuse("heads",
+           "a number that divides " + std::to_string(weights.dim_out) +
+               " channels into heads of an even number each",
+           std::to_string(heads));
   }
-  if (heads < 1 || p.dim_out % heads != 0 || p.dim_out / heads % 2 != 0)
-    refuse("heads", "an even number of channels each", std::to_string(heads));
   if (window < 0 || window > kMaxWindow) refuse("window", "0 to 64", std::to_string(window));
-  if (pool != (count == 14)) refuse("weights", "a shortcut exactly where queries are pooled", "the contrary");
-  if (pool && (window < 2 || window % 2 != 0 || p.height % 2 != 0 || p.width % 2 != 0))
-    refuse("pool", "even sizes and a window", "odd ones or none");
-  if (!pool && p.dim != p.dim_out) refuse("weights", "as many channels out as in", std::to_string(p.dim_out));
-  p.weights = storage_of(w.views[2]);
-  p.norm1_weight = w.vector(0, p.dim), p.norm1_bias = w.vector(1, p.dim);
-  p.qkv = w.linear(2, 3 * p.dim_out, p.dim), p.proj = w.linear(4, p.dim_out, p.dim_out);
-  p.norm2_weight = w.vector(6, p.dim_out), p.norm2_bias = w.vector(7, p.dim_out);
-  p.fc1 = w.linear(8, p.hidden, p.dim_out), p.fc2 = w.linear(10, p.dim_out, p.hidden);
-  if (pool) p.shortcut = w.linear(12, p.dim_out, p.dim);
-  const int64_t by = pool ? 2 : 1, sizes[] = {p.batch, p.height / by, p.width / by, p.dim_out};
-  for (int i = 0; i < 4; ++i) {
-    if (out.t.shape[i] != sizes[i]) refuse("out", "size " + std::to_string(sizes[i]) + " of dimension " + std::to_string(i), "another");
-  }
+  check_pool(x, held, window, pool);
+  const int64_t by = pool ? 2 : 1;
+  out.want_each_size({params.batch, params.height / by, params.width / by, weights.dim_out});
   if (x.size() == 0) return;
-  p.x = x.data<const void>(), p.out = out.data<void>();
-  const Isa isa = isa_of(isa_name);
-  bool done = false;
-  {
-    py::gil_scoped_release release;
-    done = hiera_block_cpu(p, num_threads < 1 ? 1 : num_threads, isa);
-  }
-  if (!done) throw std::bad_alloc();
+  params.x = x.data<const void>();
+  params.out = out.data<void>();
+  run_on_cpu(&hiera_block_cpu, params, num_threads, isa_name);
 }
 
 }  // namespace
 
 void register_hiera_block(py::module_& module) {
-  module.def("hiera_block", &run, py::arg("x"), py::arg("weights"), py::arg("out"), py::arg("heads"), py::arg("window"), py::arg("pool"),
-             py::arg("epsilon"), py::arg("num_threads"), py::arg("isa"));
+  typedef HeldHieraBlock Held;
+  py::class_<Held>(module, "HieraBlockWeights",
+                   "Weights that were checked once, and are held; read by name.")
+      .def(py::init<const py::object&>(), py::arg("weights"))
+      .def_property_readonly("dim", [](const Held& held) { return held.weights.dim; })
+      .def_property_readonly("dim_out", [](const Held& held) { return held.weights.dim_out; })
+      .def_property_readonly("hidden", [](const Held& held) { return held.weights.hidden; });
+  module.def("hiera_block", &run, py::arg("x"), py::arg("weights"), py::arg("out"),
+             py::arg("heads"), py::arg("window"), py::arg("pool"), py::arg("epsilon"),
+             py::arg("num_threads"), py::arg("isa"));
 }
 
 }  // namespace sam2_fast

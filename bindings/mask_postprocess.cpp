@@ -2,6 +2,7 @@
 #include "csrc/mask_postprocess.h"
 
 #include <cstdlib>
+#include <vector>
 
 #include "bindings/storage.h"
 
@@ -9,55 +10,72 @@ namespace sam2_fast {
 namespace {
 
 int64_t* integers(const View& x, std::initializer_list<int64_t> shape) {
-  bool fits = x.t.ndim == static_cast<int32_t>(shape.size()) && x.t.dtype.code == dl::kInt && x.t.dtype.bits == 64 && x.t.dtype.lanes == 1;
-  for (size_t i = 0; fits && i < shape.size(); ++i) fits = x.t.shape[i] == shape.begin()[i];
-  if (!fits) refuse(x.name, "int64, a row a mask", "another shape or dtype");
+  if (!x.has_shape(shape) || !x.has_dtype(dl::kInt, 64)) {
+    refuse(x.name, text_of_sizes(shape) + " int64",
+           text_of_sizes(x.sizes()) + " " + text_of(x.t.dtype));
+  }
   return x.data<int64_t>();
 }
 
-py::list run(py::handle logits_object, int64_t height, int64_t width, int64_t canvas_height, int64_t canvas_width, int64_t top,
-             int64_t left, float low, float middle, float high, py::handle outer_object, py::handle inner_object, py::handle boxes_object,
-             int num_threads, const std::string& isa_name) {
-  const View logits("logits", logits_object), outer("outer", outer_object), inner("inner", inner_object), boxes("boxes", boxes_object);
-  for (const View* x : {&logits, &outer, &inner, &boxes}) want_cpu(*x);
-  if (logits.t.ndim != 3) refuse("logits", "3 dimensions", std::to_string(logits.t.ndim));
-  const int64_t count = logits.t.shape[0], low_height = logits.t.shape[1], low_width = logits.t.shape[2];
-  const float* const data = floats(logits, {count, low_height, low_width});
+std::string pixels(int64_t height, int64_t width) {
+  return std::to_string(height) + " x " + std::to_string(width);
+}
+
+void check_sizes(const MaskPostprocessParams& p) {
   constexpr int64_t kMost = (int64_t{1} << 31) - 1;
-  if (low_height < 1 || low_width < 1 || height < 1 || width < 1) refuse("logits, size", "a pixel or more", "none");
-  if (low_height > kMost / low_width) refuse("logits", "fewer than 2^31 values a mask", "more");
-  if (top < 0 || left < 0 || height > canvas_height - top || width > canvas_width - left) refuse("canvas", "room for the mask", "none");
-  if (canvas_height > kMost / canvas_width) refuse("canvas", "fewer than 2^31 pixels", "more");
-  std::vector<int32_t*> runs(static_cast<size_t>(count), nullptr);
-  std::vector<int64_t> lengths(static_cast<size_t>(count), 0);
-  const MaskPostprocessParams params{data,
-                                     count,
-                                     low_height,
-                                     low_width,
-                                     height,
-                                     width,
-                                     canvas_height,
-                                     canvas_width,
-                                     top,
-                                     left,
-                                     low,
-                                     middle,
-                                     high,
-                                     integers(outer, {count}),
-                                     integers(inner, {count}),
-                                     integers(boxes, {count, 4}),
-                                     runs.data(),
-                                     lengths.data()};
-  const Isa isa = isa_of(isa_name);
-  bool done = true;
-  if (count > 0) {
-    py::gil_scoped_release release;
-    done = mask_postprocess_cpu(params, num_threads < 1 ? 1 : num_threads, isa);
+  if (p.low_height < 1 || p.low_width < 1 || p.height < 1 || p.width < 1) {
+    refuse("logits, size", "1 pixel or more",
+           pixels(p.low_height, p.low_width) + ", " + pixels(p.height, p.width));
   }
-  if (!done) throw std::bad_alloc();
+  if (p.low_height > kMost / p.low_width) {
+    refuse("logits", "fewer than 2^31 values a mask", pixels(p.low_height, p.low_width));
+  }
+  if (p.top < 0 || p.left < 0 || p.height > p.canvas_height - p.top ||
+      p.width > p.canvas_width - p.left) {
+    refuse("canvas",
+           "room for the mask of " + pixels(p.height, p.width) + " at " + pixels(p.top, p.left),
+           pixels(p.canvas_height, p.canvas_width));
+  }
+  if (p.canvas_height > kMost / p.canvas_width) {
+    refuse("canvas", "fewer than 2^31 pixels", pixels(p.canvas_height, p.canvas_width));
+  }
+}
+
+py::list run(py::handle logits_object, int64_t height, int64_t width, int64_t canvas_height,
+             int64_t canvas_width, int64_t top, int64_t left, float low, float middle, float high,
+             py::handle outer_object, py::handle inner_object, py::handle boxes_object,
+             int num_threads, const std::string& isa_name) {
+  const View logits("logits", logits_object), outer("outer", outer_object);
+  const View inner("inner", inner_object), boxes("boxes", boxes_object);
+  for (const View* view : {&logits, &outer, &inner, &boxes}) want_contiguous_on_cpu(*view);
+  logits.want_dimensions(3);
+  MaskPostprocessParams params{};
+  params.count = logits.t.shape[0];
+  params.low_height = logits.t.shape[1];
+  params.low_width = logits.t.shape[2];
+  params.logits = floats(logits, {params.count, params.low_height, params.low_width});
+  params.height = height;
+  params.width = width;
+  params.canvas_height = canvas_height;
+  params.canvas_width = canvas_width;
+  params.top = top;
+  params.left = left;
+  params.low = low;
+  params.middle = middle;
+  params.high = high;
+  check_sizes(params);
+  params.outer = integers(outer, {params.count});
+  params.inner = integers(inner, {params.count});
+  params.boxes = integers(boxes, {params.count, 4});
+  std::vector<int32_t*> runs(static_cast<size_t>(params.count), nullptr);
+  std::vector<int64_t> lengths(static_cast<size_t>(params.count), 0);
+  params.runs = runs.data();
+  params.lengths = lengths.data();
+  if (params.count > 0) run_on_cpu(&mask_postprocess_cpu, params, num_threads, isa_name);
   py::list found;
   for (size_t i = 0; i < runs.size(); ++i) {
-    found.append(py::bytes(reinterpret_cast<const char*>(runs[i]), sizeof(int32_t) * static_cast<size_t>(lengths[i])));
+    found.append(py::bytes(reinterpret_cast<const char*>(runs[i]),
+                           sizeof(int32_t) * static_cast<size_t>(lengths[i])));
     std::free(runs[i]);
   }
   return found;
@@ -66,9 +84,10 @@ py::list run(py::handle logits_object, int64_t height, int64_t width, int64_t ca
 }  // namespace
 
 void register_mask_postprocess(py::module_& module) {
-  module.def("mask_postprocess", &run, py::arg("logits"), py::arg("height"), py::arg("width"), py::arg("canvas_height"),
-             py::arg("canvas_width"), py::arg("top"), py::arg("left"), py::arg("low"), py::arg("middle"), py::arg("high"), py::arg("outer"),
-             py::arg("inner"), py::arg("boxes"), py::arg("num_threads"), py::arg("isa"));
+  module.def("mask_postprocess", &run, py::arg("logits"), py::arg("height"), py::arg("width"),
+             py::arg("canvas_height"), py::arg("canvas_width"), py::arg("top"), py::arg("left"),
+             py::arg("low"), py::arg("middle"), py::arg("high"), py::arg("outer"), py::arg("inner"),
+             py::arg("boxes"), py::arg("num_threads"), py::arg("isa"));
 }
 
 }  // namespace sam2_fast

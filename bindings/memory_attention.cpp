@@ -3,119 +3,167 @@
 
 #include <pybind11/stl.h>
 
-#include "bindings/storage.h"
+#include "bindings/weights.h"
 
 namespace sam2_fast {
 namespace {
 
-constexpr size_t kTensors = 26;          // of a layer
 constexpr int64_t kMaxChannels = 16384;  // of any layer
 
-const char* const kNames[] = {"norm1.weight",   "norm1.bias",  "self q.weight",   "self q.bias",   "self k.weight",  "self k.bias",
-                              "self v.weight",  "self v.bias", "self out.weight", "self out.bias", "norm2.weight",   "norm2.bias",
-                              "q.weight",       "q.bias",      "k.weight",        "k.bias",        "v.weight",       "v.bias",
-                              "out.weight",     "out.bias",    "norm3.weight",    "norm3.bias",    "linear1.weight", "linear1.bias",
-                              "linear2.weight", "linear2.bias"};
-
-MemoryLayer layer_of(const Weights& w, size_t at, int64_t dim, int64_t memory_dim, int64_t hidden) {
-  MemoryLayer l{};
-  l.norm1_weight = w.vector(at, dim), l.norm1_bias = w.vector(at + 1, dim);
-  l.self_q = w.linear(at + 2, dim, dim), l.self_k = w.linear(at + 4, dim, dim);
-  l.self_v = w.linear(at + 6, dim, dim), l.self_out = w.linear(at + 8, dim, dim);
-  l.norm2_weight = w.vector(at + 10, dim), l.norm2_bias = w.vector(at + 11, dim);
-  l.q = w.linear(at + 12, dim, dim), l.k = w.linear(at + 14, dim, memory_dim);
-  l.v = w.linear(at + 16, dim, memory_dim), l.out = w.linear(at + 18, dim, dim);
-  l.norm3_weight = w.vector(at + 20, dim), l.norm3_bias = w.vector(at + 21, dim);
-  l.hidden = w.linear(at + 22, hidden, dim), l.last = w.linear(at + 24, dim, hidden);
-  return l;
+MemoryLayerWeights layer_of(const WeightFields& fields, const MemoryAttentionWeights& sizes) {
+  const int64_t dim = sizes.dim, memory_dim = sizes.memory_dim, hidden = sizes.hidden;
+  MemoryLayerWeights layer{};
+  layer.norm1 = fields.norm("norm1", dim);
+  layer.self_q = fields.linear("self_q", dim, dim);
+  layer.self_k = fields.linear("self_k", dim, dim);
+  layer.self_v = fields.linear("self_v", dim, dim);
+  layer.self_out = fields.linear("self_out", dim, dim);
+  layer.norm2 = fields.norm("norm2", dim);
+  layer.q = fields.linear("q", dim, dim);
+  layer.k = fields.linear("k", dim, memory_dim);
+  layer.v = fields.linear("v", dim, memory_dim);
+  layer.out = fields.linear("out", dim, dim);
+  layer.norm3 = fields.norm("norm3", dim);
+  layer.linear1 = fields.linear("linear1", hidden, dim);
+  layer.linear2 = fields.linear("linear2", dim, hidden);
+  return layer;
 }
+
+// Weights that were checked, and the tensors in whose memory they lie.
+struct HeldMemoryAttention {
+  HeldWeights held;
+  std::vector<MemoryLayerWeights> layers;
+  MemoryAttentionWeights weights{};
+
+  explicit HeldMemoryAttention(const py::object& object) {
+    const WeightFields fields(object, "weights", held);
+    const std::vector<WeightFields> given = fields.sequence("layers", 1);
+    const WeightFields& first = given.front();
+    weights.dim = first.fields("self_q").even_rows("weight", kMaxChannels);
+    weights.memory_dim = first.fields("k").even_columns("weight", weights.dim);
+    weights.hidden = first.fields("linear1").even_rows("weight", kMaxChannels);
+    for (const WeightFields& layer : given) layers.push_back(layer_of(layer, weights));
+    weights.layers = layers.data();
+    weights.num_layers = static_cast<int64_t>(layers.size());
+    weights.norm = fields.norm("norm", weights.dim);
+    weights.storage = held.storage;
+  }
+};
 
 // `first`: where each object's entries begin, and where the last one's end.
-void want_offsets(const char* name, const std::vector<int64_t>& first, int64_t objects, int64_t end) {
-  bool fits = static_cast<int64_t>(first.size()) == objects + 1 && first.front() == 0 && first.back() == end;
-  for (size_t i = 1; fits && i < first.size(); ++i) fits = first[i - 1] <= first[i];
-  if (!fits) refuse(name, std::to_string(objects + 1) + " ascending offsets from 0 to " + std::to_string(end), "others");
+void want_offsets(const char* name, const std::vector<int64_t>& first, int64_t objects,
+                  int64_t end) {
+  bool fits = static_cast<int64_t>(first.size()) == objects + 1;
+  fits = fits && first.front() == 0 && first.back() == end;
+  if (fits && std::is_sorted(first.begin(), first.end())) return;
+  const std::string count = std::to_string(objects + 1);
+  refuse(name, count + " ascending offsets from 0 to " + std::to_string(end), text_of_sizes(first));
 }
 
-void run(py::handle x_object, const py::sequence& tensors, py::handle table_object, const py::sequence& map_objects,
-         py::handle temporal_object, py::handle place_object, const std::vector<int64_t>& slots, const std::vector<int64_t>& rows,
-         const std::vector<int64_t>& first, py::handle pointers_object, py::handle positions_object,
-         const std::vector<int64_t>& first_pointer, py::handle out_object, int num_threads, const std::string& isa_name) {
-  const View x("x", x_object), out("out", out_object), table("table", table_object), temporal("temporal", temporal_object);
-  const View place("place", place_object), pointers("pointers", pointers_object), positions("pointer_positions", positions_object);
-  for (const View* view : {&x, &out, &table, &temporal, &place, &pointers, &positions}) want_cpu(*view);
-  for (const View* view : {&x, &out}) {
-    if (view->t.ndim != 3) refuse(view->name, "3 dimensions", std::to_string(view->t.ndim));
+void want_below(const char* name, const std::vector<int64_t>& indices, int64_t end,
+                const char* what) {
+  for (const int64_t index : indices) {
+    if (index >= 0 && index < end) continue;
+    refuse(name, "indices of the " + std::to_string(end) + " " + what, std::to_string(index));
   }
-  const Weights w(tensors, kNames, kTensors);
-  if (w.views.size() < kTensors + 2 || w.views.size() % kTensors != 2) {
-    refuse("weights", "26 tensors a layer and 2 of the last norm", std::to_string(w.views.size()));
-  }
-  if (w.views[14].t.ndim != 2 || w.views[22].t.ndim != 2) refuse("weights", "matrices of two dimensions", "others");
-  MemoryAttentionParams p{};
-  p.storage = storage_of(x), p.weights = storage_of(w.views[2]);
-  p.images = x.t.shape[0], p.tokens = x.t.shape[1], p.dim = x.t.shape[2], p.objects = out.t.shape[0];
-  p.memory_dim = w.views[14].t.shape[1], p.hidden = w.views[22].t.shape[0];
-  p.num_layers = static_cast<int64_t>(w.views.size() / kTensors);
-  for (const int64_t channels : {p.dim, p.memory_dim, p.hidden}) {
-    if (channels < 2 || channels % 2 != 0 || channels > kMaxChannels)
-      refuse("weights", "even widths up to 16384", std::to_string(channels));
-  }
-  if (p.memory_dim > p.dim) refuse("weights", "memories no wider than the tokens", std::to_string(p.memory_dim));
-  if (p.images != 1 && p.images != p.objects) refuse("x", "1 image or one an object", std::to_string(p.images));
-  if (storage_of(out) != p.storage) refuse("out", "the dtype of x", "another dtype");
-  out.want_shape3(p.objects, p.tokens, p.dim);
-  std::vector<MemoryLayer> layers;
-  for (int64_t i = 0; i < p.num_layers; ++i) layers.push_back(layer_of(w, i * kTensors, p.dim, p.memory_dim, p.hidden));
-  p.layers = layers.data();
-  p.norm_weight = w.vector(w.views.size() - 2, p.dim), p.norm_bias = w.vector(w.views.size() - 1, p.dim);
-  p.cos = floats(table, {2, p.tokens, p.dim / 2}), p.sin = p.cos + p.tokens * (p.dim / 2);
-  p.place = floats(place, {p.tokens, p.memory_dim});
-  const int64_t temporal_rows = temporal.t.ndim == 2 ? temporal.t.shape[0] : 0;
-  p.temporal = floats(temporal, {temporal_rows, p.memory_dim});
+}
+
+std::vector<const void*> maps_of(const py::sequence& objects, const MemoryAttentionParams& params,
+                                 Storage* storage) {
   std::vector<const void*> maps;
-  for (size_t i = 0; i < py::len(map_objects); ++i) {
-    const View map("maps", py::object(map_objects[i]));
-    want_cpu(map);
-    if (map.t.ndim != 2 || map.t.shape[0] != p.tokens || map.t.shape[1] != p.memory_dim) {
-      refuse("maps", "[" + std::to_string(p.tokens) + ", " + std::to_string(p.memory_dim) + "] each", "another shape");
-    }
-    const Storage storage = storage_of(map);
-    if (i > 0 && storage != p.map_storage) refuse("maps", "one dtype", "several");
-    p.map_storage = storage;
+  std::vector<View> views;
+  views.reserve(py::len(objects));
+  for (const py::handle object : objects) {
+    views.emplace_back("maps[" + std::to_string(views.size()) + "]", object);
+    const View& map = views.back();
+    want_contiguous_on_cpu(map);
+    map.want_shape({params.tokens, params.weights.memory_dim});
+    *storage = storage_of(map);
+    map.want_dtype_of(views.front());
     maps.push_back(map.data<const void>());
   }
-  p.maps = maps.data();
-  want_offsets("first", first, p.objects, static_cast<int64_t>(slots.size()));
-  if (rows.size() != slots.size()) refuse("rows", "as many as slots", std::to_string(rows.size()));
-  for (size_t i = 0; i < slots.size(); ++i) {
-    if (slots[i] < 0 || slots[i] >= static_cast<int64_t>(maps.size())) refuse("slots", "places in maps", std::to_string(slots[i]));
-    if (rows[i] < 0 || rows[i] >= temporal_rows) refuse("rows", "rows of temporal", std::to_string(rows[i]));
+  return maps;
+}
+
+void run(py::handle x_object, const HeldMemoryAttention& held, py::handle table_object,
+         const py::sequence& map_objects, py::handle temporal_object, py::handle place_object,
+         const std::vector<int64_t>& slots, const std::vector<int64_t>& rows,
+         const std::vector<int64_t>& first, py::handle pointers_object, py::handle positions_object,
+         const std::vector<int64_t>& first_pointer, py::handle out_object, int num_threads,
+         const std::string& isa_name) {
+  const View x("x", x_object), out("out", out_object), table("table", table_object);
+  const View temporal("temporal", temporal_object), place("place", place_object);
+  const View pointers("pointers", pointers_object);
+  const View positions("pointer_positions", positions_object);
+  for (const View* view : {&x, &out, &table, &temporal, &place, &pointers, &positions}) {
+    want_contiguous_on_cpu(*view);
   }
-  const int64_t pointer_tokens = pointers.t.ndim == 2 ? pointers.t.shape[0] : -1;
-  want_offsets("first_pointer", first_pointer, p.objects, pointer_tokens);
-  p.pointers = floats(pointers, {pointer_tokens, p.memory_dim});
-  p.pointer_positions = floats(positions, {pointer_tokens, p.memory_dim});
-  for (int64_t o = 0; o < p.objects; ++o) {
-    if (first[o] == first[o + 1] && first_pointer[o] == first_pointer[o + 1]) refuse("first", "a memory for every object", "none");
+  x.want_dimensions(3);
+  out.want_dimensions(3);
+  temporal.want_dimensions(2);
+  pointers.want_dimensions(2);
+  MemoryAttentionParams params{};
+  params.weights = held.weights;
+  params.storage = storage_of(x);
+  params.images = x.t.shape[0];
+  params.tokens = x.t.shape[1];
+  params.objects = out.t.shape[0];
+  const int64_t dim = held.weights.dim, memory_dim = held.weights.memory_dim;
+  x.want_shape({params.images, params.tokens, dim});
+  if (params.images != 1 && params.images != params.objects) {
+    refuse("x", "1 image or one for each of " + std::to_string(params.objects) + " objects",
+           std::to_string(params.images));
   }
-  p.slots = slots.data(), p.rows = rows.data(), p.first = first.data(), p.first_pointer = first_pointer.data();
-  if (p.objects == 0 || p.tokens == 0) return;
-  p.x = x.data<const void>(), p.out = out.data<void>();
-  const Isa isa = isa_of(isa_name);
-  bool done = false;
-  {
-    py::gil_scoped_release release;
-    done = memory_attention_cpu(p, num_threads < 1 ? 1 : num_threads, isa);
+  out.want_dtype_of(x);
+  out.want_shape({params.objects, params.tokens, dim});
+  params.cos = floats(table, {2, params.tokens, dim / 2});
+  params.sin = params.cos + params.tokens * (dim / 2);
+  params.place = floats(place, {params.tokens, memory_dim});
+  const int64_t temporal_rows = temporal.t.shape[0], pointer_tokens = pointers.t.shape[0];
+  params.temporal = floats(temporal, {temporal_rows, memory_dim});
+  const std::vector<const void*> maps = maps_of(map_objects, params, &params.map_storage);
+  params.maps = maps.data();
+  want_offsets("first", first, params.objects, static_cast<int64_t>(slots.size()));
+  if (rows.size() != slots.size()) {
+    refuse("rows", std::to_string(slots.size()) + ", as many as slots",
+           std::to_string(rows.size()));
   }
-  if (!done) throw std::bad_alloc();
+  want_below("slots", slots, static_cast<int64_t>(maps.size()), "maps");
+  want_below("rows", rows, temporal_rows, "rows of temporal");
+  want_offsets("first_pointer", first_pointer, params.objects, pointer_tokens);
+  params.pointers = floats(pointers, {pointer_tokens, memory_dim});
+  params.pointer_positions = floats(positions, {pointer_tokens, memory_dim});
+  for (int64_t o = 0; o < params.objects; ++o) {
+    if (first[o] == first[o + 1] && first_pointer[o] == first_pointer[o + 1]) {
+      refuse("first", "a map or a pointer token for every object",
+             "0 of both for object " + std::to_string(o));
+    }
+  }
+  params.slots = slots.data();
+  params.rows = rows.data();
+  params.first = first.data();
+  params.first_pointer = first_pointer.data();
+  if (params.objects == 0 || params.tokens == 0) return;
+  params.x = x.data<const void>();
+  params.out = out.data<void>();
+  run_on_cpu(&memory_attention_cpu, params, num_threads, isa_name);
 }
 
 }  // namespace
 
 void register_memory_attention(py::module_& module) {
-  module.def("memory_attention", &run, py::arg("x"), py::arg("weights"), py::arg("table"), py::arg("maps"), py::arg("temporal"),
-             py::arg("place"), py::arg("slots"), py::arg("rows"), py::arg("first"), py::arg("pointers"), py::arg("pointer_positions"),
+  typedef HeldMemoryAttention Held;
+  py::class_<Held>(module, "MemoryAttentionWeights",
+                   "Weights that were checked once, and are held; read by name.")
+      .def(py::init<const py::object&>(), py::arg("weights"))
+      .def_property_readonly("dim", [](const Held& held) { return held.weights.dim; })
+      .def_property_readonly("memory_dim", [](const Held& held) { return held.weights.memory_dim; })
+      .def_property_readonly("hidden", [](const Held& held) { return held.weights.hidden; })
+      .def_property_readonly("num_layers",
+                             [](const Held& held) { return held.weights.num_layers; });
+  module.def("memory_attention", &run, py::arg("x"), py::arg("weights"), py::arg("table"),
+             py::arg("maps"), py::arg("temporal"), py::arg("place"), py::arg("slots"),
+             py::arg("rows"), py::arg("first"), py::arg("pointers"), py::arg("pointer_positions"),
              py::arg("first_pointer"), py::arg("out"), py::arg("num_threads"), py::arg("isa"));
 }
 

@@ -1,4 +1,4 @@
-// The door: one module, every stem registers its functions.
+// One module; each stem of CMakeLists.txt registers its functions.
 #include <pybind11/pybind11.h>
 
 #include <sstream>
@@ -9,16 +9,9 @@
 namespace py = pybind11;
 
 namespace sam2_fast {
-void register_connected_components(py::module_& module);
-void register_fingerprint(py::module_& module);
-void register_hiera_block(py::module_& module);
-void register_mask_decoder(py::module_& module);
-void register_mask_postprocess(py::module_& module);
-void register_memory_attention(py::module_& module);
-void register_memory_encoder(py::module_& module);
-void register_preprocess(py::module_& module);
-void register_rope_attention(py::module_& module);
-void register_window_attention(py::module_& module);
+#define SAM2_FAST_REGISTER(stem) void register_##stem(py::module_& module);
+#include "registrations.inc"  // a line for each stem, written by CMake
+#undef SAM2_FAST_REGISTER
 }  // namespace sam2_fast
 
 namespace {
@@ -39,21 +32,16 @@ const char* cpu_isa() { return sam2_fast::kIsaNames[static_cast<int>(sam2_fast::
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Native kernels of sam2_fast. Private: use sam2_fast.ops.";
   module.attr("__version__") = SAM2_FAST_VERSION;
-  module.def("cuda_architectures", &architectures, "CUDA targets that were built, as CMake names them; empty without CUDA.");
-  module.def("cpu_isa", &cpu_isa, "The widest instruction set of this CPU that kernels distinguish.");
+  module.def("cuda_architectures", &architectures,
+             "CUDA targets that were built, as CMake names them; empty without CUDA.");
+  module.def("cpu_isa", &cpu_isa,
+             "The widest instruction set of this CPU that kernels distinguish.");
 #ifdef _OPENMP
   module.attr("openmp") = true;
 #else
   module.attr("openmp") = false;
 #endif
-  sam2_fast::register_connected_components(module);
-  sam2_fast::register_fingerprint(module);
-  sam2_fast::register_hiera_block(module);
-  sam2_fast::register_mask_decoder(module);
-  sam2_fast::register_mask_postprocess(module);
-  sam2_fast::register_memory_attention(module);
-  sam2_fast::register_memory_encoder(module);
-  sam2_fast::register_preprocess(module);
-  sam2_fast::register_rope_attention(module);
-  sam2_fast::register_window_attention(module);
+#define SAM2_FAST_REGISTER(stem) sam2_fast::register_##stem(module);
+#include "registrations.inc"
+#undef SAM2_FAST_REGISTER
 }

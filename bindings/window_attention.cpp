@@ -9,45 +9,52 @@ namespace {
 constexpr int64_t kMaxWindow = 64;  // tokens along a side
 constexpr int64_t kMaxHead = 1024;  // channels
 
-void attend(py::handle qkv_object, py::handle pad_object, py::handle out_object, int64_t heads, int64_t window, bool pool, int num_threads,
-            const std::string& isa_name) {
+void run(py::handle qkv_object, py::handle pad_object, py::handle out_object, int64_t heads,
+         int64_t window, bool pool, int num_threads, const std::string& isa_name) {
   const View qkv("qkv", qkv_object), pad("pad", pad_object), out("out", out_object);
-  for (const View* view : {&qkv, &out}) {
-    if (view->t.ndim != 4) refuse(view->name, "4 dimensions", std::to_string(view->t.ndim));
-  }
-  for (const View* view : {&qkv, &pad, &out}) want_cpu(*view);
-  WindowAttentionParams p{};
-  p.storage = storage_of(qkv);
-  if (storage_of(out) != p.storage) refuse("out", "the dtype of qkv", "another dtype");
-  p.batch = qkv.t.shape[0], p.height = qkv.t.shape[1], p.width = qkv.t.shape[2];
+  qkv.want_dimensions(4);
+  out.want_dimensions(4);
+  for (const View* view : {&qkv, &pad, &out}) want_contiguous_on_cpu(*view);
+  WindowAttentionParams params{};
+  params.storage = storage_of(qkv);
+  out.want_dtype_of(qkv);
+  params.batch = qkv.t.shape[0];
+  params.height = qkv.t.shape[1];
+  params.width = qkv.t.shape[2];
   const int64_t channels = qkv.t.shape[3];
-  if (heads < 1 || channels % (3 * heads) != 0) refuse("qkv", "3 x heads x head_dim channels", std::to_string(channels));
-  p.heads = heads, p.head_dim = channels / (3 * heads), p.window = window, p.pool = pool;
-  if (p.head_dim < 2 || p.head_dim % 2 != 0 || p.head_dim > kMaxHead)
-    refuse("heads", "an even number of channels each, up to 1024", std::to_string(p.head_dim));
+  if (heads < 1 || channels % (3 * heads) != 0) {
+    refuse("qkv", "3 x heads x head_dim channels for " + std::to_string(heads) + " heads",
+           std::to_string(channels));
+  }
+  params.heads = heads;
+  params.head_dim = channels / (3 * heads);
+  params.window = window;
+  params.pool = pool;
+  if (params.head_dim < 2 || params.head_dim % 2 != 0 || params.head_dim > kMaxHead) {
+    refuse("heads", "an even number of channels each, up to " + std::to_string(kMaxHead),
+           std::to_string(params.head_dim));
+  }
   if (window < 0 || window > kMaxWindow) refuse("window", "0 to 64", std::to_string(window));
-  if (pool && (window % 2 != 0 || p.height % 2 != 0 || p.width % 2 != 0)) refuse("pool", "even sizes", "odd ones");
-  p.pad = floats(pad, {channels});
-  const int64_t by = pool ? 2 : 1, sizes[] = {p.batch, p.height / by, p.width / by, channels / 3};
-  for (int i = 0; i < 4; ++i) {
-    if (out.t.shape[i] != sizes[i]) refuse("out", "size " + std::to_string(sizes[i]) + " of dimension " + std::to_string(i), "another");
+  if (pool && (window % 2 != 0 || params.height % 2 != 0 || params.width % 2 != 0)) {
+    refuse("pool", "an even window on an even grid",
+           "a window of " + std::to_string(window) + " on " + std::to_string(params.height) +
+               " x " + std::to_string(params.width) + " tokens");
   }
+  params.pad = floats(pad, {channels});
+  const int64_t by = pool ? 2 : 1;
+  out.want_each_size({params.batch, params.height / by, params.width / by, channels / 3});
   if (qkv.size() == 0) return;
-  p.qkv = qkv.data<const void>(), p.out = out.data<void>();
-  const Isa isa = isa_of(isa_name);
-  bool done = false;
-  {
-    py::gil_scoped_release release;
-    done = window_attention_cpu(p, num_threads < 1 ? 1 : num_threads, isa);
-  }
-  if (!done) throw std::bad_alloc();
+  params.qkv = qkv.data<const void>();
+  params.out = out.data<void>();
+  run_on_cpu(&window_attention_cpu, params, num_threads, isa_name);
 }
 
 }  // namespace
 
 void register_window_attention(py::module_& module) {
-  module.def("window_attention", &attend, py::arg("qkv"), py::arg("pad"), py::arg("out"), py::arg("heads"), py::arg("window"),
-             py::arg("pool"), py::arg("num_threads"), py::arg("isa"));
+  module.def("window_attention", &run, py::arg("qkv"), py::arg("pad"), py::arg("out"),
+             py::arg("heads"), py::arg("window"), py::arg("pool"), py::arg("num_threads"),
+             py::arg("isa"));
 }
 
 }  // namespace sam2_fast

@@ -1,5 +1,5 @@
-// Connected components of binary masks, 8-connected: labels and areas, and the pixels of small components.
-// Contract between the bindings and the kernels. No torch, no Python.
+// Connected components of binary masks, 8-connected: labels and areas, and the pixels of small
+// components. Contract between the bindings and the kernels. No torch, no Python.
 #pragma once
 
 #include <cstdint>
@@ -8,29 +8,33 @@ namespace sam2_fast {
 
 struct ConnectedComponentsParams {
   const uint8_t* masks;  // [count, height, width], non-zero is foreground, contiguous
-  int32_t* labels;       // [count, height, width]: 1 + row-major index of the component's first pixel; 0 on background
-  int32_t* areas;        // [count, height, width], pixels of the component; 0 on background
-  int64_t count;         // masks
-  int32_t height;        // pixels; height * width < 2^31
-  int32_t width;         // pixels
+  int32_t* labels;  // [count, height, width]: 1 + row-major index of the component's first pixel; 0
+                    // on background
+  int32_t* areas;   // [count, height, width], pixels of the component; 0 on background
+  int64_t count;    // masks
+  int32_t height;   // pixels; height * width < 2^31
+  int32_t width;    // pixels
 };
 
 struct SmallComponentsParams {
   const uint8_t* masks;  // [count, height, width], non-zero is foreground, contiguous
-  uint8_t* small;        // [count, height, width]: 1 where the pixel's component has at most max_area pixels, else 0
-  int64_t count;         // masks
-  int32_t height;        // pixels; height * width < 2^31
-  int32_t width;         // pixels
-  int32_t max_area;      // pixels, >= 1
+  uint8_t* small;    // [count, height, width]: 1 where the pixel's component has at most max_area
+                     // pixels, else 0
+  int64_t count;     // masks
+  int32_t height;    // pixels; height * width < 2^31
+  int32_t width;     // pixels
+  int32_t max_area;  // pixels, >= 1
 };
 
-// Largest max_area that the one-launch CUDA kernel decides; its tile and halo then fill 32 KB of shared memory.
+// Largest max_area that the one-launch CUDA kernel decides; its tile and halo then fill 32 KB of
+// shared memory.
 constexpr int32_t kMaxLocalArea = 16;
 
 void connected_components_cpu(const ConnectedComponentsParams& params, int num_threads);
 void small_components_cpu(const SmallComponentsParams& params, int num_threads);
 
-// `stream` is a cudaStream_t of the current device. Nothing is synchronised. Returns nullptr, or what CUDA said.
+// `stream` is a cudaStream_t of the current device. Nothing is synchronised. Returns nullptr, or
+// what CUDA said.
 const char* connected_components_cuda(const ConnectedComponentsParams& params, void* stream);
 const char* small_components_cuda(const SmallComponentsParams& params, void* stream);
 

@@ -1,36 +1,42 @@
-// One block of the Hiera trunk: norm, windowed or global attention, residual, norm, MLP, residual. Contract between bindings and kernels.
-// No torch, no Python.
+// One block of the Hiera trunk: norm, windowed or global attention, residual, norm, MLP, residual.
+// Contract between bindings and kernels. No torch, no Python.
 #pragma once
 
 #include <cstdint>
 
 #include "csrc/cpu/isa.h"
-#include "csrc/cpu/linear.h"
+#include "csrc/cpu/layers.h"
 #include "csrc/cpu/storage.h"
 
 namespace sam2_fast {
 
-struct HieraBlockParams {
-  const void* x;    // [batch, height, width, dim], contiguous, `storage`
-  void* out;        // [batch, height, width, dim_out], where pooled [batch, height / 2, width / 2, dim_out], contiguous, `storage`
-  Storage storage;  // of x and out
-  Storage weights;  // of the linear layers' weights
-  const float *norm1_weight, *norm1_bias;  // [dim]
-  const float *norm2_weight, *norm2_bias;  // [dim_out]
-  Linear qkv;                              // dim -> 3 * dim_out
-  Linear proj;                             // dim_out -> dim_out
-  Linear fc1, fc2;                         // dim_out -> hidden -> dim_out
-  Linear shortcut;                         // dim -> dim_out where pooled, else null
-  int64_t batch, height, width;
+struct HieraBlockWeights {
+  Norm norm1;                    // [dim]
+  Linear qkv;                    // dim -> 3 * dim_out
+  Linear proj;                   // dim_out -> dim_out
+  Norm norm2;                    // [dim_out]
+  Linear fc1, fc2;               // dim_out -> hidden -> dim_out
+  Linear shortcut;               // dim -> dim_out where pooled, else null
+  Storage storage;               // of the linear layers' weights
   int64_t dim, dim_out, hidden;  // channels; all even
-  int64_t heads;                 // of dim_out / heads channels, an even number
-  int64_t window;                // tokens along a side; 0: every token attends to all (then not pooled)
-  bool pool;                     // queries and shortcut are max-pooled 2 x 2; height, width and window are even
-  float epsilon;                 // of the norms
 };
 
-// Runs with the instructions of `isa`, which must not be wider than widest_isa(). Each token's arithmetic is the same for any number
-// of threads. Returns false, with nothing written, if scratch memory cannot be had.
+struct HieraBlockParams {
+  const void* x;    // [batch, height, width, dim], contiguous, `storage`
+  void* out;        // [batch, height, width, dim_out], where pooled [batch, height / 2, width / 2,
+                    // dim_out], contiguous, `storage`
+  Storage storage;  // of x and out
+  HieraBlockWeights weights;
+  int64_t batch, height, width;
+  int64_t heads;   // of dim_out / heads channels, an even number
+  int64_t window;  // tokens along a side; 0: every token attends to all (then not pooled)
+  bool pool;       // queries and shortcut are max-pooled 2 x 2; height, width and window are even
+  float epsilon;   // of the norms
+};
+
+// Runs with the instructions of `isa`, which must not be wider than widest_isa(). Each token's
+// arithmetic is the same for any number of threads. Returns false, with nothing written, if scratch
+// memory cannot be had.
 bool hiera_block_cpu(const HieraBlockParams& params, int num_threads, Isa isa);
 
 }  // namespace sam2_fast

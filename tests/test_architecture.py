@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.native_source import comma_operators, nested_conditionals, several_on_a_line
 from tools import floor_plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,20 +82,33 @@ def test_every_stem_is_whole() -> None:
     headers = {p.stem: p.read_text() for p in (ROOT / "csrc").glob("*.h")}
     always = ["bindings/{}.cpp", "sam2_fast/ops/{}.py", "tests/ops/test_{}.py", "benchmarks/{}.py", "docs/kernels/{}.md"]
     by_device = {"cpu": ["csrc/cpu/{}.cpp"], "cuda": ["csrc/cuda/{}.cu", "kernels/{}.py"]}
+    in_folder = {"cpu": ["csrc/cpu/{0}/{0}.cpp"], "cuda": by_device["cuda"]}
     expected = {place.format(stem) for stem in headers for place in always}
     for stem, header in headers.items():
         devices = [device for device in by_device if f"{stem}_{device}(" in header]
         assert devices, f"csrc/{stem}.h declares no launcher"
-        expected |= {place.format(stem) for device in devices for place in by_device[device]}
+        places = in_folder if (ROOT / f"csrc/cpu/{stem}").is_dir() else by_device
+        expected |= {place.format(stem) for device in devices for place in places[device]}
         expected |= {path for path in (f"kernels/{stem}.py",) if (ROOT / path).is_file()}
     alone = [p.stem for p in TRITON if p.stem not in headers and p.stem not in INFRASTRUCTURE]  # in Triton and torch only
     expected |= {place.format(stem) for stem in alone for place in (*always[1:], "kernels/{}.py")}
     assert not [place for place in expected if not is_there(ROOT / place)]
-    native = [*(ROOT / "csrc").glob("*/*.cu"), *(ROOT / "csrc").glob("*/*.cpp"), *TRITON, *(ROOT / "bindings").glob("*.cpp")]
+    native = [*(ROOT / "csrc").rglob("*.cu"), *(ROOT / "csrc").rglob("*.cpp"), *TRITON, *(ROOT / "bindings").glob("*.cpp")]
     orphans = [p for p in native if p.stem not in INFRASTRUCTURE and str(p.relative_to(ROOT)) not in expected]
     assert not orphans, "each native file belongs to a stem whose header in csrc/ declares its launcher"
     listed = re.findall(r"set\(SAM2_FAST_(?:ISA_)?STEMS ([^)]*)\)", (ROOT / "CMakeLists.txt").read_text())
     assert set(" ".join(listed).split()) == set(headers)
+
+
+NATIVE = sorted(p for d in ("csrc", "bindings") for p in (ROOT / d).rglob("*") if p.suffix in {".h", ".cuh", ".cu", ".cpp"})
+
+
+@pytest.mark.parametrize("path", NATIVE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_native_code_is_one_statement_a_line(path: Path) -> None:
+    source = path.read_text()
+    assert not comma_operators(source), f"{path}: statements end in semicolons"
+    assert not several_on_a_line(source), f"{path}: a statement has a line of its own"
+    assert not nested_conditionals(source), f"{path}: a conditional expression has no other inside"
 
 
 def lines(path: Path) -> int:

@@ -1,5 +1,6 @@
-// Softmax attention of up to 64 queries over keys that come in blocks of up to 64, without ever holding more scores than one block.
-// Scores lie key by key (row) and query by query (column): maxima and sums of the softmax run down the columns, one query per lane.
+// Softmax attention of up to 64 queries over keys that come in blocks of up to 64, without ever
+// holding more scores than one block. Scores lie key by key (row) and query by query (column):
+// maxima and sums of the softmax run down the columns, one query per lane.
 #pragma once
 
 #include "csrc/cpu/tile.h"
@@ -9,8 +10,9 @@ namespace SAM2_FAST_ISA {
 
 constexpr int64_t kBlock = 64;  // keys of a block, and the most queries of a tile: 16 KB of scores
 
-// One head's keys and values. Unit s of key j lies at k[j / 64 * k_block + s * k_stride + j % 64]; channel c of the values of keys
-// j .. j + kDepth - 1 at v[j / 64 * v_block + c * v_stride + j % 64 / kDepth].
+// One head's keys and values. Unit s of key j lies at k[j / 64 * k_block + s * k_stride + j % 64];
+// channel c of the values of keys j .. j + kDepth - 1 at v[j / 64 * v_block + c * v_stride + j % 64
+// / kDepth].
 template <class Dot>
 struct Keys {
   const typename Dot::Unit *k, *v;
@@ -20,84 +22,103 @@ struct Keys {
 
 // The running state of a tile: exact for the keys seen so far.
 struct Softmax {
-  float* scores;  // [64][64], scratch; then probabilities
-  float* out;     // [value channels][64], to be divided by the totals
-  float* maxima;  // [64] of the scores
-  float* totals;  // [64]
-  static int64_t floats(int64_t value_channels) { return kBlock * (value_channels + 2); }  // without the scores
+  float* scores;       // [64][64], scratch; then probabilities
+  float* accumulator;  // [value channels][64]: weighted values, to be divided by running_sum
+  float* running_max;  // [64] of the scores
+  float* running_sum;  // [64] of the probabilities
+  // Of the state without the scores.
+  static int64_t floats(int64_t value_channels) { return kBlock * (value_channels + 2); }
   Softmax(float* scores_of_a_block, float* state, int64_t value_channels)
-      : scores(scores_of_a_block), out(state), maxima(out + value_channels * kBlock), totals(maxima + kBlock) {}
+      : scores(scores_of_a_block),
+        accumulator(state),
+        running_max(accumulator + value_channels * kBlock),
+        running_sum(running_max + kBlock) {}
 };
 
-// Scores of `count` keys, to be multiplied by `scale` for powers of two, to units of probabilities; maxima and totals brought up to date,
-// `out` scaled to the new maxima. The maximum is taken off before anything is rounded: scores may be large where attention is sharp.
+// Scores of `count` keys, to be multiplied by `scale` for powers of two, to units of probabilities;
+// running_max and running_sum are updated, the accumulator is rescaled to the new maxima. The
+// maximum is subtracted before anything is rounded: scores may be large where attention is sharp.
 template <class Dot>
-void soften(const Softmax& state, int64_t count, int64_t columns, int64_t value_channels, float scale, bool first) {
+void update_online_softmax(const Softmax& state, int64_t count, int64_t columns,
+                           int64_t value_channels, float scale, bool first) {
   typename Dot::Unit* const units = reinterpret_cast<typename Dot::Unit*>(state.scores);
   for (int64_t i = 0; i < columns; i += kLanes) {
     float* const scores = state.scores + i;
-    Vec top = load(scores);
-    for (int64_t j = 1; j < count; ++j) top = larger(load(scores + j * kBlock), top);
-    Vec total = Vec{}, added = Vec{};
+    Vec maximum = load(scores);
+    for (int64_t j = 1; j < count; ++j) maximum = larger(load(scores + j * kBlock), maximum);
+    Vec sum_before = Vec{}, sum = Vec{};
     if (!first) {
-      const Vec before = load(state.maxima + i);
-      top = larger(before, top);
-      const Vec shrink = exp2_of((before - top) * scale);
-      total = load(state.totals + i) * shrink;
-      for (int64_t c = 0; c < value_channels; ++c) store(state.out + c * kBlock + i, load(state.out + c * kBlock + i) * shrink);
+      const Vec before = load(state.running_max + i);
+      maximum = larger(before, maximum);
+      const Vec rescale = exp2_of((before - maximum) * scale);
+      sum_before = load(state.running_sum + i) * rescale;
+      for (int64_t c = 0; c < value_channels; ++c) {
+        float* const at = state.accumulator + c * kBlock + i;
+        store(at, load(at) * rescale);
+      }
     }
-    store(state.maxima + i, top);
+    store(state.running_max + i, maximum);
     for (int64_t j = 0; j < count; j += Dot::kDepth) {
       Vec values[Dot::kDepth];
       for (int d = 0; d < Dot::kDepth; ++d) {
-        values[d] = j + d < count ? Dot::exp2((load(scores + (j + d) * kBlock) - top) * scale) : Vec{};
-        added = added + values[d];
+        values[d] =
+            j + d < count ? Dot::exp2((load(scores + (j + d) * kBlock) - maximum) * scale) : Vec{};
+        sum = sum + values[d];
       }
       Dot::put(values, units + j / Dot::kDepth * kBlock + i);
     }
-    store(state.totals + i, total + added);
+    store(state.running_sum + i, sum_before + sum);
   }
 }
 
-// Begins with `count` keys that are all the same, as one: their score is the maximum, their number the total. key: [steps] units;
-// value: [value_channels].
+// Starts with `count` keys that are all the same, as one: their score is the maximum, their number
+// the sum. key: [steps] units; value: [value_channels].
 template <class Dot>
-void begin_with(const typename Dot::Unit* key, const float* value, int64_t count, const typename Dot::Unit* q, int64_t q_stride,
-                int64_t columns, int64_t steps, int64_t value_channels, const Softmax& state) {
-  multiply<Dot>({key, 0, 1}, q, q_stride, state.maxima, kBlock, 1, columns, steps, false);
+void start_with_repeated_key(const typename Dot::Unit* key, const float* value, int64_t count,
+                             const typename Dot::Unit* q, int64_t q_stride, int64_t columns,
+                             int64_t steps, int64_t value_channels, const Softmax& state) {
+  multiply<Dot>({key, 0, 1}, q, q_stride, state.running_max, kBlock, 1, columns, steps, false);
   const float weight = static_cast<float>(count);
   for (int64_t i = 0; i < columns; i += kLanes) {
-    store(state.totals + i, fill(weight));
-    for (int64_t c = 0; c < value_channels; ++c) store(state.out + c * kBlock + i, fill(weight * value[c]));
+    store(state.running_sum + i, fill(weight));
+    for (int64_t c = 0; c < value_channels; ++c) {
+      store(state.accumulator + c * kBlock + i, fill(weight * value[c]));
+    }
   }
 }
 
-// q: [steps][q_stride] units, `columns` of them (a multiple of 16, at most 64). `fresh`: nothing has been seen, else the state goes on.
+// q: [steps][q_stride] units, `columns` of them (a multiple of 16, at most 64). `fresh`: nothing
+// has been seen, else the state goes on.
 template <class Dot>
-void attend(const typename Dot::Unit* q, int64_t q_stride, int64_t columns, int64_t steps, const Keys<Dot>& keys, int64_t value_channels,
-            float scale, bool fresh, const Softmax& state) {
+void attend(const typename Dot::Unit* q, int64_t q_stride, int64_t columns, int64_t steps,
+            const Keys<Dot>& keys, int64_t value_channels, float scale, bool fresh,
+            const Softmax& state) {
   typedef typename Dot::Unit Unit;
   for (int64_t j = 0; j < keys.count; j += kBlock) {
     const int64_t count = keys.count - j < kBlock ? keys.count - j : kBlock;
     const bool first = fresh && j == 0;
     const Left<Unit> k{keys.k + j / kBlock * keys.k_block, 1, keys.k_stride};
     multiply<Dot>(k, q, q_stride, state.scores, kBlock, count, columns, steps, false);
-    soften<Dot>(state, count, columns, value_channels, scale, first);
+    update_online_softmax<Dot>(state, count, columns, value_channels, scale, first);
     const Left<Unit> v{keys.v + j / kBlock * keys.v_block, keys.v_stride, 1};
     const int64_t depth = (count + Dot::kDepth - 1) / Dot::kDepth;
-    multiply<Dot>(v, reinterpret_cast<const Unit*>(state.scores), kBlock, state.out, kBlock, value_channels, columns, depth, !first);
+    multiply<Dot>(v, reinterpret_cast<const Unit*>(state.scores), kBlock, state.accumulator, kBlock,
+                  value_channels, columns, depth, !first);
   }
 }
 
-// out[channels / kDepth][count of `columns`] units = state.out / totals
+// out[channels / kDepth][count of `columns`] units = accumulator / running_sum
 template <class Dot>
-void finish(const Softmax& state, int64_t channels, int64_t count, typename Dot::Unit* out, int64_t stride) {
+void store_attended(const Softmax& state, int64_t channels, int64_t count, typename Dot::Unit* out,
+                    int64_t stride) {
   typename Dot::Unit last[kLanes];
   for (int64_t i = 0; i < count; i += kLanes) {
-    const Vec inverse = 1.0f / load(state.totals + i);
+    const Vec inverse = 1.0f / load(state.running_sum + i);
     for (int64_t c = 0; c < channels; c += Dot::kDepth) {
       Vec values[Dot::kDepth];
-      for (int d = 0; d < Dot::kDepth; ++d) values[d] = load(state.out + (c + d) * kBlock + i) * inverse;
+      for (int d = 0; d < Dot::kDepth; ++d) {
+        values[d] = load(state.accumulator + (c + d) * kBlock + i) * inverse;
+      }
       typename Dot::Unit* const at = out + c / Dot::kDepth * stride + i;
       if (i + kLanes <= count) {
         Dot::put(values, at);

@@ -1,5 +1,6 @@
-// Run-based union-find. A run is a maximal stretch of foreground in one row: a mask has a few thousand of them where it has
-// a million pixels, so all the merging is done on runs and each pixel is read once and written once.
+// Run-based union-find. A run is a maximal stretch of foreground in one row: a mask has a few
+// thousand of them where it has a million pixels, so all the merging is done on runs and each pixel
+// is read once and written once.
 #include "csrc/connected_components.h"
 
 #include <cstring>
@@ -20,11 +21,13 @@ struct Run {
 
 struct Scratch {
   std::vector<Run> runs;
-  std::vector<int32_t> parent;  // index of a run; the root is the first run of the component in row-major order
-  std::vector<int32_t> area;    // pixels, at roots
+  // index of a run; the root is the first run of the component in row-major order
+  std::vector<int32_t> parent;
+  std::vector<int32_t> area;  // pixels, at roots
 };
 
-// First column >= x whose foreground-ness is `on`, or width. Eight background (or foreground) pixels are skipped at a time.
+// First column >= x whose foreground-ness is `on`, or width. Eight background (or foreground)
+// pixels are skipped at a time.
 inline int32_t next_column(const uint8_t* row, int32_t x, int32_t width, bool on) {
   if (on) {
     for (; x + 8 <= width; x += 8) {
@@ -60,7 +63,8 @@ inline void unite(int32_t* parent, int32_t a, int32_t b) {
   if (b < a) parent[a] = b;
 }
 
-// Runs of one mask, linked to the runs of the row above that they touch (corners included), with areas at the roots.
+// Runs of one mask, linked to the runs of the row above that they touch (corners included), with
+// areas at the roots.
 void link_runs(const uint8_t* mask, int32_t height, int32_t width, Scratch& s) {
   s.runs.clear();
   s.parent.clear();
@@ -69,14 +73,17 @@ void link_runs(const uint8_t* mask, int32_t height, int32_t width, Scratch& s) {
     const uint8_t* row = mask + static_cast<int64_t>(y) * width;
     const size_t first = s.runs.size();
     size_t up = above;
-    for (int32_t x = next_column(row, 0, width, true); x < width; x = next_column(row, x, width, true)) {
+    for (int32_t x = next_column(row, 0, width, true); x < width;
+         x = next_column(row, x, width, true)) {
       const int32_t begin = x;
       x = next_column(row, x, width, false);
       const int32_t self = static_cast<int32_t>(s.runs.size());
       s.runs.push_back({y, begin, x});
       s.parent.push_back(self);
       while (up < above_end && s.runs[up].end < begin) ++up;
-      for (size_t k = up; k < above_end && s.runs[k].begin <= x; ++k) unite(s.parent.data(), self, static_cast<int32_t>(k));
+      for (size_t k = up; k < above_end && s.runs[k].begin <= x; ++k) {
+        unite(s.parent.data(), self, static_cast<int32_t>(k));
+      }
     }
     above = first;
     above_end = s.runs.size();
@@ -94,7 +101,8 @@ void fill(int32_t* out, int32_t begin, int32_t end, int32_t value) {
 }
 
 // Rows [y0, y1) of one mask: background zeros between runs, the component's values on them.
-void write_rows(const Scratch& s, int32_t width, int32_t y0, int32_t y1, int32_t* labels, int32_t* areas) {
+void write_rows(const Scratch& s, int32_t width, int32_t y0, int32_t y1, int32_t* labels,
+                int32_t* areas) {
   size_t i = 0, n = s.runs.size();
   for (size_t lo = 0, hi = n; lo < hi;) {  // first run of row y0
     const size_t mid = (lo + hi) / 2;
@@ -138,12 +146,14 @@ void connected_components_cpu(const ConnectedComponentsParams& p, int num_thread
     return;
   }
   Scratch s;
-  for (int64_t n = 0; n < p.count; ++n) {  // fewer masks than threads: the writing, most of the work, is shared by rows
+  // fewer masks than threads: the writing, most of the work, is shared by rows
+  for (int64_t n = 0; n < p.count; ++n) {
     link_runs(p.masks + n * pixels, p.height, p.width, s);
 #pragma omp parallel for num_threads(num_threads)
     for (int part = 0; part < num_threads; ++part) {
       const int32_t y0 = static_cast<int32_t>(static_cast<int64_t>(p.height) * part / num_threads);
-      const int32_t y1 = static_cast<int32_t>(static_cast<int64_t>(p.height) * (part + 1) / num_threads);
+      const int32_t y1 =
+          static_cast<int32_t>(static_cast<int64_t>(p.height) * (part + 1) / num_threads);
       write_rows(s, p.width, y0, y1, p.labels + n * pixels, p.areas + n * pixels);
     }
   }
@@ -163,7 +173,8 @@ void small_components_cpu(const SmallComponentsParams& p, int num_threads) {
       for (size_t i = 0; i < s.runs.size(); ++i) {
         if (s.area[s.parent[i]] > p.max_area) continue;
         const Run& run = s.runs[i];
-        std::memset(small + static_cast<int64_t>(run.row) * p.width + run.begin, 1, static_cast<size_t>(run.end - run.begin));
+        std::memset(small + static_cast<int64_t>(run.row) * p.width + run.begin, 1,
+                    static_cast<size_t>(run.end - run.begin));
       }
     }
   }

@@ -1,5 +1,6 @@
-// The choice between instruction sets, in the object that needs none (SAM2_FAST_DISPATCH): SAM2_FAST_CHOOSE(stem, Params) defines
-// `bool stem_cpu(params, num_threads, isa)` over the sets' own `bool stem(params, num_threads)`. Use it inside namespace sam2_fast.
+// The choice between instruction sets, in the object that needs none (SAM2_FAST_DISPATCH):
+// SAM2_FAST_CHOOSE(stem, Params) defines `bool stem_cpu(params, num_threads, isa)` over the sets'
+// own `bool stem(params, num_threads)`. Use it inside namespace sam2_fast.
 #pragma once
 
 #include "csrc/cpu/isa.h"

@@ -1,5 +1,5 @@
-// Compiled once per instruction set (SAM2_FAST_ISA), without fused multiply-adds, so that all sets give the same bits.
-// docs/kernels/mask_postprocess.md says what is read and written.
+// Compiled once per instruction set (SAM2_FAST_ISA), without fused multiply-adds, so that all sets
+// give the same bits. docs/kernels/mask_postprocess.md says what is read and written.
 #include "csrc/mask_postprocess.h"
 
 #include <cmath>
@@ -12,8 +12,6 @@
 namespace sam2_fast {
 namespace SAM2_FAST_ISA {
 namespace {
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Where an interpolated value comes from, as torch has it: weight * [first] + rest * [second].
 struct Source {
@@ -28,7 +26,8 @@ Source source_of(int64_t i, int64_t pixels, int64_t size) {
   const int64_t first = smaller(static_cast<int64_t>(std::floor(at)), size - 1);
   float rest = static_cast<float>(at - static_cast<double>(first));
   rest = rest > 1 ? 1 : rest;
-  return {static_cast<int32_t>(first), static_cast<int32_t>(first + (first < size - 1)), rest, 1.0f - rest};
+  return {static_cast<int32_t>(first), static_cast<int32_t>(first + (first < size - 1)), rest,
+          1.0f - rest};
 }
 
 // Run lengths as they grow.
@@ -40,28 +39,41 @@ struct Runs {
   void push() {
     if (length == room) {
       room = room ? 2 * room : 64;
-      int32_t* const larger = static_cast<int32_t*>(std::realloc(counts, sizeof(int32_t) * room));
-      if (larger == nullptr) {
-        failed = true, length = 0, room = length;
-        std::free(counts), counts = nullptr;
+      void* const grown = std::realloc(counts, sizeof(int32_t) * room);
+      if (grown == nullptr) {
+        fail();
         return;
       }
-      counts = larger;
+      counts = static_cast<int32_t*>(grown);
     }
-    counts[length++] = static_cast<int32_t>(current);
+    counts[length] = static_cast<int32_t>(current);
+    ++length;
+  }
+
+  void fail() {
+    failed = true;
+    length = 0;
+    room = 0;
+    std::free(counts);
+    counts = nullptr;
   }
 
   void add(bool what, int64_t pixels) {
     if (pixels == 0 || failed) return;
-    if (what != value) push(), value = what, current = 0;
+    if (what != value) {
+      push();
+      value = what;
+      current = 0;
+    }
     current += pixels;
   }
 };
 
 struct Scratch {
-  float *turned, *column, *line;  // [low_width][low_height], [low_height], [height]
-  uint8_t* on;                    // [height + 8]
-  const Source *across, *down;    // [width], [height]
+  float* transposed;            // [low_width][low_height]
+  float *column, *line;         // [low_height], [height]
+  uint8_t* on;                  // [height + 8]
+  const Source *across, *down;  // [width], [height]
 };
 
 // The pixels of one column of a mask as runs.
@@ -83,51 +95,63 @@ void add_column(const uint8_t* on, int64_t height, Runs* runs) {
 void judge(const MaskPostprocessParams& p, int64_t mask, const Scratch& s, Runs* runs) {
   const float* const logits = p.logits + mask * p.low_height * p.low_width;
   for (int64_t y = 0; y < p.low_height; ++y) {
-    for (int64_t x = 0; x < p.low_width; ++x) s.turned[x * p.low_height + y] = logits[y * p.low_width + x];
+    for (int64_t x = 0; x < p.low_width; ++x) {
+      s.transposed[x * p.low_height + y] = logits[y * p.low_width + x];
+    }
   }
   int64_t outer = 0, inner = 0, x0 = p.width, x1 = -1, y0 = p.height, y1 = -1;
   runs->add(false, p.left * p.canvas_height);
   for (int64_t x = 0; x < p.width; ++x) {
     const Source across = s.across[x];
-    const float *const first = s.turned + across.first * p.low_height, *const second = s.turned + across.second * p.low_height;
-    for (int64_t y = 0; y < p.low_height; ++y) s.column[y] = across.weight * first[y] + across.rest * second[y];
+    const float* const first = s.transposed + across.first * p.low_height;
+    const float* const second = s.transposed + across.second * p.low_height;
+    for (int64_t y = 0; y < p.low_height; ++y) {
+      s.column[y] = across.weight * first[y] + across.rest * second[y];
+    }
     for (int64_t y = 0; y < p.height; ++y) {
       const Source down = s.down[y];
       s.line[y] = down.weight * s.column[down.first] + down.rest * s.column[down.second];
     }
     int32_t above = 0, below = 0, inside = 0;
     for (int64_t y = 0; y < p.height; ++y) {
-      above += s.line[y] > p.high, below += s.line[y] > p.low;
+      above += s.line[y] > p.high;
+      below += s.line[y] > p.low;
       s.on[y] = s.line[y] > p.middle;
       inside += s.on[y];
     }
-    inner += above, outer += below;
+    inner += above;
+    outer += below;
     runs->add(false, p.top);
     if (inside == 0) {
       runs->add(false, p.height);
     } else {
       add_column(s.on, p.height, runs);
-      x0 = x < x0 ? x : x0, x1 = x;
+      x0 = smaller(x, x0);
+      x1 = x;
       const uint8_t* const top = static_cast<const uint8_t*>(std::memchr(s.on, 1, p.height));
       int64_t last = p.height - 1;
       while (!s.on[last]) --last;
-      y0 = top - s.on < y0 ? top - s.on : y0, y1 = last > y1 ? last : y1;
+      y0 = smaller(top - s.on, y0);
+      y1 = larger(last, y1);
     }
     runs->add(false, p.canvas_height - p.top - p.height);
   }
   runs->add(false, (p.canvas_width - p.left - p.width) * p.canvas_height);
   if (!runs->failed) runs->push();
-  p.outer[mask] = outer, p.inner[mask] = inner;
-  int64_t* const box = p.boxes + 4 * mask;
-  box[0] = x1 < 0 ? 0 : x0, box[1] = x1 < 0 ? 0 : y0, box[2] = x1 < 0 ? 0 : x1, box[3] = x1 < 0 ? 0 : y1;
+  p.outer[mask] = outer;
+  p.inner[mask] = inner;
+  const int64_t found[4] = {x0, y0, x1, y1}, empty[4] = {};
+  std::memcpy(p.boxes + 4 * mask, x1 < 0 ? empty : found, sizeof(found));
 }
 
 }  // namespace
 
 bool mask_postprocess(const MaskPostprocessParams& p, int num_threads) {
-  const int64_t floats = p.low_width * p.low_height + p.low_height + p.height, tables = p.width + p.height;
+  const int64_t floats = p.low_width * p.low_height + p.low_height + p.height;
+  const int64_t tables = p.width + p.height;
   const int64_t thread_bytes = (4 * floats + p.height + 8 + 63) / 64 * 64;
-  char* const memory = static_cast<char*>(std::malloc(tables * sizeof(Source) + thread_bytes * num_threads + 64));
+  char* const memory =
+      static_cast<char*>(std::malloc(tables * sizeof(Source) + thread_bytes * num_threads + 64));
   for (int64_t i = 0; i < p.count; ++i) p.runs[i] = nullptr;
   if (memory == nullptr) return false;
   Source *const across = reinterpret_cast<Source*>(memory), *const down = across + p.width;
@@ -136,15 +160,21 @@ bool mask_postprocess(const MaskPostprocessParams& p, int num_threads) {
   bool failed = false;
 #pragma omp parallel for num_threads(num_threads) schedule(dynamic, 1) reduction(|| : failed)
   for (int64_t mask = 0; mask < p.count; ++mask) {
-    float* const at = reinterpret_cast<float*>(memory + tables * sizeof(Source) + thread_bytes * thread_number());
+    float* const at =
+        reinterpret_cast<float*>(memory + tables * sizeof(Source) + thread_bytes * thread_number());
     float *const column = at + p.low_width * p.low_height, *const line = column + p.low_height;
     Runs runs;
-    judge(p, mask, {at, column, line, reinterpret_cast<uint8_t*>(line + p.height), across, down}, &runs);
+    judge(p, mask, {at, column, line, reinterpret_cast<uint8_t*>(line + p.height), across, down},
+          &runs);
     failed = failed || runs.failed;
-    p.runs[mask] = runs.counts, p.lengths[mask] = runs.length;
+    p.runs[mask] = runs.counts;
+    p.lengths[mask] = runs.length;
   }
   std::free(memory);
-  for (int64_t i = 0; failed && i < p.count; ++i) std::free(p.runs[i]), p.runs[i] = nullptr;
+  for (int64_t i = 0; failed && i < p.count; ++i) {
+    std::free(p.runs[i]);
+    p.runs[i] = nullptr;
+  }
   return !failed;
 }
 

@@ -1,4 +1,5 @@
-// Vectors of pixels for kernels that are compiled once per instruction set, without fused multiply-adds unless written out; see simd.h.
+// Vectors of pixels for kernels that are compiled once per instruction set, without fused
+// multiply-adds unless written out; see simd.h.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +14,8 @@
 namespace sam2_fast {
 namespace SAM2_FAST_ISA {
 
-constexpr int kRows = kLanes / 4;  // rows that are resized along together: a vector holds a pixel of each, three channels and a rest
+constexpr int kRows = kLanes / 4;  // rows that are resized along together: a vector holds a pixel
+                                   // of each, three channels and a rest
 constexpr int kPixel = 4;          // bytes of a pixel side by side with others
 typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
 
@@ -44,7 +46,8 @@ inline Many shuffle(Many x, Many y) {
 
 static inline VecInt widen(const uint8_t* bytes) {
 #if defined(__AVX512F__)
-  return (VecInt)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+  return (VecInt)_mm512_maskz_cvtepu8_epi32(
+      0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
 #elif defined(__AVX2__)
   return (VecInt)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes)));
 #else  // zeros are put between bytes, then between pairs: the order of a little-endian processor
@@ -52,12 +55,14 @@ static inline VecInt widen(const uint8_t* bytes) {
   typedef uint16_t Eight __attribute__((vector_size(16)));
   int32_t four;
   std::memcpy(&four, bytes, sizeof(four));
-  const Eight pairs = (Eight)shuffle<0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23>((Sixteen)VecInt{four, 0, 0, 0}, Sixteen{});
+  const Eight pairs = (Eight)shuffle<0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23>(
+      (Sixteen)VecInt{four, 0, 0, 0}, Sixteen{});
   return (VecInt)shuffle<0, 8, 1, 9, 2, 10, 3, 11>(pairs, Eight{});
 #endif
 }
 
-// 0..255 -> x / 255, rounded once. With fused products a quotient that is an ulp off is mended by its exact remainder.
+// 0..255 -> x / 255, rounded once. With fused products a quotient that is an ulp off is mended by
+// its exact remainder.
 static inline Vec over_255(VecInt bytes) {
   const Vec x = __builtin_convertvector(bytes, Vec);
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
@@ -68,11 +73,13 @@ static inline Vec over_255(VecInt bytes) {
 #endif
 }
 
-// The elements a, b, c, d of two vectors' quarters, in each quarter; the second's are counted from kLanes.
+// The elements a, b, c, d of two vectors' quarters, in each quarter; the second's are counted from
+// kLanes.
 template <int a, int b, int c, int d, typename Many>
 inline Many shuffle_quarters(Many x, Many y) {
 #if defined(__AVX512F__)
-  return shuffle<a, b, c, d, a + 4, b + 4, c + 4, d + 4, a + 8, b + 8, c + 8, d + 8, a + 12, b + 12, c + 12, d + 12>(x, y);
+  return shuffle<a, b, c, d, a + 4, b + 4, c + 4, d + 4, a + 8, b + 8, c + 8, d + 8, a + 12, b + 12,
+                 c + 12, d + 12>(x, y);
 #elif defined(__AVX__)
   return shuffle<a, b, c, d, a + 4, b + 4, c + 4, d + 4>(x, y);
 #else
@@ -82,12 +89,14 @@ inline Many shuffle_quarters(Many x, Many y) {
 
 // Four pixels of kRows rows -> by channel four pixels of each row.
 template <typename Many>
-inline void turn(const Many pixels[4], Many channels[3]) {
+inline void by_channel(const Many pixels[4], Many channels[3]) {
   constexpr int n = kLanes;
-  const Many a = shuffle_quarters<0, n, 1, n + 1>(pixels[0], pixels[1]), b = shuffle_quarters<0, n, 1, n + 1>(pixels[2], pixels[3]);
+  const Many a = shuffle_quarters<0, n, 1, n + 1>(pixels[0], pixels[1]),
+             b = shuffle_quarters<0, n, 1, n + 1>(pixels[2], pixels[3]);
   channels[0] = shuffle_quarters<0, 1, n, n + 1>(a, b);
   channels[1] = shuffle_quarters<2, 3, n + 2, n + 3>(a, b);
-  const Many c = shuffle_quarters<2, n + 2, 3, n + 3>(pixels[0], pixels[1]), d = shuffle_quarters<2, n + 2, 3, n + 3>(pixels[2], pixels[3]);
+  const Many c = shuffle_quarters<2, n + 2, 3, n + 3>(pixels[0], pixels[1]),
+             d = shuffle_quarters<2, n + 2, 3, n + 3>(pixels[2], pixels[3]);
   channels[2] = shuffle_quarters<0, 1, n, n + 1>(c, d);
 }
 

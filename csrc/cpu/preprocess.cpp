@@ -1,4 +1,5 @@
-// Compiled once per instruction set (SAM2_FAST_ISA); fused products are written out. docs/kernels/preprocess.md explains the passes.
+// Compiled once per instruction set (SAM2_FAST_ISA); fused products are written out.
+// docs/kernels/preprocess.md explains the passes.
 #include "csrc/preprocess.h"
 
 #include <cstdlib>
@@ -27,7 +28,9 @@ struct Bilinear {
   static inline Many done(Many sum) { return sum; }
   static inline Vec scaled(Many value) { return value; }
   static const Cell* cells(const uint8_t* bytes, int64_t width, float* room) {
-    for (int64_t x = 0; x < width; ++x) store(room + x * kLanes, over_255(widen(bytes + x * kLanes)));
+    for (int64_t x = 0; x < width; ++x) {
+      store(room + x * kLanes, over_255(widen(bytes + x * kLanes)));
+    }
     return room;
   }
 };
@@ -56,11 +59,12 @@ inline int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 template <typename Filter>
 struct Plan {
   Axis<typename Filter::Number> across, down;
-  Axis<typename Filter::Number> before;  // down the source, before rows are resized; without taps where they are resized first
-  int64_t height;                        // rows that are resized along: the source's, or those that `before` makes of them
-  int64_t line;                          // numbers of a resized row's channel, whole vectors
-  int64_t capacity;                      // resized rows that are kept, in a ring
-  int64_t cells;                         // of a source row, zeros after its end
+  Axis<typename Filter::Number> before;  // down the source, before rows are resized; without taps
+                                         // where they are resized first
+  int64_t height;    // rows that are resized across: the source's, or what `before` makes of them
+  int64_t line;      // numbers of a resized row's channel, whole vectors
+  int64_t capacity;  // resized rows that are kept, in a ring
+  int64_t cells;     // of a source row, zeros after its end
 };
 
 template <typename Filter>
@@ -73,7 +77,8 @@ struct Scratch {
 };
 
 // Row `y` of what becomes of the source when columns are resized first; its pixels are packed.
-void resize_columns(const PreprocessParams& p, const Plan<Bicubic>& plan, int64_t picture, int64_t y, uint8_t* line) {
+void resize_columns(const PreprocessParams& p, const Plan<Bicubic>& plan, int64_t picture,
+                    int64_t y, uint8_t* line) {
   const Taps taps = plan.before.taps[y];
   const int32_t* const w = plan.before.weights + y * plan.before.room;
   const uint8_t* const source = p.pictures + picture * p.picture_stride + taps.first * p.row_stride;
@@ -83,7 +88,9 @@ void resize_columns(const PreprocessParams& p, const Plan<Bicubic>& plan, int64_
     VecInt sum = VecInt{} + (1 << (kWeightBits - 1));
     for (int j = 0; j < taps.count; ++j) {
       const uint8_t* at = source + j * p.row_stride + x;
-      if (x + kLanes > bytes) at = static_cast<const uint8_t*>(std::memcpy(tail, at, static_cast<size_t>(bytes - x)));
+      if (x + kLanes > bytes) {
+        at = static_cast<const uint8_t*>(std::memcpy(tail, at, static_cast<size_t>(bytes - x)));
+      }
       sum += widen(at) * w[j];
     }
     const Bytes rounded = __builtin_convertvector(Bicubic::done(sum), Bytes);
@@ -93,9 +100,11 @@ void resize_columns(const PreprocessParams& p, const Plan<Bicubic>& plan, int64_
 
 // Rows from `y` side by side; rows after the last repeat it.
 template <typename Filter>
-void gather(const PreprocessParams& p, const Plan<Filter>& plan, int64_t picture, int64_t y, const Scratch<Filter>& s) {
+void gather(const PreprocessParams& p, const Plan<Filter>& plan, int64_t picture, int64_t y,
+            const Scratch<Filter>& s) {
   const bool packed = p.column_stride == 3 && p.channel_stride == 1;
-  const int64_t whole = packed ? p.width - 1 : 0;  // four bytes of the last pixel may be one too many
+  // four bytes of the last pixel may be one too many
+  const int64_t whole = packed ? p.width - 1 : 0;
   for (int r = 0; r < kRows; ++r) {
     const int64_t row = least(y + r, plan.height - 1);
     const uint8_t* at = p.pictures + picture * p.picture_stride + row * p.row_stride;
@@ -107,16 +116,23 @@ void gather(const PreprocessParams& p, const Plan<Filter>& plan, int64_t picture
       }
     }
     uint8_t* to = s.bytes + r * kPixel;
-    for (int64_t x = 0; x < whole; ++x, at += 3, to += kLanes) std::memcpy(to, at, kPixel);
-    for (int64_t x = whole; x < p.width; ++x, at += p.column_stride, to += kLanes) {
+    for (int64_t x = 0; x < whole; ++x) {
+      std::memcpy(to, at, kPixel);
+      at += 3;
+      to += kLanes;
+    }
+    for (int64_t x = whole; x < p.width; ++x) {
       for (int c = 0; c < 3; ++c) to[c] = at[c * p.channel_stride];
+      at += p.column_stride;
+      to += kLanes;
     }
   }
 }
 
 // kRows source rows from `y` into the ring.
 template <typename Filter>
-void resize_across(const PreprocessParams& p, const Plan<Filter>& plan, int64_t picture, int64_t y, const Scratch<Filter>& s) {
+void resize_across(const PreprocessParams& p, const Plan<Filter>& plan, int64_t picture, int64_t y,
+                   const Scratch<Filter>& s) {
   typedef typename Filter::Number Number;
   typedef typename Filter::Many Many;
   gather(p, plan, picture, y, s);
@@ -129,22 +145,34 @@ void resize_across(const PreprocessParams& p, const Plan<Filter>& plan, int64_t 
       const Number* w = plan.across.weights + (x + i) * plan.across.room;
       const typename Filter::Cell* cell = cells + taps.first * int64_t{kLanes};
       Many sum = Filter::first(Filter::weight(w[0]), Filter::get(cell));
-      ++w, cell += kLanes;
-      for (int j = 0; j < taps.rounded; ++j, ++w, cell += kLanes) sum = Filter::add_rounded(sum, Filter::weight(*w), Filter::get(cell));
-      for (int j = 0; j < fused; ++j, ++w, cell += kLanes) sum = Filter::add(sum, Filter::weight(*w), Filter::get(cell));
+      ++w;
+      cell += kLanes;
+      for (int j = 0; j < taps.rounded; ++j) {
+        sum = Filter::add_rounded(sum, Filter::weight(*w), Filter::get(cell));
+        ++w;
+        cell += kLanes;
+      }
+      for (int j = 0; j < fused; ++j) {
+        sum = Filter::add(sum, Filter::weight(*w), Filter::get(cell));
+        ++w;
+        cell += kLanes;
+      }
       pixels[i] = Filter::done(sum);
     }
-    turn(pixels, channels);
+    by_channel(pixels, channels);
     for (int r = 0; r < kRows; ++r) {
       Number* const row = s.ring + (y + r) % plan.capacity * 3 * plan.line + x;
-      for (int c = 0; c < 3; ++c) std::memcpy(row + c * plan.line, reinterpret_cast<const Number*>(&channels[c]) + 4 * r, 16);
+      for (int c = 0; c < 3; ++c) {
+        std::memcpy(row + c * plan.line, reinterpret_cast<const Number*>(&channels[c]) + 4 * r, 16);
+      }
     }
   }
 }
 
 // kLanes numbers of resized rows, `x` numbers into them.
 template <typename Filter>
-inline typename Filter::Many resize_down(const Plan<Filter>& plan, const Scratch<Filter>& s, int64_t y, int64_t x) {
+inline typename Filter::Many resize_down(const Plan<Filter>& plan, const Scratch<Filter>& s,
+                                         int64_t y, int64_t x) {
   typedef typename Filter::Many Many;
   const Taps taps = plan.down.taps[y];
   const typename Filter::Number* const w = plan.down.weights + y * plan.down.room;
@@ -161,7 +189,8 @@ inline typename Filter::Many resize_down(const Plan<Filter>& plan, const Scratch
 }
 
 template <typename Filter>
-void write_planes(const PreprocessParams& p, const Plan<Filter>& plan, const Scratch<Filter>& s, int64_t picture, int64_t y) {
+void write_planes(const PreprocessParams& p, const Plan<Filter>& plan, const Scratch<Filter>& s,
+                  int64_t picture, int64_t y) {
   for (int c = 0; c < 3; ++c) {
     float* const out = p.planes + ((picture * 3 + c) * p.size + y) * p.size;
     const Vec mean = fill(p.mean[c]), std = fill(p.std[c]);
@@ -176,7 +205,8 @@ void write_planes(const PreprocessParams& p, const Plan<Filter>& plan, const Scr
   }
 }
 
-void write_bytes(const PreprocessParams& p, const Plan<Bicubic>& plan, const Scratch<Bicubic>& s, int64_t picture, int64_t y) {
+void write_bytes(const PreprocessParams& p, const Plan<Bicubic>& plan, const Scratch<Bicubic>& s,
+                 int64_t picture, int64_t y) {
   uint8_t* const out = p.bytes + (picture * p.size + y) * p.size * 3;
   for (int64_t x = 0; x < p.size; x += kLanes) {
     int32_t channels[3][kLanes];
@@ -191,22 +221,34 @@ void write_bytes(const PreprocessParams& p, const Plan<Bicubic>& plan, const Scr
   }
 }
 
-void write(const PreprocessParams& p, const Plan<Bilinear>& plan, const Scratch<Bilinear>& s, int64_t picture, int64_t y) {
+void write(const PreprocessParams& p, const Plan<Bilinear>& plan, const Scratch<Bilinear>& s,
+           int64_t picture, int64_t y) {
   write_planes(p, plan, s, picture, y);
 }
 
-void write(const PreprocessParams& p, const Plan<Bicubic>& plan, const Scratch<Bicubic>& s, int64_t picture, int64_t y) {
-  p.planes != nullptr ? write_planes(p, plan, s, picture, y) : write_bytes(p, plan, s, picture, y);
+void write(const PreprocessParams& p, const Plan<Bicubic>& plan, const Scratch<Bicubic>& s,
+           int64_t picture, int64_t y) {
+  if (p.planes != nullptr) {
+    write_planes(p, plan, s, picture, y);
+  } else {
+    write_bytes(p, plan, s, picture, y);
+  }
 }
 
 // Rows `from` to `to` of one resized picture.
 template <typename Filter>
-void resize_band(const PreprocessParams& p, const Plan<Filter>& plan, int64_t picture, int64_t from, int64_t to, const Scratch<Filter>& s) {
-  int64_t ready = plan.down.taps[from].first;  // source rows before this one are resized along, or not needed
+void resize_band(const PreprocessParams& p, const Plan<Filter>& plan, int64_t picture, int64_t from,
+                 int64_t to, const Scratch<Filter>& s) {
+  // source rows before this one are resized across, or not needed
+  int64_t ready = plan.down.taps[from].first;
   for (int64_t y = from; y < to; ++y) {
     const Taps taps = plan.down.taps[y];
-    for (; ready < taps.first + taps.count; ready += kRows) resize_across(p, plan, picture, ready, s);
-    for (int j = 0; j < taps.count; ++j) s.rows[j] = s.ring + (taps.first + j) % plan.capacity * 3 * plan.line;
+    for (; ready < taps.first + taps.count; ready += kRows) {
+      resize_across(p, plan, picture, ready, s);
+    }
+    for (int j = 0; j < taps.count; ++j) {
+      s.rows[j] = s.ring + (taps.first + j) % plan.capacity * 3 * plan.line;
+    }
     write(p, plan, s, picture, y);
   }
 }
@@ -229,32 +271,40 @@ bool resize(const PreprocessParams& p, int num_threads, int radius) {
   Plan<Filter> plan;
   plan.height = columns_first ? p.size : p.height;
   plan.line = up(p.size, kLanes);
-  plan.across.room = taps_room(p.width, p.size, radius), plan.down.room = taps_room(plan.height, p.size, radius);
+  plan.across.room = taps_room(p.width, p.size, radius);
+  plan.down.room = taps_room(plan.height, p.size, radius);
   plan.before.room = columns_first ? taps_room(p.height, p.size, radius) : 0;
   plan.capacity = plan.down.room / 2 + kRows;
   plan.cells = p.width + plan.across.room;
-  const int64_t weights = plan.line * plan.across.room + p.size * (plan.down.room + plan.before.room);
+  const int64_t weights =
+      plan.line * plan.across.room + p.size * (plan.down.room + plan.before.room);
   const int64_t tables = (plan.line + 2 * p.size) * int64_t{sizeof(Taps)} + 4 * weights;
   const int64_t lines = kRows * (3 * p.width + kLanes);
-  const int64_t thread = up(plan.cells * kLanes * 5 + plan.capacity * (3 * 4 * plan.line + 8) + lines + 512, 64);
-  char* const memory = static_cast<char*>(std::malloc(static_cast<size_t>(tables + thread * num_threads + 512)));
+  const int64_t thread =
+      up(plan.cells * kLanes * 5 + plan.capacity * (3 * 4 * plan.line + 8) + lines + 512, 64);
+  char* const memory =
+      static_cast<char*>(std::malloc(static_cast<size_t>(tables + thread * num_threads + 512)));
   if (memory == nullptr) return false;
   Arena arena{memory + (64 - reinterpret_cast<uintptr_t>(memory) % 64)};
   const auto fill_in = [&](Axis<Number>* axis, int64_t from, int64_t places) {
-    axis->taps = arena.take<Taps>(places), axis->weights = arena.take<Number>(places * axis->room);
+    axis->taps = arena.take<Taps>(places);
+    axis->weights = arena.take<Number>(places * axis->room);
     fill_axis(from, p.size, places, axis);
   };
   fill_in(&plan.across, p.width, plan.line);
   fill_in(&plan.down, plan.height, p.size);
   if (columns_first) fill_in(&plan.before, p.height, p.size);
-  const int64_t bands = least((num_threads + p.count - 1) / p.count, p.size), high = (p.size + bands - 1) / bands;
+  const int64_t bands = least((num_threads + p.count - 1) / p.count, p.size);
+  const int64_t high = (p.size + bands - 1) / bands;
 #pragma omp parallel num_threads(num_threads)
   {
-    Arena mine{arena.at + thread_number() * thread};
+    Arena own{arena.at + thread_number() * thread};
     Scratch<Filter> s;
-    s.bytes = mine.take<uint8_t>(plan.cells * kLanes), s.scaled = mine.take<float>(plan.cells * kLanes);
-    s.ring = mine.take<Number>(plan.capacity * 3 * plan.line), s.rows = mine.take<const Number*>(plan.capacity);
-    s.lines = mine.take<uint8_t>(lines);
+    s.bytes = own.take<uint8_t>(plan.cells * kLanes);
+    s.scaled = own.take<float>(plan.cells * kLanes);
+    s.ring = own.take<Number>(plan.capacity * 3 * plan.line);
+    s.rows = own.take<const Number*>(plan.capacity);
+    s.lines = own.take<uint8_t>(lines);
     std::memset(s.bytes, 0, static_cast<size_t>(plan.cells * kLanes));
     std::memset(s.scaled, 0, static_cast<size_t>(4 * plan.cells * kLanes));
 #pragma omp for schedule(static)
@@ -270,7 +320,8 @@ bool resize(const PreprocessParams& p, int num_threads, int radius) {
 }  // namespace
 
 bool preprocess(const PreprocessParams& p, int num_threads) {
-  return p.filter == ResampleFilter::kBilinear ? resize<Bilinear>(p, num_threads, 1) : resize<Bicubic>(p, num_threads, 2);
+  return p.filter == ResampleFilter::kBilinear ? resize<Bilinear>(p, num_threads, 1)
+                                               : resize<Bicubic>(p, num_threads, 2);
 }
 
 }  // namespace SAM2_FAST_ISA

@@ -1,5 +1,5 @@
-// Compiled once per instruction set (SAM2_FAST_ISA); the portable object also holds the choice between them.
-// docs/kernels/rope_attention.md has the tiling and its arithmetic.
+// Compiled once per instruction set (SAM2_FAST_ISA); the portable object also holds the choice
+// between them. docs/kernels/rope_attention.md has the tiling and its arithmetic.
 #include "csrc/rope_attention.h"
 
 #include <cmath>
@@ -12,156 +12,206 @@ namespace sam2_fast {
 namespace SAM2_FAST_ISA {
 namespace {
 
-constexpr int64_t kBlock = 64;  // keys of a block; also the columns of a tile row, in scores and in values
-constexpr int64_t kTask = 96;   // queries of a task: 16 tiles of 6 rows read a key block
+// Keys of a block; also the columns of a tile row, in scores and in values.
+constexpr int64_t kBlock = 64;
+// Queries of a task: 16 tiles of 6 rows read a key block.
+constexpr int64_t kTask = 96;
 
 // Where a call's intermediate data lies; `Unit`s hold one float, or a pair of bfloat16.
 template <class Dot>
 struct Plan {
   typedef typename Dot::Unit Unit;
-  const RopeAttentionParams& p;
-  int64_t blocks = round_up(p.keys, kBlock) / kBlock;
-  int64_t steps = p.dim / Dot::kDepth;  // of a score's sum
-  int64_t width = round_up(p.value_dim, kBlock);
-  int64_t key_units = steps * kBlock;                  // packed keys of a block: [steps][kBlock]
-  int64_t value_units = kBlock / Dot::kDepth * width;  // packed values of a block: [kBlock / kDepth][width]
+  static constexpr int64_t kDepth = Dot::kDepth;
+  const RopeAttentionParams& params;
+  int64_t blocks = round_up(params.keys, kBlock) / kBlock;
+  int64_t steps = params.dim / kDepth;  // of a score's sum
+  int64_t width = round_up(params.value_dim, kBlock);
+  int64_t key_units = steps * kBlock;             // packed keys of a block: [steps][kBlock]
+  int64_t value_units = kBlock / kDepth * width;  // packed values: [kBlock / kDepth][width]
   // a task's scratch: queries [kTask][steps], probabilities [kTask][kBlock / kDepth], then floats
-  int64_t task_bytes = 4 * (kTask * (steps + kBlock / Dot::kDepth) + kTask * (kBlock + width + 2));
+  int64_t task_bytes = 4 * (kTask * (steps + kBlock / kDepth) + kTask * (kBlock + width + 2));
 };
 
-// row: [dim] floats of token `place`, turned (place < 0: left as they are)
-void turn(const RopeAttentionParams& p, float* row, int64_t place) {
-  const int64_t half = p.dim / 2;
-  for (int64_t i = 0; i < half; ++i) {
-    const float c = p.cos[place * half + i], s = p.sin[place * half + i], even = row[2 * i], odd = row[2 * i + 1];
-    row[2 * i] = even * c - odd * s;
-    row[2 * i + 1] = even * s + odd * c;
-  }
-}
-
-void read_row(const RopeAttentionParams& p, const void* data, int64_t row, int64_t columns, float* out) {
-  for (int64_t i = 0; i < columns; ++i) out[i] = read(data, p.storage, row * columns + i);
-}
-
+// One thread's scratch for a task of queries.
 template <class Dot>
-void pack_block(const Plan<Dot>& plan, int64_t object, int64_t block, float* row, typename Dot::Unit* keys, typename Dot::Unit* values) {
-  const RopeAttentionParams& p = plan.p;
-  const int64_t first = block * kBlock, count = p.keys - first < kBlock ? p.keys - first : kBlock;
-  for (int64_t j = 0; j < kBlock; ++j) {
-    if (j < count) {
-      read_row(p, p.k, object * p.keys + first + j, p.dim, row);
-      if (first + j < p.keys - p.unrotated) turn(p, row, (first + j) % p.queries);
-    }
-    for (int64_t s = 0; s < plan.steps; ++s) keys[s * kBlock + j] = j < count ? Dot::pack(row + s * Dot::kDepth, 1) : 0;
-  }
-  for (int64_t j = 0; j < kBlock / Dot::kDepth; ++j) {
-    for (int64_t c = 0; c < Dot::kDepth; ++c) {
-      float* part = row + c * plan.width;
-      const int64_t key = j * Dot::kDepth + c;
-      for (int64_t i = 0; i < plan.width; ++i) part[i] = 0;
-      if (key < count) read_row(p, p.v, object * p.keys + first + key, p.value_dim, part);
-    }
-    for (int64_t i = 0; i < plan.width; ++i) values[j * plan.width + i] = Dot::pack(row + i, plan.width);
-  }
-}
-
-// One row of a block: scores to probabilities, the running maximum (of scores in base 2) and sum brought up to date.
-template <class Dot>
-void soften(float* scores, typename Dot::Unit* probabilities, float* out, int64_t width, float scale, float* maximum, float* total) {
-  Vec top = load(scores);
-  for (int64_t j = kLanes; j < kBlock; j += kLanes) top = larger(load(scores + j), top);
-  const float before = *maximum, now = largest(top) * scale;
-  if (!(now <= before)) {  // a NaN, too, is taken over
-    *maximum = now;
-    const float shrink = exp2_of(fill(before - now))[0];
-    *total *= shrink;
-    for (int64_t i = 0; i < width; i += kLanes) store(out + i, load(out + i) * fill(shrink));
-  }
-  const Vec by = fill(scale), minus = fill(*maximum);
-  Vec added = Vec{};
-  for (int64_t j = 0; j < kBlock; j += kLanes) {
-    const Vec value = Dot::exp2(load(scores + j) * by - minus);
-    added = added + value;
-    store(scores + j, value);
-  }
-  *total += sum(added);
-  for (int64_t j = 0; j < kBlock / Dot::kDepth; ++j) probabilities[j] = Dot::pack(scores + j * Dot::kDepth, 1);
-}
-
-template <class Dot>
-void attend(const Plan<Dot>& plan, int64_t object, int64_t task, const typename Dot::Unit* keys, const typename Dot::Unit* values,
-            char* scratch) {
+struct Task {
   typedef typename Dot::Unit Unit;
-  const RopeAttentionParams& p = plan.p;
-  const int64_t first = task * kTask, count = p.queries - first < kTask ? p.queries - first : kTask, width = plan.width;
-  const int64_t rows = count;
-  const int64_t depth = kBlock / Dot::kDepth;
-  Unit* queries = reinterpret_cast<Unit*>(scratch);                         // [kTask][steps]
-  Unit* probabilities = queries + kTask * plan.steps;                       // [kTask][depth]
-  float* scores = reinterpret_cast<float*>(probabilities + kTask * depth);  // [kTask][kBlock]
-  float* out = scores + kTask * kBlock;                                     // [kTask][width]
-  float* maxima = out + kTask * width;                                      // [kTask]
-  float* totals = maxima + kTask;                                           // [kTask]
-  // 1. the task's queries, turned; rows past the end are zeros
-  for (int64_t r = 0; r < rows; ++r) {
-    float* row = out;  // not yet in use, and larger than any dim
-    for (int64_t i = 0; i < p.dim; ++i) row[i] = 0;
-    if (r < count) {
-      read_row(p, p.q, object * p.queries + first + r, p.dim, row);
-      turn(p, row, first + r);
-    }
-    for (int64_t s = 0; s < plan.steps; ++s) queries[r * plan.steps + s] = Dot::pack(row + s * Dot::kDepth, 1);
-  }
-  for (int64_t i = 0; i < kTask * width; ++i) out[i] = 0;
-  for (int64_t r = 0; r < kTask; ++r) maxima[r] = -INFINITY, totals[r] = 0;
-  const float scale = kLog2E / std::sqrt(static_cast<float>(p.dim));
-  for (int64_t block = 0; block < plan.blocks; ++block) {
-    const Unit* key = keys + block * plan.key_units;
-    const Unit* value = values + block * plan.value_units;
-    // 2. scores of 96 queries x 64 keys, in parts of the sum outside: 16 KB of keys stay in the first-level cache for all rows
-    multiply<Dot>({queries, plan.steps, 1}, key, kBlock, scores, kBlock, rows, kBlock, plan.steps, false);
-    const int64_t real = p.keys - block * kBlock;
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t j = real; j < kBlock; ++j) scores[r * kBlock + j] = -INFINITY;
-      // 3. the online softmax
-      soften<Dot>(scores + r * kBlock, probabilities + r * depth, out + r * width, width, scale, maxima + r, totals + r);
-    }
-    // 4. out += probabilities x values
-    multiply<Dot>({probabilities, depth, 1}, value, width, out, width, rows, width, depth, true);
-  }
-  // 5. divide by the sums and store
-  for (int64_t r = 0; r < count; ++r) {
-    const int64_t at = (object * p.queries + first + r) * p.value_dim;
-    for (int64_t i = 0; i < p.value_dim; ++i) {
-      write(p.out, p.storage, at + i, out[r * width + i] / totals[r]);
-    }
-  }
-}
+  Unit* queries;        // [kTask][steps]
+  Unit* probabilities;  // [kTask][kBlock / kDepth]
+  float* scores;        // [kTask][kBlock]
+  float* accumulator;   // [kTask][width]
+  float* running_max;   // [kTask], of scores in base 2
+  float* running_sum;   // [kTask]
+
+  Task(const Plan<Dot>& plan, char* memory)
+      : queries(reinterpret_cast<Unit*>(memory)),
+        probabilities(queries + kTask * plan.steps),
+        scores(reinterpret_cast<float*>(probabilities + kTask * (kBlock / Dot::kDepth))),
+        accumulator(scores + kTask * kBlock),
+        running_max(accumulator + kTask * plan.width),
+        running_sum(running_max + kTask) {}
+};
 
 template <class Dot>
-bool run(const RopeAttentionParams& p, int num_threads) {
+struct Worker {
   typedef typename Dot::Unit Unit;
-  const Plan<Dot> plan{p};
-  const int64_t tasks = round_up(p.queries, kTask) / kTask;
-  const int64_t thread_bytes = round_up(plan.task_bytes, 64);
-  const int64_t packed = round_up(4 * plan.blocks * (plan.key_units + plan.value_units), 64);
-  // one object at a time: scratch does not grow with their number
-  char* memory = static_cast<char*>(std::aligned_alloc(64, packed + thread_bytes * num_threads));
-  if (memory == nullptr) return false;
-  Unit* keys = reinterpret_cast<Unit*>(memory);
-  Unit* values = keys + plan.blocks * plan.key_units;
-  char* const scratch = memory + packed;
-#pragma omp parallel num_threads(num_threads)
-  for (int64_t object = 0; object < p.batch; ++object) {
-#pragma omp for schedule(static)
+  static constexpr int64_t kDepth = Dot::kDepth;
+  const Plan<Dot>& plan;
+  Unit *keys, *values;  // packed, of the current object; shared by all threads
+  char* scratch;
+  const RopeAttentionParams& params = plan.params;
+  Task<Dot> task{plan, scratch};
+
+  // row: [dim] floats of token `place`
+  void rotate(float* row, int64_t place) const {
+    const int64_t half = params.dim / 2;
+    const float* const cos = params.cos + place * half;
+    const float* const sin = params.sin + place * half;
+    for (int64_t i = 0; i < half; ++i) {
+      const float c = cos[i], s = sin[i], even = row[2 * i], odd = row[2 * i + 1];
+      row[2 * i] = even * c - odd * s;
+      row[2 * i + 1] = even * s + odd * c;
+    }
+  }
+
+  void read_row(const void* data, int64_t row, int64_t columns, float* out) const {
+    for (int64_t i = 0; i < columns; ++i) out[i] = read(data, params.storage, row * columns + i);
+  }
+
+  void pack_block(int64_t object, int64_t block) const {
+    float* const row = reinterpret_cast<float*>(scratch);
+    const int64_t first = block * kBlock, count = smaller(params.keys - first, kBlock);
+    Unit* const packed_keys = keys + block * plan.key_units;
+    Unit* const packed_values = values + block * plan.value_units;
+    for (int64_t j = 0; j < kBlock; ++j) {
+      if (j < count) {
+        read_row(params.k, object * params.keys + first + j, params.dim, row);
+        if (first + j < params.keys - params.unrotated) rotate(row, (first + j) % params.queries);
+      }
+      for (int64_t s = 0; s < plan.steps; ++s) {
+        packed_keys[s * kBlock + j] = j < count ? Dot::pack(row + s * kDepth, 1) : 0;
+      }
+    }
+    for (int64_t j = 0; j < kBlock / kDepth; ++j) {
+      for (int64_t c = 0; c < kDepth; ++c) {
+        float* const part = row + c * plan.width;
+        const int64_t key = j * kDepth + c;
+        for (int64_t i = 0; i < plan.width; ++i) part[i] = 0;
+        if (key < count) {
+          read_row(params.v, object * params.keys + first + key, params.value_dim, part);
+        }
+      }
+      for (int64_t i = 0; i < plan.width; ++i) {
+        packed_values[j * plan.width + i] = Dot::pack(row + i, plan.width);
+      }
+    }
+  }
+
+  // Row r of a block: scores to probabilities, running_max and running_sum updated, the accumulator
+  // rescaled to the new maximum.
+  void update_online_softmax(int64_t r, float scale) const {
+    float* const scores = task.scores + r * kBlock;
+    float* const accumulator = task.accumulator + r * plan.width;
+    Vec largest_scores = load(scores);
+    for (int64_t j = kLanes; j < kBlock; j += kLanes) {
+      largest_scores = larger(load(scores + j), largest_scores);
+    }
+    const float before = task.running_max[r], now = largest(largest_scores) * scale;
+    if (!(now <= before)) {  // a NaN, too, is taken over
+      task.running_max[r] = now;
+      const float rescale = exp2_of(fill(before - now))[0];
+      task.running_sum[r] *= rescale;
+      for (int64_t i = 0; i < plan.width; i += kLanes) {
+        store(accumulator + i, load(accumulator + i) * fill(rescale));
+      }
+    }
+    const Vec scales = fill(scale), maximum = fill(task.running_max[r]);
+    Vec sums = Vec{};
+    for (int64_t j = 0; j < kBlock; j += kLanes) {
+      const Vec value = Dot::exp2(load(scores + j) * scales - maximum);
+      sums = sums + value;
+      store(scores + j, value);
+    }
+    task.running_sum[r] += sum(sums);
+    Unit* const probabilities = task.probabilities + r * (kBlock / kDepth);
+    for (int64_t j = 0; j < kBlock / kDepth; ++j) {
+      probabilities[j] = Dot::pack(scores + j * kDepth, 1);
+    }
+  }
+
+  // The queries of a task, rotated.
+  void pack_queries(int64_t row, int64_t first, int64_t count) const {
+    float* const query = task.accumulator;  // not yet in use, and larger than any dim
+    for (int64_t r = 0; r < count; ++r) {
+      read_row(params.q, row + r, params.dim, query);
+      rotate(query, first + r);
+      for (int64_t s = 0; s < plan.steps; ++s) {
+        task.queries[r * plan.steps + s] = Dot::pack(query + s * kDepth, 1);
+      }
+    }
+  }
+
+  void attend_task(int64_t object, int64_t index) const {
+    const int64_t first = index * kTask, count = smaller(params.queries - first, kTask);
+    const int64_t row = object * params.queries + first;
+    const int64_t width = plan.width, depth = kBlock / kDepth;
+    pack_queries(row, first, count);
+    for (int64_t i = 0; i < kTask * width; ++i) task.accumulator[i] = 0;
+    for (int64_t r = 0; r < kTask; ++r) {
+      task.running_max[r] = -INFINITY;
+      task.running_sum[r] = 0;
+    }
+    const float scale = kLog2E / std::sqrt(static_cast<float>(params.dim));
     for (int64_t block = 0; block < plan.blocks; ++block) {
-      float* row = reinterpret_cast<float*>(scratch + thread_bytes * thread_number());
-      pack_block(plan, object, block, row, keys + block * plan.key_units, values + block * plan.value_units);
+      // 96 queries x 64 keys, in parts of the sum outside: 16 KB of keys stay in the first-level
+      // cache for all rows
+      multiply<Dot>({task.queries, plan.steps, 1}, keys + block * plan.key_units, kBlock,
+                    task.scores, kBlock, count, kBlock, plan.steps, false);
+      const int64_t real = params.keys - block * kBlock;
+      for (int64_t r = 0; r < count; ++r) {
+        for (int64_t j = real; j < kBlock; ++j) task.scores[r * kBlock + j] = -INFINITY;
+        update_online_softmax(r, scale);
+      }
+      multiply<Dot>({task.probabilities, depth, 1}, values + block * plan.value_units, width,
+                    task.accumulator, width, count, width, depth, true);
     }
+    for (int64_t r = 0; r < count; ++r) {
+      for (int64_t i = 0; i < params.value_dim; ++i) {
+        write(params.out, params.storage, (row + r) * params.value_dim + i,
+              task.accumulator[r * width + i] / task.running_sum[r]);
+      }
+    }
+  }
+};
+
+// Every thread calls this: loops are shared out, each ends with a barrier.
+template <class Dot>
+void run_all(const Worker<Dot>& worker) {
+  const int64_t tasks = round_up(worker.params.queries, kTask) / kTask;
+  for (int64_t object = 0; object < worker.params.batch; ++object) {
+#pragma omp for schedule(static)
+    for (int64_t block = 0; block < worker.plan.blocks; ++block) worker.pack_block(object, block);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < tasks; ++task) {
-      attend(plan, object, task, keys, values, scratch + thread_bytes * thread_number());
-    }
+    for (int64_t task = 0; task < tasks; ++task) worker.attend_task(object, task);
+  }
+}
+
+template <class Dot>
+bool run(const RopeAttentionParams& params, int num_threads) {
+  typedef typename Dot::Unit Unit;
+  const Plan<Dot> plan{params};
+  const int64_t thread_bytes = round_up(plan.task_bytes, 64);
+  const int64_t packed_bytes = round_up(4 * plan.blocks * (plan.key_units + plan.value_units), 64);
+  // one object at a time: scratch does not grow with their number
+  char* const memory =
+      static_cast<char*>(std::aligned_alloc(64, packed_bytes + thread_bytes * num_threads));
+  if (memory == nullptr) return false;
+  Unit* const keys = reinterpret_cast<Unit*>(memory);
+  Unit* const values = keys + plan.blocks * plan.key_units;
+#pragma omp parallel num_threads(num_threads)
+  {
+    char* const own = memory + packed_bytes + thread_bytes * thread_number();
+    run_all(Worker<Dot>{plan, keys, values, own});
   }
   std::free(memory);
   return true;
@@ -169,11 +219,11 @@ bool run(const RopeAttentionParams& p, int num_threads) {
 
 }  // namespace
 
-bool rope_attention(const RopeAttentionParams& p, int num_threads) {
+bool rope_attention(const RopeAttentionParams& params, int num_threads) {
 #if defined(__AVX512BF16__)
-  if (p.storage == Storage::kBfloat16) return run<DotBfloat16>(p, num_threads);
+  if (params.storage == Storage::kBfloat16) return run<DotBfloat16>(params, num_threads);
 #endif
-  return run<DotFloat>(p, num_threads);
+  return run<DotFloat>(params, num_threads);
 }
 
 }  // namespace SAM2_FAST_ISA

@@ -1,5 +1,6 @@
-// Vectors of floats for kernels that are compiled once per instruction set. Everything lives in the namespace of that set and
-// nothing here may instantiate a template of the standard library: the linker would keep one copy for all sets.
+// Vectors of floats for kernels that are compiled once per instruction set. Everything lives in the
+// namespace of that set and nothing here may instantiate a template of the standard library: the
+// linker would keep one copy for all sets.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +30,8 @@ constexpr int kLanes = 4, kTileVectors = 2, kAccumulators = 12;
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t VecInt __attribute__((vector_size(4 * kLanes)));
-typedef float VecLoose __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));  // in memory of any alignment
+typedef float VecLoose
+    __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));  // in memory of any alignment
 
 static inline Vec load(const float* p) { return *reinterpret_cast<const VecLoose*>(p); }
 static inline void store(float* p, Vec x) { *reinterpret_cast<VecLoose*>(p) = x; }
@@ -40,8 +42,11 @@ static inline Vec fill_bits(const void* p) {
 }
 static inline Vec fill(float x) { return fill_bits(&x); }
 static inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-static inline Vec sqrt_of(Vec x) {  // rounded correctly, as std::sqrt, whose loops errno keeps from becoming vectors
+// Rounded correctly, as std::sqrt, whose loops errno keeps from becoming vectors.
+static inline Vec sqrt_of(Vec x) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_sqrt_ps((__m512)x);
 #elif defined(__AVX__)
@@ -73,15 +78,19 @@ struct Split {
 };
 
 static inline Split split_of(Vec x) {
-  const Vec magic = fill(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+  const Vec magic =
+      fill(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
   x = x < -126.0f ? fill(-126.0f) : x;
   const Vec shifted = x + magic;
   return {x - (shifted - magic), reinterpret_cast<VecInt>(shifted) << 23};
 }
 
-static inline Vec shift_exponent(Vec p, VecInt exponent) { return reinterpret_cast<Vec>(reinterpret_cast<VecInt>(p) + exponent); }
+static inline Vec shift_exponent(Vec p, VecInt exponent) {
+  return reinterpret_cast<Vec>(reinterpret_cast<VecInt>(p) + exponent);
+}
 
-// 2^x for x <= 0, to 2 ulp; below -126 it is 2^-126, NaN stays NaN. 2^r = 1 + r P(r) on [-1/2, 1/2], Cephes' exp2f.
+// 2^x for x <= 0, to 2 ulp; below -126 it is 2^-126, NaN stays NaN. 2^r = 1 + r P(r) on [-1/2,
+// 1/2], Cephes' exp2f.
 static inline Vec exp2_of(Vec x) {
   const Split s = split_of(x);
   Vec p = fill(1.535336188319500e-4f);
@@ -135,7 +144,8 @@ static inline uint16_t to_bfloat16(float x) {  // to nearest, ties to even
 static inline float from_float16(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16, rest = h & 0x7fffu;
   if (rest >= 0x7c00u) return from_bits(sign | 0x7f800000u | ((rest & 0x3ffu) << 13));
-  // shifted into place the exponent is 112 too small; the product mends that, for subnormal numbers too
+  // shifted into place the exponent is 112 too small; the product mends that, for subnormal numbers
+  // too
   return from_bits(sign | to_bits(from_bits(rest << 13) * 5.192296858534828e33f));
 }
 
@@ -143,14 +153,16 @@ static inline uint16_t to_float16(float x) {  // to nearest, ties to even
   const uint32_t bits = to_bits(x), sign = (bits >> 16) & 0x8000u, rest = bits & 0x7fffffffu;
   if (rest > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
   if (rest >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // 65520 and more
-  if (rest < 0x38800000u) {  // subnormal: adding 1/2 leaves the rounded multiple of 2^-24 in the low bits
+  if (rest < 0x38800000u) {
+    // subnormal: adding 1/2 leaves the rounded multiple of 2^-24 in the low bits
     return static_cast<uint16_t>(sign | (to_bits(from_bits(rest) + 0.5f) - 0x3f000000u));
   }
   return static_cast<uint16_t>(sign | ((rest - 0x38000000u + 0xfffu + ((rest >> 13) & 1u)) >> 13));
 }
 
-// How two rows are multiplied. Unit: what one step of a sum reads; kDepth: numbers in it. `put` stores kDepth rows of numbers as one
-// row of units, `put_row` one row whose units are neighbours in the row, from number i.
+// How two rows are multiplied. Unit: what one step of a sum reads; kDepth: numbers in it. `put`
+// stores kDepth rows of numbers as one row of units, `put_row` one row whose units are neighbours
+// in the row, from number i.
 struct DotFloat {
   typedef float Unit;
   static constexpr int kDepth = 1;
@@ -165,18 +177,22 @@ struct DotFloat {
 struct DotBfloat16 {  // pairs of neighbours in one 32-bit unit, products summed in float32
   typedef uint32_t Unit;
   static constexpr int kDepth = 2;
-  static inline Vec add(Vec sum, Vec a, Vec b) { return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(__m512i)a, (__m512bh)(__m512i)b); }
+  static inline Vec add(Vec sum, Vec a, Vec b) {
+    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(__m512i)a, (__m512bh)(__m512i)b);
+  }
   static inline Unit pack(const float* x, int64_t stride) {
     return to_bfloat16(x[0]) | static_cast<uint32_t>(to_bfloat16(x[stride])) << 16;
   }
   static inline Vec exp2(Vec x) { return exp2_coarse(x); }
   static inline __m256i round(Vec x) { return (__m256i)_mm512_cvtneps_pbh((__m512)x); }
   static inline void put(const Vec* rows, Unit* at) {
-    const __m512i low = _mm512_cvtepu16_epi32(round(rows[0])), high = _mm512_cvtepu16_epi32(round(rows[1]));
+    const __m512i low = _mm512_cvtepu16_epi32(round(rows[0])),
+                  high = _mm512_cvtepu16_epi32(round(rows[1]));
     store(reinterpret_cast<float*>(at), (Vec)_mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
   }
   static inline void put_row(Vec row, Unit* data, int64_t i) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(reinterpret_cast<uint16_t*>(data) + i), round(row));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(reinterpret_cast<uint16_t*>(data) + i),
+                        round(row));
   }
 };
 #endif

@@ -1,25 +1,32 @@
-// Work on a tile of tokens that stays in the cache. A tile lies channel by channel: row c holds channel c of all its tokens (columns), so
-// that vectors run over tokens, a weight is broadcast from where torch stored it, and norms and softmax need no sums across a vector.
-// Rows of `Unit`s hold kDepth channels each. Everything lives in the namespace of an instruction set, as in simd.h.
+// Work on a tile of tokens that stays in the cache. A tile lies channel by channel: row c holds
+// channel c of all its tokens (columns), so that vectors run over tokens, a weight is broadcast
+// from where torch stored it, and norms and softmax need no sums across a vector. Rows of `Unit`s
+// hold kDepth channels each. Everything lives in the namespace of an instruction set, as in simd.h.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
+#include "csrc/cpu/layers.h"
 #include "csrc/cpu/rows.h"
 #include "csrc/cpu/simd.h"
 
 namespace sam2_fast {
 namespace SAM2_FAST_ISA {
 
-constexpr int64_t kColumns = 16;  // a tile's width in tokens is a multiple: a vector of the widest set
-constexpr int64_t kPart = 192;    // steps of a sum that are added up at once; fewer err less, more write results less often
+// A tile's width in tokens is a multiple: a vector of the widest set.
+constexpr int64_t kColumns = 16;
+// Steps of a sum that are added up at once; fewer err less, more write results less often.
+constexpr int64_t kPart = 192;
 constexpr float kLog2E = 1.4426950408889634f;
 
 inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
-// From one row to the next, in elements: an odd number of cache lines, since powers of two would crowd into a few sets of the cache.
-inline int64_t row_stride(int64_t columns) { return round_up(columns, 16) + (round_up(columns, 16) / 16 % 2 == 0 ? 16 : 0); }
+// From one row to the next, in elements: an odd number of cache lines, since powers of two would
+// crowd into a few sets of the cache.
+inline int64_t row_stride(int64_t columns) {
+  return round_up(columns, 16) + (round_up(columns, 16) / 16 % 2 == 0 ? 16 : 0);
+}
 
 // Element (row, step) of a left operand is at[row * next_row + step * next_step].
 template <class Unit>
@@ -28,14 +35,17 @@ struct Left {
   int64_t next_row, next_step;
 };
 
-// c[R][V vectors] = (accumulate ? c : 0) + a b. The new sum is complete before it is added: long sums made of short ones err less.
+// c[R][V vectors] = (accumulate ? c : 0) + a b. The new sum is complete before it is added: long
+// sums made of short ones err less.
 template <class Dot, int R, int V>
-inline void multiply_tile(Left<typename Dot::Unit> a, const typename Dot::Unit* b, int64_t b_stride, int64_t steps, float* c,
-                          int64_t c_stride, bool accumulate) {
+inline void multiply_tile(Left<typename Dot::Unit> a, const typename Dot::Unit* b, int64_t b_stride,
+                          int64_t steps, float* c, int64_t c_stride, bool accumulate) {
   Vec sums[R][V] = {};
   for (int64_t s = 0; s < steps; ++s) {
     Vec columns[V];
-    for (int j = 0; j < V; ++j) columns[j] = load(reinterpret_cast<const float*>(b + s * b_stride) + j * kLanes);
+    for (int j = 0; j < V; ++j) {
+      columns[j] = load(reinterpret_cast<const float*>(b + s * b_stride) + j * kLanes);
+    }
 #pragma GCC unroll 24
     for (int r = 0; r < R; ++r) {
       const Vec row = fill_bits(a.at + r * a.next_row + s * a.next_step);
@@ -53,20 +63,31 @@ inline void multiply_tile(Left<typename Dot::Unit> a, const typename Dot::Unit* 
 
 // All rows of one strip of V vectors: as many tiles of full height as fit, then lower ones.
 template <class Dot, int V>
-inline void multiply_strip(Left<typename Dot::Unit> a, const typename Dot::Unit* b, int64_t b_stride, int64_t steps, float* c,
-                           int64_t c_stride, int64_t rows, bool accumulate) {
+inline void multiply_strip(Left<typename Dot::Unit> a, const typename Dot::Unit* b,
+                           int64_t b_stride, int64_t steps, float* c, int64_t c_stride,
+                           int64_t rows, bool accumulate) {
   constexpr int kHigh = kAccumulators / V;
   int64_t r = 0;
-  const auto at = [&](int64_t row) { return Left<typename Dot::Unit>{a.at + row * a.next_row, a.next_row, a.next_step}; };
-  for (; r + kHigh <= rows; r += kHigh) multiply_tile<Dot, kHigh, V>(at(r), b, b_stride, steps, c + r * c_stride, c_stride, accumulate);
-  for (; r + 4 <= rows; r += 4) multiply_tile<Dot, 4, V>(at(r), b, b_stride, steps, c + r * c_stride, c_stride, accumulate);
-  for (; r < rows; ++r) multiply_tile<Dot, 1, V>(at(r), b, b_stride, steps, c + r * c_stride, c_stride, accumulate);
+  const auto at = [&](int64_t row) {
+    return Left<typename Dot::Unit>{a.at + row * a.next_row, a.next_row, a.next_step};
+  };
+  for (; r + kHigh <= rows; r += kHigh) {
+    multiply_tile<Dot, kHigh, V>(at(r), b, b_stride, steps, c + r * c_stride, c_stride, accumulate);
+  }
+  for (; r + 4 <= rows; r += 4) {
+    multiply_tile<Dot, 4, V>(at(r), b, b_stride, steps, c + r * c_stride, c_stride, accumulate);
+  }
+  for (; r < rows; ++r) {
+    multiply_tile<Dot, 1, V>(at(r), b, b_stride, steps, c + r * c_stride, c_stride, accumulate);
+  }
 }
 
-// c[rows][columns] = (accumulate ? c : 0) + a[rows][steps] b[steps][columns]; columns: a multiple of kColumns.
+// c[rows][columns] = (accumulate ? c : 0) + a[rows][steps] b[steps][columns]; columns: a multiple
+// of kColumns.
 template <class Dot>
-void multiply(Left<typename Dot::Unit> a, const typename Dot::Unit* b, int64_t b_stride, float* c, int64_t c_stride, int64_t rows,
-              int64_t columns, int64_t steps, bool accumulate, int64_t part_steps = kPart) {
+void multiply(Left<typename Dot::Unit> a, const typename Dot::Unit* b, int64_t b_stride, float* c,
+              int64_t c_stride, int64_t rows, int64_t columns, int64_t steps, bool accumulate,
+              int64_t part_steps = kPart) {
   const int64_t parts = (steps + part_steps - 1) / part_steps, vectors = columns / kLanes;
   const int64_t strips = (vectors + kTileVectors - 1) / kTileVectors;
   for (int64_t part = 0; part < parts; ++part) {
@@ -74,14 +95,23 @@ void multiply(Left<typename Dot::Unit> a, const typename Dot::Unit* b, int64_t b
     const Left<typename Dot::Unit> left{a.at + from * a.next_step, a.next_row, a.next_step};
     const bool add = accumulate || part > 0;
     for (int64_t strip = 0; strip < strips; ++strip) {
-      const int64_t first = vectors * strip / strips, width = vectors * (strip + 1) / strips - first;
+      const int64_t first = vectors * strip / strips;
+      const int64_t width = vectors * (strip + 1) / strips - first;
       const typename Dot::Unit* right = b + from * b_stride + first * kLanes;
       float* const out = c + first * kLanes;
-      if (width == 1) multiply_strip<Dot, 1>(left, right, b_stride, count, out, c_stride, rows, add);
-      if (width == 2) multiply_strip<Dot, 2>(left, right, b_stride, count, out, c_stride, rows, add);
+      if (width == 1) {
+        multiply_strip<Dot, 1>(left, right, b_stride, count, out, c_stride, rows, add);
+      }
+      if (width == 2) {
+        multiply_strip<Dot, 2>(left, right, b_stride, count, out, c_stride, rows, add);
+      }
 #if defined(__AVX512F__)
-      if (width == 3) multiply_strip<Dot, 3>(left, right, b_stride, count, out, c_stride, rows, add);
-      if (width == 4) multiply_strip<Dot, 4>(left, right, b_stride, count, out, c_stride, rows, add);
+      if (width == 3) {
+        multiply_strip<Dot, 3>(left, right, b_stride, count, out, c_stride, rows, add);
+      }
+      if (width == 4) {
+        multiply_strip<Dot, 4>(left, right, b_stride, count, out, c_stride, rows, add);
+      }
 #endif
     }
   }
@@ -97,12 +127,14 @@ struct Relu {
 
 // out[rows / kDepth][columns] units = activation(c + bias)
 template <class Dot, class Activation>
-void pack_rows(const float* c, int64_t stride, const float* bias, int64_t rows, int64_t columns, typename Dot::Unit* out,
-               int64_t out_stride) {
+void pack_rows(const float* c, int64_t stride, const float* bias, int64_t rows, int64_t columns,
+               typename Dot::Unit* out, int64_t out_stride) {
   for (int64_t r = 0; r < rows; r += Dot::kDepth) {
     for (int64_t i = 0; i < columns; i += kLanes) {
       Vec values[Dot::kDepth];
-      for (int d = 0; d < Dot::kDepth; ++d) values[d] = Activation::of(load(c + (r + d) * stride + i) + bias[r + d]);
+      for (int d = 0; d < Dot::kDepth; ++d) {
+        values[d] = Activation::of(load(c + (r + d) * stride + i) + bias[r + d]);
+      }
       Dot::put(values, out + r / Dot::kDepth * out_stride + i);
     }
   }
@@ -110,24 +142,29 @@ void pack_rows(const float* c, int64_t stride, const float* bias, int64_t rows, 
 
 // out[rows][columns] numbers = c + bias, units made of neighbours in a row
 template <class Dot>
-void pack_along(const float* c, int64_t stride, const float* bias, int64_t rows, int64_t columns, typename Dot::Unit* out,
-                int64_t out_stride) {
+void pack_along(const float* c, int64_t stride, const float* bias, int64_t rows, int64_t columns,
+                typename Dot::Unit* out, int64_t out_stride) {
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t i = 0; i < columns; i += kLanes) Dot::put_row(load(c + r * stride + i) + bias[r], out + r * out_stride, i);
+    for (int64_t i = 0; i < columns; i += kLanes) {
+      Dot::put_row(load(c + r * stride + i) + bias[r], out + r * out_stride, i);
+    }
   }
 }
 
 // x += c + bias
-inline void add_rows(float* x, const float* c, int64_t stride, const float* bias, int64_t rows, int64_t columns) {
+inline void add_rows(float* x, const float* c, int64_t stride, const float* bias, int64_t rows,
+                     int64_t columns) {
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t i = r * stride; i < r * stride + columns; i += kLanes) store(x + i, load(x + i) + (load(c + i) + bias[r]));
+    for (int64_t i = r * stride; i < r * stride + columns; i += kLanes) {
+      store(x + i, load(x + i) + (load(c + i) + bias[r]));
+    }
   }
 }
 
 // out = units of the layer norm of x over its rows
 template <class Dot>
-void normalise(const float* x, int64_t stride, const float* weight, const float* bias, float epsilon, int64_t rows, int64_t columns,
-               typename Dot::Unit* out, int64_t out_stride) {
+void layer_norm(const float* x, int64_t stride, const Norm& norm, float epsilon, int64_t rows,
+                int64_t columns, typename Dot::Unit* out, int64_t out_stride) {
   for (int64_t i = 0; i < columns; i += kLanes) {
     Vec mean = Vec{}, square = Vec{};
     for (int64_t r = 0; r < rows; ++r) mean = mean + load(x + r * stride + i);
@@ -137,10 +174,13 @@ void normalise(const float* x, int64_t stride, const float* weight, const float*
       square = square + d * d;
     }
     const Vec variance = square / static_cast<float>(rows) + epsilon;
-    const Vec scale = 1.0f / sqrt_of(variance);
+    const Vec rstd = 1.0f / sqrt_of(variance);
     for (int64_t r = 0; r < rows; r += Dot::kDepth) {
       Vec values[Dot::kDepth];
-      for (int d = 0; d < Dot::kDepth; ++d) values[d] = (load(x + (r + d) * stride + i) - mean) * scale * weight[r + d] + bias[r + d];
+      for (int d = 0; d < Dot::kDepth; ++d) {
+        const Vec centred = load(x + (r + d) * stride + i) - mean;
+        values[d] = centred * rstd * norm.weight[r + d] + norm.bias[r + d];
+      }
       Dot::put(values, out + r / Dot::kDepth * out_stride + i);
     }
   }

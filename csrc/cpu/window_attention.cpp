@@ -1,5 +1,5 @@
-// Compiled once per instruction set (SAM2_FAST_ISA); the portable object also holds the choice between them.
-// docs/kernels/window_attention.md has the tiling and its arithmetic.
+// Compiled once per instruction set (SAM2_FAST_ISA); the portable object also holds the choice
+// between them. docs/kernels/window_attention.md has the tiling and its arithmetic.
 #include "csrc/window_attention.h"
 
 #include <cstdlib>
@@ -14,140 +14,201 @@ namespace {
 
 enum Part : int64_t { kQueries, kKeys, kValues };
 
-// One head's keys and values of a window, in blocks of 64 tokens: keys [blocks][head_dim / kDepth][64], values
-// [blocks][head_dim][64 / kDepth].
+// One head's keys and values of a window, in blocks of 64 tokens: keys
+// [blocks][head_dim / kDepth][64], values [blocks][head_dim][64 / kDepth].
 template <class Dot>
 struct Packed {
-  typename Dot::Unit *k, *v;
+  typedef typename Dot::Unit Unit;
+  Unit *k, *v;
+
+  static Packed take(Arena& arena, int64_t units) {
+    Unit* const k = arena.take<Unit>(units);
+    return {k, arena.take<Unit>(units)};
+  }
 };
 
+// One thread's.
 template <class Dot>
-struct Scratch {
+struct Tile {
   typedef typename Dot::Unit Unit;
-  float *x, *y;  // [head_dim][stride]: what was gathered, what is to be scattered
-  Unit* q;       // [head_dim / kDepth][64]
+  float *gathered, *attended;  // [head_dim][stride]
+  Unit* q;                     // [head_dim / kDepth][64]
   Softmax softmax;
+
+  static Tile take(Arena& arena, int64_t head, int64_t stride, int64_t units) {
+    float* const gathered = arena.take<float>(head * stride);
+    float* const attended = arena.take<float>(head * stride);
+    Unit* const q = arena.take<Unit>(units);
+    float* const scores = arena.take<float>(kBlock * kBlock);
+    float* const state = arena.take<float>(Softmax::floats(head));
+    return {gathered, attended, q, Softmax(scores, state, head)};
+  }
 };
 
+// How a call's work is divided. Windows are shared out with their heads; where every token attends
+// to all, keys and values of a head are packed first, together.
 template <class Dot>
-struct Attention {
+struct Plan {
+  static constexpr int64_t kDepth = Dot::kDepth;
+  const WindowAttentionParams& params;
+  int64_t head = params.head_dim, channels = params.heads * head;
+  int64_t pitch = head / kDepth * kBlock;  // units of a block of keys or values
+  int64_t corners = params.pool ? 4 : 1, stride = row_stride(corners * kBlock);
+  bool whole = params.window == 0;  // every token attends to all
+  int64_t side = whole ? larger(params.height, params.width) : params.window;
+  Grid grid{params.height, params.width, side, params.pool};
+  int64_t across = (params.width + side - 1) / side, down = (params.height + side - 1) / side;
+  int64_t largest = smaller(side, params.height) * smaller(side, params.width);  // window's tokens
+  int64_t blocks = (largest + kBlock - 1) / kBlock;
+  int64_t query_blocks = (largest / corners + kBlock - 1) / kBlock;
+};
+
+// What all threads share: a token outside the grid, and keys and values of all heads where every
+// token attends to all.
+template <class Dot>
+struct Shared {
   typedef typename Dot::Unit Unit;
-  const WindowAttentionParams& p;
-  int64_t depth = Dot::kDepth, head = p.head_dim, steps = head / depth;
-  int64_t pitch = steps * kBlock;  // units of a block of keys or values
-  int64_t corners = p.pool ? 4 : 1, stride = row_stride(corners * kBlock);
-  float scale = kLog2E / std::sqrt(static_cast<float>(head));
-  Grid grid{p.height, p.width, p.window, p.pool};
   const float* zeros;   // [head_dim]
   const Unit* pad_key;  // [heads * head_dim / kDepth]
+  Packed<Dot> image;
 
-  // out[head_dim][...]: a part of one head from the tokens in `rows`, then a zero where values need a partner. What lies beyond does not
-  // matter: the columns of queries do not meet, and keys are counted.
+  static Shared take(const Plan<Dot>& plan, Arena& arena) {
+    float* const zeros = arena.take<float>(plan.head);
+    Unit* const pad_key = arena.take<Unit>(plan.channels);
+    const int64_t units = plan.whole ? plan.params.heads * plan.blocks * plan.pitch : 0;
+    const Shared shared{zeros, pad_key, Packed<Dot>::take(arena, units)};
+    if (arena.memory == nullptr) return shared;
+    std::memset(zeros, 0, sizeof(float) * plan.head);
+    for (int64_t i = 0; i < plan.channels; i += Dot::kDepth) {
+      pad_key[i / Dot::kDepth] = Dot::pack(plan.params.pad + plan.channels + i, 1);
+    }
+    return shared;
+  }
+};
+
+template <class Dot>
+struct Worker {
+  typedef typename Dot::Unit Unit;
+  static constexpr int64_t kDepth = Dot::kDepth;
+  const Plan<Dot>& plan;
+  const Shared<Dot>& shared;
+  Tile<Dot> tile;
+  Packed<Dot> own;  // of a window
+  const WindowAttentionParams& params = plan.params;
+  int64_t head = plan.head, stride = plan.stride, steps = head / kDepth;
+  float scale = kLog2E / std::sqrt(static_cast<float>(head));
+
+  // out[head_dim][...]: a part of one head from the tokens in `rows`, then a zero where values need
+  // a partner. What lies beyond does not matter: columns of queries are independent, and keys are
+  // counted.
   void gather(const int64_t* rows, Part part, int64_t h, int64_t count, float* out) const {
-    const int64_t heads = p.heads;
-    gather_rows(p.qkv, p.storage, head, count, part == kValues ? round_up(count, depth) : count, out, stride,
+    const int64_t heads = params.heads;
+    const int64_t columns = part == kValues ? round_up(count, kDepth) : count;
+    gather_rows(params.qkv, params.storage, head, count, columns, out, stride,
                 [&](int64_t i) { return (rows[i] * 3 + part) * heads + h; });
   }
 
-  void pack_block(const Window& window, int64_t h, int64_t block, const Packed<Dot>& all, const Scratch<Dot>& s) const {
-    const int64_t first = block * kBlock, count = smaller(kBlock, window.tokens() - first), columns = round_up(count, kColumns);
+  void pack_block(const Window& window, int64_t h, int64_t block, const Packed<Dot>& out) const {
+    const int64_t first = block * kBlock, count = smaller(kBlock, window.tokens() - first);
+    const int64_t columns = round_up(count, kColumns);
     int64_t rows[kBlock];
-    window.places(grid, first, count, rows);
-    gather(rows, kKeys, h, count, s.x);
-    pack_rows<Dot, Identity>(s.x, stride, zeros, head, columns, all.k + block * pitch, kBlock);
-    gather(rows, kValues, h, count, s.x);
-    pack_along<Dot>(s.x, stride, zeros, head, columns, all.v + block * pitch, kBlock / depth);
+    window.places(plan.grid, first, count, rows);
+    gather(rows, kKeys, h, count, tile.gathered);
+    pack_rows<Dot, Identity>(tile.gathered, stride, shared.zeros, head, columns,
+                             out.k + block * plan.pitch, kBlock);
+    gather(rows, kValues, h, count, tile.gathered);
+    pack_along<Dot>(tile.gathered, stride, shared.zeros, head, columns, out.v + block * plan.pitch,
+                    kBlock / kDepth);
   }
 
-  int64_t queries(const Window& window) const { return window.tokens() / corners; }
+  int64_t queries_of(const Window& window) const { return window.tokens() / plan.corners; }
 
   // Up to 64 queries from `first`, through attention and to their places.
-  void attend_block(const Window& window, int64_t h, int64_t first, const Packed<Dot>& all, const Scratch<Dot>& s) const {
-    const int64_t total = queries(window), count = smaller(kBlock, total - first), columns = round_up(count, kColumns);
+  void attend_block(const Window& window, int64_t h, int64_t first,
+                    const Packed<Dot>& packed) const {
+    const int64_t total = queries_of(window), count = smaller(kBlock, total - first);
+    const int64_t columns = round_up(count, kColumns);
     int64_t rows[kBlock];
-    for (int64_t corner = 0; corner < corners; ++corner) {
-      window.places(grid, corner * total + first, count, rows);
-      gather(rows, kQueries, h, count, s.x + corner * count);
+    for (int64_t corner = 0; corner < plan.corners; ++corner) {
+      window.places(plan.grid, corner * total + first, count, rows);
+      gather(rows, kQueries, h, count, tile.gathered + corner * count);
     }
-    if (p.pool) largest_of_cells(s.x, stride, head, count, s.x, stride);
-    pack_rows<Dot, Identity>(s.x, stride, zeros, head, columns, s.q, kBlock);
+    if (params.pool) {
+      largest_of_cells(tile.gathered, stride, head, count, tile.gathered, stride);
+    }
+    pack_rows<Dot, Identity>(tile.gathered, stride, shared.zeros, head, columns, tile.q, kBlock);
     if (window.padded > 0) {
-      const float* const value = p.pad + (kValues * p.heads + h) * head;
-      begin_with<Dot>(pad_key + h * steps, value, window.padded, s.q, kBlock, columns, steps, head, s.softmax);
+      const float* const value = params.pad + (kValues * params.heads + h) * head;
+      start_with_repeated_key<Dot>(shared.pad_key + h * steps, value, window.padded, tile.q, kBlock,
+                                   columns, steps, head, tile.softmax);
     }
-    const Keys<Dot> keys{all.k, all.v, kBlock, pitch, kBlock / depth, pitch, window.tokens()};
-    attend<Dot>(s.q, kBlock, columns, steps, keys, head, scale, window.padded == 0, s.softmax);
-    finish<DotFloat>(s.softmax, head, columns, s.y, stride);
-    window.places_of_results(grid, first, count, rows);
-    scatter_rows(s.y, stride, head, count, p.out, p.storage, [&](int64_t i) { return rows[i] * p.heads + h; });
+    const Keys<Dot> keys{packed.k,        packed.v,   kBlock,         plan.pitch,
+                         kBlock / kDepth, plan.pitch, window.tokens()};
+    attend<Dot>(tile.q, kBlock, columns, steps, keys, head, scale, window.padded == 0,
+                tile.softmax);
+    store_attended<DotFloat>(tile.softmax, head, columns, tile.attended, stride);
+    window.places_of_results(plan.grid, first, count, rows);
+    scatter_rows(tile.attended, stride, head, count, params.out, params.storage,
+                 [&](int64_t i) { return rows[i] * params.heads + h; });
   }
 
-  void window(const Window& window, int64_t h, const Packed<Dot>& all, const Scratch<Dot>& s) const {
-    for (int64_t i = 0; i * kBlock < window.tokens(); ++i) pack_block(window, h, i, all, s);
-    for (int64_t i = 0; i < queries(window); i += kBlock) attend_block(window, h, i, all, s);
+  void attend_window(const Window& window, int64_t h) const {
+    for (int64_t i = 0; i * kBlock < window.tokens(); ++i) pack_block(window, h, i, own);
+    for (int64_t i = 0; i < queries_of(window); i += kBlock) attend_block(window, h, i, own);
+  }
+
+  Packed<Dot> image_head(int64_t h) const {
+    const int64_t at = h * plan.blocks * plan.pitch;
+    return {shared.image.k + at, shared.image.v + at};
   }
 };
 
+// Every thread calls this: loops are shared out, each ends with a barrier.
 template <class Dot>
-Scratch<Dot> scratch_of(Arena& arena, int64_t head, int64_t stride, int64_t pitch) {
-  float* const x = arena.take<float>(head * stride);
-  float* const y = arena.take<float>(head * stride);
-  typename Dot::Unit* const q = arena.take<typename Dot::Unit>(pitch);
-  float* const scores = arena.take<float>(kBlock * kBlock);
-  return {x, y, q, Softmax(scores, arena.take<float>(Softmax::floats(head)), head)};
+void run_all(const Worker<Dot>& worker) {
+  const Plan<Dot>& plan = worker.plan;
+  const int64_t batch = plan.params.batch, heads = plan.params.heads;
+  if (!plan.whole) {
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < batch * plan.across * plan.down * heads; ++i) {
+      worker.attend_window(window_of(plan.grid, i / heads), i % heads);
+    }
+    return;
+  }
+  for (int64_t image = 0; image < batch; ++image) {
+    const Window all{image, 0, 0, plan.params.height, plan.params.width, 0};
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < heads * plan.blocks; ++i) {
+      const int64_t h = i / plan.blocks;
+      worker.pack_block(all, h, i % plan.blocks, worker.image_head(h));
+    }
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < heads * plan.query_blocks; ++i) {
+      const int64_t h = i / plan.query_blocks;
+      worker.attend_block(all, h, i % plan.query_blocks * kBlock, worker.image_head(h));
+    }
+  }
 }
 
 template <class Dot>
-Packed<Dot> packed_of(Arena& arena, int64_t units) {
-  typename Dot::Unit* const k = arena.take<typename Dot::Unit>(units);
-  return {k, arena.take<typename Dot::Unit>(units)};
-}
-
-// Windows are shared out with their heads; where every token attends to all, keys and values of a head are packed first, together.
-template <class Dot>
-bool run(const WindowAttentionParams& p, int num_threads) {
-  typedef typename Dot::Unit Unit;
-  Attention<Dot> attention{p};
-  const int64_t channels = p.heads * p.head_dim, area = p.height * p.width, pitch = attention.pitch;
-  const int64_t across = p.window ? (p.width + p.window - 1) / p.window : 1, down = p.window ? (p.height + p.window - 1) / p.window : 1;
-  const int64_t largest = p.window ? smaller(p.window, p.height) * smaller(p.window, p.width) : area;
-  const int64_t blocks = (largest + kBlock - 1) / kBlock, query_blocks = (largest / attention.corners + kBlock - 1) / kBlock;
-  const int64_t shared_blocks = p.window ? 0 : p.heads * blocks, own_blocks = p.window ? blocks : 0;
-  Arena size{nullptr};
-  size.take<float>(p.head_dim), size.take<Unit>(channels), packed_of<Dot>(size, shared_blocks * pitch);
-  const int64_t shared_bytes = size.used;
-  scratch_of<Dot>(size, p.head_dim, attention.stride, pitch), packed_of<Dot>(size, own_blocks * pitch);
-  const int64_t thread_bytes = size.used - shared_bytes;
-  char* const memory = static_cast<char*>(std::aligned_alloc(64, shared_bytes + thread_bytes * num_threads));
+bool run(const WindowAttentionParams& params, int num_threads) {
+  const Plan<Dot> plan{params};
+  const int64_t own_units = plan.whole ? 0 : plan.blocks * plan.pitch;
+  const auto worker_of = [&](const Shared<Dot>& shared, Arena& arena) -> Worker<Dot> {
+    const auto tile = Tile<Dot>::take(arena, plan.head, plan.stride, plan.pitch);
+    return {plan, shared, tile, Packed<Dot>::take(arena, own_units)};
+  };
+  Arena shared_size{nullptr}, thread_size{nullptr};
+  worker_of(Shared<Dot>::take(plan, shared_size), thread_size);
+  char* const memory =
+      static_cast<char*>(std::aligned_alloc(64, shared_size.used + thread_size.used * num_threads));
   if (memory == nullptr) return false;
   Arena arena{memory};
-  float* const zeros = arena.take<float>(p.head_dim);
-  std::memset(zeros, 0, sizeof(float) * p.head_dim);
-  Unit* const pad_key = arena.take<Unit>(channels);
-  for (int64_t i = 0; i < channels; i += Dot::kDepth) pad_key[i / Dot::kDepth] = Dot::pack(p.pad + channels + i, 1);
-  attention.zeros = zeros, attention.pad_key = pad_key;
-  const Packed<Dot> whole = packed_of<Dot>(arena, shared_blocks * pitch);
+  const Shared<Dot> shared = Shared<Dot>::take(plan, arena);
 #pragma omp parallel num_threads(num_threads)
   {
-    Arena mine{memory + shared_bytes + thread_bytes * thread_number()};
-    const Scratch<Dot> s = scratch_of<Dot>(mine, p.head_dim, attention.stride, pitch);
-    const Packed<Dot> own = packed_of<Dot>(mine, own_blocks * pitch);
-    const auto head_of = [&](int64_t h) { return Packed<Dot>{whole.k + h * blocks * pitch, whole.v + h * blocks * pitch}; };
-    if (p.window) {
-#pragma omp for schedule(dynamic, 1)
-      for (int64_t i = 0; i < p.batch * across * down * p.heads; ++i) {
-        attention.window(window_of(attention.grid, i / p.heads), i % p.heads, own, s);
-      }
-    }
-    for (int64_t image = 0; image < (p.window ? 0 : p.batch); ++image) {
-      const Window all{image, 0, 0, p.height, p.width, 0};
-#pragma omp for schedule(dynamic, 1)
-      for (int64_t i = 0; i < p.heads * blocks; ++i) attention.pack_block(all, i / blocks, i % blocks, head_of(i / blocks), s);
-#pragma omp for schedule(dynamic, 1)
-      for (int64_t i = 0; i < p.heads * query_blocks; ++i) {
-        attention.attend_block(all, i / query_blocks, i % query_blocks * kBlock, head_of(i / query_blocks), s);
-      }
-    }
+    Arena own{memory + shared_size.used + thread_size.used * thread_number()};
+    run_all(worker_of(shared, own));
   }
   std::free(memory);
   return true;
@@ -155,11 +216,11 @@ bool run(const WindowAttentionParams& p, int num_threads) {
 
 }  // namespace
 
-bool window_attention(const WindowAttentionParams& p, int num_threads) {
+bool window_attention(const WindowAttentionParams& params, int num_threads) {
 #if defined(__AVX512BF16__)
-  if (p.storage == Storage::kBfloat16) return run<DotBfloat16>(p, num_threads);
+  if (params.storage == Storage::kBfloat16) return run<DotBfloat16>(params, num_threads);
 #endif
-  return run<DotFloat>(p, num_threads);
+  return run<DotFloat>(params, num_threads);
 }
 
 }  // namespace SAM2_FAST_ISA

@@ -1,7 +1,8 @@
-// Block union-find on the GPU: tiles are resolved in shared memory, their borders merged in global memory, then every pixel
-// takes its root's index and area. Four launches for any number of masks; small components in one.
-// Parents only ever decrease (atomicMin), so a root is the first pixel of its component in row-major order, and a chain that
-// is read while others write still ends at an ancestor.
+// Block union-find on the GPU: tiles are resolved in shared memory, their borders merged in global
+// memory, then every pixel takes its root's index and area. Four launches for any number of masks;
+// small components in one. Parents only ever decrease (atomicMin), so a root is the first pixel of
+// its component in row-major order, and a chain that is read while others write still ends at an
+// ancestor.
 #include <cuda_runtime.h>
 
 #include "csrc/connected_components.h"
@@ -29,7 +30,8 @@ struct Tile {
 __host__ Grid make_grid(int64_t count, int32_t height, int32_t width) {
   Grid g;
   g.pixels = static_cast<int64_t>(height) * width;
-  g.tiles_x = (width - 1) / kTileWidth + 1;  // not (width + 31) / 32: a width near 2^31 would overflow
+  g.tiles_x =
+      (width - 1) / kTileWidth + 1;  // not (width + 31) / 32: a width near 2^31 would overflow
   g.tiles_y = (height - 1) / kTileHeight + 1;
   g.tiles = count * g.tiles_x * g.tiles_y;
   return g;
@@ -43,7 +45,9 @@ __device__ Tile locate(const Grid& g, int64_t index) {
 }
 
 // Parents are read past the L1 cache: another block may have lowered them.
-__device__ int32_t read_parent(const int32_t* parent, int32_t i) { return *reinterpret_cast<const volatile int32_t*>(parent + i); }
+__device__ int32_t read_parent(const int32_t* parent, int32_t i) {
+  return *reinterpret_cast<const volatile int32_t*>(parent + i);
+}
 
 __device__ int32_t find_root(const int32_t* parent, int32_t i) {
   for (int32_t up = read_parent(parent, i); up != i; up = read_parent(parent, i)) i = up;
@@ -58,12 +62,13 @@ __device__ void unite(int32_t* parent, int32_t a, int32_t b) {
     const int32_t high = max(a, b), low = min(a, b);
     const int32_t before = atomicMin(parent + high, low);
     if (before == high) return;  // it was a root, and now hangs under `low`
-    a = before;                  // someone was faster: what they hung it under must meet `low` as well
+    a = before;  // another thread linked it first: to what must be linked to `low`, too
     b = low;
   }
 }
 
-// A block owns one tile at a time: links its pixels in shared memory, then writes each pixel's parent as an index in its mask.
+// A block owns one tile at a time: links its pixels in shared memory, then writes each pixel's
+// parent as an index in its mask.
 __global__ void label_tiles_kernel(ConnectedComponentsParams p, Grid g) {
   __shared__ int32_t parent[kTileHeight * kTileWidth];
   const int lane = threadIdx.x % kTileWidth, first_row = threadIdx.x / kTileWidth;
@@ -72,14 +77,17 @@ __global__ void label_tiles_kernel(ConnectedComponentsParams p, Grid g) {
     const int32_t x = tile.x0 + lane;
     for (int r = first_row; r < kTileHeight; r += kThreads / kTileWidth) {
       const int32_t y = tile.y0 + r, local = r * kTileWidth + lane;
-      const bool on = y < p.height && x < p.width && p.masks[tile.base + static_cast<int64_t>(y) * p.width + x] != 0;
+      const bool on = y < p.height && x < p.width &&
+                      p.masks[tile.base + static_cast<int64_t>(y) * p.width + x] != 0;
       parent[local] = on ? local : kBackground;
     }
     __syncthreads();
     for (int r = first_row; r < kTileHeight; r += kThreads / kTileWidth) {
       const int32_t local = r * kTileWidth + lane;
       if (read_parent(parent, local) == kBackground) continue;
-      if (lane > 0 && read_parent(parent, local - 1) != kBackground) unite(parent, local, local - 1);
+      if (lane > 0 && read_parent(parent, local - 1) != kBackground) {
+        unite(parent, local, local - 1);
+      }
       if (r == 0) continue;
       const int32_t up = local - kTileWidth;
       if (read_parent(parent, up) != kBackground) {
@@ -87,7 +95,9 @@ __global__ void label_tiles_kernel(ConnectedComponentsParams p, Grid g) {
         continue;
       }
       if (lane > 0 && read_parent(parent, up - 1) != kBackground) unite(parent, local, up - 1);
-      if (lane < kTileWidth - 1 && read_parent(parent, up + 1) != kBackground) unite(parent, local, up + 1);
+      if (lane < kTileWidth - 1 && read_parent(parent, up + 1) != kBackground) {
+        unite(parent, local, up + 1);
+      }
     }
     __syncthreads();
     for (int r = first_row; r < kTileHeight; r += kThreads / kTileWidth) {
@@ -104,35 +114,46 @@ __global__ void label_tiles_kernel(ConnectedComponentsParams p, Grid g) {
   }
 }
 
-// A thread owns one pixel on the top row, left or right column of a tile and links it to its neighbours in earlier tiles.
+// A thread owns one pixel on the top row, left or right column of a tile and links it to its
+// neighbours in earlier tiles.
 __global__ void merge_borders_kernel(ConnectedComponentsParams p, Grid g) {
   const int64_t total = g.tiles * kBorder, stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; index < total; index += stride) {
+  for (int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; index < total;
+       index += stride) {
     const Tile tile = locate(g, index / kBorder);
     const int k = static_cast<int>(index % kBorder);
     const int side = k - kTileWidth;  // < 0: top row; then left and right columns, alternating
     const int32_t ly = side < 0 ? 0 : 1 + side / 2;
-    const int32_t lx = side < 0 ? k : (side % 2 ? kTileWidth - 1 : 0);
+    const int32_t column = side % 2 ? kTileWidth - 1 : 0;
+    const int32_t lx = side < 0 ? k : column;
     const int32_t y = tile.y0 + ly, x = tile.x0 + lx;
     if (y >= p.height || x >= p.width) continue;
     int32_t* parent = p.labels + tile.base;
     const int32_t self = y * p.width + x;
     if (read_parent(parent, self) == kBackground) continue;
     const bool left_out = lx == 0, right_out = lx == kTileWidth - 1, up_out = ly == 0;
-    if (left_out && x > 0 && read_parent(parent, self - 1) != kBackground) unite(parent, self, self - 1);
+    if (left_out && x > 0 && read_parent(parent, self - 1) != kBackground) {
+      unite(parent, self, self - 1);
+    }
     if (y == 0) continue;
     const int32_t up = self - p.width;
     if (up_out && read_parent(parent, up) != kBackground) unite(parent, self, up);
-    if ((up_out || left_out) && x > 0 && read_parent(parent, up - 1) != kBackground) unite(parent, self, up - 1);
-    if ((up_out || right_out) && x + 1 < p.width && read_parent(parent, up + 1) != kBackground) unite(parent, self, up + 1);
+    if ((up_out || left_out) && x > 0 && read_parent(parent, up - 1) != kBackground) {
+      unite(parent, self, up - 1);
+    }
+    if ((up_out || right_out) && x + 1 < p.width && read_parent(parent, up + 1) != kBackground) {
+      unite(parent, self, up + 1);
+    }
   }
 }
 
-// A thread owns pixels; it replaces the parent by the root and adds to the root's area, one atomic per root and warp.
+// A thread owns pixels; it replaces the parent by the root and adds to the root's area, one atomic
+// per root and warp.
 __global__ void count_areas_kernel(ConnectedComponentsParams p, Grid g, int64_t total) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   const int64_t rounded = (total + 31) / 32 * 32;  // whole warps stay together for the vote
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < rounded; i += stride) {
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < rounded;
+       i += stride) {
     int64_t at = -1;  // offset of the root in `areas`
     if (i < total) {
       const int64_t base = i / g.pixels * g.pixels;
@@ -144,25 +165,31 @@ __global__ void count_areas_kernel(ConnectedComponentsParams p, Grid g, int64_t 
       }
     }
     const unsigned same = __match_any_sync(0xffffffffu, static_cast<unsigned long long>(at));
-    if (at >= 0 && static_cast<int>(threadIdx.x % 32) == __ffs(same) - 1) atomicAdd(p.areas + at, __popc(same));
+    if (at >= 0 && static_cast<int>(threadIdx.x % 32) == __ffs(same) - 1) {
+      atomicAdd(p.areas + at, __popc(same));
+    }
   }
 }
 
-// A thread owns pixels; it takes the area from the root (whose own value does not change) and turns the root into a label.
+// A thread owns pixels; it takes the area from the root (whose own value does not change) and turns
+// the root into a label.
 __global__ void spread_kernel(ConnectedComponentsParams p, Grid g, int64_t total) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < total; i += stride) {
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < total;
+       i += stride) {
     const int32_t root = p.labels[i];
     if (root != kBackground) p.areas[i] = p.areas[i / g.pixels * g.pixels + root];
     p.labels[i] = root + 1;
   }
 }
 
-// A block owns one tile and sees max_area pixels beyond it on every side. A component that reaches past what it sees has more
-// than max_area pixels in sight, so counting what is in sight decides exactly.
+// A block owns one tile and sees max_area pixels beyond it on every side. A component that reaches
+// past what it sees has more than max_area pixels in sight, so counting what is in sight decides
+// exactly.
 __global__ void small_components_kernel(SmallComponentsParams p, Grid g) {
   constexpr int kSide = kTileWidth + 2 * kMaxLocalArea;
-  static_assert(2 * kSide * kSide * sizeof(int32_t) <= 48 * 1024, "parents and areas fit static shared memory");
+  static_assert(2 * kSide * kSide * sizeof(int32_t) <= 48 * 1024,
+                "parents and areas fit static shared memory");
   __shared__ int32_t parent[kSide * kSide];
   __shared__ int32_t area[kSide * kSide];
   const int halo = p.max_area, side = kTileWidth + 2 * halo, cells = side * side;
@@ -171,7 +198,9 @@ __global__ void small_components_kernel(SmallComponentsParams p, Grid g) {
     for (int c = threadIdx.x; c < cells; c += blockDim.x) {
       const int32_t y = tile.y0 - halo + c / side, x = tile.x0 - halo + c % side;
       const bool inside = y >= 0 && y < p.height && x >= 0 && x < p.width;
-      parent[c] = inside && p.masks[tile.base + static_cast<int64_t>(y) * p.width + x] != 0 ? c : kBackground;
+      parent[c] = inside && p.masks[tile.base + static_cast<int64_t>(y) * p.width + x] != 0
+                      ? c
+                      : kBackground;
       area[c] = 0;
     }
     __syncthreads();
@@ -181,8 +210,12 @@ __global__ void small_components_kernel(SmallComponentsParams p, Grid g) {
       if (lx > 0 && read_parent(parent, c - 1) != kBackground) unite(parent, c, c - 1);
       if (c < side) continue;
       if (read_parent(parent, c - side) != kBackground) unite(parent, c, c - side);
-      if (lx > 0 && read_parent(parent, c - side - 1) != kBackground) unite(parent, c, c - side - 1);
-      if (lx < side - 1 && read_parent(parent, c - side + 1) != kBackground) unite(parent, c, c - side + 1);
+      if (lx > 0 && read_parent(parent, c - side - 1) != kBackground) {
+        unite(parent, c, c - side - 1);
+      }
+      if (lx < side - 1 && read_parent(parent, c - side + 1) != kBackground) {
+        unite(parent, c, c - side + 1);
+      }
     }
     __syncthreads();
     for (int c = threadIdx.x; c < cells; c += blockDim.x) {
@@ -205,7 +238,9 @@ unsigned blocks(int64_t wanted) {
   return static_cast<unsigned>(wanted < kMost ? wanted : kMost);
 }
 
-const char* result(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
+const char* result(cudaError_t error) {
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
 
 }  // namespace
 
@@ -214,11 +249,14 @@ const char* connected_components_cuda(const ConnectedComponentsParams& p, void* 
   const int64_t total = p.count * g.pixels;
   if (total == 0) return nullptr;
   const auto stream = static_cast<cudaStream_t>(stream_handle);
-  const cudaError_t cleared = cudaMemsetAsync(p.areas, 0, static_cast<size_t>(total) * sizeof(int32_t), stream);
+  const cudaError_t cleared =
+      cudaMemsetAsync(p.areas, 0, static_cast<size_t>(total) * sizeof(int32_t), stream);
   if (cleared != cudaSuccess) return result(cleared);
   label_tiles_kernel<<<blocks(g.tiles), kThreads, 0, stream>>>(p, g);
-  merge_borders_kernel<<<blocks((g.tiles * kBorder + kThreads - 1) / kThreads), kThreads, 0, stream>>>(p, g);
-  count_areas_kernel<<<blocks((total + kThreads - 1) / kThreads), kThreads, 0, stream>>>(p, g, total);
+  merge_borders_kernel<<<blocks((g.tiles * kBorder + kThreads - 1) / kThreads), kThreads, 0,
+                         stream>>>(p, g);
+  count_areas_kernel<<<blocks((total + kThreads - 1) / kThreads), kThreads, 0, stream>>>(p, g,
+                                                                                         total);
   spread_kernel<<<blocks((total + kThreads - 1) / kThreads), kThreads, 0, stream>>>(p, g, total);
   return result(cudaGetLastError());
 }
@@ -226,7 +264,8 @@ const char* connected_components_cuda(const ConnectedComponentsParams& p, void* 
 const char* small_components_cuda(const SmallComponentsParams& p, void* stream_handle) {
   const Grid g = make_grid(p.count, p.height, p.width);
   if (p.count * g.pixels == 0) return nullptr;
-  small_components_kernel<<<blocks(g.tiles), kThreads, 0, static_cast<cudaStream_t>(stream_handle)>>>(p, g);
+  small_components_kernel<<<blocks(g.tiles), kThreads, 0,
+                            static_cast<cudaStream_t>(stream_handle)>>>(p, g);
   return result(cudaGetLastError());
 }
 

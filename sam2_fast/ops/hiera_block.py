@@ -135,14 +135,16 @@ def _native_block(
     module = native()
     assert module is not None
     dtype = compute_dtype(weights.qkv.weight)
-    prepared = derive(weights, f"cpu {dtype}", lambda: for_cpu(weights, dtype).flatten())
+    held = derive(
+        weights, f"cpu {dtype}", lambda: module.HieraBlockWeights(for_cpu(weights, dtype))
+    )
     if out is None:
         by = 2 if pool else 1
         dim_out = weights.proj.weight.shape[0]
         out = x.new_empty(x.shape[0], x.shape[1] // by, x.shape[2] // by, dim_out)
     module.hiera_block(
         x.detach().contiguous(),
-        prepared,
+        held,
         out,
         num_heads,
         window,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -56,9 +57,11 @@ def cast(given: Case, dtype: torch.dtype) -> Case:
     return x.to(dtype), weights.mapped(lambda _, w: w.to(dtype)), *rest  # type: ignore[return-value]
 
 
-def ready(weights: HieraBlockWeights) -> list[Tensor]:
+def held(weights: HieraBlockWeights) -> Any:
     """Weights as the kernel takes them."""
-    return for_cpu(weights, weights.qkv.weight.dtype).flatten()
+    module = native()
+    assert module is not None
+    return module.HieraBlockWeights(for_cpu(weights, weights.qkv.weight.dtype))
 
 
 def narrowed(weights: HieraBlockWeights, dtype: torch.dtype = torch.bfloat16) -> HieraBlockWeights:
@@ -73,7 +76,7 @@ def poisoned(given: Case, isa: str, threads: int = 2) -> Tensor:
     out = torch.full((x.shape[0], x.shape[1] // by, x.shape[2] // by, weights.proj.bias.shape[0]), torch.nan, dtype=x.dtype)
     module = native()
     assert module is not None
-    module.hiera_block(x, ready(weights), out, heads, window, pool, 1e-6, threads, isa)
+    module.hiera_block(x, held(weights), out, heads, window, pool, 1e-6, threads, isa)
     return out
 
 
@@ -225,9 +228,10 @@ def test_the_binding_checks_for_itself(isa: str) -> None:
     assert module is not None
     for arguments in wrong:
         with pytest.raises(ValueError, match="expected"):
-            module.hiera_block(arguments[0], arguments[1].flatten(), torch.zeros(2, 8, 8, 24), *arguments[2:], 1e-6, 2, isa)
+            given = module.HieraBlockWeights(arguments[1])
+            module.hiera_block(arguments[0], given, torch.zeros(2, 8, 8, 24), *arguments[2:], 1e-6, 2, isa)
     with pytest.raises(ValueError, match="out: expected size 8 of dimension 1"):
-        module.hiera_block(x, ready(w), torch.zeros(2, 7, 8, 24), heads, window, pool, 1e-6, 2, isa)
+        module.hiera_block(x, held(w), torch.zeros(2, 7, 8, 24), heads, window, pool, 1e-6, 2, isa)
 
 
 def test_opcheck() -> None:

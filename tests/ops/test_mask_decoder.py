@@ -91,7 +91,7 @@ def poisoned(given: Case, isa: str, threads: int = 2) -> tuple[Tensor, Tensor, T
     count, size = given.prompts.shape[0], [4 * s for s in given.image.shape[1:3]]
     logits = torch.full((count, 1 if given.best else len(given.weights.masks), *size), torch.nan)
     iou, tokens = torch.full((count, given.weights.iou.linear3.bias.shape[0]), torch.nan), torch.full(given.prompts.shape, torch.nan)
-    weights = cpu_weights(given.weights, given.weights.final_attention.q.weight.dtype)
+    weights = module.MaskDecoderWeights(cpu_weights(given.weights, given.weights.final_attention.q.weight.dtype))
     position, prompts = given.position.float(), given.prompts.float()
     module.mask_decoder(
         given.image, given.mid, given.high, position, prompts, given.present, weights, given.num_heads, given.first_mask_token,
@@ -277,7 +277,7 @@ def test_the_binding_checks_for_itself(change: Callable[[Case], Case], _: str) -
         given = change(case())
         module.mask_decoder(
             given.image.contiguous(), given.mid, given.high, given.position, given.prompts, given.present,
-            cpu_weights(given.weights, torch.float32), given.num_heads,
+            module.MaskDecoderWeights(cpu_weights(given.weights, torch.float32)), given.num_heads,
             given.first_mask_token, given.iou_token, given.best, torch.zeros(3, 3, 20, 28), torch.zeros(3, 8, 32), torch.zeros(3, 4), 2,
             "portable",
         )  # fmt: skip

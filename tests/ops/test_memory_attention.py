@@ -85,7 +85,7 @@ def poisoned(given: Case, isa: str, threads: int = 2) -> Tensor:
     m, module = given.memories, native()
     assert module is not None
     out = torch.full((len(m.first) - 1, *given.x.shape[1:]), torch.nan, dtype=given.x.dtype)
-    weights = for_cpu(given.weights, given.weights.layers[0].q.weight.dtype).flatten()
+    weights = module.MemoryAttentionWeights(for_cpu(given.weights, given.weights.layers[0].q.weight.dtype))
     module.memory_attention(
         given.x, weights, given.table, m.maps, given.temporal.float(), given.place.float(), m.slots, m.rows, m.first,
         m.pointers.float(), m.positions.float(), m.first_pointer, out, threads, isa,

@@ -69,9 +69,9 @@ def cast(given: Case, dtype: torch.dtype) -> Case:
     return given._replace(low=given.low.to(dtype), logits=given.logits.to(dtype), weights=given.weights.mapped(lambda _, w: w.to(dtype)))
 
 
-def ready(given: Case) -> list[Tensor]:
+def ready(given: Case) -> MemoryEncoderWeights:
     """Weights as the kernel takes them."""
-    return cpu_weights(given.weights, given.weights.out_proj.weight.dtype).flatten()
+    return cpu_weights(given.weights, given.weights.out_proj.weight.dtype)
 
 
 def narrowed(weights: MemoryEncoderWeights) -> MemoryEncoderWeights:
@@ -85,7 +85,9 @@ def poisoned(given: Case, isa: str, threads: int = 2) -> Tensor:
     assert module is not None
     shape = given.logits.shape[0], given.low.shape[1] * given.low.shape[2], given.weights.out_proj.bias.shape[0]
     out = torch.full(shape, torch.nan, dtype=given.weights.out_proj.weight.dtype)
-    module.memory_encoder(given.low, given.logits.float(), ready(given), out, given.binarize, given.eps, threads, isa)
+    module.memory_encoder(
+        given.low, given.logits.float(), module.MemoryEncoderWeights(ready(given)), out, given.binarize, given.eps, threads, isa
+    )
     return out
 
 
@@ -283,10 +285,9 @@ def test_arguments_that_do_not_fit_are_named(change: Callable[[Case], Case], wor
         memory_encoder(*change(case()))
 
 
-def unchanged(given: Case) -> list[Tensor]:
+def unchanged(given: Case) -> MemoryEncoderWeights:
     """As `ready`, in the dtypes that they have."""
-    flat = given.weights.flatten()
-    return [w.permute(0, 2, 3, 1).flatten(1).contiguous() if w.ndim == 4 else w for w in flat]
+    return given.weights.converted(lambda _, w: w.permute(0, 2, 3, 1).flatten(1).contiguous() if w.ndim == 4 else w)
 
 
 @pytest.mark.parametrize(
@@ -305,10 +306,12 @@ def test_the_binding_checks_for_itself(change: Callable[[Case], Case]) -> None:
     assert module is not None
     with pytest.raises(ValueError, match="expected"):
         given = change(case())
-        module.memory_encoder(given.low, given.logits, unchanged(given), torch.zeros(3, 25, 6), False, 1e-6, 2, "portable")
+        module.memory_encoder(
+            given.low, given.logits, module.MemoryEncoderWeights(unchanged(given)), torch.zeros(3, 25, 6), False, 1e-6, 2, "portable"
+        )
     for out in (torch.zeros(3, 24, 6), torch.zeros(3, 25, 6).double(), torch.zeros(3, 25, 12)[..., ::2]):
         with pytest.raises(ValueError, match="out: expected"):
-            module.memory_encoder(case().low, case().logits, ready(case()), out, False, 1e-6, 2, "portable")
+            module.memory_encoder(case().low, case().logits, module.MemoryEncoderWeights(ready(case())), out, False, 1e-6, 2, "portable")
 
 
 def test_opcheck() -> None:

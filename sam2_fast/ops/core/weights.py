@@ -107,8 +107,8 @@ class Weights:
         cls.root = root
         pytree.register_pytree_node(
             cls,
-            lambda weights: (weights.flatten(), _count(weights)),
-            lambda tensors, counts: _assembled(cls, counts, iter(tensors)),
+            lambda weights: (weights.flatten(), (_count(weights), weights.state is not None)),
+            lambda tensors, how: _assembled(cls, how[0], iter(tensors), checked=how[1]),
         )
 
     def __post_init__(self) -> None:

@@ -148,7 +148,9 @@ def _native_decoder(
     module = native()
     assert module is not None
     dtype = compute_dtype(weights.layers[0].self_attention.q.weight)
-    prepared = derive(weights, f"cpu {dtype}", lambda: cpu_weights(weights, dtype))
+    held = derive(
+        weights, f"cpu {dtype}", lambda: module.MaskDecoderWeights(cpu_weights(weights, dtype))
+    )
     image, mid, high = (x.detach().to(image.dtype).contiguous() for x in (image, mid, high))
     position, tokens = (x.detach().to(torch.float32).contiguous() for x in (position, prompts))
     count, masks = prompts.shape[0], 1 if best else len(weights.masks)
@@ -162,7 +164,7 @@ def _native_decoder(
         position,
         tokens,
         None if present is None else present.contiguous(),
-        prepared,
+        held,
         num_heads,
         first_mask_token,
         iou_token,
@@ -176,14 +178,14 @@ def _native_decoder(
     return logits, iou, results.to(prompts.dtype)
 
 
-def cpu_weights(weights: MaskDecoderWeights, dtype: torch.dtype) -> list[Tensor]:
+def cpu_weights(weights: MaskDecoderWeights, dtype: torch.dtype) -> MaskDecoderWeights:
     """What the kernel for CPUs reads: transposed convolutions as matrices."""
     w = for_cpu(weights, dtype)
     matrices = {
         f"{name}.weight": cell_matrix(up).contiguous()
         for name, up in (("up1", w.up1), ("up2", w.up2))
     }
-    return w.converted(lambda leaf, x: matrices.get(leaf.name, x)).flatten()
+    return w.converted(lambda leaf, x: matrices.get(leaf.name, x))
 
 
 def _refuses(

@@ -142,7 +142,9 @@ def _native_attention(
     module = native()
     assert module is not None
     dtype = compute_dtype(weights.layers[0].self_q.weight)
-    prepared = derive(weights, f"cpu {dtype}", lambda: for_cpu(weights, dtype).flatten())
+    held = derive(
+        weights, f"cpu {dtype}", lambda: module.MemoryAttentionWeights(for_cpu(weights, dtype))
+    )
 
     def floats(t: Tensor) -> Tensor:
         return t.detach().to(torch.float32).contiguous()
@@ -150,7 +152,7 @@ def _native_attention(
     out = x.new_empty(len(memories.first) - 1, x.shape[1], x.shape[2])
     module.memory_attention(
         x.detach().contiguous(),
-        prepared,
+        held,
         floats(table),
         [m.detach().contiguous() for m in memories.maps],
         floats(temporal),

@@ -127,13 +127,15 @@ def _native_encoder(
     module = native()
     assert module is not None
     dtype = weights.compute_dtype
-    prepared = derive(weights, f"cpu {dtype}", lambda: cpu_weights(weights, dtype).flatten())
+    held = derive(
+        weights, f"cpu {dtype}", lambda: module.MemoryEncoderWeights(cpu_weights(weights, dtype))
+    )
     tokens, memory_dim = low.shape[1] * low.shape[2], weights.out_proj.bias.shape[0]
     out = low.new_empty(logits.shape[0], tokens, memory_dim, dtype=dtype)
     module.memory_encoder(
         low.detach().contiguous(),
         logits.detach().to(torch.float32).contiguous(),
-        prepared,
+        held,
         out,
         binarize,
         eps,

@@ -1,0 +1,121 @@
+// Compiled once per instruction set (SAM2_FAST_ISA); the portable object also holds the choice
+// between them. docs/kernels/hiera_block.md has the tiling and its arithmetic.
+#include "csrc/hiera_block.h"
+
+#include <cstdlib>
+
+#include "csrc/cpu/dispatch.h"
+#include "csrc/cpu/hiera_block/worker.h"
+
+namespace sam2_fast {
+namespace SAM2_FAST_ISA {
+namespace {
+
+// Tokens of a task: enough that weights, which stream from an outer cache, serve many of them.
+int64_t target_tokens(const HieraBlockParams& params) {
+  if (params.pool) return 256;
+  return params.weights.dim_out <= 192 ? 64 : 192;
+}
+
+// Windows of a task: few enough that no thread idles.
+int64_t group_of(const HieraBlockParams& params, int64_t windows, int64_t area, int num_threads) {
+  const int64_t target = target_tokens(params);
+  int64_t group = target > area ? target / area : 1;
+  while (group > 1 && (windows + group - 1) / group < 4 * num_threads) --group;
+  return group;
+}
+
+// How a call's tokens are divided into tiles.
+template <class Dot>
+struct Plan {
+  int64_t windows, group;        // where attention stays in windows; windows of a tile
+  int64_t blocks;                // of 64 tokens of an image, where every token attends to all
+  int64_t columns, out_columns;  // of a tile, before and after pooling
+
+  static Plan of(const HieraBlockParams& params, int num_threads) {
+    Plan plan{};
+    plan.blocks = (params.height * params.width + kBlock - 1) / kBlock;
+    plan.columns = kBlock;
+    plan.out_columns = kBlock;
+    const int64_t window = params.window;
+    if (window == 0) return plan;
+    const int64_t across = (params.width + window - 1) / window;
+    const int64_t down = (params.height + window - 1) / window;
+    const int64_t area = round_up(window * window, Dot::kDepth);
+    plan.windows = params.batch * across * down;
+    plan.group = group_of(params, plan.windows, area, num_threads);
+    plan.columns = round_up(plan.group * area, kColumns);
+    plan.out_columns =
+        params.pool ? round_up(plan.group * (window * window / 4), kColumns) : plan.columns;
+    return plan;
+  }
+};
+
+// Every thread calls this with the same arguments: loops are shared out, each ends with a barrier.
+template <class Dot>
+void run_all(const Worker<Dot>& worker, const Plan<Dot>& plan) {
+  if (worker.params.window > 0) {
+    const int64_t tasks = (plan.windows + plan.group - 1) / plan.group;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < tasks; ++i) {
+      worker.windows(i * plan.group, smaller(plan.windows, (i + 1) * plan.group));
+    }
+    return;
+  }
+  for (int64_t image = 0; image < worker.params.batch; ++image) {
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < plan.blocks; ++i) worker.project_block(image, i);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < plan.blocks; ++i) worker.finish_block(image, i);
+  }
+}
+
+template <class Dot>
+bool run(const HieraBlockParams& params, int num_threads) {
+  typedef typename Dot::Unit Unit;
+  const HieraBlockWeights& weights = params.weights;
+  Copies<Dot> copies{weights.storage, nullptr};
+  Matrices<Dot>::of(weights, copies);  // counts
+  const Plan<Dot> plan = Plan<Dot>::of(params, num_threads);
+  const int64_t pitch = weights.dim_out / Dot::kDepth * kBlock;
+  const int64_t whole_units = params.window > 0 ? 0 : 3 * plan.blocks * pitch;
+  const int64_t shared_units = round_up(copies.units + weights.dim_out + whole_units, 16);
+  const int64_t thread_bytes = round_up(Tile<Dot>::bytes(params, plan.columns), 64);
+  char* const memory =
+      static_cast<char*>(std::aligned_alloc(64, 4 * shared_units + thread_bytes * num_threads));
+  if (memory == nullptr) return false;
+  copies.next = reinterpret_cast<Unit*>(memory);
+  copies.units = 0;
+  Matrices<Dot> matrices = Matrices<Dot>::of(weights, copies);
+  Unit* const pad_key = copies.next + copies.units;
+  for (int64_t i = 0; i < weights.dim_out; i += Dot::kDepth) {
+    pad_key[i / Dot::kDepth] = Dot::pack(weights.qkv.bias + weights.dim_out + i, 1);
+  }
+  matrices.pad_key = pad_key;
+  Unit* const q = pad_key + weights.dim_out;
+  const WholeImage<Dot> whole{q, q + plan.blocks * pitch, q + 2 * plan.blocks * pitch, pitch};
+#pragma omp parallel num_threads(num_threads)
+  {
+    char* const own = memory + 4 * shared_units + thread_bytes * thread_number();
+    const Worker<Dot> worker{params, matrices, whole,
+                             Tile<Dot>::make(params, own, plan.columns, plan.out_columns)};
+    run_all(worker, plan);
+  }
+  std::free(memory);
+  return true;
+}
+
+}  // namespace
+
+bool hiera_block(const HieraBlockParams& params, int num_threads) {
+#if defined(__AVX512BF16__)
+  if (params.weights.storage == Storage::kBfloat16) return run<DotBfloat16>(params, num_threads);
+#endif
+  return run<DotFloat>(params, num_threads);
+}
+
+}  // namespace SAM2_FAST_ISA
+
+SAM2_FAST_CHOOSE(hiera_block, HieraBlockParams)
+
+}  // namespace sam2_fast

@@ -1,0 +1,249 @@
+// What a thread does with a tile of tokens of the Hiera block.
+// docs/kernels/hiera_block.md has the tiling and its arithmetic.
+#pragma once
+
+#include "csrc/cpu/gelu.h"
+#include "csrc/cpu/hiera_block/tiles.h"
+#include "csrc/cpu/window.h"
+
+namespace sam2_fast {
+namespace SAM2_FAST_ISA {
+namespace {
+
+enum Part : int64_t { kQueries, kKeys, kValues };  // of the qkv layer's outputs
+
+template <class Dot>
+struct Worker {
+  typedef typename Dot::Unit Unit;
+  static constexpr int64_t kDepth = Dot::kDepth;
+  const HieraBlockParams& params;
+  const Matrices<Dot>& matrices;
+  const WholeImage<Dot>& whole;
+  Tile<Dot> tile;
+  const HieraBlockWeights& weights = params.weights;
+  int64_t dim = weights.dim, dim_out = weights.dim_out;
+  int64_t head = dim_out / params.heads;
+  float scale = kLog2E / std::sqrt(static_cast<float>(head));
+  Grid grid{params.height, params.width, params.window, params.pool};
+
+  // out[rows][columns] floats = weight[rows][numbers] in
+  void linear(const Unit* weight, int64_t rows, int64_t numbers, const Unit* in, int64_t stride,
+              int64_t columns, float* out) const {
+    multiply<Dot>({weight, numbers / kDepth, 1}, in, stride, out, stride, rows, columns,
+                  numbers / kDepth, false);
+  }
+
+  void gather(const Window& window, float* x, int64_t stride) const {
+    int64_t rows[kBlock];
+    for (int64_t from = 0; from < window.tokens(); from += kBlock) {
+      const int64_t count = smaller(kBlock, window.tokens() - from);
+      window.places(grid, from, count, rows);
+      gather_rows(params.x, params.storage, dim, count, count, x + from, stride,
+                  [&](int64_t i) { return rows[i]; });
+    }
+  }
+
+  void scatter(const Window& window, const float* y, int64_t stride) const {
+    int64_t rows[kBlock];
+    for (int64_t from = 0; from < queries_of(window); from += kBlock) {
+      const int64_t count = smaller(kBlock, queries_of(window) - from);
+      window.places_of_results(grid, from, count, rows);
+      scatter_rows(y + from, stride, dim_out, count, params.out, params.storage,
+                   [&](int64_t i) { return rows[i]; });
+    }
+  }
+
+  void clear(float* x, int64_t stride, int64_t rows, int64_t from, int64_t to) const {
+    for (int64_t c = 0; c < rows; ++c) {
+      for (int64_t i = from; i < to; ++i) x[c * stride + i] = 0;
+    }
+  }
+
+  // Queries, keys or values of the tile, without bias, to tile.product.
+  void project(Part part, int64_t columns) const {
+    linear(matrices.qkv + part * dim_out * (dim / kDepth), dim_out, dim, tile.normed, tile.stride,
+           columns, tile.product);
+  }
+
+  const float* bias_of(Part part) const { return weights.qkv.bias + part * dim_out; }
+
+  int64_t queries_of(const Window& window) const {
+    return params.pool ? window.tokens() / 4 : window.tokens();
+  }
+
+  // Columns of a window in the tile: an even start for pairs of values.
+  int64_t columns_of(const Window& window) const { return round_up(window.tokens(), kDepth); }
+  int64_t out_columns_of(const Window& window) const {
+    return params.pool ? window.tokens() / 4 : columns_of(window);
+  }
+
+  void attend_window(const Window& window, int64_t at, int64_t out_at) const {
+    const int64_t stride = tile.stride, q_stride = tile.out_stride;
+    for (int64_t h = 0; h < params.heads; ++h) {
+      const int64_t row = h * head / kDepth;
+      const Keys<Dot> keys{tile.k + row * stride + at,
+                           tile.v + h * head * (stride / kDepth) + at / kDepth,
+                           stride,
+                           kBlock,
+                           stride / kDepth,
+                           kBlock / kDepth,
+                           window.tokens()};
+      for (int64_t i = 0; i < queries_of(window); i += kBlock) {
+        const int64_t count = smaller(kBlock, queries_of(window) - i);
+        const int64_t columns = round_up(count, kColumns);
+        const Unit* const q = tile.q + row * q_stride + out_at + i;
+        if (window.padded > 0) {
+          start_with_repeated_key<Dot>(matrices.pad_key + row, bias_of(kValues) + h * head,
+                                       window.padded, q, q_stride, columns, head / kDepth, head,
+                                       tile.softmax);
+        }
+        attend<Dot>(q, q_stride, columns, head / kDepth, keys, head, scale, window.padded == 0,
+                    tile.softmax);
+        store_attended<Dot>(tile.softmax, head, count, tile.attended + row * q_stride + out_at + i,
+                            q_stride);
+      }
+    }
+  }
+
+  // y += proj(attended), then y += fc2(gelu(fc1(norm(y)))), the hidden channels in parts of
+  // dim_out. Sums are complete before they are added to y.
+  void project_and_mlp(int64_t columns) const {
+    const int64_t stride = tile.out_stride;
+    linear(matrices.proj, dim_out, dim_out, tile.attended, stride, columns, tile.product);
+    add_rows(tile.y, tile.product, stride, weights.proj.bias, dim_out, columns);
+    layer_norm<Dot>(tile.y, stride, weights.norm2, params.epsilon, dim_out, columns, tile.normed,
+                    stride);
+    for (int64_t from = 0; from < weights.hidden; from += dim_out) {
+      const int64_t part = smaller(dim_out, weights.hidden - from);
+      linear(matrices.fc1 + from * (dim_out / kDepth), part, dim_out, tile.normed, stride, columns,
+             tile.product);
+      pack_rows<Dot, GeluOf<Dot>>(tile.product, stride, weights.fc1.bias + from, part, columns,
+                                  tile.hidden(), stride);
+      const Left<Unit> fc2{matrices.fc2 + from / kDepth, weights.hidden / kDepth, 1};
+      multiply<Dot>(fc2, tile.hidden(), stride, tile.mlp_sum(), stride, dim_out, columns,
+                    part / kDepth, from > 0);
+    }
+    add_rows(tile.y, tile.mlp_sum(), stride, weights.fc2.bias, dim_out, columns);
+  }
+
+  // Windows first .. last - 1, side by side in the tile, from the input to the output.
+  void windows(int64_t first, int64_t last) const {
+    int64_t used = 0, cells = 0;
+    for (int64_t i = first; i < last; ++i) {
+      const Window window = window_of(grid, i);
+      gather(window, tile.x + used, tile.stride);
+      clear(tile.x, tile.stride, dim, used + window.tokens(), used + columns_of(window));
+      used += columns_of(window);
+      cells += window.tokens() / 4;
+    }
+    const int64_t columns = round_up(used, kColumns);
+    const int64_t out_columns = params.pool ? round_up(cells, kColumns) : columns;
+    clear(tile.x, tile.stride, dim, used, columns);
+    layer_norm<Dot>(tile.x, tile.stride, weights.norm1, params.epsilon, dim, columns, tile.normed,
+                    tile.stride);
+    project(kKeys, columns);
+    pack_rows<Dot, Identity>(tile.product, tile.stride, bias_of(kKeys), dim_out, columns, tile.k,
+                             tile.stride);
+    project(kValues, columns);
+    pack_along<Dot>(tile.product, tile.stride, bias_of(kValues), dim_out, columns, tile.v,
+                    tile.stride / kDepth);
+    project(kQueries, columns);
+    if (params.pool) {
+      pool_queries_and_shortcut(first, last, columns, out_columns);
+    } else {
+      pack_rows<Dot, Identity>(tile.product, tile.stride, bias_of(kQueries), dim_out, columns,
+                               tile.q, tile.stride);
+    }
+    int64_t at = 0, out_at = 0;
+    for (int64_t i = first; i < last; ++i) {
+      const Window window = window_of(grid, i);
+      attend_window(window, at, out_at);
+      at += columns_of(window);
+      out_at += out_columns_of(window);
+    }
+    project_and_mlp(out_columns);
+    out_at = 0;
+    for (int64_t i = first; i < last; ++i) {
+      const Window window = window_of(grid, i);
+      scatter(window, tile.y + out_at, tile.out_stride);
+      out_at += out_columns_of(window);
+    }
+  }
+
+  // The queries in tile.product and the shortcut, max-pooled, to tile.q and tile.y.
+  void pool_queries_and_shortcut(int64_t first, int64_t last, int64_t columns,
+                                 int64_t out_columns) const {
+    pool_windows(first, last, tile.x);  // x is not needed any more
+    pack_rows<Dot, Identity>(tile.x, tile.out_stride, bias_of(kQueries), dim_out, out_columns,
+                             tile.q, tile.out_stride);
+    linear(matrices.shortcut, dim_out, dim, tile.normed, tile.stride, columns, tile.product);
+    clear(tile.y, tile.out_stride, dim_out, 0, out_columns);
+    pool_windows(first, last, tile.y);
+    for (int64_t c = 0; c < dim_out; ++c) {
+      float* const row = tile.y + c * tile.out_stride;
+      for (int64_t i = 0; i < out_columns; ++i) row[i] += weights.shortcut.bias[c];
+    }
+  }
+
+  void pool_windows(int64_t first, int64_t last, float* out) const {
+    int64_t at = 0, out_at = 0;
+    for (int64_t i = first; i < last; ++i) {
+      const Window window = window_of(grid, i);
+      largest_of_cells(tile.product + at, tile.stride, dim_out, window.tokens() / 4, out + out_at,
+                       tile.out_stride);
+      at += columns_of(window);
+      out_at += window.tokens() / 4;
+    }
+  }
+
+  // A block of 64 tokens of an image where every token attends to all: its queries, keys and values
+  // to the arrays of the whole image.
+  void project_block(int64_t image, int64_t block) const {
+    const Window tokens = run_of_tokens(image, block);
+    clear(tile.x, tile.stride, dim, tokens.tokens(), kBlock);
+    gather(tokens, tile.x, tile.stride);
+    layer_norm<Dot>(tile.x, tile.stride, weights.norm1, params.epsilon, dim, kBlock, tile.normed,
+                    tile.stride);
+    project(kQueries, kBlock);
+    pack_rows<Dot, Identity>(tile.product, tile.stride, bias_of(kQueries), dim_out, kBlock,
+                             whole.q + block * whole.pitch, kBlock);
+    project(kKeys, kBlock);
+    pack_rows<Dot, Identity>(tile.product, tile.stride, bias_of(kKeys), dim_out, kBlock,
+                             whole.k + block * whole.pitch, kBlock);
+    project(kValues, kBlock);
+    pack_along<Dot>(tile.product, tile.stride, bias_of(kValues), dim_out, kBlock,
+                    whole.v + block * whole.pitch, kBlock / kDepth);
+  }
+
+  void finish_block(int64_t image, int64_t block) const {
+    const Window tokens = run_of_tokens(image, block);
+    for (int64_t h = 0; h < params.heads; ++h) {
+      const int64_t row = h * head / kDepth * kBlock;
+      const Keys<Dot> keys{whole.k + row,
+                           whole.v + row,
+                           kBlock,
+                           whole.pitch,
+                           kBlock / kDepth,
+                           whole.pitch,
+                           params.height * params.width};
+      attend<Dot>(whole.q + block * whole.pitch + row, kBlock, kBlock, head / kDepth, keys, head,
+                  scale, true, tile.softmax);
+      store_attended<Dot>(tile.softmax, head, kBlock,
+                          tile.attended + h * head / kDepth * tile.stride, tile.stride);
+    }
+    clear(tile.y, tile.stride, dim, tokens.tokens(), kBlock);
+    gather(tokens, tile.y, tile.stride);
+    project_and_mlp(kBlock);
+    scatter(tokens, tile.y, tile.stride);
+  }
+
+  // 64 tokens in the order of x, as a window one row high.
+  Window run_of_tokens(int64_t image, int64_t block) const {
+    const int64_t first = block * kBlock;
+    return {image, 0, first, 1, smaller(kBlock, params.height * params.width - first), 0};
+  }
+};
+
+}  // namespace
+}  // namespace SAM2_FAST_ISA
+}  // namespace sam2_fast

@@ -1,0 +1,135 @@
+// Compiled once per instruction set (SAM2_FAST_ISA); the portable object also holds the choice
+// between them. docs/kernels/mask_decoder.md has the passes and their arithmetic.
+#include "csrc/mask_decoder.h"
+
+#include <cstdlib>
+
+#include "csrc/cpu/dispatch.h"
+#include "csrc/cpu/mask_decoder/worker.h"
+
+namespace sam2_fast {
+namespace SAM2_FAST_ISA {
+namespace {
+
+// Every thread calls the following with the same arguments: loops are shared out, each ends with a
+// barrier.
+
+template <class Dot>
+void decode(Worker<Dot>& worker, int64_t object) {
+  const MaskDecoderWeights& weights = worker.weights;
+  const Matrices<Dot>& matrices = worker.matrices;
+  PromptTokens<Dot>& tokens = worker.tokens;
+  // in turn: a thread may still merge what one pass found while another writes the next one's
+  float* partial = worker.shared.partial[object % 2];
+  float* next_partial = worker.shared.partial[(object + 1) % 2];
+  const AttentionLayer<Dot> attentions[3] = {
+      {weights.layers[0].token_to_image, matrices.layers[0].token_to_image},
+      {weights.layers[1].token_to_image, matrices.layers[1].token_to_image},
+      {weights.final_attention, matrices.final_attention}};
+  tokens.read_prompts(object);
+  tokens.attend_self(weights.layers[0], matrices.layers[0].self_attention, true);
+  tokens.project_queries(attentions[0]);
+#pragma omp for schedule(static)
+  for (int64_t b = 0; b < worker.blocks; ++b) {
+    worker.attend_block(worker.first_keys(b), b, partial);
+  }
+  for (int layer = 0; layer < 2; ++layer) {
+    const TwoWayLayerWeights& l = weights.layers[layer];
+    const LayerMatrices<Dot>& m = matrices.layers[layer];
+    worker.merge_blocks(partial);
+    tokens.add_attended(attentions[layer], l.norm2);
+    tokens.mlp(l, m);
+    tokens.project_keys({l.image_to_token, m.image_to_token});
+    if (layer == 0) {
+      tokens.attend_self(weights.layers[1], matrices.layers[1].self_attention, false);
+    }
+    const AttentionLayer<Dot>& next = attentions[layer + 1];
+    tokens.project_queries(next);
+#pragma omp for schedule(static)
+    for (int64_t b = 0; b < worker.blocks; ++b) worker.pass_block(layer, next, b, next_partial);
+    float* const merged = partial;
+    partial = next_partial;
+    next_partial = merged;
+  }
+  worker.merge_blocks(partial);
+  tokens.add_attended(attentions[2], weights.final_norm);
+  worker.run_heads();
+#pragma omp for schedule(static)
+  for (int64_t b = 0; b < worker.blocks; ++b) worker.draw(object, b);
+#pragma omp master
+  {
+    tokens.write_tokens(object);
+    float* const quality = worker.params.quality + object * weights.iou_values;
+    for (int64_t i = 0; i < weights.iou_values; ++i) quality[i] = worker.quality[i];
+  }
+}
+
+template <class Dot>
+void run_all(Worker<Dot> worker) {
+  const MaskDecoderParams& params = worker.params;
+  for (int64_t object = 0; object < params.objects; ++object) {
+    if (object == 0 || params.images > 1) {
+#pragma omp for schedule(static)
+      for (int64_t b = 0; b < worker.blocks; ++b) worker.read_image(object, b);
+#pragma omp for schedule(static)
+      for (int64_t b = 0; b < worker.blocks; ++b) worker.project_first_layer(b);
+    }
+    if (object == 0 && worker.keeps_frame) {
+#pragma omp for schedule(static)
+      for (int64_t b = 0; b < worker.blocks; ++b) worker.read_frame(b);
+    }
+    decode(worker, object);
+  }
+}
+
+template <class Dot>
+bool run(const MaskDecoderParams& params, int num_threads) {
+  typedef typename Dot::Unit Unit;
+  const MaskDecoderWeights& weights = params.weights;
+  Copies<Dot> copies{weights.storage, nullptr};
+  Matrices<Dot>::of(weights, copies, nullptr);  // counts
+  const int64_t copied_units = copies.units;
+  const int64_t token_floats = round_up(PromptTokens<Dot>::floats(params), 16);
+  const int64_t tile_floats = round_up(Tile<Dot>::floats(weights.dim), 16);
+  const int64_t output_floats = round_up(Worker<Dot>::output_floats(weights), 16);
+  const int64_t thread_floats = token_floats + tile_floats + output_floats;
+  Arena size{nullptr};
+  size.take<Unit>(copied_units);
+  size.take<MlpMatrices<Dot>>(weights.num_masks);
+  Shared<Dot>::take(params, size);
+  size.take<float>(thread_floats * num_threads);
+  char* const memory = static_cast<char*>(std::aligned_alloc(64, size.used));
+  if (memory == nullptr) return false;
+  Arena arena{memory};
+  copies.next = arena.take<Unit>(copied_units);
+  copies.units = 0;
+  auto* const masks = arena.take<MlpMatrices<Dot>>(weights.num_masks);
+  const Matrices<Dot> matrices = Matrices<Dot>::of(weights, copies, masks);
+  const Shared<Dot> shared = Shared<Dot>::take(params, arena);
+  float* const threads = arena.take<float>(thread_floats * num_threads);
+#pragma omp parallel num_threads(num_threads)
+  {
+    float* const own = threads + thread_floats * thread_number();
+    float* const outputs = own + token_floats + tile_floats;
+    run_all(Worker<Dot>{params, matrices, shared, Tile<Dot>::make(own + token_floats, weights.dim),
+                        PromptTokens<Dot>::make(params, own), outputs,
+                        outputs + weights.num_masks * weights.dim / 8});
+  }
+  std::free(memory);
+  return true;
+}
+
+}  // namespace
+
+bool mask_decoder(const MaskDecoderParams& params, int num_threads) {
+#if defined(__AVX512BF16__)
+  if (params.weights.storage == Storage::kBfloat16) return run<DotBfloat16>(params, num_threads);
+#endif
+  return run<DotFloat>(params, num_threads);
+}
+
+}  // namespace SAM2_FAST_ISA
+
+SAM2_FAST_CHOOSE(mask_decoder, MaskDecoderParams)
+
+}  // namespace sam2_fast

@@ -1,0 +1,83 @@
+// The memory encoder's weights as products read them, and its scratch memory.
+#pragma once
+
+#include "csrc/cpu/tile.h"
+#include "csrc/memory_encoder.h"
+
+namespace sam2_fast {
+namespace SAM2_FAST_ISA {
+namespace {
+
+template <class Dot>
+struct FuserBlockMatrices {
+  const typename Dot::Unit *fc1, *fc2;
+};
+
+template <class Dot>
+struct Matrices {
+  typedef typename Dot::Unit Unit;
+  const void* convolutions[4];  // the first two in float32
+  const Unit *mask_proj, *low_proj, *out_proj;
+  FuserBlockMatrices<Dot>* blocks;
+
+  // blocks: [num_blocks], or null where the caller only counts.
+  static Matrices of(const MemoryEncoderWeights& weights, Copies<Dot>& copies,
+                     FuserBlockMatrices<Dot>* blocks) {
+    const int64_t dim = weights.dim;
+    Matrices matrices{};
+    matrices.blocks = blocks;
+    int64_t before = 1;
+    for (int i = 0; i < 4; ++i) {
+      const MaskConvolutionWeights& layer = weights.convolutions[i];
+      matrices.convolutions[i] =
+          i < 2 ? layer.weight : copies.of(layer.weight, 9 * layer.channels * before);
+      before = layer.channels;
+    }
+    matrices.mask_proj = copies.of(weights.mask_proj.weight, dim * before);
+    matrices.low_proj = copies.of(weights.low_proj.weight, dim * dim);
+    matrices.out_proj = copies.of(weights.out_proj.weight, weights.memory_dim * dim);
+    for (int64_t i = 0; i < weights.num_blocks; ++i) {
+      const Unit* const fc1 = copies.of(weights.blocks[i].fc1.weight, dim * weights.hidden);
+      const Unit* const fc2 = copies.of(weights.blocks[i].fc2.weight, dim * weights.hidden);
+      if (blocks != nullptr) blocks[i] = {fc1, fc2};
+    }
+    return matrices;
+  }
+};
+
+// A thread's tile of whole rows of tokens, row after row: every array is [channels][stride] floats
+// or [channels / kDepth][stride] units.
+template <class Dot>
+struct Tile {
+  typedef typename Dot::Unit Unit;
+  int64_t stride;
+  float* product;  // of a matrix, or a depthwise convolution
+  float* mlp_sum;  // also other results that `product` must not take
+  Unit* normed;    // also the mask's tokens
+  Unit* hidden;    // also the frame's features
+
+  Tile(const MemoryEncoderParams& params, int64_t group, Arena& arena)
+      : stride(row_stride(group * params.width + kColumns)) {
+    const MemoryEncoderWeights& weights = params.weights;
+    const int64_t widest =
+        larger(weights.convolutions[3].channels, larger(weights.dim, weights.memory_dim));
+    const int64_t count = widest * stride + kColumns;  // a last run is written past its end, by
+                                                       // less than a vector
+    product = arena.take<float>(count);
+    mlp_sum = arena.take<float>(count);
+    normed = arena.take<Unit>(count);
+    hidden = arena.take<Unit>(count);
+  }
+};
+
+// What all threads share: maps [height][dim][pitch] whose rows begin after kPad zeros, one read and
+// one written.
+struct Shared {
+  float* maps[2];
+  float* features;  // [tiles][dim][stride], projected low, where the objects share it
+  const float* zeros;
+};
+
+}  // namespace
+}  // namespace SAM2_FAST_ISA
+}  // namespace sam2_fast
