@@ -1,4 +1,5 @@
-"""Connected components of masks (8-connected): labels, areas, and the pixels of small components."""
+"""Connected components of masks (8-connected): labels, areas, and the pixels of small
+components."""
 
 from __future__ import annotations
 
@@ -22,12 +23,16 @@ def connected_components(
 ) -> tuple[Tensor, Tensor]:
     """Label every 8-connected component of each mask and measure it.
 
-    masks: [N, H, W] or [N, 1, H, W], bool or uint8 (non-zero is foreground), any strides, any device.
-    Returns labels and areas, int32 of the same shape: a label is 1 + the row-major index of the component's first pixel, so
-    that backends agree to the bit; an area is in pixels; both are 0 on background.
-    out: labels and areas to write to and return, contiguous: on a CPU, fresh memory for many large masks costs more than the labelling.
-    backend: "auto", "cuda", "triton", "cpu" or "torch". Raises TypeError for other dtypes, ValueError for other shapes,
-    BackendError where the named backend cannot run. Same partition and areas as the official `get_connected_components`.
+    masks: [N, H, W] or [N, 1, H, W], bool or uint8 (non-zero is foreground), any strides, any
+    device.
+    Returns labels and areas, int32 of the same shape: a label is 1 + the row-major index of the
+    component's first pixel, so that backends agree to the bit; an area is in pixels; both are 0 on
+    background.
+    out: labels and areas to write to and return, contiguous: on a CPU, fresh memory for many large
+    masks costs more than the labelling.
+    backend: "auto", "cuda", "triton", "cpu" or "torch". Raises TypeError for other dtypes,
+    ValueError for other shapes, BackendError where the named backend cannot run. Same partition and
+    areas as the official `get_connected_components`.
     """
     flat = _as_masks(masks)
     into = None if out is None else _as_results(out, masks, flat)
@@ -49,11 +54,13 @@ def _as_results(out: tuple[Tensor, Tensor], masks: Tensor, flat: Tensor) -> tupl
         ):
             wanted = f"contiguous int32 of shape {tuple(masks.shape)} on {masks.device}"
             raise ValueError(
-                f"out: {name}: expected {wanted}, got {x.dtype} of shape {tuple(x.shape)}, strides {x.stride()} on {x.device}"
+                f"out: {name}: expected {wanted}, got {x.dtype} of shape {tuple(x.shape)}, strides "
+                f"{x.stride()} on {x.device}"
             )
         if x.is_neg() or x._is_zerotensor():
             raise ValueError(
-                f"out: {name}: expected memory that holds the numbers, got a lazily negated or zero tensor; pass torch.empty"
+                f"out: {name}: expected memory that holds the numbers, got a lazily negated or "
+                "zero tensor; pass torch.empty"
             )
     if out[0].data_ptr() == out[1].data_ptr() and out[0].numel():
         raise ValueError(
@@ -79,7 +86,8 @@ def small_components(masks: Tensor, max_area: int, *, backend: str = "auto") -> 
 def _as_masks(masks: Tensor) -> Tensor:
     if masks.dtype not in (torch.bool, torch.uint8):
         raise TypeError(
-            f"masks: expected bool or uint8, got {masks.dtype}; compare logits with a threshold first, e.g. masks > 0"
+            f"masks: expected bool or uint8, got {masks.dtype}; compare logits with a threshold "
+            "first, e.g. masks > 0"
         )
     if masks.ndim == 4 and masks.shape[1] == 1:
         masks = masks[:, 0]
@@ -91,7 +99,8 @@ def _as_masks(masks: Tensor) -> Tensor:
 
 
 def connected_components_reference(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """The definition: every foreground pixel takes the smallest index around it until nothing changes. masks: [N, H, W]."""
+    """The definition: every foreground pixel takes the smallest index around it until nothing
+    changes. masks: [N, H, W]."""
     count, height, width = masks.shape
     on = masks != 0
     if masks.numel() == 0:

@@ -274,7 +274,8 @@ def _configuration(
 
 _OP = Op(
     "hiera_block",
-    schema="(Tensor x, Tensor[] weights, int num_heads, int window, bool pool, float eps) -> Tensor",
+    schema="(Tensor x, Tensor[] weights, int num_heads, int window, bool pool, float eps)"
+    " -> Tensor",
     weights=HieraBlockWeights,
     reference=hiera_block_reference,
     result=_result,

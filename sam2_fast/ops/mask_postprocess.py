@@ -1,4 +1,5 @@
-"""From low-resolution mask logits to what is kept of a mask, without the full-size logits ever existing."""
+"""From low-resolution mask logits to what is kept of a mask, without the full-size logits ever
+existing."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ _AT_ONCE = 2**26  # pixels of masks that the definition holds at once
 
 
 Keep = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(inner, outer, boxes as in `Judged`) -> [N] bool on the same device: whose run lengths are wanted."""
+"""(inner, outer, boxes as in `Judged`) -> [N] bool on the same device: whose run lengths are
+wanted."""
 
 
 class Judged(NamedTuple):
@@ -31,7 +33,8 @@ class Judged(NamedTuple):
 
     inner: Tensor  # [N] int64 pixels above threshold + offset
     outer: Tensor  # [N] int64 pixels above threshold - offset
-    boxes: Tensor  # [N, 4] int64 (x0, y0, x1, y1), last pixel included, in pixels of `size`; zeros for an empty mask
+    # [N, 4] int64 (x0, y0, x1, y1), last pixel included, in pixels of `size`; zeros where empty
+    boxes: Tensor
     runs: list[
         npt.NDArray[np.int32]
     ]  # run lengths on the canvas: zeros and ones in turn, column by column, zeros first
@@ -52,21 +55,26 @@ def mask_postprocess(
     which: Tensor | None = None,
     backend: str = "auto",
 ) -> Judged:
-    """Interpolate logits bilinearly (corners not aligned, as torch does), threshold them, and keep counts, boxes and run lengths.
+    """Interpolate logits bilinearly (corners not aligned, as torch does), threshold them, and keep
+    counts, boxes and run lengths.
 
-    logits: [N, h, w] float32; size: (height, width) in pixels to interpolate to. canvas: (height, width) of the image of which the mask
-    is the part at `origin` = (top, left); None: the mask itself. A pixel is in the mask where its logit is above `threshold`.
-    keep: which masks' run lengths are wanted, judged where the logits are, without a number crossing to the host; None: all.
+    logits: [N, h, w] float32; size: (height, width) in pixels to interpolate to. canvas: (height,
+    width) of the image of which the mask is the part at `origin` = (top, left); None: the mask
+    itself. A pixel is in the mask where its logit is above `threshold`.
+    keep: which masks' run lengths are wanted, judged where the logits are, without a number
+    crossing to the host; None: all.
     which: [N] bool, masks that are looked at; others count as empty. None: all.
-    backend: "auto", "triton", "cpu" or "torch". Every backend returns the same integers. Raises ValueError for sizes that do not fit,
-    BackendError where the named backend cannot run.
-    Source: official `SAM2Transforms.postprocess_masks`, `calculate_stability_score`, `batched_mask_to_box`, `mask_to_rle_pytorch`.
+    backend: "auto", "triton", "cpu" or "torch". Every backend returns the same integers. Raises
+    ValueError for sizes that do not fit, BackendError where the named backend cannot run.
+    Source: official `SAM2Transforms.postprocess_masks`, `calculate_stability_score`,
+    `batched_mask_to_box`, `mask_to_rle_pytorch`.
     """
     height, width = size
     (canvas_height, canvas_width), (top, left) = canvas or size, origin
     if logits.ndim != 3 or min(*logits.shape[1:], height, width) < 1:
         raise ValueError(
-            f"logits, size: expected [N, h, w] with a pixel or more to (height, width), got {tuple(logits.shape)} and {size}"
+            "logits, size: expected [N, h, w] with a pixel or more to (height, width), got "
+            f"{tuple(logits.shape)} and {size}"
         )
     if (
         min(top, left) < 0
@@ -76,11 +84,13 @@ def mask_postprocess(
     ):
         got = f"{canvas_height} x {canvas_width}"
         raise ValueError(
-            f"canvas: expected room for {height} x {width} pixels at {origin} and fewer than 2^31 in all, got {got}"
+            f"canvas: expected room for {height} x {width} pixels at {origin} and fewer than 2^31 "
+            f"in all, got {got}"
         )
     if which is not None and (which.shape != logits.shape[:1] or which.dtype != torch.bool):
         raise ValueError(
-            f"which: expected a bool for each of {len(logits)} masks, got {which.dtype} of shape {tuple(which.shape)}"
+            f"which: expected a bool for each of {len(logits)} masks, got {which.dtype} of shape "
+            f"{tuple(which.shape)}"
         )
     options = {"keep": keep, "which": materialized(which)}
     arguments = logits, size, threshold, offset, (canvas_height, canvas_width), origin
@@ -89,7 +99,8 @@ def mask_postprocess(
 
 
 def _seen(logits: Tensor, which: Tensor | None) -> Tensor:
-    """logits, of masks that are not looked at all -inf: what is interpolated between them is above no threshold."""
+    """logits, of masks that are not looked at all -inf: what is interpolated between them is above
+    no threshold."""
     return logits if which is None else logits.masked_fill(~which[:, None, None], float("-inf"))
 
 
@@ -102,7 +113,8 @@ def _selected(found: Judged, keep: Keep | None) -> Judged:
 
 
 def interpolate(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """[N, h, w] -> [N, *size]: products and sums rounded one by one, along rows first, in the dtype of `logits`.
+    """[N, h, w] -> [N, *size]: products and sums rounded one by one, along rows first, in the dtype
+    of `logits`.
 
     Places are computed in float64, so the result is nearer to the exact one than torch's.
     """

@@ -1,4 +1,5 @@
-"""Greedy non-maximum suppression of boxes, without torchvision: deterministic, on any device, no number crossing to the host on a GPU."""
+"""Greedy non-maximum suppression of boxes, without torchvision: deterministic, on any device, no
+number crossing to the host on a GPU."""
 
 from __future__ import annotations
 
@@ -27,11 +28,14 @@ def nms(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """Which boxes stay: alive, and no box that stays, of higher score and the same category, overlaps them by more than `iou_threshold`.
+    """Which boxes stay: alive, and no box that stays, of higher score and the same category,
+    overlaps them by more than `iou_threshold`.
 
-    boxes: [N, 4] (x0, y0, x1, y1), compared in float32; scores: [N] (the earlier box wins a tie); idxs: [N] categories (None: one);
-    alive: [N] bool (None: all). backend: "auto", "triton" or "torch"; all agree. Returns [N] bool on the device of boxes. Raises ValueError
-    for shapes that do not fit, BackendError where the named backend cannot run.
+    boxes: [N, 4] (x0, y0, x1, y1), compared in float32; scores: [N] (the earlier box wins a tie);
+    idxs: [N] categories (None: one);
+    alive: [N] bool (None: all). backend: "auto", "triton" or "torch"; all agree. Returns [N] bool
+    on the device of boxes. Raises ValueError for shapes that do not fit, BackendError where the
+    named backend cannot run.
     """
     idxs = torch.zeros_like(scores, dtype=torch.int64) if idxs is None else idxs
     alive = torch.ones_like(scores, dtype=torch.bool) if alive is None else alive
@@ -51,10 +55,11 @@ def nms(
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """Keep the boxes that no kept box of higher score and the same category overlaps by more than `iou_threshold`.
+    """Keep the boxes that no kept box of higher score and the same category overlaps by more than
+    `iou_threshold`.
 
-    As `nms`. Returns int64 indices by falling score. Source: `torchvision.ops.batched_nms`, with categories compared instead of shifted
-    apart.
+    As `nms`. Returns int64 indices by falling score. Source: `torchvision.ops.batched_nms`, with
+    categories compared instead of shifted apart.
     """
     order = scores.argsort(descending=True, stable=True)
     return order[nms(boxes, scores, iou_threshold, idxs)[order]]
@@ -79,7 +84,8 @@ def nms_reference(boxes: Tensor, idxs: Tensor, alive: Tensor, threshold: float) 
 def _overlap(
     first: Tensor, first_idxs: Tensor, second: Tensor, second_idxs: Tensor, threshold: float
 ) -> Tensor:
-    """[N, 4] and [M, 4] -> [N, M] bool: same category and IoU above the threshold (never, where both boxes are empty)."""
+    """[N, 4] and [M, 4] -> [N, M] bool: same category and IoU above the threshold (never, where
+    both boxes are empty)."""
     corner = torch.maximum(first[:, None, :2], second[None, :, :2])
     side = (torch.minimum(first[:, None, 2:], second[None, :, 2:]) - corner).clamp(min=0)
     common = side[..., 0] * side[..., 1]
@@ -92,9 +98,11 @@ def _area(boxes: Tensor) -> Tensor:
 
 
 def _greedy(over: Tensor, alive: Tensor) -> Tensor:
-    """The greedy answer in a block sorted by score: a box stays where it is alive and no earlier box that stays is over it.
+    """The greedy answer in a block sorted by score: a box stays where it is alive and no earlier
+    box that stays is over it.
 
-    Box i depends on boxes before i only, so the equation has one solution, and each round settles at least one more box.
+    Box i depends on boxes before i only, so the equation has one solution, and each round settles
+    at least one more box.
     """
     over = over.triu(diagonal=1)
     kept = alive

@@ -1,5 +1,5 @@
-"""What a tracked frame keeps of the mask decoder's results, as one op: a mask, an object pointer, and
-whether the object is there."""
+"""What a tracked frame keeps of the mask decoder's results, as one op: a mask, an object pointer,
+and whether the object is there."""
 
 from __future__ import annotations
 
@@ -96,7 +96,8 @@ def stable_or_best(
 ) -> tuple[Tensor, Tensor]:
     """The first mask where it is stable, else the other one of highest predicted IoU.
 
-    logits: [B, M, H, W]; iou: [B, M] -> [B, 1, H, W], [B, 1]. Source: official `_dynamic_multimask_via_stability`.
+    logits: [B, M, H, W]; iou: [B, M] -> [B, 1, H, W], [B, 1]. Source: official
+    `_dynamic_multimask_via_stability`.
     """
     single = logits[:, 0].flatten(1)
     inner, outer = (single > delta).sum(-1).float(), (single > -delta).sum(-1).float()
@@ -106,7 +107,8 @@ def stable_or_best(
 
 
 def mix_absent(pointer: Tensor, present: Tensor, absent: Tensor) -> Tensor:
-    """pointer: [B, C]; present: [B, 1] bool; absent: [1, C] -> [B, C], the learned constant where the object is gone."""
+    """pointer: [B, C]; present: [B, 1] bool; absent: [1, C] -> [B, C], the learned constant where
+    the object is gone."""
     share = present.to(pointer.dtype)
     return share * pointer + (1 - share) * absent
 

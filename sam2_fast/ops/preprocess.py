@@ -1,4 +1,5 @@
-"""Pictures to model input in one pass: resize to S x S pixels, scale to [0, 1], normalise by channel."""
+"""Pictures to model input in one pass: resize to S x S pixels, scale to [0, 1], normalise by
+channel."""
 
 from __future__ import annotations
 
@@ -26,12 +27,16 @@ _MOST = 2**24  # pixels of a side that the native kernel takes
 def preprocess_images(
     images: Tensor, size: int, mean: Sequence[float], std: Sequence[float], *, backend: str = "auto"
 ) -> Tensor:
-    """Resize with antialiased bilinear interpolation in float32 (corners not aligned, as torch does), then (x - mean) / std.
+    """Resize with antialiased bilinear interpolation in float32 (corners not aligned, as torch
+    does), then (x - mean) / std.
 
-    images: [B, H, W, 3] of any strides, uint8 (divided by 255 first) or floating point in [0, 1]. size: S, pixels of a side.
-    mean, std: of each channel, of values in [0, 1]. backend: "auto", "triton", "cpu" (both uint8 only) or "torch".
-    Returns [B, 3, S, S] float32 on the device of `images`. Raises ValueError for shapes that do not fit, BackendError where the
-    named backend cannot run. Source: official `SAM2Transforms.__call__`.
+    images: [B, H, W, 3] of any strides, uint8 (divided by 255 first) or floating point in [0, 1].
+    size: S, pixels of a side.
+    mean, std: of each channel, of values in [0, 1]. backend: "auto", "triton", "cpu" (both uint8
+    only) or "torch".
+    Returns [B, 3, S, S] float32 on the device of `images`. Raises ValueError for shapes that do not
+    fit, BackendError where the named backend cannot run. Source: official
+    `SAM2Transforms.__call__`.
     """
     _check(images, 4, "images", "[B, H, W, 3]", size, mean, std)
     if not images.dtype.is_floating_point and images.dtype != torch.uint8:
@@ -42,10 +47,12 @@ def preprocess_images(
 def preprocess_frame(
     frame: Tensor, size: int, mean: Sequence[float], std: Sequence[float], *, backend: str = "auto"
 ) -> Tensor:
-    """Resize a frame as `resize_bicubic` does, bytes to bytes, then (x / 255 - mean) / std in float32.
+    """Resize a frame as `resize_bicubic` does, bytes to bytes, then (x / 255 - mean) / std in
+    float32.
 
-    frame: [H, W, 3] uint8 of any strides. Other arguments and errors as `preprocess_images`. Returns [3, S, S] float32 on its device;
-    every backend returns the same bits. Source: official `load_video_frames`.
+    frame: [H, W, 3] uint8 of any strides. Other arguments and errors as `preprocess_images`.
+    Returns [3, S, S] float32 on its device; every backend returns the same bits. Source: official
+    `load_video_frames`.
     """
     _check(frame, 3, "frame", "[H, W, 3]", size, mean, std)
     _check_bytes(frame)
@@ -53,10 +60,12 @@ def preprocess_frame(
 
 
 def resize_bicubic(frame: Tensor, size: int, *, backend: str = "auto") -> Tensor:
-    """Resize with Pillow's bicubic filter: fixed point, one axis after the other, rounded to bytes after each.
+    """Resize with Pillow's bicubic filter: fixed point, one axis after the other, rounded to bytes
+    after each.
 
-    frame: [H, W, 3] uint8 of any strides; size: S, pixels of a side; backend: "auto", "triton", "cpu" or "torch" (Pillow). Returns
-    [S, S, 3] uint8 on the device of `frame`; every backend returns the bits of the installed Pillow. Errors as `preprocess_images`.
+    frame: [H, W, 3] uint8 of any strides; size: S, pixels of a side; backend: "auto", "triton",
+    "cpu" or "torch" (Pillow). Returns [S, S, 3] uint8 on the device of `frame`; every backend
+    returns the bits of the installed Pillow. Errors as `preprocess_images`.
     """
     _check(frame, 3, "frame", "[H, W, 3]", size)
     _check_bytes(frame)
@@ -126,7 +135,8 @@ def preprocess_frame_reference(
 
 
 def normalize(planes: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """[..., 3, H, W] float32, in place: less the mean, over the deviation; a true division on every device."""
+    """[..., 3, H, W] float32, in place: less the mean, over the deviation; a true division on every
+    device."""
     means, deviations = (
         _constant(tuple(values), planes.device)[:, None, None] for values in (mean, std)
     )
@@ -134,12 +144,14 @@ def normalize(planes: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def full_scale(device: torch.device) -> Tensor:
-    """255 on the device: CUDA multiplies by the reciprocal where the divisor is a Python number, and rounds differently."""
+    """255 on the device: CUDA multiplies by the reciprocal where the divisor is a Python number,
+    and rounds differently."""
     return _constant((255.0,), device)[0]
 
 
 def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """`values` as float32 on the device; kept, unless operations are recorded: what a recorder or a FakeTensorMode makes is its own."""
+    """`values` as float32 on the device; kept, unless operations are recorded: what a recorder or a
+    FakeTensorMode makes is its own."""
     if tracing.recording_reason() is not None:
         return torch.tensor(values, dtype=torch.float32, device=device)
     return _kept_constant(values, device)
@@ -180,7 +192,8 @@ def _run(
 def columns_before_rows(
     height: int, width: int, size: int, pillow: int = int(pillow_version.split(".")[0])
 ) -> bool:
-    """Whether the installed Pillow (its major number) resizes columns first: from 13 on where the height shrinks by much more."""
+    """Whether the installed Pillow (its major number) resizes columns first: from 13 on where the
+    height shrinks by much more."""
     return pillow >= 13 and height - size > 2 * max(width - size, 0)
 
 

@@ -1,4 +1,5 @@
-"""Attention with an axial rotary position encoding, as memory attention uses it (one head, real-valued rotation)."""
+"""Attention with an axial rotary position encoding, as memory attention uses it (one head,
+real-valued rotation)."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ _MAX_TRITON_CHANNELS = 256
 
 
 def rope_table(dim: int, side: int, theta: float = 10000.0) -> Tensor:
-    """Angles as (cos, sin): [2, side * side, dim / 2] float32. The first half of the pairs turns with x, the second with y."""
+    """Angles as (cos, sin): [2, side * side, dim / 2] float32. The first half of the pairs turns
+    with x, the second with y."""
     frequencies = 1.0 / (theta ** (torch.arange(0, dim, 4).float() / dim))  # [dim / 4]
     token = torch.arange(side * side)
     x, y = (token % side).float(), torch.div(token, side, rounding_mode="floor").float()
@@ -29,7 +31,8 @@ def rope_table(dim: int, side: int, theta: float = 10000.0) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn pairs (2i, 2i + 1) of x [..., tokens, dim] by `table` [2, tokens, dim / 2]; computed in float32 or better."""
+    """Turn pairs (2i, 2i + 1) of x [..., tokens, dim] by `table` [2, tokens, dim / 2]; computed in
+    float32 or better."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     cos, sin = table.to(wide.dtype)
     even, odd = wide[..., 0::2], wide[..., 1::2]
@@ -43,11 +46,14 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 def rope_attention(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int = 0, *, backend: str = "auto"
 ) -> Tensor:
-    """Attention of q over k and v after rotating both q and k; the rotation repeats for every map of q's length in k.
+    """Attention of q over k and v after rotating both q and k; the rotation repeats for every map
+    of q's length in k.
 
-    q: [B, N, d]; k: [B, M * N + num_unrotated, d]; v: [B, M * N + num_unrotated, dv], dv <= d; table: [2, N, d / 2] float32.
+    q: [B, N, d]; k: [B, M * N + num_unrotated, d]; v: [B, M * N + num_unrotated, dv], dv <= d;
+    table: [2, N, d / 2] float32.
     num_unrotated: tokens at the end of k (object pointers) that have no place in the image.
-    backend: "auto", "triton", "cpu" or "torch". Returns [B, N, dv] in the dtype of q, under autocast in autocast's.
+    backend: "auto", "triton", "cpu" or "torch". Returns [B, N, dv] in the dtype of q, under
+    autocast in autocast's.
     Raises ValueError for shapes that do not fit, BackendError where the named backend cannot run.
     Source: official `RoPEAttention`, with complex numbers written out.
     """
@@ -62,21 +68,25 @@ def _check(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int) -
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 3 or x.shape[0] != q.shape[0]:
             raise ValueError(
-                f"{name}: expected shape [B, tokens, channels] with the B of q, got {tuple(x.shape)}"
+                f"{name}: expected shape [B, tokens, channels] with the B of q, got "
+                f"{tuple(x.shape)}"
             )
     batch, queries, dim = q.shape
     keys = k.shape[1]
     if k.shape[2] != dim or v.shape[1] != keys or v.shape[2] > dim:
         raise ValueError(
-            f"k, v: expected [{batch}, K, {dim}] and [{batch}, K, at most {dim}], got {tuple(k.shape)} and {tuple(v.shape)}"
+            f"k, v: expected [{batch}, K, {dim}] and [{batch}, K, at most {dim}], got "
+            f"{tuple(k.shape)} and {tuple(v.shape)}"
         )
     if tuple(table.shape) != (2, queries, dim // 2) or dim % 2:
         raise ValueError(
-            f"table: expected shape {(2, queries, dim // 2)} for q of shape {tuple(q.shape)}, got {tuple(table.shape)}"
+            f"table: expected shape {(2, queries, dim // 2)} for q of shape {tuple(q.shape)}, got "
+            f"{tuple(table.shape)}"
         )
     if num_unrotated < 0 or num_unrotated > keys or (queries and (keys - num_unrotated) % queries):
         raise ValueError(
-            f"k: expected whole maps of {queries} tokens and {num_unrotated} unrotated ones, got {keys} tokens"
+            f"k: expected whole maps of {queries} tokens and {num_unrotated} unrotated ones, got "
+            f"{keys} tokens"
         )
 
 
@@ -88,7 +98,8 @@ def rope_attention_reference(
     maps = k[:, :length].unflatten(1, (-1, q.shape[1])) if length else k[:, :0]
     rotated = rotate(maps, table).flatten(1, 2) if length else maps
     keys = torch.cat([rotated, k[:, length:]], dim=1)
-    # torch's fused attention wants values as wide as keys; without it all scores would lie in memory at once
+    # torch's fused attention wants values as wide as keys; without it all scores would lie in
+    # memory at once
     values = F.pad(v, (0, q.shape[2] - v.shape[2]))
     return F.scaled_dot_product_attention(
         rotate(q, table)[:, None], keys[:, None], values[:, None]

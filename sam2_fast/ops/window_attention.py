@@ -29,15 +29,19 @@ def window_attention(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """Attention inside windows of `window` x `window` tokens, or over the whole grid where `window` is 0.
+    """Attention inside windows of `window` x `window` tokens, or over the whole grid where `window`
+    is 0.
 
     qkv: [B, H, W, 3 * num_heads * d] projected tokens, order (q, k, v), then head, then channel.
-    pad: [3 * num_heads * d] what a padded token projects to (the bias of the projection): windows that stick out of the
-        grid attend to such tokens as ordinary keys, unmasked.
-    pool: max-pool the queries 2 x 2 inside each window; the result then has half the height and width.
-    backend: "auto", "triton", "cpu" or "torch". Returns [B, H or H / 2, W or W / 2, num_heads * d] in the dtype of qkv, under autocast in
-        autocast's. Raises ValueError for shapes that do not fit, BackendError where the named backend cannot run.
-    Source: official `MultiScaleBlock` and `MultiScaleAttention`. The trunk itself runs whole blocks: `hiera_block`.
+    pad: [3 * num_heads * d] what a padded token projects to (the bias of the projection): windows
+        that stick out of the grid attend to such tokens as ordinary keys, unmasked.
+    pool: max-pool the queries 2 x 2 inside each window; the result then has half the height and
+    width.
+    backend: "auto", "triton", "cpu" or "torch". Returns [B, H or H / 2, W or W / 2, num_heads * d]
+        in the dtype of qkv, under autocast in autocast's. Raises ValueError for shapes that do not
+        fit, BackendError where the named backend cannot run.
+    Source: official `MultiScaleBlock` and `MultiScaleAttention`. The trunk itself runs whole
+    blocks: `hiera_block`.
     """
     device = qkv.device.type
     if (
@@ -53,11 +57,13 @@ def window_attention(
 def _check(qkv: Tensor, pad: Tensor, num_heads: int, window: int) -> None:
     if num_heads < 1 or qkv.ndim != 4 or qkv.shape[3] % (3 * num_heads):
         raise ValueError(
-            f"qkv: expected shape [B, H, W, 3 * num_heads * d] with num_heads {num_heads}, got {tuple(qkv.shape)}"
+            f"qkv: expected shape [B, H, W, 3 * num_heads * d] with num_heads {num_heads}, got "
+            f"{tuple(qkv.shape)}"
         )
     if tuple(pad.shape) != (qkv.shape[3],):
         raise ValueError(
-            f"pad: expected shape {(qkv.shape[3],)} for qkv of shape {tuple(qkv.shape)}, got {tuple(pad.shape)}"
+            f"pad: expected shape {(qkv.shape[3],)} for qkv of shape {tuple(qkv.shape)}, got "
+            f"{tuple(pad.shape)}"
         )
     if window < 0:
         raise ValueError(f"window: expected tokens, or 0 for all, got {window}")
@@ -90,7 +96,8 @@ def window_attention_reference(
 
 
 def _attend(qkv: Tensor, num_heads: int, pool: bool) -> Tensor:
-    """qkv: [N, H, W, 3 * C] -> [N, H or H / 2, W or W / 2, C], every token attending to all of its own map."""
+    """qkv: [N, H, W, 3 * C] -> [N, H or H / 2, W or W / 2, C], every token attending to all of its
+    own map."""
     count, channels = qkv.shape[0], qkv.shape[-1]
     q, k, v = qkv.split(channels // 3, dim=-1)  # [N, H, W, C] each
     if pool:

@@ -60,9 +60,8 @@ def case(
     if objects > 1:
         logit = three_layers(found[:, 0], MlpWeights.unflatten(presence)).flatten().sort().values
         presence[-1] -= (logit[objects // 2] + logit[objects // 2 - 1]) / 2
-    return Case(
-        logits, iou, found, ObjectHeadsWeights.unflatten([*presence, *pointer]), random(1, dim), 3 if best else 2, best, 0.05, 0.98, NO_OBJECT
-    )  # fmt: skip
+    weights = ObjectHeadsWeights.unflatten([*presence, *pointer])
+    return Case(logits, iou, found, weights, random(1, dim), 3 if best else 2, best, 0.05, 0.98, NO_OBJECT)
 
 
 def cast(given: Case, dtype: torch.dtype, logits: torch.dtype) -> Case:

@@ -43,8 +43,9 @@ def no_cuda() -> str | None:
 def is_plain(*tensors: Tensor) -> bool:
     """Whether all are ordinary tensors, whose memory holds their numbers.
 
-    Subclasses such as FakeTensor must not reach the native code. Lazily negated tensors (memory holds the negative) and zero tensors
-    (without memory) go through `materialized` first. A conjugated tensor is complex, which no native kernel takes.
+    Subclasses such as FakeTensor must not reach the native code. Lazily negated tensors (memory
+    holds the negative) and zero tensors (without memory) go through `materialized` first. A
+    conjugated tensor is complex, which no native kernel takes.
     """
     return all(
         (type(t) is Tensor or type(t) is Parameter) and not t.is_neg() and not t._is_zerotensor()
@@ -53,8 +54,8 @@ def is_plain(*tensors: Tensor) -> bool:
 
 
 def materialized(arguments: Any) -> Any:
-    """`arguments` with every lazily negated, conjugated or zero tensor in lists, tuples and named tuples replaced by one whose memory
-    holds its numbers. Other kinds of lists become lists."""
+    """`arguments` with every lazily negated, conjugated or zero tensor in lists, tuples and named
+    tuples replaced by one whose memory holds its numbers. Other kinds of lists become lists."""
     plain = (
         type(arguments)(list(x) if isinstance(x, list) else x for x in arguments)
         if type(arguments) is tuple

@@ -1,4 +1,5 @@
-"""Which implementations of an op exist, and why one cannot run: explicit, with reasons, never a silent fall-back."""
+"""Which implementations of an op exist, and why one cannot run: explicit, with reasons, never a
+silent fall-back."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ class Status:
 
 @dataclass(frozen=True)
 class Node:
-    """An op as one node of a graph. `call` passes its arguments to the custom op, where `takes` says that this is worth it."""
+    """An op as one node of a graph. `call` passes its arguments to the custom op, where `takes`
+    says that this is worth it."""
 
     call: Callable[..., Any]
     takes: Callable[..., bool]
@@ -77,10 +79,12 @@ def register(implementation: Implementation) -> None:
 
 
 def choose(op: str, backend: str, *arguments: Any) -> Implementation:
-    """The implementation that runs: the named one or a `BackendError` with its reason; for "auto" the first that does not refuse.
+    """The implementation that runs: the named one or a `BackendError` with its reason; for "auto"
+    the first that does not refuse.
 
-    While operations are recorded, transformed or watched (`tracing.recording_reason`), every backend but "torch" refuses. On a GPU a
-    kernel refuses that has not proved itself there; one that nothing is known of is proved now, on these arguments (`proving.gate`).
+    While operations are recorded, transformed or watched (`tracing.recording_reason`), every
+    backend but "torch" refuses. On a GPU a kernel refuses that has not proved itself there; one
+    that nothing is known of is proved now, on these arguments (`proving.gate`).
     """
     return _choose(op, backend, tracing.recording_reason(), arguments, {})
 
@@ -98,13 +102,15 @@ def _choose(
         (name for name in ORDER if _refusal(op, name, recording, arguments, named) is None), "none"
     )
     raise BackendError(
-        f"{op}: {backend} refuses: {_refusal(op, wanted, recording, arguments, named)}. Would run: {willing}"
+        f"{op}: {backend} refuses: {_refusal(op, wanted, recording, arguments, named)}. Would run: "
+        f"{willing}"
     )
 
 
 @torch._disable_dynamo
 def _run_between_graphs(op: str, backend: str, *arguments: Any, **more: Any) -> Any:
-    """What `choose` finds, run by Python: torch.compile ends a graph before the call and begins another after it."""
+    """What `choose` finds, run by Python: torch.compile ends a graph before the call and begins
+    another after it."""
     return choose(op, backend, *arguments).run(*arguments, **more)
 
 
@@ -115,7 +121,10 @@ def _refusal(
     if implementation is None:
         return f"{op} has no {name} implementation"
     if recording is not None and name != "torch":
-        return f"{recording}, and what a {name} kernel computes is seen by no recorder and no transform"
+        return (
+            f"{recording}, and what a {name} kernel computes is seen by no recorder and no "
+            "transform"
+        )
     if recording is not None and op in _fixed_by_values and tracing.bakes_values_in():
         return f"{recording}, and {_fixed_by_values[op]}"
     reason = implementation.absent() or implementation.refuses(*arguments)
@@ -133,11 +142,14 @@ def record_as(
     takes: Callable[..., bool] | None = None,
     fixed_by_values: str | None = None,
 ) -> None:
-    """Say how an op is recorded. call: hands its arguments to the custom op `sam2_fast::<op>`; None: there is none.
+    """Say how an op is recorded. call: hands its arguments to the custom op `sam2_fast::<op>`;
+    None: there is none.
 
-    takes: for which arguments torch.compile gets the custom op instead of the definition (None: where the first is on a CPU).
-    fixed_by_values: as part of a sentence, why a recording of the definition would hold for the recorded numbers only. Such an op is
-    always recorded as the custom op; an ONNX file, which cannot hold that, is refused.
+    takes: for which arguments torch.compile gets the custom op instead of the definition (None:
+    where the first is on a CPU).
+    fixed_by_values: as part of a sentence, why a recording of the definition would hold for the
+    recorded numbers only. Such an op is always recorded as the custom op; an ONNX file, which
+    cannot hold that, is refused.
     """
     if call is not None:
         _nodes[op] = Node(call, takes or _first_is_on_cpu)
@@ -165,11 +177,13 @@ def execute(op: str, backend: str, *arguments: Any) -> Any:
 def select(op: str, backend: str, *arguments: Any, **named: Any) -> Selected:
     """What runs an op, decided here for all of them.
 
-    named: options that every implementation takes and that no backend is chosen by; the caller passes them to `run` by name.
+    named: options that every implementation takes and that no backend is chosen by; the caller
+    passes them to `run` by name.
 
-    An implementation as `choose` finds it; while operations are recorded or transformed, or where tensors are of a subclass, "auto"
-    is the reference or the op as one opaque node (`record_as`). Lazily negated tensors are resolved first. Raises BackendError where
-    the named backend cannot run, and where a recording would be right for the recorded numbers only.
+    An implementation as `choose` finds it; while operations are recorded or transformed, or where
+    tensors are of a subclass, "auto" is the reference or the op as one opaque node (`record_as`).
+    Lazily negated tensors are resolved first. Raises BackendError where the named backend cannot
+    run, and where a recording would be right for the recorded numbers only.
     """
     recording, ordinary = tracing.recording_reason(), False
     if recording is None:
@@ -187,7 +201,8 @@ def select(op: str, backend: str, *arguments: Any, **named: Any) -> Selected:
 
 
 def _recorded(op: str, recording: str | None, arguments: tuple[Any, ...]) -> Callable[..., Any]:
-    """The reference or the custom op, while operations are recorded or where tensors are of a subclass."""
+    """The reference or the custom op, while operations are recorded or where tensors are of a
+    subclass."""
     node = _nodes.get(op)
     exporting = recording is not None and tracing.is_onnx_export()
     if op in _fixed_by_values:
@@ -204,13 +219,15 @@ def _recorded(op: str, recording: str | None, arguments: tuple[Any, ...]) -> Cal
 
 
 def preferred(op: str) -> Implementation | None:
-    """What "auto" runs for arguments that every implementation takes: the first that is not absent."""
+    """What "auto" runs for arguments that every implementation takes: the first that is not
+    absent."""
     known = (_implementations.get((op, name)) for name in ORDER)
     return next((one for one in known if one is not None and one.absent() is None), None)
 
 
 def registered() -> list[object]:
-    """All that `choose` goes by. Where two such lists are equal, it chose from the same implementations."""
+    """All that `choose` goes by. Where two such lists are equal, it chose from the same
+    implementations."""
     return [*_implementations.values(), gate.current().state()]
 
 
@@ -241,7 +258,8 @@ def _replace(implementations: Mapping[tuple[str, str], Implementation]) -> None:
 
 
 def absence(op: str, backend: str) -> str | None:
-    """Why the machine lacks an implementation altogether, or None. Raises KeyError for one that is not registered."""
+    """Why the machine lacks an implementation altogether, or None. Raises KeyError for one that is
+    not registered."""
     return _implementations[op, backend].absent()
 
 

@@ -11,9 +11,11 @@ from torch import Tensor
 
 
 def upload(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """`tensor` on `device`. From a CPU to a GPU through pinned memory, on the current stream: the host does not wait.
+    """`tensor` on `device`. From a CPU to a GPU through pinned memory, on the current stream: the
+    host does not wait.
 
-    Pageable memory would make it wait for all that the stream still has to do. torch keeps the pinned copy until it was read.
+    Pageable memory would make it wait for all that the stream still has to do. torch keeps the
+    pinned copy until it was read.
     """
     if tensor.device == device:
         return tensor
@@ -28,7 +30,8 @@ def upload_numbers(values: Sequence[Any], dtype: torch.dtype, device: torch.devi
 
 
 def refill(target: Tensor, values: Sequence[int]) -> None:
-    """Write integers over `target` [N] int64, as `upload` brings them there: in the order of the stream, without a wait of the host."""
+    """Write integers over `target` [N] int64, as `upload` brings them there: in the order of the
+    stream, without a wait of the host."""
     given = torch.frombuffer(
         array("q", values), dtype=torch.int64
     )  # several times as fast as torch.tensor

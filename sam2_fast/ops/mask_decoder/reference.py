@@ -36,7 +36,8 @@ def mask_decoder_reference(
     """The definition, in torch."""
     pixels, tokens, place = image.flatten(1, 2), prompts, position.to(image.dtype)
     for i, w in enumerate(weights.layers):
-        # in the first layer the tokens are still their own position: nothing to add, nothing to keep
+        # in the first layer the tokens are still their own position: nothing to add, nothing to
+        # keep
         q = tokens if i == 0 else tokens + prompts
         attended = attend(q, q, tokens, present, w.self_attention, num_heads)
         tokens = layer_norm(attended if i == 0 else tokens + attended, w.norm1, EPS)

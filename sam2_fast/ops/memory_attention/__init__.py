@@ -1,4 +1,5 @@
-"""Memory attention as one op: tokens of a frame attend to themselves and to each object's memories."""
+"""Memory attention as one op: tokens of a frame attend to themselves and to each object's
+memories."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Memories that a table on the device names: what changes from frame to frame is data, so the launches
-do not."""
+"""Memories that a table on the device names: what changes from frame to frame is data, so the
+launches do not."""
 
 from __future__ import annotations
 
