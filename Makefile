@@ -18,7 +18,7 @@ GPU_PYTHON ?= python3.12
 TEST_PACKAGES := pytest pytest-timeout pytest-xdist hypothesis pillow safetensors tqdm huggingface_hub typer av scipy \
   onnx onnxscript onnxruntime
 
-.PHONY: setup demo test test-slow test-floor bench lint format build clean floor-packages gpu-setup pack-gpu dry-run status floor-plan
+.PHONY: setup demo test test-slow test-floor bench lint format build clean floor-packages gpu-setup pack-gpu dry-run generated
 
 setup: $(STAMP)
 
@@ -74,11 +74,10 @@ gpu-setup: $(GPU)/.installed
 pack-gpu: $(GPU)/.installed  ## everything that benchmarks.first_light needs on a GPU machine without a network, into .gpu
 	$(GPU)/bin/python -m tools.pack_gpu
 
-status: $(STAMP)  ## write docs/status.md
-	$(PY) -m tools.status --write
-
-floor-plan: $(STAMP)  ## write the floor plan of docs/architecture.md
+generated: $(STAMP)  ## write what follows from the sources: floor plan, names of ops, status page
 	$(PY) -m tools.floor_plan --write
+	$(PY) -m tools.op_names --write
+	$(PY) -m tools.status --write
 
 bench: $(STAMP)
 	$(PY) -m benchmarks.run

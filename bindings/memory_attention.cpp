@@ -154,7 +154,12 @@ void run(py::handle x_object, const HeldMemoryAttention& held, py::handle table_
 void register_memory_attention(py::module_& module) {
   typedef HeldMemoryAttention Held;
   py::class_<Held>(module, "MemoryAttentionWeights",
-                   "Weights that were checked once, and are held; read by name.")
+                   R"(Of an object with layers, a sequence, and norm [C]. A layer: norm1, norm2, norm3 [C]; self_q,
+self_k, self_v, self_out, q, out [C, C]; k, v [C, M]; linear1 [F, C], linear2 [C, F], each with
+weight and bias.
+
+The tensors are held: numbers that are written to them later count, other tensors that take
+their names do not. ValueError names the field that does not fit.)")
       .def(py::init<const py::object&>(), py::arg("weights"))
       .def_property_readonly("dim", [](const Held& held) { return held.weights.dim; })
       .def_property_readonly("memory_dim", [](const Held& held) { return held.weights.memory_dim; })

@@ -6,7 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from sam2_fast import _C
+import sam2_fast._C as _C
 
 FORBIDDEN = ("libtorch", "libc10", "libcudart", "libcuda.so")
 

@@ -1,5 +1,5 @@
-"""Compile every CUDA kernel and compare registers, shared memory and spills with
-csrc/cuda/ptxas_limits.json.
+"""Compile every CUDA kernel and compare registers, shared memory and spills with the table beside
+its source, csrc/cuda/<stem>.ptxas.json.
 
     python tools/check_ptxas.py [--write]
 
@@ -15,10 +15,11 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLE = ROOT / "csrc" / "cuda" / "ptxas_limits.json"
+SOURCES = ROOT / "csrc" / "cuda"
 TARGETS = ("80", "90a", "120")
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for")
 _NAME = re.compile(r"\d+([a-z_]+_kernel)")
@@ -62,30 +63,46 @@ def measure(source: Path, target: str) -> dict[str, dict[str, int]]:
     return found
 
 
+Table = dict[str, dict[str, dict[str, int]]]
+"""Kernel -> target -> registers, shared bytes, spilled bytes."""
+
+
+def problems_of(source: Path, measured: Table, limits: Table) -> Iterator[str]:
+    """What is beyond the limits of a file."""
+    for kernel, targets in measured.items():
+        for target, numbers in targets.items():
+            where = f"{source.stem}/{kernel} {target}"
+            limit = limits.get(kernel, {}).get(target)
+            if numbers["spilled_bytes"]:
+                yield f"{where} spills {numbers['spilled_bytes']} bytes"
+            if limit is None:
+                yield f"{where} is not in {table_of(source).name}"
+            elif any(numbers[name] > limit[name] for name in numbers):
+                yield f"{where}: {numbers} exceeds {limit}"
+
+
+def table_of(source: Path) -> Path:
+    """Where the limits of a file are."""
+    return source.with_suffix(".ptxas.json")
+
+
 def main() -> int:
-    """Print the table; 1 where a kernel is beyond its limits."""
+    """Print the tables; 1 where a kernel is beyond its limits."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="make the present numbers the limits")
     arguments = parser.parse_args()
-    limits = json.loads(TABLE.read_text()) if TABLE.exists() else {}
-    measured: dict[str, dict[str, dict[str, int]]] = {}
-    problems = []
-    for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
+    problems: list[str] = []
+    for source in sorted(SOURCES.glob("*.cu")):
+        measured: Table = {}
         for target in TARGETS:
             for kernel, numbers in measure(source, target).items():
-                key = f"{source.stem}/{kernel}"
-                measured.setdefault(key, {})[f"sm_{target}"] = numbers
-                limit = limits.get(key, {}).get(f"sm_{target}")
-                print(f"{key:55} sm_{target:4} {numbers}")
-                if numbers["spilled_bytes"]:
-                    problems.append(f"{key} sm_{target} spills {numbers['spilled_bytes']} bytes")
-                if limit is None:
-                    problems.append(f"{key} sm_{target} is not in {TABLE.name}")
-                elif any(numbers[k] > limit[k] for k in numbers):
-                    problems.append(f"{key} sm_{target}: {numbers} exceeds {limit}")
-    if arguments.write:
-        TABLE.write_text(json.dumps(measured, indent=1, sort_keys=True) + "\n")
-        return 0
+                measured.setdefault(kernel, {})[f"sm_{target}"] = numbers
+                print(f"{f'{source.stem}/{kernel}':55} sm_{target:4} {numbers}")
+        table = table_of(source)
+        if arguments.write:
+            table.write_text(json.dumps(measured, indent=1, sort_keys=True) + "\n")
+        limits = json.loads(table.read_text()) if table.exists() else {}
+        problems += problems_of(source, measured, limits)
     for problem in problems:
         print(f"problem: {problem}")
     return 1 if problems else 0

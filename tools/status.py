@@ -20,31 +20,6 @@ PAGE = ROOT / "docs" / "status.md"
 HOW = ("reference", "interpreted", "compiled", "gpu test")
 """What a test can prove: equal to the definition on a CPU, or in Triton's interpreter; that code is
 generated without spills; equal to the definition on a GPU, whenever the test is run on one."""
-KERNELS = {
-    "connected_components": ("init", "merge", "count", "spread"),
-    "small_components": ("init", "merge", "count", "spread"),
-    "hiera_block": ("moments", "linear", "window"),
-    "mask_decoder": (
-        "token_step",
-        "token_to_image_attention",
-        "token_to_image_output",
-        "token_mlp",
-        "image_to_token_attention",
-        "token_heads",
-        "upscale_and_predict_masks",
-    ),
-    "mask_postprocess": ("bits", "count", "write"),
-    "memory_attention": ("moments", "queries", "keys", "attend", "merge", "linear"),
-    "memory_encoder": ("first", "down", "depthwise", "linear"),
-    "nms": ("overlap", "greedy"),
-    "object_heads": ("object_state", "tracked"),
-    "preprocess_frame": ("resample",),
-    "preprocess_images": ("resample",),
-    "resize_bicubic": ("resample",),
-    "rope_attention": ("rotate", "attend", "merge"),
-    "window_attention": ("window",),
-}
-"""The Triton kernels that an op launches."""
 HEAD = """# Status: what is proved, and what is not
 
 Made by `python -m tools.status --write` from the registry, the tests, the dry run and the
@@ -74,9 +49,11 @@ class Row:
 
 def rows() -> dict[tuple[str, str], Row]:
     """Every op and backend of the registry, torch's definitions left out."""
-    from sam2_fast.ops.core.registry import backends
+    from sam2_fast.ops.core import registry
 
-    found = {(s.op, s.backend): Row() for s in backends() if s.backend != "torch"}
+    registry.load_all()
+    known = registry.all_implementations()
+    found = {key: Row() for key in known if key[1] != "torch"}
     for key, how in marks():
         if key not in found or how not in HOW:
             raise ValueError(
@@ -85,7 +62,7 @@ def rows() -> dict[tuple[str, str], Row]:
         found[key].proofs.add(how)
     for (op, backend), row in found.items():
         if backend == "triton":
-            row.architectures = dry_run(op)
+            row.architectures = dry_run(known[op, backend].kernels)
         if backend == "cuda" and assembled():
             row.proofs.add("compiled")
         if backend == "cpu":
@@ -115,20 +92,21 @@ def marks() -> list[tuple[tuple[str, str], str]]:
     return found
 
 
-def dry_run(op: str) -> list[str]:
-    """Compute capabilities for which the committed table has all kernels of an op."""
+def dry_run(kernels: tuple[str, ...]) -> list[str]:
+    """Compute capabilities for which the committed table has all these kernels."""
     table = json.loads((ROOT / "tools" / "gpu" / "dry_run.json").read_text())["architectures"]
     there = {
         c: {label.split("_kernel")[0] for label in part["kernels"]} for c, part in table.items()
     }
-    return [f"{int(c) / 10:.1f}" for c, names in there.items() if set(KERNELS[op]) <= names]
+    return [f"{int(c) / 10:.1f}" for c, names in there.items() if set(kernels) <= names]
 
 
 def assembled() -> bool:
-    """Whether the committed table of the CUDA kernels, which CI compares where nvcc is, has no
+    """Whether the committed tables of the CUDA kernels, which CI compares where nvcc is, have no
     spills."""
-    table = json.loads((ROOT / "csrc" / "cuda" / "ptxas_limits.json").read_text())
-    return all(row["spilled_bytes"] == 0 for targets in table.values() for row in targets.values())
+    tables = [json.loads(p.read_text()) for p in (ROOT / "csrc" / "cuda").glob("*.ptxas.json")]
+    kernels = [kernel for table in tables for kernel in table.values()]
+    return all(row["spilled_bytes"] == 0 for targets in kernels for row in targets.values())
 
 
 def on_cards() -> dict[tuple[str, str], str]:

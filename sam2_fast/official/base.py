@@ -11,7 +11,7 @@ from sam2_fast.official.steps import OfficialSteps
 
 
 class SAM2Base(OfficialSteps):
-    """The model with the official surface: its steps are in `official_steps`, its options are attributes."""
+    """The model with the official surface: its steps are in `official/steps.py`, its options are attributes."""
 
     num_feature_levels = 3
     directly_add_no_mem_embed = True

@@ -185,7 +185,7 @@ def _backends(on_device: Callable[..., Any], in_triton: Callable[..., Any]) -> t
     on_gpu, on_cpu = ((on_one(kind), plain, fits(_refuses)) for kind in ("cuda", "cpu"))
     return (
         Backend("cuda", on_device, on_gpu),
-        Backend("triton", in_triton, on_gpu),
+        Backend("triton", in_triton, on_gpu, kernels=("init", "merge", "count", "spread")),
         Backend("cpu", on_device, on_cpu),
     )
 

@@ -290,6 +290,7 @@ _OP = Op(
                 computes_in(torch.bfloat16, torch.float16),
                 fits(_triton_refuses),
             ),
+            kernels=("moments", "linear", "window", "mlp"),
         ),
         Backend(
             "cpu",
@@ -303,5 +304,5 @@ _OP = Op(
             ),
         ),
     ),
-    rule=Rule(_configuration, first_rows(1)),
+    rule=Rule(_configuration, first_rows(1), float16=True),
 )

@@ -265,7 +265,12 @@ _OP = Op(
     "mask_postprocess",
     reference=mask_postprocess_reference,
     backends=(
-        Backend("triton", _triton_postprocess, (on_one("cuda"), plain, fits(_refuses))),
+        Backend(
+            "triton",
+            _triton_postprocess,
+            (on_one("cuda"), plain, fits(_refuses)),
+            kernels=("bits", "count", "write"),
+        ),
         Backend("cpu", _native_postprocess, (on_one("cpu"), plain, fits(_refuses))),
     ),
     fixed_by_values="it returns lists whose lengths depend on the masks",

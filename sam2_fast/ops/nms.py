@@ -142,7 +142,14 @@ _OP = Op(
     schema="(Tensor boxes, Tensor idxs, Tensor alive, float threshold) -> Tensor",
     reference=nms_reference,
     result=_result,
-    backends=(Backend("triton", _triton_nms, (on_one("cuda"), plain, fits(_refuses))),),
+    backends=(
+        Backend(
+            "triton",
+            _triton_nms,
+            (on_one("cuda"), plain, fits(_refuses)),
+            kernels=("overlap", "greedy"),
+        ),
+    ),
     fixed_by_values="its definition repeats until nothing changes, so that a recording would hold "
     "for the recorded boxes only",
     rule=Rule(_configuration),

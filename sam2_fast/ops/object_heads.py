@@ -230,7 +230,8 @@ _OP = Op(
                 computes_in(torch.bfloat16, torch.float16),
                 fits(_refuses),
             ),
+            kernels=("object_state", "tracked"),
         ),
     ),
-    rule=Rule(_configuration, first_rows(3), align=_align),
+    rule=Rule(_configuration, first_rows(3), align=_align, float16=True),
 )

@@ -264,7 +264,9 @@ def _backends(
     in_triton: Callable[..., Tensor], on_cpu: Callable[..., Tensor]
 ) -> tuple[Backend, ...]:
     return (
-        Backend("triton", in_triton, (on_one("cuda"), plain, fits(_refuses))),
+        Backend(
+            "triton", in_triton, (on_one("cuda"), plain, fits(_refuses)), kernels=("resample",)
+        ),
         Backend("cpu", on_cpu, (on_one("cpu"), plain, fits(_refuses))),
     )
 

@@ -179,7 +179,12 @@ _OP = Op(
     reference=rope_attention_reference,
     result=_result,
     backends=(
-        Backend("triton", _triton_rope, (on_one("cuda"), plain, no_grad, fits(_triton_refuses))),
+        Backend(
+            "triton",
+            _triton_rope,
+            (on_one("cuda"), plain, no_grad, fits(_triton_refuses)),
+            kernels=("rotate", "attend", "merge"),
+        ),
         Backend(
             "cpu",
             _native_rope,
@@ -187,5 +192,5 @@ _OP = Op(
         ),
     ),
     takes=lambda *_: True,
-    rule=Rule(_configuration, first_rows(3)),
+    rule=Rule(_configuration, first_rows(3), float16=True),
 )

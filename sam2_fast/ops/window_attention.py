@@ -193,12 +193,17 @@ _OP = Op(
     reference=window_attention_reference,
     result=_result,
     backends=(
-        Backend("triton", _triton_window, (on_one("cuda"), plain, no_grad, fits(_triton_refuses))),
+        Backend(
+            "triton",
+            _triton_window,
+            (on_one("cuda"), plain, no_grad, fits(_triton_refuses)),
+            kernels=("window",),
+        ),
         Backend(
             "cpu",
             _native_window,
             (on_one("cpu"), plain, no_grad, stored_in(*_STORED), fits(_refuses)),
         ),
     ),
-    rule=Rule(_configuration, first_rows(1)),
+    rule=Rule(_configuration, first_rows(1), float16=True),
 )

@@ -18,6 +18,7 @@ from sam2_fast.ops.core.layout import Leaf
 from sam2_fast.ops.core.native import native
 from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.hiera_block import HieraBlockWeights, _native_block, hiera_block, hiera_block_reference
+from tests.ops import cases
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = {
@@ -276,3 +277,15 @@ def test_gradients_flow_through_the_definition() -> None:
 def test_narrower_sets_are_only_for_tests() -> None:
     x, weights, *rest = case(*SHAPES["pooled"])
     assert _native_block(x, weights, *rest, 1e-6, isa="portable").shape == (2, 8, 8, 24)
+
+
+def of_hiera_block(pool: bool) -> cases.Case:
+    x, weights, *rest = case(8, 8, 16, 32 if pool else 16, 2, 4, pool, batch=1)
+    named = HieraBlockWeights.unflatten
+    return cases.drawn(lambda x, *w, **how: hiera_block(x, named(w), *rest, **how), x, *weights.flatten())
+
+
+RECORDED: dict[str, Callable[[], cases.Case]] = {
+    "hiera_block": lambda: of_hiera_block(False),
+    "hiera_block, pooled": lambda: of_hiera_block(True),
+}

@@ -15,9 +15,10 @@ from sam2_fast.ops.core.native import is_plain, materialized, native
 from sam2_fast.ops.hiera_block import hiera_block
 from sam2_fast.ops.mask_postprocess import mask_postprocess
 from tests.ops import test_hiera_block
-from tests.ops.test_tracing import FIXED, FLOATS, listed, numbers
+from tests.ops.cases import collected, listed, numbers
 
-OPS = {**FLOATS, **FIXED}
+FLOATS = collected("RECORDED")
+OPS = {**FLOATS, **collected("FIXED_BY_VALUES")}
 SAFE = "a tensor whose memory holds its numbers"
 UNCHECKED = ("cpu_isa", "cuda_architectures", "same_members", "same_tensors", "all_empty")  # they read no memory
 

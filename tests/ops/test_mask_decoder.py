@@ -16,6 +16,7 @@ from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.mask_decoder import MaskDecoderWeights, _native_decoder, cpu_weights, mask_decoder
 from sam2_fast.ops.mask_decoder.reference import cell_matrix, mask_decoder_reference, spread
 from sam2_fast.ops.mask_decoder.weights import UpscalingWeights
+from tests.ops import cases
 from tests.ops.errors import Errors
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -307,3 +308,13 @@ def test_gradients_flow_through_the_definition_and_match_the_transposed_convolut
 
 def test_narrower_sets_are_only_for_tests() -> None:
     assert _native_decoder(*case(), isa="portable")[0].shape == (3, 3, 20, 28)
+
+
+def of_mask_decoder() -> cases.Case:
+    c = case(height=2, width=3, objects=3, absent=True, best=True)
+    assert c.present is not None
+    tensors = (c.image, c.mid, c.high, c.position, c.prompts, c.present, *c.weights.flatten())
+    return cases.drawn(lambda *t, **how: mask_decoder(*t[:6], MaskDecoderWeights.unflatten(t[6:]), *c[7:], **how)[:2], *tensors)
+
+
+RECORDED: dict[str, Callable[[], cases.Case]] = {"mask_decoder": of_mask_decoder}

@@ -20,6 +20,7 @@ from sam2_fast.ops.core.weights import Linear
 from sam2_fast.ops.memory_attention import Memories, MemoryAttentionWeights, _native_attention, memory_attention
 from sam2_fast.ops.memory_attention.reference import attention, memory_attention_reference
 from sam2_fast.ops.rope_attention import rope_attention_reference, rope_table
+from tests.ops import cases
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 RAGGED = ((2, 3), (0, 4), (3, 0), (2, 3))  # maps and pointer tokens of four objects
@@ -260,3 +261,18 @@ def test_gradients_flow_through_the_definition() -> None:
 
 def test_narrower_sets_are_only_for_tests() -> None:
     assert _native_attention(*case(), isa="portable").shape == (4, 36, 16)
+
+
+def of_memory_attention() -> cases.Case:
+    x, weights, table, memories, temporal, place = case(side=3, objects=((1, 4), (2, 0)), layers=1)
+    count = len(memories.maps)
+
+    def run(x: Tensor, table: Tensor, p: Tensor, positions: Tensor, temporal: Tensor, place: Tensor, *rest: Tensor, **how: Any) -> Tensor:
+        given = memories._replace(maps=list(rest[:count]), pointers=p, positions=positions)
+        named = MemoryAttentionWeights.unflatten(rest[count:])
+        return memory_attention(x, named, table, given, temporal, place, **how)
+
+    return cases.drawn(run, x, table, memories.pointers, memories.positions, temporal, place, *memories.maps, *weights.flatten())
+
+
+RECORDED: dict[str, Callable[[], cases.Case]] = {"memory_attention": of_memory_attention}

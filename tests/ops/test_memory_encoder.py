@@ -22,6 +22,7 @@ from sam2_fast.ops.memory_encoder import (
     memory_encoder,
     memory_encoder_reference,
 )
+from tests.ops import cases
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -344,3 +345,14 @@ def test_narrow_matrices_are_kept_until_a_parameter_changes() -> None:
 
 def test_narrower_sets_are_only_for_tests() -> None:
     assert _native_encoder(*case(), isa="portable").shape == (3, 25, 6)
+
+
+def of_memory_encoder() -> cases.Case:
+    low, logits, weights, binarize, eps = case()
+    named = MemoryEncoderWeights.unflatten
+    return cases.drawn(
+        lambda low, logits, *w, **how: memory_encoder(low, logits, named(w), binarize, eps, **how), low, logits, *weights.flatten()
+    )
+
+
+RECORDED: dict[str, Callable[[], cases.Case]] = {"memory_encoder": of_memory_encoder}

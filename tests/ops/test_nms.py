@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from sam2_fast.ops.core.native import no_triton
 from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.nms import batched_nms, nms
+from tests.ops import cases
 from tests.ops.triton_tools import compiled, interpret
 
 
@@ -126,3 +128,13 @@ def test_the_same_boxes_on_a_gpu(count: int) -> None:
         found = nms(given[0], given[1], 0.5, *given[2:], backend="triton")
     stream.synchronize()
     assert torch.equal(found.cpu(), nms(boxes, scores, 0.5, idxs, alive, backend="torch"))
+
+
+def of_nms() -> cases.Case:
+    far = torch.arange(6.0)[:, None] * 100 + torch.tensor([0.0, 0.0, 10.0, 10.0])
+    chain = torch.arange(6.0)[:, None] * 3 + torch.tensor([0.0, 0.0, 10.0, 10.0])  # each overlaps the next
+    falling = 1 - torch.arange(6.0) / 10
+    return cases.Case(lambda boxes, scores, **how: nms(boxes, scores, 0.3, **how), (far, torch.rand(6)), (chain, falling))
+
+
+FIXED_BY_VALUES: dict[str, Callable[[], cases.Case]] = {"nms": of_nms}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from sam2_fast.ops.preprocess import (
     resize_bicubic,
     resize_bicubic_reference,
 )
+from tests.ops import cases
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZES = [
@@ -265,3 +267,30 @@ def test_fake_tensors_never_reach_native_code() -> None:
         assert preprocess_images(frame[None], 8, MEAN, STD).shape == (1, 3, 8, 8)
         assert preprocess_frame(frame, 8, MEAN, STD).dtype == torch.float32
         assert resize_bicubic(frame, 8).shape == (8, 8, 3)
+
+
+def of_preprocess_images(dtype: torch.dtype) -> cases.Case:
+    tensors = tuple((torch.rand(1, 20, 24, 3, generator=torch.Generator().manual_seed(s)) * 255).byte() for s in range(2))
+    example, other = (t if dtype == torch.uint8 else t.to(dtype) / 255 for t in tensors)
+
+    def exact(images: Tensor) -> Tensor:
+        wide = images.permute(0, 3, 1, 2).double() / (255 if dtype == torch.uint8 else 1)
+        wide = F.interpolate(wide, (16, 16), mode="bilinear", antialias=True)
+        return (wide - torch.tensor(MEAN).double()[:, None, None]) / torch.tensor(STD).double()[:, None, None]
+
+    return cases.Case(lambda images, **how: preprocess_images(images, 16, MEAN, STD, **how), (example,), (other,), exact)
+
+
+def of_frames(run: Callable[..., Any]) -> cases.Case:
+    frames = ((torch.rand(20, 24, 3, generator=torch.Generator().manual_seed(s)) * 255).byte() for s in range(2))
+    return cases.Case(run, (next(frames),), (next(frames),))
+
+
+RECORDED: dict[str, Callable[[], cases.Case]] = {
+    "preprocess_images, bytes": lambda: of_preprocess_images(torch.uint8),
+    "preprocess_images, floats": lambda: of_preprocess_images(torch.float32),
+}
+FIXED_BY_VALUES: dict[str, Callable[[], cases.Case]] = {
+    "preprocess_frame": lambda: of_frames(lambda frame, **how: preprocess_frame(frame, 16, MEAN, STD, **how)),
+    "resize_bicubic": lambda: of_frames(lambda frame, **how: resize_bicubic(frame, 16, **how)),
+}

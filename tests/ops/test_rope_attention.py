@@ -11,6 +11,7 @@ from torch import Tensor
 from sam2_fast.ops.core.native import native
 from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.rope_attention import _native_rope, rope_attention, rope_attention_reference, rope_table
+from tests.ops import cases
 from tests.ops.errors import Errors
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -192,3 +193,10 @@ def test_the_callers_autocast_decides_the_dtype() -> None:
 def test_narrower_sets_are_only_for_tests() -> None:
     q, k, v, table = case(3, 2, 2)
     assert _native_rope(q, k, v, table, 2, "portable").shape == (2, 9, 16)
+
+
+def of_rope_attention() -> cases.Case:
+    return cases.drawn(lambda *t, **how: rope_attention(*t, 2, **how), *cases.numbers((2, 9, 8), (2, 20, 8), (2, 20, 4), (2, 9, 4)))
+
+
+RECORDED: dict[str, Callable[[], cases.Case]] = {"rope_attention": of_rope_attention}

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sam2_fast.ops.connected_components import connected_components, small_components
 from sam2_fast.ops.core import tracing
 from sam2_fast.ops.core.registry import BackendError
-from sam2_fast.ops.hiera_block import HieraBlockWeights, hiera_block
-from sam2_fast.ops.mask_decoder import MaskDecoderWeights, mask_decoder
 from sam2_fast.ops.mask_postprocess import mask_postprocess
-from sam2_fast.ops.memory_attention import MemoryAttentionWeights, memory_attention
-from sam2_fast.ops.memory_encoder import MemoryEncoderWeights, memory_encoder
 from sam2_fast.ops.nms import nms
-from sam2_fast.ops.preprocess import preprocess_frame, preprocess_images, resize_bicubic
-from sam2_fast.ops.rope_attention import rope_attention
-from sam2_fast.ops.window_attention import window_attention
-from tests.ops import recorders, test_hiera_block, test_mask_decoder, test_memory_attention, test_memory_encoder
-from tests.ops.recorders import ONNX, RECORDERS, Module, Tensors, jit_trace
+from sam2_fast.ops.preprocess import preprocess_images
+from tests.ops import recorders
+from tests.ops.cases import Case, Tensors, collected, listed, numbers
+from tests.ops.recorders import ONNX, RECORDERS, Module, jit_trace
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
@@ -35,127 +28,14 @@ pytestmark = [
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 
 
-class Case(NamedTuple):
-    """An op as a function of tensors. `run(*tensors, backend=...)`; the two draws differ in every tensor."""
-
-    run: Callable[..., Any]
-    example: Tensors
-    other: Tensors
-    exact: Callable[..., Any] | None = None  # in float64; None: `run` itself, on tensors in float64
+FLOATS: dict[str, Callable[[], Case]] = collected("RECORDED")
 
 
-def drawn(run: Callable[..., Any], *tensors: Tensor) -> Case:
-    """A case of `tensors` and of others of the same shapes. No tensor is given twice: a recorder would take the two for one."""
-    generator = torch.Generator().manual_seed(7)
-    other = (t + 0.3 * torch.randn(t.shape, generator=generator) if t.is_floating_point() else torch.ones_like(t) for t in tensors)
-    return Case(run, tuple(t.clone() for t in tensors), tuple(other))
-
-
-def numbers(*shapes: tuple[int, ...], seed: int = 0) -> Tensors:
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(shape, generator=generator) for shape in shapes)
-
-
-def of_window_attention() -> Case:
-    # windows that stick out of the grid
-    return drawn(lambda qkv, pad, **how: window_attention(qkv, pad, 2, 4, **how), *numbers((1, 6, 7, 24), (24,)))
-
-
-def of_hiera_block(pool: bool) -> Case:
-    x, weights, *rest = test_hiera_block.case(8, 8, 16, 32 if pool else 16, 2, 4, pool, batch=1)
-    named = HieraBlockWeights.unflatten
-    return drawn(lambda x, *w, **how: hiera_block(x, named(w), *rest, **how), x, *weights.flatten())
-
-
-def of_rope_attention() -> Case:
-    return drawn(lambda *t, **how: rope_attention(*t, 2, **how), *numbers((2, 9, 8), (2, 20, 8), (2, 20, 4), (2, 9, 4)))
-
-
-def of_memory_attention() -> Case:
-    x, weights, table, memories, temporal, place = test_memory_attention.case(side=3, objects=((1, 4), (2, 0)), layers=1)
-    count = len(memories.maps)
-
-    def run(x: Tensor, table: Tensor, p: Tensor, positions: Tensor, temporal: Tensor, place: Tensor, *rest: Tensor, **how: Any) -> Tensor:
-        given = memories._replace(maps=list(rest[:count]), pointers=p, positions=positions)
-        named = MemoryAttentionWeights.unflatten(rest[count:])
-        return memory_attention(x, named, table, given, temporal, place, **how)
-
-    return drawn(run, x, table, memories.pointers, memories.positions, temporal, place, *memories.maps, *weights.flatten())
-
-
-def of_memory_encoder() -> Case:
-    low, logits, weights, binarize, eps = test_memory_encoder.case()
-    named = MemoryEncoderWeights.unflatten
-    return drawn(
-        lambda low, logits, *w, **how: memory_encoder(low, logits, named(w), binarize, eps, **how), low, logits, *weights.flatten()
-    )
-
-
-def of_mask_decoder() -> Case:
-    c = test_mask_decoder.case(height=2, width=3, objects=3, absent=True, best=True)
-    assert c.present is not None
-    tensors = (c.image, c.mid, c.high, c.position, c.prompts, c.present, *c.weights.flatten())
-    return drawn(lambda *t, **how: mask_decoder(*t[:6], MaskDecoderWeights.unflatten(t[6:]), *c[7:], **how)[:2], *tensors)
-
-
-def of_preprocess_images(dtype: torch.dtype) -> Case:
-    tensors = tuple((torch.rand(1, 20, 24, 3, generator=torch.Generator().manual_seed(s)) * 255).byte() for s in range(2))
-    example, other = (t if dtype == torch.uint8 else t.to(dtype) / 255 for t in tensors)
-
-    def exact(images: Tensor) -> Tensor:
-        wide = images.permute(0, 3, 1, 2).double() / (255 if dtype == torch.uint8 else 1)
-        wide = F.interpolate(wide, (16, 16), mode="bilinear", antialias=True)
-        return (wide - torch.tensor(MEAN).double()[:, None, None]) / torch.tensor(STD).double()[:, None, None]
-
-    return Case(lambda images, **how: preprocess_images(images, 16, MEAN, STD, **how), (example,), (other,), exact)
-
-
-FLOATS: dict[str, Callable[[], Case]] = {
-    "window_attention": of_window_attention,
-    "hiera_block": lambda: of_hiera_block(False),
-    "hiera_block, pooled": lambda: of_hiera_block(True),
-    "rope_attention": of_rope_attention,
-    "memory_attention": of_memory_attention,
-    "memory_encoder": of_memory_encoder,
-    "mask_decoder": of_mask_decoder,
-    "preprocess_images, bytes": lambda: of_preprocess_images(torch.uint8),
-    "preprocess_images, floats": lambda: of_preprocess_images(torch.float32),
-}
-"""Ops whose definition is recorded."""
-
-
-def of_masks(run: Callable[..., Any]) -> Case:
-    empty = torch.zeros(2, 9, 11, dtype=torch.bool)  # after one round nothing changes
-    return Case(run, (empty,), (torch.rand(empty.shape, generator=torch.Generator().manual_seed(1)) < 0.6,))
-
-
-def of_nms() -> Case:
-    far = torch.arange(6.0)[:, None] * 100 + torch.tensor([0.0, 0.0, 10.0, 10.0])
-    chain = torch.arange(6.0)[:, None] * 3 + torch.tensor([0.0, 0.0, 10.0, 10.0])  # each overlaps the next
-    return Case(lambda boxes, scores, **how: nms(boxes, scores, 0.3, **how), (far, torch.rand(6)), (chain, 1 - torch.arange(6.0) / 10))
-
-
-def of_frames(run: Callable[..., Any]) -> Case:
-    frames = ((torch.rand(20, 24, 3, generator=torch.Generator().manual_seed(s)) * 255).byte() for s in range(2))
-    return Case(run, (next(frames),), (next(frames),))
-
-
-FIXED: dict[str, Callable[[], Case]] = {
-    "connected_components": lambda: of_masks(connected_components),
-    "small_components": lambda: of_masks(lambda masks, **how: small_components(masks, 3, **how)),
-    "nms": of_nms,
-    "preprocess_frame": lambda: of_frames(lambda frame, **how: preprocess_frame(frame, 16, MEAN, STD, **how)),
-    "resize_bicubic": lambda: of_frames(lambda frame, **how: resize_bicubic(frame, 16, **how)),
-}
-"""Ops whose definition must not be recorded: it does what the recorded numbers want. All of them agree to the bit."""
+FIXED: dict[str, Callable[[], Case]] = collected("FIXED_BY_VALUES")
 
 
 def error(found: Tensor, exact: Tensor) -> float:
     return (found.double() - exact.double()).square().mean().sqrt().item()
-
-
-def listed(found: Any) -> list[Tensor]:
-    return [found] if isinstance(found, Tensor) else list(found)
 
 
 def close(found: Any, case: Case) -> None:
@@ -320,13 +200,13 @@ def test_gradients_of_a_transform_are_those_of_backward(name: str) -> None:
 def test_a_compiled_function_may_name_a_backend() -> None:
     """It is called between two graphs."""
     torch._dynamo.reset()
-    case = of_window_attention()
+    case = FLOATS["window_attention"]()
     program = torch.compile(lambda *t: 2 * case.run(*t, backend="cpu"), backend="aot_eager")
     assert torch.equal(program(*case.other), 2 * case.run(*case.other, backend="cpu"))
 
 
 def test_tensors_with_tangents_have_whole_masks_and_boxes() -> None:
-    boxes, scores = of_nms().other
+    boxes, scores = FIXED["nms"]().other
     with torch.autograd.forward_ad.dual_level():
         dual = [torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)) for x in (boxes, scores)]
         assert torch.equal(nms(*dual, 0.3), nms(boxes, scores, 0.3))
@@ -341,7 +221,7 @@ def test_who_watches_sees_the_products(make: Callable[[], Case]) -> None:
 
 
 def test_constants_that_are_made_in_a_fake_mode_stay_there() -> None:
-    case = of_preprocess_images(torch.uint8)
+    case = FLOATS["preprocess_images, bytes"]()
     wanted = [s + 1 / 64 for s in STD]  # of these, nothing is kept yet
     with torch._subclasses.FakeTensorMode():
         preprocess_images(torch.zeros(1, 16, 16, 3), 16, MEAN, wanted)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.ops.cases import Sizes, collected
 from tests.ops.triton_tools import compiled
 
 HALVES = dict.fromkeys(("q", "k", "v", "qkv", "pad", "position", "temporal", "weight", "bias", "x", "keys", "values", "out"), "*bf16")
@@ -35,7 +36,7 @@ FLAGS = {
     "PEELED", "PLANES", "POOL", "RAGGED", "REGULAR", "SCALE", "SELF", "STORE", "TO_IMAGE", "TO_TOKEN",
 }  # fmt: skip
 TILE = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "EXACT": False}
-KERNELS: list[tuple[str, str, dict[str, Any]]] = [
+_KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     *[("connected_components", name, {"BLOCK": 256}) for name in ("init", "merge", "count", "spread")],
     *[("layer_norm", name, {"BLOCK": 16, "WIDE": 16}) for name in ("moments", "normalize")],
     (
@@ -112,50 +113,6 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("module", "name", "constants"), KERNELS, ids=[f"{m} {n}" for m, n, _ in KERNELS])
-def test_compiles_where_every_size_is_one(module: str, name: str, constants: dict[str, Any]) -> None:
-    pytest.importorskip("triton")
-    kernel = getattr(import_module(f"sam2_fast.kernels.{module}"), f"{name}_kernel")
-    kinds = _kinds(module, name)
-    specialized = [p.name for p in kernel.params if p.name not in kinds | constants and not p.do_not_specialize]
-    _compile(kernel, kinds, constants | dict.fromkeys(specialized, 1))
-
-
-def _flipped() -> list[tuple[str, str, dict[str, Any], str]]:
-    """Each kernel once for each of its boolean constants, with that one the other way."""
-    return [
-        (module, name, constants | {flag: not value}, flag)
-        for module, name, constants in KERNELS
-        for flag, value in constants.items()
-        if isinstance(value, bool)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("module", "name", "constants"),
-    [row[:3] for row in _flipped()],
-    ids=[f"{m} {n} {flag}={c[flag]}" for m, n, c, flag in _flipped()],
-)
-def test_compiles_in_bfloat16_with_each_boolean_constant_either_way(module: str, name: str, constants: dict[str, Any]) -> None:
-    pytest.importorskip("triton")
-    kernel = getattr(import_module(f"sam2_fast.kernels.{module}"), f"{name}_kernel")
-    kinds = _kinds(module, name)
-    if constants.get("EXACT"):  # products of float32 without TF32: no other dtype has it
-        kinds = {key: kind.replace("bf16", "fp32") for key, kind in kinds.items()}
-    _compile(kernel, kinds, constants)
-
-
-def test_every_boolean_constant_is_compiled_both_ways() -> None:
-    """A constant that the launches set to True or False must be a bool in the table above."""
-    pytest.importorskip("triton")
-    for module, name, constants in KERNELS:
-        kernel = getattr(import_module(f"sam2_fast.kernels.{module}"), f"{name}_kernel")
-        declared = {p.name for p in kernel.params if p.is_constexpr}
-        assert declared == set(constants), (module, name)
-        flags = FLAGS & declared
-        assert all(isinstance(constants[flag], bool) for flag in flags), (module, name, flags)
-
-
 def _kinds(module: str, name: str) -> dict[str, str]:
     """Triton's types of pointers and floats by argument name."""
     of_decoder = module in ("mask_decoder", "mask_prediction", "decoder_heads", "decoder_step", "decoder_mlp", "object_heads")
@@ -170,6 +127,53 @@ def _kinds(module: str, name: str) -> dict[str, str]:
     return kinds
 
 
+KERNELS = [Sizes(module, name, constants, _kinds(module, name)) for module, name, constants in _KERNELS]
+KERNELS += collected("TRITON_SIZES")
+
+
+@pytest.mark.parametrize("row", KERNELS, ids=[f"{row.module} {row.name}" for row in KERNELS])
+def test_compiles_where_every_size_is_one(row: Sizes) -> None:
+    pytest.importorskip("triton")
+    kernel = _kernel(row)
+    specialized = [p.name for p in kernel.params if p.name not in row.kinds | row.constants and not p.do_not_specialize]
+    _compile(kernel, row.kinds, row.constants | dict.fromkeys(specialized, 1))
+
+
+def _flipped() -> list[tuple[Sizes, str]]:
+    """Each kernel once for each of its boolean constants, with that one the other way."""
+    return [
+        (row._replace(constants=row.constants | {flag: not value}), flag)
+        for row in KERNELS
+        for flag, value in row.constants.items()
+        if isinstance(value, bool)
+    ]
+
+
+@pytest.mark.parametrize(
+    "row", [row for row, _ in _flipped()], ids=[f"{row.module} {row.name} {flag}={row.constants[flag]}" for row, flag in _flipped()]
+)
+def test_compiles_in_bfloat16_with_each_boolean_constant_either_way(row: Sizes) -> None:
+    pytest.importorskip("triton")
+    kinds = row.kinds
+    if row.constants.get("EXACT"):  # products of float32 without TF32: no other dtype has it
+        kinds = {key: kind.replace("bf16", "fp32") for key, kind in kinds.items()}
+    _compile(_kernel(row), kinds, row.constants)
+
+
+def test_every_boolean_constant_is_compiled_both_ways() -> None:
+    """A constant that the launches set to True or False must be a bool in the table above."""
+    pytest.importorskip("triton")
+    for row in KERNELS:
+        declared = {p.name for p in _kernel(row).params if p.is_constexpr}
+        assert declared == set(row.constants), row
+        flags = FLAGS & declared
+        assert all(isinstance(row.constants[flag], bool) for flag in flags), (row, flags)
+
+
+def _kernel(row: Sizes) -> Any:
+    return getattr(import_module(f"sam2_fast.kernels.{row.module}"), f"{row.name}_kernel")
+
+
 def _compile(kernel: Any, kinds: dict[str, str], constants: dict[str, Any]) -> None:
     numbers = dict.fromkeys(kernel.arg_names, "i32")
     assert compiled(kernel, numbers | kinds, constants, 90, aligned=False).asm["ptx"]
@@ -181,7 +185,7 @@ def test_every_kernel_is_among_them() -> None:
 
     folder = Path(import_module("sam2_fast.kernels.connected_components").__file__ or "").parent
     found = {(file.stem, name.removesuffix("_kernel")) for file in folder.glob("*.py") for name in _kernels(file.stem)}
-    assert found == {(module, name) for module, name, _ in KERNELS}
+    assert found == {(row.module, row.name) for row in KERNELS}
 
 
 def _kernels(stem: str) -> list[str]:

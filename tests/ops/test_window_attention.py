@@ -11,6 +11,7 @@ from torch import Tensor
 from sam2_fast.ops.core.native import native
 from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.window_attention import window_attention, window_attention_reference
+from tests.ops import cases
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = {  # height, width, heads, channels of a head, window, pooled
@@ -196,3 +197,11 @@ def test_gradients_flow_through_the_definition() -> None:
     qkv, pad, *rest = case(*SHAPES["windows that stick out"])
     window_attention(qkv.requires_grad_(), pad.requires_grad_(), *rest).sum().backward()
     assert qkv.grad is not None and pad.grad is not None
+
+
+def of_window_attention() -> cases.Case:
+    # windows that stick out of the grid
+    return cases.drawn(lambda qkv, pad, **how: window_attention(qkv, pad, 2, 4, **how), *cases.numbers((1, 6, 7, 24), (24,)))
+
+
+RECORDED: dict[str, Callable[[], cases.Case]] = {"window_attention": of_window_attention}

@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 
 from sam2_fast.ops.core.registry import backends
-from tools import status
+from tools import op_names, status
 
 
 def test_the_committed_page_is_the_generated_one() -> None:
-    assert status.PAGE.read_text() == status.page(), "run python -m tools.status --write"
+    assert status.PAGE.read_text() == status.page(), "run `make generated`"
+
+
+def test_type_checkers_see_every_op() -> None:
+    assert op_names.FILE.read_text() == op_names.source(), "run `make generated`"
 
 
 @pytest.mark.parametrize(

@@ -22,17 +22,6 @@ from sam2_fast.proving.case import Case
 from sam2_fast.proving.errors import cast
 from sam2_fast.proving.rules import Call, rule_of
 
-FLOATS = (
-    "hiera_block",
-    "mask_decoder",
-    "memory_attention",
-    "memory_encoder",
-    "object_heads",
-    "rope_attention",
-    "window_attention",
-)
-"""Ops whose kernels compute in narrow dtypes; they are compared in float16, too."""
-
 
 def run(context: Context) -> None:
     """Entry point."""
@@ -43,7 +32,7 @@ def run(context: Context) -> None:
             if (op, backend) in known:
                 compare = partial(_compare, context, known[op, backend], call)
                 context.attempt(f"{name} {backend}", compare)
-        if op in FLOATS and context.mode != "cpu":
+        if rule_of(op).float16 and context.mode != "cpu":
             halves = Call(cast(call.arguments, torch.float16), call.named)
             compare = partial(_compare, context, known[op, "triton"], halves)
             context.attempt(f"{name} triton float16", compare)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -18,10 +19,9 @@ from sam2_fast.proving.device import no_triton as no_triton
 def native() -> ModuleType | None:
     """`sam2_fast._C`, or None where the package was not built."""
     try:
-        from sam2_fast import _C
+        return import_module("sam2_fast._C")
     except ImportError:
         return None
-    return _C
 
 
 def no_cpu() -> str | None:

@@ -35,7 +35,7 @@ class Backend:
     requires: Sequence[Requirement]
     """Asked in this order; the first that is not met is the reason of a refusal."""
     kernels: tuple[str, ...] = ()
-    """Names of the Triton kernels that it launches, without `_kernel`; for docs/status.md."""
+    """Names of the Triton kernels that it launches, without `_kernel`."""
 
     def refuses(self, *arguments: Any) -> str | None:
         """Why it cannot run on these arguments, or None."""
@@ -80,9 +80,15 @@ class Op:
         self._flatten = flatten or self._with_list
         self._unflatten = unflatten or self._with_weights
         for backend in self.backends:
-            absent = _ABSENT[backend.name]
             registry.register(
-                Implementation(name, backend.name, backend.run, backend.refuses, absent)
+                Implementation(
+                    name,
+                    backend.name,
+                    backend.run,
+                    backend.refuses,
+                    _ABSENT[backend.name],
+                    backend.kernels,
+                )
             )
         registry.register(Implementation(name, "torch", reference, lambda *_: None))
         if rule is not None:

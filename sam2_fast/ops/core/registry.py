@@ -41,6 +41,8 @@ class Implementation:
     """Takes the arguments; the reason why it cannot run on them, or None."""
     absent: Callable[[], str | None] = always
     """Why the machine lacks it altogether, or None."""
+    kernels: tuple[str, ...] = ()
+    """Names of the Triton kernels that it launches, without `_kernel`."""
 
 
 @dataclass(frozen=True)
@@ -271,18 +273,3 @@ def backends() -> list[Status]:
 
 def _sorted() -> Iterator[tuple[str, str]]:
     return iter(sorted(_implementations, key=lambda key: (key[0], ORDER.index(key[1]))))
-
-
-def table() -> str:
-    """`backends()` as text, a line each."""
-    return "\n".join(
-        f"{s.op:24} {s.backend:8} {'yes' if s.available else 'no: ' + str(s.reason)}"
-        for s in backends()
-    )
-
-
-if __name__ == "__main__":
-    import sys
-
-    # the module run as a script is another object than the one that ops register with
-    sys.stdout.write(import_module("sam2_fast.ops.core.registry").table() + "\n")

@@ -293,6 +293,15 @@ _OP = Op(
                 computes_in(torch.bfloat16, torch.float16),
                 fits(triton_refuses),
             ),
+            kernels=(
+                "token_step",
+                "token_to_image_attention",
+                "token_to_image_output",
+                "token_mlp",
+                "image_to_token_attention",
+                "token_heads",
+                "upscale_and_predict_masks",
+            ),
         ),
         Backend(
             "cpu",
@@ -306,5 +315,5 @@ _OP = Op(
             ),
         ),
     ),
-    rule=Rule(_configuration, _sample, align=_align),
+    rule=Rule(_configuration, _sample, align=_align, float16=True),
 )

@@ -304,6 +304,7 @@ _OP = Op(
                 computes_in(torch.bfloat16, torch.float16),
                 fits(_triton_refuses),
             ),
+            kernels=("moments", "project", "gather", "keys", "attend", "merge", "linear"),
         ),
         Backend(
             "cpu",
@@ -317,5 +318,5 @@ _OP = Op(
             ),
         ),
     ),
-    rule=Rule(_configuration, _sample, _more),
+    rule=Rule(_configuration, _sample, _more, float16=True),
 )

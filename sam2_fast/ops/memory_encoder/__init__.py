@@ -286,6 +286,7 @@ _OP = Op(
                 computes_in(torch.bfloat16, torch.float16),
                 fits(_triton_refuses),
             ),
+            kernels=("first", "down", "depthwise", "linear"),
         ),
         Backend(
             "cpu",
@@ -299,5 +300,5 @@ _OP = Op(
             ),
         ),
     ),
-    rule=Rule(_configuration, first_rows(2), convolutions=True),
+    rule=Rule(_configuration, first_rows(2), convolutions=True, float16=True),
 )

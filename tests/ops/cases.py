@@ -1,0 +1,69 @@
+"""What tests of one op give to tests of all ops, which collect it by name: a new op edits no list.
+
+A module tests/ops/test_<op>.py may have
+* `RECORDED: dict[str, Callable[[], Case]]`, ops whose definition is recorded;
+* `FIXED_BY_VALUES`, the same for ops whose definition must not be recorded, since it does what the
+  recorded numbers want; all backends of them agree exactly;
+* `TRITON_SIZES: list[Sizes]`, kernels that are compiled in bfloat16 with every size 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Tensors = tuple[Tensor, ...]
+
+
+class Case(NamedTuple):
+    """An op as a function of tensors. `run(*tensors, backend=...)`; the two draws differ in every tensor."""
+
+    run: Callable[..., Any]
+    example: Tensors
+    other: Tensors
+    exact: Callable[..., Any] | None = None  # in float64; None: `run` itself, on tensors in float64
+
+
+class Sizes(NamedTuple):
+    """A Triton kernel `<name>_kernel` of kernels/<module>.py."""
+
+    module: str
+    name: str
+    constants: dict[str, Any]
+    kinds: dict[str, str]
+    """Triton's types of pointers and floats by argument name; other arguments are int32."""
+
+
+def drawn(run: Callable[..., Any], *tensors: Tensor) -> Case:
+    """A case of `tensors` and of others of the same shapes. No tensor is given twice: a recorder would take the two for one."""
+    generator = torch.Generator().manual_seed(7)
+    other = (t + 0.3 * torch.randn(t.shape, generator=generator) if t.is_floating_point() else torch.ones_like(t) for t in tensors)
+    return Case(run, tuple(t.clone() for t in tensors), tuple(other))
+
+
+def numbers(*shapes: tuple[int, ...], seed: int = 0) -> Tensors:
+    """Normally distributed tensors of these shapes."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+
+
+def listed(found: Any) -> list[Tensor]:
+    """What an op returns, as a list."""
+    return [found] if isinstance(found, Tensor) else list(found)
+
+
+def collected(name: str) -> Any:
+    """What all modules have under this name, dictionaries or lists joined."""
+    parts = []
+    for path in sorted(Path(__file__).parent.glob("test_*.py")):
+        if f"\n{name}: " in path.read_text():
+            parts.append(getattr(import_module(f"tests.ops.{path.stem}"), name))
+    assert parts, name
+    if isinstance(parts[0], list):
+        return [row for part in parts for row in part]
+    return {key: value for part in parts for key, value in part.items()}

@@ -1,0 +1,40 @@
+"""The registry of ops: what is registered follows from the sources."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sam2_fast.ops.core.registry import all_implementations, backends
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def module_of(op: str) -> str:
+    """The module of `sam2_fast.ops` that declares an op."""
+    return all_implementations()[op, "torch"].run.__module__.removeprefix("sam2_fast.ops.").split(".")[0]
+
+
+def test_an_op_has_the_backends_that_its_sources_are_for() -> None:
+    """csrc/<stem>.h declares launchers for CPUs and CUDA; kernels/<stem>.py is for Triton."""
+    rows = [(s.op, s.backend) for s in backends()]
+    expected = set()
+    for op in {op for op, _ in rows}:
+        stem = module_of(op)
+        header = ROOT / "csrc" / f"{stem}.h"
+        declared = header.read_text() if header.exists() else ""
+        expected |= {(op, device) for device in ("cpu", "cuda") if f"_{device}(" in declared}
+        expected |= {(op, "triton")} if (ROOT / "kernels" / f"{stem}.py").exists() else set()
+        expected |= {(op, "torch")}
+    assert len(rows) == len(set(rows)) and set(rows) == expected
+    assert {"connected_components", "hiera_block", "memory_attention", "mask_decoder"} <= {op for op, _ in rows}
+
+
+def test_definitions_run_everywhere() -> None:
+    assert all(s.reason is None for s in backends() if s.backend == "torch")
+
+
+def test_triton_backends_name_kernels_that_exist() -> None:
+    sources = "\n".join(path.read_text() for path in (ROOT / "kernels").glob("*.py"))
+    for (op, backend), implementation in all_implementations().items():
+        assert bool(implementation.kernels) == (backend == "triton"), op
+        assert all(f"\ndef {name}_kernel(" in sources for name in implementation.kernels), op
