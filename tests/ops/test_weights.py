@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import pickle
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,7 +131,7 @@ def test_two_tensors_of_equal_shape_that_change_places_change_the_result(op: str
 
 
 def test_no_weight_is_addressed_by_its_number() -> None:
-    """Not in ops, in the model, in proofs, nor in the bindings."""
+    """Not in ops, in the model, in graphs, in bindings, nor in native code."""
     found = []
     for folder in ("sam2_fast/ops", "sam2_fast/model", "sam2_fast/recording"):
         for path in (ROOT / folder).rglob("*.py"):
@@ -141,6 +142,10 @@ def test_no_weight_is_addressed_by_its_number() -> None:
                     isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, int)
                 ):
                     found.append(f"{path.name}:{node.lineno}: {ast.unparse(node)}")
+    for folder in ("bindings", "csrc"):
+        for path in [p for p in (ROOT / folder).rglob("*") if p.suffix in {".h", ".cpp", ".cu"}]:
+            numbered = re.findall(r"\b(?:weights|tensors|parameters|views)\w*(?:\[\s*\d|\.at\()", path.read_text())
+            found += [f"{path.name}: {one}" for one in numbered if path.name != "resample.h"]  # of an interpolation
     assert [one for one in found if "given[0]" not in one] == []
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pydoc
+import re
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,3 +120,13 @@ def test_an_argument_that_does_not_fit_is_named(predictor: SAM2VideoPredictor) -
         predictor.propagate_in_video(state, start_frame_idx=1.5)  # type: ignore[arg-type]
     with pytest.raises(IndexError, match=r"^frame_idx: expected 0\.\.3, got 4"):
         predictor.add_new_points_or_box(state, 4, "car", points=[[1, 1]], labels=[1])
+
+
+def test_the_document_names_every_transition_and_no_other_method() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| [^|]+ \| [^|]+ \| [^|]+ \| `(\w+)` \|", page, re.MULTILINE)
+    transitions = {"preview_points", "preview_mask", "commit", "track_frame", "clear", "remove"}
+    others = {"open", "propagate", "shown", "output"}  # they start, repeat and read
+    assert set(rows) | {"preview_mask"} == transitions and "`preview_mask` stands in place of `preview_points`" in page
+    methods = {name for name, member in vars(Tracker).items() if callable(member) and not name.startswith("_")}
+    assert methods == transitions | others
