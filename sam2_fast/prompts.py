@@ -124,10 +124,10 @@ def _ordered_corners(corners: Tensor) -> Tensor:
     return corners
 
 
-def _warn_outside(points: Tensor, width: int, height: int, normalize: bool, stacklevel: int) -> None:
-    """points: [..., 2], in pixels where `normalize`, else fractions of the image. stacklevel: from here to the caller of the library."""
+def _warn_outside(given: Sequence[Tensor], width: int, height: int, normalize: bool, stacklevel: int) -> None:
+    """given: points [..., 2], in pixels where `normalize`, else fractions of the image. stacklevel: from here to the library's caller."""
     extent = torch.tensor([width, height], dtype=torch.float32) if normalize else torch.ones(2)
-    if ((points < 0) | (points > extent)).any():
+    if any(((points < 0) | (points > extent)).any() for points in given):
         message = f"a point or box lies outside the {width} x {height} image; it is used as given"
         warnings.warn(message, UserWarning, stacklevel=stacklevel + 1)
 
@@ -145,7 +145,7 @@ def to_model_points(
         kinds = torch.cat([torch.tensor([2, 3], dtype=torch.int32), kinds])
     if coords.shape[0] == 0:
         raise ValueError("at least one of points or box must be provided as input, got no point and no box")
-    _warn_outside(coords, width, height, normalize, stacklevel=4)
+    _warn_outside([coords], width, height, normalize, stacklevel=4)
     extent = torch.tensor([width, height], dtype=torch.float32)
     coords = coords / extent * size if normalize else coords * size
     return Points(upload(coords[None], device), upload(kinds[None], device))
@@ -196,10 +196,8 @@ def image_prompts(
     count = next((len(given) for given in (boxes, coords) if given is not None), None)
     if mask is not None and count is not None and len(mask) not in (1, count):
         raise ValueError(f"mask_input: expected 1 mask or one for each of {count} prompts, got {len(mask)}")
-    points = [torch.zeros(0, 2)] if boxes is None else [boxes.reshape(-1, 2)]
-    if coords is not None and labels is not None:
-        points.append(coords[labels != -1])
-    _warn_outside(torch.cat(points), hw[1], hw[0], normalize, stacklevel=4)
+    real = [] if coords is None or labels is None else [coords[labels != -1]]  # others are padding
+    _warn_outside([*real, *([] if boxes is None else [boxes])], hw[1], hw[0], normalize, stacklevel=4)
     extent = torch.tensor([hw[1], hw[0]], dtype=torch.float32)
 
     def to_model(points: Tensor | None) -> Tensor | None:
