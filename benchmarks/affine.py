@@ -1,4 +1,4 @@
-"""The template op: tokens of an image against torch's multiplication and addition, and the memory that must be read and written."""
+"""Scale and shift by channel against its definition in torch. The template of a benchmark."""
 
 from __future__ import annotations
 
@@ -7,31 +7,47 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from benchmarks.timing import Case, Options, Row, dtypes, interleaved, placed, require, rms_error, rows
-from sam2_fast.ops.affine import affine, affine_reference
+from sam2_fast.ops.affine import AffineWeights, affine, affine_reference
 
 
 @torch.inference_mode()
 def measure(options: Options) -> Iterator[Case]:
-    """4096 tokens of 256 channels, as the image embedding has, in each number format."""
+    """The tokens of a frame of 1024 pixels after each stage of the tiny trunk."""
     for dtype in dtypes(options):
-        tokens = 256 if options.quick else 4096
-        yield Case(f"{tokens} x 256, {str(dtype)[6:]}", scaling, (tokens, dtype, options))
+        for side, channels in ((32, 96),) if options.quick else ((256, 96), (64, 384), (32, 768)):
+            case = f"{side}^2 x {channels}, {str(dtype)[6:]}"
+            yield Case(case, scaling, (side * side, channels, dtype, options))
 
 
 @torch.inference_mode()
-def scaling(case: str, tokens: int, dtype: torch.dtype, options: Options) -> Iterator[Row]:
-    """One shape."""
+def scaling(case: str, count: int, channels: int, dtype: torch.dtype, options: Options) -> Iterator[Row]:
+    """One shape: proved by the rule that errors are at most twice torch's, then timed."""
     torch.manual_seed(0)
-    given = placed((torch.randn(tokens, 256).to(dtype), torch.randn(256), torch.randn(256)), options.device)
-    functions: dict[str, Callable[[], torch.Tensor]] = {
-        "sam2_fast": partial(affine, *given), "torch": partial(affine_reference, *given)
-    }  # fmt: skip
-    exact = affine_reference(*(x.double() for x in given))
-    theirs = rms_error(functions["torch"](), exact)
-    require(rms_error(functions["sam2_fast"](), exact) <= 2 * theirs, case, "sam2_fast")
+    weights = AffineWeights.build(lambda _, shape: torch.randn(shape), C=channels)
+    x, weights = placed((torch.randn(count, channels).to(dtype), weights), options.device)
+    functions: dict[str, Callable[[], Tensor]] = {
+        "sam2_fast": partial(affine, x, weights),
+        "torch": partial(affine_reference, x, weights),
+    }
+    exact = affine_reference(x.double(), weights.to(torch.float64))
+    errors = {who: rms_error(function(), exact) for who, function in functions.items()}
+    require(errors["sam2_fast"] <= 2 * errors["torch"], case, "sam2_fast")
     times = interleaved(functions, options)
-    ours, moved = statistics.median(times["sam2_fast"]), 2 * tokens * 256 * dtype.itemsize
-    notes = {who: {"x ours": statistics.median(t) / ours, "GB/s": moved / statistics.median(t) / 1e6} for who, t in times.items()}
+    ours = statistics.median(times["sam2_fast"])
+    moved = 2 * x.numel() * x.itemsize  # bytes: read once, written once
+    notes = {}
+    for who, taken in times.items():
+        median = statistics.median(taken)
+        notes[who] = {"x ours": median / ours, "GB/s": moved / median / 1e6}
     yield from rows(case, times, notes)
+
+
+def small_shapes(device: torch.device, dtype: torch.dtype, backend: str) -> None:
+    """For compute-sanitizer: shapes that no tile divides."""
+    for shape in ((1, 1), (3, 5), (33, 130)):
+        weights = AffineWeights.build(lambda _, size: torch.randn(size), C=shape[-1])
+        x, weights = placed((torch.randn(shape).to(dtype), weights), device)
+        affine(x, weights, backend=backend)

@@ -25,7 +25,12 @@ NOT_BENCHMARKS = {"__init__", "engines", "peers", "report", "run", "timing"}
 
 def available() -> list[str]:
     """Modules of this folder that measure something."""
-    return sorted(p.stem for p in HERE.glob("*.py") if p.stem not in NOT_BENCHMARKS and "def measure(" in p.read_text())
+    return modules_with("measure")
+
+
+def modules_with(function: str) -> list[str]:
+    """Modules of this folder that define a function of this name."""
+    return sorted(p.stem for p in HERE.glob("*.py") if p.stem not in NOT_BENCHMARKS and f"\ndef {function}(" in p.read_text())
 
 
 def cases(name: str, options: Options) -> Iterable[Case]:

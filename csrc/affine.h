@@ -1,5 +1,4 @@
-// A multiplication and an addition for each channel: the template of an op, walked through in
-// docs/adding_a_kernel.md. Contract between the bindings and the kernels. No torch, no Python.
+// y = x * weight + bias by channel. Contract between bindings and kernels. No torch, no Python.
 #pragma once
 
 #include <cstdint>
@@ -9,21 +8,22 @@
 
 namespace sam2_fast {
 
-struct AffineParams {
-  const void* x;        // [rows, channels], contiguous, `storage`
+struct AffineWeights {
+  int64_t channels;
   const float* weight;  // [channels]
   const float* bias;    // [channels]
-  void* out;            // [rows, channels], contiguous, `storage`: x * weight + bias, rounded once
-  Storage storage;
-  int64_t rows, channels;
 };
 
-// Runs with the instructions of `isa`, which must not be wider than widest_isa(). Returns false
-// where scratch memory is missing, which this kernel needs none of.
-bool affine_cpu(const AffineParams& params, int num_threads, Isa isa);
+struct AffineParams {
+  AffineWeights weights;
+  const void* x;  // [rows, weights.channels], contiguous, `storage`
+  void* out;      // [rows, weights.channels], contiguous, `storage`; may be x
+  Storage storage;
+  int64_t rows;
+};
 
-// `storage` is float32; `stream` is a cudaStream_t of the current device. Nothing is synchronised.
-// Returns nullptr, or what CUDA said.
-const char* affine_cuda(const AffineParams& params, void* stream);
+// Runs with the instructions of `isa`, which must not be wider than widest_isa(). Each number's
+// arithmetic is the same for any number of threads. Returns true: it needs no scratch memory.
+bool affine_cpu(const AffineParams& params, int num_threads, Isa isa);
 
 }  // namespace sam2_fast

@@ -1,4 +1,4 @@
-"""A multiplication and an addition for each channel: the template of a Triton kernel."""
+"""Scale and shift by channel in Triton: one launch, a tile for each program."""
 
 from __future__ import annotations
 
@@ -8,45 +8,46 @@ import triton.language as tl
 from sam2_fast.kernels.launch import kernel
 from torch import Tensor
 
-BLOCK = 1024
+ROWS, CHANNELS = 16, 128  # 2048 numbers, 16 for each thread of 4 warps
 
 
 @kernel
-def affine_kernel(x, weight, bias, out, total, channels, BLOCK: tl.constexpr):
-    """x * weight + bias, computed in float32 and rounded once. A program owns BLOCK elements.
+def affine_kernel(x, weight, bias, out, rows, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """ROWS rows times CHANNELS channels, computed in float32.
 
     Pointers, all contiguous:
-    x: tokens [rows, channels] in any floating-point dtype.
-    weight: a factor for each channel [channels] float32.
-    bias: a summand for each channel [channels] float32.
-    out: result [rows, channels] in the dtype of x.
+    x: [rows, channels], any float dtype.
+    weight, bias: of each channel [channels], any float dtype.
+    out: [rows, channels], in the dtype of x.
 
-    total, channels: int; total is rows * channels. Grid: (cdiv(total, BLOCK),).
+    rows, channels: int. Grid: (cdiv(rows, ROWS), cdiv(channels, CHANNELS)).
     """
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < total
-    channel = i % channels
-    value = tl.load(x + i, inside, 0).to(tl.float32)
-    factor = tl.load(weight + channel, inside, 0)
-    summand = tl.load(bias + channel, inside, 0)
-    tl.store(out + i, (value * factor + summand).to(out.dtype.element_ty), inside)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    in_channels = channel < channels
+    inside = (row < rows)[:, None] & in_channels[None, :]
+    offsets = row.to(tl.int64)[:, None] * channels + channel[None, :]
+    scale = tl.load(weight + channel, in_channels, 0.0).to(tl.float32)
+    shift = tl.load(bias + channel, in_channels, 0.0).to(tl.float32)
+    values = tl.load(x + offsets, inside, 0.0).to(tl.float32)
+    scaled = values * scale[None, :] + shift[None, :]
+    tl.store(out + offsets, scaled.to(out.dtype.element_ty), inside)
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x: [rows, channels], weight, bias: [channels] float32, all contiguous -> as x, on the current
-    stream."""
-    out = torch.empty_like(x)
-    if not x.numel():
-        return out
+    """x: [N, C], weight, bias: [C], all contiguous, N, C > 0 -> [N, C], on the current stream."""
+    rows, channels = x.shape
+    out = x.new_empty(x.shape)
     with torch.cuda.device_of(x):
-        affine_kernel[(triton.cdiv(x.numel(), BLOCK),)](
+        affine_kernel[triton.cdiv(rows, ROWS), triton.cdiv(channels, CHANNELS)](
             x=x,
             weight=weight,
             bias=bias,
             out=out,
-            total=x.numel(),
-            channels=x.shape[1],
-            BLOCK=BLOCK,
+            rows=rows,
+            channels=channels,
+            ROWS=ROWS,
+            CHANNELS=CHANNELS,
             num_warps=4,
         )
     return out

@@ -96,7 +96,7 @@ def test_every_stem_is_whole() -> None:
     native = [*(ROOT / "csrc").rglob("*.cu"), *(ROOT / "csrc").rglob("*.cpp"), *TRITON, *(ROOT / "bindings").glob("*.cpp")]
     orphans = [p for p in native if p.stem not in INFRASTRUCTURE and str(p.relative_to(ROOT)) not in expected]
     assert not orphans, "each native file belongs to a stem whose header in csrc/ declares its launcher"
-    listed = re.findall(r"set\(SAM2_FAST_(?:ISA_)?STEMS ([^)]*)\)", (ROOT / "CMakeLists.txt").read_text())
+    listed = re.findall(r"set\(SAM2_FAST_(?:ISA_)?STEMS\s([^)]*)\)", (ROOT / "CMakeLists.txt").read_text())
     assert set(" ".join(listed).split()) == set(headers)
 
 
@@ -109,6 +109,29 @@ def test_native_code_is_one_statement_a_line(path: Path) -> None:
     assert not comma_operators(source), f"{path}: statements end in semicolons"
     assert not several_on_a_line(source), f"{path}: a statement has a line of its own"
     assert not nested_conditionals(source), f"{path}: a conditional expression has no other inside"
+
+
+TEMPLATE = "affine"
+"""The op to copy: docs/adding_a_kernel.md walks through its files."""
+ITS_FILES = {
+    "csrc/affine.h", "csrc/cpu/affine.cpp", "bindings/affine.cpp", "kernels/affine.py", "sam2_fast/ops/affine.py",
+    "tests/ops/test_affine.py", "tests/ops/test_affine_triton.py", "benchmarks/affine.py", "docs/kernels/affine.md",
+}  # fmt: skip
+GENERATED = {"docs/status.md", "sam2_fast/ops/__init__.py"}
+NAME_IT = {"docs/adding_a_kernel.md", "CHANGELOG.md", "tests/test_architecture.py"}
+"""The walk through its files, what is new, and this test."""
+TREE = (".ci", "benchmarks", "bindings", "csrc", "docs", "examples", "experiments", "kernels", "sam2_fast", "tests", "tools")
+TEXTS = {".cpp", ".cu", ".h", ".json", ".md", ".py", ".pyi", ".toml", ".txt", ".yaml"}
+
+
+def test_an_op_edits_no_shared_file_but_the_list_of_stems() -> None:
+    """The name of the template is in its own files, and on a line of its own in CMakeLists.txt."""
+    everywhere = [*ROOT.iterdir(), *(p for d in TREE for p in (ROOT / d).rglob("*"))]
+    files = [p for p in everywhere if (p.suffix in TEXTS or p.name in ("Makefile", "run")) and p.is_file()]
+    found = {str(p.relative_to(ROOT)) for p in files if re.search("[Aa]ffine", p.read_text())}
+    assert found - NAME_IT - GENERATED == ITS_FILES | {"CMakeLists.txt"}
+    named = [line for line in (ROOT / "CMakeLists.txt").read_text().splitlines() if TEMPLATE in line and not line.startswith("#")]
+    assert [line.strip() for line in named] == [TEMPLATE], "a line of the list of stems"
 
 
 def lines(path: Path) -> int:

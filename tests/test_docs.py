@@ -27,14 +27,24 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-EXCERPT = re.compile(r"^```(?:py|cpp)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+QUOTED = re.compile(r"^```(?:py|cpp|cmake)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+SOURCES = [p for d in ("sam2_fast/ops", "kernels", "csrc", "bindings", "tests/ops", "benchmarks") for p in (ROOT / d).rglob("*.*")]
 
 
-def test_excerpts_of_the_walk_through_are_those_of_the_files() -> None:
-    """An excerpt is of the file that is named last before it."""
-    page = (ROOT / "docs" / "adding_a_kernel.md").read_text()
-    found = list(EXCERPT.finditer(page))
-    assert len(found) >= 5
-    for excerpt in found:
-        path = re.findall(r"`([\w/]+/(?:affine|test_affine)\.\w+)`", page[: excerpt.start()])[-1]
-        assert excerpt[1] in (ROOT / path).read_text(), f"{path}:\n{excerpt[1]}"
+def quotes(block: str, source: str) -> bool:
+    """Whether the lines of a block stand in a source in this order; `# ...` on a line of its own is what was left out."""
+    place = 0
+    for part in re.split(r"^ *# \.\.\.\n", block, flags=re.MULTILINE):
+        place = source.find(part, place)
+        if place < 0:
+            return False
+        place += len(part)
+    return True
+
+
+def test_code_that_a_page_quotes_is_in_the_source() -> None:
+    blocks = QUOTED.findall((ROOT / "docs" / "adding_a_kernel.md").read_text())
+    sources = [p.read_text() for p in (*SOURCES, ROOT / "CMakeLists.txt") if p.suffix in {".py", ".h", ".cpp", ".txt"}]
+    assert len(blocks) > 8
+    assert not [block for block in blocks if not any(quotes(block, source) for source in sources)]
+    assert quotes("a\n# ...\nc\n", "a\nb\nc\n") and not quotes("c\n# ...\na\n", "a\nb\nc\n")

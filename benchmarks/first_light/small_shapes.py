@@ -1,7 +1,8 @@
 """Every op with a kernel for GPUs once at small, odd shapes, for compute-sanitizer: `python -m ...
 [cuda | cpu | fake]`.
 
-Only memory accesses matter here; that results are right is tested elsewhere.
+Only memory accesses matter here; that results are right is tested elsewhere. A benchmark that
+declares `small_shapes(device, dtype, backend)` is called, too, so that a new op edits nothing here.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import math
 import sys
 from contextlib import ExitStack
+from importlib import import_module
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from benchmarks.run import modules_with
 from sam2_fast.ops import (
     HieraBlockWeights,
     MaskDecoderWeights,
@@ -60,6 +63,13 @@ class SmallShapes:
         self.blocks()
         self.decoder()
         self.memory()
+        self.declared()
+
+    def declared(self) -> None:
+        """What benchmarks of ops declare."""
+        for name in modules_with("small_shapes"):
+            module = import_module(f"benchmarks.{name}")
+            module.small_shapes(self._device, self._dtype, self._backend)
 
     def _random(self, *shape: int) -> Tensor:
         return torch.randn(*shape).to(self._device, self._dtype)

@@ -1,4 +1,4 @@
-// Compiled once per instruction set (SAM2_FAST_ISA); the compiler makes vectors of the inner loop.
+// A row at a time: four channels are read, computed in float32 and written; then those that remain.
 #include "csrc/affine.h"
 
 #include "csrc/cpu/dispatch.h"
@@ -8,33 +8,28 @@ namespace sam2_fast {
 namespace SAM2_FAST_ISA {
 namespace {
 
-// The storage is a constant of the loop, so that no element asks for it.
-template <Storage kStorage>
-void compute(const AffineParams& params, int num_threads) {
-#pragma omp parallel for num_threads(num_threads) schedule(static)
-  for (int64_t row = 0; row < params.rows; ++row) {
-    const int64_t first = row * params.channels;
-    for (int64_t c = 0; c < params.channels; ++c) {
-      const float x = read(params.x, kStorage, first + c);
-      write(params.out, kStorage, first + c, x * params.weight[c] + params.bias[c]);
-    }
+void affine_row(const AffineParams& params, int64_t row) {
+  const AffineWeights& weights = params.weights;
+  const int64_t first = row * weights.channels;  // in the tensor: 64 bits
+  int64_t channel = 0;
+  for (; channel + 4 <= weights.channels; channel += 4) {
+    const Four x = read_four(params.x, params.storage, first + channel);
+    const Four weight = read_four(weights.weight, Storage::kFloat32, channel);
+    const Four bias = read_four(weights.bias, Storage::kFloat32, channel);
+    write_four(params.out, params.storage, first + channel, x * weight + bias);
+  }
+  for (; channel < weights.channels; ++channel) {
+    const float x = read(params.x, params.storage, first + channel);
+    const float y = x * weights.weight[channel] + weights.bias[channel];
+    write(params.out, params.storage, first + channel, y);
   }
 }
 
 }  // namespace
 
 bool affine(const AffineParams& params, int num_threads) {
-  switch (params.storage) {
-    case Storage::kFloat32:
-      compute<Storage::kFloat32>(params, num_threads);
-      break;
-    case Storage::kBfloat16:
-      compute<Storage::kBfloat16>(params, num_threads);
-      break;
-    case Storage::kFloat16:
-      compute<Storage::kFloat16>(params, num_threads);
-      break;
-  }
+#pragma omp parallel for num_threads(num_threads)
+  for (int64_t row = 0; row < params.rows; ++row) affine_row(params, row);
   return true;
 }
 

@@ -13,6 +13,7 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # made by `python -m tools.op_names --write`
+    from sam2_fast.ops.affine import AffineWeights as AffineWeights
     from sam2_fast.ops.affine import affine as affine
     from sam2_fast.ops.connected_components import connected_components as connected_components
     from sam2_fast.ops.connected_components import small_components as small_components

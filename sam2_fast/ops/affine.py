@@ -1,94 +1,107 @@
-"""A multiplication and an addition for each channel: the template of an op.
-
-docs/adding_a_kernel.md walks through this file and those that belong to it.
-"""
+"""Scale and shift by channel, as one op. The template of ops: docs/adding_a_kernel.md."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sam2_fast.ops.core.cache import derive, for_cpu, for_gpu
 from sam2_fast.ops.core.native import native
 from sam2_fast.ops.core.op import Backend, Op
-from sam2_fast.ops.core.requirements import no_grad, on_one, plain, stored_in
-from sam2_fast.proving.rules import FEW, Call, Rule
+from sam2_fast.ops.core.requirements import fits, no_grad, on_one, plain, stored_in
+from sam2_fast.ops.core.weights import Weights, tensor
+from sam2_fast.proving.rules import Call, Rule
 
-__all__ = ["affine"]
+__all__ = ["AffineWeights", "affine"]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_PROVED_ROWS = 100  # a whole program of the Triton kernel and a part of another
 
 
-def affine(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto") -> Tensor:
-    """x * weight + bias, as a batch normalisation whose statistics are folded into its parameters.
+@dataclass(frozen=True, eq=False)
+class AffineWeights(Weights, root=True):
+    """Scale and shift of C channels."""
 
-    x: [..., C], float32, bfloat16 or float16; weight, bias: [C] float32. backend: "auto", "cuda",
-    "triton", "cpu" or "torch". Returns [..., C] in the dtype of x, computed in float32 and rounded
-    once. Raises ValueError for shapes and dtypes that do not fit, BackendError where the named
-    backend cannot run.
+    weight: Tensor = tensor("C")
+    bias: Tensor = tensor("C")
+
+
+def affine(x: Tensor, weights: AffineWeights, *, backend: str = "auto") -> Tensor:
+    """x * weight + bias by channel, computed in float32 or wider.
+
+    x: [..., C]. backend: "auto", "triton", "cpu" or "torch". Returns the shape and dtype of x.
+    Raises ValueError for shapes that do not fit, BackendError where the named backend cannot run.
     """
-    if x.ndim == 0:
-        raise ValueError("x: expected shape [..., C], got a tensor without dimensions")
-    channels = x.shape[-1:]
-    for name, vector in (("weight", weight), ("bias", bias)):
-        if vector.shape != channels or vector.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"{name}: expected [{', '.join(map(str, channels))}] float32 for x of shape "
-                f"{tuple(x.shape)}, got {tuple(vector.shape)} {vector.dtype}"
-            )
-    return _OP(backend, x, weight, bias)
+    channels = weights.weight.shape[0]
+    if x.ndim < 1 or x.shape[-1] != channels:
+        raise ValueError(f"x: expected shape [..., {channels}], got {tuple(x.shape)}")
+    result: Tensor = _OP(backend, x, weights)
+    return result
 
 
-def affine_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def affine_reference(x: Tensor, weights: AffineWeights) -> Tensor:
     """The definition, in torch."""
-    return (x.to(weight.dtype) * weight + bias).to(x.dtype)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return (x.to(wide) * weights.weight.to(wide) + weights.bias.to(wide)).to(x.dtype)
 
 
-def _run_native(x: Tensor, weight: Tensor, bias: Tensor, isa: str | None = None) -> Tensor:
-    """On a CPU or with CUDA. isa: a narrower instruction set than the processor's, for tests."""
+def _native_affine(x: Tensor, weights: AffineWeights, isa: str | None = None) -> Tensor:
+    """isa: a narrower instruction set than this CPU's, for tests."""
     module = native()
     assert module is not None
-    given = _as_matrix(x), weight.detach().contiguous(), bias.detach().contiguous()
-    out = torch.empty_like(given[0])
-    module.affine(*given, out, torch.get_num_threads(), isa or module.cpu_isa())
+    held = derive(weights, "cpu", lambda: module.AffineWeights(for_cpu(weights, torch.float32)))
+    rows = x.detach().reshape(-1, x.shape[-1]).contiguous()
+    out = rows.new_empty(rows.shape)
+    module.affine(rows, held, out, torch.get_num_threads(), isa or module.cpu_isa())
     return out.view(x.shape)
 
 
-def _run_triton(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    from sam2_fast.kernels.affine import affine as launch
+def _triton_affine(x: Tensor, weights: AffineWeights) -> Tensor:
+    from sam2_fast.kernels.affine import affine as kernel
 
-    given = _as_matrix(x), weight.detach().contiguous(), bias.detach().contiguous()
-    found: Tensor = launch(*given)
-    return found.view(x.shape)
-
-
-def _as_matrix(x: Tensor) -> Tensor:
-    """[..., C] -> [rows, C], contiguous."""
-    return x.detach().contiguous().view(x.shape[:-1].numel(), x.shape[-1])
+    w = derive(weights, "triton", lambda: for_gpu(weights, torch.float32))
+    rows = x.detach().reshape(-1, x.shape[-1]).contiguous()
+    return kernel(rows, w.weight, w.bias).view(x.shape)
 
 
-def _result(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _refuses(x: Tensor, weights: AffineWeights) -> str | None:
+    return "x is empty: it takes one number or more" if x.numel() == 0 else None
+
+
+def _result(x: Tensor, weights: list[Tensor]) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _configuration(x: Tensor, weight: Tensor, bias: Tensor) -> Hashable:
-    return x.shape[-1], x.dtype, weight.dtype
+def _configuration(x: Tensor, weights: AffineWeights) -> Hashable:
+    return x.shape[-1], x.dtype, weights.weight.dtype, weights.bias.dtype
 
 
 def _sample(call: Call) -> Call:
-    x, *rest = call.arguments
-    return Call((x.reshape(-1, x.shape[-1])[:FEW], *rest), call.named)
+    x, weights = call.arguments
+    return Call((x.reshape(-1, x.shape[-1])[:_PROVED_ROWS], weights), {})
 
 
-_ANY = stored_in(torch.float32, torch.bfloat16, torch.float16)
 _OP = Op(
     "affine",
-    schema="(Tensor x, Tensor weight, Tensor bias) -> Tensor",
+    schema="(Tensor x, Tensor[] weights) -> Tensor",
+    weights=AffineWeights,
     reference=affine_reference,
     result=_result,
     backends=(
-        Backend("cuda", _run_native, (on_one("cuda"), plain, no_grad, stored_in(torch.float32))),
-        Backend("triton", _run_triton, (on_one("cuda"), plain, no_grad, _ANY), kernels=("affine",)),
-        Backend("cpu", _run_native, (on_one("cpu"), plain, no_grad, _ANY)),
+        Backend(
+            "triton",
+            _triton_affine,
+            requires=(on_one("cuda"), plain, no_grad, stored_in(*_DTYPES), fits(_refuses)),
+            kernels=("affine",),
+        ),
+        Backend(
+            "cpu",
+            _native_affine,
+            requires=(on_one("cpu"), plain, no_grad, stored_in(*_DTYPES), fits(_refuses)),
+        ),
     ),
-    rule=Rule(_configuration, _sample, float16=True),
+    rule=Rule(_configuration, _sample),
 )

@@ -304,5 +304,5 @@ _OP = Op(
             ),
         ),
     ),
-    rule=Rule(_configuration, first_rows(1), float16=True),
+    rule=Rule(_configuration, first_rows(1)),
 )

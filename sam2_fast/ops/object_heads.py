@@ -233,5 +233,5 @@ _OP = Op(
             kernels=("object_state", "tracked"),
         ),
     ),
-    rule=Rule(_configuration, first_rows(3), align=_align, float16=True),
+    rule=Rule(_configuration, first_rows(3), align=_align),
 )

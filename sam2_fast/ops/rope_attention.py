@@ -192,5 +192,5 @@ _OP = Op(
         ),
     ),
     takes=lambda *_: True,
-    rule=Rule(_configuration, first_rows(3), float16=True),
+    rule=Rule(_configuration, first_rows(3)),
 )

@@ -205,5 +205,5 @@ _OP = Op(
             (on_one("cpu"), plain, no_grad, stored_in(*_STORED), fits(_refuses)),
         ),
     ),
-    rule=Rule(_configuration, first_rows(1), float16=True),
+    rule=Rule(_configuration, first_rows(1)),
 )

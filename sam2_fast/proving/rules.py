@@ -71,9 +71,6 @@ class Rule:
     """Of a call and some of its results, what can be compared."""
     convolutions: bool = False
     """Whether the reference calls convolutions, for which torch has a TF32 switch of its own."""
-    float16: bool = False
-    """Whether kernels compute in the dtype of their inputs, so that float16 is worth a comparison
-    of its own."""
 
 
 FEW = 2

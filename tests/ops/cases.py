@@ -4,6 +4,7 @@ A module tests/ops/test_<op>.py may have
 * `RECORDED: dict[str, Callable[[], Case]]`, ops whose definition is recorded;
 * `FIXED_BY_VALUES`, the same for ops whose definition must not be recorded, since it does what the
   recorded numbers want; all backends of them agree exactly;
+* `ON_A_DEVICE`, functions and their arguments, which are run on a second GPU;
 * `TRITON_SIZES: list[Sizes]`, kernels that are compiled in bfloat16 with every size 1.
 """
 

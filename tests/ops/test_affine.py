@@ -1,160 +1,194 @@
-"""The template op: the tests that an op has, each in its shortest form. docs/adding_a_kernel.md walks through them."""
+"""Scale and shift by channel: every backend against the definition in float64, and what the public
+function promises. The template of an op's tests."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from sam2_fast.ops import affine
-from sam2_fast.ops.affine import _run_native, affine_reference
-from sam2_fast.ops.core.native import native, no_cuda, no_triton
+from sam2_fast.ops.affine import AffineWeights, affine, affine_reference
+from sam2_fast.ops.core.cache import for_cpu
+from sam2_fast.ops.core.layout import Leaf
+from sam2_fast.ops.core.native import native
 from sam2_fast.ops.core.registry import BackendError
-from tests.ops import cases
+from tests.ops.cases import Case, drawn
 from tests.ops.errors import Errors
-from tests.ops.triton_tools import interpret, resources
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-SHAPES = [(5, 7, 24), (3, 1), (1, 2048), (17,), (0, 8), (3, 0)]
+SHAPES = ((1, 1), (3, 5), (2, 3, 4, 24), (33, 129), (7,), (200, 64))
 
 
-def case(*shape: int, draw: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """x [..., C], weight [C], bias [C], float32."""
-    generator = torch.Generator().manual_seed(draw)
-    channels = shape[-1:]
-    x, weight, bias = (torch.randn(s, generator=generator) for s in (shape, channels, channels))
-    return x, weight, bias
+class Given(NamedTuple):
+    """Arguments of the op."""
+
+    x: Tensor
+    weights: AffineWeights
+
+    def to(self, dtype: torch.dtype) -> Given:
+        return Given(self.x.to(dtype), self.weights.to(dtype))
 
 
-def compare(run: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> None:
-    """`run` errs at most twice as much as the definition in torch; both are measured against float64."""
-    errors = Errors()
-    for draw in range(8):
-        x, weight, bias = (t.to(device) for t in case(*shape, draw=draw))
-        x = x.to(dtype)
-        exact = affine_reference(x.double(), weight.double(), bias.double())
-        found = run(x, weight, bias)
-        assert found.shape == x.shape and found.dtype == dtype
-        errors.add([found], [affine_reference(x, weight, bias)], [exact])
-    errors.check(shape, dtype)
+def case(*shape: int, seed: int = 0) -> Given:
+    generator = torch.Generator().manual_seed(seed)
+
+    def make(leaf: Leaf, size: tuple[int, ...]) -> Tensor:
+        del leaf
+        return torch.randn(size, generator=generator)
+
+    weights = AffineWeights.build(make, C=shape[-1])
+    return Given(torch.randn(shape, generator=generator), weights)
+
+
+def of_affine() -> Case:
+    x, weights = case(3, 4, 6)
+    run = lambda x, *w, **how: affine(x, AffineWeights.unflatten(w), **how)  # noqa: E731
+    return drawn(run, x, *weights.flatten())
+
+
+RECORDED: dict[str, Callable[[], Case]] = {"affine": of_affine}
+ON_A_DEVICE: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+    "affine": (affine, case(33, 129).to(torch.bfloat16)),
+}
+
+
+def poisoned(given: Given, isa: str, threads: int = 2) -> Tensor:
+    """The native kernel itself, into memory full of NaN."""
+    module: Any = native()
+    rows = given.x.reshape(-1, given.x.shape[-1])
+    out = torch.full_like(rows, torch.nan)
+    held = module.AffineWeights(for_cpu(given.weights, torch.float32))
+    module.affine(rows, held, out, threads, isa)
+    return out.view(given.x.shape)
 
 
 @pytest.mark.proves("reference", "affine:cpu")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_errs_at_most_twice_as_much_as_torch(isa: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    compare(lambda *tensors: _run_native(*tensors, isa=isa), shape, dtype)
+def test_errs_at_most_twice_as_much_as_torch(isa: str, dtype: torch.dtype) -> None:
+    for shape in SHAPES:
+        errors = Errors()
+        for seed in range(4):
+            given = case(*shape, seed=seed).to(dtype)
+            exact = affine_reference(*given.to(torch.float64))
+            errors.add([poisoned(given, isa)], [affine_reference(*given)], [exact])
+        errors.check(shape)
 
 
-def test_every_number_is_written_and_threads_do_not_matter(isa: str) -> None:
-    module, (x, weight, bias) = native(), case(33, 24)
-    assert module is not None
-    found = [torch.full_like(x, torch.nan) for _ in range(3)]
-    for threads, out in zip((1, 2, 5), found, strict=True):
-        module.affine(x, weight, bias, out, threads, isa)
-    assert found[0].isfinite().all() and torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+def test_results_do_not_depend_on_threads_or_other_rows(isa: str) -> None:
+    given = case(33, 13)
+    one = poisoned(given, isa, threads=1)
+    assert all(torch.equal(poisoned(given, isa, threads), one) for threads in (2, 3, 7))
+    for i in range(33):
+        assert torch.equal(poisoned(given._replace(x=given.x[i]), isa), one[i])
 
 
-def test_strided_tensors() -> None:
-    x, weight, bias = case(6, 8, 10)
-    assert torch.equal(affine(x.transpose(0, 1), weight, bias), affine(x, weight, bias).transpose(0, 1))
-    assert torch.equal(affine(x[..., ::2], weight[::2], bias[::2]), affine(x, weight, bias)[..., ::2])
+def test_not_a_number_stays_where_it_is(isa: str) -> None:
+    given = case(4, 6)
+    clean = poisoned(given, isa)
+    given.x[1, 5] = torch.nan
+    found = poisoned(given, isa)
+    assert found[1, 5].isnan() and found.isnan().sum() == 1
+    assert torch.equal(found.nan_to_num(0), clean.where(~found.isnan(), 0))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_auto_is_the_native_kernel_on_a_cpu_and_keeps_the_dtype(dtype: torch.dtype) -> None:
+    x, weights = case(33, 129)
+    found = affine(x.to(dtype), weights)
+    assert found.dtype == dtype and torch.equal(found, affine(x.to(dtype), weights, backend="cpu"))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0, 5), (3, 0)])
+def test_nothing_to_do(shape: tuple[int, ...]) -> None:
+    assert affine(*case(*shape)).shape == shape
+
+
+def test_any_strides() -> None:
+    x, weights = case(8, 6, 10)
+    expected = affine(x, weights)
+    for strided in (x.mT.contiguous().mT, x.repeat_interleave(2, -1)[..., ::2]):
+        assert not strided.is_contiguous() and torch.equal(affine(strided, weights), expected)
+    spread = weights.mapped(lambda _, w: w.repeat_interleave(2)[::2])
+    assert torch.equal(affine(x, spread), expected)
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu", "torch"])
+def test_lazily_negated_tensors(backend: str) -> None:
+    x, weights = case(5, 6)
+    lazy = weights.mapped(lambda _, w: torch._neg_view(-w))
+    found = affine(torch._neg_view(-x), lazy, backend=backend)
+    assert torch.equal(found, affine(x, weights, backend=backend))
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
-def test_gradients_come_from_the_definition(backend: str) -> None:
-    x, weight, bias = case(4, 6)
-    x.requires_grad_()
-    if backend == "cpu":
-        with pytest.raises(BackendError, match=r"affine: cpu refuses: .*inference-only.*Would run: torch"):
-            affine(x, weight, bias, backend="cpu")
-    affine(x, weight, bias, backend="auto" if backend == "cpu" else backend).sum().backward()
-    assert x.grad is not None and torch.equal(x.grad, weight.expand(4, 6))
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_exchanged_and_written_weights_count(name: str, backend: str) -> None:
+    x, weights = case(5, 6)
+    before = affine(x, weights, backend=backend)
+    exchanged = AffineWeights(weights.bias, weights.weight)
+    assert not torch.equal(affine(x, exchanged, backend=backend), before)
+    other = weights.with_tensors({name: getattr(weights, name) + 1})
+    found = affine(x, other, backend=backend)
+    assert not torch.equal(found, before)
+    getattr(weights, name).add_(1)
+    assert torch.equal(affine(x, weights, backend=backend), found)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "reason"),
     [
-        ({"weight": torch.zeros(5)}, r"weight: expected \[6\] float32 for x of shape \(4, 6\), got \(5,\) torch.float32"),
-        ({"bias": torch.zeros(6).half()}, r"bias: expected \[6\] float32 for x of shape \(4, 6\), got \(6,\) torch.float16"),
-        ({"x": torch.zeros(())}, r"x: expected shape \[\.\.\., C\], got a tensor without dimensions"),
+        (lambda x, w: (x.double(), w), "dtypes are float32, float64; it takes bfloat16, .*"),
+        (lambda x, w: (x, w.to(torch.float64)), "dtypes are float32, float64; .*"),
+        (lambda x, w: (x.requires_grad_(), w), "inputs require grad .*"),
+        (lambda x, w: (x.to("meta"), w), "tensors are on cpu, meta; it takes .*"),
+        (lambda x, w: (x[:0], w), "x is empty: it takes one number or more"),
     ],
 )
-def test_errors_of_arguments(change: dict[str, Tensor], message: str) -> None:
-    given = dict(zip(("x", "weight", "bias"), case(4, 6), strict=True)) | change
-    with pytest.raises(ValueError, match=message):
-        affine(**given)
+def test_the_kernel_says_why_it_refuses(change: Callable[..., Any], reason: str) -> None:
+    with pytest.raises(BackendError, match=f"^affine: cpu refuses: {reason}. Would run: torch$"):
+        affine(*change(*case(5, 6)), backend="cpu")
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"x": torch.zeros(2, 4, 6)}, r"x: expected 2 dimensions, got \[2, 4, 6\]"),
-        ({"out": torch.zeros(4, 5)}, r"out: expected \[4, 6\], got \[4, 5\]"),
-        ({"out": torch.zeros(4, 6).half()}, "out: expected float32, the dtype of x, got float16"),
-        ({"weight": torch.zeros(7)}, r"weight: expected \[6\] float32, got \[7\] float32"),
-        ({"bias": torch.zeros(12)[::2]}, r"bias: expected a contiguous tensor, got \[6\] with strides \[2\]"),
-        ({"x": torch.zeros(4, 6, dtype=torch.int64), "out": torch.zeros(4, 6, dtype=torch.int64)}, "x: expected float32, .*, got int64"),
-    ],
-)
-def test_errors_of_the_binding(change: dict[str, Tensor], message: str) -> None:
-    module = native()
-    if module is None:
-        pytest.skip("sam2_fast._C is not built")
-    given = dict(zip(("x", "weight", "bias"), case(4, 6), strict=True)) | {"out": torch.zeros(4, 6)} | change
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        module.affine(**given, num_threads=1, isa="portable")
+def test_arguments_that_do_not_fit_are_named() -> None:
+    x, weights = case(5, 6)
+    for wrong in (x[:, :5], x[0, 0]):
+        with pytest.raises(ValueError, match=r"x: expected shape \[\.\.\., 6\], got \("):
+            affine(wrong, weights)
+    with pytest.raises(ValueError, match=r"weights.bias: expected shape \(6,\), \[C\], got \(5,\)"):
+        AffineWeights(weights.weight, weights.bias[:5])
 
 
-def test_the_custom_op_is_complete() -> None:
-    torch.library.opcheck(torch.ops.sam2_fast.affine.default, case(3, 5, 8))
+def test_the_binding_checks_for_itself() -> None:
+    module: Any = native()
+    x, weights = case(5, 6)
+    held = module.AffineWeights(weights)
+    assert held.channels == 6
+    for wrong in (x[0], x[:, :5], x.double(), torch._neg_view(x), x.mT.contiguous().mT):
+        for given in ((wrong, held, x), (x, held, wrong)):
+            with pytest.raises(ValueError, match=r"^(x|out): expected "):
+                module.affine(*given, 1, "portable")
+    for name in ("weight", "bias"):
+        tensor = getattr(weights, name)
+        for change in (tensor[:5], tensor.half(), tensor[None], tensor.repeat(2)[::2]):
+            fields = {"weight": weights.weight, "bias": weights.bias, name: change}
+            with pytest.raises(ValueError, match=r"^weights\.(weight|bias): expected "):
+                module.AffineWeights(type("Fields", (), fields))
 
 
-INTERPRETED = """
-from sam2_fast.kernels.affine import affine
-from tests.ops.test_affine import SHAPES, compare
-
-for shape in SHAPES:
-    for dtype in (torch.float32, torch.float16):
-        compare(lambda x, w, b: affine(x.reshape(x.shape[:-1].numel(), x.shape[-1]), w, b).view(x.shape), shape, dtype)
-"""
+def test_opcheck() -> None:
+    x, weights = case(3, 4, 6)
+    given = x, weights.flatten()
+    torch.library.opcheck(torch.ops.sam2_fast.affine.default, given)
+    assert torch.equal(torch.ops.sam2_fast.affine(*given), affine(x, weights))
 
 
-@pytest.mark.proves("interpreted", "affine:triton")
-def test_the_triton_kernel_in_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    interpret(INTERPRETED)
-
-
-@pytest.mark.proves("compiled", "affine:triton")
-@pytest.mark.parametrize("capability", [80, 90, 120])
-def test_the_triton_kernel_compiles_without_spills(capability: int) -> None:
-    pytest.importorskip("triton")
-    from sam2_fast.kernels import affine as kernels
-
-    kinds = TRITON_SIZES[0].kinds | dict.fromkeys(("total", "channels"), "i32")
-    registers, spilled, _ = resources(kernels.affine_kernel, kinds, {"BLOCK": kernels.BLOCK}, capability, 4, 1)
-    assert spilled == 0 and registers <= 64
-
-
-@pytest.mark.gpu
-@pytest.mark.proves("gpu test", "affine:cuda", "affine:triton")
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("backend", "dtype"), [("cuda", torch.float32), *(("triton", dtype) for dtype in DTYPES)], ids=str)
-def test_on_a_gpu(backend: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    if reason := no_cuda() if backend == "cuda" else no_triton():
-        pytest.skip(reason)
-    with torch.cuda.stream(torch.cuda.Stream()):
-        compare(lambda *tensors: affine(*tensors, backend=backend), shape, dtype, "cuda")
-
-
-def of_affine() -> cases.Case:
-    return cases.drawn(affine, *case(3, 4, 6))
-
-
-RECORDED: dict[str, Callable[[], cases.Case]] = {"affine": of_affine}
-TRITON_SIZES: list[cases.Sizes] = [
-    cases.Sizes("affine", "affine", {"BLOCK": 16}, {"x": "*bf16", "weight": "*fp32", "bias": "*fp32", "out": "*bf16"})
-]
+def test_gradients_flow_through_the_definition() -> None:
+    x, weights = case(3, 4, 6)
+    tensors = [x, *weights.flatten()]
+    affine(x.requires_grad_(), weights.mapped(lambda _, w: w.requires_grad_())).sum().backward()
+    wanted = weights.weight.expand(3, 4, 6), x.sum((0, 1)), torch.full((6,), 12.0)
+    for tensor, gradient in zip(tensors, wanted, strict=True):
+        assert tensor.grad is not None and torch.allclose(tensor.grad, gradient)

@@ -18,6 +18,7 @@ from sam2_fast.ops.mask_postprocess import mask_postprocess
 from sam2_fast.ops.memory_encoder import memory_encoder
 from sam2_fast.ops.preprocess import preprocess_frame
 from sam2_fast.ops.rope_attention import rope_attention, rope_table
+from tests.ops.cases import collected
 from tests.ops.test_hiera_block import SHAPES, case, cast
 from tests.ops.test_mask_decoder import case as decoder_case
 from tests.ops.test_mask_decoder import cast as decoder_cast
@@ -39,6 +40,7 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         rope_attention,
         (*(torch.randn(2, n, c, generator=GENERATOR).bfloat16() for n, c in ((64, 64), (69, 64), (69, 16))), rope_table(64, 8), 5),
     ),
+    **collected("ON_A_DEVICE"),
 }
 
 

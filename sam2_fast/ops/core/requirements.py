@@ -106,7 +106,7 @@ def stored_in(*dtypes: torch.dtype) -> Requirement:
         matrices = {x.dtype for w in request.weights for x in w.matrices()}
         if found <= set(dtypes) and len(matrices) <= 1:
             return None
-        alike = ", and all matrices of the weights in one of them" if request.weights else ""
+        alike = ", and all matrices of the weights in one of them" if matrices else ""
         return f"dtypes are {_listed(found)}; it takes {_listed(dtypes)}{alike}"
 
     return refuses

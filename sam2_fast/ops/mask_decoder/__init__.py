@@ -315,5 +315,5 @@ _OP = Op(
             ),
         ),
     ),
-    rule=Rule(_configuration, _sample, align=_align, float16=True),
+    rule=Rule(_configuration, _sample, align=_align),
 )

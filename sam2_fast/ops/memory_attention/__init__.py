@@ -318,5 +318,5 @@ _OP = Op(
             ),
         ),
     ),
-    rule=Rule(_configuration, _sample, _more, float16=True),
+    rule=Rule(_configuration, _sample, _more),
 )

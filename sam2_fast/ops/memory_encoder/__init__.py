@@ -300,5 +300,5 @@ _OP = Op(
             ),
         ),
     ),
-    rule=Rule(_configuration, first_rows(2), convolutions=True, float16=True),
+    rule=Rule(_configuration, first_rows(2), convolutions=True),
 )
