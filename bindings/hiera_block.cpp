@@ -95,8 +95,9 @@ void run(py::handle x_object, const HeldHieraBlock& held, py::handle out_object,
 
 void register_hiera_block(py::module_& module) {
   typedef HeldHieraBlock Held;
-  py::class_<Held>(module, "HieraBlockWeights",
-                   R"(Of an object with norm1 [C], qkv [3 D, C], proj [D, D], norm2 [D], fc1 [F, D], fc2 [D, F] and
+  py::class_<Held>(
+      module, "HieraBlockWeights",
+      R"(Of an object with norm1 [C], qkv [3 D, C], proj [D, D], norm2 [D], fc1 [F, D], fc2 [D, F] and
 shortcut [D, C] or None, each with weight and bias. Matrices are of one dtype, vectors float32.
 
 The tensors are held: numbers that are written to them later count, other tensors that take

@@ -188,8 +188,9 @@ void run(py::handle image_object, py::handle mid_object, py::handle high_object,
 
 void register_mask_decoder(py::module_& module) {
   typedef HeldMaskDecoder Held;
-  py::class_<Held>(module, "MaskDecoderWeights",
-                   R"(Of an object with layers, two of self_attention, norm1, token_to_image, norm2, fc1 [F, C],
+  py::class_<Held>(
+      module, "MaskDecoderWeights",
+      R"(Of an object with layers, two of self_attention, norm1, token_to_image, norm2, fc1 [F, C],
 fc2 [C, F], norm3, norm4 and image_to_token; final_attention and final_norm; up1 [C, C],
 up_norm [C / 4] and up2 [C / 2, C / 4], rows by position, then channel, with biases [C / 4] and
 [C / 8]; iou, linear1 [H, C], linear2 [H, H], linear3 [K, H]; masks, a sequence of the same to

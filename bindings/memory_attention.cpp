@@ -153,8 +153,9 @@ void run(py::handle x_object, const HeldMemoryAttention& held, py::handle table_
 
 void register_memory_attention(py::module_& module) {
   typedef HeldMemoryAttention Held;
-  py::class_<Held>(module, "MemoryAttentionWeights",
-                   R"(Of an object with layers, a sequence, and norm [C]. A layer: norm1, norm2, norm3 [C]; self_q,
+  py::class_<Held>(
+      module, "MemoryAttentionWeights",
+      R"(Of an object with layers, a sequence, and norm [C]. A layer: norm1, norm2, norm3 [C]; self_q,
 self_k, self_v, self_out, q, out [C, C]; k, v [C, M]; linear1 [F, C], linear2 [C, F], each with
 weight and bias.
 

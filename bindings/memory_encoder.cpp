@@ -112,8 +112,9 @@ void run(py::handle low_object, py::handle logits_object, const HeldMemoryEncode
 
 void register_memory_encoder(py::module_& module) {
   typedef HeldMemoryEncoder Held;
-  py::class_<Held>(module, "MemoryEncoderWeights",
-                   R"(Of an object with convolutions, four of weight [C_i, 9 C_(i-1)] with columns by position, then
+  py::class_<Held>(
+      module, "MemoryEncoderWeights",
+      R"(Of an object with convolutions, four of weight [C_i, 9 C_(i-1)] with columns by position, then
 channel, bias and norm, the first two weights float32; mask_proj [C, C_4], low_proj [C, C],
 out_proj [M, C]; blocks, a sequence of depthwise [C, 49] in float32, norm [C], fc1 [F, C],
 fc2 [C, F] and the tensor gamma [C].
