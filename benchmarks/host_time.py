@@ -46,8 +46,8 @@ class NoRecorder:
         """Nothing is under way."""
 
 
-class NoLane:
-    """As `sam2_fast.recording.cuda_graph.Lane`, without a device."""
+class NoSideStream:
+    """As `sam2_fast.recording.cuda_graph.SideStream`, without a device."""
 
     def __init__(self, device: torch.device) -> None:
         del device
@@ -57,10 +57,10 @@ class NoLane:
         del read
         return nullcontext()
 
-    def mark(self) -> None:
+    def record_event(self) -> None:
         """Nothing to wait for."""
 
-    def join(self, event: None, made: Any) -> None:
+    def wait_event(self, event: None, tensors: Any) -> None:
         """Nothing to wait for."""
 
 
@@ -102,7 +102,7 @@ def without_a_device(model: Any) -> Iterator[None]:
             (graphs, "captured", captured),
             (frame_graph, "captured", captured),
             (graphs, "Recorder", NoRecorder),
-            (ahead, "Lane", NoLane),
+            (ahead, "SideStream", NoSideStream),
             (graphs, "no_cuda_graphs_on", lambda device: None),
             (graphs, "is_capturing", lambda: False),
             (graphs, "table_left_out", lambda *_: None),

@@ -87,10 +87,10 @@ class Recall(NamedTuple):
 class RecallLimits(NamedTuple):
     """How much a frame attends to, as `MemoryBank.recall` takes it."""
 
-    num_maps: int = 7
-    num_pointers: int = 16
-    stride: int = 1
-    max_prompted: int = -1
+    num_maps: int
+    num_pointers: int
+    stride: int
+    max_prompted: int
 
 
 class Remembered(NamedTuple):

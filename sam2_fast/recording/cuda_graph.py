@@ -144,8 +144,11 @@ def captured(recorder: Recorder, run: Callable[[], Result]) -> Callable[[], Resu
         raise CaptureError(reason_of(error)) from error
 
 
-class Lane:
-    """A second stream for work that nobody waits for yet. It begins behind what the current stream has to do when the lane is made."""
+class SideStream:
+    """A second stream for work whose results are needed later.
+
+    It starts after what the current stream has to do when it is made.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
@@ -153,26 +156,28 @@ class Lane:
         self._read: Hashable = None
 
     def enter(self, read: Hashable = None) -> AbstractContextManager[Any]:
-        """Work inside goes onto the lane.
+        """Work inside goes onto the side stream.
 
-        read: stands for what that work reads besides tensors of the lane, such as weights. Where it is not
-        what it was the last time, the lane waits for the current stream, which may have written it just now.
-        Otherwise it does not wait: its work overlaps with that of the current stream.
+        read: stands for what that work reads besides tensors of the side stream, such as weights.
+        Where it is not what it was the last time, the side stream waits for the current stream,
+        which may have written it just now. Otherwise it does not wait: its work overlaps with that
+        of the current stream.
         """
         if read is not None and read != self._read:
             self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
             self._read = read
         return torch.cuda.stream(self._stream)
 
-    def mark(self) -> torch.cuda.Event:
-        """The lane's work so far, for `join`."""
+    def record_event(self) -> torch.cuda.Event:
+        """The side stream's work so far, for `wait_event`."""
         event = torch.cuda.Event()
         event.record(self._stream)
         return event
 
-    def join(self, event: torch.cuda.Event, made: Iterable[Tensor]) -> None:
-        """The current stream waits on the device for what was marked, and may use the tensors `made` there from then on."""
-        here = torch.cuda.current_stream(self._stream.device)
-        here.wait_event(event)
-        for tensor in made:
-            tensor.record_stream(here)
+    def wait_event(self, event: torch.cuda.Event, tensors: Iterable[Tensor]) -> None:
+        """The current stream waits on the device for `event`, and may use `tensors` of the side
+        stream from then on."""
+        current = torch.cuda.current_stream(self._stream.device)
+        current.wait_event(event)
+        for tensor in tensors:
+            tensor.record_stream(current)

@@ -41,6 +41,8 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_Documented):
     graphs: recordings (CUDA graphs) of frames, made and used where the model is on a GPU; None: do without.
     """
 
+    postprocessing = VIDEO_POSTPROCESSING
+
     def __init__(self, config: Sam2Config, options: Options | None = None) -> None:
         super().__init__(config, options)
         self.graphs: Graphs | None = Graphs()
@@ -49,7 +51,7 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_Documented):
     def from_pretrained(cls, model_id: str, **kwargs: Any) -> SAM2VideoPredictor:
         """Weights from the Hugging Face Hub or a local path; keyword arguments as `build_sam2_video_predictor`."""
         warn_of_unknown(kwargs)
-        return build_pretrained(cls, VIDEO_POSTPROCESSING, model_id, kwargs)
+        return build_pretrained(cls, model_id, kwargs)
 
     @torch.inference_mode()
     def init_state(

@@ -115,8 +115,8 @@ class VideoSession:
     keep: Keep = "all"
     objects: dict[Hashable, ObjectTrack] = field(default_factory=dict)
     resets: int = 0
-    features: FeatureCache = field(init=False, repr=False)
-    _busy: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    features: FeatureCache = field(init=False)
+    _busy: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.features = FeatureCache(self.frames, self.device)

@@ -7,9 +7,9 @@ and changes the session last: one that raises has changed nothing.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Generator, Hashable, Sequence
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Generator, Hashable, Sequence
+from functools import cached_property, partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from sam2_fast.types import (
     Remembered,
     Tracked,
 )
+from sam2_fast.video.lookahead import LookAhead
 from sam2_fast.video.session import ObjectTrack, Prompt, VideoSession
 
 Output = tuple[int, list[Hashable], Tensor]
@@ -41,21 +42,32 @@ Item = TypeVar("Item")
 
 
 class Tracker:
-    """What happens to the sessions of one model.
+    """What happens to the sessions of one model in one call.
+
+    It looks up once whether the model can run from CUDA graphs and whether its weights have
+    changed: a later call needs a tracker of its own.
 
     graphs: CUDA graphs to run the model from; None: none are used.
+    ahead: of the pass over a video that the call is part of.
     """
 
-    def __init__(self, model: Sam2, graphs: Graphs | None = None) -> None:
+    def __init__(self, model: Sam2, graphs: Graphs | None = None, ahead: LookAhead | None = None) -> None:
         self._model = model
         self._graphs = graphs
-        self._runner: Runner | None = None
+        self._ahead = ahead
+
+    @cached_property
+    def _runner(self) -> Runner:
+        return Runner(self._model, self._graphs)
+
+    def _features(self, session: VideoSession, frame: int) -> Features:
+        return session.features.get(frame, self._runner, self._ahead)
 
     # transitions
 
     def open(self, session: VideoSession) -> None:
         """Encode the first frame of a video."""
-        session.features.get(0, self._begin())
+        self._features(session, 0)
 
     def preview_points(self, session: VideoSession, frame: int, obj_id: Hashable, points: Points, clear_old: bool) -> None:
         """Decode a click or box prompt and hold the result as a preview; the next commit takes it.
@@ -65,7 +77,7 @@ class Tracker:
         """
         track = session.objects.get(obj_id, ObjectTrack())
         points = points if clear_old else track.with_earlier(frame, points)
-        features = session.features.get(frame, self._begin())
+        features = self._features(session, frame)
         afresh = frame not in track.passed or track.paused
         if afresh:
             low = self._model.without_memory(features.low)
@@ -82,7 +94,7 @@ class Tracker:
 
     def preview_mask(self, session: VideoSession, frame: int, obj_id: Hashable, mask: Tensor) -> None:
         """Take a mask [1, 1, S, S] that a user drew as the frame's result, as a preview."""
-        features = session.features.get(frame, self._begin())
+        features = self._features(session, frame)
         results = self._model.point_to(features, mask)
         self._hold(session, obj_id, frame, Prompt(mask=mask), results)
 
@@ -119,21 +131,20 @@ class Tracker:
         frame) in direction `step`. limit: as `max_frame_num_to_track`."""
         with torch.inference_mode(), session.exclusive("propagate_in_video"):
             session.require_objects()
-            self._begin()
             self.commit(session)
             first = session.first_prompted() if start is None else start
         resets = session.resets
         order = session.order(first, limit, step)
-        try:
-            for frame in tqdm(order, desc="propagate in video", disable=not progress):
-                if session.resets != resets:
-                    again = "call propagate_in_video again"
-                    raise RuntimeError(f"the session was reset while it was propagated; {again}")
-                if not session.has_frame(frame):
-                    return
-                yield self._pass_frame(session, frame, step, order)
-        finally:
-            session.features.plan(range(0))
+        known = order if isinstance(order, range) else range(0)
+        ahead = LookAhead(session.frames, session.device, known)
+        for frame in tqdm(order, desc="propagate in video", disable=not progress):
+            if session.resets != resets:
+                raise RuntimeError("the session was reset while it was being propagated; call propagate_in_video again")
+            if not session.has_frame(frame):
+                return
+            # the caller had control: the model may have changed since the last frame
+            tracker = Tracker(self._model, self._graphs, ahead)
+            yield tracker._pass_frame(session, frame, step, ahead)
 
     def track_frame(self, session: VideoSession, frame: int, step: int) -> Tensor:
         """Results of all objects on one frame: logits [N, 1, 4h, 4w] float32, in the order of
@@ -192,23 +203,13 @@ class Tracker:
 
     # steps of the transitions
 
-    def _begin(self) -> Runner:
-        """A call begins: what is known of the model may have changed since the last one."""
-        self._runner = Runner(self._model, self._graphs)
-        return self._runner
-
-    def _current(self) -> Runner:
-        return self._begin() if self._runner is None else self._runner
-
     @torch.inference_mode()
-    def _pass_frame(self, session: VideoSession, frame: int, step: int, order: Any) -> Output:
+    def _pass_frame(self, session: VideoSession, frame: int, step: int, ahead: LookAhead) -> Output:
         """One frame of a propagation; prompts that were given since the last one are committed."""
         with session.exclusive("propagate_in_video"):
-            runner = self._begin()
             self.commit(session)
             logits = self.track_frame(session, frame, step)
-            if isinstance(order, range):
-                session.features.advance(frame, order, runner)
+            ahead.advance(frame, self._runner)
             return self.output(session, frame, logits)
 
     def _hold(
@@ -236,7 +237,7 @@ class Tracker:
         binarize = self._model.options.binarize_mask_from_pts_for_mem_enc
         encoded: list[tuple[ObjectTrack, int, FrameMemory]] = []
         for frame, items in pending.items():
-            low = session.features.get(frame, self._current()).low
+            low = self._features(session, frame).low
             for part in _parts(items):
                 logits = torch.stack([p.logits for _, p in part]).to(session.device)
                 presence = torch.stack([p.presence for _, p in part]).to(session.device)
@@ -250,14 +251,13 @@ class Tracker:
         """New memories of a frame by the `id` of their track; the session stays as it is."""
         if not tracks:
             return {}
-        runner = self._current()
-        features = session.features.get(frame, runner)
+        features = self._features(session, frame)
         multimask = self._model.options.wants_multimask(0, afresh=False)
         fresh: dict[int, FrameMemory] = {}
         for part in _parts(tracks):
             remembered = self._remembered(session, part, frame, step)
             eager = partial(self._track_eagerly, features, remembered, multimask)
-            tracked = runner.track(features, remembered, multimask, eager)
+            tracked = self._runner.track(features, remembered, multimask, eager)
             memories = self._stored(session, tracked)
             fresh |= {id(t): memory for t, memory in zip(part, memories, strict=True)}
         return fresh
@@ -276,11 +276,11 @@ class Tracker:
         """What objects attend to on a frame, on the compute device."""
         limits, num_frames = self._model.recall_limits, session.num_frames
         recalls = [t.bank.recall(frame, step, num_frames, *limits) for t in tracks]
-        to_device = partial(upload, device=session.device)
+        pairs = list(zip(tracks, recalls, strict=True))
         return Remembered(
-            [_each(to_device, t.bank.map, r.maps) for t, r in zip(tracks, recalls, strict=True)],
+            [[upload(t.bank.map(f), session.device) for f in r.maps] for t, r in pairs],
             [recall.rows for recall in recalls],
-            [_each(to_device, t.bank.pointer, r.pointers) for t, r in zip(tracks, recalls, strict=True)],
+            [[upload(t.bank.pointer(f), session.device) for f in r.pointers] for t, r in pairs],
             [recall.ages for recall in recalls],
             recalls[0].longest,
         )
@@ -337,10 +337,6 @@ class Tracker:
         track.bank.forget(frame, step, maps, pointers, both=session.num_frames is not None)
         kept = track.bank.tracked.keys() | track.bank.prompted.keys()
         track.passed = {f: direction for f, direction in track.passed.items() if f in kept}
-
-
-def _each(change: Callable[[Tensor], Tensor], get: Callable[[int], Tensor], frames: Sequence[int]) -> list[Tensor]:
-    return [change(get(frame)) for frame in frames]
 
 
 def _parts(items: Sequence[Item]) -> list[Sequence[Item]]:

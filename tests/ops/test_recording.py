@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sam2_fast.ops.core.cache import Cache
-from sam2_fast.recording.cuda_graph import CaptureError, Lane, Recorder, capture_errors, captured, reason_of
+from sam2_fast.recording.cuda_graph import CaptureError, Recorder, SideStream, capture_errors, captured, reason_of
 from tests.ops.fake_cuda import CPU, Cuda, cuda
 
 __all__ = ["cuda"]
@@ -152,11 +152,11 @@ def test_a_pool_is_shared_while_a_recording_lives_and_never_after(cuda: Cuda) ->
     assert len(set(cuda.pools)) == 4
 
 
-def test_the_lane_waits_for_weights_that_were_written_and_for_no_others(cuda: Cuda) -> None:
-    lane = Lane(CPU)
+def test_the_side_stream_waits_for_weights_that_were_written_and_for_no_others(cuda: Cuda) -> None:
+    stream = SideStream(CPU)
 
     def read(weights: object) -> set[str]:
-        with lane.enter(weights):
+        with stream.enter(weights):
             return set(cuda.current().before)
 
     assert read("first") == set()

@@ -13,7 +13,7 @@ from sam2_fast.recording.frame import FrameGraph
 from sam2_fast.video import lookahead as ahead
 from tests.ops.triton_tools import interpret
 from tests.video.failing import Willing
-from tests.video.recorded import NoLane, brief, small_predictor
+from tests.video.recorded import NoSideStream, brief, small_predictor
 from tests.video.tape import TapeRecorder
 
 PROGRAM = """
@@ -79,7 +79,7 @@ def test_a_refused_kernel_is_not_captured(
     monkeypatch.setattr("sam2_fast.ops.core.native.native", lambda: None)  # a tape sees torch alone
     monkeypatch.setattr(FrameGraph, "run", capture)
     monkeypatch.setattr(graphs, "Recorder", TapeRecorder)
-    monkeypatch.setattr(ahead, "Lane", NoLane)
+    monkeypatch.setattr(ahead, "SideStream", NoSideStream)
     predictor = small_predictor()
     predictor.prove, predictor.graphs = prove, Willing()
     with pytest.warns(RuntimeWarning) as seen:

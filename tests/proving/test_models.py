@@ -22,7 +22,7 @@ from sam2_fast.recording.cache import Graphs
 from sam2_fast.video.predictor import SAM2VideoPredictor
 from tests.ops.registered import set_absence
 from tests.proving.toy import CARD
-from tests.video.recorded import NoLane, frames, small_predictor
+from tests.video.recorded import NoSideStream, frames, small_predictor
 from tests.video.tape import TapeRecorder
 
 CPU = torch.device("cpu")
@@ -81,7 +81,7 @@ def attended(predictor: SAM2VideoPredictor, patch: pytest.MonkeyPatch) -> tuple[
     predictor.graphs = eager = Eager()
     with patch.context() as changed, using(Noting()) as noting:
         changed.setitem(registry._implementations, place, taking)
-        changed.setattr("sam2_fast.video.lookahead.Lane", NoLane)
+        changed.setattr("sam2_fast.video.lookahead.SideStream", NoSideStream)
         state = predictor.init_state(frames(2))
         predictor.add_new_points_or_box(state, 0, 1, points=[[20.0, 30.0]], labels=[1])
         list(predictor.propagate_in_video(state))

@@ -57,8 +57,8 @@ def on_triton(*ops: str) -> None:
         registry._implementations[op, "triton"] = registry.Implementation(op, "triton", runs[op], lambda *_: None)
 
 
-class NoLane:
-    """As `sam2_fast.recording.cuda_graph.Lane`, where there are no streams."""
+class NoSideStream:
+    """As `sam2_fast.recording.cuda_graph.SideStream`, where there are no streams."""
 
     def __init__(self, device: torch.device) -> None:
         del device
@@ -67,17 +67,17 @@ class NoLane:
         del read
         return nullcontext()
 
-    def mark(self) -> str:
-        return "mark"
+    def record_event(self) -> str:
+        return "event"
 
-    def join(self, event: str, made: Any) -> None:
-        assert event == "mark" and all(isinstance(x, Tensor) for x in made)
+    def wait_event(self, event: str, tensors: Any) -> None:
+        assert event == "event" and all(isinstance(x, Tensor) for x in tensors)
 
 
 def recorded(predictor: SAM2VideoPredictor, recorder: type[Any]) -> SAM2VideoPredictor:
     """With recordings that a CPU can make."""
     graphs_module.Recorder = recorder  # type: ignore[misc]
-    ahead_module.Lane = NoLane  # type: ignore[misc, assignment]
+    ahead_module.SideStream = NoSideStream  # type: ignore[misc, assignment]
     Graphs.refuses_frame = Graphs.refuses = lambda *_: None  # type: ignore[assignment, method-assign]
     predictor.graphs = Graphs()
     return predictor

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -11,13 +13,12 @@ import torch
 from sam2_fast.io.frames import FrameSource
 from sam2_fast.recording import cache as graphs_module
 from sam2_fast.recording.cache import Graphs, Runner
-from sam2_fast.recording.cuda_graph import Lane
+from sam2_fast.recording.cuda_graph import SideStream
 from sam2_fast.video import lookahead as ahead_module
-from sam2_fast.video.lookahead import BATCH, READS
+from sam2_fast.video.lookahead import BATCH, READS, LookAhead
 from sam2_fast.video.predictor import SAM2VideoPredictor
-from sam2_fast.video.session import VideoSession
 from tests.ops.fake_cuda import Cuda, cuda
-from tests.video.recorded import NoLane, edited, frames, small_predictor
+from tests.video.recorded import NoSideStream, edited, frames, small_predictor
 from tests.video.tape import TapeRecorder
 
 __all__ = ["cuda"]
@@ -57,7 +58,7 @@ class Damaged(FrameSource):
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> SAM2VideoPredictor:
     monkeypatch.setattr(graphs_module, "Recorder", TapeRecorder)
-    monkeypatch.setattr(ahead_module, "Lane", NoLane)
+    monkeypatch.setattr(ahead_module, "SideStream", NoSideStream)
     monkeypatch.setattr("sam2_fast.ops.core.native.native", lambda: None)  # a tape sees torch's operators alone
     predictor = small_predictor()
     predictor.graphs = Watched()
@@ -103,42 +104,73 @@ def test_a_damaged_frame_is_named_when_its_turn_comes(watched: SAM2VideoPredicto
     assert state.objects[1].passed == dict.fromkeys(range(bad), 1)
 
 
+def look_ahead(order: range) -> LookAhead:
+    return LookAhead(Damaged(-1), torch.device("cpu"), order)
+
+
 @torch.inference_mode()
 def test_what_a_pass_goes_by_is_forgotten(watched: SAM2VideoPredictor) -> None:
-    session = VideoSession(Damaged(-1), torch.device("cpu"), torch.device("cpu"))
-    cache, runner, order = session.features, Runner(watched, watched.graphs), range(12)
+    ahead, runner = look_ahead(range(12)), Runner(watched, watched.graphs)
     for frame in range(4):
-        cache.advance(frame, order, runner)
-    assert len(cache._encoded) + len(cache._images) == 2 * BATCH, "no more than two batches are held"
-    cache.get(9, runner)
-    assert not cache._encoded and not cache._images
-    assert cache.get(2, runner).low.shape == (1, 256, 4, 4), "going back"
+        ahead.advance(frame, runner)
+    assert len(ahead._encoded) + len(ahead._images) == 2 * BATCH, "no more than two batches are held"
+    ahead.features(9, runner)
+    assert not ahead._encoded and not ahead._images
+    assert ahead.features(2, runner).low.shape == (1, 256, 4, 4), "going back"
 
 
 @torch.inference_mode()
-def test_another_pass_starts_afresh_and_the_end_of_a_pass_frees_what_is_ahead(watched: SAM2VideoPredictor) -> None:
-    session = VideoSession(Damaged(-1), torch.device("cpu"), torch.device("cpu"))
-    cache, runner = session.features, Runner(watched, watched.graphs)
-    cache.advance(0, range(12), runner)
-    assert list(cache._images) == [1, 2]
-    cache.advance(9, range(11, -1, -1), runner)
-    assert list(cache._images) == [8, 7]
+def test_passes_do_not_disturb_each_other(watched: SAM2VideoPredictor) -> None:
+    forward, runner = look_ahead(range(12)), Runner(watched, watched.graphs)
+    backward = look_ahead(range(11, -1, -1))
+    forward.advance(0, runner)
+    backward.advance(9, runner)
+    assert list(forward._images) == [1, 2] and list(backward._images) == [8, 7]
+
+
+def test_a_click_on_a_later_frame_leaves_what_is_ahead(watched: SAM2VideoPredictor) -> None:
+    state = watched.init_state(frames(12))
+    watched.add_new_points_or_box(state, 0, 1, points=[[20.0, 30.0]], labels=[1])
+    passing = watched.propagate_in_video(state)
+    for _ in range(3):
+        next(passing)
+    assert isinstance(watched.graphs, Watched)
+    watched.add_new_points_or_box(state, 11, 1, points=[[20.0, 30.0]], labels=[1])
+    before = sum(watched.graphs.calls)
+    next(passing)
+    assert sum(watched.graphs.calls) - before <= BATCH, "frames were encoded again"
+    list(passing)
+    assert sum(watched.graphs.calls) == 12, "each frame once"
+
+
+def test_the_end_of_a_pass_frees_what_is_ahead(watched: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[LookAhead]] = []
+
+    class Noted(LookAhead):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr("sam2_fast.video.tracker.LookAhead", Noted)
     state = watched.init_state(frames(12))
     watched.add_new_points_or_box(state, 0, 1, points=[[20.0, 30.0]], labels=[1])
     passing = watched.propagate_in_video(state)
     next(passing)
-    assert state.features._images
+    (ahead,) = made
+    pass_ahead = ahead()
+    assert pass_ahead is not None and pass_ahead._images
+    del pass_ahead
     passing.close()
-    assert not state.features._images and not state.features._encoded
+    gc.collect()
+    assert ahead() is None
 
 
 @torch.no_grad()
 def test_frames_ahead_are_encoded_behind_weights_that_were_written(
     watched: SAM2VideoPredictor, cuda: Cuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ahead_module, "Lane", Lane)
-    session = VideoSession(Damaged(-1), torch.device("cpu"), torch.device("cpu"))
-    cache, order = session.features, range(12)
+    monkeypatch.setattr(ahead_module, "SideStream", SideStream)
+    ahead = look_ahead(range(12))
     ordered: set[str] = set()  # operations of the caller's stream that the last batch is ordered behind
 
     def encode(model: Any, images: torch.Tensor, checked: Any = None) -> Any:
@@ -149,10 +181,10 @@ def test_frames_ahead_are_encoded_behind_weights_that_were_written(
 
     def batch(before: str) -> None:
         cuda.main.did(before)
-        cache._encoded.clear()
+        ahead._encoded.clear()
         for _ in range(BATCH // READS):
-            cache.advance(0, order, Runner(watched, watched.graphs))
-        assert len(cache._encoded) == BATCH
+            ahead.advance(0, Runner(watched, watched.graphs))
+        assert len(ahead._encoded) == BATCH
 
     monkeypatch.setattr(watched.graphs, "encode", encode)
     batch("load")

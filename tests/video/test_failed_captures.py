@@ -17,7 +17,7 @@ from sam2_fast.video import lookahead as ahead_module
 from sam2_fast.video.predictor import SAM2VideoPredictor
 from tests.ops.triton_tools import interpret
 from tests.video.failing import FailingRecorder, Willing
-from tests.video.recorded import NoLane, brief, frames, small_predictor
+from tests.video.recorded import NoSideStream, brief, frames, small_predictor
 
 INTERPRETED = """
 import warnings
@@ -57,7 +57,7 @@ assert TapeRecorder.recorded == len(predictor.graphs) == 2, "the encoder and the
 def failing(monkeypatch: pytest.MonkeyPatch) -> SAM2VideoPredictor:
     """A predictor on the CPU all of whose captures fail."""
     monkeypatch.setattr(graphs_module, "Recorder", FailingRecorder)
-    monkeypatch.setattr(ahead_module, "Lane", NoLane)
+    monkeypatch.setattr(ahead_module, "SideStream", NoSideStream)
     monkeypatch.setattr("sam2_fast.ops.core.native.native", lambda: None)  # a tape sees torch's operators alone
     monkeypatch.setattr(FrameGraph, "run", lambda self: self._pointers.fill_(float("nan")))  # the kernels need a GPU
     monkeypatch.setattr(FailingRecorder, "attempts", 0)
