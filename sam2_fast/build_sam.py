@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sam2_fast.config import IMAGE_POSTPROCESSING, VIDEO_POSTPROCESSING, Sam2Config
+from sam2_fast.config import Sam2Config
 from sam2_fast.official.base import SAM2Base
 from sam2_fast.video.predictor import SAM2VideoPredictor
 from sam2_fast.weights.build import WeightsSource, build_model, warn_of_unknown
@@ -53,7 +53,6 @@ def build_sam2(
     warn_of_unknown(kwargs)
     return build_model(
         SAM2Base,
-        IMAGE_POSTPROCESSING,
         config_file,
         ckpt_path,
         device,
@@ -91,7 +90,6 @@ def build_sam2_video_predictor(
     warn_of_unknown(kwargs)
     return build_model(
         SAM2VideoPredictor,
-        VIDEO_POSTPROCESSING,
         config_file,
         ckpt_path,
         device,

@@ -13,7 +13,9 @@ from sam2_fast import (
     SAM2ImagePredictor,
     SAM2VideoPredictor,
     build_sam2,
+    build_sam2_hf,
     build_sam2_video_predictor,
+    build_sam2_video_predictor_hf,
 )
 from sam2_fast.config import Sam2Config
 
@@ -21,6 +23,8 @@ SMALL = Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_si
 WAYS: dict[str, Callable[..., Any]] = {
     "build_sam2": lambda **more: build_sam2(SMALL, device="cpu", **more),
     "build_sam2_video_predictor": lambda **more: build_sam2_video_predictor(SMALL, device="cpu", **more),
+    "build_sam2_hf": lambda **more: build_sam2_hf("nano", device="cpu", **more),
+    "build_sam2_video_predictor_hf": lambda **more: build_sam2_video_predictor_hf("nano", device="cpu", **more),
     "SAM2ImagePredictor": lambda **more: SAM2ImagePredictor(build_sam2(SMALL, device="cpu"), **more),
     "SAM2ImagePredictor.from_pretrained": lambda **more: SAM2ImagePredictor.from_pretrained("nano", device="cpu", **more),
     "SAM2AutomaticMaskGenerator": lambda **more: SAM2AutomaticMaskGenerator(build_sam2(SMALL, device="cpu"), **more),
@@ -30,8 +34,9 @@ WAYS: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_misspelt_keyword_argument_warns_and_says_what_was_meant(way: str) -> None:
-    with pytest.warns(UserWarning, match="unknown keyword argument 'imagesize' is ignored; did you mean 'image_size'"):
+    with pytest.warns(UserWarning, match="unknown keyword argument 'imagesize' is ignored; did you mean 'image_size'") as warned:
         WAYS[way](imagesize=512)
+    assert {warning.filename for warning in warned} == {__file__}, "the line that called the package"
 
 
 @pytest.mark.parametrize("way", WAYS)

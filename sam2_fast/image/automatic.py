@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sam2_fast.config import IMAGE_POSTPROCESSING
 from sam2_fast.image.crops import (
     build_all_layer_point_grids,
     generate_crop_boxes,
@@ -116,7 +115,7 @@ class SAM2AutomaticMaskGenerator:
     @classmethod
     def from_pretrained(cls, model_id: str, **kwargs: Any) -> SAM2AutomaticMaskGenerator:
         """Weights from the Hugging Face Hub or a local path; keyword arguments go to `build_sam2` and to the generator."""
-        model = build_pretrained(SAM2Base, IMAGE_POSTPROCESSING, model_id, kwargs)
+        model = build_pretrained(SAM2Base, model_id, kwargs)
         return cls(model, **kwargs)
 
     def generate(self, image: Any) -> list[Record]:

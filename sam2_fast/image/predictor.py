@@ -12,7 +12,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sam2_fast.config import IMAGE_POSTPROCESSING
 from sam2_fast.image.transforms import SAM2Transforms
 from sam2_fast.io.images import as_rgb
 from sam2_fast.io.transforms import resize_image
@@ -66,7 +65,7 @@ class SAM2ImagePredictor:
     @classmethod
     def from_pretrained(cls, model_id: str, **kwargs: Any) -> SAM2ImagePredictor:
         """Weights from the Hugging Face Hub or a local path; keyword arguments go to `build_sam2` and to the predictor."""
-        model = build_pretrained(SAM2Base, IMAGE_POSTPROCESSING, model_id, kwargs)
+        model = build_pretrained(SAM2Base, model_id, kwargs)
         return cls(model, **kwargs)
 
     @property

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam2_fast.config import NO_OBJECT_LOGIT, Options, Sam2Config
+from sam2_fast.config import IMAGE_POSTPROCESSING, NO_OBJECT_LOGIT, Options, Sam2Config
 from sam2_fast.model.image_encoder import ImageEncoder
 from sam2_fast.model.layers import (
     MLP,
@@ -45,6 +45,8 @@ class Sam2(nn.Module):
 
     prove: bool = True
     """Whether kernels on a GPU must prove themselves before this model runs them; see docs/proving.md."""
+    postprocessing: ClassVar[Mapping[str, Any]] = IMAGE_POSTPROCESSING
+    """Options that builders set under `apply_postprocessing=True`."""
 
     def __init__(self, config: Sam2Config, options: Options | None = None) -> None:
         super().__init__()

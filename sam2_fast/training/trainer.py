@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from sam2_fast.atomic import whole_file
-from sam2_fast.config import IMAGE_POSTPROCESSING, Options
+from sam2_fast.config import Options
 from sam2_fast.model import Sam2
 from sam2_fast.official.base import SAM2Base
 from sam2_fast.training.batches import Batch, collate
@@ -46,7 +46,6 @@ class Trainer:
         first = recipe.stages[0].image_size
         built = build_model(
             SAM2Base,
-            IMAGE_POSTPROCESSING,
             recipe.model,
             recipe.weights,
             self.device,

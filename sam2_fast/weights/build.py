@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -21,13 +23,13 @@ from sam2_fast.weights.hub import download
 
 _log = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=Sam2)
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
 WeightsSource = str | Path | Mapping[str, Any] | None
 """A `.pt` or `.safetensors` file, a state dict, or None for random weights."""
 
 
 def build_model(
     kind: type[Model],
-    postprocessing: Mapping[str, Any],
     config_file: str | Sam2Config | None = None,
     ckpt_path: WeightsSource = None,
     device: str | torch.device | None = None,
@@ -41,10 +43,7 @@ def build_model(
     compile: bool = False,  # noqa: A002 - the name that users of torch expect
     prove: bool = True,
 ) -> Model:
-    """A model of class `kind`; the other arguments and errors are those of `build_sam2`.
-
-    postprocessing: options that `apply_postprocessing` sets.
-    """
+    """A model of class `kind`; the other arguments and errors are those of `build_sam2`."""
     if mode not in ("eval", "train"):
         raise ValueError(f"mode: expected 'eval' or 'train', got {mode!r}")
     if dtype not in (None, torch.float32, torch.bfloat16, torch.float16, torch.float64):
@@ -53,7 +52,7 @@ def build_model(
     config = _config(config_file, state)
     config, options = apply_overrides(config, Options(), [*hydra_overrides_extra])
     if apply_postprocessing:
-        options = options.updated(**postprocessing)
+        options = options.updated(**kind.postprocessing)
     if image_size is not None:
         config = replace(config, image_size=image_size)
     chosen = choose_device(device)
@@ -68,31 +67,42 @@ def build_model(
     return model
 
 
-def build_pretrained(kind: type[Model], postprocessing: Mapping[str, Any], model_id: str, keywords: Mapping[str, Any]) -> Model:
-    """`build_model` with weights of the Hugging Face Hub or of a local path. Of `keywords`, those of `build_model` are used."""
+def build_pretrained(kind: type[Model], model_id: str, keywords: Mapping[str, Any]) -> Model:
+    """`build_model` with weights of the Hugging Face Hub or of a local path.
+
+    Of `keywords`, those of `build_model` are used.
+    """
     used = {name: value for name, value in keywords.items() if name in BUILD_KEYWORDS}
-    return build_model(kind, postprocessing, ckpt_path=download(model_id), **used)
+    return build_model(kind, ckpt_path=download(model_id), **used)
 
 
-BUILD_KEYWORDS = tuple(inspect.signature(build_model).parameters)[2:]
+BUILD_KEYWORDS = tuple(inspect.signature(build_model).parameters)[1:]
 """Keyword arguments of the builders."""
 UPSTREAM_KEYWORDS = ("vos_optimized", "use_vos_optimized_video_predictor", "load_from_HF")
 """Keyword arguments of the official builders that change nothing here."""
 
 
-def warn_of_unknown(keywords: Collection[str], further: Collection[str] = ()) -> None:
-    """One UserWarning for each keyword argument that is no builder's, no upstream's and not in `further`.
+def warn_of_unknown(keywords: Collection[str]) -> None:
+    """One UserWarning for each keyword argument that is neither a builder's nor upstream's.
 
-    Such arguments are ignored, as upstream. Called by the function that took them from its caller.
+    Such arguments are ignored, as upstream. The warning points to the line that called the package.
     """
-    known = [*BUILD_KEYWORDS, *UPSTREAM_KEYWORDS, *further]
+    known = [*BUILD_KEYWORDS, *UPSTREAM_KEYWORDS]
     for name in keywords:
         if name in known:
             continue
         close = get_close_matches(name, known, n=1)
         advice = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"
         message = f"unknown keyword argument {name!r} is ignored{advice}"
-        warnings.warn(message, UserWarning, stacklevel=3)
+        warnings.warn(message, UserWarning, stacklevel=_level_of_the_caller())
+
+
+def _level_of_the_caller() -> int:
+    """`stacklevel`, for `warn_of_unknown`, of the first frame outside the package."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _config(config_file: str | Sam2Config | None, state: Mapping[str, Any] | None) -> Sam2Config:
