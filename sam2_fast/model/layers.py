@@ -76,10 +76,10 @@ class OpModule(nn.Module, Generic[W]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._placed: WeightsCache[W] = WeightsCache()
+        self._gathered: WeightsCache[W] = WeightsCache()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OpModule[W]:
-        self._placed.clear()
+        self._gathered.clear()
         return super()._apply(fn, recurse)
 
     def gather_weights(self) -> W:
@@ -88,7 +88,7 @@ class OpModule(nn.Module, Generic[W]):
 
     def weights(self) -> W:
         """As `gather_weights`, matrices in the dtype of the caller's autocast; held while they stay as they are."""
-        return in_compute_dtype(self._placed.get(self._all_modules, self.gather_weights))
+        return in_compute_dtype(self._gathered.get(self._all_modules, self.gather_weights))
 
     def _all_modules(self) -> list[nn.Module]:
         return list(self.modules())
@@ -147,8 +147,14 @@ def untouched_mlp(part: nn.Module) -> bool:
 
 def held_by(model: nn.Module) -> list[object]:
     """All that a model's parts hold just now: a CUDA graph has recorded the addresses, and keeps it where it is."""
-    values = [value for part in model.modules() for value in vars(part).values()]
-    return [value.value for value in values if isinstance(value, Cache | WeightsCache)]
+    held: list[object] = []
+    for part in model.modules():
+        for value in vars(part).values():
+            if isinstance(value, Cache):
+                held.append(value.value)
+            elif isinstance(value, WeightsCache):
+                held += value.held
+    return held
 
 
 def folded(inner: nn.Conv2d, outer: nn.Conv2d) -> tuple[Tensor, Tensor | None]:

@@ -77,7 +77,7 @@ class Graphs:
         weights = self._weights
         if weights is None or weights.of is not model:
             weights = self.current(model)
-        return weights.hooked()
+        return weights.hooked() or weights.opaque()
 
     def refuses_frame(self, model: Sam2, low: Tensor) -> str | None:
         """Why a tracked frame cannot be recorded where nothing else `refuses`; None where it can."""

@@ -18,6 +18,11 @@ class _Part:
     def same(self) -> bool:
         return self._members.same() and self._state.same()
 
+    @property
+    def plain(self) -> bool:
+        """Whether writes to all tensors can be seen."""
+        return self._state.plain
+
 
 class Fingerprint:
     """A model's modules and tensors as they were: which, where, and how often they had been written.
@@ -45,6 +50,12 @@ class Fingerprint:
         module = native()
         hooks = any(self._hooks) if module is None else not module.all_empty(self._hooks)
         return "a module has a forward hook, which a recording would not call" if hooks else None
+
+    def opaque(self) -> str | None:
+        """Why it cannot be known whether a weight was written; None where it can."""
+        if self._encoder.plain and self._rest.plain:
+            return None
+        return "a weight is a tensor subclass or lazily negated, whose writes cannot be seen"
 
     def hold(self, kept: list[object]) -> None:
         """Keep alive what CUDA graphs have the addresses of."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 import torch
 
 from sam2_fast.image.predictor import SAM2ImagePredictor
+from sam2_fast.model.layers import held_by
 from sam2_fast.ops.core.native import no_triton
 from sam2_fast.recording import cache as graphs_module
 from sam2_fast.recording.cache import Graphs
+from sam2_fast.recording.fingerprint import Fingerprint
 from sam2_fast.types import Points
 from sam2_fast.video.predictor import SAM2VideoPredictor
 from tests.ops.triton_tools import interpret
@@ -190,6 +193,30 @@ def test_says_why_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
         handle.remove()
         predictor.decode = predictor.decode  # type: ignore[method-assign]
         assert "decode of the model has been overridden" in (graphs.refuses(predictor, on_gpu) or "")
+
+
+def test_weights_whose_writes_cannot_be_seen_forbid_recordings(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Watched(torch.nn.Parameter):
+        pass
+
+    predictor, on_gpu = small_predictor(), SimpleNamespace(device=torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    with torch.inference_mode():
+        assert Graphs().refuses(predictor, on_gpu) is None  # type: ignore[arg-type]
+        predictor.no_mem_pos_enc = Watched(predictor.no_mem_pos_enc.detach().clone())
+        reason = Graphs().refuses(predictor, on_gpu)  # type: ignore[arg-type]
+    assert reason is not None and "tensor subclass" in reason
+
+
+def test_a_fingerprint_holds_each_object_once() -> None:
+    predictor = small_predictor()
+    with torch.no_grad():
+        predictor.encode_image(images(0))
+    fingerprint = Fingerprint(predictor)
+    fingerprint.hold(held_by(predictor))
+    once = len(fingerprint._kept)
+    fingerprint.hold(held_by(predictor))
+    assert once > 0 and len(fingerprint._kept) == once
 
 
 @pytest.mark.gpu
