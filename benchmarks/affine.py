@@ -33,15 +33,15 @@ def scaling(case: str, count: int, channels: int, dtype: torch.dtype, options: O
         "torch": partial(affine_reference, x, weights),
     }
     exact = affine_reference(x.double(), weights.to(torch.float64))
-    errors = {who: rms_error(function(), exact) for who, function in functions.items()}
+    errors = {name: rms_error(function(), exact) for name, function in functions.items()}
     require(errors["sam2_fast"] <= 2 * errors["torch"], case, "sam2_fast")
     times = interleaved(functions, options)
     ours = statistics.median(times["sam2_fast"])
-    moved = 2 * x.numel() * x.itemsize  # bytes: read once, written once
+    bytes_moved = 2 * x.numel() * x.itemsize  # read once, written once
     notes = {}
-    for who, taken in times.items():
+    for name, taken in times.items():
         median = statistics.median(taken)
-        notes[who] = {"x ours": median / ours, "GB/s": moved / median / 1e6}
+        notes[name] = {"x ours": median / ours, "GB/s": bytes_moved / median / 1e6}
     yield from rows(case, times, notes)
 
 

@@ -46,7 +46,6 @@ def in_triton() -> set[str]:
     def noted(op: str, run: Any) -> Any:
         return lambda *given, **named: used.add(op) or run(*given, **named)
 
-    registry.load_all()
     for (op, backend), implementation in list(registry._implementations.items()):
         if backend == "triton":
             registry._implementations[op, backend] = registry.Implementation(op, backend, noted(op, implementation.run), lambda *_: None)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def room_of(path: Path) -> str:
     return path.relative_to(base).with_suffix("").parts[0]
 
 
+@cache
 def public_names() -> dict[str, str]:
     """Names that `sam2_fast` itself exports -> the room that defines them."""
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
@@ -69,6 +71,7 @@ def imported_rooms(path: Path) -> Iterator[str]:
                 yield public.get(parts[1], parts[1])
 
 
+@cache
 def imports() -> Imports:
     """Every room, and which others it imports in which files."""
     found: Imports = {room_of(path): {} for path in files()}

@@ -24,7 +24,6 @@ Keep = Callable[[str, Call], None]
 @contextmanager
 def only(source: str) -> Iterator[None]:
     """Every op runs in the backend `source`, or in torch where it has no such implementation."""
-    registry.load_all()
     with registry.instead(_of(source)):
         yield
 
@@ -32,7 +31,6 @@ def only(source: str) -> Iterator[None]:
 @contextmanager
 def recorded(keep: Keep, source: str = "torch") -> Iterator[None]:
     """As `only`, and `keep` is told of every call."""
-    registry.load_all()
     watched = {
         key: Implementation(*key, _telling(keep, key[0], plain.run), lambda *_: None)
         for key, plain in _of(source).items()

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from sam2_fast.config import VIDEO_POSTPROCESSING
 from sam2_fast.doctor.calls import enliven, moving_squares, recorded, run_pipeline
 from sam2_fast.kernels import choices
 from sam2_fast.ops.core import registry
 from sam2_fast.ops.core.native import isas
 from sam2_fast.ops.core.registry import Implementation
+from sam2_fast.ops.core.requirements import Request
 from sam2_fast.proving import gate as gates
 from sam2_fast.proving.card import card_of
 from sam2_fast.proving.case import Case, LostDeviceError, NothingKnownError
@@ -149,7 +149,6 @@ class Examination:
         options = self._options
         model = build_model(
             SAM2VideoPredictor,
-            VIDEO_POSTPROCESSING,
             name,
             device=options.device,
             dtype=options.dtype,
@@ -175,7 +174,7 @@ class Examination:
         for backend in backends_of(self._options.device):
             kernel = registry.all_implementations().get((op, backend))
             if kernel is not None:
-                reason = registry.absence(op, backend) or kernel.refuses(*call.arguments)
+                reason = registry.absence(op, backend) or kernel.refuses(Request(call.arguments))
                 yield kernel, reason
 
     def _case(self, name: str, op: str, call: Call, kernels: list[Implementation]) -> None:

@@ -11,13 +11,12 @@ from torch import Tensor
 from sam2_fast.ops.core.cache import derive, for_cpu, for_gpu
 from sam2_fast.ops.core.native import native
 from sam2_fast.ops.core.op import Backend, Op
-from sam2_fast.ops.core.requirements import fits, no_grad, on_one, plain, stored_in
+from sam2_fast.ops.core.requirements import FLOATS, fits, no_grad, on_one, plain, stored_in
 from sam2_fast.ops.core.weights import Weights, tensor
 from sam2_fast.proving.rules import Call, Rule
 
 __all__ = ["AffineWeights", "affine"]
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PROVED_ROWS = 100  # a whole program of the Triton kernel and a part of another
 
 
@@ -94,13 +93,13 @@ _OP = Op(
         Backend(
             "triton",
             _triton_affine,
-            requires=(on_one("cuda"), plain, no_grad, stored_in(*_DTYPES), fits(_refuses)),
+            requires=(on_one("cuda"), plain, no_grad, stored_in(*FLOATS), fits(_refuses)),
             kernels=("affine",),
         ),
         Backend(
             "cpu",
             _native_affine,
-            requires=(on_one("cpu"), plain, no_grad, stored_in(*_DTYPES), fits(_refuses)),
+            requires=(on_one("cpu"), plain, no_grad, stored_in(*FLOATS), fits(_refuses)),
         ),
     ),
     rule=Rule(_configuration, _sample),

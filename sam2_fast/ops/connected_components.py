@@ -26,8 +26,8 @@ def connected_components(
     masks: [N, H, W] or [N, 1, H, W], bool or uint8 (non-zero is foreground), any strides, any
     device.
     Returns labels and areas, int32 of the same shape: a label is 1 + the row-major index of the
-    component's first pixel, so that backends agree to the bit; an area is in pixels; both are 0 on
-    background.
+    component's first pixel, so that all backends return the same; an area is in pixels; both are 0
+    on background.
     out: labels and areas to write to and return, contiguous: on a CPU, fresh memory for many large
     masks costs more than the labelling.
     backend: "auto", "cuda", "triton", "cpu" or "torch". Raises TypeError for other dtypes,

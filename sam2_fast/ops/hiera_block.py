@@ -12,12 +12,26 @@ from torch import Tensor
 
 from sam2_fast.ops.core.autocast import compute_dtype
 from sam2_fast.ops.core.cache import derive, for_cpu, for_gpu
+from sam2_fast.ops.core.layers import layer_norm, project
 from sam2_fast.ops.core.native import native
-from sam2_fast.ops.core.norm import layer_norm
 from sam2_fast.ops.core.op import Backend, Op
-from sam2_fast.ops.core.requirements import computes_in, fits, no_grad, on_one, plain, stored_in
+from sam2_fast.ops.core.requirements import (
+    FLOATS,
+    HALF,
+    computes_in,
+    fits,
+    no_grad,
+    on_one,
+    plain,
+    stored_in,
+)
 from sam2_fast.ops.core.weights import Linear, Norm, Weights, linear, norm, optional
-from sam2_fast.ops.window_attention import window_attention, window_attention_reference
+from sam2_fast.ops.window_attention import (
+    cannot_pool,
+    pooling_refusal,
+    window_attention,
+    window_attention_reference,
+)
 from sam2_fast.proving.rules import Rule, first_rows
 
 __all__ = ["HieraBlockWeights", "hiera_block"]
@@ -103,18 +117,18 @@ def hiera_block_reference(
     normed = layer_norm(x, w.norm1, eps)
     shortcut = x
     if w.shortcut is not None:
-        projected = F.linear(normed, w.shortcut.weight, w.shortcut.bias)
+        projected = project(normed, w.shortcut)
         shortcut = F.max_pool2d(projected.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
-    qkv = F.linear(normed, w.qkv.weight, w.qkv.bias)
+    qkv = project(normed, w.qkv)
     # zeros are padded after the norm, so a padded token is the projection's bias
     inputs = qkv, w.qkv.bias.to(qkv.dtype), num_heads, window, pool
     if qkv.device.type == "cpu":
         attended = window_attention_reference(*inputs)
     else:
         attended = window_attention(*inputs)  # which has a kernel for GPUs
-    y = shortcut + F.linear(attended, w.proj.weight, w.proj.bias)
-    hidden = F.gelu(F.linear(layer_norm(y, w.norm2, eps), w.fc1.weight, w.fc1.bias))
-    return y + F.linear(hidden, w.fc2.weight, w.fc2.bias)
+    y = shortcut + project(attended, w.proj)
+    hidden = F.gelu(project(layer_norm(y, w.norm2, eps), w.fc1))
+    return y + project(hidden, w.fc2)
 
 
 def _native_block(
@@ -134,7 +148,7 @@ def _native_block(
     """
     module = native()
     assert module is not None
-    dtype = compute_dtype(weights.qkv.weight)
+    dtype = compute_dtype(weights.first_matrix)
     held = derive(
         weights, f"cpu {dtype}", lambda: module.HieraBlockWeights(for_cpu(weights, dtype))
     )
@@ -167,9 +181,9 @@ def _triton_block(
     from sam2_fast.kernels.linear import GELU, behind_norm, linear, measured_linear
     from sam2_fast.kernels.window_attention import window_attention as attend
 
-    dtype = compute_dtype(weights.qkv.weight)
+    dtype = compute_dtype(weights.first_matrix)
     with torch.no_grad():
-        w, layers = derive(weights, f"triton {dtype}", lambda: _prepared(weights, dtype, eps))
+        w, layers = derive(weights, f"triton {dtype} {eps}", lambda: _prepared(weights, dtype, eps))
         batch, height, width, dim = x.shape
         tokens = x.detach().contiguous().view(-1, dim)
         normed, statistics = behind_norm(tokens, layers["qkv"])
@@ -232,9 +246,7 @@ def _refuses(
             f"{x.shape[3]} channels, {head} a head, window {window}: it takes even widths and "
             f"windows up to {_MAX_WINDOW}"
         )
-    if pool and (window < 2 or window % 2 or x.shape[1] % 2 or x.shape[2] % 2):
-        return _pooling(x, window)
-    return None
+    return _cannot_pool(x, window) if pool else None
 
 
 def _triton_refuses(
@@ -246,14 +258,11 @@ def _triton_refuses(
             f"x is {tuple(x.shape)} with {head} channels a head: it takes a token or more, heads "
             f"up to {_MAX_HEAD} channels"
         )
-    if pool and (window % 2 or window == 0 or x.shape[1] % 2 or x.shape[2] % 2):
-        return _pooling(x, window)
-    return None
+    return _cannot_pool(x, window) if pool else None
 
 
-def _pooling(x: Tensor, window: int) -> str:
-    tokens = f"{x.shape[1]} x {x.shape[2]} tokens"
-    return f"window {window} on {tokens}: it pools even windows on even grids"
+def _cannot_pool(x: Tensor, window: int) -> str | None:
+    return pooling_refusal(x, window) if window == 0 else cannot_pool(x, window)
 
 
 def _result(
@@ -287,7 +296,7 @@ _OP = Op(
                 on_one("cuda"),
                 plain,
                 no_grad,
-                computes_in(torch.bfloat16, torch.float16),
+                computes_in(*HALF),
                 fits(_triton_refuses),
             ),
             kernels=("moments", "linear", "window", "mlp"),
@@ -299,7 +308,7 @@ _OP = Op(
                 on_one("cpu"),
                 plain,
                 no_grad,
-                stored_in(torch.float32, torch.bfloat16, torch.float16),
+                stored_in(*FLOATS),
                 fits(_refuses),
             ),
         ),

@@ -35,12 +35,10 @@ class Judged(NamedTuple):
     outer: Tensor  # [N] int64 pixels above threshold - offset
     # [N, 4] int64 (x0, y0, x1, y1), last pixel included, in pixels of `size`; zeros where empty
     boxes: Tensor
-    runs: list[
-        npt.NDArray[np.int32]
-    ]  # run lengths on the canvas: zeros and ones in turn, column by column, zeros first
-    kept: Tensor | None = (
-        None  # [K] int64 on the host, ascending: of which masks the runs are; None: of all
-    )
+    # run lengths on the canvas: zeros and ones in turn, column by column, zeros first
+    runs: list[npt.NDArray[np.int32]]
+    # [K] int64 on the host, ascending: of which masks the runs are; None: of all
+    kept: Tensor | None = None
 
 
 def mask_postprocess(
@@ -61,8 +59,8 @@ def mask_postprocess(
     logits: [N, h, w] float32; size: (height, width) in pixels to interpolate to. canvas: (height,
     width) of the image of which the mask is the part at `origin` = (top, left); None: the mask
     itself. A pixel is in the mask where its logit is above `threshold`.
-    keep: which masks' run lengths are wanted, judged where the logits are, without a number
-    crossing to the host; None: all.
+    keep: which masks' run lengths are wanted, judged where the logits are, without a
+        device-to-host copy; None: all.
     which: [N] bool, masks that are looked at; others count as empty. None: all.
     backend: "auto", "triton", "cpu" or "torch". Every backend returns the same integers. Raises
     ValueError for sizes that do not fit, BackendError where the named backend cannot run.

@@ -1,5 +1,5 @@
-"""Greedy non-maximum suppression of boxes, without torchvision: deterministic, on any device, no
-number crossing to the host on a GPU."""
+"""Greedy non-maximum suppression of boxes, without torchvision: deterministic, on any device,
+without host synchronisation on a GPU."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def nms(
     overlaps them by more than `iou_threshold`.
 
     boxes: [N, 4] (x0, y0, x1, y1), compared in float32; scores: [N] (the earlier box wins a tie);
-    idxs: [N] categories (None: one);
-    alive: [N] bool (None: all). backend: "auto", "triton" or "torch"; all agree. Returns [N] bool
+    idxs: [N] categories (None: one); alive: [N] bool (None: all).
+    backend: "auto", "triton" or "torch"; all agree. Returns [N] bool
     on the device of boxes. Raises ValueError for shapes that do not fit, BackendError where the
     named backend cannot run.
     """

@@ -12,7 +12,7 @@ from torch import Tensor
 from sam2_fast.ops.core.autocast import compute_dtype
 from sam2_fast.ops.core.cache import derive, for_gpu
 from sam2_fast.ops.core.op import Backend, Op
-from sam2_fast.ops.core.requirements import computes_in, fits, no_grad, on_one, plain
+from sam2_fast.ops.core.requirements import HALF, computes_in, fits, no_grad, on_one, plain
 from sam2_fast.ops.mask_decoder.reference import taken, three_layers
 from sam2_fast.ops.mask_decoder.weights import ObjectHeadsWeights as ObjectHeadsWeights
 from sam2_fast.proving.rules import Call, Rule, bits, first_rows
@@ -154,7 +154,7 @@ def _triton_heads(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from sam2_fast.kernels.object_heads import object_state, tracked
 
-    dtype = compute_dtype(weights.presence.linear1.weight)
+    dtype = compute_dtype(weights.first_matrix)
     with torch.no_grad():
         w = derive(weights, f"triton {dtype}", lambda: for_gpu(weights, dtype).flatten())
         logits, iou, tokens = (t.detach().contiguous() for t in (logits, iou, tokens))
@@ -227,7 +227,7 @@ _OP = Op(
                 on_one("cuda"),
                 plain,
                 no_grad,
-                computes_in(torch.bfloat16, torch.float16),
+                computes_in(*HALF),
                 fits(_refuses),
             ),
             kernels=("object_state", "tracked"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sam2_fast.ops.core.native import native
 from sam2_fast.ops.core.op import Backend, Op
-from sam2_fast.ops.core.requirements import fits, no_grad, on_one, plain, stored_in
+from sam2_fast.ops.core.requirements import FLOATS, HALF, fits, no_grad, on_one, plain, stored_in
 from sam2_fast.proving.rules import Rule, bits, first_rows
 
 __all__ = ["rope_attention", "rope_table"]
@@ -21,8 +21,8 @@ _MAX_TRITON_CHANNELS = 256
 
 
 def rope_table(dim: int, side: int, theta: float = 10000.0) -> Tensor:
-    """Angles as (cos, sin): [2, side * side, dim / 2] float32. The first half of the pairs turns
-    with x, the second with y."""
+    """Angles as (cos, sin): [2, side * side, dim / 2] float32. The first half of the pairs is
+    rotated by x, the second by y."""
     frequencies = 1.0 / (theta ** (torch.arange(0, dim, 4).float() / dim))  # [dim / 4]
     token = torch.arange(side * side)
     x, y = (token % side).float(), torch.div(token, side, rounding_mode="floor").float()
@@ -31,8 +31,8 @@ def rope_table(dim: int, side: int, theta: float = 10000.0) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn pairs (2i, 2i + 1) of x [..., tokens, dim] by `table` [2, tokens, dim / 2]; computed in
-    float32 or better."""
+    """Rotate pairs (2i, 2i + 1) of x [..., tokens, dim] by `table` [2, tokens, dim / 2];
+    computed in float32 or better."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     cos, sin = table.to(wide.dtype)
     even, odd = wide[..., 0::2], wide[..., 1::2]
@@ -123,8 +123,8 @@ def _native_rope(
 def _triton_rope(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int) -> Tensor:
     from sam2_fast.kernels.rope_attention import rope_attention as launch
 
-    found: Tensor = launch(*(x.detach().contiguous() for x in (q, k, v, table)), num_unrotated)
-    return found
+    output: Tensor = launch(*(x.detach().contiguous() for x in (q, k, v, table)), num_unrotated)
+    return output
 
 
 def _refuses_dtypes(q: Tensor, k: Tensor, v: Tensor, table: Tensor, stored: str) -> str | None:
@@ -148,7 +148,7 @@ def _refuses(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int 
 def _triton_refuses(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int = 0
 ) -> str | None:
-    if q.dtype not in (torch.bfloat16, torch.float16):
+    if q.dtype not in HALF:
         return f"q is {q.dtype}, it takes bfloat16 or float16"
     if reason := _refuses_dtypes(q, k, v, table, "bfloat16 or float16"):
         return reason
@@ -172,7 +172,6 @@ def _configuration(
     return *q.shape[1:], keys, v.shape[2], num_unrotated > 0, q.dtype, table.dtype
 
 
-_STORED = (torch.float32, torch.bfloat16, torch.float16)
 _OP = Op(
     "rope_attention",
     schema="(Tensor q, Tensor k, Tensor v, Tensor table, int num_unrotated) -> Tensor",
@@ -188,7 +187,7 @@ _OP = Op(
         Backend(
             "cpu",
             _native_rope,
-            (on_one("cpu"), plain, no_grad, stored_in(*_STORED), fits(_refuses)),
+            (on_one("cpu"), plain, no_grad, stored_in(*FLOATS), fits(_refuses)),
         ),
     ),
     takes=lambda *_: True,

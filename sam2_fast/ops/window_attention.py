@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sam2_fast.ops.core.native import native
 from sam2_fast.ops.core.op import Backend, Op
-from sam2_fast.ops.core.requirements import fits, no_grad, on_one, plain, stored_in
+from sam2_fast.ops.core.requirements import FLOATS, HALF, fits, no_grad, on_one, plain, stored_in
 from sam2_fast.proving.rules import Rule, first_rows
 
 __all__ = ["window_attention"]
@@ -82,9 +82,8 @@ def window_attention_reference(
     if down:
         qkv = torch.cat([qkv, pad.expand(batch, down, width + right, -1)], dim=1)
     rows, columns = qkv.shape[1] // window, qkv.shape[2] // window
-    windows = (
-        qkv.unflatten(1, (rows, window)).unflatten(3, (columns, window)).transpose(2, 3)
-    )  # [B, rows, columns, window, window, C]
+    # [B, rows, columns, window, window, C]
+    windows = qkv.unflatten(1, (rows, window)).unflatten(3, (columns, window)).transpose(2, 3)
     out = _attend(windows.flatten(0, 2), num_heads, pool)
     side = out.shape[1]
     out = (
@@ -139,10 +138,10 @@ def _triton_window(
 ) -> Tensor:
     from sam2_fast.kernels.window_attention import window_attention as launch
 
-    found: Tensor = launch(
+    output: Tensor = launch(
         qkv.detach().contiguous(), pad.detach().to(qkv.dtype).contiguous(), num_heads, window, pool
     )
-    return found
+    return output
 
 
 def _refuses(
@@ -154,25 +153,31 @@ def _refuses(
             f"{head} channels a head, window {window}: it takes even widths up to {_MAX_HEAD} and "
             f"windows up to {_MAX_WINDOW}"
         )
-    return _cannot_pool(qkv, window) if pool else None
+    return cannot_pool(qkv, window) if pool else None
 
 
 def _triton_refuses(
     qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool = False
 ) -> str | None:
-    if qkv.dtype not in (torch.bfloat16, torch.float16):
+    if qkv.dtype not in HALF:
         return f"qkv is {qkv.dtype}, it takes bfloat16 or float16"
     head = qkv.shape[3] // 3 // num_heads
     if head > _MAX_TRITON_HEAD:
         return f"{head} channels a head: it takes up to {_MAX_TRITON_HEAD}"
-    return _cannot_pool(qkv, window) if pool else None
+    return cannot_pool(qkv, window) if pool else None
 
 
-def _cannot_pool(qkv: Tensor, window: int) -> str | None:
-    if window % 2 == 0 and qkv.shape[1] % 2 == 0 and qkv.shape[2] % 2 == 0:
+def cannot_pool(tokens: Tensor, window: int) -> str | None:
+    """Why kernels do not pool windows of tokens [B, H, W, C], or None. window 0: of the grid."""
+    if window % 2 == 0 and tokens.shape[1] % 2 == 0 and tokens.shape[2] % 2 == 0:
         return None
-    tokens = f"{qkv.shape[1]} x {qkv.shape[2]} tokens"
-    return f"window {window} on {tokens}: it pools even windows on even grids"
+    return pooling_refusal(tokens, window)
+
+
+def pooling_refusal(tokens: Tensor, window: int) -> str:
+    """What kernels pool, for the message of a refusal."""
+    height, width = tokens.shape[1:3]
+    return f"window {window} on {height} x {width} tokens: it pools even windows on even grids"
 
 
 def _result(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool) -> Tensor:
@@ -186,7 +191,6 @@ def _configuration(
     return *qkv.shape[1:], num_heads, window, pool, qkv.dtype, pad.dtype
 
 
-_STORED = (torch.float32, torch.bfloat16, torch.float16)
 _OP = Op(
     "window_attention",
     schema="(Tensor qkv, Tensor pad, int num_heads, int window, bool pool) -> Tensor",
@@ -202,7 +206,7 @@ _OP = Op(
         Backend(
             "cpu",
             _native_window,
-            (on_one("cpu"), plain, no_grad, stored_in(*_STORED), fits(_refuses)),
+            (on_one("cpu"), plain, no_grad, stored_in(*FLOATS), fits(_refuses)),
         ),
     ),
     rule=Rule(_configuration, first_rows(1)),

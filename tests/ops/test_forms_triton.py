@@ -16,7 +16,6 @@ from sam2_fast.proving.rules import rule_of
 from sam2_fast.proving.rules import Call
 
 OP = "{op}"
-registry.load_all()
 module = importlib.import_module(f"tests.ops.test_{{OP}}")
 rest = {{"hiera_block": (1e-6,), "rope_attention": (3,)}}.get(OP, ())
 implementations = registry.all_implementations()

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
+from sam2_fast.ops.core.op import Backend
 from sam2_fast.ops.core.registry import all_implementations, backends
+from sam2_fast.ops.core.requirements import Request, on_one
 
 ROOT = Path(__file__).resolve().parents[2]
+OPS = {
+    "connected_components", "hiera_block", "mask_decoder", "mask_postprocess", "memory_attention", "memory_encoder",
+    "nms", "object_heads", "preprocess_frame", "preprocess_images", "resize_bicubic", "rope_attention",
+    "small_components", "window_attention",
+}  # fmt: skip
+"""What there is at the least."""
 
 
 def module_of(op: str) -> str:
@@ -26,7 +36,16 @@ def test_an_op_has_the_backends_that_its_sources_are_for() -> None:
         expected |= {(op, "triton")} if (ROOT / "kernels" / f"{stem}.py").exists() else set()
         expected |= {(op, "torch")}
     assert len(rows) == len(set(rows)) and set(rows) == expected
-    assert {"connected_components", "hiera_block", "memory_attention", "mask_decoder"} <= {op for op, _ in rows}
+    assert {op for op, _ in rows} >= OPS
+
+
+def test_requirements_see_every_tensor_of_a_call() -> None:
+    a, b = torch.ones(1), torch.ones(1, device="meta")
+    for arguments in ((a, 3, b), (3, a, b), (a, [b], 3), ([3, 4], a, (b, None))):
+        assert [x.device.type for x in Request(arguments).tensors] == ["cpu", "meta"]
+    takes = Backend("cpu", lambda *_: None, (on_one("cpu"),))
+    assert takes.refuses(Request((a, 3, a))) is None
+    assert "cpu, meta" in (takes.refuses(Request((a, 3, b))) or "")
 
 
 def test_definitions_run_everywhere() -> None:

@@ -6,8 +6,10 @@ import ast
 import copy
 import pickle
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from sam2_fast.ops.core import cache as module
+from sam2_fast.ops.core.autocast import in_compute_dtype
 from sam2_fast.ops.core.cache import Cache, WeightsCache, derive
 from sam2_fast.ops.core.weights import Linear, Norm, Weights, group, linear, norm, optional, repeated, sequence, tensor
 from sam2_fast.ops.hiera_block import HieraBlockWeights, hiera_block
@@ -136,17 +139,13 @@ def test_no_weight_is_addressed_by_its_number() -> None:
     for folder in ("sam2_fast/ops", "sam2_fast/model", "sam2_fast/recording"):
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
-                if not isinstance(node, ast.Subscript) or ast.unparse(node.value) not in ("weights", "w", "given"):
-                    continue
-                if not isinstance(node.slice, ast.Constant | ast.Name) or (
-                    isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, int)
-                ):
+                if isinstance(node, ast.Subscript) and ast.unparse(node.value) in ("weights", "w"):
                     found.append(f"{path.name}:{node.lineno}: {ast.unparse(node)}")
     for folder in ("bindings", "csrc"):
         for path in [p for p in (ROOT / folder).rglob("*") if p.suffix in {".h", ".cpp", ".cu"}]:
             numbered = re.findall(r"\b(?:weights|tensors|parameters|views)\w*(?:\[\s*\d|\.at\()", path.read_text())
             found += [f"{path.name}: {one}" for one in numbered if path.name != "resample.h"]  # of an interpolation
-    assert [one for one in found if "given[0]" not in one] == []
+    assert not found
 
 
 def test_derived_values_are_computed_once_for_each_name() -> None:
@@ -222,7 +221,41 @@ def test_modules_gather_their_weights_when_they_are_placed_or_changed() -> None:
 def test_copies_and_pickles_of_a_cache_start_empty() -> None:
     held: WeightsCache[WithOption] = WeightsCache()
     held.get(list, lambda: WithOption.unflatten([torch.zeros(2, 2), torch.zeros(2)]))
-    assert held.value and not copy.deepcopy(held).value and not pickle.loads(pickle.dumps(held)).value
+    assert held.held and not copy.deepcopy(held).held and not pickle.loads(pickle.dumps(held)).held
+
+
+def pickled(weights: Weights) -> Any:
+    return pickle.loads(pickle.dumps(weights))
+
+
+@pytest.mark.parametrize("op", CASES)
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickled])
+def test_weights_that_kernels_have_read_can_be_copied(op: str, copied: Callable[..., Any]) -> None:
+    run, case, *_ = CASES[op]
+    inputs = list(case())
+    place = next(i for i, x in enumerate(inputs) if isinstance(x, Weights))
+    before, weights = run(*inputs, backend="cpu"), inputs[place]
+    other = inputs[place] = copied(weights)
+    assert type(other) is type(weights) and weights.state.held
+    assert other.state is not weights.state and not other.state.held
+    pairs = zip(other.flatten(), weights.flatten(), strict=True)
+    assert all(torch.equal(a, b) and (a is b) == (copied is copy.copy) for a, b in pairs)
+    after = run(*inputs, backend="cpu")
+    before, after = ([x] if isinstance(x, Tensor) else x for x in (before, after))
+    assert all(map(torch.equal, before, after))
+
+
+@torch.inference_mode()
+def test_what_is_derived_under_autocast_is_held_in_inference_mode() -> None:
+    weights, calls = example(), []
+    with torch.inference_mode(False):
+        weights = weights.mapped(lambda _, x: x.clone())
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(3):
+            inner = in_compute_dtype(weights)
+            assert inner.first_matrix.dtype == torch.bfloat16
+            derive(inner, "counted", lambda: calls.append(1))
+    assert len(calls) == 1
 
 
 def test_weights_of_a_block_follow_its_parameters() -> None:

@@ -65,7 +65,6 @@ def test_a_wrong_kernel_is_named_and_the_exit_code_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     key = ("memory_encoder", "cpu")
-    registry.load_all()
     right = registry.all_implementations()[key]
 
     def wrong(*arguments: Any, isa: str | None = None) -> Tensor:

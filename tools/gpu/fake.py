@@ -208,7 +208,6 @@ def _every_op_in_triton() -> Iterator[tuple[Any, str, Any]]:
     from sam2_fast.image import automatic as mask_generator
     from sam2_fast.ops.core import registry, tracing
 
-    registry.load_all()
     implementations = dict(registry._implementations)
     for (op, backend), implementation in registry._implementations.items():
         if backend == "triton":

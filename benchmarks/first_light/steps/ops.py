@@ -18,6 +18,7 @@ from benchmarks.first_light.context import Context
 from sam2_fast.doctor.calls import encode_image, enliven, recorded, run_pipeline
 from sam2_fast.ops.core import registry
 from sam2_fast.ops.core.registry import Implementation
+from sam2_fast.ops.core.requirements import Request
 from sam2_fast.proving.case import Case
 from sam2_fast.proving.errors import cast
 from sam2_fast.proving.rules import Call, rule_of, tensors_in
@@ -32,7 +33,7 @@ def run(context: Context) -> None:
             if (op, backend) in known:
                 compare = partial(_compare, context, known[op, backend], call)
                 context.attempt(f"{name} {backend}", compare)
-        if context.mode != "cpu" and _is_narrow(call):
+        if context.mode != "cpu" and (op, "triton") in known and _is_narrow(call):
             halves = Call(cast(call.arguments, torch.float16), call.named)
             compare = partial(_compare, context, known[op, "triton"], halves)
             context.attempt(f"{name} triton float16", compare)
@@ -46,7 +47,6 @@ def _is_narrow(call: Call) -> bool:
 def _calls(context: Context) -> dict[str, tuple[str, Call]]:
     """Each op with each shape of its first tensor, from a picture, and for the tiny model also from
     a click, automatic masks and tracked frames."""
-    registry.load_all()
     calls: dict[str, tuple[str, Call]] = {}
     for name in context.models:
         run_ = partial(_run_pipeline, context, name, calls)
@@ -80,7 +80,7 @@ def _run_pipeline(context: Context, name: str, calls: dict[str, tuple[str, Call]
 def _compare(context: Context, implementation: Implementation, call: Call) -> dict[str, Any]:
     """The verdict by the rule of `sam2_fast.proving`. first_call_s: with compilation."""
     op, backend = implementation.op, implementation.backend
-    reason = registry.absence(op, backend) or implementation.refuses(*call.arguments)
+    reason = registry.absence(op, backend) or implementation.refuses(Request(call.arguments))
     if reason is not None:
         return {"status": f"refuses: {reason}"[:200]}
     start = time.perf_counter()

@@ -105,10 +105,10 @@ class WeightsCache(Generic[W]):
         self._held = None
 
     @property
-    def value(self) -> list[object] | None:
-        """The weights and what was derived from them, or None."""
+    def held(self) -> list[object]:
+        """The weights and what was derived from them; empty before there are any."""
         if self._held is None:
-            return None
+            return []
         weights = self._held[1]
         derived = [] if weights.state is None else weights.state.held
         return [weights, *derived]
@@ -129,14 +129,15 @@ def derive(weights: Weights, name: str, make: Callable[[], Value]) -> Value:
     if wants_gradients(*state.tensors):
         return make()
     values = state.values()
-    key = name, torch.is_inference_mode_enabled()
-    if key not in values:
-        value = make()
+    if name not in values:
+        # tensors of inference mode count no writes: nothing derived from them could be held
+        with torch.inference_mode(False), torch.no_grad():
+            value = make()
         if any(map(capturing, state.tensors)):
             return value  # exists once the graph is replayed, other streams cannot read it before
-        values.setdefault(key, value)
+        values.setdefault(name, value)
         Cache.computations = next(_computations)
-    return cast(Value, values[key])
+    return cast(Value, values[name])
 
 
 def for_cpu(weights: W, dtype: torch.dtype) -> W:

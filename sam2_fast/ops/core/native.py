@@ -54,23 +54,17 @@ def is_plain(*tensors: Tensor) -> bool:
 
 
 def materialized(arguments: Any) -> Any:
-    """`arguments` with every lazily negated, conjugated or zero tensor in lists, tuples and named
-    tuples replaced by one whose memory holds its numbers. Other kinds of lists become lists."""
-    plain = (
-        type(arguments)(list(x) if isinstance(x, list) else x for x in arguments)
-        if type(arguments) is tuple
-        else arguments
-    )
-    return tree_map_only(Tensor, _materialize, plain)
+    """`arguments` with every lazily negated, conjugated or zero tensor in them replaced by one
+    whose memory holds its numbers."""
+    return tree_map_only(Tensor, _materialize, arguments)
 
 
 def _materialize(tensor: Tensor) -> Tensor:
     if type(tensor) is not Tensor and type(tensor) is not Parameter:
         return tensor
     if tensor._is_zerotensor():
-        return tensor + torch.zeros(
-            (), dtype=tensor.dtype, device=tensor.device
-        )  # keeps gradients; a clone has no memory either
+        # a sum keeps gradients; a clone has no memory either
+        return tensor + torch.zeros((), dtype=tensor.dtype, device=tensor.device)
     return tensor.resolve_conj().resolve_neg()
 
 

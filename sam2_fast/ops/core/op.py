@@ -37,9 +37,8 @@ class Backend:
     kernels: tuple[str, ...] = ()
     """Names of the Triton kernels that it launches, without `_kernel`."""
 
-    def refuses(self, *arguments: Any) -> str | None:
-        """Why it cannot run on these arguments, or None."""
-        request = Request(arguments)
+    def refuses(self, request: Request) -> str | None:
+        """Why it cannot run on the arguments of a call, or None."""
         reasons = (requirement(request) for requirement in self.requires)
         return next((reason for reason in reasons if reason is not None), None)
 
@@ -69,17 +68,18 @@ class Op:
         weights: the class of the argument `weights`, which the custom op takes as `Tensor[]`.
         flatten, unflatten: the arguments of the definition as those of the custom op, and back;
             None: only `weights` differ.
-        rule: how calls are told apart and proved; None: by shapes, dtypes and numbers.
+        rule: how calls are told apart and proved; None: by dtypes, shapes without
+            the batch, and numbers (`any_configuration`).
         takes, fixed_by_values: as `registry.record_as`.
         """
         self.name = name
-        self.reference = reference
-        self.backends = tuple(backends)
         self._weights = weights
         self._place = -1 if schema is None else _place_of_weights(schema)
         self._flatten = flatten or self._with_list
         self._unflatten = unflatten or self._with_weights
-        for backend in self.backends:
+        if self._place >= 0 and weights is None and unflatten is None:
+            raise ValueError(f"{name}: expected the class of its weights")
+        for backend in backends:
             registry.register(
                 Implementation(
                     name,
@@ -119,17 +119,12 @@ class Op:
         return lambda *arguments: packet(*self._flatten(*arguments))
 
     def _with_list(self, *arguments: Any) -> tuple[Any, ...]:
-        place = self._place
-        if place < 0:
-            return arguments
-        return *arguments[:place], arguments[place].flatten(), *arguments[place + 1 :]
+        return tuple(x.flatten() if isinstance(x, Weights) else x for x in arguments)
 
     def _with_weights(self, *arguments: Any) -> tuple[Any, ...]:
         place = self._place
-        if place < 0:
+        if self._weights is None or place < 0:
             return arguments
-        if self._weights is None:
-            raise ValueError(f"{self.name}: expected the class of its weights")
         weights = self._weights.unflatten(arguments[place])
         return *arguments[:place], weights, *arguments[place + 1 :]
 

@@ -3,11 +3,10 @@ silent fall-back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -37,8 +36,8 @@ class Implementation:
     op: str
     backend: str
     run: Callable[..., Any]
-    refuses: Callable[..., str | None]
-    """Takes the arguments; the reason why it cannot run on them, or None."""
+    refuses: Callable[[Request], str | None]
+    """The reason why it cannot run on the arguments of a call, or None."""
     absent: Callable[[], str | None] = always
     """Why the machine lacks it altogether, or None."""
     kernels: tuple[str, ...] = ()
@@ -88,23 +87,23 @@ def choose(op: str, backend: str, *arguments: Any) -> Implementation:
     backend but "torch" refuses. On a GPU a kernel refuses that has not proved itself there; one
     that nothing is known of is proved now, on these arguments (`proving.gate`).
     """
-    return _choose(op, backend, tracing.recording_reason(), arguments, {})
+    return _choose(op, backend, tracing.recording_reason(), Request(arguments), {})
 
 
 def _choose(
-    op: str, backend: str, recording: str | None, arguments: Sequence[Any], named: Mapping[str, Any]
+    op: str, backend: str, recording: str | None, request: Request, named: Mapping[str, Any]
 ) -> Implementation:
     if backend != "auto" and backend not in ORDER:
         raise ValueError(f"backend: expected 'auto' or one of {ORDER}, got {backend!r}")
     for name in ORDER if backend == "auto" else (backend,):
-        if _refusal(op, name, recording, arguments, named) is None:
+        if _refusal(op, name, recording, request, named) is None:
             return _implementations[op, name]
     wanted = "torch" if backend == "auto" else backend
     willing = next(
-        (name for name in ORDER if _refusal(op, name, recording, arguments, named) is None), "none"
+        (name for name in ORDER if _refusal(op, name, recording, request, named) is None), "none"
     )
     raise BackendError(
-        f"{op}: {backend} refuses: {_refusal(op, wanted, recording, arguments, named)}. Would run: "
+        f"{op}: {backend} refuses: {_refusal(op, wanted, recording, request, named)}. Would run: "
         f"{willing}"
     )
 
@@ -117,7 +116,7 @@ def _run_between_graphs(op: str, backend: str, *arguments: Any, **more: Any) -> 
 
 
 def _refusal(
-    op: str, name: str, recording: str | None, arguments: Sequence[Any], named: Mapping[str, Any]
+    op: str, name: str, recording: str | None, request: Request, named: Mapping[str, Any]
 ) -> str | None:
     implementation = _implementations.get((op, name))
     if implementation is None:
@@ -129,12 +128,12 @@ def _refusal(
         )
     if recording is not None and op in _fixed_by_values and tracing.bakes_values_in():
         return f"{recording}, and {_fixed_by_values[op]}"
-    reason = implementation.absent() or implementation.refuses(*arguments)
+    reason = implementation.absent() or implementation.refuses(request)
     if reason is not None or name == "torch":
         return reason
     definition = _implementations.get((op, "torch"))
     return gate.refusal(
-        implementation, None if definition is None else definition.run, tuple(arguments), named
+        implementation, None if definition is None else definition.run, request.arguments, named
     )
 
 
@@ -188,21 +187,23 @@ def select(op: str, backend: str, *arguments: Any, **named: Any) -> Selected:
     run, and where a recording would be right for the recorded numbers only.
     """
     recording, ordinary = tracing.recording_reason(), False
+    request = Request(arguments)
     if recording is None:
-        ordinary = Request(arguments).all_plain()
+        ordinary = request.all_plain()
         if not ordinary:
             arguments = materialized(arguments)
-            ordinary = Request(arguments).all_plain()
+            request = Request(arguments)
+            ordinary = request.all_plain()
     if tracing.may_leave_graph() and (
         backend not in ("auto", "torch") or (op in _fixed_by_values and op not in _nodes)
     ):
         return Selected(partial(_run_between_graphs, op, backend), arguments)
     if ordinary or backend != "auto":
-        return Selected(_choose(op, backend, recording, arguments, named).run, arguments)
-    return Selected(_recorded(op, recording, arguments), arguments)
+        return Selected(_choose(op, backend, recording, request, named).run, arguments)
+    return Selected(_recorded(op, recording, request), arguments)
 
 
-def _recorded(op: str, recording: str | None, arguments: tuple[Any, ...]) -> Callable[..., Any]:
+def _recorded(op: str, recording: str | None, request: Request) -> Callable[..., Any]:
     """The reference or the custom op, while operations are recorded or where tensors are of a
     subclass."""
     node = _nodes.get(op)
@@ -211,9 +212,8 @@ def _recorded(op: str, recording: str | None, arguments: tuple[Any, ...]) -> Cal
         if exporting or (node is None and tracing.bakes_values_in()):
             way_out = f"Record what comes before it, and call {op} on the result"
             raise BackendError(f"{op}: {recording}, and {_fixed_by_values[op]}. {way_out}")
-        return _choose(op, "auto", recording, arguments, {}).run if node is None else node.call
-    if node is not None and not exporting and node.takes(*arguments):
-        request = Request(arguments)
+        return _choose(op, "auto", recording, request, {}).run if node is None else node.call
+    if node is not None and not exporting and node.takes(*request.arguments):
         opaque = torch.compiler.is_compiling() or not request.all_plain()
         if opaque and not request.want_gradients():
             return node.call
@@ -231,11 +231,6 @@ def registered() -> list[object]:
     """All that `choose` goes by. Where two such lists are equal, it chose from the same
     implementations."""
     return [*_implementations.values(), gate.current().state()]
-
-
-def load_all() -> None:
-    """Import every module that registers implementations."""
-    import_module("sam2_fast.ops")
 
 
 def all_implementations() -> dict[tuple[str, str], Implementation]:
@@ -267,7 +262,6 @@ def absence(op: str, backend: str) -> str | None:
 
 def backends() -> list[Status]:
     """Every op x backend with the reason why it is not there, for this machine and this build."""
-    load_all()
     return [Status(op, backend, absence(op, backend)) for op, backend in _sorted()]
 
 

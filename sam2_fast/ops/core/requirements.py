@@ -13,6 +13,9 @@ from sam2_fast.ops.core.native import is_plain, wants_gradients
 from sam2_fast.ops.core.state import Facts
 from sam2_fast.ops.core.weights import Weights
 
+HALF = (torch.bfloat16, torch.float16)
+FLOATS = (torch.float32, *HALF)
+
 
 class Request:
     """Arguments of a call, and the tensors among them."""
@@ -22,7 +25,8 @@ class Request:
         self.tensors: list[Tensor] = []
         """Also those in lists and tuples, without weights."""
         self.weights: list[Weights] = []
-        _sort(arguments, self.tensors, self.weights)
+        for argument in arguments:
+            _sort(argument, self.tensors, self.weights)
         self._facts: list[Facts] | None = None
 
     def facts(self) -> list[Facts]:
@@ -59,9 +63,9 @@ def _sort(value: object, tensors: list[Tensor], weights: list[Weights]) -> None:
     elif isinstance(value, Weights):
         weights.append(value)
     elif isinstance(value, list | tuple):
+        if value and isinstance(value[0], int):
+            return  # a list of numbers holds nothing else
         for item in value:
-            if isinstance(item, int):
-                return  # lists of numbers hold nothing else
             _sort(item, tensors, weights)
 
 
@@ -103,7 +107,7 @@ def stored_in(*dtypes: torch.dtype) -> Requirement:
 
     def refuses(request: Request) -> str | None:
         found = request.dtypes()
-        matrices = {x.dtype for w in request.weights for x in w.matrices()}
+        matrices = set().union(*(facts.matrix_dtypes for facts in request.facts()))
         if found <= set(dtypes) and len(matrices) <= 1:
             return None
         alike = ", and all matrices of the weights in one of them" if matrices else ""
@@ -116,11 +120,10 @@ def computes_in(*dtypes: torch.dtype) -> Requirement:
     """Products are computed in one of these dtypes: autocast's, else that of the weights."""
 
     def refuses(request: Request) -> str | None:
-        matrix = next(x for w in request.weights for x in w.matrices())
-        found = compute_dtype(matrix)
-        return (
-            None if found in dtypes else f"the compute dtype is {found}; it takes {_listed(dtypes)}"
-        )
+        found = compute_dtype(request.weights[0].first_matrix)
+        if found in dtypes:
+            return None
+        return f"the compute dtype is {found}; it takes {_listed(dtypes)}"
 
     return refuses
 

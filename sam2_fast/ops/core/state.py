@@ -15,22 +15,13 @@ _address, _version = torch._C.TensorBase.data_ptr, torch._C.TensorBase._version
 
 
 class Facts(NamedTuple):
-    """What backends ask of the weights of an op."""
+    """What backends ask of weights."""
 
     plain: bool  # ordinary tensors, whose memory holds their numbers
     kinds: frozenset[str]  # their classes
     devices: frozenset[torch.device]
     dtypes: frozenset[torch.dtype]
-
-
-def facts_of(tensors: Sequence[Tensor]) -> Facts:
-    """Facts of tensors as they are now."""
-    return Facts(
-        is_plain(*tensors),
-        frozenset(type(x).__name__ for x in tensors),
-        frozenset(x.device for x in tensors),
-        frozenset(x.dtype for x in tensors),
-    )
+    matrix_dtypes: frozenset[torch.dtype]  # of the matrices among them
 
 
 class _Known(NamedTuple):
@@ -54,9 +45,11 @@ class State:
         self.plain = is_plain(*self.tensors)
         # tensors of inference mode count no writes
         self.counts_writes = self.plain and not any(x.is_inference() for x in self.tensors)
-        self._known = self._look() if self.plain else _Known([], [], {})
+        self._known = self._look()
 
     def _look(self) -> _Known:
+        if not self.plain:
+            return _Known([], [], {})
         versions = [None if x.is_inference() else x._version for x in self.tensors]
         return _Known([x.data_ptr() for x in self.tensors], versions, {})
 
@@ -79,21 +72,13 @@ class State:
         if not self.same():
             if self._check is not None:
                 self._check()
-            self._known = self._look() if self.plain else _Known([], [], {})
+            self._known = self._look()
         return self._known.values
 
     @property
     def held(self) -> list[Any]:
         """The values that are held, whether or not the tensors are what they were."""
         return list(self._known.values.values())
-
-    def facts(self) -> Facts:
-        """What backends ask of the tensors as they are now."""
-        values = self.values()
-        found: Facts | None = values.get(Facts)
-        if found is None:
-            found = values[Facts] = facts_of(self.tensors)
-        return found
 
 
 class Members:

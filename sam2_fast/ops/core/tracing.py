@@ -24,14 +24,10 @@ def recording_reason() -> str | None:
     It does not depend on any tensor. Inside a custom op it is None again, except in forward-mode
     differentiation: torch suspends recorders, modes and transforms while an operator computes.
     """
-    if (
-        torch.compiler.is_compiling()
-    ):  # first: torch.compile knows this as a constant, and cannot trace the rest
-        return (
-            "an ONNX export is under way"
-            if is_onnx_export()
-            else "torch.compile or torch.export is under way"
-        )
+    # first: torch.compile knows this as a constant, and cannot trace the rest
+    if torch.compiler.is_compiling():
+        exporting = is_onnx_export()
+        return f"{'an ONNX export' if exporting else 'torch.compile or torch.export'} is under way"
     if _tracing_state() is not None:
         # an ONNX exporter runs a model under one of these two conditions: the check, which takes
         # 0.8 us, is needed only here
@@ -64,8 +60,8 @@ def _is_exporting() -> bool:
 
 
 # What torch.compiler.assume_constant_result does, without importing the compiler: Dynamo asks while
-# it traces. It would take
-# `is_in_onnx_export()` for False and, in torch 2.11, `is_exporting()` for True.
+# it traces. It would take `is_in_onnx_export()` for False and, in torch 2.11, `is_exporting()` for
+# True.
 is_onnx_export._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 

@@ -32,7 +32,6 @@ def upload_numbers(values: Sequence[Any], dtype: torch.dtype, device: torch.devi
 def refill(target: Tensor, values: Sequence[int]) -> None:
     """Write integers over `target` [N] int64, as `upload` brings them there: in the order of the
     stream, without a wait of the host."""
-    given = torch.frombuffer(
-        array("q", values), dtype=torch.int64
-    )  # several times as fast as torch.tensor
-    target.copy_(given.pin_memory() if target.device.type == "cuda" else given, non_blocking=True)
+    # several times as fast as torch.tensor
+    source = torch.frombuffer(array("q", values), dtype=torch.int64)
+    target.copy_(source.pin_memory() if target.device.type == "cuda" else source, non_blocking=True)

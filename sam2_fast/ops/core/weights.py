@@ -12,7 +12,7 @@ when an instance is made, and again after a tensor was written or moved. `torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -21,7 +21,8 @@ from torch.utils import _pytree as pytree
 
 from sam2_fast.ops.core import tracing
 from sam2_fast.ops.core.layout import Dim, Leaf, Sizes, bind
-from sam2_fast.ops.core.state import Facts, State, facts_of
+from sam2_fast.ops.core.native import is_plain
+from sam2_fast.ops.core.state import Facts, State
 
 W = TypeVar("W", bound="Weights")
 _SPEC = "spec"
@@ -108,7 +109,7 @@ class Weights:
         pytree.register_pytree_node(
             cls,
             lambda weights: (weights.flatten(), (_count(weights), weights.state is not None)),
-            lambda tensors, how: _assembled(cls, how[0], iter(tensors), checked=how[1]),
+            lambda tensors, how: _assembled(cls, how[0], tensors, checked=how[1]),
         )
 
     def __post_init__(self) -> None:
@@ -136,7 +137,17 @@ class Weights:
     def facts(self) -> Facts:
         """What backends ask of the tensors as they are now."""
         known = self.state
-        return facts_of(self.flatten()) if known is None else known.facts()
+        values: dict[object, Any] = {} if known is None else known.values()
+        if Facts not in values:
+            tensors = self.tensors
+            values[Facts] = Facts(
+                is_plain(*tensors),
+                frozenset(type(x).__name__ for x in tensors),
+                frozenset(x.device for x in tensors),
+                frozenset(x.dtype for x in tensors),
+                frozenset(x.dtype for x in self._matrices()),
+            )
+        return cast(Facts, values[Facts])
 
     def flatten(self) -> list[Tensor]:
         """All tensors in the order of their declaration."""
@@ -153,15 +164,23 @@ class Weights:
         """Name, shape in symbols and kind of every tensor."""
         return layout(type(self), _count(self))
 
-    def matrices(self) -> list[Tensor]:
-        """The tensors that products are computed with."""
+    @property
+    def first_matrix(self) -> Tensor:
+        """The matrix whose dtype is the compute dtype, but under autocast."""
+        return next(self._matrices())
+
+    def _matrices(self) -> Iterator[Tensor]:
         pairs = zip(self.leaves(), self.tensors, strict=True)
-        return [x for leaf, x in pairs if leaf.matrix]
+        return (x for leaf, x in pairs if leaf.matrix)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles start without what was derived from the tensors."""
+        return _assembled, (type(self), _count(self), self.flatten(), self.state is not None)
 
     def mapped(self: W, change: Callable[[Leaf, Tensor], Tensor]) -> W:
         """The same weights with every tensor changed. Shapes must stay."""
         pairs = zip(self.leaves(), self.flatten(), strict=True)
-        return _assembled(type(self), _count(self), iter([change(*pair) for pair in pairs]))
+        return _assembled(type(self), _count(self), [change(*pair) for pair in pairs])
 
     def to(self: W, *arguments: Any) -> W:
         """`Tensor.to` of every tensor."""
@@ -170,7 +189,7 @@ class Weights:
     def converted(self: W, change: Callable[[Leaf, Tensor], Tensor]) -> W:
         """As `mapped`, for what a backend reads: shapes may differ, nothing is checked."""
         pairs = zip(self.leaves(), self.flatten(), strict=True)
-        tensors = iter([change(*pair) for pair in pairs])
+        tensors = [change(*pair) for pair in pairs]
         return _assembled(type(self), _count(self), tensors, checked=False)
 
     def with_tensors(self: W, tensors: Mapping[str, Tensor]) -> W:
@@ -183,7 +202,7 @@ class Weights:
     @classmethod
     def unflatten(cls: type[W], tensors: Sequence[Tensor]) -> W:
         """From `flatten()`. Raises ValueError for a number of tensors that no instance has."""
-        return _assembled(cls, _count_of(cls, len(tensors)), iter(tensors))
+        return _assembled(cls, _count_of(cls, len(tensors)), tensors)
 
     @classmethod
     def build(
@@ -196,7 +215,7 @@ class Weights:
         """
         leaves = layout(cls, count)
         tensors = [make(leaf, tuple(dim.value(sizes) for dim in leaf.dims)) for leaf in leaves]
-        return _assembled(cls, count, iter(tensors))
+        return _assembled(cls, count, tensors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,8 +313,9 @@ def _count_of(kind: type[Weights], tensors: int) -> int:
     return count
 
 
-def _assembled(kind: type[W], count: int, tensors: Iterator[Tensor], checked: bool = True) -> W:
-    """An instance of tensors in the order of `layout`."""
+def _assembled(kind: type[W], count: int, tensors: Iterable[Tensor], checked: bool = True) -> W:
+    """An instance of tensors in the order of `layout`; takes as many as it needs."""
+    tensors = iter(tensors)
     values: dict[str, Any] = {}
     for name, spec in _specs(kind):
         if isinstance(spec, _Tensor):

@@ -13,7 +13,16 @@ from sam2_fast.ops.core.autocast import compute_dtype
 from sam2_fast.ops.core.cache import derive, for_cpu
 from sam2_fast.ops.core.native import native
 from sam2_fast.ops.core.op import Backend, Op
-from sam2_fast.ops.core.requirements import computes_in, fits, no_grad, on_one, plain, stored_in
+from sam2_fast.ops.core.requirements import (
+    FLOATS,
+    HALF,
+    computes_in,
+    fits,
+    no_grad,
+    on_one,
+    plain,
+    stored_in,
+)
 from sam2_fast.ops.mask_decoder.reference import cell_matrix, mask_decoder_reference
 from sam2_fast.ops.mask_decoder.triton_kernels import triton_decoder, triton_refuses
 from sam2_fast.ops.mask_decoder.weights import MaskDecoderWeights as MaskDecoderWeights
@@ -147,7 +156,7 @@ def _native_decoder(
     """isa: a narrower instruction set than this CPU's, for tests."""
     module = native()
     assert module is not None
-    dtype = compute_dtype(weights.layers[0].self_attention.q.weight)
+    dtype = compute_dtype(weights.first_matrix)
     held = derive(
         weights, f"cpu {dtype}", lambda: module.MaskDecoderWeights(cpu_weights(weights, dtype))
     )
@@ -248,7 +257,7 @@ def _configuration(
 ) -> Hashable:
     count = bits(prompts.shape[1] - 1)
     options = count, present is None, len(weights.leaves()), num_heads, tokens
-    dtypes = image.dtype, prompts.dtype, weights.layers[0].self_attention.q.weight.dtype
+    dtypes = image.dtype, prompts.dtype, weights.first_matrix.dtype
     return *image.shape[1:], *options, *dtypes
 
 
@@ -290,7 +299,7 @@ _OP = Op(
                 on_one("cuda"),
                 plain,
                 no_grad,
-                computes_in(torch.bfloat16, torch.float16),
+                computes_in(*HALF),
                 fits(triton_refuses),
             ),
             kernels=(
@@ -310,7 +319,7 @@ _OP = Op(
                 on_one("cpu"),
                 plain,
                 no_grad,
-                stored_in(torch.float32, torch.bfloat16, torch.float16),
+                stored_in(*FLOATS),
                 fits(_refuses),
             ),
         ),

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.ops.core.norm import layer_norm
-from sam2_fast.ops.core.weights import Linear
+from sam2_fast.ops.core.layers import layer_norm, project
 from sam2_fast.ops.mask_decoder.weights import (
     AttentionWeights,
     MaskDecoderWeights,
@@ -44,8 +43,8 @@ def mask_decoder_reference(
         queries, keys = tokens + prompts, pixels + place
         attended = attend(queries, keys, pixels, None, w.token_to_image, num_heads)
         tokens = layer_norm(tokens + attended, w.norm2, EPS)
-        hidden = F.relu(_project(tokens, w.fc1))
-        tokens = layer_norm(tokens + _project(hidden, w.fc2), w.norm3, EPS)
+        hidden = F.relu(project(tokens, w.fc1))
+        tokens = layer_norm(tokens + project(hidden, w.fc2), w.norm3, EPS)
         queries, keys = pixels + place, tokens + prompts
         attended = attend(queries, keys, tokens, present, w.image_to_token, num_heads)
         pixels = layer_norm(pixels + attended, w.norm4, EPS)
@@ -91,12 +90,8 @@ def taken(values: Tensor, choice: Tensor) -> Tensor:
 
 def three_layers(x: Tensor, weights: MlpWeights) -> Tensor:
     """x: [..., C] through three linear layers with ReLU between."""
-    hidden = F.relu(_project(x, weights.linear1))
-    return _project(F.relu(_project(hidden, weights.linear2)), weights.linear3)
-
-
-def _project(x: Tensor, layer: Linear) -> Tensor:
-    return F.linear(x, layer.weight, layer.bias)
+    hidden = F.relu(project(x, weights.linear1))
+    return project(F.relu(project(hidden, weights.linear2)), weights.linear3)
 
 
 def attend(
@@ -111,12 +106,12 @@ def attend(
     -> [B, N, C]."""
     batch = max(q.shape[0], k.shape[0])
     inputs = (q, weights.q), (k, weights.k), (v, weights.v)
-    projected = (_project(x, layer).expand(batch, -1, -1) for x, layer in inputs)
+    projected = (project(x, layer).expand(batch, -1, -1) for x, layer in inputs)
     # [B, heads, tokens, d] each
     queries, keys, values = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in projected)
     mask = None if present is None else present[:, None, None]
     attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-    return _project(attended.transpose(1, 2).flatten(-2), weights.out)
+    return project(attended.transpose(1, 2).flatten(-2), weights.out)
 
 
 def _upscale(pixels: Tensor, mid: Tensor, high: Tensor, weights: MaskDecoderWeights) -> Tensor:

@@ -38,7 +38,7 @@ def triton_decoder(
     from sam2_fast.kernels.mask_decoder import image_to_token_attention, token_to_image_attention
     from sam2_fast.kernels.mask_prediction import upscale_and_predict_masks
 
-    dtype = compute_dtype(weights.layers[0].self_attention.q.weight)
+    dtype = compute_dtype(weights.first_matrix)
     stream = torch.float32 if torch.is_autocast_enabled(image.device.type) else image.dtype
     with torch.no_grad():
         w = derive(weights, f"triton {dtype}", lambda: _prepared(weights, dtype))

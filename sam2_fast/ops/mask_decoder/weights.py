@@ -64,7 +64,7 @@ class UpscalingWeights(Weights):
 
 @dataclass(frozen=True, eq=False)
 class MaskDecoderWeights(Weights, root=True):
-    """A decoder of C channels that predicts K values of IoU, and draws one mask a hypernetwork."""
+    """A decoder of C channels that predicts K values of IoU, and one mask per hypernetwork."""
 
     layers: tuple[TwoWayLayerWeights, ...] = sequence(
         TwoWayLayerWeights, {"C": "C", "F": "F"}, {"C": "C", "F": "F"}

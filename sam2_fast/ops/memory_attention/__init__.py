@@ -14,7 +14,16 @@ from sam2_fast.ops.core.cache import derive, for_cpu
 from sam2_fast.ops.core.native import native, no_triton
 from sam2_fast.ops.core.op import Backend, Op
 from sam2_fast.ops.core.registry import preferred
-from sam2_fast.ops.core.requirements import computes_in, fits, no_grad, on_one, plain, stored_in
+from sam2_fast.ops.core.requirements import (
+    FLOATS,
+    HALF,
+    computes_in,
+    fits,
+    no_grad,
+    on_one,
+    plain,
+    stored_in,
+)
 from sam2_fast.ops.memory_attention.reference import memory_attention_reference
 from sam2_fast.ops.memory_attention.triton_kernels import triton_attention
 from sam2_fast.ops.memory_attention.weights import (
@@ -142,7 +151,7 @@ def _native_attention(
     """isa: a narrower instruction set than this CPU's, for tests."""
     module = native()
     assert module is not None
-    dtype = compute_dtype(weights.layers[0].self_q.weight)
+    dtype = compute_dtype(weights.first_matrix)
     held = derive(
         weights, f"cpu {dtype}", lambda: module.MemoryAttentionWeights(for_cpu(weights, dtype))
     )
@@ -225,7 +234,7 @@ def _result(x: Tensor, weights: list[Tensor], table: Tensor, *rest: Any) -> Tens
 
 
 def _configuration(x: Tensor, weights: MemoryAttentionWeights, *_: Any) -> Hashable:
-    stored = weights.layers[0].self_q.weight.dtype
+    stored = weights.first_matrix.dtype
     sizes = len(weights.layers), weights.memory_dim, weights.hidden
     return attention_configuration((x.shape[1], x.shape[2]), x.dtype, stored, *sizes)
 
@@ -301,7 +310,7 @@ _OP = Op(
                 on_one("cuda"),
                 plain,
                 no_grad,
-                computes_in(torch.bfloat16, torch.float16),
+                computes_in(*HALF),
                 fits(_triton_refuses),
             ),
             kernels=("moments", "project", "gather", "keys", "attend", "merge", "linear"),
@@ -313,7 +322,7 @@ _OP = Op(
                 on_one("cpu"),
                 plain,
                 no_grad,
-                stored_in(torch.float32, torch.bfloat16, torch.float16),
+                stored_in(*FLOATS),
                 fits(_refuses),
             ),
         ),

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.ops.core.norm import layer_norm
+from sam2_fast.ops.core.layers import layer_norm, project
 from sam2_fast.ops.core.weights import Linear
 from sam2_fast.ops.memory_attention.weights import (
     EPS,
@@ -75,7 +75,7 @@ def _layer(
     normed = layer_norm(x, w.norm2, EPS)
     x = x + attention(normed, keys, memory, table, num_unrotated, w.q, w.k, w.v, w.out)
     normed = layer_norm(x, w.norm3, EPS)
-    return x + _project(F.relu(_project(normed, w.linear1)), w.linear2)
+    return x + project(F.relu(project(normed, w.linear1)), w.linear2)
 
 
 def attention(
@@ -94,15 +94,11 @@ def attention(
     Rows of the softmax sum to 1, so values narrower than their projection are attended to first
     and projected after.
     """
-    queries = _project(q, q_proj).expand(k.shape[0], -1, -1)
-    keys = _project(k, k_proj)
+    queries = project(q, q_proj).expand(k.shape[0], -1, -1)
+    keys = project(k, k_proj)
     if v.shape[-1] < queries.shape[-1]:
         attended = rope_attention(queries, keys, v, table, num_unrotated)
-        return _project(_project(attended, v_proj), out_proj)
-    return _project(
-        rope_attention(queries, keys, _project(v, v_proj), table, num_unrotated), out_proj
+        return project(project(attended, v_proj), out_proj)
+    return project(
+        rope_attention(queries, keys, project(v, v_proj), table, num_unrotated), out_proj
     )
-
-
-def _project(x: Tensor, layer: Linear) -> Tensor:
-    return F.linear(x, layer.weight, layer.bias)

@@ -32,7 +32,7 @@ def triton_attention(
 ) -> Tensor:
     """Objects with memories of any length in one launch a layer; keys never lie in memory before
     they are rotated."""
-    dtype = compute_dtype(weights.layers[0].self_q.weight)
+    dtype = compute_dtype(weights.first_matrix)
     with torch.no_grad():
         # what the table names must outlive the launches
         maps = [m.to(dtype).contiguous() for m in memories.maps]
@@ -102,7 +102,7 @@ def memory_attention_at(
     if (reason := tracing.recording_reason()) is not None:
         why = f"{reason}, and no recorder sees a Triton kernel"
         raise BackendError(f"memory_attention_at: {why}. Would run: memory_attention")
-    dtype = compute_dtype(weights.layers[0].self_q.weight)
+    dtype = compute_dtype(weights.first_matrix)
     dim, objects = x.shape[2], len(memories.firsts) - 1
     with torch.no_grad():
         layers, key_weight, key_bias = derive(

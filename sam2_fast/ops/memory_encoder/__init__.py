@@ -10,11 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2_fast.ops.core.autocast import compute_dtype
 from sam2_fast.ops.core.cache import derive, for_cpu
+from sam2_fast.ops.core.layers import project
 from sam2_fast.ops.core.layout import Leaf
 from sam2_fast.ops.core.native import native
 from sam2_fast.ops.core.op import Backend, Op
-from sam2_fast.ops.core.requirements import computes_in, fits, no_grad, on_one, plain, stored_in
+from sam2_fast.ops.core.requirements import (
+    FLOATS,
+    HALF,
+    computes_in,
+    fits,
+    no_grad,
+    on_one,
+    plain,
+    stored_in,
+)
 from sam2_fast.ops.core.weights import Norm
 from sam2_fast.ops.memory_encoder.weights import (
     FuserBlockWeights,
@@ -104,8 +115,8 @@ def _fuse(x: Tensor, w: FuserBlockWeights, eps: float) -> Tensor:
     """The residual branch of a block. x: [B, C, h, w] -> the same shape."""
     inner = F.conv2d(x, w.depthwise.weight, w.depthwise.bias, padding=3, groups=x.shape[1])
     inner = _norm(inner, w.norm, eps).permute(0, 2, 3, 1)
-    hidden = F.gelu(F.linear(inner, w.fc1.weight, w.fc1.bias))
-    return (w.gamma * F.linear(hidden, w.fc2.weight, w.fc2.bias)).permute(0, 3, 1, 2)
+    hidden = F.gelu(project(inner, w.fc1))
+    return (w.gamma * project(hidden, w.fc2)).permute(0, 3, 1, 2)
 
 
 def _norm(x: Tensor, norm: Norm, eps: float) -> Tensor:
@@ -126,7 +137,7 @@ def _native_encoder(
     """isa: a narrower instruction set than this CPU's, for tests."""
     module = native()
     assert module is not None
-    dtype = weights.compute_dtype
+    dtype = compute_dtype(weights.first_matrix)
     held = derive(
         weights, f"cpu {dtype}", lambda: module.MemoryEncoderWeights(cpu_weights(weights, dtype))
     )
@@ -177,7 +188,7 @@ def _triton_encoder(
     from sam2_fast.kernels.linear import GELU, linear
     from sam2_fast.kernels.memory_encoder import depthwise, down, first
 
-    dtype = weights.compute_dtype
+    dtype = compute_dtype(weights.first_matrix)
     with torch.no_grad():
         convolutions, layers, blocks = derive(
             weights, f"triton {dtype}", lambda: _prepared(weights, dtype)
@@ -254,7 +265,8 @@ def _result(
 ) -> Tensor:
     w = MemoryEncoderWeights.unflatten(weights)
     tokens = low.shape[1] * low.shape[2]
-    return low.new_empty(logits.shape[0], tokens, w.out_proj.bias.shape[0], dtype=w.compute_dtype)
+    shape = logits.shape[0], tokens, w.out_proj.bias.shape[0]
+    return low.new_empty(shape, dtype=compute_dtype(w.first_matrix))
 
 
 def _configuration(
@@ -283,7 +295,7 @@ _OP = Op(
                 on_one("cuda"),
                 plain,
                 no_grad,
-                computes_in(torch.bfloat16, torch.float16),
+                computes_in(*HALF),
                 fits(_triton_refuses),
             ),
             kernels=("first", "down", "depthwise", "linear"),
@@ -295,7 +307,7 @@ _OP = Op(
                 on_one("cpu"),
                 plain,
                 no_grad,
-                stored_in(torch.float32, torch.bfloat16, torch.float16),
+                stored_in(*FLOATS),
                 fits(_refuses),
             ),
         ),

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from sam2_fast.ops.core.autocast import compute_dtype
 from sam2_fast.ops.core.weights import (
     Linear,
     Norm,
@@ -88,8 +86,3 @@ class MemoryEncoderWeights(Weights, root=True):
     def convolutions(self) -> tuple[FirstConvolutionWeights | MaskConvolutionWeights, ...]:
         """All four convolutions of stride 2, each followed by its norm and GELU."""
         return *self.first_convolutions, *self.last_convolutions
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """In which products are computed, and the dtype of the result."""
-        return compute_dtype(self.last_convolutions[0].weight)

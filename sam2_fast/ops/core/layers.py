@@ -1,11 +1,16 @@
-"""Layer norm as the definitions of ops use it."""
+"""Linear layers and norms as the definitions of ops use them."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.ops.core.weights import Norm
+from sam2_fast.ops.core.weights import Linear, Norm
+
+
+def project(x: Tensor, layer: Linear) -> Tensor:
+    """x @ weight.T + bias. x: [..., I] -> [..., O]."""
+    return F.linear(x, layer.weight, layer.bias)
 
 
 def layer_norm(x: Tensor, norm: Norm, eps: float) -> Tensor:
