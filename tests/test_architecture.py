@@ -20,6 +20,8 @@ TRITON = sorted((ROOT / "kernels").glob("*.py"))
 MAX_ROOMS, MAX_FLOORS, MAX_FLAT = 27, 8, 12
 STRANGERS = ("model", "memory", "io")
 """Rooms that keep to themselves: the model never remembers, the memory never computes, files are only files."""
+PROGRAMS = {"cli", "compat", "data", "doctor", "environment", "evaluation", "training"}
+"""Rooms that use the library as its users do."""
 MAX_LINES = 350
 MAX_TEST_LINES = 400
 MEDIAN_LINES = 140
@@ -63,6 +65,20 @@ def test_a_circle_is_found() -> None:
 
 def test_triton_kernels_know_nothing_of_the_package() -> None:
     assert not floor_plan.imports()["kernels"]
+    for path in TRITON:
+        foreign = re.findall(r"^\s*(?:from|import) sam2_fast(?!\.kernels\b).*", path.read_text(), re.M)
+        assert not foreign, f"{path}: {foreign}"
+
+
+def test_only_programs_import_public_names_from_the_package() -> None:
+    """Other files import the module that defines them."""
+    for path in floor_plan.files():
+        if floor_plan.room_of(path) in PROGRAMS:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "sam2_fast":
+                public = [a.name for a in node.names if a.name in floor_plan.public_names()]
+                assert not public, f"{path}:{node.lineno}: {public}"
 
 
 def test_native_code_is_free_of_torch_and_python() -> None:

@@ -2,14 +2,15 @@
 
 A module tests/ops/test_<op>.py may have
 * `RECORDED: dict[str, Callable[[], Case]]`, ops whose definition is recorded;
-* `FIXED_BY_VALUES`, the same for ops whose definition must not be recorded, since it does what the
-  recorded numbers want; all backends of them agree exactly;
+* `FIXED_BY_VALUES`, the same for ops whose definition must not be recorded, since its
+  control flow depends on the recorded values; all backends of them agree exactly;
 * `ON_A_DEVICE`, functions and their arguments, which are run on a second GPU;
 * `TRITON_SIZES: list[Sizes]`, kernels that are compiled in bfloat16 with every size 1.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -62,7 +63,7 @@ def collected(name: str) -> Any:
     """What all modules have under this name, dictionaries or lists joined."""
     parts = []
     for path in sorted(Path(__file__).parent.glob("test_*.py")):
-        if f"\n{name}: " in path.read_text():
+        if re.search(rf"^{name}\b", path.read_text(), re.MULTILINE):
             parts.append(getattr(import_module(f"tests.ops.{path.stem}"), name))
     assert parts, name
     if isinstance(parts[0], list):

@@ -22,17 +22,17 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((1, 1), (3, 5), (2, 3, 4, 24), (33, 129), (7,), (200, 64))
 
 
-class Given(NamedTuple):
+class Inputs(NamedTuple):
     """Arguments of the op."""
 
     x: Tensor
     weights: AffineWeights
 
-    def to(self, dtype: torch.dtype) -> Given:
-        return Given(self.x.to(dtype), self.weights.to(dtype))
+    def to(self, dtype: torch.dtype) -> Inputs:
+        return Inputs(self.x.to(dtype), self.weights.to(dtype))
 
 
-def case(*shape: int, seed: int = 0) -> Given:
+def case(*shape: int, seed: int = 0) -> Inputs:
     generator = torch.Generator().manual_seed(seed)
 
     def make(leaf: Leaf, size: tuple[int, ...]) -> Tensor:
@@ -40,7 +40,7 @@ def case(*shape: int, seed: int = 0) -> Given:
         return torch.randn(size, generator=generator)
 
     weights = AffineWeights.build(make, C=shape[-1])
-    return Given(torch.randn(shape, generator=generator), weights)
+    return Inputs(torch.randn(shape, generator=generator), weights)
 
 
 def of_affine() -> Case:
@@ -55,14 +55,14 @@ ON_A_DEVICE: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
 }
 
 
-def poisoned(given: Given, isa: str, threads: int = 2) -> Tensor:
+def poisoned(inputs: Inputs, isa: str, threads: int = 2) -> Tensor:
     """The native kernel itself, into memory full of NaN."""
     module: Any = native()
-    rows = given.x.reshape(-1, given.x.shape[-1])
+    rows = inputs.x.reshape(-1, inputs.x.shape[-1])
     out = torch.full_like(rows, torch.nan)
-    held = module.AffineWeights(for_cpu(given.weights, torch.float32))
+    held = module.AffineWeights(for_cpu(inputs.weights, torch.float32))
     module.affine(rows, held, out, threads, isa)
-    return out.view(given.x.shape)
+    return out.view(inputs.x.shape)
 
 
 @pytest.mark.proves("reference", "affine:cpu")
@@ -71,34 +71,34 @@ def test_errs_at_most_twice_as_much_as_torch(isa: str, dtype: torch.dtype) -> No
     for shape in SHAPES:
         errors = Errors()
         for seed in range(4):
-            given = case(*shape, seed=seed).to(dtype)
-            exact = affine_reference(*given.to(torch.float64))
-            errors.add([poisoned(given, isa)], [affine_reference(*given)], [exact])
+            inputs = case(*shape, seed=seed).to(dtype)
+            exact = affine_reference(*inputs.to(torch.float64))
+            errors.add([poisoned(inputs, isa)], [affine_reference(*inputs)], [exact])
         errors.check(shape)
 
 
 def test_results_do_not_depend_on_threads_or_other_rows(isa: str) -> None:
-    given = case(33, 13)
-    one = poisoned(given, isa, threads=1)
-    assert all(torch.equal(poisoned(given, isa, threads), one) for threads in (2, 3, 7))
+    inputs = case(33, 13)
+    one = poisoned(inputs, isa, threads=1)
+    assert all(torch.equal(poisoned(inputs, isa, threads), one) for threads in (2, 3, 7))
     for i in range(33):
-        assert torch.equal(poisoned(given._replace(x=given.x[i]), isa), one[i])
+        assert torch.equal(poisoned(inputs._replace(x=inputs.x[i]), isa), one[i])
 
 
 def test_not_a_number_stays_where_it_is(isa: str) -> None:
-    given = case(4, 6)
-    clean = poisoned(given, isa)
-    given.x[1, 5] = torch.nan
-    found = poisoned(given, isa)
-    assert found[1, 5].isnan() and found.isnan().sum() == 1
-    assert torch.equal(found.nan_to_num(0), clean.where(~found.isnan(), 0))
+    inputs = case(4, 6)
+    clean = poisoned(inputs, isa)
+    inputs.x[1, 5] = torch.nan
+    output = poisoned(inputs, isa)
+    assert output[1, 5].isnan() and output.isnan().sum() == 1
+    assert torch.equal(output.nan_to_num(0), clean.where(~output.isnan(), 0))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_auto_is_the_native_kernel_on_a_cpu_and_keeps_the_dtype(dtype: torch.dtype) -> None:
     x, weights = case(33, 129)
-    found = affine(x.to(dtype), weights)
-    assert found.dtype == dtype and torch.equal(found, affine(x.to(dtype), weights, backend="cpu"))
+    output = affine(x.to(dtype), weights)
+    assert output.dtype == dtype and torch.equal(output, affine(x.to(dtype), weights, backend="cpu"))
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0, 5), (3, 0)])
@@ -119,8 +119,8 @@ def test_any_strides() -> None:
 def test_lazily_negated_tensors(backend: str) -> None:
     x, weights = case(5, 6)
     lazy = weights.mapped(lambda _, w: torch._neg_view(-w))
-    found = affine(torch._neg_view(-x), lazy, backend=backend)
-    assert torch.equal(found, affine(x, weights, backend=backend))
+    output = affine(torch._neg_view(-x), lazy, backend=backend)
+    assert torch.equal(output, affine(x, weights, backend=backend))
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
@@ -131,10 +131,10 @@ def test_exchanged_and_written_weights_count(name: str, backend: str) -> None:
     exchanged = AffineWeights(weights.bias, weights.weight)
     assert not torch.equal(affine(x, exchanged, backend=backend), before)
     other = weights.with_tensors({name: getattr(weights, name) + 1})
-    found = affine(x, other, backend=backend)
-    assert not torch.equal(found, before)
+    output = affine(x, other, backend=backend)
+    assert not torch.equal(output, before)
     getattr(weights, name).add_(1)
-    assert torch.equal(affine(x, weights, backend=backend), found)
+    assert torch.equal(affine(x, weights, backend=backend), output)
 
 
 @pytest.mark.parametrize(
@@ -167,9 +167,9 @@ def test_the_binding_checks_for_itself() -> None:
     held = module.AffineWeights(weights)
     assert held.channels == 6
     for wrong in (x[0], x[:, :5], x.double(), torch._neg_view(x), x.mT.contiguous().mT):
-        for given in ((wrong, held, x), (x, held, wrong)):
+        for inputs in ((wrong, held, x), (x, held, wrong)):
             with pytest.raises(ValueError, match=r"^(x|out): expected "):
-                module.affine(*given, 1, "portable")
+                module.affine(*inputs, 1, "portable")
     for name in ("weight", "bias"):
         tensor = getattr(weights, name)
         for change in (tensor[:5], tensor.half(), tensor[None], tensor.repeat(2)[::2]):
@@ -180,9 +180,9 @@ def test_the_binding_checks_for_itself() -> None:
 
 def test_opcheck() -> None:
     x, weights = case(3, 4, 6)
-    given = x, weights.flatten()
-    torch.library.opcheck(torch.ops.sam2_fast.affine.default, given)
-    assert torch.equal(torch.ops.sam2_fast.affine(*given), affine(x, weights))
+    inputs = x, weights.flatten()
+    torch.library.opcheck(torch.ops.sam2_fast.affine.default, inputs)
+    assert torch.equal(torch.ops.sam2_fast.affine(*inputs), affine(x, weights))
 
 
 def test_gradients_flow_through_the_definition() -> None:

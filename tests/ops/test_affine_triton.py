@@ -25,9 +25,9 @@ for shape in SHAPES:
         errors = Errors()
         for seed in range(4):
             x, weights = case(*shape, seed=seed).to(dtype)
-            found = affine(x.reshape(-1, shape[-1]), weights.weight, weights.bias).view(shape)
+            output = affine(x.reshape(-1, shape[-1]), weights.weight, weights.bias).view(shape)
             exact = affine_reference(x.double(), weights.to(torch.float64))
-            errors.add([found], [affine_reference(x, weights)], [exact])
+            errors.add([output], [affine_reference(x, weights)], [exact])
         errors.check(shape, dtype)
 """
 POINTERS = ("x", "weight", "bias", "out")
@@ -74,8 +74,8 @@ def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(shape: tuple[int, ...], dt
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            found = affine(x, weights, backend="triton")
+            output = affine(x, weights, backend="triton")
         stream.synchronize()
-        errors.add([found], [affine_reference(x, weights)], [exact])
-        assert torch.equal(affine(x, weights, backend="triton"), found), "run to run"
+        errors.add([output], [affine_reference(x, weights)], [exact])
+        assert torch.equal(affine(x, weights, backend="triton"), output), "run to run"
     errors.check(shape, dtype)

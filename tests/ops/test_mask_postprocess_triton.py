@@ -17,6 +17,7 @@ WIDE = ((64, 64), (200, 300), (220, 333), (20, 33))
 NARROW = ((64, 20), (200, 60), (220, 93), (20, 33))
 """The largest shape for a GPU, and one with as many blocks of rows and fewer of columns: the
 interpreter takes eleven seconds for the first and two for the second, ten times over."""
+assert WIDE in SHAPES
 INTERPRETED_SHAPES = [NARROW if shape == WIDE else shape for shape in SHAPES] + LONG
 
 INTERPRETED = """
