@@ -1,4 +1,5 @@
-"""The de-facto camera interface (`load_first_frame`, `add_new_prompt`, `track`) over one streaming session."""
+"""The de-facto camera interface (`load_first_frame`, `add_new_prompt`, `track`) over one
+streaming session."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from sam2_fast.video.predictor import Output, SAM2VideoPredictor
 class SAM2CameraPredictor:
     """One stream of a video predictor, under the names that camera forks of SAM 2 made common.
 
-    Unlike those, it feeds every frame the same memories as an offline run: 6 maps, 15 pointers and all prompted frames.
-    Several cameras on one model are several of these.
+    Unlike those, it feeds every frame the same memories as an offline run: 6 maps, 15 pointers
+    and all prompted frames. Several cameras on one model are several of these.
     """
 
     def __init__(self, predictor: SAM2VideoPredictor) -> None:
@@ -23,7 +24,8 @@ class SAM2CameraPredictor:
         self.condition_state: InferenceState | None = None
 
     def load_first_frame(self, img: Any) -> int:
-        """Start a stream with its first frame (RGB, as `set_image` takes it); returns its number, 0."""
+        """Start a stream with its first frame (RGB, as `set_image` takes it); returns its
+        number, 0."""
         state = self.predictor.init_state(None)
         number, _, _ = self.predictor.step(state, img)
         self.condition_state = state
@@ -39,14 +41,25 @@ class SAM2CameraPredictor:
         clear_old_points: bool = True,
         normalize_coords: bool = True,
     ) -> Output:
-        """Click on or box an object on one of the newest frames; see `SAM2VideoPredictor.add_new_points_or_box`."""
+        """Click on or box an object on one of the newest frames; see
+        `SAM2VideoPredictor.add_new_points_or_box`."""
         add = self.predictor.add_new_points_or_box
-        return add(self._state(), frame_idx, obj_id, points, labels, clear_old_points, normalize_coords, bbox)
+        return add(
+            self._state(),
+            frame_idx,
+            obj_id,
+            points,
+            labels,
+            clear_old_points,
+            normalize_coords,
+            bbox,
+        )
 
     add_new_points = add_new_prompt
 
     def add_new_mask(self, frame_idx: int, obj_id: Hashable, mask: Any) -> Output:
-        """Give an object's mask on one of the newest frames; see `SAM2VideoPredictor.add_new_mask`."""
+        """Give an object's mask on one of the newest frames; see
+        `SAM2VideoPredictor.add_new_mask`."""
         return self.predictor.add_new_mask(self._state(), frame_idx, obj_id, mask)
 
     def remove_object(self, obj_id: Hashable) -> list[Hashable]:

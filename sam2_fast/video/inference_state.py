@@ -11,7 +11,8 @@ from sam2_fast.video.session import VideoSession
 
 @dataclass(repr=False)
 class InferenceState(VideoSession):
-    """What `init_state` returns. `state["num_frames"]` and the other documented keys are read-only views."""
+    """What `init_state` returns. `state["num_frames"]` and the other documented keys are
+    read-only views."""
 
     offload_video_to_cpu: bool = False
 
@@ -34,18 +35,27 @@ class InferenceState(VideoSession):
 
 def _points(session: VideoSession) -> dict[int, dict[int, Any]]:
     return {
-        i: {f: {"point_coords": p.points.coords, "point_labels": p.points.labels} for f, p in t.prompts.items() if p.points is not None}
+        i: {
+            f: {"point_coords": p.points.coords, "point_labels": p.points.labels}
+            for f, p in t.prompts.items()
+            if p.points is not None
+        }
         for i, t in enumerate(session.objects.values())
     }
 
 
 def _masks(session: VideoSession) -> dict[int, dict[int, Any]]:
-    return {i: {f: p.mask for f, p in t.prompts.items() if p.mask is not None} for i, t in enumerate(session.objects.values())}
+    return {
+        i: {f: p.mask for f, p in t.prompts.items() if p.mask is not None}
+        for i, t in enumerate(session.objects.values())
+    }
 
 
 def _output(memory: Preview | FrameMemory) -> dict[str, Any]:
     return {
-        "maskmem_features": None if isinstance(memory, Preview) or memory.map is None else memory.map[None],
+        "maskmem_features": None
+        if isinstance(memory, Preview) or memory.map is None
+        else memory.map[None],
         "pred_masks": None if memory.logits is None else memory.logits[None],
         "obj_ptr": memory.pointer[None],
         "object_score_logits": memory.presence[None],
@@ -78,10 +88,16 @@ _KEYS: dict[str, Any] = {
     "mask_inputs_per_obj": _masks,
     "output_dict_per_obj": _outputs,
     "temp_output_dict_per_obj": lambda s: {
-        i: {"cond_frame_outputs": {f: _output(m) for f, m in t.previews.items()}, "non_cond_frame_outputs": {}}
+        i: {
+            "cond_frame_outputs": {f: _output(m) for f, m in t.previews.items()},
+            "non_cond_frame_outputs": {},
+        }
         for i, t in enumerate(s.objects.values())
     },
-    "frames_tracked_per_obj": lambda s: {i: {f: {"reverse": d < 0} for f, d in t.passed.items()} for i, t in enumerate(s.objects.values())},
+    "frames_tracked_per_obj": lambda s: {
+        i: {f: {"reverse": d < 0} for f, d in t.passed.items()}
+        for i, t in enumerate(s.objects.values())
+    },
     "cached_features": lambda s: {} if s.features.current is None else dict([s.features.current]),
     "constants": lambda s: {},
 }

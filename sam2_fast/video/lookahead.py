@@ -1,4 +1,5 @@
-"""Image features of a session's frames: on a GPU, frames to come are encoded in batches on a side stream."""
+"""Image features of a session's frames: on a GPU, frames to come are encoded in batches on a
+side stream."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from sam2_fast.recording.cuda_graph import SideStream
 from sam2_fast.types import Features
 
 BATCH = 4
-"""Frames that are encoded together. Twice as many are held at most: 8 MB of features each in bfloat16 at 1024 pixels."""
+"""Frames that are encoded together. Twice as many are held at most: 8 MB of features each in
+bfloat16 at 1024 pixels."""
 READS = 2
 """Frames that are read ahead for each one that is tracked, until a batch is ready."""
 
@@ -55,7 +57,8 @@ class LookAhead:
         self._order = order
         self._read = -1  # the position in `_order` up to which frames were read
         self._images: dict[int, Tensor] = {}  # [1, 3, S, S] each, read but not encoded
-        self._encoded: dict[int, tuple[Features, Any]] = {}  # and the event after which to read them
+        # features and the event after which they can be read
+        self._encoded: dict[int, tuple[Features, Any]] = {}
         self._stream: SideStream | None = None
 
     def advance(self, frame: int, runner: Runner) -> None:

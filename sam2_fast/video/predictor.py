@@ -25,20 +25,25 @@ from sam2_fast.weights.build import build_pretrained, warn_of_unknown
 class _Documented(ABCMeta):
     """Lists what this library adds, so that `help` of the class fits a few screens.
 
-    Members of `torch.nn.Module`, 1,100 lines of help, are documented by torch, and options by `Options`;
-    all of them are there as ever. It derives from ABCMeta so that a subclass may mix in abstract classes.
+    Members of `torch.nn.Module`, 1,100 lines of help, are documented by torch, and options by
+    `Options`; all of them are there as ever. It derives from ABCMeta so that a subclass may mix
+    in abstract classes.
     """
 
     def __dir__(cls) -> list[str]:
-        added = {name for kind in cls.__mro__ if kind not in (nn.Module, object) for name in vars(kind)}
+        added = {
+            name for kind in cls.__mro__ if kind not in (nn.Module, object) for name in vars(kind)
+        }
         return sorted(added - {option.name for option in fields(Options)})
 
 
 class SAM2VideoPredictor(SAM2Base, metaclass=_Documented):
-    """Interactive video segmentation (official `SAM2VideoPredictor`). The model holds no state: every video has its session.
+    """Interactive video segmentation (official `SAM2VideoPredictor`). The model holds no state:
+    every video has its session.
 
     Every call validates, computes, then commits: one that raises has changed nothing.
-    graphs: recordings (CUDA graphs) of frames, made and used where the model is on a GPU; None: do without.
+    graphs: recordings (CUDA graphs) of frames, made and used where the model is on a GPU; None:
+        do without.
     """
 
     postprocessing = VIDEO_POSTPROCESSING
@@ -49,7 +54,8 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_Documented):
 
     @classmethod
     def from_pretrained(cls, model_id: str, **kwargs: Any) -> SAM2VideoPredictor:
-        """Weights from the Hugging Face Hub or a local path; keyword arguments as `build_sam2_video_predictor`."""
+        """Weights from the Hugging Face Hub or a local path; keyword arguments as
+        `build_sam2_video_predictor`."""
         warn_of_unknown(kwargs)
         return build_pretrained(cls, model_id, kwargs)
 
@@ -65,16 +71,23 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_Documented):
         max_pixels: int | None = None,
         max_frames: int | None = None,
     ) -> InferenceState:
-        """Open a video: a folder of numbered images, a video file or its bytes, an array or tensor of frames, an iterator, a
-        camera number; or None for a stream whose frames `step` brings.
+        """Open a video: a folder of numbered images, a video file or its bytes, an array or
+        tensor of frames, an iterator, a camera number; or None for a stream whose frames `step`
+        brings.
 
-        offload_state_to_cpu: keep memories in host memory. offload_video_to_cpu, async_loading_frames: accepted; frames are
-        always read lazily and kept as uint8 on the host.
-        keep: "all" (default where the length is known) remembers every frame, so that any can be corrected; "reachable"
-        (default for streams) only what later frames attend to, so that memory does not grow with the video.
-        max_pixels, max_frames: limits on the input; None keeps the defaults of `io.video.open_video`.
+        offload_state_to_cpu: keep memories in host memory. offload_video_to_cpu,
+        async_loading_frames: accepted; frames are always read lazily and kept as uint8 on the host.
+        keep: "all" (default where the length is known) remembers every frame, so that any can
+        be corrected; "reachable" (default for streams) only what later frames attend to, so
+        that memory does not grow with the video.
+        max_pixels, max_frames: limits on the input; None keeps the defaults of
+            `io.video.open_video`.
         """
-        limits = {k: v for k, v in (("max_pixels", max_pixels), ("max_frames", max_frames)) if v is not None}
+        limits = {
+            k: v
+            for k, v in (("max_pixels", max_pixels), ("max_frames", max_frames))
+            if v is not None
+        }
         if keep not in (None, "all", "reachable"):
             raise ValueError(f"keep: expected 'all', 'reachable' or None, got {keep!r}")
         frames = StreamFrames() if video_path is None else open_video(video_path, **limits)
@@ -100,17 +113,31 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_Documented):
     ) -> Output:
         """Click on, or box, one object on one frame; new ids make new objects, at any time.
 
-        points: [P, 2] (x, y); labels: [P], 1 object, 0 background; box: (x0, y0, x1, y1). Coordinates are video pixels, or
-        fractions of the frame where normalize_coords is False. clear_old_points=False adds to the frame's earlier clicks.
-        Raises ValueError, TypeError or IndexError and changes nothing where a prompt makes no sense.
+        points: [P, 2] (x, y); labels: [P], 1 object, 0 background; box: (x0, y0, x1, y1).
+        Coordinates are video pixels, or fractions of the frame where normalize_coords is False.
+        clear_old_points=False adds to the frame's earlier clicks.
+        Raises ValueError, TypeError or IndexError and changes nothing where a prompt makes no
+        sense.
         """
         session = inference_state
         with session.exclusive("add_new_points_or_box"):
             frame = self._frame(session, frame_idx)
             if box is not None and not clear_old_points:
-                raise ValueError("box: a box comes before any click, so it cannot be added to earlier ones; use clear_old_points=True")
+                raise ValueError(
+                    "box: a box comes before any click, so it cannot be added to earlier ones; "
+                    "use clear_old_points=True"
+                )
             height, width = session.size
-            prompt = to_model_points(points, labels, box, width, height, self.config.image_size, normalize_coords, session.device)
+            prompt = to_model_points(
+                points,
+                labels,
+                box,
+                width,
+                height,
+                self.config.image_size,
+                normalize_coords,
+                session.device,
+            )
             tracker = self._tracker()
             tracker.preview_points(session, frame, obj_id, prompt, clear_old_points)
             return tracker.shown(session, frame)
@@ -120,8 +147,11 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_Documented):
         return self.add_new_points_or_box(*args, **kwargs)
 
     @torch.inference_mode()
-    def add_new_mask(self, inference_state: VideoSession, frame_idx: int, obj_id: Hashable, mask: Any) -> Output:
-        """Give one object's mask [H, W] on one frame (any size, non-zero is object; an empty mask says the object is absent)."""
+    def add_new_mask(
+        self, inference_state: VideoSession, frame_idx: int, obj_id: Hashable, mask: Any
+    ) -> Output:
+        """Give one object's mask [H, W] on one frame (any size, non-zero is object; an empty
+        mask says the object is absent)."""
         session = inference_state
         with session.exclusive("add_new_mask"):
             frame = self._frame(session, frame_idx)
@@ -148,40 +178,54 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_Documented):
     ) -> Generator[Output, None, None]:
         """Track all objects and yield (frame, ids, masks), frame by frame.
 
-        start_frame_idx: default the first prompted frame. max_frame_num_to_track: N yields N + 1 frames, as upstream; default
-        to the end. reverse from frame 0 yields nothing, as upstream. Between two frames the session may be changed: objects
-        added or removed and prompts given take effect from the next frame; a reset ends the loop with RuntimeError.
+        start_frame_idx: default the first prompted frame. max_frame_num_to_track: N yields N +
+        1 frames, as upstream; default to the end. reverse from frame 0 yields nothing, as
+        upstream. Between two frames the session may be changed: objects added or removed and
+        prompts given take effect from the next frame; a reset ends the loop with RuntimeError.
         """
         session = inference_state
         session.require_objects()
         if start_frame_idx is not None:
             start_frame_idx = self._frame(session, start_frame_idx, "start_frame_idx")
         if max_frame_num_to_track is not None and max_frame_num_to_track < 0:
-            raise ValueError(f"max_frame_num_to_track: expected 0 or more, got {max_frame_num_to_track}")
+            raise ValueError(
+                f"max_frame_num_to_track: expected 0 or more, got {max_frame_num_to_track}"
+            )
         step = -1 if reverse else 1
-        return self._tracker().propagate(session, start_frame_idx, max_frame_num_to_track, step, progress)
+        return self._tracker().propagate(
+            session, start_frame_idx, max_frame_num_to_track, step, progress
+        )
 
-    def propagate_in_both_directions(self, inference_state: VideoSession, start_frame_idx: int | None = None) -> Iterator[Output]:
-        """From the start frame (default the first prompted one) to the end, then from it to the beginning; it comes once."""
+    def propagate_in_both_directions(
+        self, inference_state: VideoSession, start_frame_idx: int | None = None
+    ) -> Iterator[Output]:
+        """From the start frame (default the first prompted one) to the end, then from it to the
+        beginning; it comes once."""
         yield from self.propagate_in_video(inference_state, start_frame_idx)
         start = start_frame_idx
         if start is None:
-            start = min((f for t in inference_state.objects.values() for f in t.bank.prompted), default=0)
+            start = min(
+                (f for t in inference_state.objects.values() for f in t.bank.prompted), default=0
+            )
         for output in self.propagate_in_video(inference_state, start, reverse=True):
             if output[0] != start:
                 yield output
 
     @torch.inference_mode()
     def step(self, inference_state: VideoSession, frame: Any) -> Output:
-        """Take the next frame of a stream (`init_state(None)`), commit prompts given so far, track all objects on it.
+        """Take the next frame of a stream (`init_state(None)`), commit prompts given so far,
+        track all objects on it.
 
-        frame: an RGB image as `set_image` takes it, every one of the same size. Without objects the masks are [0, 1, H, W]. Prompts
-        go to the frame that `step` returned last (or one of the few before it). Memory does not grow with the stream.
+        frame: an RGB image as `set_image` takes it, every one of the same size. Without objects
+        the masks are [0, 1, H, W]. Prompts go to the frame that `step` returned last (or one of
+        the few before it). Memory does not grow with the stream.
         """
         session = inference_state
         frames = session.frames
         if not isinstance(frames, StreamFrames):
-            raise TypeError("step: this session has a video of its own; open a stream with init_state(None)")
+            raise TypeError(
+                "step: this session has a video of its own; open a stream with init_state(None)"
+            )
         pixels = as_rgb_uint8(frame)
         with session.exclusive("step"):
             frames.check(pixels)
@@ -199,9 +243,14 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_Documented):
 
     @torch.inference_mode()
     def clear_all_prompts_in_frame(
-        self, inference_state: VideoSession, frame_idx: int, obj_id: Hashable, need_output: bool = True
+        self,
+        inference_state: VideoSession,
+        frame_idx: int,
+        obj_id: Hashable,
+        need_output: bool = True,
     ) -> Output | None:
-        """Take back one object's prompts on one frame; an object that has no prompt left is paused, the others go on."""
+        """Take back one object's prompts on one frame; an object that has no prompt left is
+        paused, the others go on."""
         session = inference_state
         with session.exclusive("clear_all_prompts_in_frame"):
             frame = self._frame(session, frame_idx)
@@ -211,9 +260,14 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_Documented):
 
     @torch.inference_mode()
     def remove_object(
-        self, inference_state: VideoSession, obj_id: Hashable, strict: bool = False, need_output: bool = True
+        self,
+        inference_state: VideoSession,
+        obj_id: Hashable,
+        strict: bool = False,
+        need_output: bool = True,
     ) -> tuple[list[Hashable], list[tuple[int, Tensor]]]:
-        """Remove an object; returns the remaining ids and the frames it was prompted on with the others' masks.
+        """Remove an object; returns the remaining ids and the frames it was prompted on with
+        the others' masks.
 
         An unknown id is ignored, or with strict=True raises RuntimeError.
         """
@@ -221,7 +275,10 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_Documented):
         with session.exclusive("remove_object"):
             if obj_id not in session.objects:
                 if strict:
-                    raise RuntimeError(f"Cannot remove object id {obj_id} as it doesn't exist. All existing object ids: {session.obj_ids}.")
+                    raise RuntimeError(
+                        f"Cannot remove object id {obj_id} as it doesn't exist. All existing "
+                        f"object ids: {session.obj_ids}."
+                    )
                 return session.obj_ids, []
             tracker = self._tracker()
             frames = tracker.remove(session, obj_id)
@@ -231,12 +288,17 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_Documented):
             return session.obj_ids, updated
 
     def reset_state(self, inference_state: VideoSession) -> None:
-        """Remove all objects, prompts and memories; the video stays open. A propagation that is under way ends with an error."""
+        """Remove all objects, prompts and memories; the video stays open. A propagation that is
+        under way ends with an error."""
         with inference_state.exclusive("reset_state"):
             inference_state.reset()
 
     def _frame(self, session: VideoSession, frame_idx: Any, name: str = "frame_idx") -> int:
-        count = session.frames.pushed if isinstance(session.frames, StreamFrames) else session.num_frames
+        count = (
+            session.frames.pushed
+            if isinstance(session.frames, StreamFrames)
+            else session.num_frames
+        )
         return frame_number(frame_idx, count, name)
 
     def __dir__(self) -> list[str]:
@@ -247,4 +309,5 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_Documented):
 
 
 class SAM2VideoPredictorVOS(SAM2VideoPredictor):
-    """The official name of the compiled predictor; here the same class, since the default path needs no compilation."""
+    """The official name of the compiled predictor; here the same class, since the default path
+    needs no compilation."""

@@ -1,4 +1,5 @@
-"""A video being segmented: frames, objects, and what each object has seen. State only; the tracker computes."""
+"""A video being segmented: frames, objects, and what each object has seen. State only; the
+tracker computes."""
 
 from __future__ import annotations
 
@@ -34,7 +35,10 @@ class StreamFrames:
     def check(self, frame: np.ndarray) -> None:
         """Raise ValueError where a frame's size differs from the first one's."""
         if self.pushed and frame.shape[:2] != (self.height, self.width):
-            raise ValueError(f"frame {self.pushed}: expected {self.width} x {self.height} pixels, got {frame.shape[1]} x {frame.shape[0]}")
+            raise ValueError(
+                f"frame {self.pushed}: expected {self.width} x {self.height} pixels, got "
+                f"{frame.shape[1]} x {frame.shape[0]}"
+            )
 
     def push(self, frame: np.ndarray) -> int:
         """Add a frame, uint8 [H, W, 3]; returns its number."""
@@ -59,13 +63,17 @@ class StreamFrames:
     def __getitem__(self, index: int) -> np.ndarray:
         if index not in self._held:
             held = f"{min(self._held)}..{max(self._held)}" if self._held else "none"
-            raise IndexError(f"frame {index} of the stream is not held any more (held: {held}); prompt one of the newest frames")
+            raise IndexError(
+                f"frame {index} of the stream is not held any more (held: {held}); prompt one of "
+                "the newest frames"
+            )
         return self._held[index]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the user said of one object on one frame: points (a box being two of them) or a mask [1, 1, S, S]."""
+    """What the user said of one object on one frame: points (a box being two of them) or a mask
+    [1, 1, S, S]."""
 
     points: Points | None = None
     mask: Tensor | None = None
@@ -73,9 +81,11 @@ class Prompt:
 
 @dataclass
 class ObjectTrack:
-    """One object: its prompts, previews that are not committed yet, its memories, and the frames propagation passed.
+    """One object: its prompts, previews that are not committed yet, its memories, and the
+    frames propagation passed.
 
-    passed: frame -> direction (+1, -1). A prompt on a passed frame corrects with memory; on another one it starts afresh.
+    passed: frame -> direction (+1, -1). A prompt on a passed frame corrects with memory; on
+        another one it starts afresh.
     """
 
     prompts: dict[int, Prompt] = field(default_factory=dict)
@@ -103,10 +113,12 @@ class ObjectTrack:
 
 @dataclass(repr=False)
 class VideoSession:
-    """State of one video. Objects are kept in the order in which they were added; removing one is one `del`.
+    """State of one video. Objects are kept in the order in which they were added; removing one
+    is one `del`.
 
-    keep: "all" remembers every frame (corrections anywhere, 1.3 MB an object and frame in float32 at 1024 pixels); "reachable"
-    only what later frames can attend to, so that memory does not grow with the video.
+    keep: "all" remembers every frame (corrections anywhere, 1.3 MB an object and frame in
+    float32 at 1024 pixels); "reachable" only what later frames can attend to, so that memory
+    does not grow with the video.
     """
 
     frames: Frames
@@ -127,7 +139,10 @@ class VideoSession:
         height, width = self.size
         prompted = sorted({frame for track in self.objects.values() for frame in track.prompts})
         name = type(self).__name__
-        return f"{name}({count} of {width} x {height}, objects {self.obj_ids}, prompted on {prompted}, keep={self.keep!r}, {self.device})"
+        return (
+            f"{name}({count} of {width} x {height}, objects {self.obj_ids}, "
+            f"prompted on {prompted}, keep={self.keep!r}, {self.device})"
+        )
 
     @property
     def num_frames(self) -> int | None:
@@ -146,9 +161,13 @@ class VideoSession:
 
     @contextmanager
     def exclusive(self, verb: str) -> Iterator[None]:
-        """Guard one call. Sessions are for one thread at a time; a second one raises RuntimeError instead of waiting."""
+        """Guard one call. Sessions are for one thread at a time; a second one raises
+        RuntimeError instead of waiting."""
         if not self._busy.acquire(blocking=False):
-            raise RuntimeError(f"{verb}: this session is in use by another call; give every thread a session of its own")
+            raise RuntimeError(
+                f"{verb}: this session is in use by another call; give every thread a session of "
+                "its own"
+            )
         try:
             yield
         finally:
@@ -163,7 +182,9 @@ class VideoSession:
     def require_objects(self) -> None:
         """RuntimeError without any object, in the official words."""
         if not self.objects:
-            raise RuntimeError("No input points or masks are provided for any object; please add inputs first.")
+            raise RuntimeError(
+                "No input points or masks are provided for any object; please add inputs first."
+            )
 
     def first_prompted(self) -> int:
         """The first frame with a prompt that is committed; RuntimeError without one."""
@@ -182,7 +203,8 @@ class VideoSession:
             return range(start, last, -1) if start > 0 else range(0)
         if self.num_frames is None:
             return count(start) if limit is None else range(start, start + limit + 1)
-        return range(start, self.num_frames if limit is None else min(start + limit, self.num_frames - 1) + 1)
+        end = self.num_frames if limit is None else min(start + limit + 1, self.num_frames)
+        return range(start, end)
 
     def has_frame(self, frame: int) -> bool:
         """Whether there is such a frame; a source of unknown length is asked for it."""

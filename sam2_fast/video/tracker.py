@@ -1,7 +1,8 @@
-"""The tracker moves data between the model, which never remembers, and sessions, which never compute.
+"""The tracker moves data between the model, which never remembers, and sessions, which never
+compute.
 
-Every transition of the state table (docs/architecture.md) is a method of `Tracker`. Each computes first
-and changes the session last: one that raises has changed nothing.
+Every transition of the state table (docs/architecture.md) is a method of `Tracker`. Each
+computes first and changes the session last: one that raises has changed nothing.
 """
 
 from __future__ import annotations
@@ -20,15 +21,7 @@ from sam2_fast.masks import fill_holes, non_overlapping, upsample
 from sam2_fast.model import Sam2
 from sam2_fast.ops.core.transfer import upload
 from sam2_fast.recording.cache import Graphs, Runner
-from sam2_fast.types import (
-    Features,
-    FrameMemory,
-    NoPoints,
-    Points,
-    Preview,
-    Remembered,
-    Tracked,
-)
+from sam2_fast.types import Features, FrameMemory, NoPoints, Points, Preview, Remembered, Tracked
 from sam2_fast.video.lookahead import LookAhead
 from sam2_fast.video.session import ObjectTrack, Prompt, VideoSession
 
@@ -36,7 +29,8 @@ Output = tuple[int, list[Hashable], Tensor]
 """(frame number, object ids, mask logits [N, 1, H, W] float32 at video size; above 0 is object)."""
 
 OBJECTS_PER_PASS = 16
-"""Objects stacked in one forward pass; more take several passes, so that scratch memory is bounded."""
+"""Objects stacked in one forward pass; more take several passes, so that scratch memory is
+bounded."""
 
 Item = TypeVar("Item")
 
@@ -51,7 +45,9 @@ class Tracker:
     ahead: of the pass over a video that the call is part of.
     """
 
-    def __init__(self, model: Sam2, graphs: Graphs | None = None, ahead: LookAhead | None = None) -> None:
+    def __init__(
+        self, model: Sam2, graphs: Graphs | None = None, ahead: LookAhead | None = None
+    ) -> None:
         self._model = model
         self._graphs = graphs
         self._ahead = ahead
@@ -69,7 +65,9 @@ class Tracker:
         """Encode the first frame of a video."""
         self._features(session, 0)
 
-    def preview_points(self, session: VideoSession, frame: int, obj_id: Hashable, points: Points, clear_old: bool) -> None:
+    def preview_points(
+        self, session: VideoSession, frame: int, obj_id: Hashable, points: Points, clear_old: bool
+    ) -> None:
         """Decode a click or box prompt and hold the result as a preview; the next commit takes it.
 
         On a frame that propagation passed the object's memories are attended to; elsewhere it
@@ -92,7 +90,9 @@ class Tracker:
         results = self._model.track(low, features, points, hint, multimask)
         self._hold(session, obj_id, frame, Prompt(points=points), results)
 
-    def preview_mask(self, session: VideoSession, frame: int, obj_id: Hashable, mask: Tensor) -> None:
+    def preview_mask(
+        self, session: VideoSession, frame: int, obj_id: Hashable, mask: Tensor
+    ) -> None:
         """Take a mask [1, 1, S, S] that a user drew as the frame's result, as a preview."""
         features = self._features(session, frame)
         results = self._model.point_to(features, mask)
@@ -139,7 +139,10 @@ class Tracker:
         ahead = LookAhead(session.frames, session.device, known)
         for frame in tqdm(order, desc="propagate in video", disable=not progress):
             if session.resets != resets:
-                raise RuntimeError("the session was reset while it was being propagated; call propagate_in_video again")
+                raise RuntimeError(
+                    "the session was reset while it was being propagated; call "
+                    "propagate_in_video again"
+                )
             if not session.has_frame(frame):
                 return
             # the caller had control: the model may have changed since the last frame
@@ -228,7 +231,9 @@ class Tracker:
         track.prompts[frame] = prompt
         track.previews[frame] = preview
 
-    def _encoded_previews(self, session: VideoSession) -> list[tuple[ObjectTrack, int, FrameMemory]]:
+    def _encoded_previews(
+        self, session: VideoSession
+    ) -> list[tuple[ObjectTrack, int, FrameMemory]]:
         """Every preview as a memory; the session stays as it is."""
         pending: dict[int, list[tuple[ObjectTrack, Preview]]] = defaultdict(list)
         for track in session.objects.values():
@@ -247,7 +252,9 @@ class Tracker:
                     encoded.append((track, frame, preview.committed(map_)))
         return encoded
 
-    def _tracked(self, session: VideoSession, tracks: Sequence[ObjectTrack], frame: int, step: int) -> dict[int, FrameMemory]:
+    def _tracked(
+        self, session: VideoSession, tracks: Sequence[ObjectTrack], frame: int, step: int
+    ) -> dict[int, FrameMemory]:
         """New memories of a frame by the `id` of their track; the session stays as it is."""
         if not tracks:
             return {}
@@ -262,7 +269,9 @@ class Tracker:
             fresh |= {id(t): memory for t, memory in zip(part, memories, strict=True)}
         return fresh
 
-    def _track_eagerly(self, features: Features, remembered: Remembered, multimask: bool) -> Tracked:
+    def _track_eagerly(
+        self, features: Features, remembered: Remembered, multimask: bool
+    ) -> Tracked:
         """Attend, decode and encode the memory of N objects without a recording."""
         model = self._model
         fused = self._attend(features, remembered)
@@ -272,7 +281,9 @@ class Tracker:
         maps = model.encode_memory(features.low, logits, presence, False)
         return Tracked(logits, pointer, presence, maps)
 
-    def _remembered(self, session: VideoSession, tracks: Sequence[ObjectTrack], frame: int, step: int) -> Remembered:
+    def _remembered(
+        self, session: VideoSession, tracks: Sequence[ObjectTrack], frame: int, step: int
+    ) -> Remembered:
         """What objects attend to on a frame, on the compute device."""
         limits, num_frames = self._model.recall_limits, session.num_frames
         recalls = [t.bank.recall(frame, step, num_frames, *limits) for t in tracks]
@@ -297,21 +308,17 @@ class Tracker:
         """One memory an object, where the session stores its state."""
         logits = self._stored_logits(session, tracked.logits)
         maps = tracked.maps.to(session.storage)
-        rows = zip(
-            tracked.pointer.unbind(),
-            tracked.presence.unbind(),
-            maps.unbind(),
-            logits.unbind(),
-            strict=True,
-        )
-        return [FrameMemory(*row) for row in rows]
+        parts = tracked.pointer, tracked.presence, maps, logits
+        return [FrameMemory(*row) for row in zip(*(x.unbind() for x in parts), strict=True)]
 
     def _stored_logits(self, session: VideoSession, logits: Tensor) -> Tensor:
         """[N, 1, 4h, 4w] with small holes filled, where the session stores its state."""
         area = self._model.options.fill_hole_area
         return (fill_holes(logits, area) if area > 0 else logits).to(session.storage)
 
-    def _stacked(self, session: VideoSession, rows: Sequence[Preview | FrameMemory | None]) -> Tensor:
+    def _stacked(
+        self, session: VideoSession, rows: Sequence[Preview | FrameMemory | None]
+    ) -> Tensor:
         """[N, 1, 4h, 4w] float32 on the compute device; without a result an object is absent."""
         side, device = 4 * self._model.config.grid, session.device
         if not rows:
