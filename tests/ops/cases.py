@@ -14,12 +14,15 @@ import re
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from sam2_fast.ops.core.weights import Weights
+
 Tensors = tuple[Tensor, ...]
+W = TypeVar("W", bound=Weights)
 
 
 class Case(NamedTuple):
@@ -46,6 +49,21 @@ def drawn(run: Callable[..., Any], *tensors: Tensor) -> Case:
     generator = torch.Generator().manual_seed(7)
     other = (t + 0.3 * torch.randn(t.shape, generator=generator) if t.is_floating_point() else torch.ones_like(t) for t in tensors)
     return Case(run, tuple(t.clone() for t in tensors), tuple(other))
+
+
+class Odd(Tensor):
+    """A subclass, of which nothing is known."""
+
+
+def narrowed(weights: W, dtype: torch.dtype = torch.bfloat16) -> W:
+    """Matrices in a narrower dtype."""
+    return weights.mapped(lambda leaf, w: w.to(dtype) if leaf.matrix else w)
+
+
+def changed(inputs: Any, name: str, change: Callable[[Tensor], Tensor]) -> Any:
+    """A named tuple with one of its `weights` changed by its name."""
+    weights = inputs.weights
+    return inputs._replace(weights=weights.with_tensors({name: change(dict(weights.named())[name])}))
 
 
 def numbers(*shapes: tuple[int, ...], seed: int = 0) -> Tensors:

@@ -17,6 +17,7 @@ from sam2_fast.ops.core.cache import for_cpu
 from sam2_fast.ops.core.native import native
 from sam2_fast.ops.mask_decoder import cpu_weights
 from tests.ops import test_hiera_block, test_mask_decoder, test_memory_attention, test_memory_encoder
+from tests.ops.cases import Odd
 from tests.ops.namespaces import namespace_of
 
 BINDINGS = Path(__file__).resolve().parents[2] / "bindings"
@@ -84,10 +85,6 @@ KINDS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "no tensor": (lambda _: None, "expected a torch.Tensor, got NoneType$"),
     "a subclass": (lambda t: t.as_subclass(Odd), "expected a torch.Tensor, got Odd$"),
 }
-
-
-class Odd(Tensor):
-    """A subclass, of which nothing is known."""
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -18,7 +18,9 @@ from sam2_fast.ops.core.layout import Leaf
 from sam2_fast.ops.core.native import native
 from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.hiera_block import HieraBlockWeights, _native_block, hiera_block, hiera_block_reference
+from sam2_fast.proving.errors import cast
 from tests.ops import cases
+from tests.ops.cases import narrowed
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = {
@@ -53,21 +55,11 @@ def case(height: int, width: int, dim: int, out: int, heads: int, window: int, p
     return torch.randn(batch, height, width, dim, generator=generator), weights, heads, window, pool
 
 
-def cast(given: Case, dtype: torch.dtype) -> Case:
-    x, weights, *rest = given
-    return x.to(dtype), weights.mapped(lambda _, w: w.to(dtype)), *rest  # type: ignore[return-value]
-
-
 def held(weights: HieraBlockWeights) -> Any:
     """Weights as the kernel takes them."""
     module = native()
     assert module is not None
     return module.HieraBlockWeights(for_cpu(weights, weights.qkv.weight.dtype))
-
-
-def narrowed(weights: HieraBlockWeights, dtype: torch.dtype = torch.bfloat16) -> HieraBlockWeights:
-    """Matrices in a narrower dtype."""
-    return weights.mapped(lambda leaf, w: w.to(dtype) if leaf.matrix else w)
 
 
 def poisoned(given: Case, isa: str, threads: int = 2) -> Tensor:
@@ -123,7 +115,7 @@ def test_weights_may_be_narrower_than_the_tokens(isa: str) -> None:
     """As under autocast: a float32 residual stream through bfloat16 products."""
     x, weights, *rest = case(*SHAPES["windows that stick out"])
     narrow = narrowed(weights)
-    exact = hiera_block_reference(x.double(), narrow.mapped(lambda _, w: w.double()), *rest, 1e-6)  # type: ignore[arg-type]
+    exact = hiera_block_reference(x.double(), narrow.to(torch.float64), *rest, 1e-6)  # type: ignore[arg-type]
     with torch.autocast("cpu", torch.bfloat16):
         theirs = error(hiera_block_reference(x, weights, *rest, 1e-6), exact)  # type: ignore[arg-type]
     found = poisoned((x, narrow, *rest), isa)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from sam2_fast.ops.core.native import is_plain, materialized, native
 from sam2_fast.ops.hiera_block import hiera_block
 from sam2_fast.ops.mask_postprocess import mask_postprocess
 from tests.ops import test_hiera_block
-from tests.ops.cases import collected, listed, numbers
+from tests.ops.cases import Odd, collected, listed, numbers
 
 FLOATS = collected("RECORDED")
 OPS = {**FLOATS, **collected("FIXED_BY_VALUES")}
@@ -106,10 +106,6 @@ def test_ordinary_tensors_are_told_from_the_others() -> None:
     assert is_plain(torch.ones(2), torch.nn.Parameter(torch.ones(2))) and not any(map(is_plain, strange))
     resolved = materialized((strange[0], [strange[1], x.conj()], 3))
     assert is_plain(resolved[0], resolved[1][0]) and not resolved[1][1].is_conj() and resolved[2] == 3
-
-
-class Odd(Tensor):
-    """A subclass, of which nothing is known."""
 
 
 class Held(NamedTuple):

@@ -16,7 +16,9 @@ from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.mask_decoder import MaskDecoderWeights, _native_decoder, cpu_weights, mask_decoder
 from sam2_fast.ops.mask_decoder.reference import cell_matrix, mask_decoder_reference, spread
 from sam2_fast.ops.mask_decoder.weights import UpscalingWeights
+from sam2_fast.proving.errors import cast
 from tests.ops import cases
+from tests.ops.cases import changed, narrowed
 from tests.ops.errors import Errors
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -78,11 +80,6 @@ def case(
 def upscaling(matrix: Tensor) -> Tensor:
     """A matrix [4 * O, I], rows by place in the 2 x 2 cell, then channel, as a transposed convolution [I, O, 2, 2]."""
     return matrix.unflatten(0, (2, 2, -1)).permute(3, 2, 0, 1)
-
-
-def cast(given: Case, dtype: torch.dtype) -> Case:
-    tensors = {name: x.to(dtype) for name, x in given._asdict().items() if isinstance(x, Tensor) and name != "present"}
-    return given._replace(**tensors, weights=given.weights.mapped(lambda _, w: w.to(dtype)))
 
 
 def poisoned(given: Case, isa: str, threads: int = 2) -> tuple[Tensor, Tensor, Tensor]:
@@ -188,7 +185,7 @@ def test_the_callers_autocast_decides_the_dtype_of_products() -> None:
     given = case()
     with torch.autocast("cpu", torch.bfloat16):
         logits, iou, tokens = mask_decoder(*given)
-    narrow = given._replace(weights=given.weights.mapped(lambda leaf, w: w.bfloat16() if leaf.matrix else w))
+    narrow = given._replace(weights=narrowed(given.weights))
     expected = mask_decoder(*narrow)
     assert logits.dtype == iou.dtype == tokens.dtype == torch.float32
     assert all(map(torch.equal, (logits, iou, tokens), expected))
@@ -225,11 +222,6 @@ def test_auto_is_the_native_kernel_on_a_cpu() -> None:
 def test_the_kernel_says_why_it_refuses(change: Callable[[Case], Case], reason: str) -> None:
     with pytest.raises(BackendError, match=rf"mask_decoder: cpu refuses: .*{reason}.*Would run: torch"):
         mask_decoder(*change(case()), backend="cpu")
-
-
-def changed(given: Case, name: str, change: Callable[[Tensor], Tensor]) -> Case:
-    """With one weight changed by its name."""
-    return given._replace(weights=given.weights.with_tensors({name: change(dict(given.weights.named())[name])}))
 
 
 def with_two_values(given: Case) -> Case:

@@ -217,7 +217,7 @@ def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(shape: dict[str, Any], dty
         given = cast(case(**{"dim": 128, **shape}, draw=draw), dtype)
         given = given._replace(
             **{name: x.cuda() for name, x in given._asdict().items() if isinstance(x, torch.Tensor)},
-            weights=given.weights.mapped(lambda _, w: w.cuda()),
+            weights=given.weights.to("cuda"),
         )
         exact = mask_decoder_reference(*cast(given, torch.float64))
         torchs = mask_decoder_reference(*given)

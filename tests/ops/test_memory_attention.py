@@ -21,6 +21,7 @@ from sam2_fast.ops.memory_attention import Memories, MemoryAttentionWeights, _na
 from sam2_fast.ops.memory_attention.reference import attention, memory_attention_reference
 from sam2_fast.ops.rope_attention import rope_attention_reference, rope_table
 from tests.ops import cases
+from tests.ops.cases import changed, narrowed
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 RAGGED = ((2, 3), (0, 4), (3, 0), (2, 3))  # maps and pointer tokens of four objects
@@ -77,7 +78,7 @@ def cast(given: Case, dtype: torch.dtype) -> Case:
     m = given.memories
     memories = m._replace(maps=[x.to(dtype) for x in m.maps], pointers=m.pointers.to(dtype), positions=m.positions.to(dtype))
     table = given.table.to(torch.promote_types(dtype, torch.float32))
-    weights = given.weights.mapped(lambda _, w: w.to(dtype))
+    weights = given.weights.to(dtype)
     return Case(given.x.to(dtype), weights, table, memories, given.temporal.to(dtype), given.place.to(dtype))
 
 
@@ -154,7 +155,7 @@ def test_the_callers_autocast_decides_the_dtype_of_products() -> None:
     given = case()
     with torch.autocast("cpu", torch.bfloat16):
         found = memory_attention(*given)
-    narrow = given.weights.mapped(lambda leaf, w: w.bfloat16() if leaf.matrix else w)
+    narrow = narrowed(given.weights)
     assert found.dtype == torch.float32 and torch.equal(found, memory_attention(*given._replace(weights=narrow)))
 
 
@@ -177,11 +178,6 @@ def test_auto_is_the_native_kernel_on_a_cpu() -> None:
     given = case()
     assert torch.equal(memory_attention(*given), memory_attention(*given, backend="cpu"))
     assert not torch.equal(memory_attention(*given), memory_attention(*given, backend="torch"))
-
-
-def changed(given: Case, name: str, change: Callable[[Tensor], Tensor]) -> Case:
-    """With one weight changed by its name."""
-    return given._replace(weights=given.weights.with_tensors({name: change(dict(given.weights.named())[name])}))
 
 
 @pytest.mark.parametrize(

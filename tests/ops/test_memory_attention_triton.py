@@ -96,7 +96,7 @@ def on_gpu(given: Case) -> Case:
     memories = Memories([x.cuda() for x in m.maps], m.slots, m.rows, m.first, m.pointers.cuda(), m.positions.cuda(), m.first_pointer)
     moved = (
         given.x.cuda(),
-        given.weights.mapped(lambda _, w: w.cuda()),
+        given.weights.to("cuda"),
         given.table.cuda(),
         memories,
         given.temporal.cuda(),

@@ -22,7 +22,9 @@ from sam2_fast.ops.memory_encoder import (
     memory_encoder,
     memory_encoder_reference,
 )
+from sam2_fast.proving.errors import cast
 from tests.ops import cases
+from tests.ops.cases import changed, narrowed
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -66,18 +68,9 @@ def case(
     return Case(random(images, height, width, dim), random(objects, *logits) * scale, named, binarize, 1e-6)
 
 
-def cast(given: Case, dtype: torch.dtype) -> Case:
-    return given._replace(low=given.low.to(dtype), logits=given.logits.to(dtype), weights=given.weights.mapped(lambda _, w: w.to(dtype)))
-
-
 def ready(given: Case) -> MemoryEncoderWeights:
     """Weights as the kernel takes them."""
     return cpu_weights(given.weights, given.weights.out_proj.weight.dtype)
-
-
-def narrowed(weights: MemoryEncoderWeights) -> MemoryEncoderWeights:
-    """Matrices in bfloat16."""
-    return weights.mapped(lambda leaf, w: w.bfloat16() if leaf.matrix else w)
 
 
 def poisoned(given: Case, isa: str, threads: int = 2) -> Tensor:
@@ -246,11 +239,6 @@ def test_auto_is_the_native_kernel_on_a_cpu() -> None:
 def test_the_kernel_says_why_it_refuses(change: Callable[[Case], Case], reason: str) -> None:
     with pytest.raises(BackendError, match=rf"memory_encoder: cpu refuses: .*{reason}.*Would run: torch"):
         memory_encoder(*change(case()), backend="cpu")
-
-
-def changed(given: Case, name: str, change: Callable[[Tensor], Tensor]) -> Case:
-    """With one weight changed by its name."""
-    return given._replace(weights=given.weights.with_tensors({name: change(dict(given.weights.named())[name])}))
 
 
 def without(c: Case, name: str) -> Case:

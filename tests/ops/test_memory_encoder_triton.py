@@ -103,7 +103,7 @@ def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(shape: dict[str, Any], dty
     errors, stream = Errors(), torch.cuda.Stream()
     for draw in range(6 if shape.get("objects") == 1 else 1):
         given = cast(case(**shape, draw=draw), dtype)
-        weights = given.weights.mapped(lambda _, w: w.cuda())
+        weights = given.weights.to("cuda")
         given = given._replace(low=given.low.cuda(), logits=given.logits.cuda(), weights=weights)
         exact = memory_encoder_reference(*cast(given, torch.float64))
         torchs = memory_encoder_reference(*given)

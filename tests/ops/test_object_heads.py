@@ -67,7 +67,7 @@ def case(
 def cast(given: Case, dtype: torch.dtype, logits: torch.dtype) -> Case:
     return given._replace(
         logits=given.logits.to(logits), iou=given.iou.to(logits), tokens=given.tokens.to(dtype),
-        weights=given.weights.mapped(lambda _, w: w.to(dtype)), absent_pointer=given.absent_pointer.to(dtype),
+        weights=given.weights.to(dtype), absent_pointer=given.absent_pointer.to(dtype),
     )  # fmt: skip
 
 
@@ -206,7 +206,7 @@ def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(shape: dict[str, Any], dty
         given = cast(case(**shape, draw=draw), dtype, torch.float32)
         given = given._replace(
             **{name: x.cuda() for name, x in given._asdict().items() if isinstance(x, Tensor)},
-            weights=given.weights.mapped(lambda _, w: w.cuda()),
+            weights=given.weights.to("cuda"),
         )
         exact = object_heads_reference(*cast(given, torch.float64, torch.float32))
         torchs, ours = object_heads_reference(*given), object_heads(*given, backend="triton")

@@ -11,6 +11,7 @@ from torch import Tensor
 from sam2_fast.ops.core.native import native
 from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.window_attention import window_attention, window_attention_reference
+from sam2_fast.proving.errors import cast
 from tests.ops import cases
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -45,11 +46,6 @@ def case(height: int, width: int, heads: int, head: int, window: int, pool: bool
     pad = torch.randn(3 * heads * head, generator=generator)
     qkv[..., : heads * head] *= scale
     return qkv, pad, heads, window, pool
-
-
-def cast(given: Case, dtype: torch.dtype) -> Case:
-    qkv, pad, *rest = given
-    return qkv.to(dtype), pad.to(dtype), *rest  # type: ignore[return-value]
 
 
 def poisoned(given: Case, isa: str, threads: int = 2) -> Tensor:
