@@ -3,8 +3,8 @@
 A room is a module or a folder directly in `sam2_fast/`, and `kernels/`. The floor of a room is one
 above the highest room that it imports; rooms that import nothing of the package are on floor 1.
 
-    python -m tools.floor_plan            print the plan
-    python -m tools.floor_plan --write    put it into docs/architecture.md
+    python -m tools.floor_plan            print docs/architecture.md with the plan
+    python -m tools.floor_plan --write    write it
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+from tools import generated
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "sam2_fast"
@@ -118,13 +120,10 @@ def page_with(plan_text: str, page: str) -> str:
     return f"{before}{BEGIN}\n{plan_text}\n{END}{after}"
 
 
-def main() -> None:
-    """Print the plan or write it into the page."""
-    if "--write" in sys.argv[1:]:
-        PAGE.write_text(page_with(plan(), PAGE.read_text()))
-    else:
-        print(plan())
+def page() -> str:
+    """The page with the plan of the present sources."""
+    return page_with(plan(), PAGE.read_text())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(generated.main(__doc__, PAGE, page))

@@ -6,10 +6,11 @@ imports for them are made from the `__all__` of each module; a test compares.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import sys
 from pathlib import Path
+
+from tools import generated
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "sam2_fast" / "ops"
@@ -47,18 +48,5 @@ def source() -> str:
     return before + BEGIN + "".join(lines) + END + after
 
 
-def main() -> int:
-    """Entry point."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--write", action="store_true", help="write sam2_fast/ops/__init__.py")
-    if parser.parse_args().write:
-        FILE.write_text(source())
-    else:
-        sys.stdout.write(source())
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(generated.main(__doc__, FILE, source))

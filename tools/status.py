@@ -7,7 +7,6 @@ of `benchmarks.first_light` in benchmarks/results. Nothing in the page is writte
 
 from __future__ import annotations
 
-import argparse
 import ast
 import json
 import sys
@@ -15,6 +14,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tools import generated
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "status.md"
@@ -165,18 +166,5 @@ tests replay what was captured on a tape and compare bit by bit; on GPUs: {state
 """
 
 
-def main() -> int:
-    """Entry point."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--write", action="store_true", help="write docs/status.md")
-    if parser.parse_args().write:
-        PAGE.write_text(page())
-    else:
-        sys.stdout.write(page())
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(generated.main(__doc__, PAGE, page))
