@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from sam2_fast.kernels.activations import gelu
 from sam2_fast.kernels.launch import HOPPER, capability_of, kernel
 from torch import Tensor
 
@@ -119,7 +120,7 @@ def mlp_kernel(
             matrix = tl.load(weight_at, mask=inside, other=0.0)
             value = tl.dot(rest_normed, matrix, value, input_precision=precision)
         value += tl.load(bias1 + unit, mask=in_hidden, other=0.0).to(tl.float32)[None, :]
-        value = (0.5 * value * (1.0 + tl.erf(value * 0.7071067811865476))).to(dtype)
+        value = gelu(value).to(dtype)
         weight_at = weight2 + low[None, :] * hidden + unit[:, None]
         inside = (low < channels)[None, :] & in_hidden[:, None]
         matrix = tl.load(weight_at, mask=inside, other=0.0)

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
+from sam2_fast.kernels.activations import gelu
 from sam2_fast.kernels.choices import Form, choose
 from sam2_fast.kernels.launch import HOPPER, ROOMY, capability_of, kernel, multiprocessors_of
 from sam2_fast.kernels.layer_norm import Moments, Norm, mean_and_rstd, moments, normalize
@@ -130,7 +131,7 @@ def linear_kernel(
         accumulator = (accumulator - mean[:, None] * sums[None, :]) * rstd[:, None]
     accumulator += tl.load(bias + column, mask=in_columns, other=0.0).to(tl.float32)[None, :]
     if ACTIVATION == 1:
-        accumulator = 0.5 * accumulator * (1.0 + tl.erf(accumulator * 0.7071067811865476))
+        accumulator = gelu(accumulator)
     if ACTIVATION == 2:
         accumulator = tl.maximum(accumulator, 0.0)
     if SCALE:
