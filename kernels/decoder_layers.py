@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from sam2_fast.kernels.layer_norm import normalize_rows
 
 
 @triton.jit
@@ -53,10 +54,7 @@ def sum_and_normalize(
             part = tl.minimum(first + i, PARTS - 1)
             addend = load_tokens(parts, count * DIM, batch * PARTS + part, start, count, ROWS, DIM)
             total += tl.where(first + i < PARTS, addend, 0.0)
-    centered = total - (tl.sum(total, 1) / DIM)[:, None]
-    rstd = tl.rsqrt(tl.sum(centered * centered, 1) / DIM + eps)
-    total = centered * rstd[:, None] * tl.load(norm_weight + channel).to(tl.float32)[None, :]
-    total += tl.load(norm_bias + channel).to(tl.float32)[None, :]
+    total = normalize_rows(total, norm_weight, norm_bias, channel, eps, DIM)
     tokens_at = tokens + batch * count * DIM + row[:, None] * DIM + channel[None, :]
     tl.store(tokens_at, total, mask=(row < tl.where(program == 0, count, 0))[:, None])
     return total

@@ -40,6 +40,16 @@ def normalize_tile(x, in_channels, channels, weight, bias, channel, eps):
     return x + tl.load(bias + channel, in_channels, 0.0).to(tl.float32)[None, :]
 
 
+@triton.jit
+def normalize_rows(x, weight, bias, channel, eps, DIM: tl.constexpr):
+    """Layer norm of rows [., DIM] float32, all of whose channels exist."""
+    centered = x - (tl.sum(x, 1) / DIM)[:, None]
+    rstd = tl.rsqrt(tl.sum(centered * centered, 1) / DIM + eps)
+    scale = tl.load(weight + channel).to(tl.float32)
+    shift = tl.load(bias + channel).to(tl.float32)
+    return centered * rstd[:, None] * scale[None, :] + shift[None, :]
+
+
 @kernel
 def moments_kernel(x, moments, rows, channels, BLOCK: tl.constexpr, WIDE: tl.constexpr):
     """Mean, and sum of squared differences from it, of BLOCK rows.
@@ -80,11 +90,7 @@ def normalize_kernel(
     inside = (row < rows)[:, None] & in_channels[None, :]
     offsets = row.to(tl.int64)[:, None] * channels + channel[None, :]
     values = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
-    centered = tl.where(inside, values - (tl.sum(values, 1) / channels)[:, None], 0.0)
-    rstd = tl.rsqrt(tl.sum(centered * centered, 1) / channels + eps)
-    scale = tl.load(weight + channel, mask=in_channels, other=0.0).to(tl.float32)
-    shift = tl.load(bias + channel, mask=in_channels, other=0.0).to(tl.float32)
-    normed = centered * rstd[:, None] * scale[None, :] + shift[None, :]
+    normed = normalize_tile(values, in_channels, channels, weight, bias, channel, eps)
     tl.store(out + offsets, normed.to(out.dtype.element_ty), mask=inside)
 
 

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from sam2_fast.kernels.attention import LOG2_E
 from sam2_fast.kernels.launch import ROOMY, capability_of, kernel, multiprocessors_of
+from sam2_fast.kernels.layer_norm import normalize_rows
 from torch import Tensor
 
 ROWS = 64  # folded prompt tokens of a tile
@@ -158,10 +159,7 @@ def image_to_token_attention_kernel(
     result = tl.load(object_image + token_offsets, mask=inside, other=0.0).to(tl.float32)
     result = result + accumulator
     result = result + tl.load(bias + channel).to(tl.float32)[None, :]
-    centered = result - (tl.sum(result, 1) / DIM)[:, None]
-    result = centered * tl.rsqrt(tl.sum(centered * centered, 1) / DIM + eps)[:, None]
-    result = result * tl.load(norm_weight + channel).to(tl.float32)[None, :]
-    result = result + tl.load(norm_bias + channel).to(tl.float32)[None, :]
+    result = normalize_rows(result, norm_weight, norm_bias, channel, eps, DIM)
     out_at = out + batch * count * DIM + token_offsets
     tl.store(out_at, result.to(out.dtype.element_ty), mask=inside)
 

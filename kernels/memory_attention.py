@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from sam2_fast.kernels import memory_slots
 from sam2_fast.kernels.launch import kernel
+from sam2_fast.kernels.layer_norm import normalize_rows
 from sam2_fast.kernels.linear import Layer
 from torch import Tensor
 
@@ -153,11 +154,7 @@ def project_kernel(
     in_rows = (row < rows)[:, None]
     x_at = x + row.to(tl.int64)[:, None] * CHANNELS + channel[None, :]
     tile = tl.load(x_at, mask=in_rows, other=0.0).to(tl.float32)
-    centered = tile - (tl.sum(tile, 1) / CHANNELS)[:, None]
-    rstd = tl.rsqrt(tl.sum(centered * centered, 1) / CHANNELS + eps)
-    scale = tl.load(norm_weight + channel).to(tl.float32)
-    shift = tl.load(norm_bias + channel).to(tl.float32)
-    normed = centered * rstd[:, None] * scale[None, :] + shift[None, :]
+    normed = normalize_rows(tile, norm_weight, norm_bias, channel, eps, CHANNELS)
     normed = normed.to(weight.dtype.element_ty)
     is_rotated = part < rotated_parts
     first = part * CHANNELS + tl.where(is_rotated, 2 * column, column)
