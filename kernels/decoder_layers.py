@@ -22,11 +22,7 @@ def load_tokens(x, stride, batch, start, count, ROWS: tl.constexpr, DIM: tl.cons
 
 @triton.jit
 def sum_and_normalize(
-    parts,
-    bias,
-    residual,
-    norm_weight,
-    norm_bias,
+    pending,
     tokens,
     batch,
     start,
@@ -41,8 +37,10 @@ def sum_and_normalize(
     """norm(sum of parts [B, PARTS, count, DIM] + bias + residual where ADD), from token `start` on:
     [ROWS, DIM] float32.
 
-    residual, tokens: [B, count, DIM] float32; `tokens` is written by program 0.
+    pending: parts, bias, residual, weight and bias of the norm. residual, tokens: [B, count, DIM]
+    float32; `tokens` is written by program 0.
     """
+    parts, bias, residual, norm_weight, norm_bias = pending
     channel = tl.arange(0, DIM)
     row = start + tl.arange(0, ROWS)
     total = tl.zeros([ROWS, DIM], tl.float32) + tl.load(bias + channel).to(tl.float32)[None, :]

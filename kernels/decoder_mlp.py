@@ -60,22 +60,10 @@ def token_mlp_kernel(
     batch = tl.program_id(1).to(tl.int64)
     row = tl.arange(0, TOKENS)
     channel = tl.arange(0, DIM)
+    program = tl.program_id(0)
+    pending = (parts, bias, residual, norm_weight, norm_bias)
     x = sum_and_normalize(
-        parts,
-        bias,
-        residual,
-        norm_weight,
-        norm_bias,
-        tokens,
-        batch,
-        0,
-        count,
-        eps,
-        tl.program_id(0),
-        True,
-        PARTS,
-        TOKENS,
-        DIM,
+        pending, tokens, batch, 0, count, eps, program, True, PARTS, TOKENS, DIM
     ).to(weight1.dtype.element_ty)
     start = tl.program_id(0) * span
     end = tl.minimum(start + span, hidden)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import triton
 import triton.language as tl
 from sam2_fast.kernels.decoder_layers import (
     attend_head,
@@ -15,6 +16,41 @@ from sam2_fast.kernels.decoder_layers import (
     sum_and_normalize,
 )
 from sam2_fast.kernels.launch import kernel
+
+
+@triton.jit
+def _tokens(
+    prompts,
+    prompt_stride,
+    pending,
+    tokens,
+    batch,
+    start,
+    count,
+    eps,
+    FROM_PROMPTS: tl.constexpr,
+    ADD: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    DIM: tl.constexpr,
+):
+    """Tokens from `start` on without and with their positions, the prompts: two of [ROWS, DIM]
+    float32.
+
+    FROM_PROMPTS: the tokens are the prompts; else norm(sum of parts + bias + residual) of
+    `pending`, written to `tokens`.
+    """
+    position = load_tokens(prompts, prompt_stride, batch, start, count, ROWS, DIM)
+    if FROM_PROMPTS:
+        x = position
+        placed = position
+    else:
+        program = tl.program_id(0)
+        x = sum_and_normalize(
+            pending, tokens, batch, start, count, eps, program, ADD, PARTS, ROWS, DIM
+        )
+        placed = x + position
+    return x, placed
 
 
 @kernel
@@ -118,30 +154,24 @@ def token_step_kernel(
         allowed = allowed & (is_present != 0)
     rows_at_once: tl.constexpr = 32 if SELF and TOKENS > 32 else TOKENS  # more are spilled
     tl.static_assert(not (TO_TOKEN and rows_at_once < TOKENS))
-    position = load_tokens(prompts, prompt_stride, batch, 0, count, rows_at_once, DIM)
-    if FROM_PROMPTS:
-        x = position.to(dtype)
-        placed = position.to(dtype)
-    else:
-        x = sum_and_normalize(
-            parts,
-            bias,
-            residual,
-            norm_weight,
-            norm_bias,
-            tokens,
-            batch,
-            0,
-            count,
-            eps,
-            tl.program_id(0),
-            ADD,
-            PARTS,
-            rows_at_once,
-            DIM,
-        )
-        placed = (x + position).to(dtype)
-        x = x.to(dtype)
+    pending = (parts, bias, residual, norm_weight, norm_bias)
+    x, placed = _tokens(
+        prompts,
+        prompt_stride,
+        pending,
+        tokens,
+        batch,
+        0,
+        count,
+        eps,
+        FROM_PROMPTS,
+        ADD,
+        PARTS,
+        rows_at_once,
+        DIM,
+    )
+    placed = placed.to(dtype)
+    x = x.to(dtype)
     folded_row = (batch * HEADS * rows + head * rows + row)[:, None] * DIM + channel[None, :]
     stored = (row < rows)[:, None]
     if SELF:  # noqa: SIM102  known when it is compiled; the role is not
@@ -166,32 +196,23 @@ def token_step_kernel(
             if rows_at_once < TOKENS:
                 # the matrices are loaded again: held for so long they would be spilled
                 tl.debug_barrier()
-                position = load_tokens(
-                    prompts, prompt_stride, batch, rows_at_once, count, rows_at_once, DIM
+                x, placed = _tokens(
+                    prompts,
+                    prompt_stride,
+                    pending,
+                    tokens,
+                    batch,
+                    rows_at_once,
+                    count,
+                    eps,
+                    FROM_PROMPTS,
+                    ADD,
+                    PARTS,
+                    rows_at_once,
+                    DIM,
                 )
-                if FROM_PROMPTS:
-                    x = position.to(dtype)
-                    placed = position.to(dtype)
-                else:
-                    rest = sum_and_normalize(
-                        parts,
-                        bias,
-                        residual,
-                        norm_weight,
-                        norm_bias,
-                        tokens,
-                        batch,
-                        rows_at_once,
-                        count,
-                        eps,
-                        tl.program_id(0),
-                        ADD,
-                        PARTS,
-                        rows_at_once,
-                        DIM,
-                    )
-                    x = rest.to(dtype)
-                    placed = (rest + position).to(dtype)
+                x = x.to(dtype)
+                placed = placed.to(dtype)
                 query2, key2, value2 = project_queries_keys_values(
                     x,
                     placed,

@@ -79,18 +79,16 @@ def _update_online_softmax(
     scores,
     v_low,
     v_rest,
-    running_max,
-    running_sum,
-    low_accumulator,
-    rest_accumulator,
+    state,
     scale,
     precision: tl.constexpr,
     PARTIAL: tl.constexpr,
 ):
-    """Running maximum of raw scores, running sum and accumulators after one more tile of keys.
+    """State after one more tile of keys: running maximum of raw scores, running sum, accumulators.
 
     PARTIAL: a row may have no key so far.
     """
+    running_max, running_sum, low_accumulator, rest_accumulator = state
     new_max = tl.maximum(running_max, tl.max(scores, 1))
     level = tl.where(new_max == float("-inf"), 0.0, new_max) if PARTIAL else new_max
     weights = tl.exp2(scores * scale - (level * scale)[:, None])
@@ -188,6 +186,7 @@ def window_kernel(
         value_rest = tl.load(pad_value + rest, mask=rest < head, other=0.0).to(tl.float32)
         low_accumulator += running_sum[:, None] * value_low[None, :]
         rest_accumulator += running_sum[:, None] * value_rest[None, :]
+    state = (running_max, running_sum, low_accumulator, rest_accumulator)
     if REGULAR:
         key = tl.arange(0, BLOCK_K)
         offsets = (key // wide * width + key % wide) * channels
@@ -202,18 +201,7 @@ def window_kernel(
             v_rest = _channels(values, offsets, rest, head, head >= LOW + REST)
             scores = tl.dot(q_low, tl.trans(k_low), input_precision=precision)
             scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision=precision)
-            running_max, running_sum, low_accumulator, rest_accumulator = _update_online_softmax(
-                scores,
-                v_low,
-                v_rest,
-                running_max,
-                running_sum,
-                low_accumulator,
-                rest_accumulator,
-                scale,
-                precision,
-                False,
-            )
+            state = _update_online_softmax(scores, v_low, v_rest, state, scale, precision, False)
     else:
         for begin in range(0, PACK * tall * wide, BLOCK_K):
             key = begin + tl.arange(0, BLOCK_K)
@@ -231,18 +219,8 @@ def window_kernel(
             v_start = 2 * heads * head + head_start
             v_low = _rows(base, ky, kx, width, channels, v_start, low, head, key_valid)
             v_rest = _rows(base, ky, kx, width, channels, v_start, rest, head, key_valid)
-            running_max, running_sum, low_accumulator, rest_accumulator = _update_online_softmax(
-                scores,
-                v_low,
-                v_rest,
-                running_max,
-                running_sum,
-                low_accumulator,
-                rest_accumulator,
-                scale,
-                precision,
-                True,
-            )
+            state = _update_online_softmax(scores, v_low, v_rest, state, scale, precision, True)
+    running_max, running_sum, low_accumulator, rest_accumulator = state
     inverse = (1.0 / tl.where(query_valid, running_sum, 1.0))[:, None]
     image_rows = tl.program_id(2).to(tl.int64) * (height // by)
     token = (image_rows + y // by) * (width // by) + x // by
