@@ -32,6 +32,18 @@ class Pending(NamedTuple):
     norm_bias: Tensor
 
 
+class Projections(NamedTuple):
+    """An attention's matrices [out, in] and biases; the bias of its output is part of `Pending`."""
+
+    q: Tensor
+    q_bias: Tensor
+    k: Tensor
+    k_bias: Tensor
+    v: Tensor
+    v_bias: Tensor
+    out: Tensor
+
+
 class Step(NamedTuple):
     """Results of one launch of `token_step_kernel`; None where it was not asked for. R rows as
     `token_step` has them."""
@@ -55,18 +67,17 @@ def token_step(
     heads: int,
     rows: int,
     eps: float,
-    self_attention: Sequence[Tensor] | None = None,
+    self_attention: Projections | None = None,
     to_image: Sequence[Tensor] | None = None,
-    to_token: Sequence[Tensor] | None = None,
+    to_token: Projections | None = None,
 ) -> Step:
     """Tokens that are pending (None: the prompts), and what of the next attention depends on
     nothing else.
 
-    prompts: [B, T, C], contiguous but for the first stride; present: [B, T] bool. self_attention:
-    its matrices and biases but for the last bias; to_image: query matrix, bias, key matrix of the
-    token-to-image attention; to_token: query, key and value matrices and biases, output matrix of
-    the image-to-token attention. All matrices in the dtype of products. Folded prompts have R =
-    heads * rows rows. On the current stream.
+    prompts: [B, T, C], contiguous but for the first stride; present: [B, T] bool. to_image: query
+    matrix, bias, key matrix of the token-to-image attention; to_token: the image-to-token
+    attention's. All matrices in the dtype of products. Folded prompts have R = heads * rows rows.
+    On the current stream.
     """
     batch, count, dim = prompts.shape
     if self_attention is not None and to_token is not None and tile_rows(count, rows) > 32:
@@ -85,50 +96,41 @@ def token_step(
     keys = space(*folded, wanted=to_token is not None, dtype=like.dtype)
     values = space(*folded, wanted=to_token is not None, dtype=like.dtype)
     offsets = space(batch, heads * rows, wanted=to_token is not None)
-    made = pending or Pending(tokens, like, None, like, like)
-    self_q, self_q_bias, self_k, self_k_bias, self_v, self_v_bias, self_out = (
-        self_attention or [like] * 7
-    )
+    source = pending or Pending(tokens, like, None, like, like)
+    unused = Projections(*[like] * len(Projections._fields))
+    own = self_attention or unused
+    image_to_token = to_token or unused
     to_image_q, to_image_q_bias, to_image_k = to_image or [like] * 3
-    (
-        to_token_q,
-        to_token_q_bias,
-        to_token_k,
-        to_token_k_bias,
-        to_token_v,
-        to_token_v_bias,
-        to_token_out,
-    ) = to_token or [like] * 7
     roles = sum(w is not None for w in (self_attention or to_image, to_token))
     with torch.cuda.device_of(like):
         decoder_step.token_step_kernel[heads * roles, batch](
             prompts=prompts,
             present=like if present is None else present,
-            parts=made.parts,
-            bias=made.bias,
-            residual=tokens if made.residual is None else made.residual,
-            norm_weight=made.norm_weight,
-            norm_bias=made.norm_bias,
+            parts=source.parts,
+            bias=source.bias,
+            residual=tokens if source.residual is None else source.residual,
+            norm_weight=source.norm_weight,
+            norm_bias=source.norm_bias,
             tokens=tokens,
-            self_q=self_q,
-            self_q_bias=self_q_bias,
-            self_k=self_k,
-            self_k_bias=self_k_bias,
-            self_v=self_v,
-            self_v_bias=self_v_bias,
-            self_out=self_out,
+            self_q=own.q,
+            self_q_bias=own.q_bias,
+            self_k=own.k,
+            self_k_bias=own.k_bias,
+            self_v=own.v,
+            self_v_bias=own.v_bias,
+            self_out=own.out,
             self_parts=self_parts,
             to_image_q=to_image_q,
             to_image_q_bias=to_image_q_bias,
             to_image_k=to_image_k,
             queries=queries,
-            to_token_q=to_token_q,
-            to_token_q_bias=to_token_q_bias,
-            to_token_k=to_token_k,
-            to_token_k_bias=to_token_k_bias,
-            to_token_v=to_token_v,
-            to_token_v_bias=to_token_v_bias,
-            to_token_out=to_token_out,
+            to_token_q=image_to_token.q,
+            to_token_q_bias=image_to_token.q_bias,
+            to_token_k=image_to_token.k,
+            to_token_k_bias=image_to_token.k_bias,
+            to_token_v=image_to_token.v,
+            to_token_v_bias=image_to_token.v_bias,
+            to_token_out=image_to_token.out,
             keys=keys,
             offsets=offsets,
             values=values,
@@ -138,12 +140,12 @@ def token_step(
             self_scale=LOG2_E * (dim // heads) ** -0.5,
             eps=eps,
             FROM_PROMPTS=pending is None,
-            ADD=made.residual is not None,
+            ADD=source.residual is not None,
             MASKED=present is not None,
             TO_TOKEN=to_token is not None,
             SELF=self_attention is not None,
             TO_IMAGE=to_image is not None,
-            PARTS=1 if pending is None else made.parts.shape[1],
+            PARTS=1 if pending is None else source.parts.shape[1],
             HEADS=heads,
             TOKENS=tile_rows(count, rows),
             DIM=dim,

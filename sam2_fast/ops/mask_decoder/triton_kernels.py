@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from sam2_fast.ops.core.autocast import compute_dtype
 from sam2_fast.ops.core.cache import derive, for_gpu
 from sam2_fast.ops.mask_decoder.reference import EPS, MAP_EPS, cell_matrix
 from sam2_fast.ops.mask_decoder.weights import AttentionWeights, MaskDecoderWeights
+
+if TYPE_CHECKING:
+    from sam2_fast.kernels.decoder_tokens import Projections
 
 _MOST_TOKENS, _MOST_HEADS, _MOST_HEAD_CHANNELS, _LEAST_ROWS = 64, 8, 128, 32
 
@@ -108,9 +112,19 @@ def _prepared(weights: MaskDecoderWeights, dtype: torch.dtype) -> _Prepared:
     return _Prepared(w, upscaling, (*w.iou.flatten(), *together))
 
 
-def _projections(attention: AttentionWeights) -> Sequence[Tensor]:
+def _projections(attention: AttentionWeights) -> Projections:
     """All but the bias of the output, which the next step adds."""
-    return attention.flatten()[:-1]
+    from sam2_fast.kernels.decoder_tokens import Projections
+
+    return Projections(
+        q=attention.q.weight,
+        q_bias=attention.q.bias,
+        k=attention.k.weight,
+        k_bias=attention.k.bias,
+        v=attention.v.weight,
+        v_bias=attention.v.bias,
+        out=attention.out.weight,
+    )
 
 
 def _queries(attention: AttentionWeights) -> Sequence[Tensor]:
