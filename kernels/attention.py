@@ -88,12 +88,12 @@ def attend_kernel(
     """BLOCK_Q queries of one object attend to one span of the object's keys.
 
     Pointers, all contiguous:
-    q: queries [1 if shared else B, num_queries, WIDE], dtype of products.
-    k: keys [B, num_keys, WIDE], dtype of products; RAGGED: [., WIDE].
-    v: values [B, num_keys, values], dtype of products; RAGGED: [., values].
+    q: queries [1 if shared else B, num_queries, WIDE], compute dtype.
+    k: keys [B, num_keys, WIDE], compute dtype; RAGGED: [., WIDE].
+    v: values [B, num_keys, values], compute dtype; RAGGED: [., values].
     first_keys: row of each object's first key and, last, how many there are, [B + 1] int32 or
         int64; RAGGED.
-    out: [B, num_queries, values], dtype of products; ALONE: there is one span.
+    out: [B, num_queries, values], compute dtype; ALONE: there is one span.
     span_accumulators: [B, spans, num_queries, values] float32; not ALONE.
     span_maxima: running maxima of scores to base 2 [B, spans, num_queries] float32; not ALONE.
     span_sums: running sums of weights [B, spans, num_queries] float32; not ALONE.

@@ -48,9 +48,9 @@ def token_mlp_kernel(
     residual: [B, count, DIM] float32.
     norm_weight, norm_bias: of the layer norm [DIM], any float dtype.
     tokens: the tokens that are made [B, count, DIM] float32.
-    weight1: [hidden, DIM], dtype of products.
+    weight1: [hidden, DIM], compute dtype.
     bias1: [hidden], any float dtype.
-    weight2: [DIM, hidden], dtype of products.
+    weight2: [DIM, hidden], compute dtype.
     mlp_parts: shares of the result [B, programs, count, DIM] float32.
 
     count, hidden: int. span: int, hidden units of a program. eps: float, of the layer norm.

@@ -110,7 +110,7 @@ def token_step_kernel(
     TO_TOKEN: keys and values of the image-to-token attention, folded with its query and output
         matrices.
 
-    Pointers, contiguous but for prompts; matrices are [out, in], in the dtype of products:
+    Pointers, contiguous but for prompts; matrices are [out, in], in the compute dtype:
     prompts: prompt tokens, which are positions, too [B, count, DIM], any float dtype; objects lie
         prompt_stride elements apart.
     present: which tokens exist [B, count] uint8; MASKED.
@@ -124,12 +124,12 @@ def token_step_kernel(
     self_parts: self-attention's shares [B, HEADS, count, DIM] float32; SELF.
     to_image_q, to_image_k: token-to-image attention's matrices [DIM / 2, DIM]; TO_IMAGE.
     to_image_q_bias: [DIM / 2], any float dtype; TO_IMAGE.
-    queries: folded [B, HEADS * rows, DIM], dtype of products; TO_IMAGE.
+    queries: folded [B, HEADS * rows, DIM], compute dtype; TO_IMAGE.
     to_token_q, to_token_k, to_token_v: image-to-token attention's matrices [DIM / 2, DIM];
         TO_TOKEN.
     to_token_q_bias, to_token_k_bias, to_token_v_bias: [DIM / 2], any float dtype; TO_TOKEN.
     to_token_out: [DIM, DIM / 2]; TO_TOKEN.
-    keys, values: folded [B, HEADS * rows, DIM], dtype of products; TO_TOKEN.
+    keys, values: folded [B, HEADS * rows, DIM], compute dtype; TO_TOKEN.
     offsets: of scores, -inf where no token is [B, HEADS * rows] float32; TO_TOKEN.
 
     prompt_stride, count: int. rows: int, folded rows of a head. self_scale: float, of

@@ -76,7 +76,7 @@ def token_step(
 
     prompts: [B, T, C], contiguous but for the first stride; present: [B, T] bool. to_image: query
     matrix, bias, key matrix of the token-to-image attention; to_token: the image-to-token
-    attention's. All matrices in the dtype of products. Folded prompts have R = heads * rows rows.
+    attention's. All matrices in the compute dtype. Folded prompts have R = heads * rows rows.
     On the current stream.
     """
     batch, count, dim = prompts.shape

@@ -66,9 +66,9 @@ def mlp_kernel(
     Pointers, all contiguous:
     x: [rows, channels], any float dtype.
     norm_weight, norm_bias: of the layer norm [channels], any float dtype.
-    weight1: [hidden, channels], dtype of products.
+    weight1: [hidden, channels], compute dtype.
     bias1: [hidden], any float dtype.
-    weight2: [channels, hidden], dtype of products.
+    weight2: [channels, hidden], compute dtype.
     bias2: [channels], any float dtype.
     out: [rows, channels], dtype of x.
 

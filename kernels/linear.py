@@ -73,10 +73,10 @@ def linear_kernel(
     """A tile of gamma * activation(x weight' + bias) + residual.
 
     Pointers, all contiguous:
-    x: [rows, inner], dtype of products, or any float dtype that is converted to it.
+    x: [rows, inner], compute dtype, or any float dtype that is converted to it.
     moments: of the rows of x [rows, PARTS, 2] float32; PARTS > 0: a layer norm is folded in.
     column_sums: of weight over inner [outer] float32; PARTS > 0.
-    weight: [outer, inner], dtype of products.
+    weight: [outer, inner], compute dtype.
     bias: [outer], any float dtype.
     gamma: factors of the channels [outer], any float dtype; SCALE.
     residual: [rows, outer], any float dtype; ADD.
@@ -170,8 +170,7 @@ class Layer:
 
 
 def fold(weight: Tensor, bias: Tensor, norm: Norm) -> Layer:
-    """A linear layer behind a layer norm. weight: [N, K] in the dtype of products; all
-    contiguous."""
+    """A linear layer behind a layer norm. weight: [N, K] in the compute dtype; all contiguous."""
     wide = weight.float()
     scaled = (wide * norm.weight.float()).to(weight.dtype).contiguous()
     # of the rounded matrix, so that a row's mean cancels exactly

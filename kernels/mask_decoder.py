@@ -45,7 +45,7 @@ def token_to_image_attention_kernel(
     Pointers, all contiguous:
     image: image tokens [1 if shared else B, count, DIM], any float dtype.
     position: positional encoding [count, DIM], any float dtype.
-    queries: folded queries [B, rows, DIM], dtype of products.
+    queries: folded queries [B, rows, DIM], compute dtype.
     span_accumulators: [B, spans, rows, DIM] float32.
     span_maxima: running maxima of scores to base 2 [B, spans, rows] float32.
     span_sums: running sums of weights [B, spans, rows] float32.
@@ -122,9 +122,9 @@ def image_to_token_attention_kernel(
     Pointers, all contiguous:
     image: image tokens [1 if shared else B, count, DIM], any float dtype.
     position: positional encoding [count, DIM], any float dtype.
-    keys: folded keys [B, HEADS * TOKENS, DIM], dtype of products.
+    keys: folded keys [B, HEADS * TOKENS, DIM], compute dtype.
     offsets: of scores, -inf where no token is [B, HEADS * TOKENS] float32.
-    values: folded values [B, HEADS * TOKENS, DIM], dtype of products.
+    values: folded values [B, HEADS * TOKENS, DIM], compute dtype.
     bias: of the output projection [DIM], any float dtype.
     norm_weight, norm_bias: of the layer norm [DIM], any float dtype.
     out: image tokens [B, count, DIM], any float dtype.

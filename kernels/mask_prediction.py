@@ -49,12 +49,12 @@ def upscale_and_predict_masks_kernel(
     Pointers, contiguous but for mid and high:
     image: image tokens [B, count, DIM], any float dtype; `width` are a row of the grid.
     up1: first transposed convolution [DIM, DIM], rows by place in the 2 x 2 cell, then channel,
-        dtype of products.
+        compute dtype.
     bias1: [DIM / 4], any float dtype.
     norm_weight, norm_bias: of the layer norm after it [DIM / 4], any float dtype.
     mid: feature map of stride 8 [1 or B, 2h, 2w, DIM / 4], any float dtype; objects lie mid_stride
         elements apart.
-    up2: second transposed convolution [DIM / 2, DIM / 4], as up1, dtype of products.
+    up2: second transposed convolution [DIM / 2, DIM / 4], as up1, compute dtype.
     bias2: [DIM / 8], any float dtype.
     high: feature map of stride 4 [1 or B, 4h, 4w, DIM / 8], any float dtype; objects lie
         high_stride elements apart.

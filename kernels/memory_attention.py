@@ -51,11 +51,11 @@ def keys_kernel(
     position: positional encoding of a map [tokens, channels], any float dtype.
     temporal: temporal encodings [T, channels], any float dtype.
     table: cosines, then sines, of a map's tokens [2, tokens, HALF] float32.
-    weight: projections of the layers [layers, 2 * HALF, channels], dtype of products.
+    weight: projections of the layers [layers, 2 * HALF, channels], compute dtype.
     bias: [layers, 2 * HALF], any float dtype.
-    keys: [even channels | odd channels] [layers, ., 2 * HALF], dtype of products; layers lie
+    keys: [even channels | odd channels] [layers, ., 2 * HALF], compute dtype; layers lie
         layer_stride elements apart.
-    values: [., channels], dtype of products; written with COPY.
+    values: [., channels], compute dtype; written with COPY.
 
     tokens, channels, layers, layer_stride: int; channels: memory_dim.
     Grid: (cdiv(most tokens of a slot, BLOCK), S).
@@ -137,9 +137,9 @@ def project_kernel(
     x: tokens [rows, CHANNELS], any float dtype.
     norm_weight, norm_bias: of the layer norm [CHANNELS], any float dtype.
     table: cosines, then sines, [2, tokens, HALF] float32; it repeats every `tokens` rows.
-    weight: [parts * CHANNELS, CHANNELS], dtype of products.
+    weight: [parts * CHANNELS, CHANNELS], compute dtype.
     bias: [parts * CHANNELS], any float dtype.
-    out: [parts, rows, CHANNELS], dtype of products.
+    out: [parts, rows, CHANNELS], compute dtype.
 
     rows, tokens: int. rotated_parts: int, how many of the first parts are rotated. eps: float, of
     the layer norm. Grid: (cdiv(rows, BLOCK), parts * cdiv(HALF, BLOCK_N)).

@@ -121,7 +121,7 @@ def down_kernel(
     """BLOCK pixels of a 3 x 3 convolution of stride 2, then norm and GELU.
 
     Pointers, all contiguous:
-    x: [B, height, width, inner], dtype of products.
+    x: [B, height, width, inner], compute dtype.
     weight: [3 * 3, inner, outer], any float dtype.
     bias: [outer], any float dtype.
     norm_weight, norm_bias: of the layer norm [outer], any float dtype.

@@ -130,9 +130,9 @@ def window_kernel(
     """A block of queries of PACK windows of tall x wide tokens, one head, one image.
 
     Pointers, all contiguous:
-    qkv: [B, height, width, 3 * heads * head], dtype of products.
-    pad: query, key and value of a padded token [3 * heads * head], dtype of products; PADDED.
-    out: [B, height, width, heads * head], dtype of products; POOL: [B, height / 2, width / 2, .].
+    qkv: [B, height, width, 3 * heads * head], compute dtype.
+    pad: query, key and value of a padded token [3 * heads * head], compute dtype; PADDED.
+    out: [B, height, width, heads * head], compute dtype; POOL: [B, height / 2, width / 2, .].
 
     height, width: int, of the grid. columns, count: int, windows side by side, and in all. blocks:
     int, of queries for PACK windows. heads: int. scale: float, of scores to logarithms of 2. tall

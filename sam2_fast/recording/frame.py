@@ -112,7 +112,7 @@ class FrameGraph:
         return [*maps, *pointers, *blocks]
 
     def _positions_at(self, block: int) -> Tensor:
-        """Positions of pointers that are block * AGES frames old and more: [AGES, 256] in the dtype of products."""
+        """Positions of pointers that are block * AGES frames old and more: [AGES, 256] in the compute dtype."""
         if block not in self._by_age:
             if len(self._by_age) == MOST_BLOCKS:
                 self._by_age.clear()
