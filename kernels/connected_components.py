@@ -74,15 +74,14 @@ def _link(parent, index, on, y, x, width, dy: tl.constexpr, dx: tl.constexpr):
 
 
 @kernel(do_not_specialize=["height"])
-def merge_kernel(labels, total, height, width, BLOCK: tl.constexpr):
+def merge_kernel(labels, height, width, BLOCK: tl.constexpr):
     """Link each pixel with its left, upper left, upper and upper right neighbour. A program stays
     within one mask.
 
     Pointers, all contiguous:
     labels: parents [N, height, width] int32.
 
-    total: int, pixels of all masks; not read. height, width: int.
-    Grid: (N * cdiv(height * width, BLOCK),).
+    height, width: int. Grid: (N * cdiv(height * width, BLOCK),).
     """
     pixels = height.to(tl.int64) * width
     blocks = tl.cdiv(pixels, BLOCK)
@@ -156,9 +155,7 @@ def connected_components(masks: Tensor) -> tuple[Tensor, Tensor]:
         init_kernel[over_all](
             masks=flat, labels=labels, areas=areas, total=total, pixels=pixels, BLOCK=BLOCK
         )
-        merge_kernel[over_masks](
-            labels=labels, total=total, height=height, width=width, BLOCK=BLOCK
-        )
+        merge_kernel[over_masks](labels=labels, height=height, width=width, BLOCK=BLOCK)
         count_kernel[over_masks](
             labels=labels, areas=areas, height=height, width=width, BLOCK=BLOCK
         )
