@@ -302,11 +302,7 @@ def token_heads(
     hypernetwork = parts.new_empty(batch, masks, dim // 8)
     with torch.cuda.device_of(parts):
         token_heads_kernel[count, batch](
-            parts=parts,
-            bias=pending.bias,
-            residual=pending.residual,
-            norm_weight=pending.norm_weight,
-            norm_bias=pending.norm_bias,
+            **pending._asdict(),
             present=tokens if present is None else present,
             tokens=tokens,
             iou1=iou1,

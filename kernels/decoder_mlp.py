@@ -107,11 +107,7 @@ def token_mlp(pending: Pending, weights: Sequence[Tensor], eps: float) -> tuple[
     mlp_parts = weight1.new_empty(batch, programs, count, dim, dtype=torch.float32)
     with torch.cuda.device_of(weight1):
         token_mlp_kernel[programs, batch](
-            parts=pending.parts,
-            bias=pending.bias,
-            residual=pending.residual,
-            norm_weight=pending.norm_weight,
-            norm_bias=pending.norm_bias,
+            **pending._asdict(),
             tokens=tokens,
             weight1=weight1,
             bias1=bias1,
