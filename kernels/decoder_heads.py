@@ -1,6 +1,5 @@
 """The output projection of the token-to-image attention, and what the final tokens predict: outputs
-of the hypernetworks, predicted IoU. One token of an object is one program's, in float32 but for the
-weights."""
+of the hypernetworks, predicted IoU; in float32 but for the weights."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def token_step(
     """Tokens that are pending (None: the prompts), and what of the next attention depends on
     nothing else.
 
-    prompts: [B, T, C], contiguous but for the first stride; present: [B, T] bool. to_image: query
+    prompts: [B, T, C], contiguous but for the first stride; present: [B, T] uint8. to_image: query
     matrix, bias, key matrix of the token-to-image attention; to_token: the image-to-token
     attention's. All matrices in the compute dtype. Folded prompts have R = heads * rows rows.
     On the current stream.

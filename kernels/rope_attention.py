@@ -33,7 +33,8 @@ def rotate_kernel(
     Pointers, all contiguous:
     x: [B, tokens, channels], any float dtype.
     table: cosines, then sines, [2, table_tokens, channels / 2] float32.
-    out: [even channels | odd channels] [B, tokens, 2 * HALF], any float dtype; zeros past channels.
+    out: [even channels | odd channels] [B, tokens, 2 * HALF], any float dtype; zeros past
+        channels / 2 of each half.
 
     tokens, channels: int. table_tokens: int, the table repeats after so many tokens. rotated: int,
     how many of the first tokens are rotated; the others are only rearranged.

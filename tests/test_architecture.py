@@ -27,9 +27,9 @@ MAX_TEST_LINES = 400
 MEDIAN_LINES = 140
 DECODER = {"decoder_tokens", "decoder_layers", "decoder_step", "decoder_mlp", "decoder_heads", "mask_prediction", "object_heads"}
 """Further Triton modules of the stem `mask_decoder`, which is too large for one file."""
-SHARED = {"launch", "choices", "activations", "attention", "convolution", "layer_norm", "linear"}
+SHARED = {"launch", "choices", "activations", "attention", "layer_norm", "linear"}
 """Triton modules that several stems use."""
-PARTS = {"attention_forms", "mask_bits", "memory_slots", "window_forms"}
+PARTS = {"attention_forms", "convolution", "mask_bits", "memory_slots", "window_forms"}
 """Triton modules that are parts of one other."""
 INFRASTRUCTURE = {"module", "tensor", "device_guard", "device", "tile", "dispatch", "simd", "fingerprint", *SHARED, *PARTS, *DECODER}
 """Native files and Triton modules that are no stem."""
