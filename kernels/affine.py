@@ -25,13 +25,13 @@ def affine_kernel(x, weight, bias, out, rows, channels, ROWS: tl.constexpr, CHAN
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     in_channels = channel < channels
-    inside = (row < rows)[:, None] & in_channels[None, :]
+    mask = (row < rows)[:, None] & in_channels[None, :]
     offsets = row.to(tl.int64)[:, None] * channels + channel[None, :]
     scale = tl.load(weight + channel, in_channels, 0.0).to(tl.float32)
     shift = tl.load(bias + channel, in_channels, 0.0).to(tl.float32)
-    values = tl.load(x + offsets, inside, 0.0).to(tl.float32)
+    values = tl.load(x + offsets, mask, 0.0).to(tl.float32)
     scaled = values * scale[None, :] + shift[None, :]
-    tl.store(out + offsets, scaled.to(out.dtype.element_ty), inside)
+    tl.store(out + offsets, scaled.to(out.dtype.element_ty), mask)
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

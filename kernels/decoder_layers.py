@@ -107,7 +107,7 @@ def project_head(
 @triton.jit
 def project_queries_keys_values(
     x,
-    placed,
+    with_position,
     q,
     q_bias,
     k,
@@ -120,11 +120,12 @@ def project_queries_keys_values(
     DIM: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """A head's projections of x and placed [ROWS, DIM], the second with positions: three of [ROWS,
-    WIDE]."""
-    queries = project_head(placed, q, q_bias, head, SIZE, WIDE, DIM, EXACT).to(q.dtype.element_ty)
-    keys = project_head(placed, k, k_bias, head, SIZE, WIDE, DIM, EXACT).to(k.dtype.element_ty)
-    values = project_head(x, v, v_bias, head, SIZE, WIDE, DIM, EXACT).to(v.dtype.element_ty)
+    """A head's queries and keys of with_position, and values of x [ROWS, DIM], matrices of one
+    dtype: three of [ROWS, WIDE] in it."""
+    dtype = q.dtype.element_ty
+    queries = project_head(with_position, q, q_bias, head, SIZE, WIDE, DIM, EXACT).to(dtype)
+    keys = project_head(with_position, k, k_bias, head, SIZE, WIDE, DIM, EXACT).to(dtype)
+    values = project_head(x, v, v_bias, head, SIZE, WIDE, DIM, EXACT).to(dtype)
     return queries, keys, values
 
 

@@ -43,14 +43,14 @@ def _tokens(
     position = load_tokens(prompts, prompt_stride, batch, start, count, ROWS, DIM)
     if FROM_PROMPTS:
         x = position
-        placed = position
+        with_position = position
     else:
         program = tl.program_id(0)
         x = sum_and_normalize(
             pending, tokens, batch, start, count, eps, program, ADD, PARTS, ROWS, DIM
         )
-        placed = x + position
-    return x, placed
+        with_position = x + position
+    return x, with_position
 
 
 @kernel
@@ -155,7 +155,7 @@ def token_step_kernel(
     rows_at_once: tl.constexpr = 32 if SELF and TOKENS > 32 else TOKENS  # more are spilled
     tl.static_assert(not (TO_TOKEN and rows_at_once < TOKENS))
     pending = (parts, bias, residual, norm_weight, norm_bias)
-    x, placed = _tokens(
+    x, with_position = _tokens(
         prompts,
         prompt_stride,
         pending,
@@ -170,17 +170,17 @@ def token_step_kernel(
         rows_at_once,
         DIM,
     )
-    placed = placed.to(dtype)
+    with_position = with_position.to(dtype)
     x = x.to(dtype)
     folded_row = (batch * HEADS * rows + head * rows + row)[:, None] * DIM + channel[None, :]
     stored = (row < rows)[:, None]
     if SELF:  # noqa: SIM102  known when it is compiled; the role is not
         if role == second:
-            few = tl.arange(0, rows_at_once)
+            first_rows = tl.arange(0, rows_at_once)
             self_part = self_parts + (batch * HEADS + head) * count * DIM
             query, key, value = project_queries_keys_values(
                 x,
-                placed,
+                with_position,
                 self_q,
                 self_q_bias,
                 self_k,
@@ -196,7 +196,7 @@ def token_step_kernel(
             if rows_at_once < TOKENS:
                 # the matrices are loaded again: held for so long they would be spilled
                 tl.debug_barrier()
-                x, placed = _tokens(
+                x, with_position = _tokens(
                     prompts,
                     prompt_stride,
                     pending,
@@ -212,10 +212,10 @@ def token_step_kernel(
                     DIM,
                 )
                 x = x.to(dtype)
-                placed = placed.to(dtype)
+                with_position = with_position.to(dtype)
                 query2, key2, value2 = project_queries_keys_values(
                     x,
-                    placed,
+                    with_position,
                     self_q,
                     self_q_bias,
                     self_k,
@@ -243,18 +243,18 @@ def token_step_kernel(
                     DIM,
                     EXACT,
                 )
-                late = rows_at_once + few
-                part_at = self_part + late[:, None] * DIM + channel[None, :]
-                tl.store(part_at, attended, mask=(late < count)[:, None])
+                second_rows = rows_at_once + first_rows
+                part_at = self_part + second_rows[:, None] * DIM + channel[None, :]
+                tl.store(part_at, attended, mask=(second_rows < count)[:, None])
             attended = attend_head(
                 query, key, value, allowed, self_out, self_scale, head, size, wide, DIM, EXACT
             )
-            part_at = self_part + few[:, None] * DIM + channel[None, :]
-            tl.store(part_at, attended, mask=(few < count)[:, None])
+            part_at = self_part + first_rows[:, None] * DIM + channel[None, :]
+            tl.store(part_at, attended, mask=(first_rows < count)[:, None])
     if TO_IMAGE:  # noqa: SIM102  known when it is compiled; the role is not
         if role == second:
             query = project_head(
-                placed, to_image_q, to_image_q_bias, head, half, half_wide, DIM, EXACT
+                with_position, to_image_q, to_image_q_bias, head, half, half_wide, DIM, EXACT
             ).to(dtype)
             matrix = load_head_rows(to_image_k, head, half, half_wide, DIM)
             query = tl.dot(query, matrix, input_precision=precision)
@@ -262,7 +262,7 @@ def token_step_kernel(
     if TO_TOKEN:  # noqa: SIM102  known when it is compiled; the role is not
         if role == 0:
             key = project_head(
-                placed, to_token_k, to_token_k_bias, head, half, half_wide, DIM, EXACT
+                with_position, to_token_k, to_token_k_bias, head, half, half_wide, DIM, EXACT
             ).to(dtype)
             offset = key.to(tl.float32)
             offset = offset * load_head_bias(to_token_q_bias, head, half, half_wide)

@@ -164,18 +164,20 @@ def project_kernel(
     first_weight = tl.load(first_at, mask=in_columns[None, :], other=0.0)
     second_at = weight + second[None, :] * CHANNELS + channel[:, None]
     second_weight = tl.load(second_at, mask=in_columns[None, :], other=0.0)
-    even = tl.dot(normed, first_weight, input_precision=precision)
-    odd = tl.dot(normed, second_weight, input_precision=precision)
-    even += tl.load(bias + first, mask=in_columns, other=0.0).to(tl.float32)[None, :]
-    odd += tl.load(bias + second, mask=in_columns, other=0.0).to(tl.float32)[None, :]
+    first_result = tl.dot(normed, first_weight, input_precision=precision)
+    second_result = tl.dot(normed, second_weight, input_precision=precision)
+    first_result += tl.load(bias + first, mask=in_columns, other=0.0).to(tl.float32)[None, :]
+    second_result += tl.load(bias + second, mask=in_columns, other=0.0).to(tl.float32)[None, :]
     angle = (row % tokens)[:, None] * HALF + column[None, :]
     stored = in_rows & in_columns[None, :]
     rotated = (row < tl.where(is_rotated, rows, 0))[:, None] & in_columns[None, :]
     cos = tl.load(table + angle, mask=rotated, other=1.0)
     sin = tl.load(table + tokens * HALF + angle, mask=rotated, other=0.0)
     out_at = out + (part.to(tl.int64) * rows + row)[:, None] * CHANNELS + column[None, :]
-    tl.store(out_at, (even * cos - odd * sin).to(out.dtype.element_ty), mask=stored)
-    tl.store(out_at + HALF, (even * sin + odd * cos).to(out.dtype.element_ty), mask=stored)
+    result = first_result * cos - second_result * sin
+    tl.store(out_at, result.to(out.dtype.element_ty), mask=stored)
+    result = first_result * sin + second_result * cos
+    tl.store(out_at + HALF, result.to(out.dtype.element_ty), mask=stored)
 
 
 def projection_tile(size: int) -> tuple[int, int, int]:

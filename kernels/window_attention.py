@@ -178,8 +178,8 @@ def window_kernel(
         score = tl.sum(q_low.to(tl.float32) * key_low[None, :], 1)
         score = score + tl.sum(q_rest.to(tl.float32) * key_rest[None, :], 1)
         padded = query_valid & (missing > 0)
-        weight = tl.log2(tl.maximum(missing, 1).to(tl.float32)) / scale
-        running_max = tl.where(padded, score + weight, float("-inf"))
+        log_missing = tl.log2(tl.maximum(missing, 1).to(tl.float32)) / scale
+        running_max = tl.where(padded, score + log_missing, float("-inf"))
         running_sum = tl.where(padded, 1.0, 0.0)
         pad_value = pad + 2 * heads * head + head_start
         value_low = tl.load(pad_value + low, mask=low < head, other=0.0).to(tl.float32)
@@ -299,6 +299,6 @@ def _by_library(qkv: Tensor, num_heads: int, tall: int, wide: int, by: int) -> T
         q = q.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).amax((3, 5))
     # [B * windows, heads, queries, d]
     result = F.scaled_dot_product_attention(*(x.flatten(2, 3) for x in (q, k, v)))
-    shape = (batch, height // tall, width // wide, num_heads, tall // by, wide // by, -1)
-    grid = result.view(shape).permute(0, 1, 4, 2, 5, 3, 6)
+    sizes = (batch, height // tall, width // wide, num_heads, tall // by, wide // by, -1)
+    grid = result.view(sizes).permute(0, 1, 4, 2, 5, 3, 6)
     return grid.reshape(batch, height // by, width // by, channels // 3)
