@@ -76,18 +76,17 @@ def first_kernel(
         inside = in_pixels & (row >= 0) & (row < height) & (column >= 0) & (column < width)
         above, below, down = _samples(row, low_height, height)
         left, right, across = _samples(column, low_width, width)
-        upper = 1 - across
-        upper *= tl.load(image + above * low_width + left, inside, 0.0).to(tl.float32)
-        upper += across * tl.load(image + above * low_width + right, inside, 0.0).to(tl.float32)
-        lower = 1 - across
-        lower *= tl.load(image + below * low_width + left, inside, 0.0).to(tl.float32)
-        lower += across * tl.load(image + below * low_width + right, inside, 0.0).to(tl.float32)
+        above_left = tl.load(image + above * low_width + left, inside, 0.0).to(tl.float32)
+        above_right = tl.load(image + above * low_width + right, inside, 0.0).to(tl.float32)
+        below_left = tl.load(image + below * low_width + left, inside, 0.0).to(tl.float32)
+        below_right = tl.load(image + below * low_width + right, inside, 0.0).to(tl.float32)
+        upper = (1 - across) * above_left + across * above_right
+        lower = (1 - across) * below_left + across * below_right
         logit = (1 - down) * upper + down * lower
         value = tl.where(logit > 0, 1.0, 0.0) if BINARIZE else 1.0 / (1.0 + tl.exp(-logit))
         value = tl.where(inside, value * 20.0 - 10.0, 0.0)
-        value = value[:, None]
         tap_weight = tl.load(weight + channel * 9 + tap, in_channels, 0.0).to(tl.float32)
-        accumulator += value * tap_weight[None, :]
+        accumulator += value[:, None] * tap_weight[None, :]
     accumulator += tl.load(bias + channel, in_channels, 0.0).to(tl.float32)[None, :]
     normed = normalize_tile(
         accumulator, in_channels, channels, norm_weight, norm_bias, channel, eps
@@ -95,9 +94,8 @@ def first_kernel(
     value = gelu(normed)
     base = tl.program_id(1).to(tl.int64) * (height // 2) * (width // 2)
     offsets = (base + pixel)[:, None] * channels + channel[None, :]
-    out_at = out + offsets
-    value = value.to(out.dtype.element_ty)
-    tl.store(out_at, value, in_pixels[:, None] & in_channels[None, :])
+    result = value.to(out.dtype.element_ty)
+    tl.store(out + offsets, result, in_pixels[:, None] & in_channels[None, :])
 
 
 @kernel
@@ -156,9 +154,8 @@ def down_kernel(
     value = gelu(normed)
     base = tl.program_id(1).to(tl.int64) * (height // 2) * (width // 2)
     offsets = (base + pixel)[:, None] * outer + channel[None, :]
-    out_at = out + offsets
-    value = value.to(out.dtype.element_ty)
-    tl.store(out_at, value, in_pixels[:, None] & in_outer[None, :])
+    result = value.to(out.dtype.element_ty)
+    tl.store(out + offsets, result, in_pixels[:, None] & in_outer[None, :])
 
 
 @kernel
@@ -208,9 +205,8 @@ def depthwise_kernel(
     accumulator += tl.load(bias + channel, in_channels, 0.0).to(tl.float32)[None, :]
     value = normalize_tile(accumulator, in_channels, channels, norm_weight, norm_bias, channel, eps)
     offsets = (base + pixel)[:, None] * channels + channel[None, :]
-    out_at = out + offsets
-    value = value.to(out.dtype.element_ty)
-    tl.store(out_at, value, in_pixels[:, None] & in_channels[None, :])
+    result = value.to(out.dtype.element_ty)
+    tl.store(out + offsets, result, in_pixels[:, None] & in_channels[None, :])
 
 
 def first(
