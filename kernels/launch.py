@@ -43,10 +43,11 @@ class Kernel(JITFunction):  # type: ignore[misc, type-arg]
 
         def compile_with_launcher(source: Any, **options: Any) -> Any:
             compiled = compile_kernel(source, **options)
-            make_launcher = getattr(driver.active, "launcher_cls", None)
-            if _only_compile.get() and make_launcher is not None:
-                # Triton 3.6 compiles C for it, and caches the result
-                make_launcher(compiled.src, compiled.metadata)
+            if _only_compile.get():
+                make_launcher = getattr(driver.active, "launcher_cls", None)
+                if make_launcher is not None:
+                    # Triton 3.6 compiles C for it, and caches the result
+                    make_launcher(compiled.src, compiled.metadata)
             return compiled
 
         self.compile = compile_with_launcher
