@@ -78,15 +78,15 @@ def first_kernel(
         left, right, across = _samples(column, low_width, width)
         above_left = tl.load(image + above * low_width + left, inside, 0.0).to(tl.float32)
         above_right = tl.load(image + above * low_width + right, inside, 0.0).to(tl.float32)
+        upper = (1 - across) * above_left + across * above_right
         below_left = tl.load(image + below * low_width + left, inside, 0.0).to(tl.float32)
         below_right = tl.load(image + below * low_width + right, inside, 0.0).to(tl.float32)
-        upper = (1 - across) * above_left + across * above_right
         lower = (1 - across) * below_left + across * below_right
         logit = (1 - down) * upper + down * lower
         value = tl.where(logit > 0, 1.0, 0.0) if BINARIZE else 1.0 / (1.0 + tl.exp(-logit))
-        value = tl.where(inside, value * 20.0 - 10.0, 0.0)
+        value = tl.where(inside, value * 20.0 - 10.0, 0.0)[:, None]
         tap_weight = tl.load(weight + channel * 9 + tap, in_channels, 0.0).to(tl.float32)
-        accumulator += value[:, None] * tap_weight[None, :]
+        accumulator += value * tap_weight[None, :]
     accumulator += tl.load(bias + channel, in_channels, 0.0).to(tl.float32)[None, :]
     normed = normalize_tile(
         accumulator, in_channels, channels, norm_weight, norm_bias, channel, eps
