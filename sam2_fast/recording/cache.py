@@ -49,7 +49,7 @@ class Graphs:
         self._refused: dict[Key, str] = {}
         self._choices: list[object] = []
         self._recorders: dict[Hashable, Recorder] = {}
-        self._met: set[Hashable] = set()
+        self._seen_shapes: set[Hashable] = set()
         self._compiled: set[Hashable] = set()
         self._weights: Fingerprint | None = None
 
@@ -101,7 +101,7 @@ class Graphs:
             if held is None:
                 static = torch.empty_like(images).copy_(images)
                 held = static, captured(recorder, lambda: model.encode_image(static))
-                self._keep(model, key, held)
+                self._insert(model, key, held)
             static, replay = held
             static.copy_(images)
             return Features(*(x.clone() for x in replay()))
@@ -124,8 +124,8 @@ class Graphs:
         options = tuple(vars(model.options).values())
         key = ("decode", multimask, points is None, *shapes, *options, *_circumstances(low))
         self.compile_ahead("decode", low, eager)
-        if key not in self._met:
-            self._met = {*self._met, key} if len(self._met) < 1000 else {key}
+        if key not in self._seen_shapes:
+            self._seen_shapes = {*self._seen_shapes, key} if len(self._seen_shapes) < 1000 else {key}
             return eager()
         recorder = self._recorder("decode", low.device)
 
@@ -137,7 +137,7 @@ class Graphs:
                 where = None if points is None else Points(*static[4:7])  # type: ignore[arg-type]
                 run = partial(model.decode, static[0], maps, where, static[-1], multimask)  # type: ignore[arg-type]
                 held = static, captured(recorder, run)
-                self._keep(model, key, held)
+                self._insert(model, key, held)
             static, replay = held
             for old, new in zip(static, given, strict=True):
                 if old is not None and new is not None:
@@ -151,29 +151,29 @@ class Graphs:
         self,
         model: Sam2,
         features: Features,
-        given: Remembered,
+        remembered: Remembered,
         multimask: bool,
         eager: Callable[[], Tracked],
         checked: Fingerprint | None = None,
     ) -> Tracked:
-        """Attend, decode and encode the memory of the objects of `given` from a recording.
+        """Attend, decode and encode the memory of the objects of `remembered` from a recording.
 
         eager: the same without a recording, for where its capture fails. checked: as `encode`.
         """
-        room = room_for(model, given)
-        loose = next((p.dtype for mine in given.pointers for p in mine), features.low.dtype)
+        room = room_for(model, remembered)
+        pointer_dtype = next((p.dtype for own in remembered.pointers for p in own), features.low.dtype)
         shapes = [(tuple(x.shape), x.stride()[1:], x.dtype) for x in features]
         options = tuple(vars(model.options).values())
-        key = ("track", room, given.longest, multimask, loose, *shapes, *options, *_circumstances(features.low))
+        key = ("track", room, remembered.longest, multimask, pointer_dtype, *shapes, *options, *_circumstances(features.low))
         recorder = self._recorder("track", features.low.device)
 
         def recorded() -> Tracked:
             graph = self._get(key)
             if graph is not None:
-                return graph.track(recorder, features, given)
-            graph = FrameGraph(model, features, room, given.longest, multimask, loose)
-            tracked = graph.track(recorder, features, given)
-            self._keep(model, key, graph)
+                return graph.track(recorder, features, remembered)
+            graph = FrameGraph(model, features, room, remembered.longest, multimask, pointer_dtype)
+            tracked = graph.track(recorder, features, remembered)
+            self._insert(model, key, graph)
             return tracked
 
         with recorder.turn():
@@ -255,7 +255,7 @@ class Graphs:
             self._held.move_to_end(key)
         return self._held.get(key)
 
-    def _keep(self, model: Sam2, key: Key, made: Any) -> None:
+    def _insert(self, model: Sam2, key: Key, made: Any) -> None:
         self.current(model).hold(held_by(model))
         self._held[key] = made
         while len(self._held) > MOST:

@@ -23,14 +23,14 @@ AGES, MOST_BLOCKS = 256, 32
 """Positions of pointers are computed for so many ages at once, and so many such blocks are kept."""
 
 
-def room_for(model: Sam2, given: Remembered) -> Room:
-    """The smallest room that `given` fits into. Maps and pointers are counted in powers of two from what most frames have."""
+def room_for(model: Sam2, remembered: Remembered) -> Room:
+    """The smallest room that `remembered` fits into. Maps and pointers are counted in powers of two from what most frames have."""
     config = model.config
-    objects = next(n for n in OBJECTS if n >= len(given.maps))
+    objects = next(n for n in OBJECTS if n >= len(remembered.maps))
     maps, pointers = config.num_maps + 1, model.options.max_obj_ptrs_in_encoder
-    while maps < max(map(len, given.maps)):
+    while maps < max(map(len, remembered.maps)):
         maps *= 2
-    while pointers < max(map(len, given.pointers)):
+    while pointers < max(map(len, remembered.pointers)):
         pointers *= 2
     return Room(objects, maps, pointers, config.grid**2, config.hidden_dim // config.memory_dim)
 
@@ -38,8 +38,9 @@ def room_for(model: Sam2, given: Remembered) -> Room:
 class FrameGraph:
     """attend -> decode -> encode_memory of up to `room.objects` objects on one frame, whatever each of them remembers."""
 
-    def __init__(self, model: Sam2, features: Features, room: Room, longest: int, multimask: bool, loose: torch.dtype) -> None:
-        """features: of a frame, for their shapes; loose: dtype of remembered pointers. Nothing is recorded yet."""
+    def __init__(self, model: Sam2, features: Features, room: Room, longest: int, multimask: bool, pointer_dtype: torch.dtype) -> None:
+        """features: of a frame, for their shapes; pointer_dtype: of remembered pointers. Nothing is
+        recorded yet."""
         device, config = features.low.device, model.config
         self._model, self._room, self._longest, self._multimask = model, room, longest, multimask
         self._features = Features(*(torch.empty_like(x) for x in features))
@@ -47,7 +48,7 @@ class FrameGraph:
         places = room.objects * room.pointers
         self._pointers = torch.zeros(places, config.hidden_dim, dtype=self._dtype, device=device)
         self._positions = torch.zeros(places * room.parts, config.memory_dim, dtype=self._dtype, device=device)
-        self._like = torch.empty(1, dtype=loose, device=device)  # says the type of what addresses point to
+        self._like = torch.empty(1, dtype=pointer_dtype, device=device)  # says the type of what addresses point to
         sizes = (SLOT_FIELDS * room.slots, room.objects + 1, places, places)
         self._numbers = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
         slots, firsts, self._addresses, self._places = self._numbers.split(sizes)
@@ -55,17 +56,17 @@ class FrameGraph:
         self._by_age: dict[int, Tensor] = {}  # number of a block of ages -> positions [AGES, 256], as tokens of a pointer lie
         self._replay: Callable[[], Tracked] | None = None
 
-    def track(self, recorder: Recorder, features: Features, given: Remembered) -> Tracked:
-        """Results of the N objects of `given`, in memory of their own. Call it inside a turn of `recorder`.
+    def track(self, recorder: Recorder, features: Features, remembered: Remembered) -> Tracked:
+        """Results of the N objects of `remembered`, in memory of their own. Call it inside a turn of `recorder`.
 
         The first call records, or raises CaptureError where that fails.
         """
-        held = self.fill(features, given)
+        held = self.fill(features, remembered)
         if self._replay is None:
             if self._model.prove and (reason := self._refuses_to_gather()) is not None:
                 raise CaptureError(reason)
             self._replay = captured(recorder, self.run)
-        tracked = Tracked(*(x[: len(given.maps)].clone() for x in self._replay()))
+        tracked = Tracked(*(x[: len(remembered.maps)].clone() for x in self._replay()))
         del held  # its launches are enqueued: memory that is free from here on is used behind them
         return tracked
 
@@ -85,30 +86,30 @@ class FrameGraph:
         of_pointers = gather_refusal(self._like, self._pointers)
         return of_pointers or gather_refusal(self._positions, self._pointers)
 
-    def fill(self, features: Features, given: Remembered) -> list[list[Tensor]]:
+    def fill(self, features: Features, remembered: Remembered) -> list[list[Tensor]]:
         """Static memory gets this frame's features and, in one transfer, all numbers.
 
         Returns tensors that must live until `run` or its replay is enqueued: the numbers are their addresses.
         """
-        maps = [[self._placed(m, self._dtype) for m in tensors] for tensors in given.maps]
-        pointers = [[self._placed(p, self._like.dtype) for p in tensors] for tensors in given.pointers]
+        maps = [[self._placed(m, self._dtype) for m in tensors] for tensors in remembered.maps]
+        pointers = [[self._placed(p, self._like.dtype) for p in tensors] for tensors in remembered.pointers]
         room = self._room
-        for mine, theirs in zip(self._features, features, strict=True):
-            mine.copy_(theirs)
-        loose = self._pointers.data_ptr(), self._positions.data_ptr()
+        for own, other in zip(self._features, features, strict=True):
+            own.copy_(other)
+        static = self._pointers.data_ptr(), self._positions.data_ptr()
         stride = room.pointers * self._pointers.shape[1] * self._pointers.element_size()
-        where = [[m.data_ptr() for m in mine] for mine in maps]
-        slots, firsts = table_rows(room, where, given.rows, [len(mine) for mine in pointers], loose, stride)
+        where = [[m.data_ptr() for m in own] for own in maps]
+        slots, firsts = table_rows(room, where, remembered.rows, [len(own) for own in pointers], static, stride)
         empty = [()] * (room.objects - len(maps))
-        addresses = [n for mine in (*pointers, *empty) for n in _filled([p.data_ptr() for p in mine], room.pointers)]
-        blocks = [[self._positions_at(age // AGES) for age in mine] for mine in given.ages]
+        addresses = [n for own in (*pointers, *empty) for n in _filled([p.data_ptr() for p in own], room.pointers)]
+        blocks = [[self._positions_at(age // AGES) for age in own] for own in remembered.ages]
         size = self._pointers.shape[1] * self._positions.element_size()  # bytes of a pointer's positions
         rows = [
-            [block.data_ptr() + age % AGES * size for block, age in zip(*mine, strict=True)]
-            for mine in zip(blocks, given.ages, strict=True)
+            [block.data_ptr() + age % AGES * size for block, age in zip(*own, strict=True)]
+            for own in zip(blocks, remembered.ages, strict=True)
         ]
-        places = [n for mine in (*rows, *empty) for n in _filled(mine, room.pointers)]
-        refill(self._numbers, slots + firsts + addresses + places)
+        positions = [n for own in (*rows, *empty) for n in _filled(own, room.pointers)]
+        refill(self._numbers, slots + firsts + addresses + positions)
         return [*maps, *pointers, *blocks]
 
     def _positions_at(self, block: int) -> Tensor:
