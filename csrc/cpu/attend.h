@@ -33,6 +33,11 @@ struct Softmax {
         accumulator(state),
         running_max(accumulator + value_channels * kBlock),
         running_sum(running_max + kBlock) {}
+  static Softmax take(Arena& arena, int64_t value_channels) {
+    float* const scores = arena.take<float>(kBlock * kBlock);
+    float* const state = arena.take<float>(floats(value_channels));
+    return {scores, state, value_channels};
+  }
 };
 
 // Scores of `count` keys, to be multiplied by `scale` for powers of two, to units of probabilities;

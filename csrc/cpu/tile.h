@@ -195,6 +195,12 @@ struct Copies {
   Unit* next;  // room for them, or null where the caller only counts
   int64_t units = 0;
 
+  // From here on copies are made, to `room`, which is as large as they were counted.
+  void start(Unit* room) {
+    next = room;
+    units = 0;
+  }
+
   const Unit* of(const void* weight, int64_t numbers) {
     if (weight == nullptr || storage == kRead) return static_cast<const Unit*>(weight);
     Unit* const copy = next + units;

@@ -39,9 +39,7 @@ struct Tile {
     float* const gathered = arena.take<float>(head * stride);
     float* const attended = arena.take<float>(head * stride);
     Unit* const q = arena.take<Unit>(units);
-    float* const scores = arena.take<float>(kBlock * kBlock);
-    float* const state = arena.take<float>(Softmax::floats(head));
-    return {gathered, attended, q, Softmax(scores, state, head)};
+    return {gathered, attended, q, Softmax::take(arena, head)};
   }
 };
 

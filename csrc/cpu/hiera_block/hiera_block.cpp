@@ -70,35 +70,53 @@ void run_all(const Worker<Dot>& worker, const Plan<Dot>& plan) {
   }
 }
 
+// A call's memory besides the threads'; without memory only counted.
+template <class Dot>
+struct CallMemory {
+  typedef typename Dot::Unit Unit;
+  Unit *copies, *pad_key;
+  WholeImage<Dot> whole;
+
+  static CallMemory take(Arena& arena, const HieraBlockParams& params, int64_t copied_units,
+                         int64_t blocks) {
+    const int64_t pitch = params.weights.dim_out / Dot::kDepth * kBlock;
+    const int64_t whole_units = params.window > 0 ? 0 : blocks * pitch;
+    CallMemory call{};
+    call.copies = arena.take<Unit>(copied_units);
+    call.pad_key = arena.take<Unit>(params.weights.dim_out / Dot::kDepth);
+    call.whole.q = arena.take<Unit>(whole_units);
+    call.whole.k = arena.take<Unit>(whole_units);
+    call.whole.v = arena.take<Unit>(whole_units);
+    call.whole.pitch = pitch;
+    return call;
+  }
+};
+
 template <class Dot>
 bool run(const HieraBlockParams& params, int num_threads) {
-  typedef typename Dot::Unit Unit;
   const HieraBlockWeights& weights = params.weights;
   Copies<Dot> copies{weights.storage, nullptr};
   Matrices<Dot>::of(weights, copies);  // counts
   const Plan<Dot> plan = Plan<Dot>::of(params, num_threads);
-  const int64_t pitch = weights.dim_out / Dot::kDepth * kBlock;
-  const int64_t whole_units = params.window > 0 ? 0 : 3 * plan.blocks * pitch;
-  const int64_t shared_units = round_up(copies.units + weights.dim_out + whole_units, 16);
-  const int64_t thread_bytes = round_up(Tile<Dot>::bytes(params, plan.columns), 64);
+  Arena call_size{nullptr}, thread_size{nullptr};
+  CallMemory<Dot>::take(call_size, params, copies.units, plan.blocks);
+  Tile<Dot>::take(thread_size, params, plan.columns, plan.out_columns);
   char* const memory =
-      static_cast<char*>(std::aligned_alloc(64, 4 * shared_units + thread_bytes * num_threads));
+      static_cast<char*>(std::aligned_alloc(64, call_size.used + thread_size.used * num_threads));
   if (memory == nullptr) return false;
-  copies.next = reinterpret_cast<Unit*>(memory);
-  copies.units = 0;
+  Arena arena{memory};
+  const auto call = CallMemory<Dot>::take(arena, params, copies.units, plan.blocks);
+  copies.start(call.copies);
   Matrices<Dot> matrices = Matrices<Dot>::of(weights, copies);
-  Unit* const pad_key = copies.next + copies.units;
   for (int64_t i = 0; i < weights.dim_out; i += Dot::kDepth) {
-    pad_key[i / Dot::kDepth] = Dot::pack(weights.qkv.bias + weights.dim_out + i, 1);
+    call.pad_key[i / Dot::kDepth] = Dot::pack(weights.qkv.bias + weights.dim_out + i, 1);
   }
-  matrices.pad_key = pad_key;
-  Unit* const q = pad_key + weights.dim_out;
-  const WholeImage<Dot> whole{q, q + plan.blocks * pitch, q + 2 * plan.blocks * pitch, pitch};
+  matrices.pad_key = call.pad_key;
 #pragma omp parallel num_threads(num_threads)
   {
-    char* const own = memory + 4 * shared_units + thread_bytes * thread_number();
-    const Worker<Dot> worker{params, matrices, whole,
-                             Tile<Dot>::make(params, own, plan.columns, plan.out_columns)};
+    Arena own{memory + call_size.used + thread_size.used * thread_number()};
+    const Worker<Dot> worker{params, matrices, call.whole,
+                             Tile<Dot>::take(own, params, plan.columns, plan.out_columns)};
     run_all(worker, plan);
   }
   std::free(memory);

@@ -13,7 +13,7 @@ template <class Dot>
 struct Matrices {
   typedef typename Dot::Unit Unit;
   const Unit *qkv, *proj, *fc1, *fc2, *shortcut;
-  const Unit* pad_key;  // [dim_out]: of a token outside the grid, the bias of the keys
+  const Unit* pad_key;  // [dim_out / kDepth]: of a token outside the grid, the bias of the keys
 
   static Matrices of(const HieraBlockWeights& weights, Copies<Dot>& copies) {
     const int64_t dim = weights.dim, dim_out = weights.dim_out, hidden = weights.hidden;
@@ -49,32 +49,19 @@ struct Tile {
     return larger(params.weights.dim, params.weights.dim_out);
   }
 
-  // Eight arrays, and slack for vectors that start at a window's last columns.
-  static int64_t bytes(const HieraBlockParams& params, int64_t columns) {
-    const int64_t arrays = 8 * widest(params) * row_stride(columns) + 8 * kBlock;
-    const int64_t head = params.weights.dim_out / params.heads;
-    return 4 * (arrays + kBlock * kBlock + Softmax::floats(head)) + 64;
-  }
-
-  static Tile make(const HieraBlockParams& params, char* memory, int64_t columns,
+  static Tile take(Arena& arena, const HieraBlockParams& params, int64_t columns,
                    int64_t out_columns) {
-    const int64_t step = widest(params) * row_stride(columns) + kBlock;
-    float* next = reinterpret_cast<float*>(memory);
-    const auto floats = [&] {
-      float* const array = next;
-      next += step;
-      return array;
-    };
-    const auto units = [&] { return reinterpret_cast<Unit*>(floats()); };
-    float* const x = floats();
-    float* const after_attention = floats();
-    float* const product = floats();
-    Unit* const normed = units();
-    Unit* const q = units();
-    Unit* const k = units();
-    Unit* const v = units();
-    Unit* const attended = units();
-    const Softmax softmax(next, next + kBlock * kBlock, params.weights.dim_out / params.heads);
+    // with slack for vectors that start at a window's last columns
+    const int64_t count = widest(params) * row_stride(columns) + kBlock;
+    float* const x = arena.take<float>(count);
+    float* const after_attention = arena.take<float>(count);
+    float* const product = arena.take<float>(count);
+    Unit* const normed = arena.take<Unit>(count);
+    Unit* const q = arena.take<Unit>(count);
+    Unit* const k = arena.take<Unit>(count);
+    Unit* const v = arena.take<Unit>(count);
+    Unit* const attended = arena.take<Unit>(count);
+    const Softmax softmax = Softmax::take(arena, params.weights.dim_out / params.heads);
     return {row_stride(columns),
             row_stride(out_columns),
             x,

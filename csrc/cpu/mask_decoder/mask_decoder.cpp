@@ -82,38 +82,41 @@ void run_all(Worker<Dot> worker) {
   }
 }
 
+// A call's memory besides the threads'; without memory only counted.
+template <class Dot>
+struct CallMemory {
+  typename Dot::Unit* copies;
+  MlpMatrices<Dot>* masks;
+  Shared<Dot> shared;
+
+  static CallMemory take(Arena& arena, const MaskDecoderParams& params, int64_t copied_units) {
+    CallMemory call{};
+    call.copies = arena.take<typename Dot::Unit>(copied_units);
+    call.masks = arena.take<MlpMatrices<Dot>>(params.weights.num_masks);
+    call.shared = Shared<Dot>::take(params, arena);
+    return call;
+  }
+};
+
 template <class Dot>
 bool run(const MaskDecoderParams& params, int num_threads) {
-  typedef typename Dot::Unit Unit;
   const MaskDecoderWeights& weights = params.weights;
   Copies<Dot> copies{weights.storage, nullptr};
-  Matrices<Dot>::of(weights, copies, nullptr);  // counts
-  const int64_t copied_units = copies.units;
-  const int64_t token_floats = round_up(PromptTokens<Dot>::floats(params), 16);
-  const int64_t tile_floats = round_up(Tile<Dot>::floats(weights.dim), 16);
-  const int64_t output_floats = round_up(Worker<Dot>::output_floats(weights), 16);
-  const int64_t thread_floats = token_floats + tile_floats + output_floats;
-  Arena size{nullptr};
-  size.take<Unit>(copied_units);
-  size.take<MlpMatrices<Dot>>(weights.num_masks);
-  Shared<Dot>::take(params, size);
-  size.take<float>(thread_floats * num_threads);
-  char* const memory = static_cast<char*>(std::aligned_alloc(64, size.used));
+  const Matrices<Dot> counted = Matrices<Dot>::of(weights, copies, nullptr);
+  Arena call_size{nullptr}, thread_size{nullptr};
+  const auto counted_call = CallMemory<Dot>::take(call_size, params, copies.units);
+  Worker<Dot>::take(thread_size, params, counted, counted_call.shared);
+  char* const memory =
+      static_cast<char*>(std::aligned_alloc(64, call_size.used + thread_size.used * num_threads));
   if (memory == nullptr) return false;
   Arena arena{memory};
-  copies.next = arena.take<Unit>(copied_units);
-  copies.units = 0;
-  auto* const masks = arena.take<MlpMatrices<Dot>>(weights.num_masks);
-  const Matrices<Dot> matrices = Matrices<Dot>::of(weights, copies, masks);
-  const Shared<Dot> shared = Shared<Dot>::take(params, arena);
-  float* const threads = arena.take<float>(thread_floats * num_threads);
+  const auto call = CallMemory<Dot>::take(arena, params, copies.units);
+  copies.start(call.copies);
+  const Matrices<Dot> matrices = Matrices<Dot>::of(weights, copies, call.masks);
 #pragma omp parallel num_threads(num_threads)
   {
-    float* const own = threads + thread_floats * thread_number();
-    float* const outputs = own + token_floats + tile_floats;
-    run_all(Worker<Dot>{params, matrices, shared, Tile<Dot>::make(own + token_floats, weights.dim),
-                        PromptTokens<Dot>::make(params, own), outputs,
-                        outputs + weights.num_masks * weights.dim / 8});
+    Arena own{memory + call_size.used + thread_size.used * thread_number()};
+    run_all(Worker<Dot>::take(own, params, matrices, call.shared));
   }
   std::free(memory);
   return true;

@@ -36,22 +36,11 @@ struct PromptTokens {
                   larger(weights.dim, weights.iou_values));
   }
 
-  static int64_t floats(const MaskDecoderParams& params) {
-    const int64_t dim = params.weights.dim, rows = 10 * dim + 3 * widest(params.weights);
-    const int64_t room = row_stride(params.prompt_tokens) + kBlock;
-    return room * rows + kBlock * kBlock + Softmax::floats(dim);
-  }
-
-  static PromptTokens make(const MaskDecoderParams& params, float* memory) {
+  static PromptTokens take(Arena& arena, const MaskDecoderParams& params) {
     const int64_t dim = params.weights.dim, wide = widest(params.weights);
     const int64_t stride = row_stride(params.prompt_tokens), room = stride + kBlock;
-    float* next = memory;
-    const auto floats = [&](int64_t rows) {
-      float* const array = next;
-      next += rows * room;
-      return array;
-    };
-    const auto units = [&](int64_t rows) { return reinterpret_cast<Unit*>(floats(rows)); };
+    const auto floats = [&](int64_t rows) { return arena.take<float>(rows * room); };
+    const auto units = [&](int64_t rows) { return arena.take<Unit>(rows * room); };
     float* const x = floats(dim);
     float* const start = floats(dim);
     float* const product = floats(wide);
@@ -65,7 +54,7 @@ struct PromptTokens {
     Unit* const attended = units(dim);
     Unit* const image_k = units(dim);
     Unit* const image_v = units(dim);
-    const Softmax softmax(next, next + kBlock * kBlock, dim);
+    const Softmax softmax = Softmax::take(arena, dim);
     return {params, stride, x, start, product,  mlp_sum, packed,  positioned,
             hidden, q,      k, v,     attended, image_k, image_v, softmax};
   }

@@ -61,27 +61,16 @@ struct Tile {
   float* gathered() const { return reinterpret_cast<float*>(q); }
   float* drawn() const { return reinterpret_cast<float*>(k); }
 
-  static int64_t floats(int64_t dim) {
-    return 8 * dim * kStride + kBlock * kBlock + Softmax::floats(dim);
-  }
-
-  static Tile make(float* memory, int64_t dim) {
-    float* next = memory;
-    const auto floats = [&] {
-      float* const array = next;
-      next += dim * kStride;
-      return array;
-    };
-    const auto units = [&] { return reinterpret_cast<Unit*>(floats()); };
-    float* const product = floats();
-    float* const pixels = floats();
-    Unit* const packed = units();
-    Unit* const positioned = units();
-    Unit* const q = units();
-    Unit* const k = units();
-    Unit* const v = units();
-    Unit* const attended = units();
-    const Softmax softmax(next, next + kBlock * kBlock, dim);
+  static Tile take(Arena& arena, int64_t dim) {
+    float* const product = arena.take<float>(dim * kStride);
+    float* const pixels = arena.take<float>(dim * kStride);
+    Unit* const packed = arena.take<Unit>(dim * kStride);
+    Unit* const positioned = arena.take<Unit>(dim * kStride);
+    Unit* const q = arena.take<Unit>(dim * kStride);
+    Unit* const k = arena.take<Unit>(dim * kStride);
+    Unit* const v = arena.take<Unit>(dim * kStride);
+    Unit* const attended = arena.take<Unit>(dim * kStride);
+    const Softmax softmax = Softmax::take(arena, dim);
     return {product, pixels, packed, positioned, q, k, v, attended, softmax};
   }
 };

@@ -40,9 +40,14 @@ struct Worker {
   bool keeps_frame = params.frames == 1 && params.objects > 1;  // else finer maps are read once
   float scale = PromptTokens<Dot>::scale_of(head);
 
-  // Floats of mask_weights and quality.
-  static int64_t output_floats(const MaskDecoderWeights& weights) {
-    return weights.num_masks * weights.dim / 8 + weights.iou_values;
+  static Worker take(Arena& arena, const MaskDecoderParams& params, const Matrices<Dot>& matrices,
+                     const Shared<Dot>& shared) {
+    const MaskDecoderWeights& weights = params.weights;
+    const auto tokens = PromptTokens<Dot>::take(arena, params);
+    const auto tile = Tile<Dot>::take(arena, weights.dim);
+    float* const mask_weights = arena.take<float>(weights.num_masks * (weights.dim / 8));
+    float* const quality = arena.take<float>(weights.iou_values);
+    return {params, matrices, shared, tile, tokens, mask_weights, quality};
   }
 
   int64_t count_of(int64_t block) const { return smaller(count - block * kBlock, kBlock); }

@@ -113,7 +113,7 @@ Shared<Dot> shared_of(const MemoryAttentionParams& params, Copies<Dot>& copies, 
   const int64_t stream = blocks * weights.dim * kBlock;
   const int64_t block_units = weights.dim / Dot::kDepth * kBlock;
   Shared<Dot> shared{};
-  copies.next = arena.take<Unit>(copies.units);
+  Unit* const room = arena.take<Unit>(copies.units);
   auto* const layers = arena.take<LayerMatrices<Dot>>(weights.num_layers);
   float* const zeros = arena.take<float>(weights.memory_dim);
   shared.layers = layers;
@@ -129,7 +129,7 @@ Shared<Dot> shared_of(const MemoryAttentionParams& params, Copies<Dot>& copies, 
   shared.v = arena.take<Unit>(key_blocks * block_units);
   shared.softmaxes = arena.take<float>(blocks * Softmax::floats(weights.memory_dim));
   if (arena.memory == nullptr) return shared;
-  copies.units = 0;
+  copies.start(room);
   for (int64_t i = 0; i < weights.num_layers; ++i) {
     layers[i] = LayerMatrices<Dot>::of(weights, weights.layers[i], copies);
   }
@@ -144,19 +144,18 @@ bool run(const MemoryAttentionParams& params, int num_threads) {
   for (int64_t i = 0; i < weights.num_layers; ++i) {
     LayerMatrices<Dot>::of(weights, weights.layers[i], copies);  // counts
   }
-  const int64_t thread_floats = round_up(Tile<Dot>::floats(weights.dim), 16);
-  Arena size{nullptr};
-  shared_of(params, copies, size);
-  size.take<float>(thread_floats * num_threads);
-  char* const memory = static_cast<char*>(std::aligned_alloc(64, size.used));
+  Arena shared_size{nullptr}, thread_size{nullptr};
+  shared_of(params, copies, shared_size);
+  Tile<Dot>::take(thread_size, weights.dim);
+  char* const memory =
+      static_cast<char*>(std::aligned_alloc(64, shared_size.used + thread_size.used * num_threads));
   if (memory == nullptr) return false;
   Arena arena{memory};
   const Shared<Dot> shared = shared_of(params, copies, arena);
-  float* const tiles = arena.take<float>(thread_floats * num_threads);
 #pragma omp parallel num_threads(num_threads)
   {
-    float* const own = tiles + thread_floats * thread_number();
-    run_all(Worker<Dot>{params, shared, Tile<Dot>::make(own, weights.dim)});
+    Arena own{memory + shared_size.used + thread_size.used * thread_number()};
+    run_all(Worker<Dot>{params, shared, Tile<Dot>::take(own, weights.dim)});
   }
   std::free(memory);
   return true;

@@ -62,27 +62,16 @@ struct Tile {
   float* scores;        // [64][64]
   float* self_softmax;  // state of the attention of tokens to themselves, without scores
 
-  static int64_t floats(int64_t dim) {
-    return 6 * dim * kStride + kBlock * kBlock + Softmax::floats(dim);
-  }
-
-  static Tile make(float* memory, int64_t dim) {
-    float* next = memory;
-    const auto floats = [&] {
-      float* const array = next;
-      next += dim * kStride;
-      return array;
-    };
-    const auto units = [&] { return reinterpret_cast<Unit*>(floats()); };
+  static Tile take(Arena& arena, int64_t dim) {
     Tile tile{};
-    tile.features = floats();
-    tile.product = floats();
-    tile.mlp_sum = floats();
-    tile.normed = units();
-    tile.attended = units();
-    tile.hidden = units();
-    tile.scores = next;
-    tile.self_softmax = next + kBlock * kBlock;
+    tile.features = arena.take<float>(dim * kStride);
+    tile.product = arena.take<float>(dim * kStride);
+    tile.mlp_sum = arena.take<float>(dim * kStride);
+    tile.normed = arena.take<Unit>(dim * kStride);
+    tile.attended = arena.take<Unit>(dim * kStride);
+    tile.hidden = arena.take<Unit>(dim * kStride);
+    tile.scores = arena.take<float>(kBlock * kBlock);
+    tile.self_softmax = arena.take<float>(Softmax::floats(dim));
     return tile;
   }
 };

@@ -90,8 +90,7 @@ bool run(const MemoryEncoderParams& params, int num_threads) {
   if (memory == nullptr) return false;
   Arena arena{memory};
   const CallMemory<Dot> call(params, layout, copies.units, stride, arena);
-  copies.next = call.copies;
-  copies.units = 0;
+  copies.start(call.copies);
   for (int64_t i = 0; i < weights.dim; ++i) call.zeros[i] = 0;
   const Matrices<Dot> matrices = Matrices<Dot>::of(weights, copies, call.blocks);
   const Shared shared{{call.first_map, call.second_map}, call.features, call.zeros};
