@@ -125,28 +125,31 @@ struct Relu {
   static Vec of(Vec x) { return x < 0.0f ? Vec{} : x; }
 };
 
-// out[rows / kDepth][columns] units = activation(c + bias)
+// out[rows / kDepth][columns] units = activation(c + bias); no bias (null) is zero
 template <class Dot, class Activation>
 void pack_rows(const float* c, int64_t stride, const float* bias, int64_t rows, int64_t columns,
                typename Dot::Unit* out, int64_t out_stride) {
   for (int64_t r = 0; r < rows; r += Dot::kDepth) {
+    float added[Dot::kDepth];
+    for (int d = 0; d < Dot::kDepth; ++d) added[d] = bias == nullptr ? 0.0f : bias[r + d];
     for (int64_t i = 0; i < columns; i += kLanes) {
       Vec values[Dot::kDepth];
       for (int d = 0; d < Dot::kDepth; ++d) {
-        values[d] = Activation::of(load(c + (r + d) * stride + i) + bias[r + d]);
+        values[d] = Activation::of(load(c + (r + d) * stride + i) + added[d]);
       }
       Dot::put(values, out + r / Dot::kDepth * out_stride + i);
     }
   }
 }
 
-// out[rows][columns] numbers = c + bias, units made of neighbours in a row
+// out[rows][columns] numbers = c + bias, units made of neighbours in a row; no bias (null) is zero
 template <class Dot>
 void pack_along(const float* c, int64_t stride, const float* bias, int64_t rows, int64_t columns,
                 typename Dot::Unit* out, int64_t out_stride) {
   for (int64_t r = 0; r < rows; ++r) {
+    const float added = bias == nullptr ? 0.0f : bias[r];
     for (int64_t i = 0; i < columns; i += kLanes) {
-      Dot::put_row(load(c + r * stride + i) + bias[r], out + r * out_stride, i);
+      Dot::put_row(load(c + r * stride + i) + added, out + r * out_stride, i);
     }
   }
 }

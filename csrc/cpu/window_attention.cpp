@@ -66,17 +66,14 @@ struct Plan {
 template <class Dot>
 struct Shared {
   typedef typename Dot::Unit Unit;
-  const float* zeros;   // [head_dim]
   const Unit* pad_key;  // [heads * head_dim / kDepth]
   Packed<Dot> image;
 
   static Shared take(const Plan<Dot>& plan, Arena& arena) {
-    float* const zeros = arena.take<float>(plan.head);
     Unit* const pad_key = arena.take<Unit>(plan.channels);
     const int64_t units = plan.whole ? plan.params.heads * plan.blocks * plan.pitch : 0;
-    const Shared shared{zeros, pad_key, Packed<Dot>::take(arena, units)};
+    const Shared shared{pad_key, Packed<Dot>::take(arena, units)};
     if (arena.memory == nullptr) return shared;
-    std::memset(zeros, 0, sizeof(float) * plan.head);
     for (int64_t i = 0; i < plan.channels; i += Dot::kDepth) {
       pad_key[i / Dot::kDepth] = Dot::pack(plan.params.pad + plan.channels + i, 1);
     }
@@ -112,10 +109,10 @@ struct Worker {
     int64_t rows[kBlock];
     window.places(plan.grid, first, count, rows);
     gather(rows, kKeys, h, count, tile.gathered);
-    pack_rows<Dot, Identity>(tile.gathered, stride, shared.zeros, head, columns,
+    pack_rows<Dot, Identity>(tile.gathered, stride, nullptr, head, columns,
                              out.k + block * plan.pitch, kBlock);
     gather(rows, kValues, h, count, tile.gathered);
-    pack_along<Dot>(tile.gathered, stride, shared.zeros, head, columns, out.v + block * plan.pitch,
+    pack_along<Dot>(tile.gathered, stride, nullptr, head, columns, out.v + block * plan.pitch,
                     kBlock / kDepth);
   }
 
@@ -134,7 +131,7 @@ struct Worker {
     if (params.pool) {
       largest_of_cells(tile.gathered, stride, head, count, tile.gathered, stride);
     }
-    pack_rows<Dot, Identity>(tile.gathered, stride, shared.zeros, head, columns, tile.q, kBlock);
+    pack_rows<Dot, Identity>(tile.gathered, stride, nullptr, head, columns, tile.q, kBlock);
     if (window.padded > 0) {
       const float* const value = params.pad + (kValues * params.heads + h) * head;
       start_with_repeated_key<Dot>(shared.pad_key + h * steps, value, window.padded, tile.q, kBlock,

@@ -93,7 +93,7 @@ struct CallMemory {
     CallMemory call{};
     call.copies = arena.take<typename Dot::Unit>(copied_units);
     call.masks = arena.take<MlpMatrices<Dot>>(params.weights.num_masks);
-    call.shared = Shared<Dot>::take(params, arena);
+    call.shared = Shared<Dot>::take(arena, params);
     return call;
   }
 };

@@ -18,19 +18,16 @@ struct Shared {
   float* stream;            // [dim]: of the current object
   float *mid, *high;        // [4 places][dim / 4], [16 places][dim / 8]
   Unit *q, *k, *v;  // [dim / 2] of the first layer, made once for all objects that share the image
-  float* partial[2];   // [blocks][heads * tokens][head + 2]: accumulator, running_max, running_sum;
-                       // two, used in turn
-  const float* zeros;  // [dim]
+  float* partial[2];  // [blocks][heads * tokens][head + 2]: accumulator, running_max, running_sum;
+                      // two, used in turn
 
-  static Shared take(const MaskDecoderParams& params, Arena& arena) {
+  static Shared take(Arena& arena, const MaskDecoderParams& params) {
     const int64_t dim = params.weights.dim;
     const int64_t blocks = (params.height * params.width + kBlock - 1) / kBlock;
     const int64_t numbers = blocks * kBlock * dim;
     const int64_t kept = params.frames == 1 && params.objects > 1 ? numbers : 0;
     const int64_t partial = blocks * params.prompt_tokens * (dim / 2 + 2 * params.heads);
     Shared shared{};
-    float* const zeros = arena.take<float>(dim);
-    shared.zeros = zeros;
     shared.image = arena.take<float>(numbers);
     shared.position = arena.take<float>(numbers);
     shared.stream = arena.take<float>(numbers);
@@ -40,7 +37,6 @@ struct Shared {
     shared.k = arena.take<Unit>(numbers / 2);
     shared.v = arena.take<Unit>(numbers / 2);
     for (float*& one : shared.partial) one = arena.take<float>(partial);
-    for (int64_t i = 0; arena.memory != nullptr && i < dim; ++i) zeros[i] = 0;
     return shared;
   }
 };

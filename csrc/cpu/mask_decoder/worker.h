@@ -284,7 +284,7 @@ struct Worker {
       add_bias_and_map(part, weights.up1.bias, mid, quarter);
       layer_norm<DotFloat>(part, kStride, weights.up_norm, kMapEpsilon, quarter, kBlock, part,
                            kStride);
-      pack_rows<Dot, GeluOf<Dot>>(part, kStride, shared.zeros, quarter, kBlock, tile.positioned,
+      pack_rows<Dot, GeluOf<Dot>>(part, kStride, nullptr, quarter, kBlock, tile.positioned,
                                   kStride);
       linear(matrices.up2, 4 * eighth, quarter, tile.positioned, tile.pixels);
       for (int64_t fine = 0; fine < 4; ++fine) {
@@ -292,7 +292,7 @@ struct Worker {
         float* const high = keeps_frame ? kept_high(block, cell, fine) : tile.gathered();
         if (!keeps_frame) gather_high(frame, block, cell, fine, high);
         add_bias_and_map(pixels, weights.up2.bias, high, eighth);
-        pack_rows<DotFloat, Gelu>(pixels, kStride, shared.zeros, eighth, kBlock, pixels, kStride);
+        pack_rows<DotFloat, Gelu>(pixels, kStride, nullptr, eighth, kBlock, pixels, kStride);
         multiply<DotFloat>({mask_weights, eighth, 1}, pixels, kStride, tile.drawn(), kStride,
                            drawn_masks, kBlock, eighth, false);
         scatter(object, block, cell / 2 * 2 + fine / 2, cell % 2 * 2 + fine % 2);

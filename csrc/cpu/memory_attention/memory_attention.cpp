@@ -115,9 +115,7 @@ Shared<Dot> shared_of(const MemoryAttentionParams& params, Copies<Dot>& copies, 
   Shared<Dot> shared{};
   Unit* const room = arena.take<Unit>(copies.units);
   auto* const layers = arena.take<LayerMatrices<Dot>>(weights.num_layers);
-  float* const zeros = arena.take<float>(weights.memory_dim);
   shared.layers = layers;
-  shared.zeros = zeros;
   shared.cos = arena.take<float>(blocks * weights.dim / 2 * kBlock);
   shared.sin = arena.take<float>(blocks * weights.dim / 2 * kBlock);
   shared.frame = arena.take<float>(stream);
@@ -133,7 +131,6 @@ Shared<Dot> shared_of(const MemoryAttentionParams& params, Copies<Dot>& copies, 
   for (int64_t i = 0; i < weights.num_layers; ++i) {
     layers[i] = LayerMatrices<Dot>::of(weights, weights.layers[i], copies);
   }
-  for (int64_t i = 0; i < weights.memory_dim; ++i) zeros[i] = 0;
   return shared;
 }
 

@@ -40,8 +40,7 @@ template <class Dot>
 struct Shared {
   typedef typename Dot::Unit Unit;
   const LayerMatrices<Dot>* layers;
-  const float* zeros;  // [memory_dim]
-  float *cos, *sin;    // [blocks][dim / 2][64]
+  float *cos, *sin;  // [blocks][dim / 2][64]
   // residual streams: a frame's after its first self-attention; an object's; an object's after
   // self-attention
   float *frame, *stream, *after_self;

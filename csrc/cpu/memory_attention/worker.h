@@ -147,7 +147,7 @@ struct Worker {
     } else {
       add_pointer_positions(first, count);
     }
-    pack_rows<Dot, Identity>(tile.features, kStride, shared.zeros, memory_dim, kBlock, tile.normed,
+    pack_rows<Dot, Identity>(tile.features, kStride, nullptr, memory_dim, kBlock, tile.normed,
                              kStride);
     linear(shared.layers[layer].k, dim, memory_dim, tile.normed);
     if (is_map) {

@@ -58,14 +58,13 @@ template <class Dot>
 struct CallMemory {
   typename Dot::Unit* copies;
   FuserBlockMatrices<Dot>* blocks;
-  float *zeros, *first_map, *second_map, *features;
+  float *first_map, *second_map, *features;
 
   CallMemory(const MemoryEncoderParams& params, const Layout& layout, int64_t copied_units,
              int64_t stride, Arena& arena) {
     const bool shares_features = params.images == 1 && params.objects > 1;
     copies = arena.take<typename Dot::Unit>(copied_units);
     blocks = arena.take<FuserBlockMatrices<Dot>>(params.weights.num_blocks);
-    zeros = arena.take<float>(params.weights.dim);
     first_map = arena.take<float>(layout.map_floats());
     second_map = arena.take<float>(layout.map_floats());
     features = arena.take<float>(shares_features ? layout.tiles * layout.dim * stride : 0);
@@ -91,9 +90,8 @@ bool run(const MemoryEncoderParams& params, int num_threads) {
   Arena arena{memory};
   const CallMemory<Dot> call(params, layout, copies.units, stride, arena);
   copies.start(call.copies);
-  for (int64_t i = 0; i < weights.dim; ++i) call.zeros[i] = 0;
   const Matrices<Dot> matrices = Matrices<Dot>::of(weights, copies, call.blocks);
-  const Shared shared{{call.first_map, call.second_map}, call.features, call.zeros};
+  const Shared shared{{call.first_map, call.second_map}, call.features};
 #pragma omp parallel num_threads(num_threads)
   {
     Arena own{memory + call_bytes + thread_bytes * thread_number()};

@@ -75,7 +75,6 @@ struct Tile {
 struct Shared {
   float* maps[2];
   float* features;  // [tiles][dim][stride], projected low, where the objects share it
-  const float* zeros;
 };
 
 }  // namespace

@@ -85,7 +85,7 @@ struct Worker {
         gather_rows(params.low, params.storage, dim, count, count, low, stride,
                     [&](int64_t i) { return first + i; });
       }
-      pack_rows<Dot, Identity>(low, stride, shared.zeros, dim, layout.columns_of(t), tile.hidden,
+      pack_rows<Dot, Identity>(low, stride, nullptr, dim, layout.columns_of(t), tile.hidden,
                                stride);
     }
     linear(matrices.low_proj, dim, dim, tile.hidden, out, layout.columns_of(t));
@@ -213,7 +213,7 @@ struct Worker {
   void write_out(int64_t object, int64_t t) const {
     const int64_t first = (object * params.height + t * layout.group) * width;
     const int64_t columns = layout.columns_of(t), memory_dim = weights.memory_dim;
-    pack_rows<Dot, Identity>(tile.product, stride, shared.zeros, dim, columns, tile.normed, stride);
+    pack_rows<Dot, Identity>(tile.product, stride, nullptr, dim, columns, tile.normed, stride);
     linear(matrices.out_proj, memory_dim, dim, tile.normed, tile.mlp_sum, columns);
     for (int64_t i = 0; i < layout.rows_of(t) * width; ++i) {
       for (int64_t c = 0; c < memory_dim; ++c) {
