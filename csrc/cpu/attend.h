@@ -9,6 +9,7 @@ namespace sam2_fast {
 namespace SAM2_FAST_ISA {
 
 constexpr int64_t kBlock = 64;  // keys of a block, and the most queries of a tile: 16 KB of scores
+constexpr int64_t kStride = kBlock + 16;  // of a tile's rows of 64 columns
 
 // One head's keys and values. Unit s of key j lies at k[j / 64 * k_block + s * k_stride + j % 64];
 // channel c of the values of keys j .. j + kDepth - 1 at v[j / 64 * v_block + c * v_stride + j % 64

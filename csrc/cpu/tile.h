@@ -154,12 +154,13 @@ void pack_along(const float* c, int64_t stride, const float* bias, int64_t rows,
   }
 }
 
-// x += c + bias
-inline void add_rows(float* x, const float* c, int64_t stride, const float* bias, int64_t rows,
-                     int64_t columns) {
+// out = x + (c + bias); out may be x
+inline void add_rows(const float* x, const float* c, int64_t c_stride, const float* bias,
+                     int64_t rows, int64_t columns, float* out, int64_t stride) {
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t i = r * stride; i < r * stride + columns; i += kLanes) {
-      store(x + i, load(x + i) + (load(c + i) + bias[r]));
+    for (int64_t i = 0; i < columns; i += kLanes) {
+      const Vec added = load(c + r * c_stride + i) + bias[r];
+      store(out + r * stride + i, load(x + r * stride + i) + added);
     }
   }
 }

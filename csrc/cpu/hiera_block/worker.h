@@ -110,7 +110,7 @@ struct Worker {
   void project_and_mlp(int64_t columns) const {
     const int64_t stride = tile.out_stride;
     linear(matrices.proj, dim_out, dim_out, tile.attended, stride, columns, tile.product);
-    add_rows(tile.y, tile.product, stride, weights.proj.bias, dim_out, columns);
+    add_rows(tile.y, tile.product, stride, weights.proj.bias, dim_out, columns, tile.y, stride);
     layer_norm<Dot>(tile.y, stride, weights.norm2, params.epsilon, dim_out, columns, tile.normed,
                     stride);
     for (int64_t from = 0; from < weights.hidden; from += dim_out) {
@@ -123,7 +123,7 @@ struct Worker {
       multiply<Dot>(fc2, tile.hidden(), stride, tile.mlp_sum(), stride, dim_out, columns,
                     part / kDepth, from > 0);
     }
-    add_rows(tile.y, tile.mlp_sum(), stride, weights.fc2.bias, dim_out, columns);
+    add_rows(tile.y, tile.mlp_sum(), stride, weights.fc2.bias, dim_out, columns, tile.y, stride);
   }
 
   // Windows first .. last - 1, side by side in the tile, from the input to the output.

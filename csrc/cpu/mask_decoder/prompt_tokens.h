@@ -109,6 +109,11 @@ struct PromptTokens {
     pack_along<Dot>(product, stride, layer.bias, rows, columns, out, stride / kDepth);
   }
 
+  // x += added + bias
+  void add_residual(const float* added, const float* bias) const {
+    add_rows(x, added, stride, bias, dim, columns, x, stride);
+  }
+
   void norm(const Norm& layer) const {
     layer_norm<DotFloat>(x, stride, layer, kTokenEpsilon, dim, columns, x, stride);
   }
@@ -157,7 +162,7 @@ struct PromptTokens {
     if (first) {
       for (int64_t i = 0; i < dim * stride; ++i) x[i] = 0;
     }
-    add_rows(x, product, stride, weights.out.bias, dim, columns);
+    add_residual(product, weights.out.bias);
     norm(layer.norm1);
   }
 
@@ -179,7 +184,7 @@ struct PromptTokens {
     const int64_t inner = dim / 2;
     pack_sum<Dot>(product, nullptr, stride, 0, inner, columns, attended, stride);
     linear(layer.matrices.out, dim, inner, attended, mlp_sum);
-    add_rows(x, mlp_sum, stride, layer.weights.out.bias, dim, columns);
+    add_residual(mlp_sum, layer.weights.out.bias);
     norm(after);
   }
 
@@ -189,7 +194,7 @@ struct PromptTokens {
     linear(matrices.fc1, width, dim, packed, product);
     pack_rows<Dot, Relu>(product, stride, layer.fc1.bias, width, columns, hidden, stride);
     linear(matrices.fc2, dim, width, hidden, mlp_sum);
-    add_rows(x, mlp_sum, stride, layer.fc2.bias, dim, columns);
+    add_residual(mlp_sum, layer.fc2.bias);
     norm(layer.norm3);
   }
 

@@ -8,8 +8,6 @@ namespace sam2_fast {
 namespace SAM2_FAST_ISA {
 namespace {
 
-constexpr int64_t kStride = kBlock + 16;  // of a tile's rows of 64 columns
-
 // What all threads share. The frame's tokens lie in blocks of 64 columns: [blocks][rows][64].
 template <class Dot>
 struct Shared {

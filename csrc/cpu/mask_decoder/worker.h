@@ -216,12 +216,7 @@ struct Worker {
       store_attended<Dot>(tile.softmax, head, kBlock, tile.attended + row * kStride, kStride);
     }
     linear(matrices.layers[layer].image_to_token.out, dim, inner, tile.attended, tile.product);
-    for (int64_t r = 0; r < dim; ++r) {
-      for (int64_t i = 0; i < kBlock; i += kLanes) {
-        const Vec added = load(tile.product + r * kStride + i) + l.image_to_token.out.bias[r];
-        store(out + r * kBlock + i, load(x + r * kBlock + i) + added);
-      }
-    }
+    add_rows(x, tile.product, kStride, l.image_to_token.out.bias, dim, kBlock, out, kBlock);
     layer_norm<DotFloat>(out, kBlock, l.norm4, kTokenEpsilon, dim, kBlock, out, kBlock);
   }
 

@@ -8,8 +8,6 @@ namespace sam2_fast {
 namespace SAM2_FAST_ISA {
 namespace {
 
-constexpr int64_t kStride = kBlock + 16;  // of a tile's rows of 64 columns
-
 template <class Dot>
 struct LayerMatrices {
   const typename Dot::Unit *self_q, *self_k, *self_v, *self_out, *q, *k, *v, *out, *linear1,

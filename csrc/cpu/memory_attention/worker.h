@@ -74,12 +74,7 @@ struct Worker {
 
   // out[dim][64] = x[dim][64] + product[dim][kStride] + bias
   void add_residual(const float* x, const float* product, const float* bias, float* out) const {
-    for (int64_t r = 0; r < dim; ++r) {
-      for (int64_t i = 0; i < kBlock; i += kLanes) {
-        const Vec added = load(product + r * kStride + i) + bias[r];
-        store(out + r * kBlock + i, load(x + r * kBlock + i) + added);
-      }
-    }
+    add_rows(x, product, kStride, bias, dim, kBlock, out, kBlock);
   }
 
   // The frame's tokens to shared.stream, their angles to shared.cos and shared.sin.
