@@ -107,7 +107,7 @@ void attend(const typename Dot::Unit* q, int64_t q_stride, int64_t columns, int6
     multiply<Dot>(k, q, q_stride, state.scores, kBlock, count, columns, steps, false);
     update_online_softmax<Dot>(state, count, columns, value_channels, scale, first);
     const Left<Unit> v{keys.v + j / kBlock * keys.v_block, keys.v_stride, 1};
-    const int64_t depth = (count + Dot::kDepth - 1) / Dot::kDepth;
+    const int64_t depth = ceil_div(count, Dot::kDepth);
     multiply<Dot>(v, reinterpret_cast<const Unit*>(state.scores), kBlock, state.accumulator, kBlock,
                   value_channels, columns, depth, !first);
   }

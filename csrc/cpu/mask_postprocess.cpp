@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "csrc/cpu/arena.h"
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/simd.h"
 
@@ -74,6 +75,18 @@ struct Scratch {
   float *column, *line;         // [low_height], [height]
   uint8_t* on;                  // [height + 8]
   const Source *across, *down;  // [width], [height]
+
+  static Scratch take(Arena& arena, const MaskPostprocessParams& p, const Source* across,
+                      const Source* down) {
+    Scratch s{};
+    s.transposed = arena.take<float>(p.low_width * p.low_height);
+    s.column = arena.take<float>(p.low_height);
+    s.line = arena.take<float>(p.height);
+    s.on = arena.take<uint8_t>(p.height + 8);
+    s.across = across;
+    s.down = down;
+    return s;
+  }
 };
 
 // The pixels of one column of a mask as runs.
@@ -147,25 +160,25 @@ void judge(const MaskPostprocessParams& p, int64_t mask, const Scratch& s, Runs*
 }  // namespace
 
 bool mask_postprocess(const MaskPostprocessParams& p, int num_threads) {
-  const int64_t floats = p.low_width * p.low_height + p.low_height + p.height;
-  const int64_t tables = p.width + p.height;
-  const int64_t thread_bytes = (4 * floats + p.height + 8 + 63) / 64 * 64;
+  Arena call_size{nullptr}, thread_size{nullptr};
+  call_size.take<Source>(p.width);
+  call_size.take<Source>(p.height);
+  Scratch::take(thread_size, p, nullptr, nullptr);
   char* const memory =
-      static_cast<char*>(std::malloc(tables * sizeof(Source) + thread_bytes * num_threads + 64));
+      static_cast<char*>(std::aligned_alloc(64, call_size.used + thread_size.used * num_threads));
   for (int64_t i = 0; i < p.count; ++i) p.runs[i] = nullptr;
   if (memory == nullptr) return false;
-  Source *const across = reinterpret_cast<Source*>(memory), *const down = across + p.width;
+  Arena call{memory};
+  Source* const across = call.take<Source>(p.width);
+  Source* const down = call.take<Source>(p.height);
   for (int64_t x = 0; x < p.width; ++x) across[x] = source_of(x, p.width, p.low_width);
   for (int64_t y = 0; y < p.height; ++y) down[y] = source_of(y, p.height, p.low_height);
   bool failed = false;
 #pragma omp parallel for num_threads(num_threads) schedule(dynamic, 1) reduction(|| : failed)
   for (int64_t mask = 0; mask < p.count; ++mask) {
-    float* const at =
-        reinterpret_cast<float*>(memory + tables * sizeof(Source) + thread_bytes * thread_number());
-    float *const column = at + p.low_width * p.low_height, *const line = column + p.low_height;
+    Arena own{memory + call_size.used + thread_size.used * thread_number()};
     Runs runs;
-    judge(p, mask, {at, column, line, reinterpret_cast<uint8_t*>(line + p.height), across, down},
-          &runs);
+    judge(p, mask, Scratch::take(own, p, across, down), &runs);
     failed = failed || runs.failed;
     p.runs[mask] = runs.counts;
     p.lengths[mask] = runs.length;

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "csrc/cpu/arena.h"
 #include "csrc/cpu/dispatch.h"
 #include "csrc/cpu/pixels.h"
 #include "csrc/cpu/resample.h"
@@ -54,8 +55,6 @@ struct Bicubic {
   static const Cell* cells(const uint8_t* bytes, int64_t, float*) { return bytes; }
 };
 
-inline int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
 template <typename Filter>
 struct Plan {
   Axis<typename Filter::Number> across, down;
@@ -74,6 +73,16 @@ struct Scratch {
   typename Filter::Number* ring;  // [capacity][3][line]
   const typename Filter::Number** rows;
   uint8_t* lines;  // [kRows][3 width + kLanes], what `before` makes
+
+  static Scratch take(Arena& arena, const PreprocessParams& p, const Plan<Filter>& plan) {
+    Scratch s{};
+    s.bytes = arena.take<uint8_t>(plan.cells * kLanes);
+    s.scaled = arena.take<float>(plan.cells * kLanes);
+    s.ring = arena.take<typename Filter::Number>(plan.capacity * 3 * plan.line);
+    s.rows = arena.take<const typename Filter::Number*>(plan.capacity);
+    s.lines = arena.take<uint8_t>(kRows * (3 * p.width + kLanes));
+    return s;
+  }
 };
 
 // Row `y` of what becomes of the source when columns are resized first; its pixels are packed.
@@ -106,7 +115,7 @@ void gather(const PreprocessParams& p, const Plan<Filter>& plan, int64_t picture
   // four bytes of the last pixel may be one too many
   const int64_t whole = packed ? p.width - 1 : 0;
   for (int r = 0; r < kRows; ++r) {
-    const int64_t row = least(y + r, plan.height - 1);
+    const int64_t row = smaller(y + r, plan.height - 1);
     const uint8_t* at = p.pictures + picture * p.picture_stride + row * p.row_stride;
     if constexpr (Filter::kColumnsFirst) {
       if (plan.before.taps != nullptr) {
@@ -214,7 +223,7 @@ void write_bytes(const PreprocessParams& p, const Plan<Bicubic>& plan, const Scr
       const VecInt channel = resize_down(plan, s, y, c * plan.line + x);
       std::memcpy(channels[c], &channel, sizeof(channel));
     }
-    const int pixels = static_cast<int>(least(kLanes, p.size - x));
+    const int pixels = static_cast<int>(smaller(kLanes, p.size - x));
     for (int i = 0; i < pixels; ++i) {
       for (int c = 0; c < 3; ++c) out[3 * (x + i) + c] = static_cast<uint8_t>(channels[c][i]);
     }
@@ -253,64 +262,52 @@ void resize_band(const PreprocessParams& p, const Plan<Filter>& plan, int64_t pi
   }
 }
 
-// One block of memory in pieces that begin at whole cache lines.
-struct Arena {
-  char* at;
-  template <typename T>
-  T* take(int64_t count) {
-    T* const piece = reinterpret_cast<T*>(at);
-    at += up(static_cast<int64_t>(sizeof(T)) * count, 64);
-    return piece;
-  }
-};
+// Room for the taps and weights of `places` pixels.
+template <typename Number>
+void take_axis(Arena& arena, int64_t places, Axis<Number>* axis) {
+  axis->taps = arena.take<Taps>(places);
+  axis->weights = arena.take<Number>(places * axis->room);
+}
 
 template <typename Filter>
 bool resize(const PreprocessParams& p, int num_threads, int radius) {
-  typedef typename Filter::Number Number;
   const bool columns_first = Filter::kColumnsFirst && p.columns_first;
   Plan<Filter> plan;
   plan.height = columns_first ? p.size : p.height;
-  plan.line = up(p.size, kLanes);
+  plan.line = round_up(p.size, kLanes);
   plan.across.room = taps_room(p.width, p.size, radius);
   plan.down.room = taps_room(plan.height, p.size, radius);
   plan.before.room = columns_first ? taps_room(p.height, p.size, radius) : 0;
   plan.capacity = plan.down.room / 2 + kRows;
   plan.cells = p.width + plan.across.room;
-  const int64_t weights =
-      plan.line * plan.across.room + p.size * (plan.down.room + plan.before.room);
-  const int64_t tables = (plan.line + 2 * p.size) * int64_t{sizeof(Taps)} + 4 * weights;
-  const int64_t lines = kRows * (3 * p.width + kLanes);
-  const int64_t thread =
-      up(plan.cells * kLanes * 5 + plan.capacity * (3 * 4 * plan.line + 8) + lines + 512, 64);
-  char* const memory =
-      static_cast<char*>(std::malloc(static_cast<size_t>(tables + thread * num_threads + 512)));
-  if (memory == nullptr) return false;
-  Arena arena{memory + (64 - reinterpret_cast<uintptr_t>(memory) % 64)};
-  const auto fill_in = [&](Axis<Number>* axis, int64_t from, int64_t places) {
-    axis->taps = arena.take<Taps>(places);
-    axis->weights = arena.take<Number>(places * axis->room);
-    fill_axis(from, p.size, places, axis);
+  const auto take_axes = [&](Arena& arena) {
+    take_axis(arena, plan.line, &plan.across);
+    take_axis(arena, p.size, &plan.down);
+    if (columns_first) take_axis(arena, p.size, &plan.before);
   };
-  fill_in(&plan.across, p.width, plan.line);
-  fill_in(&plan.down, plan.height, p.size);
-  if (columns_first) fill_in(&plan.before, p.height, p.size);
-  const int64_t bands = least((num_threads + p.count - 1) / p.count, p.size);
-  const int64_t high = (p.size + bands - 1) / bands;
+  Arena call_size{nullptr}, thread_size{nullptr};
+  take_axes(call_size);
+  Scratch<Filter>::take(thread_size, p, plan);
+  char* const memory =
+      static_cast<char*>(std::aligned_alloc(64, call_size.used + thread_size.used * num_threads));
+  if (memory == nullptr) return false;
+  Arena call{memory};
+  take_axes(call);
+  fill_axis(p.width, p.size, plan.line, &plan.across);
+  fill_axis(plan.height, p.size, p.size, &plan.down);
+  if (columns_first) fill_axis(p.height, p.size, p.size, &plan.before);
+  const int64_t bands = smaller(ceil_div(num_threads, p.count), p.size);
+  const int64_t high = ceil_div(p.size, bands);
 #pragma omp parallel num_threads(num_threads)
   {
-    Arena own{arena.at + thread_number() * thread};
-    Scratch<Filter> s;
-    s.bytes = own.take<uint8_t>(plan.cells * kLanes);
-    s.scaled = own.take<float>(plan.cells * kLanes);
-    s.ring = own.take<Number>(plan.capacity * 3 * plan.line);
-    s.rows = own.take<const Number*>(plan.capacity);
-    s.lines = own.take<uint8_t>(lines);
+    Arena own{memory + call_size.used + thread_size.used * thread_number()};
+    const Scratch<Filter> s = Scratch<Filter>::take(own, p, plan);
     std::memset(s.bytes, 0, static_cast<size_t>(plan.cells * kLanes));
     std::memset(s.scaled, 0, static_cast<size_t>(4 * plan.cells * kLanes));
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < p.count * bands; ++i) {
       const int64_t from = i % bands * high;
-      if (from < p.size) resize_band(p, plan, i / bands, from, least(from + high, p.size), s);
+      if (from < p.size) resize_band(p, plan, i / bands, from, smaller(from + high, p.size), s);
     }
   }
   std::free(memory);

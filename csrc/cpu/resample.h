@@ -30,9 +30,6 @@ struct Axis {
 constexpr int kWeightBits = 22;  // of a fixed-point weight after the point: 32 less 8 of a pixel,
                                  // less 2 for a sum's overshoot
 
-static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
 // Weights that a window may have, and as many zeros as a window before its end may be read over.
 static inline int64_t taps_room(int64_t from, int64_t to, int radius) {
   const double scale = static_cast<double>(from) / static_cast<double>(to);
@@ -51,12 +48,13 @@ static inline Taps taps_of(int64_t i, int64_t from, int64_t to, float* weights) 
   const double inverse = scale >= 1.0f ? static_cast<float>(1.0 / static_cast<double>(scale)) : 1.0;
   const float center =
       static_cast<float>(static_cast<double>(scale) * (static_cast<double>(i) + 0.5));
-  const int64_t first =
-      least(most(static_cast<int64_t>(static_cast<double>(center - support) + 0.5), 0), from - 1);
+  const int64_t first = smaller(
+      larger(static_cast<int64_t>(static_cast<double>(center - support) + 0.5), 0), from - 1);
   const int64_t end =
-      least(static_cast<int64_t>(static_cast<double>(center + support) + 0.5), from);
-  const int64_t count = least(
-      most(end - first, 0), 2 * static_cast<int64_t>(std::ceil(static_cast<double>(support))) + 1);
+      smaller(static_cast<int64_t>(static_cast<double>(center + support) + 0.5), from);
+  const int64_t count =
+      smaller(larger(end - first, 0),
+              2 * static_cast<int64_t>(std::ceil(static_cast<double>(support))) + 1);
   float sum = 0;
   for (int64_t j = 0; j < count; ++j) {
     const float at = static_cast<float>(
@@ -90,8 +88,8 @@ static inline Taps taps_of(int64_t i, int64_t from, int64_t to, int32_t* weights
                stretch = scale < 1.0 ? 1.0 : scale;
   const double support = 2.0 * stretch, inverse = 1.0 / stretch,
                center = (static_cast<double>(i) + 0.5) * scale;
-  const int64_t first = most(static_cast<int64_t>(center - support + 0.5), 0);
-  const int64_t count = least(static_cast<int64_t>(center + support + 0.5), from) - first;
+  const int64_t first = larger(static_cast<int64_t>(center - support + 0.5), 0);
+  const int64_t count = smaller(static_cast<int64_t>(center + support + 0.5), from) - first;
   double sum = 0;
   for (int64_t j = 0; j < count; ++j) {
     sum += cubic((static_cast<double>(j + first) - center + 0.5) * inverse);

@@ -23,7 +23,7 @@ struct Plan {
   typedef typename Dot::Unit Unit;
   static constexpr int64_t kDepth = Dot::kDepth;
   const RopeAttentionParams& params;
-  int64_t blocks = round_up(params.keys, kBlock) / kBlock;
+  int64_t blocks = ceil_div(params.keys, kBlock);
   int64_t steps = params.dim / kDepth;  // of a score's sum
   int64_t width = round_up(params.value_dim, kBlock);
   int64_t key_units = steps * kBlock;             // packed keys of a block: [steps][kBlock]
@@ -187,7 +187,7 @@ struct Worker {
 // Every thread calls this: loops are shared out, each ends with a barrier.
 template <class Dot>
 void run_all(const Worker<Dot>& worker) {
-  const int64_t tasks = round_up(worker.params.queries, kTask) / kTask;
+  const int64_t tasks = ceil_div(worker.params.queries, kTask);
   for (int64_t object = 0; object < worker.params.batch; ++object) {
 #pragma omp for schedule(static)
     for (int64_t block = 0; block < worker.plan.blocks; ++block) worker.pack_block(object, block);

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "csrc/cpu/arena.h"
 #include "csrc/cpu/layers.h"
 #include "csrc/cpu/rows.h"
 #include "csrc/cpu/simd.h"
@@ -19,8 +20,6 @@ constexpr int64_t kColumns = 16;
 // Steps of a sum that are added up at once; fewer err less, more write results less often.
 constexpr int64_t kPart = 192;
 constexpr float kLog2E = 1.4426950408889634f;
-
-inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 // From one row to the next, in elements: an odd number of cache lines, since powers of two would
 // crowd into a few sets of the cache.
@@ -88,8 +87,8 @@ template <class Dot>
 void multiply(Left<typename Dot::Unit> a, const typename Dot::Unit* b, int64_t b_stride, float* c,
               int64_t c_stride, int64_t rows, int64_t columns, int64_t steps, bool accumulate,
               int64_t part_steps = kPart) {
-  const int64_t parts = (steps + part_steps - 1) / part_steps, vectors = columns / kLanes;
-  const int64_t strips = (vectors + kTileVectors - 1) / kTileVectors;
+  const int64_t parts = ceil_div(steps, part_steps), vectors = columns / kLanes;
+  const int64_t strips = ceil_div(vectors, kTileVectors);
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t from = steps * part / parts, count = steps * (part + 1) / parts - from;
     const Left<typename Dot::Unit> left{a.at + from * a.next_step, a.next_row, a.next_step};
@@ -215,18 +214,6 @@ struct Copies {
       copy[i / Dot::kDepth] = Dot::pack(values, 1);
     }
     return copy;
-  }
-};
-
-// Hands out parts of one allocation; with no memory it only counts.
-struct Arena {
-  char* memory;
-  int64_t used = 0;
-  template <class T>
-  T* take(int64_t count) {
-    T* const at = reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(memory) + used);
-    used += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
-    return at;
   }
 };
 

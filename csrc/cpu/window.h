@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "csrc/cpu/simd.h"
+#include "csrc/cpu/arena.h"
 
 namespace sam2_fast {
 namespace SAM2_FAST_ISA {
@@ -55,8 +55,8 @@ struct Window {
 };
 
 inline Window window_of(const Grid& grid, int64_t index) {
-  const int64_t across = (grid.width + grid.window - 1) / grid.window;
-  const int64_t down = (grid.height + grid.window - 1) / grid.window;
+  const int64_t across = ceil_div(grid.width, grid.window);
+  const int64_t down = ceil_div(grid.height, grid.window);
   const int64_t top = index / across % down * grid.window, left = index % across * grid.window;
   const int64_t rows = smaller(grid.window, grid.height - top);
   const int64_t columns = smaller(grid.window, grid.width - left);

@@ -55,10 +55,10 @@ struct Plan {
   bool whole = params.window == 0;  // every token attends to all
   int64_t side = whole ? larger(params.height, params.width) : params.window;
   Grid grid{params.height, params.width, side, params.pool};
-  int64_t across = (params.width + side - 1) / side, down = (params.height + side - 1) / side;
+  int64_t across = ceil_div(params.width, side), down = ceil_div(params.height, side);
   int64_t largest = smaller(side, params.height) * smaller(side, params.width);  // window's tokens
-  int64_t blocks = (largest + kBlock - 1) / kBlock;
-  int64_t query_blocks = (largest / corners + kBlock - 1) / kBlock;
+  int64_t blocks = ceil_div(largest, kBlock);
+  int64_t query_blocks = ceil_div(largest / corners, kBlock);
 };
 
 // What all threads share: a token outside the grid, and keys and values of all heads where every

@@ -21,7 +21,7 @@ int64_t target_tokens(const HieraBlockParams& params) {
 int64_t group_of(const HieraBlockParams& params, int64_t windows, int64_t area, int num_threads) {
   const int64_t target = target_tokens(params);
   int64_t group = target > area ? target / area : 1;
-  while (group > 1 && (windows + group - 1) / group < 4 * num_threads) --group;
+  while (group > 1 && ceil_div(windows, group) < 4 * num_threads) --group;
   return group;
 }
 
@@ -34,13 +34,13 @@ struct Plan {
 
   static Plan of(const HieraBlockParams& params, int num_threads) {
     Plan plan{};
-    plan.blocks = (params.height * params.width + kBlock - 1) / kBlock;
+    plan.blocks = ceil_div(params.height * params.width, kBlock);
     plan.columns = kBlock;
     plan.out_columns = kBlock;
     const int64_t window = params.window;
     if (window == 0) return plan;
-    const int64_t across = (params.width + window - 1) / window;
-    const int64_t down = (params.height + window - 1) / window;
+    const int64_t across = ceil_div(params.width, window);
+    const int64_t down = ceil_div(params.height, window);
     const int64_t area = round_up(window * window, Dot::kDepth);
     plan.windows = params.batch * across * down;
     plan.group = group_of(params, plan.windows, area, num_threads);
@@ -55,7 +55,7 @@ struct Plan {
 template <class Dot>
 void run_all(const Worker<Dot>& worker, const Plan<Dot>& plan) {
   if (worker.params.window > 0) {
-    const int64_t tasks = (plan.windows + plan.group - 1) / plan.group;
+    const int64_t tasks = ceil_div(plan.windows, plan.group);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < tasks; ++i) {
       worker.windows(i * plan.group, smaller(plan.windows, (i + 1) * plan.group));

@@ -21,7 +21,7 @@ struct Shared {
 
   static Shared take(Arena& arena, const MaskDecoderParams& params) {
     const int64_t dim = params.weights.dim;
-    const int64_t blocks = (params.height * params.width + kBlock - 1) / kBlock;
+    const int64_t blocks = ceil_div(params.height * params.width, kBlock);
     const int64_t numbers = blocks * kBlock * dim;
     const int64_t kept = params.frames == 1 && params.objects > 1 ? numbers : 0;
     const int64_t partial = blocks * params.prompt_tokens * (dim / 2 + 2 * params.heads);

@@ -32,7 +32,7 @@ struct Worker {
   const MaskDecoderWeights& weights = params.weights;
   int64_t dim = weights.dim, inner = dim / 2, quarter = dim / 4, eighth = dim / 8;
   int64_t head = inner / params.heads;
-  int64_t count = params.height * params.width, blocks = (count + kBlock - 1) / kBlock;
+  int64_t count = params.height * params.width, blocks = ceil_div(count, kBlock);
   int64_t pitch = dim * kBlock;                   // floats of a block of tokens
   int64_t block_units = inner / kDepth * kBlock;  // of queries, keys or values
   int64_t entry = head + 2;                       // floats of a partial attention

@@ -36,7 +36,7 @@ template <class Dot>
 void attend_window(const Worker<Dot>& worker, int64_t layer, const typename Dot::Unit* q,
                    KeySource source, int64_t from, int64_t count, bool fresh) {
 #pragma omp for schedule(static)
-  for (int64_t i = 0; i < (count + kBlock - 1) / kBlock; ++i) {
+  for (int64_t i = 0; i < ceil_div(count, kBlock); ++i) {
     const int64_t some = smaller(kBlock, count - i * kBlock);
     worker.project_keys(layer, source, from + i * kBlock, some, i);
   }
@@ -107,8 +107,8 @@ template <class Dot>
 Shared<Dot> shared_of(const MemoryAttentionParams& params, Copies<Dot>& copies, Arena& arena) {
   typedef typename Dot::Unit Unit;
   const MemoryAttentionWeights& weights = params.weights;
-  const int64_t blocks = (params.tokens + kBlock - 1) / kBlock;
-  const int64_t pointer_blocks = (smaller(most_pointers(params), kWindow) + kBlock - 1) / kBlock;
+  const int64_t blocks = ceil_div(params.tokens, kBlock);
+  const int64_t pointer_blocks = ceil_div(smaller(most_pointers(params), kWindow), kBlock);
   const int64_t key_blocks = larger(blocks, pointer_blocks);
   const int64_t stream = blocks * weights.dim * kBlock;
   const int64_t block_units = weights.dim / Dot::kDepth * kBlock;

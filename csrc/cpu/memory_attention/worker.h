@@ -25,7 +25,7 @@ struct Worker {
   Tile<Dot> tile;
   const MemoryAttentionWeights& weights = params.weights;
   int64_t dim = weights.dim, memory_dim = weights.memory_dim;
-  int64_t blocks = (params.tokens + kBlock - 1) / kBlock;
+  int64_t blocks = ceil_div(params.tokens, kBlock);
   int64_t pitch = dim * kBlock;           // floats of a block of tokens
   int64_t units = dim / kDepth * kBlock;  // units of a block of queries, keys or values
   int64_t memory_units = memory_dim * (kBlock / kDepth);  // of a block of a memory's values

@@ -22,9 +22,9 @@ struct Division {
 
   Division(int64_t height, int64_t width, int num_threads)
       : group(width < kTileColumns ? kTileColumns / width : 1) {
-    while (group > 1 && (height + group - 1) / group < 4 * num_threads) --group;
+    while (group > 1 && ceil_div(height, group) < 4 * num_threads) --group;
     strip = kStripRows > group ? kStripRows / group : 1;
-    while (strip > 1 && (height + strip * group - 1) / (strip * group) < 4 * num_threads) --strip;
+    while (strip > 1 && ceil_div(height, strip * group) < 4 * num_threads) --strip;
   }
 };
 
@@ -40,7 +40,7 @@ void run_all(Worker<Dot>& worker, int64_t strip) {
   }
   for (int64_t object = 0; object < params.objects; ++object) {
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < (tiles + strip - 1) / strip; ++i) {
+    for (int64_t i = 0; i < ceil_div(tiles, strip); ++i) {
       worker.mask.start(object, i * strip * worker.layout.group);
       for (int64_t tile = i * strip; tile < tiles && tile < (i + 1) * strip; ++tile) {
         worker.merge_mask_and_features(object, tile);

@@ -14,7 +14,7 @@ struct Layout {
   static constexpr int64_t kPad = 16;  // zeros before a row of a map
   int64_t height, width, dim;
   int64_t group;  // rows of a tile
-  int64_t tiles = (height + group - 1) / group;
+  int64_t tiles = ceil_div(height, group);
   int64_t pitch = kPad + round_up(width, 16);
   int64_t row_step = dim * pitch;
 
