@@ -161,7 +161,7 @@ struct Worker {
       task.running_max[r] = -INFINITY;
       task.running_sum[r] = 0;
     }
-    const float scale = kLog2E / std::sqrt(static_cast<float>(params.dim));
+    const float scale = softmax_scale(params.dim);
     for (int64_t block = 0; block < plan.blocks; ++block) {
       // 96 queries x 64 keys, in parts of the sum outside: 16 KB of keys stay in the first-level
       // cache for all rows

@@ -21,6 +21,11 @@ constexpr int64_t kColumns = 16;
 constexpr int64_t kPart = 192;
 constexpr float kLog2E = 1.4426950408889634f;
 
+// Of scores over `channels`, to be taken as powers of two.
+inline float softmax_scale(int64_t channels) {
+  return kLog2E / std::sqrt(static_cast<float>(channels));
+}
+
 // From one row to the next, in elements: an odd number of cache lines, since powers of two would
 // crowd into a few sets of the cache.
 inline int64_t row_stride(int64_t columns) {

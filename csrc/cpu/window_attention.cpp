@@ -91,7 +91,7 @@ struct Worker {
   Packed<Dot> own;  // of a window
   const WindowAttentionParams& params = plan.params;
   int64_t head = plan.head, stride = plan.stride, steps = head / kDepth;
-  float scale = kLog2E / std::sqrt(static_cast<float>(head));
+  float scale = softmax_scale(head);
 
   // out[head_dim][...]: a part of one head from the tokens in `rows`, then a zero where values need
   // a partner. What lies beyond does not matter: columns of queries are independent, and keys are

@@ -23,7 +23,7 @@ struct Worker {
   const HieraBlockWeights& weights = params.weights;
   int64_t dim = weights.dim, dim_out = weights.dim_out;
   int64_t head = dim_out / params.heads;
-  float scale = kLog2E / std::sqrt(static_cast<float>(head));
+  float scale = softmax_scale(head);
   Grid grid{params.height, params.width, params.window, params.pool};
 
   // out[rows][columns] floats = weight[rows][numbers] in

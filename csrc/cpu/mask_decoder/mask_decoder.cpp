@@ -74,7 +74,7 @@ void run_all(Worker<Dot> worker) {
 #pragma omp for schedule(static)
       for (int64_t b = 0; b < worker.blocks; ++b) worker.project_first_layer(b);
     }
-    if (object == 0 && worker.keeps_frame) {
+    if (object == 0 && keeps_frame(params)) {
 #pragma omp for schedule(static)
       for (int64_t b = 0; b < worker.blocks; ++b) worker.read_frame(b);
     }

@@ -134,10 +134,6 @@ struct PromptTokens {
             count};
   }
 
-  static float scale_of(int64_t channels) {
-    return kLog2E / std::sqrt(static_cast<float>(channels));
-  }
-
   // In the first layer the tokens are still their own position: nothing is added, nothing kept.
   void attend_self(const TwoWayLayerWeights& layer, const AttentionMatrices<Dot>& matrices,
                    bool first) const {
@@ -152,8 +148,8 @@ struct PromptTokens {
       const int64_t row = head * d / kDepth * stride;
       for (int64_t i = 0; i < count; i += kBlock) {
         const int64_t some = round_up(smaller(count - i, kBlock), kColumns);
-        attend<Dot>(q + row + i, stride, some, d / kDepth, keys_of(k, v, head, d), d, scale_of(d),
-                    true, softmax);
+        attend<Dot>(q + row + i, stride, some, d / kDepth, keys_of(k, v, head, d), d,
+                    softmax_scale(d), true, softmax);
         // columns that only fill up must stay finite: values are read in pairs
         store_attended<Dot>(softmax, d, some, attended + row + i, stride);
       }

@@ -8,6 +8,11 @@ namespace sam2_fast {
 namespace SAM2_FAST_ISA {
 namespace {
 
+// Whether the finer maps are kept in blocks: several objects read them. Else each is read once.
+inline bool keeps_frame(const MaskDecoderParams& params) {
+  return params.frames == 1 && params.objects > 1;
+}
+
 // What all threads share. The frame's tokens lie in blocks of 64 columns: [blocks][rows][64].
 template <class Dot>
 struct Shared {
@@ -23,7 +28,7 @@ struct Shared {
     const int64_t dim = params.weights.dim;
     const int64_t blocks = ceil_div(params.height * params.width, kBlock);
     const int64_t numbers = blocks * kBlock * dim;
-    const int64_t kept = params.frames == 1 && params.objects > 1 ? numbers : 0;
+    const int64_t kept = keeps_frame(params) ? numbers : 0;
     const int64_t partial = blocks * params.prompt_tokens * (dim / 2 + 2 * params.heads);
     Shared shared{};
     shared.image = arena.take<float>(numbers);

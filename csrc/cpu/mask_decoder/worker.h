@@ -37,8 +37,7 @@ struct Worker {
   int64_t block_units = inner / kDepth * kBlock;  // of queries, keys or values
   int64_t entry = head + 2;                       // floats of a partial attention
   int64_t drawn_masks = params.best ? 1 : weights.num_masks;
-  bool keeps_frame = params.frames == 1 && params.objects > 1;  // else finer maps are read once
-  float scale = PromptTokens<Dot>::scale_of(head);
+  float scale = softmax_scale(head);
 
   static Worker take(Arena& arena, const MaskDecoderParams& params, const Matrices<Dot>& matrices,
                      const Shared<Dot>& shared) {
@@ -274,8 +273,8 @@ struct Worker {
     linear(matrices.up1, 4 * quarter, dim, tile.packed, tile.product);
     for (int64_t cell = 0; cell < 4; ++cell) {
       float* const part = tile.product + cell * quarter * kStride;
-      float* const mid = keeps_frame ? kept_mid(block, cell) : tile.gathered();
-      if (!keeps_frame) gather_mid(frame, block, cell, mid);
+      float* const mid = keeps_frame(params) ? kept_mid(block, cell) : tile.gathered();
+      if (!keeps_frame(params)) gather_mid(frame, block, cell, mid);
       add_bias_and_map(part, weights.up1.bias, mid, quarter);
       layer_norm<DotFloat>(part, kStride, weights.up_norm, kMapEpsilon, quarter, kBlock, part,
                            kStride);
@@ -284,8 +283,8 @@ struct Worker {
       linear(matrices.up2, 4 * eighth, quarter, tile.positioned, tile.pixels);
       for (int64_t fine = 0; fine < 4; ++fine) {
         float* const pixels = tile.pixels + fine * eighth * kStride;
-        float* const high = keeps_frame ? kept_high(block, cell, fine) : tile.gathered();
-        if (!keeps_frame) gather_high(frame, block, cell, fine, high);
+        float* const high = keeps_frame(params) ? kept_high(block, cell, fine) : tile.gathered();
+        if (!keeps_frame(params)) gather_high(frame, block, cell, fine, high);
         add_bias_and_map(pixels, weights.up2.bias, high, eighth);
         pack_rows<DotFloat, Gelu>(pixels, kStride, nullptr, eighth, kBlock, pixels, kStride);
         multiply<DotFloat>({mask_weights, eighth, 1}, pixels, kStride, tile.drawn(), kStride,

@@ -30,7 +30,7 @@ struct Worker {
   int64_t units = dim / kDepth * kBlock;  // units of a block of queries, keys or values
   int64_t memory_units = memory_dim * (kBlock / kDepth);  // of a block of a memory's values
   int64_t softmax_floats = Softmax::floats(memory_dim);
-  float scale = kLog2E / std::sqrt(static_cast<float>(dim));
+  float scale = softmax_scale(dim);
 
   int64_t count_of(int64_t block) const { return smaller(kBlock, params.tokens - block * kBlock); }
 

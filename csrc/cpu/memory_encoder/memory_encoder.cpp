@@ -62,12 +62,11 @@ struct CallMemory {
 
   CallMemory(const MemoryEncoderParams& params, const Layout& layout, int64_t copied_units,
              int64_t stride, Arena& arena) {
-    const bool shares_features = params.images == 1 && params.objects > 1;
     copies = arena.take<typename Dot::Unit>(copied_units);
     blocks = arena.take<FuserBlockMatrices<Dot>>(params.weights.num_blocks);
     first_map = arena.take<float>(layout.map_floats());
     second_map = arena.take<float>(layout.map_floats());
-    features = arena.take<float>(shares_features ? layout.tiles * layout.dim * stride : 0);
+    features = arena.take<float>(shares_features(params) ? layout.tiles * layout.dim * stride : 0);
   }
 };
 

@@ -70,6 +70,11 @@ struct Tile {
   }
 };
 
+// Whether the projected features are kept: several objects read them.
+inline bool shares_features(const MemoryEncoderParams& params) {
+  return params.images == 1 && params.objects > 1;
+}
+
 // What all threads share: maps [height][dim][pitch] whose rows begin after kPad zeros, one read and
 // one written.
 struct Shared {

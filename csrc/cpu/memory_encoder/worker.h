@@ -36,8 +36,6 @@ struct Worker {
   const MemoryEncoderWeights& weights = params.weights;
   int64_t dim = weights.dim, width = layout.width, stride = tile.stride;
 
-  bool shares_features() const { return params.images == 1 && params.objects > 1; }
-
   // out[rows][columns] floats = weight[rows][numbers] in
   void linear(const Unit* weight, int64_t rows, int64_t numbers, const Unit* in, float* out,
               int64_t columns) const {
@@ -94,8 +92,10 @@ struct Worker {
   // The mask's rows of a tile, projected, plus the projected features, to the first map.
   void merge_mask_and_features(int64_t object, int64_t t) {
     const int64_t y = t * layout.group, rows = layout.rows_of(t);
-    float* const features = shares_features() ? shared.features + t * dim * stride : tile.mlp_sum;
-    if (!shares_features() || object == 0) project_low(params.images > 1 ? object : 0, t, features);
+    float* const features =
+        shares_features(params) ? shared.features + t * dim * stride : tile.mlp_sum;
+    if (!shares_features(params) || object == 0)
+      project_low(params.images > 1 ? object : 0, t, features);
     mask.produce(4, y + rows);
     linear(matrices.mask_proj, dim, weights.convolutions[3].channels, tile.normed, tile.product,
            layout.columns_of(t));
