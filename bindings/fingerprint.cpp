@@ -1,23 +1,17 @@
 // Comparisons of Python objects that are made for every frame, without the interpreter's loop.
-#include <pybind11/pybind11.h>
-
 #include <initializer_list>
 #include <string>
 
-namespace py = pybind11;
+#include "bindings/tensor.h"
 
+namespace sam2_fast {
 namespace {
 
 void want_equal_lengths(const char* names, std::initializer_list<size_t> lengths) {
   bool equal = true;
   for (const size_t length : lengths) equal = equal && length == *lengths.begin();
   if (equal) return;
-  std::string found;
-  for (const size_t length : lengths) {
-    if (!found.empty()) found += ", ";
-    found += std::to_string(length);
-  }
-  throw py::value_error(std::string(names) + ": expected equal lengths, got " + found);
+  refuse(names, "equal lengths", text_of_sizes(lengths));
 }
 
 [[noreturn]] void refuse_type(const char* expected, PyObject* got) {
@@ -102,8 +96,6 @@ bool all_empty(const py::list& dictionaries) {
 }
 
 }  // namespace
-
-namespace sam2_fast {
 
 void register_fingerprint(py::module_& module) {
   module.def("same_members", &same_members, py::arg("groups"), py::arg("names"), py::arg("values"),

@@ -2,11 +2,11 @@
 #include "csrc/hiera_block.h"
 
 #include "bindings/weights.h"
+#include "bindings/window.h"
 
 namespace sam2_fast {
 namespace {
 
-constexpr int64_t kMaxWindow = 64;       // tokens along a side
 constexpr int64_t kMaxChannels = 16384;  // of any layer
 
 // Weights that were checked, and the tensors in whose memory they lie.
@@ -47,12 +47,7 @@ void check_pool(const View& x, const HeldHieraBlock& held, int64_t window, bool 
     refuse("pool", std::string(pool ? "False" : "True") + " for weights with " + shortcut,
            pool ? "True" : "False");
   }
-  const int64_t height = x.t.shape[1], width = x.t.shape[2];
-  if (pool && (window < 2 || window % 2 != 0 || height % 2 != 0 || width % 2 != 0)) {
-    refuse("pool", "an even window on an even grid",
-           "a window of " + std::to_string(window) + " on " + std::to_string(height) + " x " +
-               std::to_string(width) + " tokens");
-  }
+  if (pool) want_even_window(window, x, 2);
 }
 
 void run(py::handle x_object, const HeldHieraBlock& held, py::handle out_object, int64_t heads,
@@ -81,7 +76,7 @@ void run(py::handle x_object, const HeldHieraBlock& held, py::handle out_object,
                " channels into heads of an even number each",
            std::to_string(heads));
   }
-  if (window < 0 || window > kMaxWindow) refuse("window", "0 to 64", std::to_string(window));
+  want_window(window);
   check_pool(x, held, window, pool);
   const int64_t by = pool ? 2 : 1;
   out.want_each_size({params.batch, params.height / by, params.width / by, weights.dim_out});

@@ -58,10 +58,8 @@ struct HeldMaskDecoder {
     const int64_t dim = first_q.rows("weight", kMaxChannels, 16);
     weights.dim = dim;
     weights.hidden = first.fields("fc1").even_rows("weight", kMaxChannels);
-    TwoWayLayerWeights* next = weights.layers;
-    for (const WeightFields& layer : layers) {
-      *next = layer_of(layer, dim, weights.hidden);
-      ++next;
+    for (size_t i = 0; i < layers.size(); ++i) {
+      weights.layers[i] = layer_of(layers[i], dim, weights.hidden);
     }
     weights.final_attention = attention_of(fields.fields("final_attention"), dim, dim / 2);
     weights.final_norm = fields.norm("final_norm", dim);
@@ -160,11 +158,7 @@ void run(py::handle image_object, py::handle mid_object, py::handle high_object,
   const int64_t height = params.height, width = params.width, dim = weights.dim;
   image.want_shape({params.images, height, width, dim});
   check_heads(params);
-  for (const View* view : {&image, &mid}) {
-    if (view->t.shape[0] == 1 || view->t.shape[0] == params.objects) continue;
-    refuse(view->name, "1 or one for each of " + std::to_string(params.objects) + " objects",
-           std::to_string(view->t.shape[0]));
-  }
+  for (const View* view : {&image, &mid}) want_one_or_each(*view, params.objects);
   mid.want_dtype_of(image);
   high.want_dtype_of(image);
   mid.want_shape({params.frames, 2 * height, 2 * width, dim / 4});

@@ -11,8 +11,7 @@ namespace {
 
 int64_t* integers(const View& x, std::initializer_list<int64_t> shape) {
   if (!x.has_shape(shape) || !x.has_dtype(dl::kInt, 64)) {
-    refuse(x.name, text_of_sizes(shape) + " int64",
-           text_of_sizes(x.sizes()) + " " + text_of(x.t.dtype));
+    refuse(x.name, text_of_sizes(shape) + " int64", x.shape_and_dtype());
   }
   return x.data<int64_t>();
 }

@@ -110,10 +110,7 @@ void run(py::handle x_object, const HeldMemoryAttention& held, py::handle table_
   params.objects = out.t.shape[0];
   const int64_t dim = held.weights.dim, memory_dim = held.weights.memory_dim;
   x.want_shape({params.images, params.tokens, dim});
-  if (params.images != 1 && params.images != params.objects) {
-    refuse("x", "1 image or one for each of " + std::to_string(params.objects) + " objects",
-           std::to_string(params.images));
-  }
+  want_one_or_each(x, params.objects);
   out.want_dtype_of(x);
   out.want_shape({params.objects, params.tokens, dim});
   params.cos = floats(table, {2, params.tokens, dim / 2});

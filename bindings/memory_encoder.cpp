@@ -45,12 +45,10 @@ struct HeldMemoryEncoder {
   explicit HeldMemoryEncoder(const py::object& object) {
     const WeightFields fields(object, "weights", held);
     int64_t channels = 1;
-    MaskConvolutionWeights* next = weights.convolutions;
-    for (const WeightFields& given : fields.sequence_of("convolutions", 4)) {
-      const bool is_float = next - weights.convolutions < 2;
-      *next = convolution_of(given, channels, is_float);
-      channels = next->channels;
-      ++next;
+    const std::vector<WeightFields> convolutions = fields.sequence_of("convolutions", 4);
+    for (size_t i = 0; i < convolutions.size(); ++i) {
+      weights.convolutions[i] = convolution_of(convolutions[i], channels, i < 2);
+      channels = weights.convolutions[i].channels;
     }
     const std::vector<WeightFields> given = fields.sequence("blocks", 1);
     weights.dim = fields.fields("low_proj").even_rows("weight", kMaxChannels);
@@ -88,10 +86,7 @@ void run(py::handle low_object, py::handle logits_object, const HeldMemoryEncode
   params.binarize = binarize;
   params.epsilon = static_cast<float>(epsilon);
   low.want_shape({params.images, params.height, params.width, held.weights.dim});
-  if (params.images != 1 && params.images != params.objects) {
-    refuse("low", "1 image or one for each of " + std::to_string(params.objects) + " objects",
-           std::to_string(params.images));
-  }
+  want_one_or_each(low, params.objects);
   for (const View* view : {&low, &logits}) {
     if (std::max(view->t.shape[1], view->t.shape[2]) > kMaxSide) {
       refuse(view->name, "sides up to " + std::to_string(kMaxSide), text_of_sizes(view->sizes()));

@@ -20,10 +20,6 @@ std::vector<int64_t> strides_of(const View& x) {
   return strides;
 }
 
-std::string text_of_array(const View& x) {
-  return text_of_sizes(x.sizes()) + " " + text_of(x.t.dtype);
-}
-
 void run(py::handle pictures_object, bool bicubic, bool columns_first,
          const std::vector<float>& mean, const std::vector<float>& std_of_values,
          py::handle out_object, int num_threads, const std::string& isa_name) {
@@ -31,7 +27,7 @@ void run(py::handle pictures_object, bool bicubic, bool columns_first,
   pictures.want_cpu();
   want_contiguous_on_cpu(out);
   if (!pictures.has_dtype(dl::kUInt, 8) || pictures.t.ndim != 4 || pictures.t.shape[3] != 3) {
-    refuse("pictures", "[B, H, W, 3] uint8", text_of_array(pictures));
+    refuse("pictures", "[B, H, W, 3] uint8", pictures.shape_and_dtype());
   }
   PreprocessParams params{};
   params.count = pictures.t.shape[0];
@@ -40,14 +36,14 @@ void run(py::handle pictures_object, bool bicubic, bool columns_first,
   if (out.t.ndim != 4 || out.t.shape[0] != params.count) {
     refuse("out",
            "4 dimensions, as many pictures as the " + std::to_string(params.count) + " given",
-           text_of_array(out));
+           out.shape_and_dtype());
   }
   const bool bytes = out.has_dtype(dl::kUInt, 8);
   const int64_t size = out.t.shape[2];
   params.size = size;
   if (bytes && (!bicubic || out.t.shape[1] != size || out.t.shape[3] != 3)) {
     refuse("out", "[B, S, S, 3], for bicubic",
-           text_of_array(out) + (bicubic ? " for bicubic" : " for bilinear"));
+           out.shape_and_dtype() + (bicubic ? " for bicubic" : " for bilinear"));
   }
   if (bytes) {
     params.bytes = out.data<uint8_t>();

@@ -30,11 +30,18 @@ inline void want_contiguous_on_cpu(const View& x) {
   x.want_contiguous();
 }
 
+// Of what lies in x along its first dimension there is one for all objects, or one for each.
+inline void want_one_or_each(const View& x, int64_t objects) {
+  const int64_t count = x.t.shape[0];
+  if (count == 1 || count == objects) return;
+  refuse(x.name, "1 image or one for each of " + std::to_string(objects) + " objects",
+         std::to_string(count));
+}
+
 // The numbers of a float32 tensor of this shape.
 inline float* floats(const View& x, std::initializer_list<int64_t> shape) {
   if (!x.has_shape(shape) || !x.has_dtype(dl::kFloat, 32)) {
-    refuse(x.name, text_of_sizes(shape) + " float32",
-           text_of_sizes(x.sizes()) + " " + text_of(x.t.dtype));
+    refuse(x.name, text_of_sizes(shape) + " float32", x.shape_and_dtype());
   }
   return x.data<float>();
 }

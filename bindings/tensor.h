@@ -165,6 +165,9 @@ struct View {
 
   std::vector<int64_t> sizes() const { return {t.shape, t.shape + t.ndim}; }
 
+  // "[2, 3] float32"
+  std::string shape_and_dtype() const { return text_of_sizes(sizes()) + " " + text_of(t.dtype); }
+
   int64_t size() const {
     int64_t n = 1;
     for (int32_t i = 0; i < t.ndim; ++i) n *= t.shape[i];

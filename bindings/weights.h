@@ -1,6 +1,7 @@
 // An op's weights, read once from the attributes of a Python object.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,7 +18,7 @@ struct HeldWeights {
   HeldWeights(const HeldWeights&) = delete;
   HeldWeights& operator=(const HeldWeights&) = delete;
   std::vector<py::object> tensors;
-  std::string first_matrix;
+  std::optional<View> first_matrix;
   Storage storage = Storage::kFloat32;
 };
 
@@ -77,16 +78,11 @@ class WeightFields {
     const View x = view(field);
     x.want_shape({rows, columns});
     const Storage storage = storage_of(x);
-    if (held_.first_matrix.empty()) {
-      held_.first_matrix = x.name;
+    if (!held_.first_matrix) {
+      held_.first_matrix = x;
       held_.storage = storage;
     }
-    if (storage != held_.storage) {
-      refuse(x.name,
-             std::string(kStorageNames[static_cast<int32_t>(held_.storage)]) + ", the dtype of " +
-                 held_.first_matrix,
-             text_of(x.t.dtype));
-    }
+    x.want_dtype_of(*held_.first_matrix);
     return x.data<const void>();
   }
 

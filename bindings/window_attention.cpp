@@ -2,11 +2,11 @@
 #include "csrc/window_attention.h"
 
 #include "bindings/storage.h"
+#include "bindings/window.h"
 
 namespace sam2_fast {
 namespace {
 
-constexpr int64_t kMaxWindow = 64;  // tokens along a side
 constexpr int64_t kMaxHead = 1024;  // channels
 
 void run(py::handle qkv_object, py::handle pad_object, py::handle out_object, int64_t heads,
@@ -34,12 +34,8 @@ void run(py::handle qkv_object, py::handle pad_object, py::handle out_object, in
     refuse("heads", "an even number of channels each, up to " + std::to_string(kMaxHead),
            std::to_string(params.head_dim));
   }
-  if (window < 0 || window > kMaxWindow) refuse("window", "0 to 64", std::to_string(window));
-  if (pool && (window % 2 != 0 || params.height % 2 != 0 || params.width % 2 != 0)) {
-    refuse("pool", "an even window on an even grid",
-           "a window of " + std::to_string(window) + " on " + std::to_string(params.height) +
-               " x " + std::to_string(params.width) + " tokens");
-  }
+  want_window(window);
+  if (pool) want_even_window(window, qkv, 0);
   params.pad = floats(pad, {channels});
   const int64_t by = pool ? 2 : 1;
   out.want_each_size({params.batch, params.height / by, params.width / by, channels / 3});

@@ -6,6 +6,5 @@
 namespace sam2_fast {
 
 enum class Storage : int32_t { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
-constexpr const char* kStorageNames[] = {"float32", "bfloat16", "float16"};
 
 }  // namespace sam2_fast

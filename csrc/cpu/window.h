@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "csrc/cpu/arena.h"
+#include "csrc/cpu/simd.h"
 
 namespace sam2_fast {
 namespace SAM2_FAST_ISA {

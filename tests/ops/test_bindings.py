@@ -334,7 +334,7 @@ def test_calls_that_fit(module: Any) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: m.same_members([{}], [], []), "groups, names, values: expected equal lengths, got 1, 0, 0"),
+        (lambda m: m.same_members([{}], [], []), "groups, names, values: expected equal lengths, got [1, 0, 0]"),
         (lambda m: m.same_members([3], ["a"], [1]), "groups: expected dictionaries, got int"),
         (lambda m: m.all_empty([[]]), "dictionaries: expected dictionaries, got list"),
         (
