@@ -90,13 +90,13 @@ void run(py::handle x_object, const HeldHieraBlock& held, py::handle out_object,
 
 void register_hiera_block(py::module_& module) {
   typedef HeldHieraBlock Held;
-  py::class_<Held>(
-      module, "HieraBlockWeights",
-      R"(Of an object with norm1 [C], qkv [3 D, C], proj [D, D], norm2 [D], fc1 [F, D], fc2 [D, F] and
-shortcut [D, C] or None, each with weight and bias. Matrices are of one dtype, vectors float32.
-
-The tensors are held: numbers that are written to them later count, other tensors that take
-their names do not. ValueError names the field that does not fit.)")
+  const std::string doc =
+      std::string(
+          R"(Of an object with norm1 [C], qkv [3 D, C], proj [D, D], norm2 [D], fc1 [F, D],
+fc2 [D, F] and shortcut [D, C] or None, each with weight and bias. Matrices are of one
+dtype, vectors float32.
+)") + kHeldDoc;
+  py::class_<Held>(module, "HieraBlockWeights", doc.c_str())
       .def(py::init<const py::object&>(), py::arg("weights"))
       .def_property_readonly("dim", [](const Held& held) { return held.weights.dim; })
       .def_property_readonly("dim_out", [](const Held& held) { return held.weights.dim_out; })

@@ -165,8 +165,8 @@ void run(py::handle image_object, py::handle mid_object, py::handle high_object,
   high.want_shape({params.frames, 4 * height, 4 * width, dim / 8});
   params.position = floats(position, {height * width, dim});
   params.prompts = floats(prompts, {params.objects, params.prompt_tokens, dim});
-  const int64_t drawn = best ? 1 : weights.num_masks;
-  params.logits = floats(logits, {params.objects, drawn, 4 * height, 4 * width});
+  const int64_t num_outputs = best ? 1 : weights.num_masks;
+  params.logits = floats(logits, {params.objects, num_outputs, 4 * height, 4 * width});
   params.tokens = floats(tokens, {params.objects, params.prompt_tokens, dim});
   params.quality = floats(quality, {params.objects, weights.iou_values});
   check_tokens(params);
@@ -182,16 +182,16 @@ void run(py::handle image_object, py::handle mid_object, py::handle high_object,
 
 void register_mask_decoder(py::module_& module) {
   typedef HeldMaskDecoder Held;
-  py::class_<Held>(
-      module, "MaskDecoderWeights",
-      R"(Of an object with layers, two of self_attention, norm1, token_to_image, norm2, fc1 [F, C],
-fc2 [C, F], norm3, norm4 and image_to_token; final_attention and final_norm; up1 [C, C],
-up_norm [C / 4] and up2 [C / 2, C / 4], rows by position, then channel, with biases [C / 4] and
-[C / 8]; iou, linear1 [H, C], linear2 [H, H], linear3 [K, H]; masks, a sequence of the same to
-[C / 8]. An attention: q, k, v [I, C] and out [C, I], I = C in self_attention, else C / 2.
-
-The tensors are held: numbers that are written to them later count, other tensors that take
-their names do not. ValueError names the field that does not fit.)")
+  const std::string doc =
+      std::string(
+          R"(Of an object with layers, two of self_attention, norm1, token_to_image, norm2,
+fc1 [F, C], fc2 [C, F], norm3, norm4 and image_to_token; final_attention and final_norm;
+up1 [C, C], up_norm [C / 4] and up2 [C / 2, C / 4], rows by position, then channel, with
+biases [C / 4] and [C / 8]; iou, linear1 [H, C], linear2 [H, H], linear3 [K, H]; masks, a
+sequence of the same to [C / 8]. An attention: q, k, v [I, C] and out [C, I], I = C in
+self_attention, else C / 2.
+)") + kHeldDoc;
+  py::class_<Held>(module, "MaskDecoderWeights", doc.c_str())
       .def(py::init<const py::object&>(), py::arg("weights"))
       .def_property_readonly("dim", [](const Held& held) { return held.weights.dim; })
       .def_property_readonly("hidden", [](const Held& held) { return held.weights.hidden; })

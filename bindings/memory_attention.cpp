@@ -37,12 +37,12 @@ struct HeldMemoryAttention {
 
   explicit HeldMemoryAttention(const py::object& object) {
     const WeightFields fields(object, "weights", held);
-    const std::vector<WeightFields> given = fields.sequence("layers", 1);
-    const WeightFields& first = given.front();
+    const std::vector<WeightFields> layer_fields = fields.sequence("layers", 1);
+    const WeightFields& first = layer_fields.front();
     weights.dim = first.fields("self_q").even_rows("weight", kMaxChannels);
     weights.memory_dim = first.fields("k").even_columns("weight", weights.dim);
     weights.hidden = first.fields("linear1").even_rows("weight", kMaxChannels);
-    for (const WeightFields& layer : given) layers.push_back(layer_of(layer, weights));
+    for (const WeightFields& layer : layer_fields) layers.push_back(layer_of(layer, weights));
     weights.layers = layers.data();
     weights.num_layers = static_cast<int64_t>(layers.size());
     weights.norm = fields.norm("norm", weights.dim);
@@ -150,14 +150,13 @@ void run(py::handle x_object, const HeldMemoryAttention& held, py::handle table_
 
 void register_memory_attention(py::module_& module) {
   typedef HeldMemoryAttention Held;
-  py::class_<Held>(
-      module, "MemoryAttentionWeights",
-      R"(Of an object with layers, a sequence, and norm [C]. A layer: norm1, norm2, norm3 [C]; self_q,
-self_k, self_v, self_out, q, out [C, C]; k, v [C, M]; linear1 [F, C], linear2 [C, F], each with
-weight and bias.
-
-The tensors are held: numbers that are written to them later count, other tensors that take
-their names do not. ValueError names the field that does not fit.)")
+  const std::string doc =
+      std::string(
+          R"(Of an object with layers, a sequence, and norm [C]. A layer: norm1, norm2, norm3
+[C]; self_q, self_k, self_v, self_out, q, out [C, C]; k, v [C, M]; linear1 [F, C], linear2
+[C, F], each with weight and bias.
+)") + kHeldDoc;
+  py::class_<Held>(module, "MemoryAttentionWeights", doc.c_str())
       .def(py::init<const py::object&>(), py::arg("weights"))
       .def_property_readonly("dim", [](const Held& held) { return held.weights.dim; })
       .def_property_readonly("memory_dim", [](const Held& held) { return held.weights.memory_dim; })

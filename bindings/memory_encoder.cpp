@@ -50,13 +50,13 @@ struct HeldMemoryEncoder {
       weights.convolutions[i] = convolution_of(convolutions[i], channels, i < 2);
       channels = weights.convolutions[i].channels;
     }
-    const std::vector<WeightFields> given = fields.sequence("blocks", 1);
+    const std::vector<WeightFields> block_fields = fields.sequence("blocks", 1);
     weights.dim = fields.fields("low_proj").even_rows("weight", kMaxChannels);
-    weights.hidden = given.front().fields("fc1").even_rows("weight", kMaxChannels);
+    weights.hidden = block_fields.front().fields("fc1").even_rows("weight", kMaxChannels);
     weights.memory_dim = fields.fields("out_proj").rows("weight", kMaxChannels);
     weights.mask_proj = fields.linear("mask_proj", weights.dim, channels);
     weights.low_proj = fields.linear("low_proj", weights.dim, weights.dim);
-    for (const WeightFields& block : given) {
+    for (const WeightFields& block : block_fields) {
       blocks.push_back(block_of(block, weights.dim, weights.hidden));
     }
     weights.blocks = blocks.data();
@@ -107,15 +107,14 @@ void run(py::handle low_object, py::handle logits_object, const HeldMemoryEncode
 
 void register_memory_encoder(py::module_& module) {
   typedef HeldMemoryEncoder Held;
-  py::class_<Held>(
-      module, "MemoryEncoderWeights",
-      R"(Of an object with convolutions, four of weight [C_i, 9 C_(i-1)] with columns by position, then
-channel, bias and norm, the first two weights float32; mask_proj [C, C_4], low_proj [C, C],
-out_proj [M, C]; blocks, a sequence of depthwise [C, 49] in float32, norm [C], fc1 [F, C],
-fc2 [C, F] and the tensor gamma [C].
-
-The tensors are held: numbers that are written to them later count, other tensors that take
-their names do not. ValueError names the field that does not fit.)")
+  const std::string doc =
+      std::string(
+          R"(Of an object with convolutions, four of weight [C_i, 9 C_(i-1)] with columns by
+position, then channel, bias and norm, the first two weights float32; mask_proj [C, C_4],
+low_proj [C, C], out_proj [M, C]; blocks, a sequence of depthwise [C, 49] in float32, norm
+[C], fc1 [F, C], fc2 [C, F] and the tensor gamma [C].
+)") + kHeldDoc;
+  py::class_<Held>(module, "MemoryEncoderWeights", doc.c_str())
       .def(py::init<const py::object&>(), py::arg("weights"))
       .def_property_readonly("dim", [](const Held& held) { return held.weights.dim; })
       .def_property_readonly("hidden", [](const Held& held) { return held.weights.hidden; })

@@ -11,6 +11,11 @@
 
 namespace sam2_fast {
 
+// How docstrings of held weights end.
+constexpr const char* kHeldDoc = R"(
+The tensors are held. In-place writes to the tensors are seen; replacing an attribute or a
+parameter's `.data` is not. ValueError names the field that does not fit.)";
+
 // What all weights of an op share: the tensors in whose memory they lie, and the dtype of its
 // matrices, which the first one that is read decides.
 struct HeldWeights {
@@ -32,14 +37,14 @@ class WeightFields {
   std::string name_of(const char* field) const { return name_ + "." + field; }
 
   py::object get(const char* field) const {
-    PyObject* const found = PyObject_GetAttrString(object_.ptr(), field);
-    if (found == nullptr) {
+    PyObject* const value = PyObject_GetAttrString(object_.ptr(), field);
+    if (value == nullptr) {
       if (!PyErr_ExceptionMatches(PyExc_AttributeError)) throw py::error_already_set();
       PyErr_Clear();
       const std::string type = Py_TYPE(object_.ptr())->tp_name;
       refuse(name_, std::string("an attribute ") + field, "an object of type " + type);
     }
-    return py::reinterpret_steal<py::object>(found);
+    return py::reinterpret_steal<py::object>(value);
   }
 
   bool has(const char* field) const { return !get(field).is_none(); }
@@ -48,12 +53,12 @@ class WeightFields {
 
   // The elements of a sequence of `least` or more objects.
   std::vector<WeightFields> sequence(const char* field, size_t least) const {
-    const py::object found = get(field);
-    if (!PySequence_Check(found.ptr())) {
-      refuse(name_of(field), "a sequence", Py_TYPE(found.ptr())->tp_name);
+    const py::object sequence = get(field);
+    if (!PySequence_Check(sequence.ptr())) {
+      refuse(name_of(field), "a sequence", Py_TYPE(sequence.ptr())->tp_name);
     }
     std::vector<WeightFields> elements;
-    for (const py::handle element : py::reinterpret_borrow<py::sequence>(found)) {
+    for (const py::handle element : py::reinterpret_borrow<py::sequence>(sequence)) {
       const std::string index = "[" + std::to_string(elements.size()) + "]";
       elements.emplace_back(py::reinterpret_borrow<py::object>(element), name_of(field) + index,
                             held_);
@@ -128,13 +133,13 @@ class WeightFields {
   int64_t count(const char* field, const char* what, int axis, int64_t most, int64_t step) const {
     const View x(name_of(field), get(field));
     x.want_dimensions(2);
-    const int64_t found = x.t.shape[axis];
-    if (found < 1 || found > most || found % step != 0) {
+    const int64_t size = x.t.shape[axis];
+    if (size < 1 || size > most || size % step != 0) {
       const std::string kind = step == 1 ? "1 or more" : "a multiple of " + std::to_string(step);
       refuse(x.name, kind + " " + what + " up to " + std::to_string(most),
              text_of_sizes(x.sizes()));
     }
-    return found;
+    return size;
   }
 
   py::object object_;

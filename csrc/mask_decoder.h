@@ -1,6 +1,6 @@
 // The mask decoder: prompt tokens and a frame's tokens attend to each other, then the frame is
-// upscaled and each mask token draws its mask. Contract between bindings and kernels. No torch, no
-// Python.
+// upscaled and each mask token predicts its mask. Contract between bindings and kernels. No torch,
+// no Python.
 #pragma once
 
 #include <cstdint>
@@ -61,9 +61,9 @@ struct MaskDecoderParams {
   float* tokens;   // [objects, prompt_tokens, dim]: what the prompts became; zero if not present
   int64_t images, frames;  // 1, shared by the objects, or as many as objects
   int64_t objects, prompt_tokens;
-  int64_t first_mask_token;  // mask m is drawn by token first_mask_token + m
+  int64_t first_mask_token;  // mask m is predicted by token first_mask_token + m
   int64_t iou_token;         // predicts IoU: value i that of token iou_token + 1 + i
-  bool best;  // draw of an object's masks the best alone: the first of the largest quality, NaN
+  bool best;  // only the best of an object's masks: the first of the largest quality, NaN
               // being largest
   int64_t height, width;  // tokens
   int64_t heads;          // dim / 2 / heads an even number, at most 64

@@ -105,7 +105,7 @@ void add_column(const uint8_t* on, int64_t height, Runs* runs) {
   }
 }
 
-void judge(const MaskPostprocessParams& p, int64_t mask, const Scratch& s, Runs* runs) {
+void measure_mask(const MaskPostprocessParams& p, int64_t mask, const Scratch& s, Runs* runs) {
   const float* const logits = p.logits + mask * p.low_height * p.low_width;
   for (int64_t y = 0; y < p.low_height; ++y) {
     for (int64_t x = 0; x < p.low_width; ++x) {
@@ -178,7 +178,7 @@ bool mask_postprocess(const MaskPostprocessParams& p, int num_threads) {
   for (int64_t mask = 0; mask < p.count; ++mask) {
     Arena own{memory + call_size.used + thread_size.used * thread_number()};
     Runs runs;
-    judge(p, mask, Scratch::take(own, p, across, down), &runs);
+    measure_mask(p, mask, Scratch::take(own, p, across, down), &runs);
     failed = failed || runs.failed;
     p.runs[mask] = runs.counts;
     p.lengths[mask] = runs.length;

@@ -1,6 +1,6 @@
 // Which pixels of a line a resized pixel is made of, and with which weights: torch's antialiased
-// bilinear filter in float32 and Pillow's bicubic one in fixed point, to the bit. To be compiled
-// without fused multiply-adds. Part of an object per instruction set, see simd.h.
+// bilinear filter in float32 and Pillow's bicubic one in fixed point, bit-exact. Compiled without
+// fused multiply-adds, in an object per instruction set, see simd.h.
 #pragma once
 
 #include <cmath>

@@ -23,7 +23,7 @@ struct Window {
   int64_t tokens() const { return rows * columns; }
   // Rows of the stored results of queries first .. first + count - 1: tokens, or cells where
   // queries are pooled.
-  void places_of_results(const Grid& grid, int64_t first, int64_t count, int64_t* rows_out) const {
+  void result_rows(const Grid& grid, int64_t first, int64_t count, int64_t* rows_out) const {
     const int64_t by = grid.pool ? 2 : 1, across = columns / by;
     const int64_t corner = (image * grid.height + top) / by * (grid.width / by) + left / by;
     int64_t y = first / across, x = first % across;
@@ -36,7 +36,7 @@ struct Window {
     }
   }
   // Rows of the stored tokens first .. first + count - 1, in the order of columns.
-  void places(const Grid& grid, int64_t first, int64_t count, int64_t* rows_out) const {
+  void token_rows(const Grid& grid, int64_t first, int64_t count, int64_t* rows_out) const {
     const int64_t by = grid.pool ? 2 : 1, across = columns / by, down = rows / by;
     const int64_t corner = (image * grid.height + top) * grid.width + left;
     int64_t quarter = first / (across * down);

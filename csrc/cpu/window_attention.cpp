@@ -107,7 +107,7 @@ struct Worker {
     const int64_t first = block * kBlock, count = smaller(kBlock, window.tokens() - first);
     const int64_t columns = round_up(count, kColumns);
     int64_t rows[kBlock];
-    window.places(plan.grid, first, count, rows);
+    window.token_rows(plan.grid, first, count, rows);
     gather(rows, kKeys, h, count, tile.gathered);
     pack_rows<Dot, Identity>(tile.gathered, stride, nullptr, head, columns,
                              out.k + block * plan.pitch, kBlock);
@@ -125,7 +125,7 @@ struct Worker {
     const int64_t columns = round_up(count, kColumns);
     int64_t rows[kBlock];
     for (int64_t corner = 0; corner < plan.corners; ++corner) {
-      window.places(plan.grid, corner * total + first, count, rows);
+      window.token_rows(plan.grid, corner * total + first, count, rows);
       gather(rows, kQueries, h, count, tile.gathered + corner * count);
     }
     if (params.pool) {
@@ -142,7 +142,7 @@ struct Worker {
     attend<Dot>(tile.q, kBlock, columns, steps, keys, head, scale, window.padded == 0,
                 tile.softmax);
     store_attended<DotFloat>(tile.softmax, head, columns, tile.attended, stride);
-    window.places_of_results(plan.grid, first, count, rows);
+    window.result_rows(plan.grid, first, count, rows);
     scatter_rows(tile.attended, stride, head, count, params.out, params.storage,
                  [&](int64_t i) { return rows[i] * params.heads + h; });
   }

@@ -62,7 +62,8 @@ __device__ void unite(int32_t* parent, int32_t a, int32_t b) {
     const int32_t high = max(a, b), low = min(a, b);
     const int32_t before = atomicMin(parent + high, low);
     if (before == high) return;  // it was a root, and now hangs under `low`
-    a = before;  // another thread linked it first: to what must be linked to `low`, too
+    // another thread linked `high` to `before` first: `before` and `low` must be united, too
+    a = before;
     b = low;
   }
 }

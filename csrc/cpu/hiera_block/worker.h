@@ -37,7 +37,7 @@ struct Worker {
     int64_t rows[kBlock];
     for (int64_t from = 0; from < window.tokens(); from += kBlock) {
       const int64_t count = smaller(kBlock, window.tokens() - from);
-      window.places(grid, from, count, rows);
+      window.token_rows(grid, from, count, rows);
       gather_rows(params.x, params.storage, dim, count, count, x + from, stride,
                   [&](int64_t i) { return rows[i]; });
     }
@@ -47,7 +47,7 @@ struct Worker {
     int64_t rows[kBlock];
     for (int64_t from = 0; from < queries_of(window); from += kBlock) {
       const int64_t count = smaller(kBlock, queries_of(window) - from);
-      window.places_of_results(grid, from, count, rows);
+      window.result_rows(grid, from, count, rows);
       scatter_rows(y + from, stride, dim_out, count, params.out, params.storage,
                    [&](int64_t i) { return rows[i]; });
     }

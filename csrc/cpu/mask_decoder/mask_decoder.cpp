@@ -19,7 +19,8 @@ void decode(Worker<Dot>& worker, int64_t object) {
   const MaskDecoderWeights& weights = worker.weights;
   const Matrices<Dot>& matrices = worker.matrices;
   PromptTokens<Dot>& tokens = worker.tokens;
-  // in turn: a thread may still merge what one pass found while another writes the next one's
+  // two buffers, alternating: one thread may still merge one pass's partial results while another
+  // writes the next pass's
   float* partial = worker.shared.partial[object % 2];
   float* next_partial = worker.shared.partial[(object + 1) % 2];
   const AttentionLayer<Dot> attentions[3] = {
@@ -55,7 +56,7 @@ void decode(Worker<Dot>& worker, int64_t object) {
   tokens.add_attended(attentions[2], weights.final_norm);
   worker.run_heads();
 #pragma omp for schedule(static)
-  for (int64_t b = 0; b < worker.blocks; ++b) worker.draw(object, b);
+  for (int64_t b = 0; b < worker.blocks; ++b) worker.predict_masks(object, b);
 #pragma omp master
   {
     tokens.write_tokens(object);

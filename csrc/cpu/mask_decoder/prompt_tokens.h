@@ -147,11 +147,11 @@ struct PromptTokens {
     for (int64_t head = 0; head < params.heads; ++head) {
       const int64_t row = head * d / kDepth * stride;
       for (int64_t i = 0; i < count; i += kBlock) {
-        const int64_t some = round_up(smaller(count - i, kBlock), kColumns);
-        attend<Dot>(q + row + i, stride, some, d / kDepth, keys_of(k, v, head, d), d,
+        const int64_t num_queries = round_up(smaller(count - i, kBlock), kColumns);
+        attend<Dot>(q + row + i, stride, num_queries, d / kDepth, keys_of(k, v, head, d), d,
                     softmax_scale(d), true, softmax);
         // columns that only fill up must stay finite: values are read in pairs
-        store_attended<Dot>(softmax, d, some, attended + row + i, stride);
+        store_attended<Dot>(softmax, d, num_queries, attended + row + i, stride);
       }
     }
     linear(matrices.out, dim, dim, attended, product);

@@ -17,7 +17,7 @@ inline bool keeps_frame(const MaskDecoderParams& params) {
 template <class Dot>
 struct Shared {
   typedef typename Dot::Unit Unit;
-  float *image, *position;  // [dim]: before the first layer, of the places
+  float *image, *position;  // [dim]: the image tokens before the first layer; their positions
   float* stream;            // [dim]: of the current object
   float *mid, *high;        // [4 places][dim / 4], [16 places][dim / 8]
   Unit *q, *k, *v;  // [dim / 2] of the first layer, made once for all objects that share the image
@@ -56,9 +56,9 @@ struct Tile {
   Unit* attended;
   Softmax softmax;
 
-  // queries and keys are not needed any more when masks are drawn
+  // queries and keys are not needed any more when masks are predicted
   float* gathered() const { return reinterpret_cast<float*>(q); }
-  float* drawn() const { return reinterpret_cast<float*>(k); }
+  float* mask_logits() const { return reinterpret_cast<float*>(k); }
 
   static Tile take(Arena& arena, int64_t dim) {
     float* const product = arena.take<float>(dim * kStride);

@@ -36,7 +36,7 @@ struct Worker {
   int64_t pitch = dim * kBlock;                   // floats of a block of tokens
   int64_t block_units = inner / kDepth * kBlock;  // of queries, keys or values
   int64_t entry = head + 2;                       // floats of a partial attention
-  int64_t drawn_masks = params.best ? 1 : weights.num_masks;
+  int64_t num_outputs = params.best ? 1 : weights.num_masks;
   float scale = softmax_scale(head);
 
   static Worker take(Arena& arena, const MaskDecoderParams& params, const Matrices<Dot>& matrices,
@@ -145,15 +145,15 @@ struct Worker {
 
   // Token-to-image attention to one block: accumulator, running_max and running_sum of each head
   // and token.
-  void attend_block(const BlockKeys<Dot>& given, int64_t block, float* partial) const {
+  void attend_block(const BlockKeys<Dot>& block_keys, int64_t block, float* partial) const {
     float* const out = partial + block * partial_floats();
     const Softmax& state = tile.softmax;
     for (int64_t h = 0; h < params.heads; ++h) {
-      const Keys<Dot> keys{given.k + h * head / kDepth * given.stride,
-                           given.v + h * head * (given.stride / kDepth),
-                           given.stride,
+      const Keys<Dot> keys{block_keys.k + h * head / kDepth * block_keys.stride,
+                           block_keys.v + h * head * (block_keys.stride / kDepth),
+                           block_keys.stride,
                            0,
-                           given.stride / kDepth,
+                           block_keys.stride / kDepth,
                            0,
                            count_of(block)};
       for (int64_t first = 0; first < tokens.count; first += kBlock) {
@@ -219,8 +219,8 @@ struct Worker {
     layer_norm<DotFloat>(out, kBlock, l.norm4, kTokenEpsilon, dim, kBlock, out, kBlock);
   }
 
-  // A block's image-to-token attention of a layer, then keys for, and the attention of, the tokens'
-  // next attention to it.
+  // A block's image-to-token attention; then its keys and values for the next token-to-image
+  // attention, and that attention's partial result.
   void pass_block(int64_t layer, const AttentionLayer<Dot>& next, int64_t block,
                   float* partial) const {
     float* const x = shared.stream + block * pitch;
@@ -252,12 +252,12 @@ struct Worker {
     return best;
   }
 
-  // Predicted IoU, and the hypernetwork outputs of the masks that are drawn.
+  // Predicted IoU, and the hypernetwork outputs of the masks that are predicted.
   void run_heads() const {
     tokens.pack();
     const int64_t best = predict_iou();
     const int64_t first = params.best ? best : 0;
-    for (int64_t i = 0; i < drawn_masks; ++i) {
+    for (int64_t i = 0; i < num_outputs; ++i) {
       const int64_t mask = first + i;
       tokens.head_of_token(weights.masks[mask], matrices.masks[mask],
                            params.first_mask_token + mask, dim, eighth, mask_weights + i * eighth);
@@ -266,7 +266,7 @@ struct Worker {
 
   // Each token becomes 4 x 4 pixels; a mask's pixel is the product of its hypernetwork output with
   // the pixel's channels.
-  void draw(int64_t object, int64_t block) const {
+  void predict_masks(int64_t object, int64_t block) const {
     const int64_t frame = params.frames > 1 ? object : 0;
     pack_sum<Dot>(shared.stream + block * pitch, nullptr, kBlock, 0, dim, kBlock, tile.packed,
                   kStride);
@@ -287,20 +287,20 @@ struct Worker {
         if (!keeps_frame(params)) gather_high(frame, block, cell, fine, high);
         add_bias_and_map(pixels, weights.up2.bias, high, eighth);
         pack_rows<DotFloat, Gelu>(pixels, kStride, nullptr, eighth, kBlock, pixels, kStride);
-        multiply<DotFloat>({mask_weights, eighth, 1}, pixels, kStride, tile.drawn(), kStride,
-                           drawn_masks, kBlock, eighth, false);
+        multiply<DotFloat>({mask_weights, eighth, 1}, pixels, kStride, tile.mask_logits(), kStride,
+                           num_outputs, kBlock, eighth, false);
         scatter(object, block, cell / 2 * 2 + fine / 2, cell % 2 * 2 + fine % 2);
       }
     }
   }
 
-  // tile.drawn to the logits, where pixels (dy, dx) of the tokens' cells lie.
+  // tile.mask_logits to params.logits, where pixels (dy, dx) of the tokens' cells lie.
   void scatter(int64_t object, int64_t block, int64_t dy, int64_t dx) const {
-    for (int64_t m = 0; m < drawn_masks; ++m) {
-      float* const to = params.logits + (object * drawn_masks + m) * 16 * count;
+    for (int64_t m = 0; m < num_outputs; ++m) {
+      float* const to = params.logits + (object * num_outputs + m) * 16 * count;
       int64_t y = block * kBlock / params.width, x = block * kBlock % params.width;
       for (int64_t i = 0; i < count_of(block); ++i) {
-        to[(y * 4 + dy) * 4 * params.width + x * 4 + dx] = tile.drawn()[m * kStride + i];
+        to[(y * 4 + dy) * 4 * params.width + x * 4 + dx] = tile.mask_logits()[m * kStride + i];
         if (++x == params.width) {
           x = 0;
           ++y;

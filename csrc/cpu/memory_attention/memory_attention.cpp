@@ -37,8 +37,8 @@ void attend_window(const Worker<Dot>& worker, int64_t layer, const typename Dot:
                    KeySource source, int64_t from, int64_t count, bool fresh) {
 #pragma omp for schedule(static)
   for (int64_t i = 0; i < ceil_div(count, kBlock); ++i) {
-    const int64_t some = smaller(kBlock, count - i * kBlock);
-    worker.project_keys(layer, source, from + i * kBlock, some, i);
+    const int64_t num_keys = smaller(kBlock, count - i * kBlock);
+    worker.project_keys(layer, source, from + i * kBlock, num_keys, i);
   }
 #pragma omp for schedule(dynamic, 1)
   for (int64_t block = 0; block < worker.blocks; ++block) {

@@ -10,9 +10,9 @@ namespace {
 
 constexpr float kEpsilon = 1e-5f;  // of the norms
 
-// Keys that are made together: of a map (tokens `first` .. of it), or of pointer tokens.
+// Where keys come from: a map, or (map < 0) the pointer tokens.
 struct KeySource {
-  int64_t map;  // place in `slots`; -1: pointer tokens
+  int64_t map;  // index in `slots`
   bool is_map() const { return map >= 0; }
 };
 

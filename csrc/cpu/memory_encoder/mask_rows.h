@@ -95,7 +95,7 @@ struct MaskRows {
   }
 
   // Where pixel i of `size` lies among `from`: after which one, and how far towards the next.
-  static int64_t place(int64_t i, int64_t from, int64_t size, float* beyond) {
+  static int64_t source_of(int64_t i, int64_t from, int64_t size, float* beyond) {
     const double scaled = (static_cast<double>(i) + 0.5) * static_cast<double>(from);
     const double at = scaled / static_cast<double>(size) - 0.5;
     const int64_t whole = at > 0 ? static_cast<int64_t>(at) : 0;
@@ -110,7 +110,7 @@ struct MaskRows {
       for (int64_t j = 0; j < params.width; ++j) {
         const int64_t i = q * params.width + j;
         const int64_t before =
-            place(16 * j + q, params.logit_width, 16 * params.width, right_share + i);
+            source_of(16 * j + q, params.logit_width, 16 * params.width, right_share + i);
         left[i] = static_cast<int32_t>(before);
         right[i] = static_cast<int32_t>(before + (before < params.logit_width - 1));
       }
@@ -167,7 +167,7 @@ struct MaskRows {
   void mask_row(int64_t y) {
     const Level& level = levels[0];
     float share = 0;  // of the row below
-    const int64_t above = place(y, params.logit_height, 16 * params.height, &share);
+    const int64_t above = source_of(y, params.logit_height, 16 * params.height, &share);
     const int64_t below = above + (above < params.logit_height - 1);
     const float* const a = expand(above);
     const float* const b = resized() ? expand(below) : a;
