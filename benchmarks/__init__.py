@@ -1,1 +1,3 @@
-"""Measurements. `python -m benchmarks.run` proves outputs equal first and refuses to time a red case."""
+"""Measurements. `python -m benchmarks.run` proves outputs equal first and refuses to time a red
+case.
+"""

@@ -9,7 +9,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.timing import Case, Options, Row, dtypes, interleaved, placed, require, rms_error, rows
+from benchmarks.timing import (
+    Case,
+    Options,
+    Row,
+    dtypes,
+    interleaved,
+    placed,
+    require,
+    rms_error,
+    rows,
+)
 from sam2_fast.ops.affine import AffineWeights, affine, affine_reference
 
 
@@ -23,7 +33,9 @@ def measure(options: Options) -> Iterator[Case]:
 
 
 @torch.inference_mode()
-def scaling(case: str, count: int, channels: int, dtype: torch.dtype, options: Options) -> Iterator[Row]:
+def scaling(
+    case: str, count: int, channels: int, dtype: torch.dtype, options: Options
+) -> Iterator[Row]:
     """One shape: proved by the rule that errors are at most twice torch's, then timed."""
     torch.manual_seed(0)
     weights = AffineWeights.build(lambda _, shape: torch.randn(shape), C=channels)

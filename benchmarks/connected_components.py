@@ -1,4 +1,6 @@
-"""Connected components of 64 masks against scipy, OpenCV and cc3d; on a GPU against the bytes that must move."""
+"""Connected components of 64 masks against scipy, OpenCV and cc3d; on a GPU against the bytes that
+must move.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +12,36 @@ import numpy as np
 import torch
 
 from benchmarks.timing import Case, Options, Row, interleaved, require, rows
-from sam2_fast.ops.connected_components import connected_components, connected_components_reference, small_components
+from sam2_fast.ops.connected_components import (
+    connected_components,
+    connected_components_reference,
+    small_components,
+)
 from sam2_fast.ops.core.registry import backends
 
 COUNT = 64
 LIMIT_BYTES = 1 + 4 + 4  # a pixel: the mask read once, its label and area written once
-GPU_GB_S = {"H200": 4300.0, "H100": 3000.0, "A100": 1800.0}  # what a device copy reaches, for the share of the limit
+# What a device copy reaches, for the share of the limit.
+GPU_GB_S = {
+    "H200": 4300.0,
+    "H100": 3000.0,
+    "A100": 1800.0,
+}
 
 
 def blobs(count: int, size: int) -> np.ndarray:
-    """Smooth shapes with one pixel in a thousand flipped: what a mask decoder's output looks like. [count, size, size] bool."""
+    """Smooth shapes with one pixel in a thousand flipped: what a mask decoder's output looks like.
+    [count, size, size] bool.
+    """
     generator = torch.Generator().manual_seed(size)
     coarse = torch.randn(count, 1, size // 32, size // 32, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bicubic")[:, 0]
     return ((smooth > 0.1) ^ (torch.rand(count, size, size, generator=generator) < 0.001)).numpy()
 
 
-def cpu_peers(masks: np.ndarray) -> dict[str, tuple[Callable[[], Any], Callable[[Any], np.ndarray]]]:
+def cpu_peers(
+    masks: np.ndarray,
+) -> dict[str, tuple[Callable[[], Any], Callable[[Any], np.ndarray]]]:
     """name -> (what to time, its areas as [N, H, W] or its labels if it has no areas)."""
     found: dict[str, tuple[Callable[[], Any], Callable[[Any], np.ndarray]]] = {}
     images = masks.view(np.uint8)
@@ -65,7 +80,9 @@ def cpu_peers(masks: np.ndarray) -> dict[str, tuple[Callable[[], Any], Callable[
 
 
 def same_partition(labels: np.ndarray, others: np.ndarray) -> bool:
-    """Whether two labellings of one mask divide it alike: the pairs that occur are a one-to-one relation."""
+    """Whether two labellings of one mask divide it alike: the pairs that occur are a one-to-one
+    relation.
+    """
     pairs = np.unique(np.stack([labels.ravel(), others.ravel()]), axis=1)
     return all(len(np.unique(side)) == pairs.shape[1] for side in pairs)
 
@@ -79,26 +96,43 @@ def on_cpu(case: str, size: int, options: Options) -> Iterator[Row]:
     for who, (run, view) in peers.items():
         result = view(run())
         if "labels" in who:
-            require(all(same_partition(a, b) for a, b in zip(labels.numpy(), result, strict=True)), case, who)
+            require(
+                all(same_partition(a, b) for a, b in zip(labels.numpy(), result, strict=True)),
+                case,
+                who,
+            )
         else:
             require(np.array_equal(areas.numpy(), result), case, who)
     small = small_components(masks, 8)
     require(torch.equal(small, (areas > 0) & (areas <= 8)), case, "small_components")
     functions: dict[str, Callable[[], Any]] = {
         "sam2_fast with areas": lambda masks=masks: connected_components(masks),
-        "sam2_fast with areas, into the same memory": lambda masks=masks, out=(labels, areas): connected_components(masks, out=out),
+        "sam2_fast with areas, into the same memory": lambda masks=masks, out=(labels, areas): (
+            connected_components(masks, out=out)
+        ),
         "sam2_fast small_components(8)": lambda masks=masks: small_components(masks, 8),
         **{who: run for who, (run, _) in peers.items()},
     }
     measured = rows(case, interleaved(functions, options))
     ours = measured[0].median_ms
-    yield from (Row(r.case, r.who, r.median_ms, r.low_ms, r.high_ms, {"x ours": r.median_ms / ours}) for r in measured)
+    yield from (
+        Row(r.case, r.who, r.median_ms, r.low_ms, r.high_ms, {"x ours": r.median_ms / ours})
+        for r in measured
+    )
 
 
 def on_gpu(case: str, size: int, options: Options) -> Iterator[Row]:
-    """Every backend that runs here against the reference, with bandwidth and the number of launches."""
-    usable = [s.backend for s in backends() if s.op == "connected_components" and s.available and s.backend in ("cuda", "triton")]
-    peak = next((v for k, v in GPU_GB_S.items() if k in torch.cuda.get_device_name(options.device)), None)
+    """Every backend that runs here against the reference, with bandwidth and the number of
+    launches.
+    """
+    usable = [
+        s.backend
+        for s in backends()
+        if s.op == "connected_components" and s.available and s.backend in ("cuda", "triton")
+    ]
+    peak = next(
+        (v for k, v in GPU_GB_S.items() if k in torch.cuda.get_device_name(options.device)), None
+    )
     masks = torch.from_numpy(blobs(COUNT, size)).to(options.device)
     expected = connected_components_reference(masks)
     functions: dict[str, Callable[[], Any]] = {}
@@ -106,13 +140,25 @@ def on_gpu(case: str, size: int, options: Options) -> Iterator[Row]:
         found = connected_components(masks, backend=backend)
         require(all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), case, backend)
         small = small_components(masks, 8, backend=backend)
-        require(torch.equal(small, (expected[1] > 0) & (expected[1] <= 8)), case, f"small_components {backend}")
-        functions[backend] = lambda masks=masks, backend=backend: connected_components(masks, backend=backend)
-        functions[f"{backend} small_components(8)"] = lambda masks=masks, backend=backend: small_components(masks, 8, backend=backend)
+        require(
+            torch.equal(small, (expected[1] > 0) & (expected[1] <= 8)),
+            case,
+            f"small_components {backend}",
+        )
+        functions[backend] = lambda masks=masks, backend=backend: connected_components(
+            masks, backend=backend
+        )
+        functions[f"{backend} small_components(8)"] = lambda masks=masks, backend=backend: (
+            small_components(masks, 8, backend=backend)
+        )
     for row in rows(case, interleaved(functions, options)):
         bytes_moved = masks.numel() * (2 if "small" in row.who else LIMIT_BYTES)
         rate = bytes_moved / row.median_ms / 1e6
-        notes: dict[str, Any] = {**row.notes, "useful GB/s": rate, "launches": launches(functions[row.who])}
+        notes: dict[str, Any] = {
+            **row.notes,
+            "useful GB/s": rate,
+            "launches": launches(functions[row.who]),
+        }
         if peak:
             notes["% of limit"] = 100 * rate / peak
         yield Row(row.case, row.who, row.median_ms, row.low_ms, row.high_ms, notes)
@@ -123,7 +169,9 @@ def launches(function: Callable[[], Any]) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         function()
         torch.cuda.synchronize()
-    return sum(1 for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA)
+    return sum(
+        1 for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA
+    )
 
 
 def measure(options: Options) -> Iterator[Case]:

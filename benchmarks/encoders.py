@@ -1,4 +1,6 @@
-"""The image encoder on a CPU by size and precision, and one click on an encoded image: the official package and inference engines."""
+"""The image encoder on a CPU by size and precision, and one click on an encoded image: the official
+package and inference engines.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ Functions = dict[str, Callable[[], Tensor]]
 
 
 class Encoder(nn.Module):
-    """The official encoder with the decoder's projections, as a module of tensors: what engines convert."""
+    """The official encoder with the decoder's projections, as a module of tensors: what engines
+    convert.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -44,20 +48,34 @@ class Click(nn.Module):
     def forward(self, low: Tensor, mid: Tensor, high: Tensor, place: Tensor) -> Tensor:
         """place: [1, 1, 2] pixels -> logits [1, 3, S / 4, S / 4]."""
         labels = torch.ones(1, 1, dtype=torch.int32)
-        sparse, dense = self.model.sam_prompt_encoder(points=(place, labels), boxes=None, masks=None)
+        sparse, dense = self.model.sam_prompt_encoder(
+            points=(place, labels), boxes=None, masks=None
+        )
         position = self.model.sam_prompt_encoder.get_dense_pe()
-        found: Tensor = self.model.sam_mask_decoder(low, position, sparse, dense, True, False, [high, mid])[0]
+        found: Tensor = self.model.sam_mask_decoder(
+            low, position, sparse, dense, True, False, [high, mid]
+        )[0]
         return found
 
 
-def compare(case: str, functions: Functions, exact: Tensor, options: Options, flop: float | None) -> Iterator[Row]:
-    """Errors against `exact`, then times; ours may not err more than twice what the official code of the same precision does."""
-    error = {who: (f().double() - exact.double()).square().mean().sqrt().item() for who, f in functions.items()}
+def compare(
+    case: str, functions: Functions, exact: Tensor, options: Options, flop: float | None
+) -> Iterator[Row]:
+    """Errors against `exact`, then times; ours may not err more than twice what the official code
+    of the same precision does.
+    """
+    error = {
+        who: (f().double() - exact.double()).square().mean().sqrt().item()
+        for who, f in functions.items()
+    }
     for kind in ("", " bfloat16"):
         mine, theirs = f"sam2_fast{kind}", f"official{kind}"
         if mine in error and theirs in error and error[theirs] > 0:
             require(error[mine] <= 2 * error[theirs], case, mine)
-    peaks = {"": matrix_peak(options.device), " bfloat16": matrix_peak(options.device, torch.bfloat16)}
+    peaks = {
+        "": matrix_peak(options.device),
+        " bfloat16": matrix_peak(options.device, torch.bfloat16),
+    }
     times = interleaved(functions, options)
     ours = statistics.median(times["sam2_fast"])
     notes = {}
@@ -77,7 +95,9 @@ def measure(options: Options) -> Iterator[Case]:
     for name in SIZES[: 1 if options.quick else None]:
         yield Case(f"{name} {size}, image encoder", encoding, (name, size, options))
         if name == SIZES[0]:
-            yield Case(f"{name} {size}, one click on an encoded image", click, (name, size, options))
+            yield Case(
+                f"{name} {size}, one click on an encoded image", click, (name, size, options)
+            )
 
 
 def picture(size: int) -> Tensor:
@@ -100,7 +120,9 @@ def encoding(case: str, name: str, size: int, options: Options) -> Iterator[Row]
         functions |= {"official": official, "official bfloat16": autocast(official)}
         if name == SIZES[0]:
             with tempfile.TemporaryDirectory() as folder:
-                functions |= engines.all_of(Encoder(theirs).eval(), (image,), Path(folder) / "encoder.onnx")
+                functions |= engines.all_of(
+                    Encoder(theirs).eval(), (image,), Path(folder) / "encoder.onnx"
+                )
     work = GFLOP["image encoder"]
     flop = work[name] if isinstance(work, dict) and not options.quick else None
     yield from compare(case, functions, exact, options, flop)
@@ -121,7 +143,12 @@ def click(case: str, name: str, size: int, options: Options) -> Iterator[Row]:
     if theirs is not None:
         module = Click(theirs).eval()
         given = tuple(x.contiguous() for x in (features.low, features.mid, features.high, place))
-        functions |= {"official": lambda: module(*given), "official bfloat16": autocast(lambda: module(*given))}
+        functions |= {
+            "official": lambda: module(*given),
+            "official bfloat16": autocast(lambda: module(*given)),
+        }
         with tempfile.TemporaryDirectory() as folder:
-            functions |= engines.all_of(module, given, Path(folder) / "decoder.onnx", quantised=False)
+            functions |= engines.all_of(
+                module, given, Path(folder) / "decoder.onnx", quantised=False
+            )
     yield from compare(case, functions, exact, options, None)

@@ -1,4 +1,6 @@
-"""Inference engines as peers, where they are installed: OpenVINO (float32, bfloat16) and ONNX Runtime (float32, dynamic int8)."""
+"""Inference engines as peers, where they are installed: OpenVINO (float32, bfloat16) and ONNX
+Runtime (float32, dynamic int8).
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,18 @@ import torch
 from torch import Tensor, nn
 
 
-def all_of(module: nn.Module, inputs: tuple[Tensor, ...], path: Path, quantised: bool = True) -> dict[str, Callable[[], Tensor]]:
-    """`module` in every engine; each function returns the first output. `path`: where ONNX models are written."""
+def all_of(
+    module: nn.Module, inputs: tuple[Tensor, ...], path: Path, quantised: bool = True
+) -> dict[str, Callable[[], Tensor]]:
+    """`module` in every engine; each function returns the first output. `path`: where ONNX models
+    are written.
+    """
     found: dict[str, Callable[[], Tensor]] = {}
     if find_spec("openvino"):
         for precision in ("f32", "bf16"):
-            found[f"OpenVINO{' bfloat16' if precision == 'bf16' else ''}"] = openvino(module, inputs, precision)
+            found[f"OpenVINO{' bfloat16' if precision == 'bf16' else ''}"] = openvino(
+                module, inputs, precision
+            )
     if find_spec("onnxruntime") and find_spec("onnx"):
         torch.onnx.export(module, inputs, str(path), opset_version=17, dynamo=False)
         found["ONNX Runtime"] = onnxruntime(path, inputs)
@@ -24,7 +32,12 @@ def all_of(module: nn.Module, inputs: tuple[Tensor, ...], path: Path, quantised:
             from onnxruntime.quantization import QuantType, quantize_dynamic
 
             small = path.with_suffix(".int8.onnx")
-            quantize_dynamic(str(path), str(small), weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
+            quantize_dynamic(
+                str(path),
+                str(small),
+                weight_type=QuantType.QInt8,
+                op_types_to_quantize=["MatMul", "Gemm"],
+            )
             found["ONNX Runtime int8"] = onnxruntime(small, inputs)
     return found
 
@@ -34,7 +47,11 @@ def openvino(module: nn.Module, inputs: tuple[Tensor, ...], precision: str) -> C
     import openvino as ov
 
     model = ov.convert_model(torch.jit.trace(module, inputs, check_trace=False))
-    options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    options = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
     compiled = ov.Core().compile_model(model, "CPU", options)
     request = compiled.create_infer_request()
     arrays = [x.numpy() for x in inputs]
@@ -51,7 +68,8 @@ def onnxruntime(path: Path, inputs: tuple[Tensor, ...]) -> Callable[[], Tensor]:
 
     options: Any = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait would take the others' cores
+    # Threads that wait would take the others' cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     arrays = {x.name: value.numpy() for x, value in zip(session.get_inputs(), inputs, strict=True)}
 

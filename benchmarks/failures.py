@@ -6,9 +6,17 @@ import subprocess
 import sys
 
 FAILURES = (
-    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError,
-    ValueError, subprocess.SubprocessError,
-)  # fmt: skip
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    subprocess.SubprocessError,
+)
 LIBRARY_ERRORS = {
     "triton.errors": "TritonError",
     "hydra.errors": "HydraException",
@@ -18,6 +26,12 @@ LIBRARY_ERRORS = {
 
 
 def failures() -> tuple[type[BaseException], ...]:
-    """What kernels, compilers and peers raise. A library that has not been imported has raised nothing."""
-    loaded = [(sys.modules[module], name) for module, name in LIBRARY_ERRORS.items() if module in sys.modules]
+    """What kernels, compilers and peers raise. A library that has not been imported has raised
+    nothing.
+    """
+    loaded = [
+        (sys.modules[module], name)
+        for module, name in LIBRARY_ERRORS.items()
+        if module in sys.modules
+    ]
     return (*FAILURES, *(getattr(module, name) for module, name in loaded))

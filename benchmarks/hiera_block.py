@@ -1,4 +1,6 @@
-"""The Hiera block: each kind of block of the tiny, base+ and large trunks against torch's layers, and operations a second."""
+"""The Hiera block: each kind of block of the tiny, base+ and large trunks against torch's layers,
+and operations a second.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,18 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.timing import Case, Options, Row, dtypes, interleaved, matrix_peak, placed, require, rms_error, rows
+from benchmarks.timing import (
+    Case,
+    Options,
+    Row,
+    dtypes,
+    interleaved,
+    matrix_peak,
+    placed,
+    require,
+    rms_error,
+    rows,
+)
 from sam2_fast.ops.core.layout import Leaf
 from sam2_fast.ops.hiera_block import HieraBlockWeights, hiera_block, hiera_block_reference
 from sam2_fast.proving.errors import cast
@@ -25,7 +38,12 @@ KINDS = (  # tokens along a side, stage of the input, width factor, window, pool
     ("14 x 14 pooled", 64, 2, 2, 14, True),
     ("7 x 7", 32, 3, 1, 7, False),
 )
-TRUNKS = {"tiny": (96, 96), "base+": (112, 56), "large": (144, 72)}  # channels of the first stage, of a head
+# Channels of the first stage, of a head.
+TRUNKS = {
+    "tiny": (96, 96),
+    "base+": (112, 56),
+    "large": (144, 72),
+}
 
 
 def operations(side: int, dim: int, out: int, window: int, pool: bool) -> int:
@@ -60,14 +78,24 @@ def measure(options: Options) -> Iterator[Case]:
                 dim = first << stage
                 out = dim * factor
                 case = f"{trunk}, {kind}, {side}^2 x {dim}, {str(dtype)[6:]}"
-                yield Case(case, block, (side, dim, out, out // head, window, pool, dtype, best, options))
+                yield Case(
+                    case, block, (side, dim, out, out // head, window, pool, dtype, best, options)
+                )
 
 
 @torch.inference_mode()
 def block(
-    case: str, side: int, dim: int, out: int, heads: int, window: int, pool: bool, dtype: torch.dtype, best: float,
+    case: str,
+    side: int,
+    dim: int,
+    out: int,
+    heads: int,
+    window: int,
+    pool: bool,
+    dtype: torch.dtype,
+    best: float,
     options: Options,
-) -> Iterator[Row]:  # fmt: skip
+) -> Iterator[Row]:
     """One kind of block; `best`: GFLOP/s of a matrix product."""
     x, weights = torch.randn(1, side, side, dim).to(dtype), weights_of(dim, out, pool, dtype)
     given = placed((x, weights, heads, window, pool), options.device)
@@ -76,13 +104,18 @@ def block(
     require(rms_error(mine, exact) <= 2 * rms_error(theirs, exact), case, "sam2_fast")
     del mine, theirs, exact
     functions: dict[str, Callable[[], torch.Tensor]] = {
-        "sam2_fast": partial(hiera_block, *given), "torch": partial(hiera_block_reference, *given, 1e-6)
-    }  # fmt: skip
+        "sam2_fast": partial(hiera_block, *given),
+        "torch": partial(hiera_block_reference, *given, 1e-6),
+    }
     if options.device.type == "cuda" and out <= 160:
         functions["MLP in three launches"] = partial(_in_three, *given)
     times = interleaved(functions, options)
     ours, flops = statistics.median(times["sam2_fast"]), operations(side, dim, out, window, pool)
-    yield from rows(case, times, {who: _notes(statistics.median(t), ours, flops, best) for who, t in times.items()})
+    yield from rows(
+        case,
+        times,
+        {who: _notes(statistics.median(t), ours, flops, best) for who, t in times.items()},
+    )
 
 
 def _in_three(*given: Any) -> torch.Tensor:
@@ -92,4 +125,8 @@ def _in_three(*given: Any) -> torch.Tensor:
 
 
 def _notes(median: float, ours: float, flops: int, best: float) -> dict[str, float]:
-    return {"x ours": median / ours, "GFLOP/s": flops / median / 1e6, "% of matrix peak": flops / median / 1e4 / best}
+    return {
+        "x ours": median / ours,
+        "GFLOP/s": flops / median / 1e6,
+        "% of matrix peak": flops / median / 1e4 / best,
+    }

@@ -1,8 +1,10 @@
-"""Time of the host for a tracked frame: all Python and dispatch of a steady propagation, without what a GPU would do.
+"""Time of the host for a tracked frame: all Python and dispatch of a steady propagation, without
+what a GPU would do.
 
-A CUDA graph's capture and replay, streams and kernels are left out; tensors are small and lie on the CPU,
-so that what remains is what the host spends before it can go on to the next frame. Processor time of the
-main thread is measured, which other processes disturb little. What a dozen operators of torch take in it,
+A CUDA graph's capture and replay, streams and kernels are left out; tensors are small and lie on
+the CPU, so that what remains is what the host spends before it can go on to the next frame.
+Processor time of the main thread is measured, which other processes disturb little. What a dozen
+operators of torch take in it,
 which would be launches on a GPU, is measured alone and subtracted: the last column.
 """
 
@@ -80,7 +82,12 @@ def _replay_of(model: Any) -> Callable[..., Callable[[], Any]]:
         else:
             shapes = ((dim, side), (dim // 4, 2 * side), (dim // 8, 4 * side))
             batch = ahead.BATCH
-            found = Features(*(torch.zeros(batch, n, n, c, dtype=model.dtype).permute(0, 3, 1, 2) for c, n in shapes))
+            found = Features(
+                *(
+                    torch.zeros(batch, n, n, c, dtype=model.dtype).permute(0, 3, 1, 2)
+                    for c, n in shapes
+                )
+            )
         return lambda: found
 
     return captured
@@ -111,19 +118,27 @@ def without_a_device(model: Any) -> Iterator[None]:
             stack.enter_context(patch.object(target, name, value))
         for op, run in _KERNELS.items():
             plain = registry._implementations[op, "cpu"]
-            stack.enter_context(patch.dict(registry._implementations, {(op, "cpu"): replace(plain, run=run)}))
+            stack.enter_context(
+                patch.dict(registry._implementations, {(op, "cpu"): replace(plain, run=run)})
+            )
         yield
 
 
 def operators_ms(model: Any, objects: int) -> float:
-    """Milliseconds of the operators of torch that a frame executes outside its CUDA graphs, run alone."""
+    """Milliseconds of the operators of torch that a frame executes outside its CUDA graphs, run
+    alone.
+    """
     config = model.config
     dim, memory_dim, side = config.hidden_dim, config.memory_dim, config.grid
     maps = [
-        torch.zeros(1, n, n, c, dtype=model.dtype).permute(0, 3, 1, 2) for c, n in ((dim, side), (dim // 4, 2 * side), (dim // 8, 4 * side))
+        torch.zeros(1, n, n, c, dtype=model.dtype).permute(0, 3, 1, 2)
+        for c, n in ((dim, side), (dim // 4, 2 * side), (dim // 8, 4 * side))
     ]
     static = [torch.empty_like(x) for x in maps]
-    logits, memory = torch.randn(objects, 1, 4 * side, 4 * side), torch.zeros(objects, side * side, memory_dim, dtype=model.dtype)
+    logits, memory = (
+        torch.randn(objects, 1, 4 * side, 4 * side),
+        torch.zeros(objects, side * side, memory_dim, dtype=model.dtype),
+    )
     results = [logits, torch.zeros(objects, dim, dtype=model.dtype), torch.ones(objects, 1), memory]
 
     def run() -> None:
@@ -152,11 +167,15 @@ def measure(options: Options) -> Iterator[Case]:
 
 
 def host_time(case: str, name: str, objects: int, frames: int, options: Options) -> Iterator[Row]:
-    """Milliseconds of a frame, median of passes over `frames` frames; each has masks of all objects."""
+    """Milliseconds of a frame, median of passes over `frames` frames; each has masks of all
+    objects.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        model = build_sam2_video_predictor(name, device="cpu", dtype=torch.bfloat16, seed=0, image_size=SIDE)
+        model = build_sam2_video_predictor(
+            name, device="cpu", dtype=torch.bfloat16, seed=0, image_size=SIDE
+        )
         video = np.zeros((frames + 2, SIDE, SIDE, 3), np.uint8)
         state = model.init_state(video)
         with without_a_device(model):

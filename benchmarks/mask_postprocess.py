@@ -1,4 +1,6 @@
-"""Masks to counts, boxes and run lengths: the kernel against torch's operations, smooth masks and noise."""
+"""Masks to counts, boxes and run lengths: the kernel against torch's operations, smooth masks and
+noise.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def measure(options: Options) -> Iterator[Case]:
 
 
 @torch.inference_mode()
-def postprocess(case: str, name: str, count: int, size: tuple[int, int], options: Options) -> Iterator[Row]:
+def postprocess(
+    case: str, name: str, count: int, size: tuple[int, int], options: Options
+) -> Iterator[Row]:
     """Smooth masks, or noise."""
     noise = torch.randn(count, 256, 256, generator=torch.Generator().manual_seed(0))
     if name == "smooth":
@@ -42,9 +46,19 @@ def postprocess(case: str, name: str, count: int, size: tuple[int, int], options
     masks = interpolate(logits, size) > 0
     expected = mask_to_rle(masks)
     require(torch.equal(found.boxes, boxes(masks)), case, "sam2_fast")
-    require(all(a.tolist() == b["counts"] for a, b in zip(found.runs, expected, strict=True)), case, "sam2_fast")
+    require(
+        all(a.tolist() == b["counts"] for a, b in zip(found.runs, expected, strict=True)),
+        case,
+        "sam2_fast",
+    )
     times = interleaved(
-        {"sam2_fast": lambda x=logits: mask_postprocess(x, size, 0.0, 1.0), "torch": lambda x=logits: in_torch(x, size)}, options
+        {
+            "sam2_fast": lambda x=logits: mask_postprocess(x, size, 0.0, 1.0),
+            "torch": lambda x=logits: in_torch(x, size),
+        },
+        options,
     )
     ours = statistics.median(times["sam2_fast"])
-    yield from rows(case, times, {who: {"x ours": statistics.median(t) / ours} for who, t in times.items()})
+    yield from rows(
+        case, times, {who: {"x ours": statistics.median(t) / ours} for who, t in times.items()}
+    )

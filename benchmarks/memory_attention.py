@@ -9,7 +9,17 @@ from functools import cache
 
 import torch
 
-from benchmarks.timing import Case, Options, Row, dtypes, interleaved, matrix_peak, placed, require, rows
+from benchmarks.timing import (
+    Case,
+    Options,
+    Row,
+    dtypes,
+    interleaved,
+    matrix_peak,
+    placed,
+    require,
+    rows,
+)
 from sam2_fast.ops.core.layout import Leaf
 from sam2_fast.ops.memory_attention import Memories, MemoryAttentionWeights, memory_attention
 from sam2_fast.ops.memory_attention.reference import memory_attention_reference
@@ -18,19 +28,30 @@ from sam2_fast.proving.errors import cast
 
 DIM, NARROW, HIDDEN, LAYERS, POINTERS = 256, 64, 2048, 4, 64
 PEER = "torch's layers and rope_attention"
-Arguments = tuple[torch.Tensor, list[torch.Tensor], torch.Tensor, Memories, torch.Tensor, torch.Tensor]
+Arguments = tuple[
+    torch.Tensor, list[torch.Tensor], torch.Tensor, Memories, torch.Tensor, torch.Tensor
+]
 
 
 def operations(tokens: int, maps: int, objects: int) -> int:
-    """Multiplications and additions with values projected after attention and the frame's part computed once."""
+    """Multiplications and additions with values projected after attention and the frame's part
+    computed once.
+    """
     keys = maps * tokens + POINTERS
     frame = tokens * 4 * DIM * DIM + 2 * tokens * tokens * DIM  # self-attention
     queries = tokens * DIM * DIM
-    memory = tokens * keys * (DIM + NARROW) + keys * NARROW * DIM + tokens * (NARROW + DIM) * DIM + 2 * tokens * DIM * HIDDEN
+    memory = (
+        tokens * keys * (DIM + NARROW)
+        + keys * NARROW * DIM
+        + tokens * (NARROW + DIM) * DIM
+        + 2 * tokens * DIM * HIDDEN
+    )
     return 2 * (frame + queries + objects * ((LAYERS - 1) * (frame + queries) + LAYERS * memory))
 
 
-def arguments(side: int, maps: int, objects: int, dtype: torch.dtype, sharp: float = 1.0) -> Arguments:
+def arguments(
+    side: int, maps: int, objects: int, dtype: torch.dtype, sharp: float = 1.0
+) -> Arguments:
     """Random weights of a size that keeps values near one; `sharp` multiplies the queries."""
     generator = torch.Generator().manual_seed(0)
     tokens = side * side
@@ -45,7 +66,9 @@ def arguments(side: int, maps: int, objects: int, dtype: torch.dtype, sharp: flo
         return (torch.randn(shape, generator=generator) * spread).to(dtype)
 
     weights = MemoryAttentionWeights.build(weight, count=LAYERS, C=DIM, M=NARROW, F=HIDDEN)
-    stored = [torch.randn(tokens, NARROW, generator=generator).to(dtype) for _ in range(maps * objects)]
+    stored = [
+        torch.randn(tokens, NARROW, generator=generator).to(dtype) for _ in range(maps * objects)
+    ]
     pointers = torch.randn(2, POINTERS * objects, NARROW, generator=generator).to(dtype)
     first = [maps * i for i in range(objects + 1)]
     memories = Memories(
@@ -57,17 +80,28 @@ def arguments(side: int, maps: int, objects: int, dtype: torch.dtype, sharp: flo
         pointers[1],
         [POINTERS * i for i in range(objects + 1)],
     )
-    x, place = (torch.randn(*s, generator=generator).to(dtype) for s in ((1, tokens, DIM), (tokens, NARROW)))
-    return x, weights, rope_table(DIM, side), memories, torch.randn(7, NARROW, generator=generator).to(dtype), place
+    x, place = (
+        torch.randn(*s, generator=generator).to(dtype) for s in ((1, tokens, DIM), (tokens, NARROW))
+    )
+    return (
+        x,
+        weights,
+        rope_table(DIM, side),
+        memories,
+        torch.randn(7, NARROW, generator=generator).to(dtype),
+        place,
+    )
 
 
 @cache
-def errors(side: int, dtype: torch.dtype, sharp: float, device: torch.device) -> tuple[float, float]:
+def errors(
+    side: int, dtype: torch.dtype, sharp: float, device: torch.device
+) -> tuple[float, float]:
     """Root mean square errors of ours and of torch's layers against float64, two maps."""
     given = placed(arguments(side, 2, 1, dtype, sharp), device)
     exact = memory_attention_reference(*cast(given, torch.float64))
     mine, theirs = memory_attention(*given), memory_attention_reference(*given)
-    return tuple((found.double() - exact).square().mean().sqrt().item() for found in (mine, theirs))  # type: ignore[return-value]
+    return tuple((found.double() - exact).square().mean().sqrt().item() for found in (mine, theirs))
 
 
 @torch.inference_mode()
@@ -82,7 +116,9 @@ def measure(options: Options) -> Iterator[Case]:
 
 
 @torch.inference_mode()
-def attention(case: str, side: int, maps: int, objects: int, dtype: torch.dtype, best: float, options: Options) -> Iterator[Row]:
+def attention(
+    case: str, side: int, maps: int, objects: int, dtype: torch.dtype, best: float, options: Options
+) -> Iterator[Row]:
     """Errors of the number format, then times; `best`: GFLOP/s of a matrix product."""
     error = {}
     for sharp in (1.0, 8.0):
@@ -90,7 +126,13 @@ def attention(case: str, side: int, maps: int, objects: int, dtype: torch.dtype,
         require(mine <= 2 * theirs, f"{case}, queries x {sharp:g}", "sam2_fast")
         error[sharp] = mine, theirs
     given = placed(arguments(side, maps, objects, dtype), options.device)
-    times = interleaved({"sam2_fast": lambda g=given: memory_attention(*g), PEER: lambda g=given: memory_attention_reference(*g)}, options)
+    times = interleaved(
+        {
+            "sam2_fast": lambda g=given: memory_attention(*g),
+            PEER: lambda g=given: memory_attention_reference(*g),
+        },
+        options,
+    )
     ours, flops = statistics.median(times["sam2_fast"]), operations(side * side, maps, objects)
     notes = {
         who: {

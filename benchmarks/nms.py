@@ -1,4 +1,6 @@
-"""Suppression of boxes: the masks of a crop, and many more, against torchvision where it is there."""
+"""Suppression of boxes: the masks of a crop, and many more, against
+torchvision where it is there.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from sam2_fast.ops.nms import nms
 def boxes_of(count: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Boxes of whole pixels in a picture of 1080 x 1920, crowded around 40 places, and scores."""
     generator = torch.Generator().manual_seed(0)
-    centres = (torch.rand(count, 2, generator=generator) * torch.tensor([1920.0, 1080.0])).div(240).floor() * 240
+    centres = (torch.rand(count, 2, generator=generator) * torch.tensor([1920.0, 1080.0])).div(
+        240
+    ).floor() * 240
     half = torch.rand(count, 2, generator=generator) * 300 + 20
     boxes = torch.cat([centres - half, centres + half], 1).round()
     return boxes.to(device), torch.rand(count, generator=generator).to(device)
@@ -44,8 +48,9 @@ def suppression(case: str, count: int, options: Options) -> Iterator[Row]:
     """Equal sets of boxes, then times."""
     boxes, scores = boxes_of(count, options.device)
     functions: dict[str, Callable[[], torch.Tensor]] = {
-        "sam2_fast": partial(nms, boxes, scores, 0.7), "torch": partial(nms, boxes, scores, 0.7, backend="torch")
-    }  # fmt: skip
+        "sam2_fast": partial(nms, boxes, scores, 0.7),
+        "torch": partial(nms, boxes, scores, 0.7, backend="torch"),
+    }
     wanted = functions["torch"]()
     require(torch.equal(functions["sam2_fast"](), wanted), case, "sam2_fast")
     if (theirs := torchvision(boxes, scores)) is not None:
@@ -53,4 +58,6 @@ def suppression(case: str, count: int, options: Options) -> Iterator[Row]:
         functions["torchvision"] = theirs
     times = interleaved(functions, options)
     ours = statistics.median(times["sam2_fast"])
-    yield from rows(case, times, {who: {"x ours": statistics.median(t) / ours} for who, t in times.items()})
+    yield from rows(
+        case, times, {who: {"x ours": statistics.median(t) / ours} for who, t in times.items()}
+    )

@@ -1,4 +1,6 @@
-"""The peers of the predictor benchmarks at equal weights: the official package and transformers, each where it is at hand."""
+"""The peers of the predictor benchmarks at equal weights: the official package and transformers,
+each where it is at hand.
+"""
 
 from __future__ import annotations
 
@@ -27,27 +29,48 @@ def _tool(name: str) -> Any:
 
 
 def has_official(wanted: Sequence[str]) -> bool:
-    """Whether the official package is laid out and among the wanted peers; none named: all are wanted."""
-    return "official" in (wanted or ("official",)) and (FOLDER / "sam2").is_dir() and (TOOLS / "official_peer.py").is_file()
+    """Whether the official package is laid out and among the wanted peers; none named: all are
+    wanted.
+    """
+    return (
+        "official" in (wanted or ("official",))
+        and (FOLDER / "sam2").is_dir()
+        and (TOOLS / "official_peer.py").is_file()
+    )
 
 
 def official(
-    size: str, state: dict[str, torch.Tensor], image_size: int, device: torch.device, overrides: Sequence[str] = (), **more: Any
+    size: str,
+    state: dict[str, torch.Tensor],
+    image_size: int,
+    device: torch.device,
+    overrides: Sequence[str] = (),
+    **more: Any,
 ) -> Any:
-    """The official video predictor with these weights, or None where the package is not laid out. overrides, more: for its builder."""
+    """The official video predictor with these weights, or None where the package is not laid out.
+    overrides, more: for its builder.
+    """
     tool = _tool("official_peer") if (FOLDER / "sam2").is_dir() else None
     if tool is None:
         return None
     if str(FOLDER) not in sys.path:
         sys.path.insert(0, str(FOLDER))
-    predictor = tool.build_video(SHORT[size], device=str(device), overrides=[f"++model.image_size={image_size}", *overrides], **more)
+    predictor = tool.build_video(
+        SHORT[size],
+        device=str(device),
+        overrides=[f"++model.image_size={image_size}", *overrides],
+        **more,
+    )
     predictor.load_state_dict(state)
-    # its extension is not compiled here: it would warn and leave holes open, so both sides leave them
+    # its extension is not compiled here: it would warn and leave holes open, so both sides leave
+    #     them
     predictor.fill_hole_area = 0
     return predictor
 
 
-def transformers(size: str, state: dict[str, torch.Tensor], image_size: int, device: torch.device) -> Any:
+def transformers(
+    size: str, state: dict[str, torch.Tensor], image_size: int, device: torch.device
+) -> Any:
     """`Sam2VideoModel` with these weights (1024 pixels only), or None where it is not installed."""
     tool = transformers_tool()
     if tool is None or image_size != 1024:

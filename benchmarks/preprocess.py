@@ -1,4 +1,6 @@
-"""Pictures of bytes to model input: the kernel against torch (images) and Pillow (frames), for two sizes of video."""
+"""Pictures of bytes to model input: the kernel against torch (images) and Pillow (frames), for two
+sizes of video.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +29,17 @@ def _bytes(frame: torch.Tensor, size: int, backend: str) -> torch.Tensor:
 
 
 WAYS: dict[str, tuple[str, Callable[..., torch.Tensor], int]] = {
-    "image": ("torch", _image, 12), "frame": ("Pillow", _frame, 12), "frame, bytes only": ("Pillow", _bytes, 3),
-}  # fmt: skip
+    "image": ("torch", _image, 12),
+    "frame": ("Pillow", _frame, 12),
+    "frame, bytes only": ("Pillow", _bytes, 3),
+}
 """The peer, the conversion, and bytes written for each pixel."""
 
 
 def copy_rate(device: torch.device) -> float:
-    """GB/s, read and written, of a copy that no cache holds: what a pass over input and output from memory cannot exceed."""
+    """GB/s, read and written, of a copy that no cache holds: what a pass over input and output from
+    memory cannot exceed.
+    """
     source, target = (torch.ones(256 << 20, dtype=torch.uint8, device=device) for _ in range(2))
     times = interleaved({"copy": lambda: target.copy_(source)}, Options(device, repeats=3))["copy"]
     return 2 * source.numel() / min(times) / 1e6
@@ -42,8 +48,13 @@ def copy_rate(device: torch.device) -> float:
 def exact_image(frame: torch.Tensor, size: int) -> torch.Tensor:
     """The image path in float64, [1, 3, size, size]."""
     planes = frame.permute(2, 0, 1)[None].double() / 255
-    resized = F.interpolate(planes, (size, size), mode="bilinear", align_corners=False, antialias=True)
-    mean, std = (frame.new_tensor(values, dtype=torch.float64)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
+    resized = F.interpolate(
+        planes, (size, size), mode="bilinear", align_corners=False, antialias=True
+    )
+    mean, std = (
+        frame.new_tensor(values, dtype=torch.float64)[:, None, None]
+        for values in (PIXEL_MEAN, PIXEL_STD)
+    )
     return (resized - mean) / std
 
 
@@ -62,9 +73,13 @@ def measure(options: Options) -> Iterator[Case]:
 
 
 @torch.inference_mode()
-def way(case: str, what: str, height: int, width: int, size: int, limit: float, options: Options) -> Iterator[Row]:
+def way(
+    case: str, what: str, height: int, width: int, size: int, limit: float, options: Options
+) -> Iterator[Row]:
     """One of `WAYS`; `limit`: GB/s of a copy."""
-    frame = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).to(options.device)
+    frame = torch.randint(
+        0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    ).to(options.device)
     peer, convert, pixel_bytes = WAYS[what]
     run = partial(convert, frame, size)
     mine, theirs = run("auto"), run("torch")

@@ -19,9 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Report:
-    """Rows, red cases and failures. With `path`, one JSON document, replaced as a whole after every change.
+    """Rows, red cases and failures. With `path`, one JSON document, replaced as a whole after every
+    change.
 
-    `"complete"` is false until `finish`: a run that is killed leaves a valid document with all rows so far.
+    `"complete"` is false until `finish`: a run that is killed leaves a valid document with all rows
+    so far.
     """
 
     def __init__(self, options: Options, path: Path | None = None) -> None:
@@ -30,9 +32,12 @@ class Report:
         self._red: list[dict[str, str]] = []
         self._failed: list[dict[str, str]] = []
         self._document = {
-            "machine": machine(options), "complete": False, "red": self._red, "failed": self._failed,
+            "machine": machine(options),
+            "complete": False,
+            "red": self._red,
+            "failed": self._failed,
             "results": self._results,
-        }  # fmt: skip
+        }
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
         self._write()
@@ -50,7 +55,9 @@ class Report:
                         self._row(name, row)
 
     def finish(self) -> int:
-        """Mark the document as complete. Returns the exit status: 1 where a case was red or failed."""
+        """Mark the document as complete. Returns the exit status: 1 where a
+        case was red or failed.
+        """
         self._document["complete"] = True
         self._write()
         for kind, entries in (("red", self._red), ("failed", self._failed)):
@@ -82,7 +89,7 @@ class Report:
     def _write(self) -> None:
         if self._path is None:
             return
-        self._document["machine"]["load_average"] = load_average()  # type: ignore[index]
+        self._document["machine"]["load_average"] = load_average()
         part = self._path.with_name(f"{self._path.name}.part")
         with part.open("w") as file:
             file.write(json.dumps(self._document, indent=1) + "\n")
@@ -94,7 +101,10 @@ class Report:
 def show(row: Row) -> str:
     """One line of the table."""
     notes = "  ".join(f"{key} {_short(value)}" for key, value in row.notes.items())
-    return f"{row.case:34} {row.who:34} {row.median_ms:10.3f} ms  ({row.low_ms:.3f} .. {row.high_ms:.3f})  {notes}"
+    return (
+        f"{row.case:34} {row.who:34} {row.median_ms:10.3f} ms  ({row.low_ms:.3f} .. "
+        f"{row.high_ms:.3f})  {notes}"
+    )
 
 
 def _short(value: object) -> str:

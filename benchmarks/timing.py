@@ -1,4 +1,6 @@
-"""Fair timing: competitors take turns in one process; medians with their spread; what machine it was."""
+"""Fair timing: competitors take turns in one process; medians with their spread; what machine it
+was.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,16 @@ from sam2_fast.proving.timing import cpu_milliseconds, device_milliseconds, wall
 from sam2_fast.proving.timing import cuda_milliseconds as cuda_milliseconds
 
 PACKAGES = (
-    "torch", "triton", "numpy", "scipy", "opencv-python-headless", "connected-components-3d", "openvino", "onnxruntime", "transformers",
-)  # fmt: skip
+    "torch",
+    "triton",
+    "numpy",
+    "scipy",
+    "opencv-python-headless",
+    "connected-components-3d",
+    "openvino",
+    "onnxruntime",
+    "transformers",
+)
 
 
 class RedCaseError(AssertionError):
@@ -42,7 +52,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the result: a case, who ran it, milliseconds, and whatever else is worth a column."""
+    """One line of the result: a case, who ran it, milliseconds, and whatever else is worth a
+    column.
+    """
 
     case: str
     who: str
@@ -60,8 +72,8 @@ class Row:
 class Case:
     """What a benchmark yields: one case, measured when it is asked for its rows.
 
-    `function(name, *arguments)` proves the outputs equal with `require`, then times them. What it raises ends this
-    case only, so whatever may fail belongs in it and not in `measure`.
+    `function(name, *arguments)` proves the outputs equal with `require`, then times them. What it
+    raises ends this case only, so whatever may fail belongs in it and not in `measure`.
     """
 
     name: str
@@ -87,20 +99,27 @@ class Times(dict[str, list[float]]):
         self.wall: set[str] = set()  # of a GPU: what had to be timed by the host's clock
 
     def by_wall_clock(self, name: str) -> None:
-        """From now on. What the device's clock said until now is left out: the two are not mixed."""
+        """From now on. What the device's clock said until now is left out: the
+        two are not mixed.
+        """
         if name not in self.wall:
             self.wall.add(name)
             self[name].clear()
 
 
 def interleaved(functions: Mapping[str, Callable[[], Any]], options: Options) -> Times:
-    """Milliseconds of every run. Each round runs every function once, so that drift of the machine hits all alike."""
+    """Milliseconds of every run. Each round runs every function once, so that drift of the machine
+    hits all alike.
+    """
     times = Times(functions)
     cuda = options.device.type == "cuda"
-    cold = torch.empty(256 << 20 if cuda else 0, dtype=torch.int8, device=options.device)  # larger than any L2
+    # Larger than any L2.
+    cold = torch.empty(256 << 20 if cuda else 0, dtype=torch.int8, device=options.device)
     for turn in range(options.repeats + 1):
         for name, function in functions.items():
-            taken = _gpu_ms(name, function, times, cold.zero_) if cuda else cpu_milliseconds(function)
+            taken = (
+                _gpu_ms(name, function, times, cold.zero_) if cuda else cpu_milliseconds(function)
+            )
             if turn:  # the first round warms up
                 times[name].append(taken)
     return times
@@ -108,7 +127,11 @@ def interleaved(functions: Mapping[str, Callable[[], Any]], options: Options) ->
 
 def dtypes(options: Options) -> tuple[torch.dtype, ...]:
     """Number formats to measure: those that people run on such a device."""
-    return (torch.float32, torch.bfloat16) if options.device.type == "cpu" else (torch.bfloat16, torch.float16)
+    return (
+        (torch.float32, torch.bfloat16)
+        if options.device.type == "cpu"
+        else (torch.bfloat16, torch.float16)
+    )
 
 
 def placed(value: Any, device: torch.device) -> Any:
@@ -121,7 +144,9 @@ def matrix_peak(device: torch.device, dtype: torch.dtype = torch.float32) -> flo
     return matrix_rate(device, dtype)
 
 
-def _gpu_ms(name: str, function: Callable[[], Any], times: Times, before: Callable[[], Any]) -> float:
+def _gpu_ms(
+    name: str, function: Callable[[], Any], times: Times, before: Callable[[], Any]
+) -> float:
     taken = None if name in times.wall else device_milliseconds(function, before)
     if taken is None:
         times.by_wall_clock(name)
@@ -150,19 +175,32 @@ def rates(
     return notes
 
 
-def rows(case: str, times: Mapping[str, list[float]], notes: Mapping[str, Mapping[str, Any]] | None = None) -> list[Row]:
-    """Medians and spreads as rows. On a GPU a row that the host's clock timed says so: its launches are in it."""
+def rows(
+    case: str,
+    times: Mapping[str, list[float]],
+    notes: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Row]:
+    """Medians and spreads as rows. On a GPU a row that the host's clock timed says so: its launches
+    are in it.
+    """
     extra = notes or {}
     wall = times.wall if isinstance(times, Times) else set()
     clock = {who: {"clock": "wall"} if who in wall else {} for who in times}
-    return [Row(case, who, statistics.median(t), min(t), max(t), {**extra.get(who, {}), **clock[who]}) for who, t in times.items()]
+    return [
+        Row(case, who, statistics.median(t), min(t), max(t), {**extra.get(who, {}), **clock[who]})
+        for who, t in times.items()
+    ]
 
 
 def machine(options: Options) -> dict[str, Any]:
-    """Processor, device, threads and versions: enough to repeat a result, nothing that names the machine."""
+    """Processor, device, threads and versions: enough to repeat a result, nothing that names the
+    machine.
+    """
     return {
         "cpu": _cpu_name(),
-        "device": torch.cuda.get_device_name(options.device) if options.device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name(options.device)
+        if options.device.type == "cuda"
+        else "cpu",
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "load_average": load_average(),
@@ -174,14 +212,20 @@ def machine(options: Options) -> dict[str, Any]:
 
 
 def load_average() -> float:
-    """Of the last minute. More than the cores: other work was running, and medians are pessimistic."""
+    """Of the last minute. More than the cores: other work was running, and
+    medians are pessimistic.
+    """
     return round(os.getloadavg()[0], 1)
 
 
 def _public_arguments() -> list[str]:
     """The command line without where its JSON goes: a folder says nothing about a result."""
     words = sys.argv[1:]
-    return [w for i, w in enumerate(words) if not w.startswith("--json") and (i == 0 or words[i - 1] != "--json")]
+    return [
+        w
+        for i, w in enumerate(words)
+        if not w.startswith("--json") and (i == 0 or words[i - 1] != "--json")
+    ]
 
 
 def _cpu_name() -> str:

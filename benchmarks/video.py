@@ -1,9 +1,12 @@
-"""Whole videos, frames a second as a user sees them: ours with and without recordings, the official package, transformers.
+"""Whole videos, frames a second as a user sees them: ours with and without recordings, the official
+package, transformers.
 
-Steady state: frames from 17 on, which attend to 7 maps and 16 pointers; wall clock, the device awaited at both ends. On a GPU all four
-sizes and up to 64 objects, in bfloat16 (peers under autocast); `--peer official,transformers` are the default, `official-compiled`
-adds `vos_optimized=True`, which compiles for minutes first. `--quick`, and any run on a CPU: tiny at 256 pixels, float32.
-SAM2_FAST_VIDEO names a folder of JPEGs to track in; without it a square moves over noise. Weights are random and seeded.
+Steady state: frames from 17 on, which attend to 7 maps and 16 pointers; wall clock, the device
+awaited at both ends. On a GPU all four sizes and up to 64 objects, in bfloat16 (peers under
+autocast); `--peer official,transformers` are the default, `official-compiled` adds
+`vos_optimized=True`, which compiles for minutes first. `--quick`, and any run on a CPU: tiny at 256
+pixels, float32. SAM2_FAST_VIDEO names a folder of JPEGs to track in; without it a square moves over
+noise. Weights are random and seeded.
 """
 
 from __future__ import annotations
@@ -33,12 +36,21 @@ STEADY = 17
 """The first frame that attends to all there can be."""
 FRAMES = 60
 COLD = """
-import time; start = time.perf_counter()
+import time
+
+start = time.perf_counter()
 import sys, torch, sam2_fast
+
 sys.path.insert(0, sys.argv[3])
 from benchmarks.predictors import clip
-video = sam2_fast.build_sam2_video_predictor("tiny", device=sys.argv[1], seed=0, image_size=int(sys.argv[2]),
-    dtype=torch.float32 if sys.argv[1] == "cpu" else torch.bfloat16)
+
+video = sam2_fast.build_sam2_video_predictor(
+    "tiny",
+    device=sys.argv[1],
+    seed=0,
+    image_size=int(sys.argv[2]),
+    dtype=torch.float32 if sys.argv[1] == "cpu" else torch.bfloat16,
+)
 state = video.init_state(clip(2))
 video.add_new_points_or_box(state, 0, 1, points=[[60, 100]], labels=[1])
 masks = [masks.sum().item() for _, _, masks in video.propagate_in_video(state)]
@@ -49,8 +61,15 @@ print(time.perf_counter() - start)
 class Contestant:
     """A video predictor that is run over the clip from a new session each time."""
 
-    def __init__(self, predictor: Any, folder: str, objects: int, around: Callable[[], Any]) -> None:
-        self._predictor, self._folder, self._objects, self._around = predictor, folder, objects, around
+    def __init__(
+        self, predictor: Any, folder: str, objects: int, around: Callable[[], Any]
+    ) -> None:
+        self._predictor, self._folder, self._objects, self._around = (
+            predictor,
+            folder,
+            objects,
+            around,
+        )
 
     def masks(self, frames: int) -> Iterator[torch.Tensor]:
         """Logits of `frames` frames."""
@@ -58,7 +77,9 @@ class Contestant:
             state = self._predictor.init_state(self._folder)
             for i, place in enumerate(places(self._objects)):
                 self._predictor.add_new_points_or_box(state, 0, i, points=place, labels=[1])
-            for _, _, masks in self._predictor.propagate_in_video(state, max_frame_num_to_track=frames - 1):
+            for _, _, masks in self._predictor.propagate_in_video(
+                state, max_frame_num_to_track=frames - 1
+            ):
                 yield masks
 
     def milliseconds(self, frames: int) -> float:
@@ -106,10 +127,14 @@ def predictors(name: str, image_size: int, options: Options) -> dict[str, Any]:
     """At equal weights, by name; "wide" is ours in float32, "bare" ours without recordings."""
     cuda = options.device.type == "cuda"
     wanted = options.peers or ("official", "transformers")
-    made = {who: build_sam2_video_predictor(name, device=options.device, seed=0, image_size=image_size) for who in ("wide", "ours", "bare")}
+    made = {
+        who: build_sam2_video_predictor(name, device=options.device, seed=0, image_size=image_size)
+        for who in ("wide", "ours", "bare")
+    }
     for predictor in made.values():
         predictor.fill_hole_area = 0
-        # random weights find most objects absent, whose masks are a constant: nothing would be compared
+        # random weights find most objects absent, whose masks are a constant: nothing would be
+        #     compared
         predictor.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.data.fill_(10.0)
     state = made["wide"].state_dict()
     if cuda:
@@ -123,7 +148,9 @@ def predictors(name: str, image_size: int, options: Options) -> dict[str, Any]:
     return made
 
 
-def contestants(built: dict[str, Any], folder: str, objects: int, options: Options) -> dict[str, Contestant]:
+def contestants(
+    built: dict[str, Any], folder: str, objects: int, options: Options
+) -> dict[str, Contestant]:
     """Over the clip in `folder`, by name."""
     cuda = options.device.type == "cuda"
 
@@ -143,10 +170,16 @@ def contestants(built: dict[str, Any], folder: str, objects: int, options: Optio
 
 
 def prove(who: dict[str, Contestant], exact: Contestant, case: str) -> dict[str, float]:
-    """Root mean square errors of four frames' logits against float32; ours is at most twice the official one."""
+    """Root mean square errors of four frames' logits against float32; ours is at most twice the
+    official one.
+    """
     truth = torch.stack([m.double() for m in exact.masks(4)])
-    alike = {name: c for name, c in who.items() if not isinstance(c, Transformers)}  # whose logits are not at the size of the video
-    error = {name: (torch.stack([m.double() for m in c.masks(4)]) - truth).square().mean().sqrt().item() for name, c in alike.items()}
+    # Whose logits are not at the size of the video.
+    alike = {name: c for name, c in who.items() if not isinstance(c, Transformers)}
+    error = {
+        name: (torch.stack([m.double() for m in c.masks(4)]) - truth).square().mean().sqrt().item()
+        for name, c in alike.items()
+    }
     floor = 1e-4 * truth.abs().max().item()
     for name in error:
         if name.startswith("sam2_fast"):
@@ -154,17 +187,25 @@ def prove(who: dict[str, Contestant], exact: Contestant, case: str) -> dict[str,
     return error
 
 
-def video(case: str, name: str, image_size: int, count: int, folder: str, peak: float, options: Options) -> Iterator[Row]:
+def video(
+    case: str, name: str, image_size: int, count: int, folder: str, peak: float, options: Options
+) -> Iterator[Row]:
     """A whole video with `count` objects; `peak`: GFLOP/s of a matrix product.
 
-    Predictors are built anew for every case: what recordings of other cases hold is not in the peak memory.
+    Predictors are built anew for every case: what recordings of other cases hold is not in the peak
+        memory.
     """
     cuda = options.device.type == "cuda"
     if "official-compiled" in options.peers:
-        torch.compiler.reset()  # torch compiles a function for a limited number of shapes, then runs it as it is
+        # torch compiles a function for a limited number of shapes, then runs it as it is
+        torch.compiler.reset()
     built = predictors(name, image_size, options)
     who = contestants(built, folder, count, options)
-    error = prove(who, Contestant(built["wide"], folder, count, contextlib.nullcontext), case) if count == 1 else {}
+    error = (
+        prove(who, Contestant(built["wide"], folder, count, contextlib.nullcontext), case)
+        if count == 1
+        else {}
+    )
     times: dict[str, list[float]] = {x: [] for x in who}
     memory: dict[str, float] = {}
     frames = FRAMES if cuda else STEADY + 4
@@ -187,7 +228,8 @@ def video(case: str, name: str, image_size: int, count: int, folder: str, peak: 
 
 
 def cold_start(case: str, image_size: int, cache: str, options: Options) -> Iterator[Row]:
-    """From the interpreter's start of imports to the second frame's masks on the host, in a process of its own.
+    """From the interpreter's start of imports to the second frame's masks on the host, in a process
+    of its own.
 
     cache: the folder of Triton's compiled kernels, which the process fills where it is empty.
     """

@@ -1,4 +1,6 @@
-"""Windowed attention: every shape that the tiny, base+ and large trunks meet, against the same steps in torch and FlexAttention."""
+"""Windowed attention: every shape that the tiny, base+ and large trunks meet, against the same
+steps in torch and FlexAttention.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,18 @@ import torch.nn.functional as F
 from torch.nn.attention.flex_attention import flex_attention
 
 from benchmarks.hiera_block import KINDS, TRUNKS
-from benchmarks.timing import Case, Options, Row, dtypes, interleaved, matrix_peak, placed, require, rms_error, rows
+from benchmarks.timing import (
+    Case,
+    Options,
+    Row,
+    dtypes,
+    interleaved,
+    matrix_peak,
+    placed,
+    require,
+    rms_error,
+    rows,
+)
 from sam2_fast.ops.window_attention import window_attention, window_attention_reference
 
 
@@ -47,21 +60,36 @@ def measure(options: Options) -> Iterator[Case]:
                 side = side // 4 if options.quick else side
                 channels = (first << stage) * factor
                 case = f"{trunk}, {kind}, {side}^2, {channels // head} x {head}, {str(dtype)[6:]}"
-                yield Case(case, attention, (side, channels, channels // head, window, pool, dtype, best, options))
+                yield Case(
+                    case,
+                    attention,
+                    (side, channels, channels // head, window, pool, dtype, best, options),
+                )
 
 
 @torch.inference_mode()
 def attention(
-    case: str, side: int, channels: int, heads: int, window: int, pool: bool, dtype: torch.dtype, best: float,
+    case: str,
+    side: int,
+    channels: int,
+    heads: int,
+    window: int,
+    pool: bool,
+    dtype: torch.dtype,
+    best: float,
     options: Options,
-) -> Iterator[Row]:  # fmt: skip
+) -> Iterator[Row]:
     """One shape; `best`: GFLOP/s of a matrix product."""
     torch.manual_seed(0)
-    qkv, pad = torch.randn(1, side, side, 3 * channels).to(dtype), torch.randn(3 * channels).to(dtype)
+    qkv, pad = (
+        torch.randn(1, side, side, 3 * channels).to(dtype),
+        torch.randn(3 * channels).to(dtype),
+    )
     given = placed((qkv, pad, heads, window, pool), options.device)
     functions: dict[str, Callable[[], torch.Tensor]] = {
-        "sam2_fast": partial(window_attention, *given), "torch": partial(window_attention_reference, *given)
-    }  # fmt: skip
+        "sam2_fast": partial(window_attention, *given),
+        "torch": partial(window_attention_reference, *given),
+    }
     mine, theirs = functions["sam2_fast"](), functions["torch"]()
     exact = window_attention_reference(given[0].double(), given[1].double(), *given[2:])
     require(rms_error(mine, exact) <= 2 * rms_error(theirs, exact), case, "sam2_fast")
@@ -72,7 +100,11 @@ def attention(
     times = interleaved(functions, options)
     ours, flops = statistics.median(times["sam2_fast"]), operations(side, channels, window, pool)
     moved = qkv.numel() * qkv.itemsize * (1 + (1 / 12 if pool else 1 / 3))
-    yield from rows(case, times, {who: _notes(statistics.median(t), ours, flops, moved, best) for who, t in times.items()})
+    yield from rows(
+        case,
+        times,
+        {who: _notes(statistics.median(t), ours, flops, moved, best) for who, t in times.items()},
+    )
 
 
 def _notes(median: float, ours: float, flops: int, moved: float, best: float) -> dict[str, float]:

@@ -1,9 +1,10 @@
-"""Renders the example media: a clip of three textured objects that pass behind each other and a pillar, a still, and the true masks; and
-a clip of a camera that moves over a photograph.
+"""Renders the example media: a clip of three textured objects that pass behind each other and a
+pillar, a still, and the true masks; and a clip of a camera that moves over a photograph.
 
     python examples/render.py   # writes next to this file; needs PyAV
 
-Every pixel follows from the formulas below; nothing is random but the seeded texture. FFmpeg's encoder decides the bytes of the MP4.
+Every pixel follows from the formulas below; nothing is random but the seeded texture. FFmpeg's
+encoder decides the bytes of the MP4.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ def noise(seed: int, height: int, width: int) -> Field:
     total = np.zeros((height, width))
     for octave in range(4):
         grid = source.random((3 << octave, 4 << octave)).astype(np.float32)
-        total += np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BILINEAR)) / 2**octave
+        total += (
+            np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BILINEAR))
+            / 2**octave
+        )
     return (total - total.min()) / (total.max() - total.min())
 
 
@@ -46,12 +50,16 @@ def mix(a: tuple[int, int, int], b: tuple[int, int, int], amount: Field) -> Fiel
 
 def background(y: Field, x: Field) -> Field:
     wall = mix((196, 188, 170), (150, 146, 140), noise(1, HEIGHT, WIDTH))
-    floor = mix((120, 84, 56), (84, 58, 40), 0.5 + 0.5 * np.sin(x / 23 + 3 * noise(2, HEIGHT, WIDTH)))
+    floor = mix(
+        (120, 84, 56), (84, 58, 40), 0.5 + 0.5 * np.sin(x / 23 + 3 * noise(2, HEIGHT, WIDTH))
+    )
     return np.where((y > 228)[..., None], floor, wall)
 
 
 def ball(t: float, y: Field, x: Field) -> tuple[Field, Field]:
-    """Object 1: rolls to the right, striped. Signed distance in pixels (negative inside) and colour."""
+    """Object 1: rolls to the right, striped. Signed distance in pixels (negative inside) and
+    colour.
+    """
     cx, cy, radius = 40 + 400 * t, 212 - 60 * abs(np.sin(2.2 * np.pi * t)), 38
     u, v = x - cx, y - cy
     angle = 400 * t / radius
@@ -63,7 +71,10 @@ def ball(t: float, y: Field, x: Field) -> tuple[Field, Field]:
 def crate(t: float, y: Field, x: Field) -> tuple[Field, Field]:
     """Object 2: turns while it slides to the left, chequered."""
     cx, cy, angle = 390 - 210 * t, 168 + 16 * np.sin(5 * t), 0.3 + 1.4 * t
-    u, v = (x - cx) * np.cos(angle) + (y - cy) * np.sin(angle), (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)
+    u, v = (
+        (x - cx) * np.cos(angle) + (y - cy) * np.sin(angle),
+        (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle),
+    )
     boards = 0.5 + 0.5 * np.tanh(5 * np.sin(u / 6) * np.sin(v / 6))
     return np.maximum(abs(u), abs(v)) - 36, mix((214, 116, 30), (120, 58, 16), boards)
 
@@ -80,7 +91,9 @@ def leaf(t: float, y: Field, x: Field) -> tuple[Field, Field]:
 
 def pillar(y: Field, x: Field) -> tuple[Field, Field]:
     """Stands in front of the ball and behind the crate; no object of ours."""
-    return abs(x - 185) - 17 + 0 * y, mix((90, 92, 98), (168, 170, 176), 0.5 + 0.5 * np.sin(y / 9) * np.cos(x / 4))
+    return abs(x - 185) - 17 + 0 * y, mix(
+        (90, 92, 98), (168, 170, 176), 0.5 + 0.5 * np.sin(y / 9) * np.cos(x / 4)
+    )
 
 
 def render(t: float) -> tuple[npt.NDArray[np.uint8], dict[int, Mask]]:
@@ -88,7 +101,12 @@ def render(t: float) -> tuple[npt.NDArray[np.uint8], dict[int, Mask]]:
     y, x = (axis.astype(np.float64) for axis in np.mgrid[:HEIGHT, :WIDTH])
     image = background(y, x)
     masks: dict[int, Mask] = {}
-    for number, (distance, color) in ((1, ball(t, y, x)), (0, pillar(y, x)), (2, crate(t, y, x)), (3, leaf(t, y, x))):
+    for number, (distance, color) in (
+        (1, ball(t, y, x)),
+        (0, pillar(y, x)),
+        (2, crate(t, y, x)),
+        (3, leaf(t, y, x)),
+    ):
         cover = np.clip(0.5 - distance, 0, 1)
         image = image + (color - image) * cover[..., None]
         solid = cover > 0.5
@@ -100,24 +118,44 @@ def render(t: float) -> tuple[npt.NDArray[np.uint8], dict[int, Mask]]:
 
 
 def pan(t: float) -> npt.NDArray[np.uint8]:
-    """What a hand-held camera sees that moves over a photograph of a cup: a real picture, and a clip of our own."""
+    """What a hand-held camera sees that moves over a photograph of a cup: a real picture, and a
+    clip of our own.
+    """
     height, width = PAN
     with Image.open(HERE / "coffee.jpg") as photo:
         zoom, turn = 1.1 + 0.12 * np.sin(3 * t), 0.09 * np.sin(5 * t)
-        x, y = photo.width / 2 + 70 * np.sin(2.6 * t) - 40, photo.height / 2 + 22 * np.cos(3.4 * t) - 8
+        x, y = (
+            photo.width / 2 + 70 * np.sin(2.6 * t) - 40,
+            photo.height / 2 + 22 * np.cos(3.4 * t) - 8,
+        )
         a, b = np.cos(turn) * zoom, np.sin(turn) * zoom
-        place = (a, -b, x - a * width / 2 + b * height / 2, b, a, y - b * width / 2 - a * height / 2)
-        return np.asarray(photo.convert("RGB").transform((width, height), Image.Transform.AFFINE, place, Image.Resampling.BICUBIC))
+        place = (
+            a,
+            -b,
+            x - a * width / 2 + b * height / 2,
+            b,
+            a,
+            y - b * width / 2 - a * height / 2,
+        )
+        return np.asarray(
+            photo.convert("RGB").transform(
+                (width, height), Image.Transform.AFFINE, place, Image.Resampling.BICUBIC
+            )
+        )
 
 
 @contextmanager
-def writing(name: str, height: int, width: int) -> Iterator[Callable[[npt.NDArray[np.uint8]], None]]:
+def writing(
+    name: str, height: int, width: int
+) -> Iterator[Callable[[npt.NDArray[np.uint8]], None]]:
     """Within, a function that adds a picture [H, W, 3] to the video."""
     with av.open(str(HERE / name), "w") as container:
         stream = container.add_stream("libx264", rate=RATE)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         stream.options = {"crf": "23", "preset": "slow", "g": "20", "threads": "1"}
-        yield lambda image: container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        yield lambda image: container.mux(
+            stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24"))
+        )
         container.mux(stream.encode(None))
 
 
@@ -145,7 +183,13 @@ def main() -> None:
         {"id": 1, "frame": 0, "points": [[40, 212]], "labels": [1]},
         {"id": 2, "frame": 0, "box": [340, 118, 440, 218]},
         {"id": 3, "frame": 0, "points": [[301, 50], [301, 100]], "labels": [1, 0]},
-        {"id": 1, "frame": 26, "points": [[311, 150]], "labels": [1]},  # a correction: the ball comes out from behind the others
+        # A correction: the ball comes out from behind the others.
+        {
+            "id": 1,
+            "frame": 26,
+            "points": [[311, 150]],
+            "labels": [1],
+        },
     ]
     (HERE / "clip_prompts.json").write_text(json.dumps({"objects": prompts}, indent=1) + "\n")
     on_still = [

@@ -54,23 +54,34 @@ def image_predictor(weights: str | None) -> SAM2ImagePredictor:
 
 
 @contextmanager
-def remembering(model: Sam2, maps: int | None = None, pointers: bool = True, prompted: bool = True) -> Iterator[None]:
-    """Within, `model` attends to at most `maps` recent frames (None: all that it was trained with), with or without object pointers and
-    the maps of prompted frames. With nothing left to attend to, a frame is decoded as the first of a video is.
+def remembering(
+    model: Sam2, maps: int | None = None, pointers: bool = True, prompted: bool = True
+) -> Iterator[None]:
+    """Within, `model` attends to at most `maps` recent frames (None: all that it was trained with),
+    with or without object pointers and the maps of prompted frames. With nothing left to attend to,
+    a frame is decoded as the first of a video is.
     """
     attend, row = model.attend, model.config.num_maps - 1
 
-    def limited(low: Any, all_maps: Any, rows: Any, all_pointers: Any, ages: Any, longest: int) -> Any:
+    def limited(
+        low: Any, all_maps: Any, rows: Any, all_pointers: Any, ages: Any, longest: int
+    ) -> Any:
         if maps == 0 and not pointers and not prompted:
             return model.without_memory(low).expand(len(all_maps), -1, -1, -1)
         keep = [[prompted if r == row else maps is None or r < maps for r in mine] for mine in rows]
-        chosen = [[m for m, k in zip(mine, kept, strict=True) if k] for mine, kept in zip(all_maps, keep, strict=True)]
-        lines = [[r for r, k in zip(mine, kept, strict=True) if k] for mine, kept in zip(rows, keep, strict=True)]
+        chosen = [
+            [m for m, k in zip(mine, kept, strict=True) if k]
+            for mine, kept in zip(all_maps, keep, strict=True)
+        ]
+        lines = [
+            [r for r, k in zip(mine, kept, strict=True) if k]
+            for mine, kept in zip(rows, keep, strict=True)
+        ]
         if not pointers:
             all_pointers, ages = [p[:0] for p in all_pointers], [[] for _ in ages]
         return attend(low, chosen, lines, all_pointers, ages, longest)
 
-    model.attend = limited  # type: ignore[method-assign, assignment]
+    model.attend = limited
     try:
         yield
     finally:
@@ -80,4 +91,8 @@ def remembering(model: Sam2, maps: int | None = None, pointers: bool = True, pro
 def over_clips(task: Callable[[int], list[T]], clips: int, processes: int, name: str) -> list[T]:
     """What `task` finds in each of the held-out clips, one list after the other."""
     with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        return [value for values in tqdm(pool.map(task, range(clips)), total=clips, desc=name) for value in values]
+        return [
+            value
+            for values in tqdm(pool.map(task, range(clips)), total=clips, desc=name)
+            for value in values
+        ]

@@ -23,7 +23,9 @@ MOST_BYTES = 16_000_000
 
 
 def pack(source: Path, target: Path) -> int:
-    """Write `target`; returns its bytes. Raises ValueError for another model, numbers that float16 lacks, or too large a file."""
+    """Write `target`; returns its bytes. Raises ValueError for another model, numbers that float16
+    lacks, or too large a file.
+    """
     state = read_state_dict(source)
     if infer_config(state) != NANO:
         raise ValueError(f"{source}: expected the weights of nano, got {infer_config(state)}")
@@ -32,7 +34,17 @@ def pack(source: Path, target: Path) -> int:
         raise ValueError(f"{source}: {', '.join(wrong)} has numbers that float16 lacks")
     recipe = hashlib.sha256(RECIPE.read_bytes()).hexdigest()
     with whole_file(target) as beside:
-        beside.write_bytes(save(small, {"model": "nano", "license": "Apache-2.0", "recipe": RECIPE.name, "recipe_sha256": recipe}))
+        beside.write_bytes(
+            save(
+                small,
+                {
+                    "model": "nano",
+                    "license": "Apache-2.0",
+                    "recipe": RECIPE.name,
+                    "recipe_sha256": recipe,
+                },
+            )
+        )
         size = beside.stat().st_size
         if size > MOST_BYTES:
             raise ValueError(f"{target}: expected at most {MOST_BYTES} bytes, got {size}")
@@ -41,7 +53,9 @@ def pack(source: Path, target: Path) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Pack one file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path)
     parser.add_argument("--target", type=Path, default=PACKAGED["nano"])
     given = parser.parse_args(arguments)

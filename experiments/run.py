@@ -1,4 +1,5 @@
-"""The paper's first questions, asked of `nano` on held-out synthetic clips; writes docs/experiments.md and every number behind it.
+"""The paper's first questions, asked of `nano` on held-out synthetic clips; writes
+docs/experiments.md and every number behind it.
 
 python -m experiments.run [--weights FILE] [--clips N] [--only NAME ...]
 """
@@ -15,7 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from experiments.clips import FIRST_SEED, LENGTH, WORLD, clip, judged, over_clips, remembering, truth, video_predictor
+from experiments.clips import (
+    FIRST_SEED,
+    LENGTH,
+    WORLD,
+    clip,
+    judged,
+    over_clips,
+    remembering,
+    truth,
+    video_predictor,
+)
 from sam2_fast.data import World
 from sam2_fast.evaluation import VideoScores, follow, offline, semi_supervised
 
@@ -51,7 +62,12 @@ def worlds(number: int, weights: str | None) -> list[Row]:
     found: list[Row] = []
     for name, world in WORLDS.items():
         video = clip(number, LENGTH, world)
-        found += [(name, row.j_and_f) for row in semi_supervised(video_predictor(weights), video.images(), truth(video), "click")]
+        found += [
+            (name, row.j_and_f)
+            for row in semi_supervised(
+                video_predictor(weights), video.images(), truth(video), "click"
+            )
+        ]
     return found
 
 
@@ -62,12 +78,17 @@ def memories(number: int, weights: str | None) -> list[Row]:
     for name, (maps, pointers, prompted) in MEMORIES.items():
         predictor = video_predictor(weights)
         with remembering(predictor, maps, pointers, prompted):
-            found += [(name, row.j_and_f) for row in semi_supervised(predictor, video.images(), truth(video), "click")]
+            found += [
+                (name, row.j_and_f)
+                for row in semi_supervised(predictor, video.images(), truth(video), "click")
+            ]
     return found
 
 
 def lengths(number: int, weights: str | None, longest: int) -> list[Row]:
-    """J&F between each of LENGTHS and the one before, of objects that are clicked once on frame 0 and followed to the end."""
+    """J&F between each of LENGTHS and the one before, of objects that are clicked once on frame 0
+    and followed to the end.
+    """
     video = clip(number, longest)
     predictor = video_predictor(weights)
     state, objects = predictor.init_state(video.images(), keep="reachable"), judged(video)
@@ -81,7 +102,10 @@ def lengths(number: int, weights: str | None, longest: int) -> list[Row]:
         end = next(e for e in ends if t < e)
         if t > 0 and t % max(end // 100, 1) == 0:  # a hundred frames of each stretch are judged
             labels = video[t].labels
-            scores[end].add({i: labels == i for i in objects}, {i: (logits[ids.index(i), 0] > 0).numpy() for i in objects})
+            scores[end].add(
+                {i: labels == i for i in objects},
+                {i: (logits[ids.index(i), 0] > 0).numpy() for i in objects},
+            )
     return [(f"{end}", row.j_and_f) for end, part in scores.items() for row in part.result("")]
 
 
@@ -106,12 +130,16 @@ def absences(number: int, weights: str | None) -> list[Row]:
 
 
 def clicks_wanted(number: int, weights: str | None) -> list[Row]:
-    """After how many frames of three clicks J&F reaches WANTED, offline; CLICKED + 1 where it never does."""
+    """After how many frames of three clicks J&F reaches WANTED, offline; CLICKED + 1 where it never
+    does.
+    """
     video = clip(number)
     masks = truth(video)
     found: list[Row] = []
     for i in masks[0]:
-        rounds = offline(video_predictor(weights), video.images(), [m[i] for m in masks], prompted_frames=CLICKED)
+        rounds = offline(
+            video_predictor(weights), video.images(), [m[i] for m in masks], prompted_frames=CLICKED
+        )
         found += [(f"{k}", r.j_and_f) for k, r in enumerate(rounds, start=1)]
         enough = [r.clicks for r in rounds if r.j_and_f >= WANTED]
         found.append(("reached", float(bool(enough))))
@@ -134,28 +162,52 @@ class Experiment:
 def experiments(clips: int, longest: int) -> dict[str, Experiment]:
     """All of them, by name."""
     once = "One click on the first frame"
-    reached = f"`reached`: share of objects whose J&F comes to {WANTED} or more; `clicks`: how many that took, on average."
+    reached = (
+        f"`reached`: share of objects whose J&F comes to {WANTED} or more; `clicks`: how "
+        f"many that took, on average."
+    )
     return {
         "worlds": Experiment("Motion and transformation", f"{once}.", worlds, "world", clips),
         "memories": Experiment(
-            "What the memory is worth", f"{once}; the model attends to part of its memory.", memories, "attends to", clips
+            "What the memory is worth",
+            f"{once}; the model attends to part of its memory.",
+            memories,
+            "attends to",
+            clips,
         ),
         "lengths": Experiment(
-            "Long videos", f"{once}, followed to the end; each row judges the frames since the row before.",
-            partial(lengths, longest=longest), "frames up to", min(clips, 4),
+            "Long videos",
+            f"{once}, followed to the end; each row judges the frames since the row before.",
+            partial(lengths, longest=longest),
+            "frames up to",
+            min(clips, 4),
         ),
-        "absences": Experiment("Coming back", f"{once}; eight frames after an object was away.", absences, "frames away", min(clips, 30)),
+        "absences": Experiment(
+            "Coming back",
+            f"{once}; eight frames after an object was away.",
+            absences,
+            "frames away",
+            min(clips, 30),
+        ),
         "clicks": Experiment(
-            "Clicks", f"Offline, three clicks a round, on the worst frame. {reached}", clicks_wanted, "rounds", min(clips, 20)
+            "Clicks",
+            f"Offline, three clicks a round, on the worst frame. {reached}",
+            clicks_wanted,
+            "rounds",
+            min(clips, 20),
         ),
-    }  # fmt: skip
+    }
 
 
 def table(rows: Sequence[Row], column: str) -> list[str]:
     """Means by name, in the order of appearance."""
     names = list(dict.fromkeys(name for name, _ in rows))
     lines = [f"| {column} | J&F | objects |", "|---|---|---|"]
-    for name in sorted(names, key=lambda n: (not n.isdigit(), int(n) if n.isdigit() else 0)) if names[0].isdigit() else names:
+    for name in (
+        sorted(names, key=lambda n: (not n.isdigit(), int(n) if n.isdigit() else 0))
+        if names[0].isdigit()
+        else names
+    ):
         values = [value for other, value in rows if other == name]
         lines.append(f"| {name} | {np.mean(values):.3f} | {len(values)} |")
     return lines
@@ -164,21 +216,34 @@ def table(rows: Sequence[Row], column: str) -> list[str]:
 def page(found: dict[str, list[Row]], chosen: dict[str, Experiment], command: str) -> str:
     """docs/experiments.md."""
     lines = [
-        "# Experiments", "",
-        "What `nano` ([nano.md](nano.md)) does on synthetic clips that it was not trained on: their seeds are "
+        "# Experiments",
+        "",
+        "What `nano` ([nano.md](nano.md)) does on synthetic clips that it was not trained on: "
+        "their seeds are "
         f"{FIRST_SEED} and up, training draws",
-        f"from below that. Written by `{command}`; the numbers of every object are in [experiments.json](experiments.json).", "",
-        f"Clips have {LENGTH} frames of {WORLD.height} x {WORLD.width} pixels where nothing else is said; judged are the objects that the "
+        f"from below that. Written by `{command}`; the numbers of every object are in "
+        f"[experiments.json](experiments.json).",
+        "",
+        f"Clips have {LENGTH} frames of {WORLD.height} x {WORLD.width} pixels where nothing else "
+        f"is said; judged are the objects that the "
         "first frame shows.",
-    ]  # fmt: skip
+    ]
     for name, rows in found.items():
-        lines += ["", f"## {chosen[name].title}", chosen[name].words, "", *table(rows, chosen[name].column)]
+        lines += [
+            "",
+            f"## {chosen[name].title}",
+            chosen[name].words,
+            "",
+            *table(rows, chosen[name].column),
+        ]
     return "\n".join(lines) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run, then write; what is not run again keeps its last numbers."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--weights", help="default: those of the package")
     parser.add_argument("--clips", type=int, default=50)
     parser.add_argument("--longest", type=int, default=10_000, help="frames of the longest video")
@@ -191,10 +256,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     for name in given.only or list(chosen):
         experiment = chosen[name]
-        found[name] = over_clips(partial(experiment.task, weights=given.weights), experiment.clips, given.processes, name)
+        found[name] = over_clips(
+            partial(experiment.task, weights=given.weights), experiment.clips, given.processes, name
+        )
     found = {name: found[name] for name in chosen if name in found}
     file.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    (given.output / "experiments.md").write_text(page(found, chosen, "python -m experiments.run"), encoding="utf-8")
+    (given.output / "experiments.md").write_text(
+        page(found, chosen, "python -m experiments.run"), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

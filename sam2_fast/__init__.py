@@ -1,4 +1,6 @@
-"""sam2_fast: SAM 2 for images and videos, a drop-in for the official predictors with its own kernels."""
+"""sam2_fast: SAM 2 for images and videos, a drop-in for the official predictors with its own
+kernels.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ __all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
-    """Public names are imported on first use: `import sam2_fast` stays light and needs no optional package."""
+    """Public names are imported on first use: `import sam2_fast` stays light and needs no optional
+    package.
+    """
     if name not in _HOME:
         raise AttributeError(f"module 'sam2_fast' has no attribute {name!r}")
     return getattr(import_module(f"sam2_fast.{_HOME[name]}"), name)

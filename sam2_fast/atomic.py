@@ -9,7 +9,9 @@ from pathlib import Path
 
 
 class PendingFile:
-    """A file in the making: write to `beside` (same directory, made if missing), then `commit` or `discard`."""
+    """A file in the making: write to `beside` (same directory, made if missing), then `commit` or
+    `discard`.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._target = Path(path)
@@ -27,7 +29,9 @@ class PendingFile:
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields the path to write to; the file is put in place at the end, and dropped if an error passes."""
+    """Yields the path to write to; the file is put in place at the end, and dropped if an error
+    passes.
+    """
     pending = PendingFile(path)
     try:
         yield pending.beside

@@ -1,4 +1,6 @@
-"""The facts that tell the released models apart, and the inference options that change no weight."""
+"""The facts that tell the released models apart, and the inference options
+that change no weight.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,11 @@ NO_OBJECT_LOGIT = -1024.0
 
 @dataclass(frozen=True)
 class Sam2Config:
-    """Architecture of one SAM 2 model: seven facts, an image size, and the widths that a small model of our own may change.
+    """Architecture of one SAM 2 model: seven facts, an image size, and the widths that a small
+    model of our own may change.
 
-    `image_size` is in pixels (square, a multiple of 32); grids and windows are in tokens of the stage they belong to.
+    `image_size` is in pixels (square, a multiple of 32); grids and windows are in tokens of the
+    stage they belong to.
     """
 
     embed_dim: int = 96
@@ -36,11 +40,18 @@ class Sam2Config:
         if self.version not in ("2.0", "2.1"):
             raise ValueError(f"version: expected '2.0' or '2.1', got {self.version!r}")
         if self.image_size <= 0 or self.image_size % 32:
-            raise ValueError(f"image_size: expected a positive multiple of 32 pixels, got {self.image_size}")
+            raise ValueError(
+                f"image_size: expected a positive multiple of 32 pixels, got {self.image_size}"
+            )
         if len(self.stages) != 4 or len(self.windows) != 4:
-            raise ValueError(f"stages and windows: expected 4 entries each, got {self.stages} and {self.windows}")
+            raise ValueError(
+                f"stages and windows: expected 4 entries each, got {self.stages} and {self.windows}"
+            )
         if self.hidden_dim % self.memory_dim or self.hidden_dim % 8:
-            raise ValueError(f"hidden_dim {self.hidden_dim} must be a multiple of 8 and of memory_dim {self.memory_dim}")
+            raise ValueError(
+                f"hidden_dim {self.hidden_dim} must be a multiple of 8 and of memory_dim "
+                f"{self.memory_dim}"
+            )
 
     @property
     def grid(self) -> int:
@@ -56,20 +67,41 @@ class Sam2Config:
 PRESETS: dict[str, Sam2Config] = {
     "tiny": Sam2Config(),
     "small": Sam2Config(stages=(1, 2, 11, 2), global_blocks=(7, 10, 13)),
-    "base_plus": Sam2Config(embed_dim=112, num_heads=2, stages=(2, 3, 16, 3), global_blocks=(12, 16, 20), pos_grid=(14, 14)),
-    "large": Sam2Config(embed_dim=144, num_heads=2, stages=(2, 6, 36, 4), global_blocks=(23, 33, 43), windows=(8, 4, 16, 8)),
+    "base_plus": Sam2Config(
+        embed_dim=112,
+        num_heads=2,
+        stages=(2, 3, 16, 3),
+        global_blocks=(12, 16, 20),
+        pos_grid=(14, 14),
+    ),
+    "large": Sam2Config(
+        embed_dim=144,
+        num_heads=2,
+        stages=(2, 6, 36, 4),
+        global_blocks=(23, 33, 43),
+        windows=(8, 4, 16, 8),
+    ),
 }
 """The four released sizes (as version 2.1); `preset` gives the other version."""
 
 NANO = Sam2Config(
-    embed_dim=56, stages=(1, 1, 2, 1), global_blocks=(3,), windows=(8, 4, 8, 8), pos_grid=(8, 8), image_size=256, memory_layers=2,
-    memory_ffn_dim=256, decoder_mlp_dim=128, fuser_dim=256,
-)  # fmt: skip
+    embed_dim=56,
+    stages=(1, 1, 2, 1),
+    global_blocks=(3,),
+    windows=(8, 4, 8, 8),
+    pos_grid=(8, 8),
+    image_size=256,
+    memory_layers=2,
+    memory_ffn_dim=256,
+    decoder_mlp_dim=128,
+    fuser_dim=256,
+)
 """Our own small model, whose weights come with the package (docs/nano.md)."""
 
 
 def preset(name: str, version: str = "2.1", image_size: int | None = None) -> Sam2Config:
-    """One of the eight released architectures, by size name ("tiny", "small", "base_plus", "large"), or "nano" (version 2.1 alone).
+    """One of the eight released architectures, by size name ("tiny", "small", "base_plus",
+    "large"), or "nano" (version 2.1 alone).
 
     image_size: None takes that of training: 1024 pixels, of nano 256.
     """
@@ -83,7 +115,9 @@ def preset(name: str, version: str = "2.1", image_size: int | None = None) -> Sa
 
 @dataclass
 class Options:
-    """Inference choices of the official configurations, under their official names. None of them changes a weight."""
+    """Inference choices of the official configurations, under their official names. None of them
+    changes a weight.
+    """
 
     dynamic_multimask_via_stability: bool = False
     dynamic_multimask_stability_delta: float = 0.05
@@ -103,7 +137,9 @@ class Options:
     add_all_frames_to_correct_as_cond: bool = False
 
     def wants_multimask(self, num_points: int, afresh: bool) -> bool:
-        """Whether three masks are decoded: by the number of points, and whether the frame starts afresh (official rule)."""
+        """Whether three masks are decoded: by the number of points, and whether the frame starts
+        afresh (official rule).
+        """
         wanted = self.multimask_output_in_sam and (afresh or self.multimask_output_for_tracking)
         return wanted and self.multimask_min_pt_num <= num_points <= self.multimask_max_pt_num
 
@@ -128,4 +164,8 @@ IMAGE_POSTPROCESSING: dict[str, Any] = {
 }
 """What the official builders add under `apply_postprocessing=True`."""
 
-VIDEO_POSTPROCESSING: dict[str, Any] = {**IMAGE_POSTPROCESSING, "binarize_mask_from_pts_for_mem_enc": True, "fill_hole_area": 8}
+VIDEO_POSTPROCESSING: dict[str, Any] = {
+    **IMAGE_POSTPROCESSING,
+    "binarize_mask_from_pts_for_mem_enc": True,
+    "fill_hole_area": 8,
+}

@@ -1,4 +1,6 @@
-"""Functions on masks: holes, specks, overlaps, boxes, stability. The same result on every backend."""
+"""Functions on masks: holes, specks, overlaps, boxes, stability. The same
+result on every backend.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from torch import Tensor
 from sam2_fast.ops.connected_components import connected_components, small_components
 
 
-def fill_holes(logits: Tensor, max_area: int, *, threshold: float = 0.0, value: float = 0.1) -> Tensor:
+def fill_holes(
+    logits: Tensor, max_area: int, *, threshold: float = 0.0, value: float = 0.1
+) -> Tensor:
     """Set background components of at most `max_area` pixels (8-connected) to `value`.
 
     logits: [N, 1, H, W]; background is where they are at most `threshold`. Returns a new tensor.
@@ -24,10 +28,14 @@ def fill_holes(logits: Tensor, max_area: int, *, threshold: float = 0.0, value: 
     return torch.where(hole[:, None], value, logits)
 
 
-def remove_holes_and_specks(logits: Tensor, *, threshold: float, max_hole_area: float, max_speck_area: float) -> Tensor:
-    """Fill holes with threshold + 10, then push specks down to threshold - 10; areas in pixels, 0 for neither.
+def remove_holes_and_specks(
+    logits: Tensor, *, threshold: float, max_hole_area: float, max_speck_area: float
+) -> Tensor:
+    """Fill holes with threshold + 10, then push specks down to threshold - 10; areas in pixels, 0
+    for neither.
 
-    logits: [N, M, H, W]. Source: official `SAM2Transforms.postprocess_masks`, before its upsampling.
+    logits: [N, M, H, W]. Source: official `SAM2Transforms.postprocess_masks`, before its
+        upsampling.
     """
     _check(logits, "logits")
     flat = logits.flatten(0, 1)[:, None]
@@ -51,7 +59,8 @@ def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
 def non_overlapping(logits: Tensor) -> Tensor:
     """Keep each pixel's highest object; push the others to at most -10.
 
-    logits: [N, 1, H, W], N objects of one image. Source: official `_apply_non_overlapping_constraints`.
+    logits: [N, 1, H, W], N objects of one image. Source: official
+        `_apply_non_overlapping_constraints`.
     """
     _check(logits, "logits")
     if logits.shape[0] < 2:
@@ -62,7 +71,8 @@ def non_overlapping(logits: Tensor) -> Tensor:
 
 
 def boxes(masks: Tensor) -> Tensor:
-    """masks: [..., H, W] bool -> [..., 4] int64 boxes (x0, y0, x1, y1), last pixel included; zeros for an empty mask.
+    """masks: [..., H, W] bool -> [..., 4] int64 boxes (x0, y0, x1, y1), last pixel included; zeros
+    for an empty mask.
 
     Source: official `batched_mask_to_box`.
     """
@@ -77,7 +87,8 @@ def boxes(masks: Tensor) -> Tensor:
 
 
 def stability_score(logits: Tensor, threshold: float, offset: float) -> Tensor:
-    """IoU of the masks at `threshold` + and - `offset`: logits [..., H, W] -> [...] float32; exact pixel counts.
+    """IoU of the masks at `threshold` + and - `offset`: logits [..., H, W] -> [...] float32; exact
+    pixel counts.
 
     Source: official `calculate_stability_score`, whose int16 sums overflow above 32,767 pixels.
     """
@@ -92,8 +103,9 @@ def _check(logits: Tensor, name: str) -> None:
 
 
 def without_small_regions(masks: Tensor, area_thresh: float, mode: str) -> tuple[Tensor, Tensor]:
-    """Masks without holes (mode "holes") or specks ("islands") of fewer than `area_thresh` pixels: [N, H, W] bool -> the same shape,
-    and [N] bool, which masks changed. Components are 8-connected; where every island is small, the largest stays (the first in a tie).
+    """Masks without holes (mode "holes") or specks ("islands") of fewer than `area_thresh` pixels:
+    [N, H, W] bool -> the same shape, and [N] bool, which masks changed. Components are 8-connected;
+    where every island is small, the largest stays (the first in a tie).
     """
     largest_small = math.ceil(area_thresh) - 1
     if largest_small < 1 or len(masks) == 0:
@@ -106,7 +118,8 @@ def without_small_regions(masks: Tensor, area_thresh: float, mode: str) -> tuple
     vanished = changed & ~cleaned.flatten(1).any(1)
     if vanished.any():
         labels, areas = connected_components(masks[vanished])
-        # the label is the first pixel of a component: of equal areas argmax takes the one that comes first
+        # the label is the first pixel of a component: of equal areas argmax takes the one that
+        #     comes first
         first = areas.flatten(1).argmax(1)
         label = labels.flatten(1).gather(1, first[:, None])
         cleaned[vanished] = labels == label[..., None]

@@ -13,8 +13,9 @@ from sam2_fast.types import FrameMemory, Recall
 class MemoryBank:
     """Memories of one object, by frame number.
 
-    prompted: frames with a prompt; never forgotten while the prompt stands. tracked: frames that propagation passed, and
-    `corrected` ones among them, which a later propagation keeps as the user left them.
+    prompted: frames with a prompt; never forgotten while the prompt stands. tracked: frames that
+    propagation passed, and `corrected` ones among them, which a later propagation keeps as the user
+    left them.
     """
 
     prompted: dict[int, FrameMemory] = field(default_factory=dict)
@@ -41,7 +42,9 @@ class MemoryBank:
 
     def settled(self, frame: int) -> FrameMemory | None:
         """A frame that propagation must not track again: prompted or corrected."""
-        return self.prompted.get(frame) or (self.tracked.get(frame) if frame in self.corrected else None)
+        return self.prompted.get(frame) or (
+            self.tracked.get(frame) if frame in self.corrected else None
+        )
 
     def recall(
         self,
@@ -55,9 +58,11 @@ class MemoryBank:
     ) -> Recall:
         """Which memories frame `now` attends to when tracking in direction `step` (+1 or -1).
 
-        All prompted maps (at most `max_prompted`, the nearest), the `num_maps - 1` tracked maps before `now` (every `stride`-th),
-        and up to `num_pointers - 1` recent pointers plus those of prompted frames that the direction has passed.
-        num_frames: None where unknown; it caps the pointers. Source: official `_prepare_memory_conditioned_features`.
+        All prompted maps (at most `max_prompted`, the nearest), the `num_maps - 1` tracked maps
+        before `now` (every `stride`-th), and up to `num_pointers - 1` recent pointers plus those of
+        prompted frames that the direction has passed.
+        num_frames: None where unknown; it caps the pointers. Source: official
+            `_prepare_memory_conditioned_features`.
         """
         near = self._nearest_prompted(now, max_prompted)
         attended = set(near)
@@ -83,11 +88,13 @@ class MemoryBank:
             if candidate(frame) is not None:
                 pointers.append(frame)
                 ages.append(age)
-        return Recall(tuple(maps), tuple(rows), tuple(pointers), tuple(ages), max(num_pointers - 1, 1))
+        return Recall(
+            tuple(maps), tuple(rows), tuple(pointers), tuple(ages), max(num_pointers - 1, 1)
+        )
 
     def _nearest_prompted(self, now: int, limit: int) -> list[int]:
-        """Prompted frames to attend to: all, or the nearest before, the nearest after, then by distance (official
-        `select_closest_cond_frames`)."""
+        """Prompted frames to attend to: all, or the nearest before, the nearest after, then by
+        distance (official `select_closest_cond_frames`)."""
         frames = list(self.prompted)
         if limit == -1 or len(frames) <= limit:
             return frames
@@ -96,11 +103,14 @@ class MemoryBank:
         rest = sorted((f for f in frames if f not in chosen), key=lambda f: abs(f - now))
         return chosen + rest[: limit - len(chosen)]
 
-    def forget(self, now: int, step: int, max_map_age: int, max_pointer_age: int, both: bool) -> None:
+    def forget(
+        self, now: int, step: int, max_map_age: int, max_pointer_age: int, both: bool
+    ) -> None:
         """Drop what no later frame can recall when tracking goes on from `now` in direction `step`.
 
-        Maps older than `max_map_age` frames and entries older than `max_pointer_age` go. both: keep such windows around every
-        prompted frame too, so that a pass in the other direction can start there. Corrected frames stay.
+        Maps older than `max_map_age` frames and entries older than `max_pointer_age` go. both: keep
+        such windows around every prompted frame too, so that a pass in the other direction can
+        start there. Corrected frames stay.
         """
         anchors = list(self.prompted) if both else []
         for frame, memory in list(self.tracked.items()):
@@ -113,18 +123,24 @@ class MemoryBank:
                 self.tracked[frame] = replace(memory, map=None, logits=None)
 
     def clear_around(self, frame: int, reach: int) -> None:
-        """Drop tracked memories within `reach` frames (official `clear_non_cond_mem_around_input`)."""
+        """Drop tracked memories within `reach` frames (official
+        `clear_non_cond_mem_around_input`).
+        """
         for other in [f for f in self.tracked if abs(f - frame) <= reach and f != frame]:
             del self.tracked[other]
             self.corrected.discard(other)
 
     def copy(self) -> MemoryBank:
-        """A bank that can be changed without changing this one; the memories themselves are shared."""
+        """A bank that can be changed without changing this one; the memories
+        themselves are shared.
+        """
         return MemoryBank(dict(self.prompted), dict(self.tracked), set(self.corrected))
 
 
 def _map_frame(now: int, step: int, row: int, stride: int) -> int:
-    """The frame whose map takes temporal row `row - 1`: the last frame for row 1, then every `stride`-th before it."""
+    """The frame whose map takes temporal row `row - 1`: the last frame for row 1, then every
+    `stride`-th before it.
+    """
     if row == 1:
         return now - step
     if step > 0:

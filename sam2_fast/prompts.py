@@ -1,4 +1,6 @@
-"""Prompts as users give them (lists, arrays, tensors on any device) to tensors in model pixels, checked before anything is computed."""
+"""Prompts as users give them (lists, arrays, tensors on any device) to tensors in model pixels,
+checked before anything is computed.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ LABELS = (-1, 0, 1)
 
 
 def frame_number(frame_idx: Any, num_frames: int | None, name: str = "frame_idx") -> int:
-    """An integer (Python, numpy or a one-element integer tensor) in 0 .. num_frames - 1. name: the argument, for errors.
+    """An integer (Python, numpy or a one-element integer tensor) in 0 .. num_frames - 1. name: the
+    argument, for errors.
 
     Raises TypeError for floats and booleans, IndexError outside the range.
     """
@@ -28,7 +31,9 @@ def frame_number(frame_idx: Any, num_frames: int | None, name: str = "frame_idx"
     try:
         number = operator.index(frame_idx)
     except TypeError:
-        raise TypeError(f"{name}: expected an integer, got {type(frame_idx).__name__} {frame_idx!r}") from None
+        raise TypeError(
+            f"{name}: expected an integer, got {type(frame_idx).__name__} {frame_idx!r}"
+        ) from None
     if number < 0 or (num_frames is not None and number >= num_frames):
         last = "" if num_frames is None else f"..{num_frames - 1}"
         raise IndexError(f"{name}: expected 0{last}, got {number}")
@@ -38,9 +43,15 @@ def frame_number(frame_idx: Any, num_frames: int | None, name: str = "frame_idx"
 def as_float(name: str, values: Any) -> Tensor:
     """A detached float32 CPU copy; ValueError for what is not numeric or not finite."""
     try:
-        tensor = values.detach().to("cpu", torch.float32) if isinstance(values, Tensor) else torch.from_numpy(np.array(values, np.float32))
+        tensor = (
+            values.detach().to("cpu", torch.float32)
+            if isinstance(values, Tensor)
+            else torch.from_numpy(np.array(values, np.float32))
+        )
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: expected numbers, got {type(values).__name__} ({error})") from None
+        raise ValueError(
+            f"{name}: expected numbers, got {type(values).__name__} ({error})"
+        ) from None
     if not torch.isfinite(tensor).all():
         raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
     return tensor
@@ -53,7 +64,9 @@ def click_points(points: Any, labels: Any) -> tuple[Tensor, Tensor]:
     """
     if (points is None) != (labels is None):
         given, absent = ("points", "labels") if labels is None else ("labels", "points")
-        raise ValueError(f"points and labels must be provided together: got {given} without {absent}")
+        raise ValueError(
+            f"points and labels must be provided together: got {given} without {absent}"
+        )
     if points is None:
         return torch.zeros(0, 2), torch.zeros(0, dtype=torch.int32)
     coords, kinds = as_float("points", points), as_float("labels", labels)
@@ -66,11 +79,16 @@ def click_points(points: Any, labels: Any) -> tuple[Tensor, Tensor]:
 
 
 def batched_points(point_coords: Any, point_labels: Any) -> tuple[Tensor | None, Tensor | None]:
-    """point_coords [P, 2] or [B, P, 2] and point_labels [P] or [B, P] -> float32 [B, P, 2] and int32 [B, P], or None for both."""
+    """point_coords [P, 2] or [B, P, 2] and point_labels [P] or [B, P] -> float32 [B, P, 2] and
+    int32 [B, P], or None for both.
+    """
     if point_coords is None and point_labels is None:
         return None, None
     if point_labels is None:
-        raise ValueError("point_labels: expected one label per point (1 object, 0 background), got None with point_coords")
+        raise ValueError(
+            "point_labels: expected one label per point (1 object, 0 background), got None with "
+            "point_coords"
+        )
     if point_coords is None:
         raise ValueError("point_coords: expected the points that point_labels label, got None")
     coords, labels = as_float("point_coords", point_coords), as_float("point_labels", point_labels)
@@ -90,18 +108,28 @@ def _check_points(name: str, coords: Tensor, shape: str, ndims: tuple[int, ...])
 def _checked_labels(name: str, labels: Tensor, coords: Tensor) -> Tensor:
     """`labels` as int32. Raises ValueError unless each of `coords` [..., 2] has one of `LABELS`."""
     if labels.shape != coords.shape[:-1]:
-        raise ValueError(f"{name}: expected one per point, shape {tuple(coords.shape[:-1])}, got {tuple(labels.shape)}")
+        raise ValueError(
+            f"{name}: expected one per point, shape {tuple(coords.shape[:-1])}, got "
+            f"{tuple(labels.shape)}"
+        )
     wrong = [value for value in labels.flatten().tolist() if value not in LABELS]
     if wrong:
-        raise ValueError(f"{name}: expected 1 (object), 0 (background) or -1 (padding), got {wrong[0]:g}")
+        raise ValueError(
+            f"{name}: expected 1 (object), 0 (background) or -1 (padding), got {wrong[0]:g}"
+        )
     return labels.to(torch.int32)
 
 
 def box_corners(box: Any) -> Tensor:
-    """box (x0, y0, x1, y1), [4], [1, 4] or [2, 2] -> its two corners, float32 [2, 2]. Raises ValueError."""
+    """box (x0, y0, x1, y1), [4], [1, 4] or [2, 2] -> its two corners, float32 [2, 2]. Raises
+    ValueError.
+    """
     corners = as_float("box", box)
     if corners.numel() != 4:
-        raise ValueError(f"box: expected 4 numbers (x0, y0, x1, y1), one box per object, got shape {tuple(corners.shape)}")
+        raise ValueError(
+            f"box: expected 4 numbers (x0, y0, x1, y1), one box per object, got shape "
+            f"{tuple(corners.shape)}"
+        )
     return _ordered_corners(corners.reshape(1, 2, 2))[0]
 
 
@@ -111,7 +139,9 @@ def batched_corners(box: Any) -> Tensor | None:
         return None
     boxes = as_float("box", box)
     if boxes.shape[-1:] != (4,) and boxes.shape[-2:] != (2, 2) and boxes.shape != (0,):
-        raise ValueError(f"box: expected shape (4,) or (B, 4) of (x0, y0, x1, y1), got {tuple(boxes.shape)}")
+        raise ValueError(
+            f"box: expected shape (4,) or (B, 4) of (x0, y0, x1, y1), got {tuple(boxes.shape)}"
+        )
     return _ordered_corners(boxes.reshape(-1, 2, 2))
 
 
@@ -120,12 +150,19 @@ def _ordered_corners(corners: Tensor) -> Tensor:
     wrong = (corners[:, 1] < corners[:, 0]).any(-1)
     if wrong.any():
         row = corners[wrong][0].flatten().tolist()
-        raise ValueError(f"box: expected x0 <= x1 and y0 <= y1, got {row}; swap the corners (boxes are corners, not x, y, width, height)")
+        raise ValueError(
+            f"box: expected x0 <= x1 and y0 <= y1, got {row}; swap the corners (boxes are "
+            f"corners, not x, y, width, height)"
+        )
     return corners
 
 
-def _warn_outside(given: Sequence[Tensor], width: int, height: int, normalize: bool, stacklevel: int) -> None:
-    """given: points [..., 2], in pixels where `normalize`, else fractions of the image. stacklevel: from here to the library's caller."""
+def _warn_outside(
+    given: Sequence[Tensor], width: int, height: int, normalize: bool, stacklevel: int
+) -> None:
+    """given: points [..., 2], in pixels where `normalize`, else fractions of the image. stacklevel:
+    from here to the library's caller.
+    """
     extent = torch.tensor([width, height], dtype=torch.float32) if normalize else torch.ones(2)
     if any(((points < 0) | (points > extent)).any() for points in given):
         message = f"a point or box lies outside the {width} x {height} image; it is used as given"
@@ -133,18 +170,29 @@ def _warn_outside(given: Sequence[Tensor], width: int, height: int, normalize: b
 
 
 def to_model_points(
-    points: Any, labels: Any, box: Any, width: int, height: int, size: int, normalize: bool, device: torch.device
+    points: Any,
+    labels: Any,
+    box: Any,
+    width: int,
+    height: int,
+    size: int,
+    normalize: bool,
+    device: torch.device,
 ) -> Points:
-    """Clicks and a box of one object to model pixels: coords [1, P, 2], labels [1, P]; the box comes first, labelled 2 and 3.
+    """Clicks and a box of one object to model pixels: coords [1, P, 2], labels [1, P]; the box
+    comes first, labelled 2 and 3.
 
-    normalize: coordinates are pixels of the `width` x `height` image; otherwise they are fractions of it.
+    normalize: coordinates are pixels of the `width` x `height` image; otherwise they are fractions
+        of it.
     """
     coords, kinds = click_points(points, labels)
     if box is not None:
         coords = torch.cat([box_corners(box), coords])
         kinds = torch.cat([torch.tensor([2, 3], dtype=torch.int32), kinds])
     if coords.shape[0] == 0:
-        raise ValueError("at least one of points or box must be provided as input, got no point and no box")
+        raise ValueError(
+            "at least one of points or box must be provided as input, got no point and no box"
+        )
     _warn_outside([coords], width, height, normalize, stacklevel=4)
     extent = torch.tensor([width, height], dtype=torch.float32)
     coords = coords / extent * size if normalize else coords * size
@@ -152,19 +200,31 @@ def to_model_points(
 
 
 def to_model_mask(mask: Any, size: int, device: torch.device) -> Tensor:
-    """mask [H, W] of any size and numeric dtype (non-zero is object) -> [1, 1, size, size] float32 of 0 and 1.
+    """mask [H, W] of any size and numeric dtype (non-zero is object) -> [1, 1, size, size] float32
+    of 0 and 1.
 
-    Another size is resized with antialiasing and thresholded at 0.5 (official `add_new_mask`). Raises ValueError.
+    Another size is resized with antialiasing and thresholded at 0.5 (official `add_new_mask`).
+    Raises ValueError.
     """
-    tensor = mask.detach() if isinstance(mask, Tensor) else torch.from_numpy(np.ascontiguousarray(mask))
+    tensor = (
+        mask.detach() if isinstance(mask, Tensor) else torch.from_numpy(np.ascontiguousarray(mask))
+    )
     if tensor.ndim != 2 or 0 in tensor.shape:
-        raise ValueError(f"mask: expected shape (H, W), got {tuple(tensor.shape)}; pass one object's mask, e.g. mask[0]")
+        raise ValueError(
+            f"mask: expected shape (H, W), got {tuple(tensor.shape)}; pass one object's mask, "
+            f"e.g. mask[0]"
+        )
     if tensor.is_floating_point() and not torch.isfinite(tensor).all():
         raise ValueError("mask: expected finite numbers, got NaN or infinity")
     drawn = (upload(tensor, device) != 0)[None, None].float()
     if tensor.shape == (size, size):
         return drawn
-    return (F.interpolate(drawn, size=(size, size), mode="bilinear", align_corners=False, antialias=True) >= 0.5).float()
+    return (
+        F.interpolate(
+            drawn, size=(size, size), mode="bilinear", align_corners=False, antialias=True
+        )
+        >= 0.5
+    ).float()
 
 
 class ImagePrompts(NamedTuple):
@@ -177,32 +237,52 @@ class ImagePrompts(NamedTuple):
 
 
 def image_prompts(
-    point_coords: Any, point_labels: Any, box: Any, mask_input: Any, normalize: bool, hw: tuple[int, int], size: int, device: torch.device
+    point_coords: Any,
+    point_labels: Any,
+    box: Any,
+    mask_input: Any,
+    normalize: bool,
+    hw: tuple[int, int],
+    size: int,
+    device: torch.device,
 ) -> ImagePrompts:
-    """Check prompts and bring them to model pixels. hw: (height, width) of the image; size: side of the model's input, pixels.
+    """Check prompts and bring them to model pixels. hw: (height, width) of the image; size: side of
+    the model's input, pixels.
 
-    normalize: coordinates are pixels of the image, else fractions of it. Raises ValueError that names the argument.
+    normalize: coordinates are pixels of the image, else fractions of it. Raises ValueError that
+        names the argument.
     """
     coords, labels = batched_points(point_coords, point_labels)
     boxes = batched_corners(box)
     mask = _mask_logits(mask_input, size // 4)
     if boxes is None and mask is None and (coords is None or coords.shape[1] == 0):
-        raise ValueError("predict: expected points with labels, a box or a mask_input, got no prompt")
+        raise ValueError(
+            "predict: expected points with labels, a box or a mask_input, got no prompt"
+        )
     if coords is not None and boxes is not None and len(coords) != len(boxes):
         raise ValueError(
-            f"box and point_coords: expected equally many, got {len(boxes)} boxes and {len(coords)} sets of points; "
+            f"box and point_coords: expected equally many, got {len(boxes)} boxes and "
+            f"{len(coords)} sets of points; "
             "give every box its own points as an array (B, P, 2), or call predict once per box"
         )
     count = next((len(given) for given in (boxes, coords) if given is not None), None)
     if mask is not None and count is not None and len(mask) not in (1, count):
-        raise ValueError(f"mask_input: expected 1 mask or one for each of {count} prompts, got {len(mask)}")
+        raise ValueError(
+            f"mask_input: expected 1 mask or one for each of {count} prompts, got {len(mask)}"
+        )
     real = [] if coords is None or labels is None else [coords[labels != -1]]  # others are padding
-    _warn_outside([*real, *([] if boxes is None else [boxes])], hw[1], hw[0], normalize, stacklevel=4)
+    _warn_outside(
+        [*real, *([] if boxes is None else [boxes])], hw[1], hw[0], normalize, stacklevel=4
+    )
     extent = torch.tensor([hw[1], hw[0]], dtype=torch.float32)
 
     def to_model(points: Tensor | None) -> Tensor | None:
         """To model pixels, in the official order of operations."""
-        return None if points is None else upload((points / extent if normalize else points) * size, device)
+        return (
+            None
+            if points is None
+            else upload((points / extent if normalize else points) * size, device)
+        )
 
     return ImagePrompts(
         to_model(coords),
@@ -220,14 +300,20 @@ def _mask_logits(mask_input: Any, side: int) -> Tensor | None:
     mask = mask[None] if mask.ndim == 3 else mask
     if mask.ndim != 4 or mask.shape[1:] != (1, side, side):
         raise ValueError(
-            f"mask_input: expected low-resolution logits of shape (1, {side}, {side}) or (B, 1, {side}, {side}), got "
-            f"{tuple(as_float('mask_input', mask_input).shape)}; pass one of the masks that predict returns third, e.g. low_res[i][None]"
+            f"mask_input: expected low-resolution logits of shape (1, {side}, {side}) or (B, 1, "
+            f"{side}, {side}), got "
+            f"{tuple(as_float('mask_input', mask_input).shape)}; pass one of the masks that "
+            f"predict returns third, e.g. low_res[i][None]"
         )
     return mask
 
 
-def join_points(coords: Tensor | None, labels: Tensor | None, boxes: Tensor | None) -> Points | None:
-    """Corners of boxes (labelled 2 and 3), then clicks: [B, P, 2] and [B, P]; None where there is neither."""
+def join_points(
+    coords: Tensor | None, labels: Tensor | None, boxes: Tensor | None
+) -> Points | None:
+    """Corners of boxes (labelled 2 and 3), then clicks: [B, P, 2] and [B, P]; None where there is
+    neither.
+    """
     if boxes is None:
         return None if coords is None or labels is None else Points(coords, labels)
     corners = boxes.reshape(-1, 2, 2)
@@ -238,14 +324,27 @@ def join_points(coords: Tensor | None, labels: Tensor | None, boxes: Tensor | No
 
 
 def stack_points(prompts: Sequence[Points]) -> Points:
-    """Prompts of different lengths as one batch: shorter ones are filled up with points that are marked as not present."""
+    """Prompts of different lengths as one batch: shorter ones are filled up with points that are
+    marked as not present.
+    """
     length = max(p.labels.shape[1] for p in prompts)
     if all(p.labels.shape[1] == length for p in prompts):
-        return Points(torch.cat([p.coords for p in prompts]), torch.cat([p.labels for p in prompts]))
+        return Points(
+            torch.cat([p.coords for p in prompts]), torch.cat([p.labels for p in prompts])
+        )
     gaps = [length - p.labels.shape[1] for p in prompts]
-    coords = torch.cat([F.pad(p.coords, (0, 0, 0, gap)) for p, gap in zip(prompts, gaps, strict=True)])
-    labels = torch.cat([F.pad(p.labels, (0, gap), value=-1) for p, gap in zip(prompts, gaps, strict=True)])
-    present = torch.cat([F.pad(torch.ones_like(p.labels, dtype=torch.bool), (0, gap)) for p, gap in zip(prompts, gaps, strict=True)])
+    coords = torch.cat(
+        [F.pad(p.coords, (0, 0, 0, gap)) for p, gap in zip(prompts, gaps, strict=True)]
+    )
+    labels = torch.cat(
+        [F.pad(p.labels, (0, gap), value=-1) for p, gap in zip(prompts, gaps, strict=True)]
+    )
+    present = torch.cat(
+        [
+            F.pad(torch.ones_like(p.labels, dtype=torch.bool), (0, gap))
+            for p, gap in zip(prompts, gaps, strict=True)
+        ]
+    )
     return Points(coords, labels, present)
 
 

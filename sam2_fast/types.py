@@ -1,6 +1,7 @@
 """The nouns that the rooms hand to each other. Plain data: no behaviour, no imports from above.
 
-Sizes: S is the model's image size in pixels, h = w = S / 16 the low-resolution grid in tokens, B a batch (images or objects).
+Sizes: S is the model's image size in pixels, h = w = S / 16 the low-resolution grid in tokens, B a
+    batch (images or objects).
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from torch import Tensor
 
 
 class Features(NamedTuple):
-    """Image features of B images, after the feature pyramid (and the decoder's own 1x1 projections of its two fine levels)."""
+    """Image features of B images, after the feature pyramid (and the decoder's own 1x1 projections
+    of its two fine levels).
+    """
 
     low: Tensor  # [B, 256, h, w]
     mid: Tensor  # [B, 64, 2h, 2w]
@@ -34,10 +37,12 @@ class Prediction(NamedTuple):
 
 
 class Points(NamedTuple):
-    """Click and box prompts of B objects in model pixels. Labels: 1 positive, 0 negative, 2 and 3 box corners, -1 padding.
+    """Click and box prompts of B objects in model pixels. Labels: 1 positive, 0 negative, 2 and 3
+    box corners, -1 padding.
 
-    Padding is a token that the model was trained with and that changes the mask. Points that only fill up a batch of prompts of
-    different lengths are marked in `present` instead: nothing attends to them.
+    Padding is a token that the model was trained with and that changes the mask. Points that only
+    fill up a batch of prompts of different lengths are marked in `present` instead: nothing attends
+    to them.
     """
 
     coords: Tensor  # [B, P, 2] float32 (x, y) in pixels of the S x S image
@@ -46,7 +51,9 @@ class Points(NamedTuple):
 
 
 class NoPoints(NamedTuple):
-    """No click and no box for any of `objects` objects: two padding points each, as the model was trained with."""
+    """No click and no box for any of `objects` objects: two padding points each, as the model was
+    trained with.
+    """
 
     objects: int
 
@@ -66,7 +73,9 @@ class Preview:
 
 @dataclass(frozen=True)
 class FrameMemory:
-    """What one object remembers of one frame. `map` is None once it is too old to be attended to."""
+    """What one object remembers of one frame. `map` is None once it is too old
+    to be attended to.
+    """
 
     pointer: Tensor  # [256]
     presence: Tensor  # [1] logit
@@ -75,7 +84,9 @@ class FrameMemory:
 
 
 class Recall(NamedTuple):
-    """Which frames one object attends to: integers only. Rows index the temporal table; ages are in frames."""
+    """Which frames one object attends to: integers only. Rows index the temporal table; ages are in
+    frames.
+    """
 
     maps: tuple[int, ...]  # frame numbers, prompted ones first
     rows: tuple[int, ...]  # one per map

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 
-if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers that share the cores must not each start a thread per core and spin
+if (
+    "PYTEST_XDIST_WORKER_COUNT" in os.environ
+):  # workers that share the cores must not each start a thread per core and spin
     workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
-os.environ.setdefault("SAM2_FAST_PROVE", "0")  # on a GPU tests judge kernels themselves; tests/proving switches proofs on
+# On a GPU tests judge kernels themselves; tests/proving switches proofs on.
+os.environ.setdefault("SAM2_FAST_PROVE", "0")
 
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +35,9 @@ def globals_of_the_process() -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def nothing_global_is_touched() -> Iterator[None]:
-    """A test that changes these for the tests after it makes failures that depend on the order (and once stopped the machine)."""
+    """A test that changes these for the tests after it makes failures that depend on the order (and
+    once stopped the machine).
+    """
     before = globals_of_the_process()
     yield
     assert globals_of_the_process() == before

@@ -1,4 +1,6 @@
-"""C++ sources as statements, for rules that no compiler at hand checks. Not a parser: it knows brackets, literals and comments."""
+"""C++ sources as statements, for rules that no compiler at hand checks. Not a parser: it knows
+brackets, literals and comments.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +9,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 TOKENS = re.compile(
-    r"""//[^\n]*|/\*.*?\*/|R"\((?:.|\n)*?\)"|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])'|\#(?:[^\n\\]|\\.|\\\n)*"""
+    r"""//[^\n]*|/\*.*?\*/|R"\((?:.|\n)*?\)"|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])'"""
+    r"""|\#(?:[^\n\\]|\\.|\\\n)*"""
     r"""|[A-Za-z_]\w*|\d[\w.'+]*|::|->|<<=|>>=|[-+*/%&|^<>=!]=|&&|\|\||\+\+|--|\S""",
     re.DOTALL,
 )
 SKIPPED = ("//", "/*", "#")
 DECLARING = {
-    "const", "constexpr", "static", "auto", "typedef", "using", "template", "struct", "enum", "class", "unsigned", "extern", "inline",
-    "explicit", "typename", "volatile",
-}  # fmt: skip
+    "const",
+    "constexpr",
+    "static",
+    "auto",
+    "typedef",
+    "using",
+    "template",
+    "struct",
+    "enum",
+    "class",
+    "unsigned",
+    "extern",
+    "inline",
+    "explicit",
+    "typename",
+    "volatile",
+}
 LEADING = {"if", "for", "while", "switch"}
 NO_TYPES = {"return", "throw", "delete", "goto", "new", "co_return", "else", "do", "case"}
 
@@ -70,14 +87,22 @@ def groups(group: Group) -> Iterator[Group]:
 
 
 def statements(block: Group) -> Iterator[list[Token | Group]]:
-    """Those that end in a semicolon, without what leads them: conditions, loop headers, else, labels."""
+    """Those that end in a semicolon, without what leads them: conditions, loop headers, else,
+    labels.
+    """
     found: list[Token | Group] = []
     for item in block.items:
         if text(item) == ";":
             yield body(found)
             found = []
-        elif (isinstance(item, Group) and item.is_block and not any(text(x) in ("=", "return") for x in found)) or (
-            text(item) == ":" and len(found) in (1, 2) and text(found[0]) in ("public", "private", "protected", "default", "case")
+        elif (
+            isinstance(item, Group)
+            and item.is_block
+            and not any(text(x) in ("=", "return") for x in found)
+        ) or (
+            text(item) == ":"
+            and len(found) in (1, 2)
+            and text(found[0]) in ("public", "private", "protected", "default", "case")
         ):
             found = []
         else:
@@ -98,7 +123,9 @@ def body(statement: list[Token | Group]) -> list[Token | Group]:
 
 
 def declares(statement: list[Token | Group]) -> bool:
-    """Whether it begins with a type: two names, perhaps with template arguments, `*` or `&` between."""
+    """Whether it begins with a type: two names, perhaps with template arguments, `*` or `&`
+    between.
+    """
     words = [text(item) for item in statement]
     if words[0] in DECLARING:
         return True
@@ -170,7 +197,12 @@ def nested_conditionals(source: str) -> list[int]:
     for group in groups(parse(source)):
         for piece in parts(group.items, ";"):
             for operand in parts(piece, ","):
-                inside = [x for item in operand if isinstance(item, Group) and not item.is_block for x in groups(item)]
+                inside = [
+                    x
+                    for item in operand
+                    if isinstance(item, Group) and not item.is_block
+                    for x in groups(item)
+                ]
                 own = [x.line for x in operand if text(x) == "?"]
                 deeper = [x.line for g in inside for x in g.items if text(x) == "?"]
                 lines += own[1:] + (deeper if own else [])

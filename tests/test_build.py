@@ -12,13 +12,20 @@ import pytest
 import torch
 
 import sam2_fast
-from sam2_fast.build_sam import HF_MODEL_ID_TO_FILENAMES, build_sam2, build_sam2_hf, build_sam2_video_predictor
+from sam2_fast.build_sam import (
+    HF_MODEL_ID_TO_FILENAMES,
+    build_sam2,
+    build_sam2_hf,
+    build_sam2_video_predictor,
+)
 from sam2_fast.config import Options, Sam2Config, preset
 from sam2_fast.weights import hub
 from sam2_fast.weights.config_names import apply_overrides, read_config_name
 from sam2_fast.weights.hub import WeightsUnavailableError
 
-SMALL = Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64, memory_layers=1)
+SMALL = Sam2Config(
+    embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64, memory_layers=1
+)
 
 NAMES = {
     "tiny": ("tiny", "2.1"),
@@ -49,13 +56,22 @@ def test_all_eight_hub_ids_name_a_known_configuration() -> None:
         "configs/sam2.1/sam2.1_hiera_b+.yaml",
         "sam2.1_hiera_base_plus.pt",
     )
-    assert {read_config_name(c).version for c, _ in HF_MODEL_ID_TO_FILENAMES.values()} == {"2.0", "2.1"}
+    assert {read_config_name(c).version for c, _ in HF_MODEL_ID_TO_FILENAMES.values()} == {
+        "2.0",
+        "2.1",
+    }
 
 
 @pytest.mark.parametrize("prefix", ["++", "+", ""])
 def test_overrides_in_all_spellings(prefix: str) -> None:
-    overrides = [f"{prefix}model.image_size=512", f"{prefix}model.fill_hole_area=4", f"{prefix}model.non_overlap_masks=true"]
-    overrides.append(f"{prefix}model.sam_mask_decoder_extra_args.dynamic_multimask_stability_delta=0.1")
+    overrides = [
+        f"{prefix}model.image_size=512",
+        f"{prefix}model.fill_hole_area=4",
+        f"{prefix}model.non_overlap_masks=true",
+    ]
+    overrides.append(
+        f"{prefix}model.sam_mask_decoder_extra_args.dynamic_multimask_stability_delta=0.1"
+    )
     config, options = apply_overrides(SMALL, Options(), overrides)
     assert config.image_size == 512 and options.fill_hole_area == 4 and options.non_overlap_masks
     assert options.dynamic_multimask_stability_delta == 0.1
@@ -63,14 +79,25 @@ def test_overrides_in_all_spellings(prefix: str) -> None:
     assert options.fill_hole_area == 0
 
 
-@pytest.mark.parametrize("text", ["++model.no_such_key=1", "nonsense here", "++model.fill_hole_area=many", "++model.num_maskmem=3", 5])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "++model.no_such_key=1",
+        "nonsense here",
+        "++model.fill_hole_area=many",
+        "++model.num_maskmem=3",
+        5,
+    ],
+)
 def test_overrides_that_mean_nothing_are_refused(text: Any) -> None:
     with pytest.raises(ValueError, match=r"hydra_overrides_extra|option"):
         apply_overrides(SMALL, Options(), [text])
 
 
 def test_what_names_code_is_not_followed() -> None:
-    config, options = apply_overrides(SMALL, Options(), ["++model._target_=os.system", "++model.compile_image_encoder=true"])
+    config, options = apply_overrides(
+        SMALL, Options(), ["++model._target_=os.system", "++model.compile_image_encoder=true"]
+    )
     assert (config, options) == (SMALL, Options())
 
 
@@ -93,7 +120,10 @@ def test_a_seed_draws_the_same_weights_and_leaves_the_callers_generator_alone() 
 
 
 def test_modes_dtypes_and_missing_arguments() -> None:
-    assert build_sam2(SMALL, device="cpu", mode="train").training and not build_sam2(SMALL, device="cpu").training
+    assert (
+        build_sam2(SMALL, device="cpu", mode="train").training
+        and not build_sam2(SMALL, device="cpu").training
+    )
     assert build_sam2(SMALL, device="cpu", dtype=torch.float16).dtype == torch.float16
     for wrong in ({"mode": "test"}, {"dtype": torch.int8}):
         with pytest.raises(ValueError, match="expected"):
@@ -106,18 +136,25 @@ def test_modes_dtypes_and_missing_arguments() -> None:
 
 def test_half_precision_keeps_position_tables_in_float32() -> None:
     model = build_sam2(SMALL, device="cpu", dtype=torch.bfloat16)
-    assert model.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.dtype == torch.float32
+    assert (
+        model.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.dtype == torch.float32
+    )
     assert model.memory_attention.rope().dtype == torch.float32
 
 
 def test_vos_optimized_is_accepted_and_compiles_nothing() -> None:
-    assert isinstance(build_sam2_video_predictor(SMALL, device="cpu", vos_optimized=True), sam2_fast.SAM2VideoPredictor)
+    assert isinstance(
+        build_sam2_video_predictor(SMALL, device="cpu", vos_optimized=True),
+        sam2_fast.SAM2VideoPredictor,
+    )
 
 
 def test_weights_that_cannot_be_had_say_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(WeightsUnavailableError, match=r"facebook/sam2\.1-hiera-tiny.*give the path"):
+    with pytest.raises(
+        WeightsUnavailableError, match=r"facebook/sam2\.1-hiera-tiny.*give the path"
+    ):
         build_sam2_hf("facebook/sam2.1-hiera-tiny")
     with pytest.raises(WeightsUnavailableError, match="no such file"):
         build_sam2_hf("not a model id")
@@ -143,7 +180,9 @@ def test_a_model_made_on_the_meta_device_fills_its_tables_when_it_lands() -> Non
     assert torch.equal(model.memory_attention.rope(), made.memory_attention.rope())
 
 
-def test_weights_in_the_hub_cache_are_found_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_weights_in_the_hub_cache_are_found_offline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
     from safetensors.torch import save_file
 
     model_id = "facebook/sam2.1-hiera-tiny"
@@ -156,36 +195,77 @@ def test_weights_in_the_hub_cache_are_found_offline(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     if hub.cached(model_id) is None:
-        monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path), raising=False)
+        monkeypatch.setattr(
+            "huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path), raising=False
+        )
     model = build_sam2_hf(model_id, device="cpu", image_size=64)
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
 
 QUIET = """
 import logging, sys, warnings, torch
-before = (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.get_num_threads(),
-          torch.backends.cudnn.allow_tf32, len(logging.getLogger().handlers), len(warnings.filters), torch.get_rng_state().sum().item())
+
+before = (
+    torch.is_grad_enabled(),
+    torch.get_default_dtype(),
+    torch.get_float32_matmul_precision(),
+    torch.get_num_threads(),
+    torch.backends.cudnn.allow_tf32,
+    len(logging.getLogger().handlers),
+    len(warnings.filters),
+    torch.get_rng_state().sum().item(),
+)
 import sam2_fast
 from sam2_fast.weights import hub
+
 for name in sam2_fast.__all__:
     getattr(sam2_fast, name)
-after = (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.get_num_threads(),
-         torch.backends.cudnn.allow_tf32, len(logging.getLogger().handlers), len(warnings.filters), torch.get_rng_state().sum().item())
+after = (
+    torch.is_grad_enabled(),
+    torch.get_default_dtype(),
+    torch.get_float32_matmul_precision(),
+    torch.get_num_threads(),
+    torch.backends.cudnn.allow_tf32,
+    len(logging.getLogger().handlers),
+    len(warnings.filters),
+    torch.get_rng_state().sum().item(),
+)
 assert before == after, (before, after)
-heavy = {"triton", "torchvision", "hydra", "omegaconf", "iopath", "decord", "cv2", "av", "transformers", "sam2"} & set(sys.modules)
+heavy = {
+    "triton",
+    "torchvision",
+    "hydra",
+    "omegaconf",
+    "iopath",
+    "decord",
+    "cv2",
+    "av",
+    "transformers",
+    "sam2",
+} & set(sys.modules)
 assert not heavy, heavy
 assert not torch.cuda.is_initialized()
 """
 
 
 def test_row_39_importing_touches_nothing_global_and_needs_no_optional_package() -> None:
-    run = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True, timeout=120, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", QUIET], capture_output=True, text=True, timeout=120, check=False
+    )
     assert run.returncode == 0 and run.stdout == run.stderr == "", run.stderr
 
 
 def test_row_39_no_device_is_needed_to_import() -> None:
-    code = "import os; os.environ['CUDA_VISIBLE_DEVICES'] = ''; import sam2_fast._C, sam2_fast; sam2_fast.build_sam2"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120, check=False).returncode == 0
+    code = (
+        "import os; os.environ['CUDA_VISIBLE_DEVICES'] = ''; import sam2_fast._C, sam2_fast; "
+        "sam2_fast.build_sam2"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, timeout=120, check=False
+        ).returncode
+        == 0
+    )
 
 
 def test_row_39_a_model_works_in_a_forked_worker() -> None:
@@ -193,23 +273,39 @@ def test_row_39_a_model_works_in_a_forked_worker() -> None:
 import multiprocessing, torch
 from sam2_fast.build_sam import build_sam2
 from sam2_fast.config import Sam2Config
-model = build_sam2(Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64, memory_layers=1), device="cpu", seed=0)
+
+model = build_sam2(
+    Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64, memory_layers=1),
+    device="cpu",
+    seed=0,
+)
+
+
 def work(queue):
     torch.set_num_threads(1)
     with torch.inference_mode():
         queue.put(model.encode_image(torch.zeros(1, 3, 64, 64)).low.sum().item())
+
+
 context = multiprocessing.get_context("fork")
 queue = context.SimpleQueue()
 worker = context.Process(target=work, args=(queue,))
-worker.start(); result = queue.get(); worker.join()
+worker.start()
+result = queue.get()
+worker.join()
 assert worker.exitcode == 0 and result == result
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
     assert run.returncode == 0, run.stderr
 
 
 def test_info_tells_what_there_is() -> None:
     facts = sam2_fast.info()
-    assert facts["versions"]["sam2_fast"] == sam2_fast.__version__ and facts["devices"][0]["name"] == "cpu"
+    assert (
+        facts["versions"]["sam2_fast"] == sam2_fast.__version__
+        and facts["devices"][0]["name"] == "cpu"
+    )
     assert {row["backend"] for row in facts["kernels"]} == {"cuda", "triton", "cpu", "torch"}
     assert all((row["reason_why_not"] is None) or row["reason_why_not"] for row in facts["kernels"])

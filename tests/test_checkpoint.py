@@ -1,4 +1,6 @@
-"""Weights from every layout that people have, and files that must be refused without running anything (row 38)."""
+"""Weights from every layout that people have, and files that must be refused without running
+anything (row 38).
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,17 @@ from safetensors.torch import save_file
 from sam2_fast.build_sam import build_sam2, build_sam2_video_predictor
 from sam2_fast.config import PRESETS, Sam2Config, preset
 from sam2_fast.model import Sam2
-from sam2_fast.weights.checkpoint import CheckpointError, infer_config, load_weights, read_state_dict
+from sam2_fast.weights.checkpoint import (
+    CheckpointError,
+    infer_config,
+    load_weights,
+    read_state_dict,
+)
 from sam2_fast.weights.hugging_face import from_hugging_face
 
-SMALL = Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64, memory_layers=1)
+SMALL = Sam2Config(
+    embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64, memory_layers=1
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +55,14 @@ def test_narrower_decoders_are_inferred() -> None:
 
 LAYOUTS: dict[str, Any] = {
     "official": lambda s: {"model": s},
-    "training": lambda s: {"model": s, "optimizer": {"state": {}}, "epoch": 3, "steps": {"train": 7}, "time_elapsed": 1.0, "scaler": {}},
+    "training": lambda s: {
+        "model": s,
+        "optimizer": {"state": {}},
+        "epoch": 3,
+        "steps": {"train": 7},
+        "time_elapsed": 1.0,
+        "scaler": {},
+    },
     "bare": lambda s: s,
     "data parallel": lambda s: {"model": {f"module.{k}": v for k, v in s.items()}},
     "compiled": lambda s: {"state_dict": {f"_orig_mod.{k}": v for k, v in s.items()}},
@@ -61,14 +77,20 @@ def test_pickled_layouts_load(state: dict[str, torch.Tensor], layout: str, tmp_p
         assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
 
-def test_safetensors_and_symbolic_links_load(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_safetensors_and_symbolic_links_load(
+    state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
     save_file(state, tmp_path / "model.safetensors")
     os.symlink(tmp_path / "model.safetensors", tmp_path / "link.safetensors")
-    model = build_sam2_video_predictor(None, tmp_path / "link.safetensors", device="cpu", image_size=64, dtype=torch.bfloat16)
+    model = build_sam2_video_predictor(
+        None, tmp_path / "link.safetensors", device="cpu", image_size=64, dtype=torch.bfloat16
+    )
     assert model.dtype == torch.bfloat16 and model.image_size == 64
 
 
-def test_hugging_face_names_that_are_unknown_pass_through_to_the_strict_load(state: dict[str, torch.Tensor]) -> None:
+def test_hugging_face_names_that_are_unknown_pass_through_to_the_strict_load(
+    state: dict[str, torch.Tensor],
+) -> None:
     renamed = from_hugging_face({"vision_encoder.new_part.weight": torch.zeros(1)})
     with pytest.raises(CheckpointError, match=r"unexpected keys vision_encoder\.new_part\.weight"):
         load_weights(Sam2(preset("tiny", image_size=64)), {**state, **renamed})
@@ -86,7 +108,10 @@ class Payload:
 
 def files(tmp_path: Path) -> dict[str, tuple[Path, str]]:
     """name -> (file, what the error must say)."""
-    made = {name: tmp_path / name for name in ("empty.pt", "garbage.pt", "short.pt", "code.pt", "list.pt", "zero.safetensors")}
+    made = {
+        name: tmp_path / name
+        for name in ("empty.pt", "garbage.pt", "short.pt", "code.pt", "list.pt", "zero.safetensors")
+    }
     made["empty.pt"].touch()
     made["garbage.pt"].write_bytes(os.urandom(4096))
     torch.save({"model": {"a": torch.zeros(100)}}, made["short.pt"])
@@ -98,15 +123,31 @@ def files(tmp_path: Path) -> dict[str, tuple[Path, str]]:
     huge.write_bytes(struct.pack("<Q", 200 << 20) + b"{" * 1000)
     lying = tmp_path / "lying.safetensors"
     lying.write_bytes(struct.pack("<Q", 500) + b"{" * 1000)
-    wordings = {"empty.pt": "empty", "zero.safetensors": "empty", "code.pt": "would run code", "list.pt": "expected a table of tensors"}
+    wordings = {
+        "empty.pt": "empty",
+        "zero.safetensors": "empty",
+        "code.pt": "would run code",
+        "list.pt": "expected a table of tensors",
+    }
     return {p.name: (p, wordings.get(p.name, "not a ")) for p in (*made.values(), huge, lying)}
 
 
-NAMES = ["empty.pt", "garbage.pt", "short.pt", "code.pt", "list.pt", "zero.safetensors", "huge.safetensors", "lying.safetensors"]
+NAMES = [
+    "empty.pt",
+    "garbage.pt",
+    "short.pt",
+    "code.pt",
+    "list.pt",
+    "zero.safetensors",
+    "huge.safetensors",
+    "lying.safetensors",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_row_38_bad_files_are_refused_fast_by_name_and_run_nothing(name: str, tmp_path: Path) -> None:
+def test_row_38_bad_files_are_refused_fast_by_name_and_run_nothing(
+    name: str, tmp_path: Path
+) -> None:
     path, wording = files(tmp_path)[name]
     started = time.thread_time()
     with pytest.raises(CheckpointError, match=wording) as caught:
@@ -120,11 +161,15 @@ def test_row_38_a_missing_file_is_named(tmp_path: Path) -> None:
         read_state_dict(tmp_path / "nowhere.pt")
 
 
-def test_row_38_missing_and_unexpected_keys_are_named_and_nothing_is_copied(state: dict[str, torch.Tensor]) -> None:
+def test_row_38_missing_and_unexpected_keys_are_named_and_nothing_is_copied(
+    state: dict[str, torch.Tensor],
+) -> None:
     model = Sam2(preset("tiny", image_size=64))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     wrong = {k: v for k, v in state.items() if k != "no_mem_embed"} | {"surprise": torch.zeros(1)}
-    with pytest.raises(CheckpointError, match=r"missing keys no_mem_embed, unexpected keys surprise"):
+    with pytest.raises(
+        CheckpointError, match=r"missing keys no_mem_embed, unexpected keys surprise"
+    ):
         load_weights(model, wrong)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
@@ -139,13 +184,24 @@ def test_row_38_weights_of_another_version_or_size_say_so(state: dict[str, torch
 
 
 @pytest.mark.parametrize("builder", [build_sam2, build_sam2_video_predictor])
-def test_the_trunk_is_left_to_the_compiler_where_that_is_asked_for(builder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trunk_is_left_to_the_compiler_where_that_is_asked_for(
+    builder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = torch.nn.Module.compile
     # the whole trunk as one graph; that the compiler's own code is right is not what is tested
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: plain(self, backend="aot_eager", **how))
-    config = Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(2,), windows=(8, 4, 4, 2), image_size=64)
-    free, compiled = (builder(config, device="cpu", seed=0, compile=wanted) for wanted in (False, True))
-    assert free.image_encoder.trunk._compiled_call_impl is None and compiled.image_encoder.trunk._compiled_call_impl is not None
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **how: plain(self, backend="aot_eager", **how)
+    )
+    config = Sam2Config(
+        embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(2,), windows=(8, 4, 4, 2), image_size=64
+    )
+    free, compiled = (
+        builder(config, device="cpu", seed=0, compile=wanted) for wanted in (False, True)
+    )
+    assert (
+        free.image_encoder.trunk._compiled_call_impl is None
+        and compiled.image_encoder.trunk._compiled_call_impl is not None
+    )
     assert list(free.state_dict()) == list(compiled.state_dict())
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

@@ -1,4 +1,6 @@
-"""The command line: prompts are read as documented, files land where they should, and every failure is one line and an exit code."""
+"""The command line: prompts are read as documented, files land where they should, and every failure
+is one line and an exit code.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +40,12 @@ def needs(name: str) -> pytest.MarkDecorator:
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run in an empty directory, on one thread, without network and without cached weights: random ones are used."""
+    """Run in an empty directory, on one thread, without network and without cached weights: random
+    ones are used.
+    """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the models are tiny, and a busy machine makes threads wait for each other
+    # The models are tiny, and a busy machine makes threads wait for each other.
+    torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "cached", lambda model_id: None)
 
@@ -73,17 +78,28 @@ def test_simple_flags_speak_of_object_one() -> None:
 
 
 def test_several_boxes_are_an_object_each() -> None:
-    assert [(p.object_id, p.box) for p in gather([], ["0,0,1,1", "2,2,3,3"], None, [], None)] == [(1, (0, 0, 1, 1)), (2, (2, 2, 3, 3))]
+    assert [(p.object_id, p.box) for p in gather([], ["0,0,1,1", "2,2,3,3"], None, [], None)] == [
+        (1, (0, 0, 1, 1)),
+        (2, (2, 2, 3, 3)),
+    ]
 
 
 def test_an_object_flag_names_id_frame_points_box_or_mask() -> None:
-    assert parse_object("3:frame=2:point=1,2:point=5,6,0:box=0,0,9,9") == Prompt(3, 2, ((1, 2), (5, 6)), (1, 0), (0, 0, 9, 9))
-    assert parse_object("4:frame=1:mask=c:/masks/a.png") == Prompt(4, 1, mask=Path("c:/masks/a.png"))
+    assert parse_object("3:frame=2:point=1,2:point=5,6,0:box=0,0,9,9") == Prompt(
+        3, 2, ((1, 2), (5, 6)), (1, 0), (0, 0, 9, 9)
+    )
+    assert parse_object("4:frame=1:mask=c:/masks/a.png") == Prompt(
+        4, 1, mask=Path("c:/masks/a.png")
+    )
 
 
 def test_a_prompt_file_has_several_objects_and_frames_and_comes_sorted(tmp_path: Path) -> None:
     path = tmp_path / "prompts.json"
-    path.write_text(json.dumps({"objects": [{"id": 2, "frame": 5, "mask": "m.png"}, {"id": 1, "points": [[1, 2]]}]}))
+    path.write_text(
+        json.dumps(
+            {"objects": [{"id": 2, "frame": 5, "mask": "m.png"}, {"id": 1, "points": [[1, 2]]}]}
+        )
+    )
     assert gather([], [], None, ["9:frame=1:point=1,1"], path) == [
         Prompt(1, 0, ((1, 2),), (1,)),
         Prompt(9, 1, ((1, 1),), (1,)),
@@ -111,7 +127,9 @@ def test_a_prompt_file_has_several_objects_and_frames_and_comes_sorted(tmp_path:
         (["--object", "1:frame=3:point=1,1"], "an image has frame 0 only"),
     ],
 )
-def test_prompts_that_make_no_sense_are_one_line_and_exit_code_two(flags: list[str], words: str) -> None:
+def test_prompts_that_make_no_sense_are_one_line_and_exit_code_two(
+    flags: list[str], words: str
+) -> None:
     result = run("segment", EXAMPLES / "still.png", *flags)
     assert result.exit_code == 2
     assert words in result.stderr
@@ -155,19 +173,39 @@ def test_a_wrong_prompt_file_is_named_with_the_place(tmp_path: Path, text: str, 
         (["segment", EXAMPLES / "render.py", "--point", "1,1"], "not a readable JPEG"),
         (["track", "none.mp4", "--point", "1,1"], "none.mp4: no such file"),
         (["track", EXAMPLES / "still_prompts.json", "--point", "1,1"], "cannot be read as a video"),
-        (["track", EXAMPLES / "clip_frames", "--point", "1,1", "--frame", "99"], "frame 99 is out of range, the video has frames 0 to 9"),
-        (["track", EXAMPLES / "clip_frames", "--point", "1,1", "--reverse", "--both"], "give one of them"),
-        (["track", EXAMPLES / "clip_frames", "--object", "300:point=1,1", "--format", "davis"], "1 to 255"),
+        (
+            ["track", EXAMPLES / "clip_frames", "--point", "1,1", "--frame", "99"],
+            "frame 99 is out of range, the video has frames 0 to 9",
+        ),
+        (
+            ["track", EXAMPLES / "clip_frames", "--point", "1,1", "--reverse", "--both"],
+            "give one of them",
+        ),
+        (
+            ["track", EXAMPLES / "clip_frames", "--object", "300:point=1,1", "--format", "davis"],
+            "1 to 255",
+        ),
         (["track", EXAMPLES / "clip_frames", "--mask", "none.png"], "none.png: no such file"),
-        (["segment", EXAMPLES / "still.png", "--point", "1,1", "--image-size", "100"], "multiple of 32"),
-        (["segment", EXAMPLES / "still.png", "--point", "1,1", "--device", "quantum"], "expected cpu, cuda"),
-        (["segment", EXAMPLES / "still.png", "--point", "1,1", "--max-pixels", "10"], "the limit is 10"),
+        (
+            ["segment", EXAMPLES / "still.png", "--point", "1,1", "--image-size", "100"],
+            "multiple of 32",
+        ),
+        (
+            ["segment", EXAMPLES / "still.png", "--point", "1,1", "--device", "quantum"],
+            "expected cpu, cuda",
+        ),
+        (
+            ["segment", EXAMPLES / "still.png", "--point", "1,1", "--max-pixels", "10"],
+            "the limit is 10",
+        ),
         (["segment", EXAMPLES / "still.png", "--point", "1,1", "--size", "giant"], "giant"),
         (["segment", EXAMPLES / "still.png", "--colour"], "--colour"),
         (["dance"], "dance"),
     ],
 )
-def test_bad_input_is_exit_code_two_without_a_traceback(arguments: list[object], words: str) -> None:
+def test_bad_input_is_exit_code_two_without_a_traceback(
+    arguments: list[object], words: str
+) -> None:
     result = run(*arguments)
     assert result.exit_code == 2
     assert words in result.stderr
@@ -176,14 +214,24 @@ def test_bad_input_is_exit_code_two_without_a_traceback(arguments: list[object],
 
 
 def test_a_cuda_device_that_is_not_there_is_refused() -> None:
-    result = run("segment", EXAMPLES / "still.png", "--point", "1,1", "--device", f"cuda:{torch.cuda.device_count()}")
+    result = run(
+        "segment",
+        EXAMPLES / "still.png",
+        "--point",
+        "1,1",
+        "--device",
+        f"cuda:{torch.cuda.device_count()}",
+    )
     assert result.exit_code == 2
     assert "CUDA devices" in result.stderr
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
-    assert "expected a directory" in run("segment", EXAMPLES / "still.png", "--point", "1,1", "--output", "out").stderr
+    assert (
+        "expected a directory"
+        in run("segment", EXAMPLES / "still.png", "--point", "1,1", "--output", "out").stderr
+    )
 
 
 @pytest.mark.parametrize("weights", ["none.pt", "./none", "somebody/some-model", "none"])
@@ -206,14 +254,26 @@ def test_a_damaged_checkpoint_is_bad_input(tmp_path: Path) -> None:
     assert "bad.pt" in result.stderr
 
 
-def test_ctrl_c_is_exit_code_130_and_leaves_no_half_video(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_ctrl_c_is_exit_code_130_and_leaves_no_half_video(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from sam2_fast.io import overlay
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(overlay.VideoWriter, "write", interrupt)
-    result = run("track", EXAMPLES / "clip_frames", "--point", "40,212", *SMALL, "--output", "out", "--max-frames", "2")
+    result = run(
+        "track",
+        EXAMPLES / "clip_frames",
+        "--point",
+        "40,212",
+        *SMALL,
+        "--output",
+        "out",
+        "--max-frames",
+        "2",
+    )
     assert result.exit_code == 130
     assert result.stderr.endswith("error: interrupted\n")
     assert not list((tmp_path / "out").glob("overlay*"))
@@ -221,10 +281,28 @@ def test_ctrl_c_is_exit_code_130_and_leaves_no_half_video(monkeypatch: pytest.Mo
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT to another process")
 def test_a_real_interrupt_ends_the_program_with_130(tmp_path: Path) -> None:
-    arguments = ["track", EXAMPLES / "clip.mp4", "--point", "40,212", "--image-size", "1024", "--device", "cpu", "--no-overlay"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    arguments = [
+        "track",
+        EXAMPLES / "clip.mp4",
+        "--point",
+        "40,212",
+        "--image-size",
+        "1024",
+        "--device",
+        "cpu",
+        "--no-overlay",
+    ]
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     process = subprocess.Popen(
-        [sys.executable, "-m", "sam2_fast.cli", *map(str, arguments)], cwd=tmp_path, env=environment, stderr=subprocess.PIPE
+        [sys.executable, "-m", "sam2_fast.cli", *map(str, arguments)],
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
     )
     masks = tmp_path / "clip_sam2" / "masks"
     deadline = time.monotonic() + 60
@@ -250,11 +328,21 @@ def test_random_weights_are_said_loudly() -> None:
 @needs("SAM2VideoPredictor")
 def test_track_writes_a_mask_per_object_and_frame_and_an_overlay(tmp_path: Path) -> None:
     pytest.importorskip("av", reason="the overlay video needs PyAV")
-    found = summary("track", EXAMPLES / "clip.mp4", "--prompts", EXAMPLES / "clip_prompts.json", *SMALL, "--max-frames", 3)
+    found = summary(
+        "track",
+        EXAMPLES / "clip.mp4",
+        "--prompts",
+        EXAMPLES / "clip_prompts.json",
+        *SMALL,
+        "--max-frames",
+        3,
+    )
     assert (found["frames"], found["height"], found["width"], found["fps"]) == (3, 320, 480, 20)
     assert [entry["id"] for entry in found["objects"]] == [1, 2, 3]
     masks = tmp_path / "clip_sam2" / "masks"
-    assert sorted(path.name for path in (masks / "002").iterdir()) == [f"{index:05d}.png" for index in range(3)]
+    assert sorted(path.name for path in (masks / "002").iterdir()) == [
+        f"{index:05d}.png" for index in range(3)
+    ]
     assert load_mask(masks / "003" / "00002.png").shape == (320, 480)
     with open_video(tmp_path / "clip_sam2" / "overlay.mp4") as video:
         assert (len(video), video.height, video.width, video.fps) == (3, 320, 480, 20)
@@ -275,9 +363,16 @@ def test_davis_and_json_hold_the_masks_of_the_png_files(tmp_path: Path) -> None:
     assert list(frames) == [0, 1]
     for frame, masks in frames.items():
         for object_id, mask in masks.items():
-            assert np.array_equal(mask, load_mask(tmp_path / "png" / "masks" / f"{object_id:03d}" / f"{frame:05d}.png"))
-        assert np.array_equal(masks[1] | masks[2], load_mask(tmp_path / "davis" / "masks" / f"{frame:05d}.png"))
-        assert np.array_equal(masks[1], load_mask(tmp_path / "davis" / "masks" / f"{frame:05d}.png", 1))
+            assert np.array_equal(
+                mask,
+                load_mask(tmp_path / "png" / "masks" / f"{object_id:03d}" / f"{frame:05d}.png"),
+            )
+        assert np.array_equal(
+            masks[1] | masks[2], load_mask(tmp_path / "davis" / "masks" / f"{frame:05d}.png")
+        )
+        assert np.array_equal(
+            masks[1], load_mask(tmp_path / "davis" / "masks" / f"{frame:05d}.png", 1)
+        )
 
 
 @needs("SAM2VideoPredictor")
@@ -291,7 +386,18 @@ def test_davis_and_json_hold_the_masks_of_the_png_files(tmp_path: Path) -> None:
 )
 def test_directions(tmp_path: Path, flags: list[str], expected: list[int]) -> None:
     pytest.importorskip("av", reason="the overlay video needs PyAV")
-    found = summary("track", EXAMPLES / "clip_frames", "--point", "60,190", *flags, *SMALL, "--format", "coco-rle", "--output", "out")
+    found = summary(
+        "track",
+        EXAMPLES / "clip_frames",
+        "--point",
+        "60,190",
+        *flags,
+        *SMALL,
+        "--format",
+        "coco-rle",
+        "--output",
+        "out",
+    )
     assert list(load_masks_json(tmp_path / "out" / "masks.json")) == expected
     assert found["frames"] == len(expected)
     with open_video(tmp_path / "out" / "overlay.mp4") as video:
@@ -304,7 +410,16 @@ def test_a_mask_file_is_a_prompt_and_comes_back_on_its_frame(tmp_path: Path) -> 
 
     truth = load_masks_json(EXAMPLES / "clip_truth.json")[0][2]
     save_mask("crate.png", truth)
-    summary("track", EXAMPLES / "clip_frames", "--mask", "crate.png", *SMALL, "--no-overlay", "--max-frames", "1")
+    summary(
+        "track",
+        EXAMPLES / "clip_frames",
+        "--mask",
+        "crate.png",
+        *SMALL,
+        "--no-overlay",
+        "--max-frames",
+        "1",
+    )
     shown = load_mask(tmp_path / "clip_frames_sam2" / "masks" / "001" / "00000.png")
     assert (shown & truth).sum() / (shown | truth).sum() > 0.8
 
@@ -312,7 +427,16 @@ def test_a_mask_file_is_a_prompt_and_comes_back_on_its_frame(tmp_path: Path) -> 
 @needs("SAM2VideoPredictor")
 def test_the_progress_bar_goes_to_stderr() -> None:
     result = run(
-        "track", EXAMPLES / "clip_frames", "--point", "40,212", *SMALL, "--no-overlay", "--max-frames", "1", "--progress", "--json"
+        "track",
+        EXAMPLES / "clip_frames",
+        "--point",
+        "40,212",
+        *SMALL,
+        "--no-overlay",
+        "--max-frames",
+        "1",
+        "--progress",
+        "--json",
     )
     assert "tracking" in result.stderr
     json.loads(result.stdout)
@@ -320,11 +444,28 @@ def test_the_progress_bar_goes_to_stderr() -> None:
 
 @needs("SAM2ImagePredictor")
 @pytest.mark.parametrize(
-    ("kind", "files"), [("png", ["001.png", "002.png", "003.png"]), ("davis", ["masks.png"]), ("coco-rle", ["masks.json"])]
+    ("kind", "files"),
+    [
+        ("png", ["001.png", "002.png", "003.png"]),
+        ("davis", ["masks.png"]),
+        ("coco-rle", ["masks.json"]),
+    ],
 )
-def test_segment_writes_a_mask_for_every_object(tmp_path: Path, kind: str, files: list[str]) -> None:
-    found = summary("segment", EXAMPLES / "still.png", "--prompts", EXAMPLES / "still_prompts.json", *SMALL, "--format", kind)
-    assert sorted(path.name for path in (tmp_path / "still_sam2").iterdir()) == sorted([*files, "overlay.png"])
+def test_segment_writes_a_mask_for_every_object(
+    tmp_path: Path, kind: str, files: list[str]
+) -> None:
+    found = summary(
+        "segment",
+        EXAMPLES / "still.png",
+        "--prompts",
+        EXAMPLES / "still_prompts.json",
+        *SMALL,
+        "--format",
+        kind,
+    )
+    assert sorted(path.name for path in (tmp_path / "still_sam2").iterdir()) == sorted(
+        [*files, "overlay.png"]
+    )
     assert [entry["id"] for entry in found["objects"]] == [1, 2, 3]
     assert all({"id", "score", "area", "bbox"} == set(entry) for entry in found["objects"])
     assert found["weights"] == "nano"
@@ -346,7 +487,11 @@ def test_everything_writes_its_records(tmp_path: Path, kind: str) -> None:
     loose = ["--points-per-side", "3", "--pred-iou-thresh", "0", "--stability-score-thresh", "0"]
     found = summary("everything", EXAMPLES / "coffee.jpg", *loose, *SMALL, "--format", kind)
     document = json.loads((tmp_path / "coffee_sam2" / "masks.json").read_text())
-    assert (document["format"], document["height"], document["width"]) == ("sam2_fast.everything", 400, 600)
+    assert (document["format"], document["height"], document["width"]) == (
+        "sam2_fast.everything",
+        400,
+        600,
+    )
     assert len(document["masks"]) == found["masks"]
     areas = [entry["area"] for entry in document["masks"]]
     assert areas == sorted(areas)
@@ -364,7 +509,9 @@ def test_info_says_what_can_run_and_why_not() -> None:
     facts = json.loads(run("info", "--json").stdout)
     assert set(facts) == {"versions", "devices", "extension", "kernels", "weights_cache"}
     assert all(row["reason_why_not"] is None or row["reason_why_not"] for row in facts["kernels"])
-    assert any(row["backend"] == "torch" and row["reason_why_not"] is None for row in facts["kernels"])
+    assert any(
+        row["backend"] == "torch" and row["reason_why_not"] is None for row in facts["kernels"]
+    )
 
 
 # doctor; more of it in tests/proving/test_doctor.py

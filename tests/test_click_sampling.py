@@ -18,7 +18,10 @@ from sam2_fast.data.clicks import (
 def random_masks(seed: int, count: int = 3, height: int = 33, width: int = 47) -> torch.Tensor:
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
-    centre, radius = generator.integers(0, 40, (count, 2, 1, 1)), generator.integers(4, 20, (count, 1, 1))
+    centre, radius = (
+        generator.integers(0, 40, (count, 2, 1, 1)),
+        generator.integers(4, 20, (count, 1, 1)),
+    )
     return torch.from_numpy((y - centre[:, 0]) ** 2 + (x - centre[:, 1]) ** 2 < radius**2)[:, None]
 
 
@@ -36,10 +39,17 @@ def test_the_centre_of_the_deepest_error() -> None:
     cv2 = pytest.importorskip("cv2")
     truth, predicted = random_masks(1), random_masks(2)
     points, labels = sample_one_point_from_error_center(truth, predicted)
-    assert (points.shape, labels.shape, points.dtype, labels.dtype) == ((3, 1, 2), (3, 1), torch.float32, torch.int32)
+    assert (points.shape, labels.shape, points.dtype, labels.dtype) == (
+        (3, 1, 2),
+        (3, 1),
+        torch.float32,
+        torch.int32,
+    )
     for i in range(3):
         depth = [
-            cv2.distanceTransform(np.pad(region.numpy().astype(np.uint8), 1), cv2.DIST_L2, 0)[1:-1, 1:-1]
+            cv2.distanceTransform(np.pad(region.numpy().astype(np.uint8), 1), cv2.DIST_L2, 0)[
+                1:-1, 1:-1
+            ]
             for region in ((~truth & predicted)[i, 0], (truth & ~predicted)[i, 0])
         ]
         x, y = points[i, 0].int().tolist()
@@ -53,7 +63,8 @@ def test_random_errors_are_errors() -> None:
     rows = torch.arange(3)[:, None]
     assert ((truth ^ predicted)[rows, 0, y, x]).all()
     assert torch.equal(truth[rows, 0, y, x].int(), labels)
-    points, labels = sample_random_points_from_errors(truth, truth, 5)  # nothing is wrong: background
+    # Nothing is wrong: background.
+    points, labels = sample_random_points_from_errors(truth, truth, 5)
     x, y = points.long().unbind(-1)
     assert not truth[rows, 0, y, x].any()
     assert not labels.any()

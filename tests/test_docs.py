@@ -13,7 +13,9 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if BLOCK.search(p.read_text())], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if BLOCK.search(p.read_text())], ids=lambda p: p.stem
+)
 def test_the_examples_of_a_page_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     names: dict[str, Any] = {}
@@ -28,11 +30,17 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 
 QUOTED = re.compile(r"^```(?:py|cpp|cmake)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-SOURCES = [p for d in ("sam2_fast/ops", "kernels", "csrc", "bindings", "tests/ops", "benchmarks") for p in (ROOT / d).rglob("*.*")]
+SOURCES = [
+    p
+    for d in ("sam2_fast/ops", "kernels", "csrc", "bindings", "tests/ops", "benchmarks")
+    for p in (ROOT / d).rglob("*.*")
+]
 
 
 def quotes(block: str, source: str) -> bool:
-    """Whether the lines of a block stand in a source in this order; `# ...` on a line of its own is what was left out."""
+    """Whether the lines of a block stand in a source in this order; `# ...` on a line of its own is
+    what was left out.
+    """
     place = 0
     for part in re.split(r"^ *# \.\.\.\n", block, flags=re.MULTILINE):
         place = source.find(part, place)
@@ -44,7 +52,11 @@ def quotes(block: str, source: str) -> bool:
 
 def test_code_that_a_page_quotes_is_in_the_source() -> None:
     blocks = QUOTED.findall((ROOT / "docs" / "adding_a_kernel.md").read_text())
-    sources = [p.read_text() for p in (*SOURCES, ROOT / "CMakeLists.txt") if p.suffix in {".py", ".h", ".cpp", ".txt"}]
+    sources = [
+        p.read_text()
+        for p in (*SOURCES, ROOT / "CMakeLists.txt")
+        if p.suffix in {".py", ".h", ".cpp", ".txt"}
+    ]
     assert len(blocks) > 8
     assert not [block for block in blocks if not any(quotes(block, source) for source in sources)]
     assert quotes("a\n# ...\nc\n", "a\nb\nc\n") and not quotes("c\n# ...\na\n", "a\nb\nc\n")

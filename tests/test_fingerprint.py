@@ -46,7 +46,15 @@ def exchange_parameters(m: nn.Sequential) -> None:
     m[1].weight, m[1].bias = m[1].bias, m[1].weight
 
 
-CHANGES = [write, give_other_memory, replace_parameter, replace_part, write_buffer, remove_parameter, exchange_parameters]
+CHANGES = [
+    write,
+    give_other_memory,
+    replace_parameter,
+    replace_part,
+    write_buffer,
+    remove_parameter,
+    exchange_parameters,
+]
 
 
 @pytest.fixture(params=["native", "python"])
@@ -92,14 +100,14 @@ def test_the_native_functions_refuse_what_they_do_not_know() -> None:
     with pytest.raises(ValueError, match="equal lengths"):
         compiled.same_members([{}], [], [])
     with pytest.raises(TypeError, match="dictionaries"):
-        compiled.same_members([1], ["a"], [1])  # type: ignore[list-item]
+        compiled.same_members([1], ["a"], [1])
     address, version = torch._C.TensorBase.data_ptr, torch._C.TensorBase._version
     with pytest.raises(TypeError, match="address, version"):
         compiled.same_tensors(len, version, [tensor], [1], [0])
     with pytest.raises(TypeError, match="address, version"):
         compiled.same_tensors(address, address, [tensor], [1], [0])
     with pytest.raises(TypeError, match="instances"):
-        compiled.same_tensors(address, version, [1], [1], [0])  # type: ignore[list-item]
+        compiled.same_tensors(address, version, [1], [1], [0])
     with pytest.raises(ValueError, match="equal lengths"):
         compiled.same_tensors(address, version, [tensor], [], [])
     with pytest.raises(TypeError, match="dictionaries"):

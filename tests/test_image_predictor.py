@@ -18,7 +18,13 @@ from sam2_fast.image.transforms import SAM2Transforms
 from sam2_fast.official.base import SAM2Base
 
 SMALL = Sam2Config(
-    embed_dim=16, stages=(1, 1, 2, 1), global_blocks=(3,), image_size=64, memory_layers=1, memory_ffn_dim=32, decoder_mlp_dim=32
+    embed_dim=16,
+    stages=(1, 1, 2, 1),
+    global_blocks=(3,),
+    image_size=64,
+    memory_layers=1,
+    memory_ffn_dim=32,
+    decoder_mlp_dim=32,
 )
 SIDE = 16  # of low-resolution masks
 
@@ -48,7 +54,11 @@ CLICK: dict[str, Any] = {"point_coords": np.array([[20, 30]]), "point_labels": n
 
 
 def test_shapes_and_dtypes(predictor: SAM2ImagePredictor) -> None:
-    for kwargs, lead in ((CLICK, ()), ({"box": [[1, 2, 30, 31], [5, 6, 7, 8]]}, (2,)), ({"box": np.zeros((0, 4))}, (0,))):
+    for kwargs, lead in (
+        (CLICK, ()),
+        ({"box": [[1, 2, 30, 31], [5, 6, 7, 8]]}, (2,)),
+        ({"box": np.zeros((0, 4))}, (0,)),
+    ):
         for multimask, count in ((True, 3), (False, 1)):
             masks, iou, low = predictor.predict(**kwargs, multimask_output=multimask)
             assert masks.shape == (*lead, count, 40, 60)
@@ -66,11 +76,16 @@ def test_official_attributes(predictor: SAM2ImagePredictor) -> None:
     assert not predictor._is_batch
     assert isinstance(predictor._transforms, SAM2Transforms)
     assert predictor.get_image_embedding().shape == (1, 256, 4, 4)
-    assert [tuple(x.shape) for x in predictor._features["high_res_feats"]] == [(1, 32, 16, 16), (1, 64, 8, 8)]
+    assert [tuple(x.shape) for x in predictor._features["high_res_feats"]] == [
+        (1, 32, 16, 16),
+        (1, 64, 8, 8),
+    ]
     assert predictor.device == torch.device("cpu")
 
 
-@pytest.mark.parametrize("given", ["pillow", "tensor", "path", "grey", "rgba", "negative strides", "float"])
+@pytest.mark.parametrize(
+    "given", ["pillow", "tensor", "path", "grey", "rgba", "negative strides", "float"]
+)
 def test_images_of_every_kind(given: str, tmp_path: Path) -> None:
     image = picture()
     if given == "grey":
@@ -88,12 +103,23 @@ def test_images_of_every_kind(given: str, tmp_path: Path) -> None:
     first, second = SAM2ImagePredictor(small_model()), SAM2ImagePredictor(small_model())
     first.set_image(image)
     second.set_image(forms[given])
-    assert np.allclose(first.predict(**CLICK, return_logits=True)[0], second.predict(**CLICK, return_logits=True)[0], atol=1e-5)
+    assert np.allclose(
+        first.predict(**CLICK, return_logits=True)[0],
+        second.predict(**CLICK, return_logits=True)[0],
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize(
     "image",
-    [np.zeros((0, 4, 3), np.uint8), np.full((4, 4, 3), 200.0), np.full((4, 4, 3), np.nan), np.zeros((4, 4, 5), np.uint8), "absent.png", 3],
+    [
+        np.zeros((0, 4, 3), np.uint8),
+        np.full((4, 4, 3), 200.0),
+        np.full((4, 4, 3), np.nan),
+        np.zeros((4, 4, 5), np.uint8),
+        "absent.png",
+        3,
+    ],
     ids=["no pixels", "0..255 floats", "NaN", "5 channels", "no file", "an int"],
 )
 def test_a_refused_image_keeps_the_previous_one(predictor: SAM2ImagePredictor, image: Any) -> None:
@@ -125,14 +151,25 @@ MASK = np.zeros((1, SIDE, SIDE), np.float32)
         ({"box": [9, 9, 3, 20]}, "swap the corners"),
         ({"box": [1, 2, 3]}, r"shape \(4,\)"),
         ({"box": [1, 2, 3, np.inf]}, "finite"),
-        ({"box": [[1, 2, 3, 4], [1, 2, 3, 4]], "point_coords": [[1, 2]], "point_labels": [1]}, "2 boxes and 1 sets of points"),
-        ({"mask_input": np.zeros((100, 100))}, r"expected low-resolution logits of shape \(1, 16, 16\)"),
+        (
+            {"box": [[1, 2, 3, 4], [1, 2, 3, 4]], "point_coords": [[1, 2]], "point_labels": [1]},
+            "2 boxes and 1 sets of points",
+        ),
+        (
+            {"mask_input": np.zeros((100, 100))},
+            r"expected low-resolution logits of shape \(1, 16, 16\)",
+        ),
         ({"mask_input": np.zeros((3, SIDE, SIDE))}, r"low_res\[i\]\[None\]"),
         ({"mask_input": np.full((1, SIDE, SIDE), np.nan)}, "finite"),
-        ({"box": np.ones((3, 4)), "mask_input": np.zeros((2, 1, SIDE, SIDE))}, "one for each of 3 prompts"),
+        (
+            {"box": np.ones((3, 4)), "mask_input": np.zeros((2, 1, SIDE, SIDE))},
+            "one for each of 3 prompts",
+        ),
     ],
 )
-def test_prompts_without_meaning_are_refused(predictor: SAM2ImagePredictor, kwargs: dict[str, Any], message: str) -> None:
+def test_prompts_without_meaning_are_refused(
+    predictor: SAM2ImagePredictor, kwargs: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         predictor.predict(**kwargs)
 
@@ -144,9 +181,15 @@ def test_without_an_image(predictor: SAM2ImagePredictor) -> None:
         lambda: predictor._predict(None, None),
         lambda: predictor._prep_prompts(*[None] * 4, True),
     ):
-        with pytest.raises(RuntimeError, match=r"^An image must be set with \.set_image\(\.\.\.\) before mask prediction\.$"):
+        with pytest.raises(
+            RuntimeError,
+            match=r"^An image must be set with \.set_image\(\.\.\.\) before mask prediction\.$",
+        ):
             call()
-    with pytest.raises(RuntimeError, match=r"^An image must be set with \.set_image\(\.\.\.\) to generate an embedding\.$"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"^An image must be set with \.set_image\(\.\.\.\) to generate an embedding\.$",
+    ):
         predictor.get_image_embedding()
     with pytest.raises(RuntimeError, match="set_image_batch"):
         predictor.predict_batch([None])
@@ -154,7 +197,7 @@ def test_without_an_image(predictor: SAM2ImagePredictor) -> None:
 
 def test_a_model_of_another_kind() -> None:
     with pytest.raises(TypeError, match="build_sam2"):
-        SAM2ImagePredictor(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+        SAM2ImagePredictor(torch.nn.Linear(1, 1))
 
 
 def test_prompts_of_every_type_give_the_same_mask(predictor: SAM2ImagePredictor) -> None:
@@ -162,7 +205,9 @@ def test_prompts_of_every_type_give_the_same_mask(predictor: SAM2ImagePredictor)
     coords = torch.tensor([[20, 99], [30, 99]]).T[:1]  # int64, not contiguous
     leaf = torch.tensor([2.0, 3, 40, 30], requires_grad=True)
     for box in (leaf, [2, 3, 40, 30], np.array([[2, 3, 40, 30]]), np.array([[2, 3], [40, 30]])):
-        found = predictor.predict(point_coords=coords, point_labels=torch.tensor([True]), box=box, return_logits=True)[0]
+        found = predictor.predict(
+            point_coords=coords, point_labels=torch.tensor([True]), box=box, return_logits=True
+        )[0]
         assert np.array_equal(expected, found)
     assert torch.equal(coords, torch.tensor([[20, 30]]))
     assert leaf.grad is None
@@ -170,10 +215,17 @@ def test_prompts_of_every_type_give_the_same_mask(predictor: SAM2ImagePredictor)
 
 def test_points_outside_warn_once_and_are_used(predictor: SAM2ImagePredictor) -> None:
     with pytest.warns(UserWarning, match="outside the 60 x 40 image") as caught:
-        outside = predictor.predict(point_coords=[[99, -3], [200, 0]], point_labels=[1, 1], box=[0, 0, 61, 40], return_logits=True)[0]
+        outside = predictor.predict(
+            point_coords=[[99, -3], [200, 0]],
+            point_labels=[1, 1],
+            box=[0, 0, 61, 40],
+            return_logits=True,
+        )[0]
     assert len(caught) == 1
     assert caught[0].filename == __file__
-    inside = predictor.predict(point_coords=[[59, 0], [59, 0]], point_labels=[1, 1], box=[0, 0, 60, 40], return_logits=True)[0]
+    inside = predictor.predict(
+        point_coords=[[59, 0], [59, 0]], point_labels=[1, 1], box=[0, 0, 60, 40], return_logits=True
+    )[0]
     assert not np.array_equal(outside, inside)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -189,7 +241,9 @@ def test_a_box_is_two_points_before_the_clicks(predictor: SAM2ImagePredictor) ->
 
 
 def test_low_level_masks_are_bool_or_logits(predictor: SAM2ImagePredictor) -> None:
-    _, coords, labels, boxes = predictor._prep_prompts(CLICK["point_coords"], CLICK["point_labels"], None, None, True)
+    _, coords, labels, boxes = predictor._prep_prompts(
+        CLICK["point_coords"], CLICK["point_labels"], None, None, True
+    )
     masks, iou, low = predictor._predict(coords, labels, boxes)
     logits = predictor._predict(coords, labels, return_logits=True)[0]
     assert masks.dtype == torch.bool
@@ -199,35 +253,57 @@ def test_low_level_masks_are_bool_or_logits(predictor: SAM2ImagePredictor) -> No
 
 @pytest.mark.parametrize("together", [1, 64])
 def test_a_batch_is_its_images(monkeypatch: pytest.MonkeyPatch, together: int) -> None:
-    """Prompts of any length are decoded together; errors against float64 stay those of one call per image."""
+    """Prompts of any length are decoded together; errors against float64 stay those of one call per
+    image.
+    """
     monkeypatch.setattr(module, "ROWS_PER_CALL", together)
     images = [picture(i, 30 + 9 * i, 50) for i in range(4)]
     coords = [[[5, 6]], [[[7, 8]], [[9, 9]]], None, [[1, 2], [3, 4]]]
     labels = [[1], [[1], [0]], None, [1, 0]]
     boxes, masks = [None, None, [1, 2, 20, 21], None], [None, None, MASK + 3, MASK - 1]
-    batched, single, exact = (SAM2ImagePredictor(small_model(d)) for d in (torch.float32, torch.float32, torch.float64))
+    batched, single, exact = (
+        SAM2ImagePredictor(small_model(d)) for d in (torch.float32, torch.float32, torch.float64)
+    )
     batched.set_image_batch(images)
     results = batched.predict_batch(coords, labels, boxes, masks, return_logits=True)
     assert [len(part) for part in results] == [4, 4, 4]
     pools: list[list[np.ndarray]] = [[], [], []]
     for i, image in enumerate(images):
-        given = {"point_coords": coords[i], "point_labels": labels[i], "box": boxes[i], "mask_input": masks[i], "return_logits": True}
+        given = {
+            "point_coords": coords[i],
+            "point_labels": labels[i],
+            "box": boxes[i],
+            "mask_input": masks[i],
+            "return_logits": True,
+        }
         for predictor in (single, exact):
             predictor.set_image(image)
-        for pool, arrays in zip(pools, ([part[i] for part in results], single.predict(**given), exact.predict(**given)), strict=True):
+        for pool, arrays in zip(
+            pools,
+            ([part[i] for part in results], single.predict(**given), exact.predict(**given)),
+            strict=True,
+        ):
             pool += arrays
     assert [a.shape for a in pools[0]] == [a.shape for a in pools[1]]
     mine, one, truth = (np.concatenate([a.ravel() for a in pool]) for pool in pools)
     assert np.abs(mine - truth).max() <= 2 * np.abs(one - truth).max()
 
 
-def test_prompts_of_different_lengths_take_one_decoder_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_of_different_lengths_take_one_decoder_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     predictor = SAM2ImagePredictor(small_model(torch.float32))
     predictor.set_image_batch([picture(i, 30, 50) for i in range(3)])
     calls = []
     original = predictor.model.sam_mask_decoder.forward
-    monkeypatch.setattr(predictor.model.sam_mask_decoder, "forward", lambda *a: calls.append(len(a[2])) or original(*a))
-    predictor.predict_batch([[[5, 6]], [[7, 8], [9, 9]], None], [[1], [1, 0], None], [None, None, [1, 2, 20, 21]])
+    monkeypatch.setattr(
+        predictor.model.sam_mask_decoder,
+        "forward",
+        lambda *a: calls.append(len(a[2])) or original(*a),
+    )
+    predictor.predict_batch(
+        [[[5, 6]], [[7, 8], [9, 9]], None], [[1], [1, 0], None], [None, None, [1, 2, 20, 21]]
+    )
     assert calls == [3]
 
 
@@ -241,7 +317,9 @@ def test_a_batch_needs_an_entry_per_image(predictor: SAM2ImagePredictor) -> None
         predictor.set_image_batch([])
 
 
-def test_large_results_come_in_parts(predictor: SAM2ImagePredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_results_come_in_parts(
+    predictor: SAM2ImagePredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     boxes = np.array([[i, i, 30 + i, 30] for i in range(5)])
     whole = predictor.predict(box=boxes)[0]
     monkeypatch.setattr(module, "ELEMENTS_PER_CALL", 1)
@@ -272,8 +350,13 @@ def test_autocast_and_inference_mode_are_honoured() -> None:
 def test_from_pretrained_takes_a_path(tmp_path: Path) -> None:
     from sam2_fast.build_sam import build_sam2
 
-    torch.save({"model": build_sam2("tiny", device="cpu", image_size=64).state_dict()}, tmp_path / "tiny.pt")
-    found = SAM2ImagePredictor.from_pretrained(str(tmp_path / "tiny.pt"), device="cpu", image_size=64, mask_threshold=0.5)
+    torch.save(
+        {"model": build_sam2("tiny", device="cpu", image_size=64).state_dict()},
+        tmp_path / "tiny.pt",
+    )
+    found = SAM2ImagePredictor.from_pretrained(
+        str(tmp_path / "tiny.pt"), device="cpu", image_size=64, mask_threshold=0.5
+    )
     assert found.mask_threshold == 0.5
     assert found.model.config.image_size == 64
 
@@ -282,5 +365,7 @@ def test_transforms_without_sizes() -> None:
     transforms = SAM2Transforms(64, 0.0)
     with pytest.raises(ValueError, match="orig_hw"):
         transforms.transform_coords(torch.zeros(1, 2), normalize=True)
-    assert transforms.transform_boxes(torch.tensor([[0.0, 0.0, 1.0, 0.5]])).tolist() == [[[0.0, 0.0], [64.0, 32.0]]]
+    assert transforms.transform_boxes(torch.tensor([[0.0, 0.0, 1.0, 0.5]])).tolist() == [
+        [[0.0, 0.0], [64.0, 32.0]]
+    ]
     assert transforms.forward_batch([picture(), picture(1, 9, 9)]).shape == (2, 3, 64, 64)

@@ -1,4 +1,6 @@
-"""Automatic masks: records, options, the defects of the official code that are fixed, and the helpers below them."""
+"""Automatic masks: records, options, the defects of the official code that are fixed, and the
+helpers below them.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,20 @@ from sam2_fast.official.base import SAM2Base
 from sam2_fast.ops.nms import nms
 
 SMALL = Sam2Config(
-    embed_dim=16, stages=(1, 1, 2, 1), global_blocks=(3,), image_size=64, memory_layers=1, memory_ffn_dim=32, decoder_mlp_dim=32
+    embed_dim=16,
+    stages=(1, 1, 2, 1),
+    global_blocks=(3,),
+    image_size=64,
+    memory_layers=1,
+    memory_ffn_dim=32,
+    decoder_mlp_dim=32,
 )
-ALL: dict[str, Any] = {"points_per_side": 3, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
+ALL: dict[str, Any] = {
+    "points_per_side": 3,
+    "pred_iou_thresh": 0.0,
+    "stability_score_thresh": 0.0,
+    "box_nms_thresh": 1.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +55,8 @@ def image() -> np.ndarray:
 
 def same(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> bool:
     return len(first) == len(second) and all(
-        all(np.array_equal(a[k], b[k]) if k == "segmentation" else a[k] == b[k] for k in a) for a, b in zip(first, second, strict=True)
+        all(np.array_equal(a[k], b[k]) if k == "segmentation" else a[k] == b[k] for k in a)
+        for a, b in zip(first, second, strict=True)
     )
 
 
@@ -50,7 +64,15 @@ def test_records(model: SAM2Base, image: np.ndarray) -> None:
     records = SAM2AutomaticMaskGenerator(model, **ALL).generate(image)
     assert len(records) > 9
     for r in records:
-        assert list(r) == ["segmentation", "area", "bbox", "predicted_iou", "point_coords", "stability_score", "crop_box"]
+        assert list(r) == [
+            "segmentation",
+            "area",
+            "bbox",
+            "predicted_iou",
+            "point_coords",
+            "stability_score",
+            "crop_box",
+        ]
         assert r["segmentation"].shape == (50, 70)
         assert r["segmentation"].dtype == bool
         assert r["area"] == r["segmentation"].sum()
@@ -58,8 +80,15 @@ def test_records(model: SAM2Base, image: np.ndarray) -> None:
         assert isinstance(r["predicted_iou"], float)
         assert r["crop_box"] == [0.0, 0.0, 70.0, 50.0]
         y, x = np.nonzero(r["segmentation"])
-        assert r["area"] == 0 or r["bbox"] == [x.min(), y.min(), x.max() - x.min(), y.max() - y.min()]
-    assert [r["predicted_iou"] for r in records] == sorted((r["predicted_iou"] for r in records), reverse=True)
+        assert r["area"] == 0 or r["bbox"] == [
+            x.min(),
+            y.min(),
+            x.max() - x.min(),
+            y.max() - y.min(),
+        ]
+    assert [r["predicted_iou"] for r in records] == sorted(
+        (r["predicted_iou"] for r in records), reverse=True
+    )
 
 
 def test_output_modes_hold_the_same_masks(model: SAM2Base, image: np.ndarray) -> None:
@@ -79,12 +108,24 @@ def test_output_modes_hold_the_same_masks(model: SAM2Base, image: np.ndarray) ->
 def test_no_mask_gives_an_empty_list(model: SAM2Base) -> None:
     """Upstream raises IndexError or KeyError when a crop has no mask."""
     blank = np.zeros((40, 40, 3), np.uint8)
-    for extra in ({}, {"crop_n_layers": 1}, {"min_mask_region_area": 5, "crop_n_layers": 1}, {"use_m2m": True}):
-        assert SAM2AutomaticMaskGenerator(model, points_per_side=2, pred_iou_thresh=2.0, **extra).generate(blank) == []
+    for extra in (
+        {},
+        {"crop_n_layers": 1},
+        {"min_mask_region_area": 5, "crop_n_layers": 1},
+        {"use_m2m": True},
+    ):
+        assert (
+            SAM2AutomaticMaskGenerator(
+                model, points_per_side=2, pred_iou_thresh=2.0, **extra
+            ).generate(blank)
+            == []
+        )
 
 
 @pytest.mark.parametrize("given", ["grey", "pillow", "path", "tensor", "float"])
-def test_images_of_every_kind(model: SAM2Base, image: np.ndarray, given: str, tmp_path: Path) -> None:
+def test_images_of_every_kind(
+    model: SAM2Base, image: np.ndarray, given: str, tmp_path: Path
+) -> None:
     grey = np.repeat(image[..., :1], 3, axis=2)
     Image.fromarray(grey).save(tmp_path / "image.png")
     forms = {
@@ -105,22 +146,32 @@ def test_images_of_every_kind(model: SAM2Base, image: np.ndarray, given: str, tm
         ({"points_per_side": 0}, "points_per_side"),
         ({"points_per_side": None}, "exactly one"),
         ({"point_grids": [np.zeros((1, 2))]}, "exactly one"),
-        ({"points_per_side": None, "point_grids": [np.zeros((1, 2))], "crop_n_layers": 1}, "expected 2 arrays"),
+        (
+            {"points_per_side": None, "point_grids": [np.zeros((1, 2))], "crop_n_layers": 1},
+            "expected 2 arrays",
+        ),
         ({"points_per_side": None, "point_grids": [np.zeros((1, 3))]}, "point_grids"),
         ({"output_mode": "png"}, "output_mode: expected one of"),
         ({"crop_n_layers": -1}, "crop_n_layers"),
-        ({"points_per_side": 2, "crop_n_layers": 2, "crop_n_points_downscale_factor": 2}, "leaves no point in crop layer 2"),
+        (
+            {"points_per_side": 2, "crop_n_layers": 2, "crop_n_points_downscale_factor": 2},
+            "leaves no point in crop layer 2",
+        ),
         ({"crop_overlap_ratio": 1.5}, "crop_overlap_ratio"),
         ({"min_mask_region_area": -1}, "min_mask_region_area"),
         ({"min_mask_region_area_at": "high_res"}, "min_mask_region_area_at: expected one of"),
     ],
 )
-def test_options_without_meaning_are_refused(model: SAM2Base, kwargs: dict[str, Any], message: str) -> None:
+def test_options_without_meaning_are_refused(
+    model: SAM2Base, kwargs: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         SAM2AutomaticMaskGenerator(model, **kwargs)
 
 
-def test_batches_change_nothing(model: SAM2Base, image: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_change_nothing(
+    model: SAM2Base, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Points per batch and pixels per step bound memory and leave the masks alone."""
     whole = SAM2AutomaticMaskGenerator(model, **ALL, points_per_batch=9).generate(image)
     monkeypatch.setattr(module, "ELEMENTS_PER_CALL", 1)
@@ -131,7 +182,10 @@ def test_batches_change_nothing(model: SAM2Base, image: np.ndarray, monkeypatch:
 def test_images_in_batches(model: SAM2Base, image: np.ndarray) -> None:
     generator = SAM2AutomaticMaskGenerator(model, **ALL, crop_n_layers=1, crop_nms_thresh=1.0)
     images = [image, image[:30], image[:, :33]]
-    together, single = generator.generate_batch(images, images_per_batch=2), [generator.generate(i) for i in images]
+    together, single = (
+        generator.generate_batch(images, images_per_batch=2),
+        [generator.generate(i) for i in images],
+    )
     assert [len(r) for r in together] == [len(r) for r in single]
     assert generator.generate_batch([]) == []
     assert not generator.predictor._is_image_set
@@ -139,7 +193,9 @@ def test_images_in_batches(model: SAM2Base, image: np.ndarray) -> None:
 
 def test_crops_reach_the_image(model: SAM2Base, image: np.ndarray) -> None:
     """Masks of crops are placed in the image, with their click inside their crop."""
-    generator = SAM2AutomaticMaskGenerator(model, **ALL, crop_n_layers=1, crop_nms_thresh=1.0, mask_threshold=0.3)
+    generator = SAM2AutomaticMaskGenerator(
+        model, **ALL, crop_n_layers=1, crop_nms_thresh=1.0, mask_threshold=0.3
+    )
     for r in generator.generate(image):
         x, y, w, h = r["crop_box"]
         outside = np.ones((50, 70), bool)
@@ -154,9 +210,13 @@ def test_small_regions_are_measured_at_image_resolution(model: SAM2Base, image: 
     cv2 = pytest.importorskip("cv2")
     for r in SAM2AutomaticMaskGenerator(model, **ALL, min_mask_region_area=12).generate(image):
         for side in (r["segmentation"], ~r["segmentation"]):
-            areas = cv2.connectedComponentsWithStats(side.astype(np.uint8), connectivity=8)[2][1:, -1]
+            areas = cv2.connectedComponentsWithStats(side.astype(np.uint8), connectivity=8)[2][
+                1:, -1
+            ]
             assert len(areas) <= 1 or areas.min() >= 12
-    low = SAM2AutomaticMaskGenerator(model, **ALL, min_mask_region_area=12, min_mask_region_area_at="low_res")
+    low = SAM2AutomaticMaskGenerator(
+        model, **ALL, min_mask_region_area=12, min_mask_region_area_at="low_res"
+    )
     assert low.predictor._transforms.max_hole_area == 12
     assert not same(low.generate(image), SAM2AutomaticMaskGenerator(model, **ALL).generate(image))
 
@@ -178,7 +238,9 @@ def test_refine_gives_full_size_logits(model: SAM2Base, image: np.ndarray) -> No
 
 
 def official_small_regions(mask: np.ndarray, area: float, mode: str) -> tuple[np.ndarray, bool]:
-    """The rule in words: small holes are filled; small islands go, but the largest stays where all are small. By OpenCV."""
+    """The rule in words: small holes are filled; small islands go, but the largest stays where all
+    are small. By OpenCV.
+    """
     cv2 = pytest.importorskip("cv2")
     side = ~mask if mode == "holes" else mask
     _, regions, stats, _ = cv2.connectedComponentsWithStats(side.astype(np.uint8), connectivity=8)
@@ -222,10 +284,16 @@ def test_postprocessing_prefers_masks_that_needed_none() -> None:
     specked = clean.clone()
     specked[0, 18, 18] = True
     rles = amg.mask_to_rle_pytorch(torch.cat([specked, clean]))
-    data = amg.MaskData(rles=rles, boxes=amg.batched_mask_to_box(torch.cat([specked, clean])), iou_preds=torch.tensor([0.9, 0.8]))
+    data = amg.MaskData(
+        rles=rles,
+        boxes=amg.batched_mask_to_box(torch.cat([specked, clean])),
+        iou_preds=torch.tensor([0.9, 0.8]),
+    )
     found = SAM2AutomaticMaskGenerator.postprocess_small_regions(data, 3, 0.7)
     assert found["iou_preds"].tolist() == [pytest.approx(0.8)]
-    alone = amg.MaskData(rles=amg.mask_to_rle_pytorch(specked), boxes=amg.batched_mask_to_box(specked))
+    alone = amg.MaskData(
+        rles=amg.mask_to_rle_pytorch(specked), boxes=amg.batched_mask_to_box(specked)
+    )
     found = SAM2AutomaticMaskGenerator.postprocess_small_regions(alone, 3, 0.7)
     assert found["boxes"].tolist() == [[2, 2, 11, 11]]
     assert np.array_equal(amg.rle_to_mask(found["rles"][0]), clean[0].numpy())
@@ -244,7 +312,7 @@ def test_mask_data() -> None:
     del data["d"]
     assert "d" not in data
     with pytest.raises(TypeError, match="'e'"):
-        data["e"] = 3  # type: ignore[assignment]
+        data["e"] = 3
 
 
 def test_batches_of_rows() -> None:
@@ -254,19 +322,36 @@ def test_batches_of_rows() -> None:
         list(amg.batch_iterator(0, [1]))
 
 
-@pytest.mark.parametrize("options", [{}, {"use_m2m": True}, {"crop_n_layers": 1}, {"multimask_output": False}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"use_m2m": True}, {"crop_n_layers": 1}, {"multimask_output": False}], ids=str
+)
 @pytest.mark.parametrize("clicks", [1000, 8], ids=["all clicks", "eight clicks"])
 def test_records_are_the_same_where_all_is_judged_on_the_device(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], clicks: int
 ) -> None:
     with Image.open(Path(__file__).resolve().parents[1] / "examples" / "still.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
-    chosen = {"points_per_side": 4, "points_per_batch": 4, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.8, **options}
-    generator = SAM2AutomaticMaskGenerator.from_pretrained("nano", device="cpu", output_mode="uncompressed_rle", **chosen)
+    chosen = {
+        "points_per_side": 4,
+        "points_per_batch": 4,
+        "pred_iou_thresh": 0.5,
+        "stability_score_thresh": 0.8,
+        **options,
+    }
+    generator = SAM2AutomaticMaskGenerator.from_pretrained(
+        "nano", device="cpu", output_mode="uncompressed_rle", **chosen
+    )
     expected = generator.generate(pixels)
     judged = []
     monkeypatch.setattr(module, "_far", lambda device: True)
-    monkeypatch.setattr(module, "LOGITS_AT_ONCE", clicks * (3 if generator.multimask_output else 1) * 64 * 64)
+    monkeypatch.setattr(
+        module, "LOGITS_AT_ONCE", clicks * (3 if generator.multimask_output else 1) * 64 * 64
+    )
     monkeypatch.setattr(module, "nms", lambda *a, **k: judged.append(len(a[0])) or nms(*a, **k))
     assert generator.generate(pixels) == expected and len(expected) > 4
-    assert judged == ([] if clicks == 8 else [16 * (3 if generator.multimask_output else 1)] * (5 if options.get("crop_n_layers") else 1))
+    assert judged == (
+        []
+        if clicks == 8
+        else [16 * (3 if generator.multimask_output else 1)]
+        * (5 if options.get("crop_n_layers") else 1)
+    )

@@ -14,7 +14,9 @@ from sam2_fast import masks
 from sam2_fast.ops.connected_components import connected_components_reference
 
 LOGITS = hnp.arrays(
-    np.float32, st.tuples(st.integers(0, 3), st.just(1), st.integers(1, 12), st.integers(1, 12)), elements=st.sampled_from([-3.0, 0.0, 2.0])
+    np.float32,
+    st.tuples(st.integers(0, 3), st.just(1), st.integers(1, 12), st.integers(1, 12)),
+    elements=st.sampled_from([-3.0, 0.0, 2.0]),
 )
 
 
@@ -35,15 +37,24 @@ def test_holes_of_a_video_frame(array: np.ndarray, area: int) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(LOGITS, st.sampled_from([0.0, 0.5, 1.0, 6.5]), st.sampled_from([0.0, 1.0, 4.0]), st.sampled_from([0.0, 1.0, -4.0]))
-def test_holes_and_specks_of_an_image(array: np.ndarray, hole: float, speck: float, threshold: float) -> None:
+@given(
+    LOGITS,
+    st.sampled_from([0.0, 0.5, 1.0, 6.5]),
+    st.sampled_from([0.0, 1.0, 4.0]),
+    st.sampled_from([0.0, 1.0, -4.0]),
+)
+def test_holes_and_specks_of_an_image(
+    array: np.ndarray, hole: float, speck: float, threshold: float
+) -> None:
     logits = torch.from_numpy(array)
     expected = logits
     if hole > 0:
         expected = torch.where(small(logits <= threshold, hole), threshold + 10.0, expected)
     if speck > 0:  # of the mask as it came, not of the filled one
         expected = torch.where(small(logits > threshold, speck), threshold - 10.0, expected)
-    found = masks.remove_holes_and_specks(logits, threshold=threshold, max_hole_area=hole, max_speck_area=speck)
+    found = masks.remove_holes_and_specks(
+        logits, threshold=threshold, max_hole_area=hole, max_speck_area=speck
+    )
     assert torch.equal(found, expected.float())
 
 
@@ -59,7 +70,12 @@ def test_the_dtype_is_kept(dtype: torch.dtype) -> None:
     logits = torch.full((2, 1, 4, 4), 1.0, dtype=dtype)
     logits[:, :, 1, 1] = -1
     assert masks.fill_holes(logits, 8).dtype == dtype
-    assert masks.remove_holes_and_specks(logits, threshold=0.0, max_hole_area=2, max_speck_area=2).dtype == dtype
+    assert (
+        masks.remove_holes_and_specks(
+            logits, threshold=0.0, max_hole_area=2, max_speck_area=2
+        ).dtype
+        == dtype
+    )
 
 
 def test_only_the_highest_object_keeps_a_pixel() -> None:
@@ -71,7 +87,8 @@ def test_only_the_highest_object_keeps_a_pixel() -> None:
         assert torch.equal(found[n][~mine], logits[n][~mine].clamp(max=-10))
     assert torch.equal(masks.non_overlapping(logits[:1]), logits[:1])
     tie = torch.ones(2, 1, 2, 2)
-    assert torch.equal(masks.non_overlapping(tie)[:, 0, 0, 0], torch.tensor([1.0, -10.0]))  # the first one wins
+    # The first one wins.
+    assert torch.equal(masks.non_overlapping(tie)[:, 0, 0, 0], torch.tensor([1.0, -10.0]))
 
 
 @settings(max_examples=60, deadline=None)

@@ -12,7 +12,9 @@ from sam2_fast.types import FrameMemory
 
 
 def remembered(value: int = 0) -> FrameMemory:
-    return FrameMemory(torch.tensor([float(value)]), torch.ones(1), torch.zeros(1, 1), torch.zeros(1, 1, 1))
+    return FrameMemory(
+        torch.tensor([float(value)]), torch.ones(1), torch.zeros(1, 1), torch.zeros(1, 1, 1)
+    )
 
 
 def bank(prompted: list[int], tracked: list[int]) -> MemoryBank:
@@ -41,8 +43,12 @@ def test_reverse_recalls_what_lies_ahead_in_time() -> None:
     assert recall.ages == (2, 1, 3, 4, 5)
 
 
-@pytest.mark.parametrize(("num_frames", "longest"), [(1, 1), (2, 1), (5, 4), (16, 15), (300, 15), (None, 15)])
-def test_the_longest_age_is_capped_by_a_short_clip_and_never_zero(num_frames: int | None, longest: int) -> None:
+@pytest.mark.parametrize(
+    ("num_frames", "longest"), [(1, 1), (2, 1), (5, 4), (16, 15), (300, 15), (None, 15)]
+)
+def test_the_longest_age_is_capped_by_a_short_clip_and_never_zero(
+    num_frames: int | None, longest: int
+) -> None:
     assert bank([0], []).recall(0, 1, num_frames).longest == longest
 
 
@@ -61,7 +67,9 @@ def test_a_limit_on_prompted_maps_keeps_the_nearest_on_both_sides() -> None:
 
 
 @given(st.integers(1, 60), st.sampled_from([1, 2, 3]), st.booleans())
-def test_forgetting_never_changes_what_the_next_frames_recall(length: int, stride: int, both: bool) -> None:
+def test_forgetting_never_changes_what_the_next_frames_recall(
+    length: int, stride: int, both: bool
+) -> None:
     full, small = bank([0], []), bank([0], [])
     for now in range(1, length + 20):
         assert full.recall(now, 1, None, stride=stride) == small.recall(now, 1, None, stride=stride)
@@ -85,7 +93,11 @@ def test_corrected_frames_are_kept_and_settled() -> None:
     memory = bank([0], list(range(1, 50)))
     memory.corrected.add(3)
     memory.forget(49, 1, 6, 15, both=False)
-    assert memory.settled(3) is not None and memory.settled(40) is None and memory.settled(0) is not None
+    assert (
+        memory.settled(3) is not None
+        and memory.settled(40) is None
+        and memory.settled(0) is not None
+    )
 
 
 def test_clearing_around_an_input_drops_tracked_neighbours_only() -> None:

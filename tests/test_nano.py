@@ -1,4 +1,6 @@
-"""The weights that come with the package: what they are, that they follow objects, and that the command line falls back on them."""
+"""The weights that come with the package: what they are, that they follow objects, and that the
+command line falls back on them.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ FEW = 6
 def test_the_file_is_small_and_says_where_it_comes_from() -> None:
     assert PACKAGED["nano"].stat().st_size <= 16_000_000
     with safe_open(PACKAGED["nano"], "pt") as file:
-        assert file.metadata()["license"] == "Apache-2.0" and file.metadata()["recipe"] == "nano.json"
+        assert (
+            file.metadata()["license"] == "Apache-2.0" and file.metadata()["recipe"] == "nano.json"
+        )
     model = build_sam2(None, PACKAGED["nano"], device="cpu")
     assert model.config == NANO and all(bool(p.isfinite().all()) for p in model.parameters())
     assert SAM2ImagePredictor.from_pretrained("nano", device="cpu").model.config == NANO
@@ -40,7 +44,10 @@ def test_follows_the_objects_of_the_shipped_clip() -> None:
         given = {key: prompt[key] for key in ("points", "labels", "box") if key in prompt}
         predictor.add_new_points_or_box(state, prompt["frame"], prompt["id"], **given)
     truth, scores = json.loads((ROOT / "examples" / "clip_truth.json").read_text()), VideoScores()
-    frames = {entry["frame"]: {o["id"]: decode_rle(o["segmentation"]) for o in entry["objects"]} for entry in truth["frames"]}
+    frames = {
+        entry["frame"]: {o["id"]: decode_rle(o["segmentation"]) for o in entry["objects"]}
+        for entry in truth["frames"]
+    }
     for t, ids, logits in predictor.propagate_in_video(state):
         scores.add(frames[t], {i: (logits[ids.index(i), 0] > 0).numpy() for i in ids})
     found = {row.object: row.j_and_f for row in scores.result("")}
@@ -56,11 +63,17 @@ def test_remembers_what_it_was_shown_on_held_out_clips() -> None:
     pictures = np.mean([value for n in range(FEW) for value in image(n, None)])
     followed = np.mean([value for n in range(FEW) for value in one_click(n, None)])
     forgetful = np.mean([value for n in range(FEW) for value in one_click(n, None, memory=False)])
-    assert pictures >= 0.75 and followed >= 0.75 and forgetful <= followed - 0.15, (pictures, followed, forgetful)
+    assert pictures >= 0.75 and followed >= 0.75 and forgetful <= followed - 0.15, (
+        pictures,
+        followed,
+        forgetful,
+    )
 
 
 @pytest.mark.parametrize("options", [[], ["--size", "nano"], ["--weights", "nano"]], ids=str)
-def test_is_the_default_of_the_command_line_without_a_network(options: list[str], tmp_path: Path) -> None:
+def test_is_the_default_of_the_command_line_without_a_network(
+    options: list[str], tmp_path: Path
+) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     arguments = [
         "segment",
@@ -74,7 +87,9 @@ def test_is_the_default_of_the_command_line_without_a_network(options: list[str]
         "cpu",
     ]
     program = [sys.executable, "-m", "sam2_fast.cli", *arguments, *options]
-    found = subprocess.run(program, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    found = subprocess.run(
+        program, capture_output=True, text=True, env=environment, timeout=120, check=False
+    )
     assert found.returncode == 0, found.stderr
     assert json.loads(found.stdout)["weights"] == "nano"
     assert ("Using nano" in found.stderr) == (not options)

@@ -1,4 +1,6 @@
-"""`SAM2Base`: the official low-level steps give what the verbs of the model give, and refuse what makes no sense."""
+"""`SAM2Base`: the official low-level steps give what the verbs of the model give, and refuse what
+makes no sense.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,18 @@ from sam2_fast.official.steps import NO_OBJ_SCORE
 from sam2_fast.types import Points
 
 SMALL = Sam2Config(
-    embed_dim=16, stages=(1, 1, 2, 1), global_blocks=(3,), image_size=64, memory_layers=1, memory_ffn_dim=32, decoder_mlp_dim=32
+    embed_dim=16,
+    stages=(1, 1, 2, 1),
+    global_blocks=(3,),
+    image_size=64,
+    memory_layers=1,
+    memory_ffn_dim=32,
+    decoder_mlp_dim=32,
 )
-CLICK = {"point_coords": torch.tensor([[[30.0, 20.0]], [[5.0, 60.0]]]), "point_labels": torch.ones(2, 1, dtype=torch.int32)}
+CLICK = {
+    "point_coords": torch.tensor([[[30.0, 20.0]], [[5.0, 60.0]]]),
+    "point_labels": torch.ones(2, 1, dtype=torch.int32),
+}
 
 
 @pytest.fixture
@@ -30,10 +41,18 @@ def model() -> SAM2Base:
     return made.requires_grad_(False)
 
 
-def track(model: SAM2Base, frame: int, first: bool, memory: dict[str, Any], **given: Any) -> dict[str, Any]:
+def track(
+    model: SAM2Base, frame: int, first: bool, memory: dict[str, Any], **given: Any
+) -> dict[str, Any]:
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(frame))
     _, features, positions, sizes = model._prepare_backbone_features(model.forward_image(images))
-    arguments = {"point_inputs": None, "mask_inputs": None, "output_dict": memory, "num_frames": 30, **given}
+    arguments = {
+        "point_inputs": None,
+        "mask_inputs": None,
+        "output_dict": memory,
+        "num_frames": 30,
+        **given,
+    }
     return model.track_step(frame, first, features, positions, sizes, **arguments)
 
 
@@ -43,8 +62,16 @@ def empty() -> dict[str, dict[int, Any]]:
 
 def test_layouts(model: SAM2Base) -> None:
     out = model.forward_image(torch.zeros(2, 3, 64, 64))
-    assert [tuple(x.shape) for x in out["backbone_fpn"]] == [(2, 32, 16, 16), (2, 64, 8, 8), (2, 256, 4, 4)]
-    assert [tuple(x.shape) for x in out["vision_pos_enc"]] == [(2, 256, 16, 16), (2, 256, 8, 8), (2, 256, 4, 4)]
+    assert [tuple(x.shape) for x in out["backbone_fpn"]] == [
+        (2, 32, 16, 16),
+        (2, 64, 8, 8),
+        (2, 256, 4, 4),
+    ]
+    assert [tuple(x.shape) for x in out["vision_pos_enc"]] == [
+        (2, 256, 16, 16),
+        (2, 256, 8, 8),
+        (2, 256, 4, 4),
+    ]
     again, features, positions, sizes = model._prepare_backbone_features(out)
     assert again is not out
     assert sizes == [(16, 16), (8, 8), (4, 4)]
@@ -54,9 +81,13 @@ def test_layouts(model: SAM2Base) -> None:
 
 def test_a_click_is_the_verb_track(model: SAM2Base) -> None:
     found = track(model, 0, True, empty(), point_inputs=CLICK)
-    features = model.encode_image(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    features = model.encode_image(
+        torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    )
     points = Points(CLICK["point_coords"], CLICK["point_labels"])
-    logits, pointer, presence = model.track(model.without_memory(features.low), features, points, None, True)
+    logits, pointer, presence = model.track(
+        model.without_memory(features.low), features, points, None, True
+    )
     assert torch.equal(found["pred_masks"], logits)
     assert torch.equal(found["obj_ptr"], pointer)
     assert torch.equal(found["object_score_logits"], presence)
@@ -81,7 +112,8 @@ def test_memories_change_the_mask_and_its_order_does_not(model: SAM2Base) -> Non
     both = track(model, 2, False, memory)
     assert not torch.equal(alone["pred_masks"], both["pred_masks"])
     unknown = track(model, 2, False, memory, num_frames=None)
-    assert torch.equal(unknown["pred_masks"], both["pred_masks"])  # 30 frames are as good as unboundedly many
+    # 30 frames are as good as unboundedly many.
+    assert torch.equal(unknown["pred_masks"], both["pred_masks"])
 
 
 def test_the_memory_encoder_can_be_left_out(model: SAM2Base) -> None:
@@ -101,7 +133,10 @@ def test_calls_without_meaning_are_refused(model: SAM2Base) -> None:
         model._forward_sam_heads(torch.zeros(1, 256, 4, 4))
 
 
-@pytest.mark.parametrize(("first", "count", "expected"), [(True, 1, True), (True, 2, False), (True, 0, True), (False, 1, True)])
+@pytest.mark.parametrize(
+    ("first", "count", "expected"),
+    [(True, 1, True), (True, 2, False), (True, 0, True), (False, 1, True)],
+)
 def test_use_multimask(model: SAM2Base, first: bool, count: int, expected: bool) -> None:
     points = {"point_labels": torch.ones(1, count)} if count else None
     assert model._use_multimask(first, points) is expected
@@ -120,8 +155,12 @@ def test_options_are_attributes(model: SAM2Base) -> None:
 def test_overlaps_are_removed_for_memories(model: SAM2Base) -> None:
     masks = torch.stack([torch.full((1, 4, 4), 3.0), torch.full((1, 4, 4), 5.0)])
     assert model._apply_non_overlapping_constraints(masks).flatten(1)[:, 0].tolist() == [-10.0, 5.0]
-    _, features, _, sizes = model._prepare_backbone_features(model.forward_image(torch.ones(2, 3, 64, 64)))
+    _, features, _, sizes = model._prepare_backbone_features(
+        model.forward_image(torch.ones(2, 3, 64, 64))
+    )
     masks, presence = torch.randn(2, 1, 64, 64), torch.ones(2, 1)
     before = model._encode_new_memory(features, sizes, masks, presence, False)[0]
     model.non_overlap_masks_for_mem_enc = True
-    assert not torch.equal(before, model._encode_new_memory(features, sizes, masks, presence, False)[0])
+    assert not torch.equal(
+        before, model._encode_new_memory(features, sizes, masks, presence, False)[0]
+    )

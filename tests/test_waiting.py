@@ -1,4 +1,6 @@
-"""That the host waits for nothing while a frame is tracked: on tensors without numbers, whoever looks at one is caught."""
+"""That the host waits for nothing while a frame is tracked: on tensors without numbers, whoever
+looks at one is caught.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,16 @@ from sam2_fast.types import FrameMemory, Points
 from sam2_fast.video.session import ObjectTrack, StreamFrames, VideoSession
 from sam2_fast.video.tracker import Tracker
 
-SMALL = Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(2,), windows=(8, 4, 4, 2), image_size=64)
+SMALL = Sam2Config(
+    embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(2,), windows=(8, 4, 4, 2), image_size=64
+)
 
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A model whose tensors have shapes and no numbers. `.item()`, `bool(x)` and `x.nonzero()` raise."""
+    """A model whose tensors have shapes and no numbers. `.item()`, `bool(x)` and `x.nonzero()`
+    raise.
+    """
     monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, **_: tensor)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         yield Sam2(SMALL, Options()).eval()
@@ -37,7 +43,9 @@ def session_of(model: Sam2, objects: int) -> VideoSession:
     session = VideoSession(frames, cpu, cpu)
     for i in range(objects):
         track = ObjectTrack()
-        track.bank.prompted[i % 2] = FrameMemory(torch.zeros(256), torch.zeros(1), torch.zeros(16, 64), torch.zeros(1, 16, 16))
+        track.bank.prompted[i % 2] = FrameMemory(
+            torch.zeros(256), torch.zeros(1), torch.zeros(16, 64), torch.zeros(1, 16, 16)
+        )
         session.objects[i] = track
     session.features.current = (2, model.encode_image(torch.zeros(1, 3, 64, 64)))
     return session
@@ -49,12 +57,24 @@ def test_whoever_looks_at_a_number_is_caught(model: Sam2) -> None:
 
 
 @pytest.mark.parametrize("objects", [1, 3, 20])
-def test_a_tracked_frame_looks_at_no_number(model: Sam2, objects: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracked_frame_looks_at_no_number(
+    model: Sam2, objects: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session, sent = session_of(model, objects), []
-    monkeypatch.setattr(transfer, "upload", lambda tensor, device: sent.append(tuple(tensor.shape)) or tensor.to(device))
+    monkeypatch.setattr(
+        transfer,
+        "upload",
+        lambda tensor, device: sent.append(tuple(tensor.shape)) or tensor.to(device),
+    )
     plain = torch.tensor
     monkeypatch.setattr(
-        torch, "tensor", lambda *a, **k: pytest.fail("a list goes to the device past upload") if "device" in k else plain(*a, **k)
+        torch,
+        "tensor",
+        lambda *a, **k: (
+            pytest.fail("a list goes to the device past upload")
+            if "device" in k
+            else plain(*a, **k)
+        ),
     )
     assert Tracker(model).track_frame(session, 2, 1).shape == (objects, 1, 16, 16)
     assert len(sent) == -(-objects // 16), "the ages of pointers, once a pass"
@@ -88,7 +108,9 @@ class CrossingError(Exception):
     """The one place where numbers go to the host."""
 
 
-def test_automatic_masks_look_at_no_number_before_their_runs(model: Sam2, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_automatic_masks_look_at_no_number_before_their_runs(
+    model: Sam2, monkeypatch: pytest.MonkeyPatch
+) -> None:
     judged: list[tuple[int, ...]] = []
 
     def crossing(logits: Tensor, *_: Any, keep: Any, which: Tensor, **__: Any) -> None:
@@ -98,8 +120,13 @@ def test_automatic_masks_look_at_no_number_before_their_runs(model: Sam2, monkey
 
     monkeypatch.setattr("sam2_fast.image.automatic.mask_postprocess", crossing)
     monkeypatch.setattr("sam2_fast.image.automatic._far", lambda device: True)
-    monkeypatch.setattr("sam2_fast.image.automatic.nms", lambda boxes, scores, threshold, alive: alive)  # a kernel on a GPU
-    generator = SAM2AutomaticMaskGenerator(model, points_per_side=2, points_per_batch=3, pred_iou_thresh=0.5)
+    # A kernel on a GPU.
+    monkeypatch.setattr(
+        "sam2_fast.image.automatic.nms", lambda boxes, scores, threshold, alive: alive
+    )
+    generator = SAM2AutomaticMaskGenerator(
+        model, points_per_side=2, points_per_batch=3, pred_iou_thresh=0.5
+    )
     generator.predictor.set_image(np.zeros((60, 80, 3), np.uint8))
     with pytest.raises(CrossingError):
         generator._process_crop(0, [0, 0, 80, 60], 0, (60, 80))

@@ -181,9 +181,8 @@ def _process(
     environment.setdefault("OMP_NUM_THREADS", "4")
     environment.setdefault("TRITON_CACHE_DIR", str(CACHE))
     environment["PYTHONPATH"] = str(stage)
-    environment["SAM2_FAST_CACHE"] = str(
-        work / "cache"
-    )  # what other runs have measured is not used
+    # What other runs have measured is not used.
+    environment["SAM2_FAST_CACHE"] = str(work / "cache")
     if (
         "doctor" not in arguments
     ):  # the other steps judge kernels themselves, in their default forms

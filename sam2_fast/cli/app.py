@@ -15,7 +15,8 @@ from sam2_fast.cli.train import train
 
 app = typer.Typer(
     name="sam2-fast",
-    help="SAM 2 for images and videos. Coordinates are pixels from the top left corner, x before y.",
+    help="SAM 2 for images and videos. Coordinates are pixels from the top left corner, x before "
+    "y.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -21,17 +21,34 @@ def doctor(
     device: o.Device = None,
     model: Annotated[
         list[o.Size] | None,
-        typer.Option("--model", help="Whose calls are examined; repeatable. Default: tiny on a GPU, nano on a CPU."),
+        typer.Option(
+            "--model",
+            help="Whose calls are examined; repeatable. Default: tiny on a GPU, nano on a CPU.",
+        ),
     ] = None,
     image_size: Annotated[
         int | None,
-        typer.Option("--image-size", metavar="PIXELS", help="Side of the model's input, a multiple of 32. Default 1024, on a CPU 256."),
+        typer.Option(
+            "--image-size",
+            metavar="PIXELS",
+            help="Side of the model's input, a multiple of 32. Default 1024, on a CPU 256.",
+        ),
     ] = None,
-    dtype: Annotated[o.Dtype | None, typer.Option("--dtype", help="Number format. Default: bfloat16, on a CPU float32.")] = None,
-    timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Also time what is right, and choose the fastest forms.")] = True,
+    dtype: Annotated[
+        o.Dtype | None,
+        typer.Option("--dtype", help="Number format. Default: bfloat16, on a CPU float32."),
+    ] = None,
+    timing: Annotated[
+        bool,
+        typer.Option(
+            "--timing/--no-timing", help="Also time what is right, and choose the fastest forms."
+        ),
+    ] = True,
     json: o.AsJson = False,
 ) -> None:
-    """Prove every kernel against torch on this machine, and time it. Exit code 1: a kernel is wrong or could not be proved."""
+    """Prove every kernel against torch on this machine, and time it. Exit code 1: a kernel is wrong
+    or could not be proved.
+    """
     place = choose_device(o.model_options(device, o.Dtype.float32, image_size)["device"])
     if place.type == "cuda" and place.index is None:
         place = torch.device("cuda", torch.cuda.current_device())
@@ -51,18 +68,34 @@ def as_text(report: dict[str, Any]) -> str:
     """The report for people: a line for each kernel in each configuration."""
     card, side = report["card"], report["image_size"] or "its own"
     lines = [
-        f"{card['name']}, driver {card['driver'] or 'none'}, torch {card['torch']}, triton {card['triton'] or 'not installed'}",
-        f"calls of {', '.join(report['models'])} at image size {side} in {report['dtype']}, {report['threads']} threads",
+        f"{card['name']}, driver {card['driver'] or 'none'}, torch {card['torch']}, triton "
+        f"{card['triton'] or 'not installed'}",
+        f"calls of {', '.join(report['models'])} at image size {side} in {report['dtype']}, "
+        f"{report['threads']} threads",
     ]
     if report["matrix_gflops"]:
-        lines.append(f"limits: {report['matrix_gflops']} GFLOP/s of a matrix product, {report['copy_gbytes']} GB/s of a copy")
-    lines += ["", f"{'op':20} {'backend':18} {'verdict':8} {'error':>6} {'ms':>9} {'torch':>9} {'limit':>6}  configuration"]
+        lines.append(
+            f"limits: {report['matrix_gflops']} GFLOP/s of a matrix product, "
+            f"{report['copy_gbytes']} GB/s of a copy"
+        )
+    lines += [
+        "",
+        f"{'op':20} {'backend':18} {'verdict':8} {'error':>6} {'ms':>9} {'torch':>9} {'limit':>6} "
+        f" configuration",
+    ]
     lines += [line for row in report["rows"] for line in _lines(row)]
     cache = report["cache"]
-    lines += ["", f"cache: {cache['file'] or 'none; it is for GPUs'}", *(f"  {note}" for note in cache["notes"])]
+    lines += [
+        "",
+        f"cache: {cache['file'] or 'none; it is for GPUs'}",
+        *(f"  {note}" for note in cache["notes"]),
+    ]
     lines += [f"  set aside: {name}" for name in cache["set_aside"]]
     proved = sum(row["status"] == "proved" for row in report["rows"])
-    lines.append(f"{proved} proved, {report['failed']} failed, {report['seconds']} s. Errors are multiples of torch's own, at most 2.")
+    lines.append(
+        f"{proved} proved, {report['failed']} failed, {report['seconds']} s. Errors are multiples "
+        f"of torch's own, at most 2."
+    )
     return "\n".join(lines)
 
 
@@ -71,7 +104,10 @@ def _lines(row: dict[str, Any]) -> list[str]:
     times = [_number(row[name], 9, 3) for name in ("milliseconds", "torch_milliseconds")]
     share = f"{100 * row['share']:5.1f}%" if row["share"] else f"{'-':>6}"
     numbers = f"{_number(row['error'], 6, 2)} {times[0]} {times[1]} {share}"
-    lines = [f"{row['op']:20} {backend:18} {row['status']:8} {numbers}  {row['model']} {row['configuration']}"]
+    lines = [
+        f"{row['op']:20} {backend:18} {row['status']:8} {numbers}  {row['model']} "
+        f"{row['configuration']}"
+    ]
     if row["reason"]:
         lines.append(f"{'':21}{row['reason']}")
     for form in row["forms"]:

@@ -15,23 +15,49 @@ from sam2_fast.evaluation import groups_from_csv, score_folders
 
 @guarded
 def evaluate(
-    truth: Annotated[Path, typer.Argument(help="Annotations: a folder a video.", show_default=False)],
-    masks: Annotated[Path, typer.Argument(help="Predicted masks: a folder a video.", show_default=False)],
+    truth: Annotated[
+        Path, typer.Argument(help="Annotations: a folder a video.", show_default=False)
+    ],
+    masks: Annotated[
+        Path, typer.Argument(help="Predicted masks: a folder a video.", show_default=False)
+    ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="A .csv or .json file with a row an object.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="A .csv or .json file with a row an object."
+        ),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse videos that only one side has.")] = False,
-    ends: Annotated[bool, typer.Option("--ends", help="Judge the first and last annotated frame too; benchmarks do not.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse videos that only one side has.")
+    ] = False,
+    ends: Annotated[
+        bool,
+        typer.Option(
+            "--ends", help="Judge the first and last annotated frame too; benchmarks do not."
+        ),
+    ] = False,
     processes: Annotated[int, typer.Option("--processes", min=1, help="Videos at a time.")] = 1,
     groups: Annotated[
-        Path | None, typer.Option("--groups", metavar="FILE", help="A CSV with columns video, object (if they differ) and --by.")
+        Path | None,
+        typer.Option(
+            "--groups",
+            metavar="FILE",
+            help="A CSV with columns video, object (if they differ) and --by.",
+        ),
     ] = None,
-    by: Annotated[str | None, typer.Option("--by", metavar="COLUMN", help="Report each value of this column of --groups, too.")] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--by", metavar="COLUMN", help="Report each value of this column of --groups, too."
+        ),
+    ] = None,
     device: o.Device = None,
     progress: o.Progress = None,
     json: o.AsJson = False,
 ) -> None:
-    """Compare predicted masks with true ones: J, F, J&F, recall and decay of every object, as DAVIS, MOSE, LVOS and SA-V count them."""
+    """Compare predicted masks with true ones: J, F, J&F, recall and decay of every object, as
+    DAVIS, MOSE, LVOS and SA-V count them.
+    """
     if output is not None and output.suffix.lower() not in (".csv", ".json"):
         raise ValueError(f"--output {output}: expected a .csv or .json file")
     if (groups is None) != (by is None):
@@ -39,21 +65,37 @@ def evaluate(
     table = None if groups is None or by is None else groups_from_csv(groups, by)
     shown = sys.stderr.isatty() if progress is None else progress
     summary = Summary("evaluate", masks)
-    report = score_folders(truth, masks, strict=strict, ends=ends, processes=processes, device=device or "cpu", progress=shown)
+    report = score_folders(
+        truth,
+        masks,
+        strict=strict,
+        ends=ends,
+        processes=processes,
+        device=device or "cpu",
+        progress=shown,
+    )
     means = report.summary()
     summary.facts |= {"videos": len(report.by_video()), **means}
     if output is not None:
         report.save(output)
         summary.wrote(output)
-    parts = {} if table is None else {str(name): part.summary() for name, part in sorted(report.grouped(table).items())}
+    parts = (
+        {}
+        if table is None
+        else {str(name): part.summary() for name, part in sorted(report.grouped(table).items())}
+    )
     if parts:
         # YouTube-VOS' and LVOS' overall score: J and F of seen and unseen classes count alike
         of_groups = sum((part["j"] + part["f"]) / 2 for part in parts.values()) / len(parts)
         summary.facts |= {"groups": parts, "mean_over_groups": of_groups}
-    words = "  ".join(f"{name} {means[key]:.1f}" for name, key in (("J&F", "j_and_f"), ("J", "j"), ("F", "f")))
+    words = "  ".join(
+        f"{name} {means[key]:.1f}" for name, key in (("J&F", "j_and_f"), ("J", "j"), ("F", "f"))
+    )
     lines = [f"{words}  ({len(report.objects)} objects in {len(report.by_video())} videos)"]
     lines += [
-        f"  {by} {name}: J&F {p['j_and_f']:.1f}  J {p['j']:.1f}  F {p['f']:.1f}  ({p['objects']} objects)" for name, p in parts.items()
+        f"  {by} {name}: J&F {p['j_and_f']:.1f}  J {p['j']:.1f}  F {p['f']:.1f}  ({p['objects']} "
+        f"objects)"
+        for name, p in parts.items()
     ]
     lines += [f"  mean over groups: {summary.facts['mean_over_groups']:.1f}"] if parts else []
     summary.show(json, "\n".join(lines))

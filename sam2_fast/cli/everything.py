@@ -21,12 +21,24 @@ from sam2_fast.io.rle import encode_rle
 @guarded
 def everything(
     image: Annotated[Path, typer.Argument(help="An image file.", show_default=False)],
-    points_per_side: Annotated[int, typer.Option(min=1, help="The grid has this many clicks each way.")] = 32,
-    points_per_batch: Annotated[int, typer.Option(min=1, help="Clicks at a time; fewer need less memory.")] = 64,
-    pred_iou_thresh: Annotated[float, typer.Option(min=0, max=1, help="Drop masks of lower predicted quality.")] = 0.8,
-    stability_score_thresh: Annotated[float, typer.Option(min=0, max=1, help="Drop masks of lower stability.")] = 0.95,
-    crop_n_layers: Annotated[int, typer.Option(min=0, max=4, help="Also look at crops of the image; layer n has 4^n.")] = 0,
-    min_mask_region_area: Annotated[int, typer.Option(min=0, help="Remove specks and holes smaller than this, in pixels.")] = 0,
+    points_per_side: Annotated[
+        int, typer.Option(min=1, help="The grid has this many clicks each way.")
+    ] = 32,
+    points_per_batch: Annotated[
+        int, typer.Option(min=1, help="Clicks at a time; fewer need less memory.")
+    ] = 64,
+    pred_iou_thresh: Annotated[
+        float, typer.Option(min=0, max=1, help="Drop masks of lower predicted quality.")
+    ] = 0.8,
+    stability_score_thresh: Annotated[
+        float, typer.Option(min=0, max=1, help="Drop masks of lower stability.")
+    ] = 0.95,
+    crop_n_layers: Annotated[
+        int, typer.Option(min=0, max=4, help="Also look at crops of the image; layer n has 4^n.")
+    ] = 0,
+    min_mask_region_area: Annotated[
+        int, typer.Option(min=0, help="Remove specks and holes smaller than this, in pixels.")
+    ] = 0,
     weights: o.Weights = None,
     size: o.ModelSize = None,
     image_size: o.ImageSize = None,
@@ -39,7 +51,10 @@ def everything(
     max_pixels: o.PixelLimit = o.DEFAULT_PIXELS,
 ) -> None:
     """Cut an image into everything that is in it. Masks are numbered from 1, the smallest first."""
-    directory, settings = o.output_directory(output, image), o.model_options(device, dtype, image_size)
+    directory, settings = (
+        o.output_directory(output, image),
+        o.model_options(device, dtype, image_size),
+    )
     pixels = load_image(image, max_pixels=max_pixels)
     from sam2_fast import SAM2AutomaticMaskGenerator, build_sam2
 
@@ -62,16 +77,30 @@ def everything(
     if overlay:
         save_png(directory / "overlay.png", draw_masks(pixels, masks, contour=1))
         summary.wrote(directory / "overlay.png")
-    summary.facts |= {"height": height, "width": width, "weights": chosen.label, "device": str(model.device), "dtype": dtype.value}
+    summary.facts |= {
+        "height": height,
+        "width": width,
+        "weights": chosen.label,
+        "device": str(model.device),
+        "dtype": dtype.value,
+    }
     summary.facts["masks"] = len(records)
     summary.show(json, f"{image}: {len(records)} masks, weights {chosen.label}")
 
 
 def _save(
-    directory: Path, kind: o.Format, records: list[dict[str, Any]], masks: dict[int, Mask], size: tuple[int, int], summary: Summary
+    directory: Path,
+    kind: o.Format,
+    records: list[dict[str, Any]],
+    masks: dict[int, Mask],
+    size: tuple[int, int],
+    summary: Summary,
 ) -> None:
     if kind is o.Format.davis and len(masks) > 255:
-        raise ValueError(f"--format davis holds 255 objects, {len(masks)} were found; use --format png or coco-rle, or stricter thresholds")
+        raise ValueError(
+            f"--format davis holds 255 objects, {len(masks)} were found; use --format png or "
+            f"coco-rle, or stricter thresholds"
+        )
     if kind is o.Format.png:
         for number, mask in masks.items():
             save_mask(directory / f"{number:03d}.png", mask)
@@ -80,14 +109,25 @@ def _save(
         save_davis(directory / "masks.png", masks)
         summary.wrote(directory / "masks.png")
     with whole_file(directory / "masks.json") as beside:
-        entries = [_entry(number, record, kind is o.Format.coco_rle) for number, record in enumerate(records, start=1)]
-        document = {"format": "sam2_fast.everything", "version": 1, "height": size[0], "width": size[1], "masks": entries}
+        entries = [
+            _entry(number, record, kind is o.Format.coco_rle)
+            for number, record in enumerate(records, start=1)
+        ]
+        document = {
+            "format": "sam2_fast.everything",
+            "version": 1,
+            "height": size[0],
+            "width": size[1],
+            "masks": entries,
+        }
         beside.write_text(json_module.dumps(document) + "\n", encoding="ascii")
     summary.wrote(directory / "masks.json")
 
 
 def _entry(number: int, record: dict[str, Any], with_mask: bool) -> dict[str, Any]:
-    """One record of the generator, ready for JSON; the run lengths only where they are the mask file."""
+    """One record of the generator, ready for JSON; the run lengths only where they are the mask
+    file.
+    """
     entry: dict[str, Any] = {"id": number, "area": int(record["area"])}
     entry |= {key: [float(x) for x in record[key]] for key in ("bbox", "crop_box")}
     entry["point_coords"] = [[float(x) for x in point] for point in record["point_coords"]]

@@ -1,4 +1,6 @@
-"""`sam2-fast info`: versions, devices, which kernels can run here and why not, and which weights are at hand."""
+"""`sam2-fast info`: versions, devices, which kernels can run here and why not, and which weights
+are at hand.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,12 @@ from sam2_fast.cli.report import guarded
 
 
 @guarded
-def info(json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False) -> None:
-    """Say what this machine can do: versions, devices, kernels (yes, or why not), cached weights."""
+def info(
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Say what this machine can do: versions, devices, kernels (yes, or why
+    not), cached weights.
+    """
     facts = environment.info()
     typer.echo(json_module.dumps(facts) if json else _as_text(facts))
 
@@ -24,7 +30,10 @@ def _as_text(facts: dict[str, Any]) -> str:
     for device in facts["devices"]:
         lines.append("  " + "  ".join(str(value) for value in device.values()))
     extension = facts["extension"]
-    lines += ["", f"compiled extension: {'yes' if extension['present'] else 'no: ' + extension['reason']}"]
+    lines += [
+        "",
+        f"compiled extension: {'yes' if extension['present'] else 'no: ' + extension['reason']}",
+    ]
     lines += [
         f"  {name:22} {', '.join(value) or 'none' if isinstance(value, list) else value}"
         for name, value in extension.items()
@@ -32,7 +41,10 @@ def _as_text(facts: dict[str, Any]) -> str:
     ]
     lines += ["", "kernels"]
     for row in facts["kernels"]:
-        lines.append(f"  {row['op']:22} {row['backend']:8} {'yes' if row['reason_why_not'] is None else 'no: ' + row['reason_why_not']}")
+        lines.append(
+            f"  {row['op']:22} {row['backend']:8} "
+            f"{'yes' if row['reason_why_not'] is None else 'no: ' + row['reason_why_not']}"
+        )
     cache = facts["weights_cache"]
     lines += ["", f"weights cache: {cache['directory']}"]
     lines += [f"  {model_id}" for model_id in cache["models"]] or ["  none"]

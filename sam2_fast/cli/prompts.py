@@ -13,7 +13,9 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Prompt:
-    """One object on one frame: clicks (x, y) in pixels with labels 1 object or 0 background, or a box, or both; or a mask file."""
+    """One object on one frame: clicks (x, y) in pixels with labels 1 object or 0 background, or a
+    box, or both; or a mask file.
+    """
 
     object_id: int
     frame: int = 0
@@ -27,22 +29,39 @@ class Prompt:
         if self.frame < 0:
             raise ValueError(f"{name}: expected a frame number from 0")
         if self.mask is not None and (self.points or self.box):
-            raise ValueError(f"{name}: a mask stands alone; give the clicks or box another frame or object")
+            raise ValueError(
+                f"{name}: a mask stands alone; give the clicks or box another frame or object"
+            )
         if self.mask is None and not self.points and self.box is None:
             raise ValueError(f"{name}: expected points, a box or a mask")
         if len(self.points) != len(self.labels):
-            raise ValueError(f"{name}: expected a label per point, got {len(self.points)} points and {len(self.labels)} labels")
+            raise ValueError(
+                f"{name}: expected a label per point, got {len(self.points)} points and "
+                f"{len(self.labels)} labels"
+            )
 
 
-def gather(points: list[str], boxes: list[str], mask: Path | None, objects: list[str], file: Path | None, frame: int = 0) -> list[Prompt]:
-    """All prompts of a command line, in order of frame; the simple flags speak of object 1. ValueError where there is none."""
+def gather(
+    points: list[str],
+    boxes: list[str],
+    mask: Path | None,
+    objects: list[str],
+    file: Path | None,
+    frame: int = 0,
+) -> list[Prompt]:
+    """All prompts of a command line, in order of frame; the simple flags speak of object 1.
+    ValueError where there is none.
+    """
     found = [parse_object(text) for text in objects]
     if file is not None:
         found += read_prompts(file)
     clicks = [_point(text, "--point") for text in points]
     rectangles = [_box(text, "--box") for text in boxes]
     if len(rectangles) > 1 and (clicks or mask):
-        raise ValueError("--box: several boxes are an object each and take no points or mask; use --object to mix")
+        raise ValueError(
+            "--box: several boxes are an object each and take no points or mask; use --object to "
+            "mix"
+        )
     if len(rectangles) > 1:
         found += [Prompt(number, frame, box=box) for number, box in enumerate(rectangles, start=1)]
     elif clicks or rectangles or mask:
@@ -54,17 +73,22 @@ def gather(points: list[str], boxes: list[str], mask: Path | None, objects: list
     twice = next((key for key in seen if seen.count(key) > 1), None)
     if twice is not None:
         raise ValueError(
-            f"object {twice[0]} on frame {twice[1]} is prompted twice; put its points and box together, or give ids with --object"
+            f"object {twice[0]} on frame {twice[1]} is prompted twice; put its points and box "
+            f"together, or give ids with --object"
         )
     return sorted(found, key=lambda prompt: prompt.frame)
 
 
 def parse_object(text: str) -> Prompt:
-    """`ID:frame=N:point=X,Y[,LABEL]:box=X0,Y0,X1,Y1:mask=FILE`; the mask comes last, since file names may hold colons."""
+    """`ID:frame=N:point=X,Y[,LABEL]:box=X0,Y0,X1,Y1:mask=FILE`; the mask comes last, since file
+    names may hold colons.
+    """
     head, found, mask = text.partition(":mask=")
     first, *parts = head.split(":")
     if not first.strip().isdecimal():
-        raise ValueError(f"--object {text}: expected ID:point=X,Y or the like, with a whole number as id")
+        raise ValueError(
+            f"--object {text}: expected ID:point=X,Y or the like, with a whole number as id"
+        )
     frame, box, clicks = 0, None, []
     for part in parts:
         key, equals, value = part.partition("=")
@@ -76,16 +100,19 @@ def parse_object(text: str) -> Prompt:
             frame = int(value)
         else:
             raise ValueError(
-                f"--object {text}: cannot read {part!r}; expected frame=N, point=X,Y[,LABEL], one box=X0,Y0,X1,Y1 or mask=FILE"
+                f"--object {text}: cannot read {part!r}; expected frame=N, point=X,Y[,LABEL], one "
+                f"box=X0,Y0,X1,Y1 or mask=FILE"
             )
     places, labels = tuple(click[:2] for click in clicks), tuple(click[2] for click in clicks)
     return Prompt(int(first), frame, places, labels, box, Path(mask) if found else None)
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """{"objects": [{"id": 1, "frame": 0, "points": [[x, y]], "labels": [1], "box": [x0, y0, x1, y1], "mask": "file.png"}]}
+    """{"objects": [{"id": 1, "frame": 0, "points": [[x, y]], "labels": [1], "box": [x0, y0, x1,
+    y1], "mask": "file.png"}]}
 
-    One entry per object and frame. frame defaults to 0, labels to 1 for every point; a mask path is relative to the JSON file.
+    One entry per object and frame. frame defaults to 0, labels to 1 for every point; a mask path is
+    relative to the JSON file.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -93,8 +120,13 @@ def read_prompts(path: Path) -> list[Prompt]:
         raise ValueError(f"--prompts {path}: not JSON ({error})") from error
     entries = document.get("objects") if isinstance(document, dict) else None
     if not isinstance(entries, list) or not entries:
-        raise ValueError(f'--prompts {path}: expected {{"objects": [...]}} with at least one object')
-    return [_entry(entry, f"--prompts {path}: objects[{number}]", path.parent) for number, entry in enumerate(entries)]
+        raise ValueError(
+            f'--prompts {path}: expected {{"objects": [...]}} with at least one object'
+        )
+    return [
+        _entry(entry, f"--prompts {path}: objects[{number}]", path.parent)
+        for number, entry in enumerate(entries)
+    ]
 
 
 def _entry(entry: Any, name: str, directory: Path) -> Prompt:
@@ -102,17 +134,29 @@ def _entry(entry: Any, name: str, directory: Path) -> Prompt:
         raise ValueError(f"{name}: expected an object with id, frame, points, labels, box, mask")
     unknown = sorted(set(entry) - {"id", "frame", "points", "labels", "box", "mask"})
     if unknown:
-        raise ValueError(f"{name}: unknown key {unknown[0]!r}; expected id, frame, points, labels, box, mask")
+        raise ValueError(
+            f"{name}: unknown key {unknown[0]!r}; expected id, frame, points, labels, box, mask"
+        )
     points = _rows(entry.get("points", []), 2, f"{name}.points")
     labels = entry.get("labels", [1] * len(points))
-    if not isinstance(labels, list) or not all(type(label) is int and label in (0, 1) for label in labels):
-        raise ValueError(f"{name}.labels: expected a list of 1 (object) and 0 (background), got {labels!r}")
+    if not isinstance(labels, list) or not all(
+        type(label) is int and label in (0, 1) for label in labels
+    ):
+        raise ValueError(
+            f"{name}.labels: expected a list of 1 (object) and 0 (background), got {labels!r}"
+        )
     box = _rows([entry["box"]], 4, f"{name}.box")[0] if entry.get("box") is not None else None
     mask = entry.get("mask")
     if mask is not None and not isinstance(mask, str):
         raise ValueError(f"{name}.mask: expected a file name, got {mask!r}")
-    number, frame = (_whole(entry.get(key, default), f"{name}.{key}") for key, default in (("id", None), ("frame", 0)))
-    return Prompt(number, frame, tuple(points), tuple(labels), _ordered(box, name) if box else None, directory / mask if mask else None)  # type: ignore[arg-type]
+    return Prompt(
+        _whole(entry.get("id"), f"{name}.id"),
+        _whole(entry.get("frame", 0), f"{name}.frame"),
+        tuple((x, y) for x, y in points),
+        tuple(labels),
+        _ordered(box, name) if box else None,
+        directory / mask if mask else None,
+    )
 
 
 def _whole(value: Any, name: str) -> int:
@@ -122,8 +166,12 @@ def _whole(value: Any, name: str) -> int:
 
 
 def _rows(rows: Any, width: int, name: str) -> list[tuple[float, ...]]:
-    good = isinstance(rows, list) and all(isinstance(row, list) and len(row) == width for row in rows)
-    if not good or not all(type(x) in (int, float) and math.isfinite(x) for row in rows for x in row):
+    good = isinstance(rows, list) and all(
+        isinstance(row, list) and len(row) == width for row in rows
+    )
+    if not good or not all(
+        type(x) in (int, float) and math.isfinite(x) for row in rows for x in row
+    ):
         raise ValueError(f"{name}: expected {width} finite numbers each, got {rows!r}")
     return [tuple(float(x) for x in row) for row in rows]
 
@@ -153,5 +201,7 @@ def _box(text: str, name: str) -> Box:
 def _ordered(box: tuple[float, ...], name: str) -> Box:
     x0, y0, x1, y1 = box
     if x1 < x0 or y1 < y0:
-        raise ValueError(f"{name}: expected a box with X0 <= X1 and Y0 <= Y1, got {x0:g},{y0:g},{x1:g},{y1:g}")
+        raise ValueError(
+            f"{name}: expected a box with X0 <= X1 and Y0 <= Y1, got {x0:g},{y0:g},{x1:g},{y1:g}"
+        )
     return x0, y0, x1, y1

@@ -1,4 +1,6 @@
-"""What a command says and how it ends: one line on stderr and an exit code, never a traceback for bad input."""
+"""What a command says and how it ends: one line on stderr and an exit code, never a traceback for
+bad input.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ P = ParamSpec("P")
 
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
-    """Errors that the caller can mend become one line on stderr; errors in our code keep their traceback."""
+    """Errors that the caller can mend become one line on stderr; errors in our code keep their
+    traceback.
+    """
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -30,8 +34,19 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         except WeightsUnavailableError as error:
             fail(error, NO_WEIGHTS)
         except torch.OutOfMemoryError:
-            fail("out of device memory; try a smaller --size or --image-size, --dtype bfloat16, or --device cpu", OUT_OF_MEMORY)
-        except (ValueError, IndexError, OSError, ImportError, FloatingPointError, BackendError) as error:
+            fail(
+                "out of device memory; try a smaller --size or --image-size, --dtype bfloat16, or "
+                "--device cpu",
+                OUT_OF_MEMORY,
+            )
+        except (
+            ValueError,
+            IndexError,
+            OSError,
+            ImportError,
+            FloatingPointError,
+            BackendError,
+        ) as error:
             fail(error, BAD_INPUT)
         except KeyboardInterrupt:
             fail("interrupted", INTERRUPTED)
@@ -51,7 +66,9 @@ def note(message: str) -> None:
 
 
 class Summary:
-    """What was done: printed as text, or with --json as one JSON object and nothing else on stdout."""
+    """What was done: printed as text, or with --json as one JSON object and
+    nothing else on stdout.
+    """
 
     def __init__(self, command: str, source: Path) -> None:
         self.facts: dict[str, Any] = {"command": command, "input": str(source)}

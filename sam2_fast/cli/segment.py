@@ -44,7 +44,10 @@ def segment(
     given = gather(point, box, mask, object_, prompts)
     if any(prompt.frame for prompt in given):
         raise ValueError("frame: an image has frame 0 only; use `sam2-fast track` for videos")
-    directory, settings = o.output_directory(output, image), o.model_options(device, dtype, image_size)
+    directory, settings = (
+        o.output_directory(output, image),
+        o.model_options(device, dtype, image_size),
+    )
     pixels = load_image(image, max_pixels=max_pixels)
     hints = {prompt.object_id: load_mask(prompt.mask) for prompt in given if prompt.mask}
     summary = Summary("segment", image)
@@ -53,7 +56,9 @@ def segment(
     masks: dict[int, Mask] = {}
     scores: dict[int, float] = {}
     for prompt in given:
-        masks[prompt.object_id], scores[prompt.object_id] = _predict(predictor, prompt, hints.get(prompt.object_id))
+        masks[prompt.object_id], scores[prompt.object_id] = _predict(
+            predictor, prompt, hints.get(prompt.object_id)
+        )
     _save(directory, format_, masks, summary)
     if overlay:
         save_png(directory / "overlay.png", _draw(pixels, masks, given))
@@ -70,19 +75,28 @@ def segment(
         "dtype": dtype.value,
         "objects": found,
     }
-    lines = "".join(f"\n  object {entry['id']}: {entry['area']} pixels, score {entry['score']:.3f}" for entry in found)
+    lines = "".join(
+        f"\n  object {entry['id']}: {entry['area']} pixels, score {entry['score']:.3f}"
+        for entry in found
+    )
     summary.show(json, f"{image}: {len(masks)} objects, weights {label}{lines}")
 
 
-def _predictor(weights: str | None, size: o.Size | None, settings: dict[str, Any]) -> tuple[Any, str]:
+def _predictor(
+    weights: str | None, size: o.Size | None, settings: dict[str, Any]
+) -> tuple[Any, str]:
     from sam2_fast import SAM2ImagePredictor, build_sam2
 
     chosen = choose_weights(weights, size)
-    return SAM2ImagePredictor(build_sam2(chosen.config, chosen.path, seed=chosen.seed, **settings)), chosen.label
+    return SAM2ImagePredictor(
+        build_sam2(chosen.config, chosen.path, seed=chosen.seed, **settings)
+    ), chosen.label
 
 
 def _predict(predictor: Any, prompt: Prompt, hint: Mask | None) -> tuple[Mask, float]:
-    """The mask with the highest predicted IoU; three are asked for where one click leaves it open what is meant."""
+    """The mask with the highest predicted IoU; three are asked for where one click leaves it open
+    what is meant.
+    """
     several = len(prompt.points) == 1 and prompt.box is None
     masks, scores, _ = predictor.predict(
         point_coords=np.array(prompt.points, np.float32) if prompt.points else None,
@@ -97,7 +111,9 @@ def _predict(predictor: Any, prompt: Prompt, hint: Mask | None) -> tuple[Mask, f
 
 def _hint(mask: Mask, side: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Mask [H, W] to low-resolution logits [1, side, side]."""
-    small = Image.fromarray(mask.astype(np.uint8) * 255).resize((side, side), Image.Resampling.BILINEAR)
+    small = Image.fromarray(mask.astype(np.uint8) * 255).resize(
+        (side, side), Image.Resampling.BILINEAR
+    )
     return (np.asarray(small, dtype=np.float32)[None] / 127.5 - 1) * np.float32(HINT_LOGIT)
 
 

@@ -1,4 +1,6 @@
-"""`sam2-fast track VIDEO`: objects followed through a video from prompts on one or more of its frames."""
+"""`sam2-fast track VIDEO`: objects followed through a video from prompts on one or more of its
+frames.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +28,32 @@ Result = tuple[int, dict[int, Mask]]
 
 @guarded
 def track(
-    video: Annotated[Path, typer.Argument(help="A video file, or a directory of numbered images.", show_default=False)],
+    video: Annotated[
+        Path,
+        typer.Argument(help="A video file, or a directory of numbered images.", show_default=False),
+    ],
     point: o.Points = [],  # noqa: B006
     box: o.Boxes = [],  # noqa: B006
     mask: o.MaskFile = None,
-    frame: Annotated[int, typer.Option("--frame", min=0, help="The frame that --point, --box and --mask speak of.")] = 0,
+    frame: Annotated[
+        int,
+        typer.Option("--frame", min=0, help="The frame that --point, --box and --mask speak of."),
+    ] = 0,
     object_: o.Objects = [],  # noqa: B006
     prompts: o.PromptFile = None,
-    reverse: Annotated[bool, typer.Option("--reverse", help="Track towards the beginning.")] = False,
-    both: Annotated[bool, typer.Option("--both", help="Track to the end, then from the first prompted frame to the beginning.")] = False,
-    max_frames: Annotated[int | None, typer.Option("--max-frames", min=1, help="Track at most this many frames each way.")] = None,
+    reverse: Annotated[
+        bool, typer.Option("--reverse", help="Track towards the beginning.")
+    ] = False,
+    both: Annotated[
+        bool,
+        typer.Option(
+            "--both", help="Track to the end, then from the first prompted frame to the beginning."
+        ),
+    ] = False,
+    max_frames: Annotated[
+        int | None,
+        typer.Option("--max-frames", min=1, help="Track at most this many frames each way."),
+    ] = None,
     weights: o.Weights = None,
     size: o.ModelSize = None,
     image_size: o.ImageSize = None,
@@ -53,8 +71,13 @@ def track(
         raise ValueError("--reverse and --both: give one of them")
     given = gather(point, box, mask, object_, prompts, frame)
     if format_ is o.Format.davis and any(not 1 <= prompt.object_id <= 255 for prompt in given):
-        raise ValueError("--format davis: object ids must be 1 to 255; use --format png or coco-rle")
-    directory, settings = o.output_directory(output, video), o.model_options(device, dtype, image_size)
+        raise ValueError(
+            "--format davis: object ids must be 1 to 255; use --format png or coco-rle"
+        )
+    directory, settings = (
+        o.output_directory(output, video),
+        o.model_options(device, dtype, image_size),
+    )
     drawn_masks = {prompt: load_mask(prompt.mask) for prompt in given if prompt.mask}
     summary = Summary("track", video)
     with open_video(video, max_pixels=max_pixels) as frames:
@@ -65,19 +88,42 @@ def track(
             _add(predictor, state, prompt, drawn_masks.get(prompt))
         limit = None if max_frames is None else max_frames - 1
         results = _results(predictor, state, given[0].frame, limit, reverse, both)
-        shown = tqdm(results, desc="tracking", unit="frame", file=sys.stderr, disable=not _wants_bar(progress))
+        shown = tqdm(
+            results,
+            desc="tracking",
+            unit="frame",
+            file=sys.stderr,
+            disable=not _wants_bar(progress),
+        )
         sink = _Sink(directory, format_, frames, given, overlay, reverse or both, summary)
         areas = sink.run(shown)
-        facts = {"height": frames.height, "width": frames.width, "fps": frames.fps, "frames": len(areas), "weights": label}
-        summary.facts |= facts | {"device": str(predictor.device), "dtype": dtype.value, "objects": _objects(areas)}
-    summary.show(json, f"{video}: {len(areas)} frames, {len(summary.facts['objects'])} objects, weights {label}")
+        facts = {
+            "height": frames.height,
+            "width": frames.width,
+            "fps": frames.fps,
+            "frames": len(areas),
+            "weights": label,
+        }
+        summary.facts |= facts | {
+            "device": str(predictor.device),
+            "dtype": dtype.value,
+            "objects": _objects(areas),
+        }
+    summary.show(
+        json,
+        f"{video}: {len(areas)} frames, {len(summary.facts['objects'])} objects, weights {label}",
+    )
 
 
-def _predictor(weights: str | None, size: o.Size | None, settings: dict[str, Any]) -> tuple[Any, str]:
+def _predictor(
+    weights: str | None, size: o.Size | None, settings: dict[str, Any]
+) -> tuple[Any, str]:
     from sam2_fast import build_sam2_video_predictor
 
     chosen = choose_weights(weights, size)
-    return build_sam2_video_predictor(chosen.config, chosen.path, seed=chosen.seed, **settings), chosen.label
+    return build_sam2_video_predictor(
+        chosen.config, chosen.path, seed=chosen.seed, **settings
+    ), chosen.label
 
 
 def _wants_bar(progress: bool | None) -> bool:
@@ -88,7 +134,8 @@ def _check_frames(prompts: list[Prompt], frames: FrameSource) -> None:
     for prompt in prompts:
         if frames.num_frames is not None and prompt.frame >= frames.num_frames:
             raise ValueError(
-                f"object {prompt.object_id}: frame {prompt.frame} is out of range, the video has frames 0 to {frames.num_frames - 1}"
+                f"object {prompt.object_id}: frame {prompt.frame} is out of range, the video has "
+                f"frames 0 to {frames.num_frames - 1}"
             )
 
 
@@ -106,10 +153,16 @@ def _add(predictor: Any, state: Any, prompt: Prompt, mask: Mask | None) -> None:
     )
 
 
-def _results(predictor: Any, state: Any, start: int, limit: int | None, reverse: bool, both: bool) -> Iterator[Result]:
-    """(frame, {object id: mask [H, W]}) in order of tracking; with `both`, the start frame comes once."""
+def _results(
+    predictor: Any, state: Any, start: int, limit: int | None, reverse: bool, both: bool
+) -> Iterator[Result]:
+    """(frame, {object id: mask [H, W]}) in order of tracking; with `both`, the start frame comes
+    once.
+    """
     for backwards in (False, True) if both else (reverse,):
-        for frame, object_ids, logits in predictor.propagate_in_video(state, start, limit, backwards):
+        for frame, object_ids, logits in predictor.propagate_in_video(
+            state, start, limit, backwards
+        ):
             if not (both and backwards and frame == start):
                 solid = (logits[:, 0] > 0).cpu().numpy()
                 yield frame, dict(zip(object_ids, solid, strict=True))
@@ -117,27 +170,49 @@ def _results(predictor: Any, state: Any, start: int, limit: int | None, reverse:
 
 def _objects(areas: dict[int, dict[int, int]]) -> list[dict[str, int]]:
     ids = sorted({object_id for frame in areas.values() for object_id in frame})
-    return [{"id": key, "frames_present": sum(frame.get(key, 0) > 0 for frame in areas.values())} for key in ids]
+    return [
+        {"id": key, "frames_present": sum(frame.get(key, 0) > 0 for frame in areas.values())}
+        for key in ids
+    ]
 
 
 class _Sink:
-    """Writes results as they come. A video runs forwards, so after a backward pass the overlay is drawn at the end."""
+    """Writes results as they come. A video runs forwards, so after a backward pass the overlay is
+    drawn at the end.
+    """
 
     def __init__(
-        self, directory: Path, kind: o.Format, frames: FrameSource, prompts: list[Prompt], overlay: bool, at_end: bool, summary: Summary
+        self,
+        directory: Path,
+        kind: o.Format,
+        frames: FrameSource,
+        prompts: list[Prompt],
+        overlay: bool,
+        at_end: bool,
+        summary: Summary,
     ) -> None:
         masks = directory / ("masks.json" if kind is o.Format.coco_rle else "masks")
         self._frames = frames
         self._prompts = prompts
-        self._video = VideoWriter(directory / "overlay.mp4", frames.height, frames.width, frames.fps or 24.0) if overlay else None
+        self._video = (
+            VideoWriter(directory / "overlay.mp4", frames.height, frames.width, frames.fps or 24.0)
+            if overlay
+            else None
+        )
         self._kept: dict[int, dict[int, Rle]] | None = {} if overlay and at_end else None
-        self._masks: MaskWriter = JsonWriter(masks, frames.height, frames.width) if kind is o.Format.coco_rle else _png_writer(kind, masks)
+        self._masks: MaskWriter = (
+            JsonWriter(masks, frames.height, frames.width)
+            if kind is o.Format.coco_rle
+            else _png_writer(kind, masks)
+        )
         summary.wrote(masks)
         if overlay:
             summary.wrote(directory / "overlay.mp4")
 
     def run(self, results: Iterator[Result] | Any) -> dict[int, dict[int, int]]:
-        """Write all results; returns {frame: {object id: area in pixels}}. After an error no incomplete file is left."""
+        """Write all results; returns {frame: {object id: area in pixels}}. After an error no
+        incomplete file is left.
+        """
         areas: dict[int, dict[int, int]] = {}
         finished = False
         try:
@@ -146,7 +221,13 @@ class _Sink:
                 areas[frame] = {object_id: int(mask.sum()) for object_id, mask in masks.items()}
                 self._overlay(frame, masks)
             for frame in sorted(self._kept or {}):
-                self._draw(frame, {object_id: decode_rle(rle) for object_id, rle in (self._kept or {})[frame].items()})
+                self._draw(
+                    frame,
+                    {
+                        object_id: decode_rle(rle)
+                        for object_id, rle in (self._kept or {})[frame].items()
+                    },
+                )
             finished = True
         finally:
             for writer in (self._masks, self._video):

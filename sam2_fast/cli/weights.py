@@ -1,4 +1,6 @@
-"""Which weights a command runs with: the named ones or an error; else the official ones; else nano, or random ones, said loudly."""
+"""Which weights a command runs with: the named ones or an error; else the official ones; else nano,
+or random ones, said loudly.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class Chosen(NamedTuple):
 
 
 def choose_weights(weights: str | None, size: Size | None) -> Chosen:
-    """Resolve --weights and --size. Raises WeightsUnavailableError if weights that were named cannot be had."""
+    """Resolve --weights and --size. Raises WeightsUnavailableError if weights that were named
+    cannot be had.
+    """
     if weights is None and size is Size.nano:
         weights = hub.NANO
     if weights is not None:
@@ -44,10 +48,16 @@ def choose_weights(weights: str | None, size: Size | None) -> Chosen:
 def _without(size: Size | None, reason: str) -> Chosen:
     """No official weights: `nano`, or random ones of the size that was asked for."""
     if size is None:
-        note(f"{reason}\nUsing nano, the small model of this package: far from the released ones, see docs/nano.md.")
+        note(
+            f"{reason}\nUsing nano, the small model of this package: far from the released ones, "
+            f"see docs/nano.md."
+        )
         return Chosen(None, hub.PACKAGED[hub.NANO], None, hub.NANO)
     bar = "!" * 78
-    note(f"{bar}\nWARNING: RANDOM WEIGHTS (seed 0). The masks mean nothing.\n{reason}\nGive --weights PATH to use real ones.\n{bar}")
+    note(
+        f"{bar}\nWARNING: RANDOM WEIGHTS (seed 0). The masks mean nothing.\n{reason}\nGive "
+        f"--weights PATH to use real ones.\n{bar}"
+    )
     return Chosen(size.value, None, 0, RANDOM)
 
 
@@ -56,10 +66,15 @@ def _named(weights: str) -> Path:
         return hub.PACKAGED[weights]
     if Path(weights).is_file():
         return Path(weights)
-    looks_like_id = weights.count("/") == 1 and not weights.startswith((".", "/", "~")) and not weights.endswith((".pt", ".safetensors"))
+    looks_like_id = (
+        weights.count("/") == 1
+        and not weights.startswith((".", "/", "~"))
+        and not weights.endswith((".pt", ".safetensors"))
+    )
     if not looks_like_id:
         raise WeightsUnavailableError(
-            f"--weights {weights}: no such file; give a .pt or .safetensors file, or a Hub id such as facebook/sam2.1-hiera-tiny"
+            f"--weights {weights}: no such file; give a .pt or .safetensors file, or a Hub id "
+            f"such as facebook/sam2.1-hiera-tiny"
         )
     return hub.cached(weights) or _download(weights)
 
@@ -68,17 +83,27 @@ def _download(model_id: str) -> Path:
     from huggingface_hub import constants
 
     if not constants.HF_HUB_OFFLINE and not _reachable(constants.ENDPOINT):
-        raise WeightsUnavailableError(f"weights {model_id!r}: not in the Hugging Face cache, and {constants.ENDPOINT} cannot be reached")
+        raise WeightsUnavailableError(
+            f"weights {model_id!r}: not in the Hugging Face cache, and {constants.ENDPOINT} "
+            f"cannot be reached"
+        )
     return hub.download(model_id)
 
 
 def _reachable(endpoint: str) -> bool:
-    """A quick look whether a download can work at all; the Hub client itself tries for half a minute. Proxies are trusted."""
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+    """A quick look whether a download can work at all; the Hub client itself tries for half a
+    minute. Proxies are trusted.
+    """
+    if any(
+        os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+    ):
         return True
     address = urlparse(endpoint)
     try:
-        with socket.create_connection((address.hostname or "", address.port or (80 if address.scheme == "http" else 443)), timeout=5):
+        with socket.create_connection(
+            (address.hostname or "", address.port or (80 if address.scheme == "http" else 443)),
+            timeout=5,
+        ):
             return True
     except OSError:
         return False

@@ -1,4 +1,4 @@
-"""`sam2._C`: the official extension's only function, under its misspelt name; here it runs on every device."""  # noqa: N999
+"""`sam2._C`: the official extension's only function, on every device."""  # noqa: N999
 
 from torch import Tensor
 

@@ -1,10 +1,12 @@
-"""Programs written for the official package, unmodified: `import sam2...` resolves to this package, on request only.
+"""Programs written for the official package, unmodified: `import sam2...` resolves to this package,
+on request only.
 
     python -m sam2_fast.compat script.py ARGUMENTS...        run a script
     python -m sam2_fast.compat -m package.module ARGUMENTS...  run a module
     import sam2_fast.compat; sam2_fast.compat.install()      in a program of one's own
 
-Nothing is installed on import, and an installed `sam2` is shadowed only in the process that asks for it.
+Nothing is installed on import, and an installed `sam2` is shadowed only in the process that asks
+for it.
 """
 
 from __future__ import annotations
@@ -22,20 +24,30 @@ _DUNDERS = ("__doc__", "__all__", "__getattr__")
 
 
 class _Alias(Loader):
-    """Fills `sam2.x` with the names of `sam2_fast.compat.x`. The two stay separate modules: neither carries the other's spec."""
+    """Fills `sam2.x` with the names of `sam2_fast.compat.x`. The two stay separate modules: neither
+    carries the other's spec.
+    """
 
     def __init__(self, target: str) -> None:
         self._target = target
 
     def exec_module(self, module: ModuleType) -> None:
         source = vars(import_module(self._target))
-        module.__dict__.update({name: value for name, value in source.items() if not name.startswith("__") or name in _DUNDERS})
+        module.__dict__.update(
+            {
+                name: value
+                for name, value in source.items()
+                if not name.startswith("__") or name in _DUNDERS
+            }
+        )
 
 
 class _Finder(MetaPathFinder):
     """Finds `sam2` and the official modules below it."""
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if fullname != NAME and not fullname.startswith(NAME + "."):
             return None
         ours = __name__ + ".official" if fullname == NAME else __name__ + fullname[len(NAME) :]
@@ -52,11 +64,15 @@ _finder = _Finder()
 def install() -> None:
     """From now on `import sam2...` in this process means this package. Calling it twice is fine.
 
-    Raises RuntimeError where another `sam2` is imported already: its classes would not mix with ours.
+    Raises RuntimeError where another `sam2` is imported already: its classes would not mix with
+    ours.
     """
     loaded = sys.modules.get(NAME)
     if loaded is not None and not isinstance(getattr(loaded.__spec__, "loader", None), _Alias):
-        raise RuntimeError("sam2_fast.compat.install(): another sam2 is imported already; call install() before anything imports sam2")
+        raise RuntimeError(
+            "sam2_fast.compat.install(): another sam2 is imported already; call install() before "
+            "anything imports sam2"
+        )
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
 
@@ -66,5 +82,7 @@ def uninstall() -> None:
     if _finder in sys.meta_path:
         sys.meta_path.remove(_finder)
     for name, module in list(sys.modules.items()):
-        if (name == NAME or name.startswith(NAME + ".")) and isinstance(getattr(module.__spec__, "loader", None), _Alias):
+        if (name == NAME or name.startswith(NAME + ".")) and isinstance(
+            getattr(module.__spec__, "loader", None), _Alias
+        ):
             del sys.modules[name]

@@ -1,4 +1,6 @@
-"""`python -m sam2_fast.compat script.py ARGUMENTS...`: run a program as Python would, with `sam2` meaning this package."""
+"""`python -m sam2_fast.compat script.py ARGUMENTS...`: run a program as Python would, with `sam2`
+meaning this package.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ USAGE = "usage: python -m sam2_fast.compat (script.py | -m package.module) [argu
 
 
 def main(arguments: list[str]) -> None:
-    """Run the program; exit code 2 with the usage where there is none. Its own exit code and errors pass through."""
+    """Run the program; exit code 2 with the usage where there is none. Its own exit code and errors
+    pass through.
+    """
     if arguments[:1] == ["-m"] and len(arguments) > 1:
         install()
         sys.argv = arguments[1:]
@@ -20,12 +24,17 @@ def main(arguments: list[str]) -> None:
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
         return
     if not arguments or not os.path.isfile(arguments[0]):
-        reason = f"{arguments[0]}: no such file\n" if arguments and not arguments[0].startswith("-") else ""
+        reason = (
+            f"{arguments[0]}: no such file\n"
+            if arguments and not arguments[0].startswith("-")
+            else ""
+        )
         sys.stderr.write(f"{reason}{USAGE}\n")
         sys.exit(2)
     install()
     sys.argv = arguments
-    sys.path[0] = os.path.dirname(os.path.abspath(arguments[0]))  # where Python puts the script's own folder
+    # Where Python puts the script's own folder.
+    sys.path[0] = os.path.dirname(os.path.abspath(arguments[0]))
     runpy.run_path(arguments[0], run_name="__main__")
 
 

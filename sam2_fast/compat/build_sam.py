@@ -15,7 +15,9 @@ from sam2_fast.weights.hub import download
 
 
 def _load_checkpoint(model: Sam2, ckpt_path: str | Path | None) -> None:
-    """Load weights strictly; None leaves the model as it is. Raises RuntimeError, as upstream, for keys that do not fit."""
+    """Load weights strictly; None leaves the model as it is. Raises RuntimeError, as upstream, for
+    keys that do not fit.
+    """
     if ckpt_path is None:
         return
     try:

@@ -1,6 +1,8 @@
-"""Clicks that a user might give: boxes and points drawn from masks, for training and for programs that simulate interaction.
+"""Clicks that a user might give: boxes and points drawn from masks, for training and for programs
+that simulate interaction.
 
-Masks are [B, 1, H, W] bool; points are (x, y) pixels, float32; labels int32: 1 object, 0 background, 2 and 3 box corners.
+Masks are [B, 1, H, W] bool; points are (x, y) pixels, float32; labels int32: 1 object, 0
+background, 2 and 3 box corners.
 """
 
 from __future__ import annotations
@@ -21,12 +23,16 @@ def sample_box_points(
 ) -> tuple[Tensor, Tensor]:
     """Corners of each mask's box, [B, 2, 2], and their labels, [B, 2].
 
-    noise: each side moves by at most this fraction of the box's width or height, and by at most `noise_bound` pixels; it stays
-    inside the image. draws: [B, 1, 4] uniform numbers of 0 to 1 to use; None draws them. Source: official `sample_box_points`.
+    noise: each side moves by at most this fraction of the box's width or height, and by at most
+        `noise_bound` pixels; it stays
+    inside the image. draws: [B, 1, 4] uniform numbers of 0 to 1 to use; None draws them. Source:
+    official `sample_box_points`.
     """
     height, width = masks.shape[-2:]
     corners = boxes(masks).float()  # [B, 1, 4]
-    kinds = torch.tensor([top_left_label, bottom_right_label], dtype=torch.int32, device=masks.device)
+    kinds = torch.tensor(
+        [top_left_label, bottom_right_label], dtype=torch.int32, device=masks.device
+    )
     if noise > 0.0:
         sides = (corners[..., 2:] - corners[..., :2]).repeat(1, 1, 2)
         reach = (sides * noise).clamp(max=float(noise_bound))
@@ -40,11 +46,12 @@ def sample_box_points(
 def sample_random_points_from_errors(
     gt_masks: Tensor, pred_masks: Tensor | None, num_pt: int = 1, draws: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`num_pt` points of each mask drawn evenly from where the prediction is wrong: [B, num_pt, 2] and [B, num_pt].
+    """`num_pt` points of each mask drawn evenly from where the prediction is wrong: [B, num_pt, 2]
+    and [B, num_pt].
 
     The label says what the pixel should be; where nothing is wrong, the point lies on background.
-    draws: [B, num_pt] uniform numbers of 0 to 1, each of which picks a pixel, the same on every device; None draws one for every pixel, as
-    the official function does.
+    draws: [B, num_pt] uniform numbers of 0 to 1, each of which picks a pixel, the same on every
+    device; None draws one for every pixel, as the official function does.
     """
     predicted = _check(gt_masks, pred_masks)
     batch, _, _, width = gt_masks.shape
@@ -62,10 +69,13 @@ def sample_random_points_from_errors(
     return _as_points(index, width), labels.to(torch.int32)
 
 
-def sample_one_point_from_error_center(gt_masks: Tensor, pred_masks: Tensor | None, padding: bool = True) -> tuple[Tensor, Tensor]:
+def sample_one_point_from_error_center(
+    gt_masks: Tensor, pred_masks: Tensor | None, padding: bool = True
+) -> tuple[Tensor, Tensor]:
     """The point deepest inside the wrong region of each mask: [B, 1, 2] and [B, 1].
 
-    padding: the border of the image counts as an edge of the region. Source: official function; distances are exact, no OpenCV.
+    padding: the border of the image counts as an edge of the region. Source: official function;
+        distances are exact, no OpenCV.
     """
     predicted = _check(gt_masks, pred_masks)
     width = gt_masks.shape[-1]
@@ -76,8 +86,12 @@ def sample_one_point_from_error_center(gt_masks: Tensor, pred_masks: Tensor | No
     return _as_points(index[:, None], width), positive[:, None].to(torch.int32)
 
 
-def get_next_point(gt_masks: Tensor, pred_masks: Tensor | None, method: str) -> tuple[Tensor, Tensor]:
-    """One point, "uniform" over the errors or at the "center" of the deepest one. Raises ValueError for another method."""
+def get_next_point(
+    gt_masks: Tensor, pred_masks: Tensor | None, method: str
+) -> tuple[Tensor, Tensor]:
+    """One point, "uniform" over the errors or at the "center" of the deepest one. Raises ValueError
+    for another method.
+    """
     if method == "uniform":
         return sample_random_points_from_errors(gt_masks, pred_masks)
     if method == "center":
@@ -86,9 +100,11 @@ def get_next_point(gt_masks: Tensor, pred_masks: Tensor | None, method: str) -> 
 
 
 def squared_distance_to_background(masks: Tensor, border: bool = True) -> Tensor:
-    """masks: [B, H, W] bool -> [B, H, W] float32: squared Euclidean distance of each pixel to the nearest background pixel, exact.
+    """masks: [B, H, W] bool -> [B, H, W] float32: squared Euclidean distance of each pixel to the
+    nearest background pixel, exact.
 
-    border: pixels outside the image are background. Without it, a mask that covers everything has infinite distances.
+    border: pixels outside the image are background. Without it, a mask that covers everything has
+        infinite distances.
     """
     far = float("inf")
     padded = torch.nn.functional.pad(masks, (1, 1, 1, 1), value=not border)
@@ -99,15 +115,23 @@ def squared_distance_to_background(masks: Tensor, border: bool = True) -> Tensor
 
 
 def _spread(squared: Tensor, axis: int) -> Tensor:
-    """For every pixel of a line the minimum over its line of squared + offset ** 2, until no larger offset can win."""
+    """For every pixel of a line the minimum over its line of squared + offset ** 2, until no larger
+    offset can win.
+    """
     best, length = squared.clone(), squared.shape[axis]
     for offset in range(1, length):
         worst = best[best.isfinite()].amax() if best.isfinite().all() else float("inf")
         if offset * offset >= worst:
             break
-        near, shifted = best.narrow(axis, offset, length - offset), squared.narrow(axis, 0, length - offset)
+        near, shifted = (
+            best.narrow(axis, offset, length - offset),
+            squared.narrow(axis, 0, length - offset),
+        )
         near.copy_(torch.minimum(near, shifted + offset * offset))
-        near, shifted = best.narrow(axis, 0, length - offset), squared.narrow(axis, offset, length - offset)
+        near, shifted = (
+            best.narrow(axis, 0, length - offset),
+            squared.narrow(axis, offset, length - offset),
+        )
         near.copy_(torch.minimum(near, shifted + offset * offset))
     return best
 
@@ -115,10 +139,20 @@ def _spread(squared: Tensor, axis: int) -> Tensor:
 def _check(gt_masks: Tensor, pred_masks: Tensor | None) -> Tensor:
     predicted = torch.zeros_like(gt_masks) if pred_masks is None else pred_masks
     for name, masks in (("gt_masks", gt_masks), ("pred_masks", predicted)):
-        if masks.dtype != torch.bool or masks.ndim != 4 or masks.shape[1] != 1 or masks.shape != gt_masks.shape:
-            raise ValueError(f"{name}: expected bool [B, 1, H, W], both of one shape, got {masks.dtype} {tuple(masks.shape)}")
+        if (
+            masks.dtype != torch.bool
+            or masks.ndim != 4
+            or masks.shape[1] != 1
+            or masks.shape != gt_masks.shape
+        ):
+            raise ValueError(
+                f"{name}: expected bool [B, 1, H, W], both of one shape, got {masks.dtype} "
+                f"{tuple(masks.shape)}"
+            )
     return predicted
 
 
 def _as_points(index: Tensor, width: int) -> Tensor:
-    return torch.stack([index % width, torch.div(index, width, rounding_mode="floor")], dim=-1).float()
+    return torch.stack(
+        [index % width, torch.div(index, width, rounding_mode="floor")], dim=-1
+    ).float()

@@ -1,7 +1,8 @@
 """Annotation folders as benchmarks publish them.
 
-A video is a folder either of palette images, `<video>/<frame>.png` whose pixels are object ids (DAVIS, MOSE, YouTube-VOS, LVOS), or of
-a folder an object, `<video>/<object>/<frame>.png` whose pixels that are not zero are the object (SA-V). Each video decides for itself.
+A video is a folder either of palette images, `<video>/<frame>.png` whose pixels are object ids
+(DAVIS, MOSE, YouTube-VOS, LVOS), or of a folder an object, `<video>/<object>/<frame>.png` whose
+pixels that are not zero are the object (SA-V). Each video decides for itself.
 """
 
 from __future__ import annotations
@@ -29,11 +30,21 @@ class Annotations:
             raise FileNotFoundError(f"annotations {folder}: no such folder")
         entries = sorted(entry for entry in self.folder.iterdir() if not entry.name.startswith("."))
         if not entries:
-            raise ValueError(f"annotations {folder}: expected PNG files, or a folder for each object, got an empty folder")
+            raise ValueError(
+                f"annotations {folder}: expected PNG files, or a folder for each object, got an "
+                f"empty folder"
+            )
         self.one_file_an_object = not all(entry.suffix.lower() == ".png" for entry in entries)
-        self._folders = {entry.name: entry for entry in entries if entry.is_dir()} if self.one_file_an_object else {}
+        self._folders = (
+            {entry.name: entry for entry in entries if entry.is_dir()}
+            if self.one_file_an_object
+            else {}
+        )
         if self.one_file_an_object and not self._folders:
-            raise ValueError(f"annotations {folder}: expected PNG files, or a folder for each object, got {entries[0].name}")
+            raise ValueError(
+                f"annotations {folder}: expected PNG files, or a folder for each object, got "
+                f"{entries[0].name}"
+            )
 
     def objects(self) -> set[str]:
         """Names of the objects' folders, where they have some."""
@@ -42,16 +53,27 @@ class Annotations:
     def frames(self) -> list[str]:
         """Every frame that has a file."""
         folders = self._folders.values() if self.one_file_an_object else [self.folder]
-        return sorted({path.stem for folder in folders for path in folder.glob("*.png") if not path.name.startswith(".")})
+        return sorted(
+            {
+                path.stem
+                for folder in folders
+                for path in folder.glob("*.png")
+                if not path.name.startswith(".")
+            }
+        )
 
     def read(self, frame: str) -> dict[int, Mask]:
-        """The masks [H, W] of a frame's objects. Raises FileNotFoundError, naming the file, where the frame has none."""
+        """The masks [H, W] of a frame's objects. Raises FileNotFoundError, naming the file, where
+        the frame has none.
+        """
         if not self.one_file_an_object:
             return read_labels(self.folder / f"{frame}.png")
         found = {_number(folder): folder / f"{frame}.png" for folder in self._folders.values()}
         missing = [path for path in found.values() if not path.is_file()]
         if missing:
-            raise FileNotFoundError(f"annotations {missing[0]}: no such file, and frame {frame} is to be judged")
+            raise FileNotFoundError(
+                f"annotations {missing[0]}: no such file, and frame {frame} is to be judged"
+            )
         return {i: _labels(path) != 0 for i, path in found.items()}
 
     def void(self, frame: str) -> Mask | None:
@@ -69,10 +91,16 @@ def read_labels(path: Path) -> dict[int, Mask]:
 
 
 def videos_in(root: PathLike) -> list[str]:
-    """Names of the videos below `root`, in order; "Annotations" folders of the published layouts are looked through."""
+    """Names of the videos below `root`, in order; "Annotations" folders of the published layouts
+    are looked through.
+    """
     if not Path(root).is_dir():
         raise FileNotFoundError(f"annotations {root}: no such folder")
-    return sorted(path.name for path in Path(root).iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(
+        path.name
+        for path in Path(root).iterdir()
+        if path.is_dir() and not path.name.startswith(".")
+    )
 
 
 def _number(folder: Path) -> int:
@@ -85,5 +113,8 @@ def _labels(path: Path) -> npt.NDArray[np.uint8]:
     with open_image(path) as image:
         labels = np.asarray(image)
     if labels.ndim != 2:
-        raise ValueError(f"annotations {path}: expected a palette or grey image whose pixels are ids, got one with colours")
+        raise ValueError(
+            f"annotations {path}: expected a palette or grey image whose pixels are ids, got one "
+            f"with colours"
+        )
     return labels

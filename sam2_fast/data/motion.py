@@ -1,4 +1,6 @@
-"""How synthetic objects and cameras move: smooth functions of the frame number, so that any frame of any length can be had at once."""
+"""How synthetic objects and cameras move: smooth functions of the frame number, so that any frame
+of any length can be had at once.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,28 @@ class Wander:
     waves: npt.NDArray[np.float64]  # [count, 3]: amplitude, cycles a frame, phase
 
     @classmethod
-    def random(cls, rng: np.random.Generator, mean: float, amplitude: float, slowest: float, fastest: float) -> Wander:
+    def random(
+        cls, rng: np.random.Generator, mean: float, amplitude: float, slowest: float, fastest: float
+    ) -> Wander:
         """amplitude: of the sum, about; slowest, fastest: frames of a cycle."""
         count = 3
-        waves = np.stack([rng.uniform(0.3, 1.0, count), 1 / rng.uniform(fastest, slowest, count), rng.uniform(0, TAU, count)], axis=1)
+        waves = np.stack(
+            [
+                rng.uniform(0.3, 1.0, count),
+                1 / rng.uniform(fastest, slowest, count),
+                rng.uniform(0, TAU, count),
+            ],
+            axis=1,
+        )
         waves[:, 0] *= amplitude / waves[:, 0].sum()
         return cls(mean, waves)
 
     def at(self, t: float) -> float:
         """The value on frame t."""
-        return float(self.mean + (self.waves[:, 0] * np.sin(TAU * self.waves[:, 1] * t + self.waves[:, 2])).sum())
+        return float(
+            self.mean
+            + (self.waves[:, 0] * np.sin(TAU * self.waves[:, 1] * t + self.waves[:, 2])).sum()
+        )
 
 
 @dataclass(frozen=True)
@@ -42,7 +56,9 @@ class Pose:
 
 @dataclass(frozen=True)
 class Path:
-    """A pose by frame. Units: the shorter side of the image; speeds by how many frames a swing takes."""
+    """A pose by frame. Units: the shorter side of the image; speeds by how many frames a swing
+    takes.
+    """
 
     x: Wander
     y: Wander
@@ -52,12 +68,18 @@ class Path:
 
     @classmethod
     def random(cls, rng: np.random.Generator, speed: float, size: tuple[float, float]) -> Path:
-        """speed: 1 crosses the image in some 30 frames; size: range of radii. A swing may leave the image."""
+        """speed: 1 crosses the image in some 30 frames; size: range of radii. A swing may leave the
+        image.
+        """
         slow, fast = 240 / speed, 60 / speed
         radius = float(rng.uniform(*size))
         return cls(
-            Wander.random(rng, float(rng.uniform(0.25, 0.75)), float(rng.uniform(0.2, 0.9)), slow, fast),
-            Wander.random(rng, float(rng.uniform(0.25, 0.75)), float(rng.uniform(0.2, 0.9)), slow, fast),
+            Wander.random(
+                rng, float(rng.uniform(0.25, 0.75)), float(rng.uniform(0.2, 0.9)), slow, fast
+            ),
+            Wander.random(
+                rng, float(rng.uniform(0.25, 0.75)), float(rng.uniform(0.2, 0.9)), slow, fast
+            ),
             Wander.random(rng, radius, 0.25 * radius, slow, fast),
             Wander.random(rng, float(rng.uniform(0, TAU)), float(rng.uniform(0, 1.5)), slow, fast),
             float(rng.normal(0, 0.02)) * speed,
@@ -66,10 +88,17 @@ class Path:
     def at(self, t: float, height: int, width: int) -> Pose:
         """The pose on frame t of an image of height x width pixels."""
         side = min(height, width)
-        return Pose(self.x.at(t) * width, self.y.at(t) * height, max(self.size.at(t) * side, 1.0), self.angle.at(t) + self.spin * t)
+        return Pose(
+            self.x.at(t) * width,
+            self.y.at(t) * height,
+            max(self.size.at(t) * side, 1.0),
+            self.angle.at(t) + self.spin * t,
+        )
 
 
 def happens(seed: int, kind: int, t: int, length: int, probability: float) -> bool:
-    """Whether something that is drawn anew every `length` frames holds on frame t; never during the first of them."""
+    """Whether something that is drawn anew every `length` frames holds on frame t; never during the
+    first of them.
+    """
     stretch = t // length
     return stretch > 0 and bool(np.random.default_rng([seed, kind, stretch]).random() < probability)

@@ -23,8 +23,13 @@ class Sa1bAnnotations:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"annotations {path}: not JSON ({error})") from error
         masks = found.get("annotations") if isinstance(found, dict) else None
-        if not isinstance(masks, list) or not all(isinstance(m, dict) and "segmentation" in m for m in masks):
-            raise ValueError(f"annotations {path}: expected SA-1B's keys, of them `annotations`: a list with a `segmentation` each")
+        if not isinstance(masks, list) or not all(
+            isinstance(m, dict) and "segmentation" in m for m in masks
+        ):
+            raise ValueError(
+                f"annotations {path}: expected SA-1B's keys, of them `annotations`: a list with a "
+                f"`segmentation` each"
+            )
         self._masks = masks
 
     def __len__(self) -> int:

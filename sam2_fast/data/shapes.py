@@ -1,4 +1,6 @@
-"""Outlines and surfaces of synthetic objects: functions of a place on the object, so that they move, turn and grow with it."""
+"""Outlines and surfaces of synthetic objects: functions of a place on the object, so that they
+move, turn and grow with it.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,16 @@ TAU = 2 * np.pi
 
 @dataclass(frozen=True)
 class Shape:
-    """An outline around the origin, about 1 away at most. Radius by angle: a base curve times waves that travel (deformation)."""
+    """An outline around the origin, about 1 away at most. Radius by angle: a base curve times waves
+    that travel (deformation).
+    """
 
     kind: str
     corners: int  # of a polygon, points of a star
     depth: float  # of a star's or flower's dents
     aspect: float  # height over width
-    waves: tuple[tuple[int, float, float, float], ...]  # number along the outline, amplitude, phase, turns a frame
+    # Number along the outline, amplitude, phase, turns a frame.
+    waves: tuple[tuple[int, float, float, float], ...]
     hole: float  # radius of the hole of a ring, else 0
     bite: float  # how far a second disk cuts into a crescent, else 0
 
@@ -29,7 +34,12 @@ class Shape:
         """Any of the kinds; deformation: how deep the waves along the outline are."""
         kind = str(rng.choice(["blob", "polygon", "star", "flower", "ring", "crescent"]))
         waves = tuple(
-            (int(rng.integers(2, 6)), deformation * float(rng.uniform(0.0, 0.12)), float(rng.uniform(0, TAU)), float(rng.normal(0, 0.02)))
+            (
+                int(rng.integers(2, 6)),
+                deformation * float(rng.uniform(0.0, 0.12)),
+                float(rng.uniform(0, TAU)),
+                float(rng.normal(0, 0.02)),
+            )
             for _ in range(3)
         )
         return cls(
@@ -48,7 +58,9 @@ class Shape:
         distance, angle = np.hypot(u, v), np.arctan2(v, u)
         limit = self._radius(angle)
         for number, amplitude, phase, turns in self.waves:
-            limit = limit * np.asarray(1 + amplitude * np.sin(number * angle + phase + TAU * turns * t), dtype=np.float32)
+            limit = limit * np.asarray(
+                1 + amplitude * np.sin(number * angle + phase + TAU * turns * t), dtype=np.float32
+            )
         found = distance <= limit
         if self.hole:
             found &= distance >= self.hole
@@ -59,12 +71,16 @@ class Shape:
     def _radius(self, angle: Array) -> Array:
         if self.kind == "polygon":
             part = TAU / self.corners
-            return np.asarray(np.cos(part / 2) / np.cos(np.mod(angle, part) - part / 2), dtype=np.float32)
+            return np.asarray(
+                np.cos(part / 2) / np.cos(np.mod(angle, part) - part / 2), dtype=np.float32
+            )
         if self.kind == "star":
             saw = np.abs(np.mod(angle * self.corners / TAU, 1) * 2 - 1)
             return np.asarray(1 - self.depth * (1 - saw), dtype=np.float32)
         if self.kind == "flower":
-            return np.asarray(1 - self.depth * 0.5 * (1 + np.sin(self.corners * angle)), dtype=np.float32)
+            return np.asarray(
+                1 - self.depth * 0.5 * (1 + np.sin(self.corners * angle)), dtype=np.float32
+            )
         return np.ones_like(angle)
 
 
@@ -80,7 +96,9 @@ class Texture:
 
     @classmethod
     def random(cls, rng: np.random.Generator, scale: float = 1.0, variety: float = 1.0) -> Texture:
-        """Any of the kinds; scale: how many patterns lie between the middle and a distance of 1; variety: how far apart its colours are."""
+        """Any of the kinds; scale: how many patterns lie between the middle and a distance of 1;
+        variety: how far apart its colours are.
+        """
         kind = str(rng.choice(["noise", "stripes", "checks", "dots", "gradient"]))
         colours = rng.uniform(0, 255, (2, 3)).astype(np.float32)
         if variety != 1:
@@ -88,22 +106,35 @@ class Texture:
 
         def spectrum(count: int, low: float, high: float) -> Array:
             angle, size = rng.uniform(0, TAU, count), rng.uniform(low, high, count) * scale
-            return np.stack([size * np.cos(angle), size * np.sin(angle), rng.uniform(0, TAU, count)], axis=1).astype(np.float32)
+            return np.stack(
+                [size * np.cos(angle), size * np.sin(angle), rng.uniform(0, TAU, count)], axis=1
+            ).astype(np.float32)
 
-        return cls(kind, colours, spectrum(4, 1.0, 6.0), spectrum(4, 10.0, 25.0), float(rng.uniform(5, 25)))
+        return cls(
+            kind, colours, spectrum(4, 1.0, 6.0), spectrum(4, 10.0, 25.0), float(rng.uniform(5, 25))
+        )
 
     def colour(self, u: Array, v: Array) -> Array:
         """Colours [..., 3] at places (u, v)."""
         kinds: dict[str, Callable[[], Array]] = {
             "noise": lambda: np.asarray(self._sum(self.waves, u, v) / 2 + 0.5, dtype=np.float32),
             "stripes": lambda: (self._sum(self.waves[:1], u, v) > 0).astype(np.float32),
-            "checks": lambda: ((np.sin(self.waves[0, 0] * 2 * u) > 0) ^ (np.sin(self.waves[0, 0] * 2 * v) > 0)).astype(np.float32),
-            "dots": lambda: (np.sin(self.waves[1, 0] * 3 * u) * np.sin(self.waves[1, 0] * 3 * v) > 0.3).astype(np.float32),
-            "gradient": lambda: np.asarray(0.5 + 0.5 * (u * np.cos(self.waves[0, 2]) + v * np.sin(self.waves[0, 2])), dtype=np.float32),
+            "checks": lambda: (
+                (np.sin(self.waves[0, 0] * 2 * u) > 0) ^ (np.sin(self.waves[0, 0] * 2 * v) > 0)
+            ).astype(np.float32),
+            "dots": lambda: (
+                np.sin(self.waves[1, 0] * 3 * u) * np.sin(self.waves[1, 0] * 3 * v) > 0.3
+            ).astype(np.float32),
+            "gradient": lambda: np.asarray(
+                0.5 + 0.5 * (u * np.cos(self.waves[0, 2]) + v * np.sin(self.waves[0, 2])),
+                dtype=np.float32,
+            ),
         }
         mix = np.clip(kinds[self.kind](), 0, 1)[..., None]
         flat = self.colours[0] + mix * (self.colours[1] - self.colours[0])
-        return np.asarray(flat + self.contrast * self._sum(self.grain, u, v)[..., None], dtype=np.float32)
+        return np.asarray(
+            flat + self.contrast * self._sum(self.grain, u, v)[..., None], dtype=np.float32
+        )
 
     @staticmethod
     def _sum(waves: Array, u: Array, v: Array) -> Array:

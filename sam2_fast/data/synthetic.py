@@ -1,6 +1,8 @@
-"""A synthetic world: textured objects that move, turn, grow, deform, cover each other, leave, vanish and come back, among look-alikes.
+"""A synthetic world: textured objects that move, turn, grow, deform, cover each other, leave,
+vanish and come back, among look-alikes.
 
-Every frame is a function of (seed, frame number): videos have any length, frames can be had in any order, and masks are exact.
+Every frame is a function of (seed, frame number): videos have any length, frames can be had in any
+order, and masks are exact.
 """
 
 from __future__ import annotations
@@ -43,11 +45,19 @@ class World:
         if not 1 <= self.objects[0] <= self.objects[1] <= 254:
             raise ValueError(f"objects: expected (least, most) within 1 to 254, got {self.objects}")
         if min(self.height, self.width) < 16:
-            raise ValueError(f"height, width: expected 16 pixels or more, got {self.height} x {self.width}")
+            raise ValueError(
+                f"height, width: expected 16 pixels or more, got {self.height} x {self.width}"
+            )
         if self.deformation < 0 or not 0 <= self.variety <= 1:
-            raise ValueError(f"deformation, variety: expected 0 or more, 0 to 1, got {self.deformation} and {self.variety}")
+            raise ValueError(
+                f"deformation, variety: expected 0 or more, 0 to 1, got {self.deformation} and "
+                f"{self.variety}"
+            )
         if min(self.absence, self.scene) < 1 or self.speed <= 0:
-            raise ValueError(f"absence, scene, speed: expected positive numbers, got {self.absence}, {self.scene}, {self.speed}")
+            raise ValueError(
+                f"absence, scene, speed: expected positive numbers, got {self.absence}, "
+                f"{self.scene}, {self.speed}"
+            )
 
 
 class Frame(NamedTuple):
@@ -69,7 +79,9 @@ class _Thing:
 
 
 class SyntheticVideo(Sequence[Frame]):
-    """`length` frames of one world by seed. The same arguments give the same pixels, on any machine with the same NumPy."""
+    """`length` frames of one world by seed. The same arguments give the same pixels, on any machine
+    with the same NumPy.
+    """
 
     def __init__(self, seed: int, length: int, world: World | None = None) -> None:
         if length < 1:
@@ -112,13 +124,20 @@ class SyntheticVideo(Sequence[Frame]):
         return range(1, len(self._things) + 1)
 
     def present(self, number: int, t: int) -> bool:
-        """Whether the object is in the world on frame t; it may still be covered, or outside the image."""
-        return not happens(self.seed * 1000 + number, ABSENT, t, self.world.absence, self.world.absences)
+        """Whether the object is in the world on frame t; it may still be covered, or outside the
+        image.
+        """
+        return not happens(
+            self.seed * 1000 + number, ABSENT, t, self.world.absence, self.world.absences
+        )
 
     def scene(self, t: int) -> int:
         """How many cuts there were before and on frame t."""
         stretches = range(1, t // self.world.scene + 1)
-        return sum(happens(self.seed, CUT, s * self.world.scene, self.world.scene, self.world.cuts) for s in stretches)
+        return sum(
+            happens(self.seed, CUT, s * self.world.scene, self.world.scene, self.world.cuts)
+            for s in stretches
+        )
 
     def _make_scene(self, number: int) -> tuple[list[Path], npt.NDArray[np.float32]]:
         rng = np.random.default_rng([self.seed, 1, number])
@@ -128,13 +147,19 @@ class SyntheticVideo(Sequence[Frame]):
     def _background(self, rng: np.random.Generator) -> npt.NDArray[np.float32]:
         height, width = self.world.height, self.world.width
         if not len(self.world.backgrounds):
-            y, x = np.mgrid[0:height, 0:width].astype(np.float32) / np.float32(min(height, width) / 2)
+            y, x = np.mgrid[0:height, 0:width].astype(np.float32) / np.float32(
+                min(height, width) / 2
+            )
             return Texture.random(rng, 1.0, self.world.variety).colour(x, y)
         photo = self.world.backgrounds[int(rng.integers(len(self.world.backgrounds)))]
-        rows, columns = (
-            np.linspace(0, 1, size) * rng.uniform(0.5, 1) for size in (height, width)
-        )  # a part of the photograph, from its corner
-        return np.asarray(photo[(rows * (photo.shape[0] - 1)).astype(int)][:, (columns * (photo.shape[1] - 1)).astype(int)], np.float32)
+        # A part of the photograph, from its corner.
+        rows, columns = (np.linspace(0, 1, size) * rng.uniform(0.5, 1) for size in (height, width))
+        return np.asarray(
+            photo[(rows * (photo.shape[0] - 1)).astype(int)][
+                :, (columns * (photo.shape[1] - 1)).astype(int)
+            ],
+            np.float32,
+        )
 
     def _render(self, t: int) -> Frame:
         paths, background = self._scene(self.scene(t))
@@ -144,7 +169,11 @@ class SyntheticVideo(Sequence[Frame]):
             if self.present(number, t):
                 _draw(thing, path.at(t, height, width), t, number, image, labels)
         if self.world.noise:
-            image += np.random.default_rng([self.seed, 2, t]).normal(0, self.world.noise, image.shape).astype(np.float32)
+            image += (
+                np.random.default_rng([self.seed, 2, t])
+                .normal(0, self.world.noise, image.shape)
+                .astype(np.float32)
+            )
         return Frame(np.clip(image, 0, 255).astype(np.uint8), labels)
 
 
@@ -159,11 +188,21 @@ class _Images(Sequence[Image]):
         return self._video[t].image
 
 
-def _draw(thing: _Thing, pose: Pose, t: int, number: int, image: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8]) -> None:
+def _draw(
+    thing: _Thing,
+    pose: Pose,
+    t: int,
+    number: int,
+    image: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.uint8],
+) -> None:
     """Onto what is there, within the square that holds the object."""
     reach = 1.5 * pose.radius
     top, left = max(int(pose.y - reach), 0), max(int(pose.x - reach), 0)
-    bottom, right = min(int(pose.y + reach) + 1, labels.shape[0]), min(int(pose.x + reach) + 1, labels.shape[1])
+    bottom, right = (
+        min(int(pose.y + reach) + 1, labels.shape[0]),
+        min(int(pose.x + reach) + 1, labels.shape[1]),
+    )
     if top >= bottom or left >= right:
         return
     y, x = np.mgrid[top:bottom, left:right].astype(np.float32)

@@ -1,10 +1,25 @@
-"""How good masks are: J, F and J&F of frames, videos and benchmark folders; images and videos with simulated users."""
+"""How good masks are: J, F and J&F of frames, videos and benchmark folders; images and videos with
+simulated users.
+"""
 
 from sam2_fast.evaluation.curves import groups_from_csv, save_curves
 from sam2_fast.evaluation.folders import score_folders, score_video
 from sam2_fast.evaluation.image_clicks import ImageScore, image_clicks, simulate_images
-from sam2_fast.evaluation.interactive import Interaction, mean_j_and_f, offline, offline_seconds, online, online_seconds
-from sam2_fast.evaluation.metrics import boundary, boundary_accuracy, near, region_similarity, tolerance
+from sam2_fast.evaluation.interactive import (
+    Interaction,
+    mean_j_and_f,
+    offline,
+    offline_seconds,
+    online,
+    online_seconds,
+)
+from sam2_fast.evaluation.metrics import (
+    boundary,
+    boundary_accuracy,
+    near,
+    region_similarity,
+    tolerance,
+)
 from sam2_fast.evaluation.scores import ObjectScore, Report, VideoScores
 from sam2_fast.evaluation.semi_supervised import follow, semi_supervised
 from sam2_fast.evaluation.users import Round, Rounds, User, simulate_users, simulate_video

@@ -14,15 +14,20 @@ PathLike = str | os.PathLike[str]
 
 
 def groups_from_csv(path: PathLike, column: str) -> Mapping[tuple[str, int], str]:
-    """(video, object) -> the value of `column`: of a CSV with columns `video` and, where objects differ, `object`.
+    """(video, object) -> the value of `column`: of a CSV with columns `video` and, where objects
+    differ, `object`.
 
-    For `Report.grouped`: who is shown (fairness), categories, or YouTube-VOS' seen and unseen classes.
+    For `Report.grouped`: who is shown (fairness), categories, or YouTube-VOS' seen and unseen
+    classes.
     """
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         names = reader.fieldnames or []
         if "video" not in names or column not in names:
-            raise ValueError(f"groups {path}: expected columns video and {column}, got {', '.join(names) or 'none'}")
+            raise ValueError(
+                f"groups {path}: expected columns video and {column}, got "
+                f"{', '.join(names) or 'none'}"
+            )
         rows = list(reader)
     if "object" in names:
         return {(row["video"], int(row["object"])): row[column] for row in rows}
@@ -38,8 +43,15 @@ class _AnyObject(dict[Any, str]):
         raise KeyError(key)
 
 
-def save_curves(curves: Mapping[str, Mapping[int, float]], path: str | os.PathLike[str], *, across: str = "prompted frames") -> None:
-    """Draw J&F, shares from 0 to 1, over `across`: a line for each name, as .svg, .png or .pdf. Needs matplotlib (the extra `plots`)."""
+def save_curves(
+    curves: Mapping[str, Mapping[int, float]],
+    path: str | os.PathLike[str],
+    *,
+    across: str = "prompted frames",
+) -> None:
+    """Draw J&F, shares from 0 to 1, over `across`: a line for each name, as .svg, .png or .pdf.
+    Needs matplotlib (the extra `plots`).
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -55,4 +67,6 @@ def save_curves(curves: Mapping[str, Mapping[int, float]], path: str | os.PathLi
     if len(curves) > 1:
         axes.legend()
     with whole_file(path) as beside:
-        figure.savefig(beside, format=suffix[1:], metadata={"Date": None} if suffix == ".svg" else None)
+        figure.savefig(
+            beside, format=suffix[1:], metadata={"Date": None} if suffix == ".svg" else None
+        )

@@ -1,8 +1,11 @@
-"""Promptable video segmentation with simulated users: a few clicks on a few frames, offline and online (SAM 2 paper, section 6.1, E.1.2).
+"""Promptable video segmentation with simulated users: a few clicks on a few frames, offline and
+online (SAM 2 paper, section 6.1, E.1.2).
 
-The official code was never released; what the paper leaves open is decided here and pinned by tests (docs/evaluation.md): prompted
-frames count like all others; of equally bad frames the earliest is corrected; a frame may be chosen twice, its clicks then add up;
-clicks are given one after the other, each where the mask of the last one is most wrong; where nothing is wrong the user stops clicking.
+The official code was never released; what the paper leaves open is decided here and pinned by tests
+(docs/evaluation.md): prompted frames count like all others; of equally bad frames the earliest is
+corrected; a frame may be chosen twice, its clicks then add up; clicks are given one after the
+other, each where the mask of the last one is most wrong; where nothing is wrong the user stops
+clicking.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,9 +31,18 @@ class VideoPredictor(Protocol):
 
     def init_state(self, video_path: Any) -> Any: ...
     def add_new_points_or_box(
-        self, inference_state: Any, frame_idx: int, obj_id: int, *, points: Any, labels: Any, clear_old_points: bool
+        self,
+        inference_state: Any,
+        frame_idx: int,
+        obj_id: int,
+        *,
+        points: Any,
+        labels: Any,
+        clear_old_points: bool,
     ) -> tuple[int, list[int], torch.Tensor]: ...
-    def propagate_in_video(self, inference_state: Any, start_frame_idx: int | None = None) -> Generator[Any, None, None]: ...
+    def propagate_in_video(
+        self, inference_state: Any, start_frame_idx: int | None = None
+    ) -> Generator[Any, None, None]: ...
 
 
 @dataclass
@@ -68,7 +81,9 @@ class _User:
         self.first = seen[0]
 
     def prompt(self, frame: int) -> None:
-        """Up to `clicks_per_frame` clicks, each at the centre of the largest error of the mask so far."""
+        """Up to `clicks_per_frame` clicks, each at the centre of the largest error of the mask so
+        far.
+        """
         self.prompted.append(frame)
         truth = torch.from_numpy(np.ascontiguousarray(self.truth[frame]))[None, None]
         for _ in range(self.clicks_per_frame):
@@ -78,13 +93,20 @@ class _User:
                 return
             points, labels = sample_one_point_from_error_center(truth, mask)
             result = self.predictor.add_new_points_or_box(
-                self.state, frame, OBJECT, points=points[0].numpy(), labels=labels[0].numpy(), clear_old_points=False
+                self.state,
+                frame,
+                OBJECT,
+                points=points[0].numpy(),
+                labels=labels[0].numpy(),
+                clear_old_points=False,
             )
             self.clicks += 1
             self.masks[frame] = _mask_of(result)
 
     def propagate(self, start: int, stop: Callable[[int], bool] | None = None) -> int | None:
-        """Track from `start` to the end, or to the first frame that `stop` is true of, which is returned."""
+        """Track from `start` to the end, or to the first frame that `stop` is true of, which is
+        returned.
+        """
         tracked = self.predictor.propagate_in_video(self.state, start_frame_idx=start)
         with closing(tracked):
             for found in tracked:
@@ -94,7 +116,9 @@ class _User:
         return None
 
     def iou(self, frame: int) -> float:
-        found, truth = (torch.from_numpy(np.ascontiguousarray(x[frame])) for x in (self.masks, self.truth))
+        found, truth = (
+            torch.from_numpy(np.ascontiguousarray(x[frame])) for x in (self.masks, self.truth)
+        )
         return region_similarity(found, truth).item()
 
     def score(self, bound: float) -> Interaction:
@@ -119,10 +143,11 @@ def offline(
     prompted_frames: int = 8,
     bound: float = BOUND,
 ) -> list[Interaction]:
-    """Prompt the first frame, track the whole video, correct the worst frame, track all again: scores after 1, 2 ... prompted frames.
+    """Prompt the first frame, track the whole video, correct the worst frame, track all again:
+    scores after 1, 2 ... prompted frames.
 
-    video: whatever `init_state` takes; truth: [H, W] bool of each frame. Before the object's first appearance nothing is judged.
-    Once no frame is wrong, the last score stands for the rest.
+    video: whatever `init_state` takes; truth: [H, W] bool of each frame. Before the object's first
+    appearance nothing is judged. Once no frame is wrong, the last score stands for the rest.
     """
     user = _User(predictor, video, truth, clicks_per_frame)
     rounds: list[Interaction] = []
@@ -148,9 +173,11 @@ def online(
     threshold: float = 0.75,
     bound: float = BOUND,
 ) -> list[Interaction]:
-    """One pass: where the current frame's IoU falls below `threshold` the user stops, corrects it and goes on; earlier frames stay.
+    """One pass: where the current frame's IoU falls below `threshold` the user stops, corrects it
+    and goes on; earlier frames stay.
 
-    Returns scores with at most 1, 2 ... `prompted_frames` prompted frames; each is a pass of its own. Other arguments as `offline`.
+    Returns scores with at most 1, 2 ... `prompted_frames` prompted frames; each is a pass of its
+    own. Other arguments as `offline`.
     """
     rounds: list[Interaction] = []
     for most in range(1, prompted_frames + 1):
@@ -158,7 +185,8 @@ def online(
         frame: int | None = user.first
         while frame is not None:
             user.prompt(frame)
-            frame = user.propagate(frame, lambda t, user=user, most=most: _is_bad(user, t, most, threshold))  # type: ignore[misc]
+            is_bad = partial(_is_bad, user, most=most, threshold=threshold)
+            frame = user.propagate(frame, is_bad)
         rounds.append(user.score(bound))
         if len(user.prompted) < most:  # nothing more to correct
             break
@@ -178,7 +206,9 @@ LOCATE, CLICK, EXAMINE = 1.0, 1.5, 30.0 / 300  # seconds: find the object, click
 
 
 def offline_seconds(frames: int, prompted: int, clicks_per_frame: float) -> float:
-    """What a user needs, by the paper's model: the video is looked through for each prompted frame."""
+    """What a user needs, by the paper's model: the video is looked through for
+    each prompted frame.
+    """
     return (EXAMINE * frames + LOCATE + CLICK * clicks_per_frame) * prompted
 
 

@@ -1,6 +1,7 @@
 """J and F of masks: region similarity and boundary accuracy of DAVIS, to the bit on every device.
 
-Source: the DAVIS challenge (Perazzi et al., CVPR 2016) as the SA-V evaluator has it. Boundaries are matched by exact squared distances,
+Source: the DAVIS challenge (Perazzi et al., CVPR 2016) as the SA-V evaluator has it. Boundaries are
+    matched by exact squared distances,
 which is what dilating with a disk decides: no OpenCV, no scikit-image.
 """
 
@@ -16,16 +17,20 @@ BOUND = 0.008
 
 
 def region_similarity(masks: Tensor, truth: Tensor) -> Tensor:
-    """J, intersection over union. masks, truth: [..., H, W] bool -> [...] float64, 1 where both are empty."""
+    """J, intersection over union. masks, truth: [..., H, W] bool -> [...] float64, 1 where both are
+    empty.
+    """
     _check(masks, truth)
     both, either = ((x.flatten(-2).sum(-1)) for x in (masks & truth, masks | truth))
     return torch.where(either > 0, both.double() / either.clamp(min=1), 1.0)
 
 
 def boundary_accuracy(masks: Tensor, truth: Tensor, bound: float = BOUND) -> Tensor:
-    """F, the harmonic mean of how much of each boundary lies near the other. masks, truth: [..., H, W] bool -> [...] float64.
+    """F, the harmonic mean of how much of each boundary lies near the other. masks, truth: [..., H,
+    W] bool -> [...] float64.
 
-    bound: how near, in pixels, or below 1 as a share of the diagonal, rounded up. Two masks without boundary give 1, one alone 0.
+    bound: how near, in pixels, or below 1 as a share of the diagonal, rounded up. Two masks without
+        boundary give 1, one alone 0.
     """
     _check(masks, truth)
     radius = tolerance(masks.shape[-2], masks.shape[-1], bound)
@@ -34,26 +39,38 @@ def boundary_accuracy(masks: Tensor, truth: Tensor, bound: float = BOUND) -> Ten
         found, wanted = _cropped(found, wanted, radius)
     precision = _share(found, near(wanted, radius))
     recall = _share(wanted, near(found, radius))
-    return torch.where(precision + recall > 0, 2 * precision * recall / (precision + recall).clamp(min=1e-300), 0.0)
+    return torch.where(
+        precision + recall > 0, 2 * precision * recall / (precision + recall).clamp(min=1e-300), 0.0
+    )
 
 
 def tolerance(height: int, width: int, bound: float = BOUND) -> int:
     """Pixels that a boundary may be off."""
-    return math.ceil(bound) if bound >= 1 else math.ceil(bound * math.sqrt(height * height + width * width))
+    return (
+        math.ceil(bound)
+        if bound >= 1
+        else math.ceil(bound * math.sqrt(height * height + width * width))
+    )
 
 
 def boundary(masks: Tensor) -> Tensor:
-    """Pixels whose right, lower or lower right neighbour is of the other kind; the image's border counts for none. [..., H, W] bool."""
+    """Pixels whose right, lower or lower right neighbour is of the other kind; the image's border
+    counts for none. [..., H, W] bool.
+    """
     edges = torch.zeros_like(masks)
     here = masks[..., :-1, :-1]
-    edges[..., :-1, :-1] = (here ^ masks[..., :-1, 1:]) | (here ^ masks[..., 1:, :-1]) | (here ^ masks[..., 1:, 1:])
+    edges[..., :-1, :-1] = (
+        (here ^ masks[..., :-1, 1:]) | (here ^ masks[..., 1:, :-1]) | (here ^ masks[..., 1:, 1:])
+    )
     edges[..., -1, :-1] = masks[..., -1, :-1] ^ masks[..., -1, 1:]
     edges[..., :-1, -1] = masks[..., :-1, -1] ^ masks[..., 1:, -1]
     return edges
 
 
 def near(points: Tensor, radius: int) -> Tensor:
-    """Which pixels lie within `radius` pixels of a point: squared distance at most radius^2. points: [..., H, W] bool -> the same shape."""
+    """Which pixels lie within `radius` pixels of a point: squared distance at most radius^2.
+    points: [..., H, W] bool -> the same shape.
+    """
     height, width = points.shape[-2:]
     rows = torch.arange(height, device=points.device, dtype=torch.int32)[:, None]
     far = height + radius + 1
@@ -71,7 +88,9 @@ def near(points: Tensor, radius: int) -> Tensor:
 def _share(points: Tensor, place: Tensor) -> Tensor:
     """Of the points those that lie in the place; 1 where there is no point."""
     count = points.flatten(-2).sum(-1)
-    return torch.where(count > 0, (points & place).flatten(-2).sum(-1).double() / count.clamp(min=1), 1.0)
+    return torch.where(
+        count > 0, (points & place).flatten(-2).sum(-1).double() / count.clamp(min=1), 1.0
+    )
 
 
 def _cropped(a: Tensor, b: Tensor, margin: int) -> tuple[Tensor, Tensor]:
@@ -87,7 +106,13 @@ def _cropped(a: Tensor, b: Tensor, margin: int) -> tuple[Tensor, Tensor]:
 
 def _check(masks: Tensor, truth: Tensor) -> None:
     if masks.shape != truth.shape or masks.ndim < 2 or 0 in masks.shape[-2:]:
-        raise ValueError(f"masks, truth: expected the same shape [..., H, W], got {tuple(masks.shape)} and {tuple(truth.shape)}")
+        raise ValueError(
+            f"masks, truth: expected the same shape [..., H, W], got {tuple(masks.shape)} and "
+            f"{tuple(truth.shape)}"
+        )
     for name, x in (("masks", masks), ("truth", truth)):
         if x.dtype != torch.bool:
-            raise TypeError(f"{name}: expected bool, got {x.dtype}; compare logits with a threshold first, e.g. masks > 0")
+            raise TypeError(
+                f"{name}: expected bool, got {x.dtype}; compare logits with a threshold first, "
+                f"e.g. masks > 0"
+            )

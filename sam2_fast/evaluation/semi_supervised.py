@@ -1,4 +1,6 @@
-"""Semi-supervised video object segmentation: each object is prompted once, on its first frame, and followed (SAM 2 paper, 6.3)."""
+"""Semi-supervised video object segmentation: each object is prompted once, on its first frame, and
+followed (SAM 2 paper, 6.3).
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,16 @@ Prompt = Literal["mask", "box", "click", "3 clicks", "5 clicks"]
 CLICKS = {"click": 1, "3 clicks": 3, "5 clicks": 5}
 
 
-def follow(predictor: Any, video: Any, truth: Sequence[Mapping[int, Mask] | None], prompt: Prompt = "mask") -> list[dict[int, Mask]]:
-    """The masks of each frame. Objects that appear together are followed together, in a session of their own, forwards from that frame.
+def follow(
+    predictor: Any, video: Any, truth: Sequence[Mapping[int, Mask] | None], prompt: Prompt = "mask"
+) -> list[dict[int, Mask]]:
+    """The masks of each frame. Objects that appear together are followed together, in a session of
+    their own, forwards from that frame.
 
-    predictor: anything with the official calls; video: what `init_state` takes; truth: masks [H, W] bool by object for each frame, None
-    where there are no annotations; only each object's first mask is shown to the predictor. Clicks: the centre of the object, then where
-    the mask so far is most wrong.
+    predictor: anything with the official calls; video: what `init_state` takes; truth: masks [H, W]
+    bool by object for each frame, None where there are no annotations; only each object's first
+    mask is shown to the predictor. Clicks: the centre of the object, then where the mask so far is
+    most wrong.
     """
     if prompt not in ("mask", "box", *CLICKS):
         raise ValueError(f"prompt: expected mask, box, {', '.join(CLICKS)}, got {prompt!r}")
@@ -52,7 +58,9 @@ def semi_supervised(
     ends: bool = False,
     bound: float = BOUND,
 ) -> list[ObjectScore]:
-    """Scores of `follow` on all annotated frames but the first and last; ends: on those too. Arguments as `follow`."""
+    """Scores of `follow` on all annotated frames but the first and last; ends: on those too.
+    Arguments as `follow`.
+    """
     found = follow(predictor, video, truth, prompt)
     scores = VideoScores(bound=bound)
     annotated = [(masks, found[t]) for t, masks in enumerate(truth) if masks is not None]
@@ -61,7 +69,9 @@ def semi_supervised(
     return scores.result(name)
 
 
-def _prompt(predictor: Any, state: Any, frame: int, number: int, truth: Mask, prompt: Prompt) -> None:
+def _prompt(
+    predictor: Any, state: Any, frame: int, number: int, truth: Mask, prompt: Prompt
+) -> None:
     if prompt == "mask":
         predictor.add_new_mask(state, frame, number, truth)
         return
@@ -77,6 +87,11 @@ def _prompt(predictor: Any, state: Any, frame: int, number: int, truth: Mask, pr
             return
         points, labels = sample_one_point_from_error_center(wanted, mask)
         _, ids, logits = predictor.add_new_points_or_box(
-            state, frame, number, points=points[0].numpy(), labels=labels[0].numpy(), clear_old_points=False
+            state,
+            frame,
+            number,
+            points=points[0].numpy(),
+            labels=labels[0].numpy(),
+            clear_old_points=False,
         )
         mask = (logits[ids.index(number)] > 0).cpu()[None]

@@ -1,4 +1,6 @@
-"""Simulated users on whole benchmark folders: interactive protocols and semi-supervised tracking, several videos at a time."""
+"""Simulated users on whole benchmark folders: interactive protocols and semi-supervised tracking,
+several videos at a time.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,13 @@ from tqdm import tqdm
 
 from sam2_fast.atomic import whole_file
 from sam2_fast.data.folders import Annotations, PathLike, videos_in
-from sam2_fast.evaluation.interactive import Interaction, offline, offline_seconds, online, online_seconds
+from sam2_fast.evaluation.interactive import (
+    Interaction,
+    offline,
+    offline_seconds,
+    online,
+    online_seconds,
+)
 from sam2_fast.evaluation.metrics import BOUND
 from sam2_fast.evaluation.scores import Mask
 from sam2_fast.evaluation.semi_supervised import Prompt, semi_supervised
@@ -40,14 +48,18 @@ class User:
 
     def __post_init__(self) -> None:
         if self.protocol not in ("offline", "online", "semi-supervised"):
-            raise ValueError(f"protocol: expected offline, online or semi-supervised, got {self.protocol!r}")
+            raise ValueError(
+                f"protocol: expected offline, online or semi-supervised, got {self.protocol!r}"
+            )
         if self.prompted_frames < 1 or self.clicks_per_frame < 1:
             raise ValueError("prompted_frames, clicks_per_frame: expected 1 or more each")
 
 
 @dataclass(frozen=True)
 class Round:
-    """What one object's masks were worth after its user prompted so many frames. J and F are shares from 0 to 1."""
+    """What one object's masks were worth after its user prompted so many frames. J and F are shares
+    from 0 to 1.
+    """
 
     video: str
     object: int
@@ -72,24 +84,48 @@ class Rounds:
     def curve(self) -> dict[int, float]:
         """Mean J&F by number of prompted frames."""
         counts = sorted({row.prompted_frames for row in self.rounds})
-        return {count: float(np.mean([row.j_and_f for row in self.rounds if row.prompted_frames == count])) for count in counts}
+        return {
+            count: float(
+                np.mean([row.j_and_f for row in self.rounds if row.prompted_frames == count])
+            )
+            for count in counts
+        }
 
     def mean(self) -> float:
         """The paper's number: the mean of the curve."""
         return float(np.mean(list(self.curve().values())))
 
     def save(self, path: PathLike) -> None:
-        """One row an object and round, in percent: `.csv` or `.json`. The file is whole or not there."""
-        rows = [asdict(row) | {"j": 100 * row.j, "f": 100 * row.f, "j_and_f": 100 * row.j_and_f} for row in self.rounds]
+        """One row an object and round, in percent: `.csv` or `.json`. The file is whole or not
+        there.
+        """
+        rows = [
+            asdict(row) | {"j": 100 * row.j, "f": 100 * row.f, "j_and_f": 100 * row.j_and_f}
+            for row in self.rounds
+        ]
         suffix = Path(path).suffix.lower()
         if suffix not in (".csv", ".json"):
             raise ValueError(f"rounds: expected a .csv or .json file, got {path}")
         with whole_file(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
             if suffix == ".json":
                 curve = {count: 100 * value for count, value in self.curve().items()}
-                json.dump({"mean": 100 * self.mean(), "curve": curve, "rounds": rows}, file, indent=1)
+                json.dump(
+                    {"mean": 100 * self.mean(), "curve": curve, "rounds": rows}, file, indent=1
+                )
             else:
-                writer = csv.DictWriter(file, ["video", "object", "prompted_frames", "clicks", "seconds", "j_and_f", "j", "f"])
+                writer = csv.DictWriter(
+                    file,
+                    [
+                        "video",
+                        "object",
+                        "prompted_frames",
+                        "clicks",
+                        "seconds",
+                        "j_and_f",
+                        "j",
+                        "f",
+                    ],
+                )
                 writer.writeheader()
                 writer.writerows(rows)
 
@@ -104,47 +140,80 @@ def simulate_users(
     processes: int = 1,
     progress: bool = True,
 ) -> Rounds:
-    """Every object of every video that `annotations` has (or of `videos`), prompted by a user of its own.
+    """Every object of every video that `annotations` has (or of `videos`), prompted by a user of
+    its own.
 
-    build: makes the predictor, in each process anew; must be picklable for several. images: `<video>` folders of frames, or video files
-    `<video>.mp4`; annotations: as `Annotations` reads them. The interactive protocols need masks of every frame.
+    build: makes the predictor, in each process anew; must be picklable for several. images:
+    `<video>` folders of frames, or video files `<video>.mp4`; annotations: as `Annotations` reads
+    them. The interactive protocols need masks of every frame.
     """
     names = list(videos) if videos is not None else videos_in(annotations)
     if not names:
         raise ValueError(f"annotations {annotations}: expected a folder for each video, got none")
     tasks = [(str(images), str(annotations), name, user) for name in names]
     found: list[Round] = []
-    for rows in tqdm(_mapped(build, tasks, processes), total=len(tasks), desc=user.protocol, disable=not progress):
+    for rows in tqdm(
+        _mapped(build, tasks, processes), total=len(tasks), desc=user.protocol, disable=not progress
+    ):
         found += rows
     return Rounds(found)
 
 
-def simulate_video(predictor: Any, images: PathLike, annotations: PathLike, name: str, user: User) -> list[Round]:
+def simulate_video(
+    predictor: Any, images: PathLike, annotations: PathLike, name: str, user: User
+) -> list[Round]:
     """The objects of one video."""
     with _open(Path(images), name) as video:
         truth = _truth(Annotations(Path(annotations) / name), video, Path(images) / name)
         if user.protocol == "semi-supervised":
-            rows = semi_supervised(predictor, video, truth, user.prompt, name=name, bound=user.bound)
+            rows = semi_supervised(
+                predictor, video, truth, user.prompt, name=name, bound=user.bound
+            )
             return [Round(name, row.object, 1, 0, 0.0, row.j, row.f) for row in rows]
         dense = [masks for masks in truth if masks is not None]
         if len(dense) < len(truth):
             raise ValueError(
-                f"annotations {Path(annotations) / name}: expected masks of all {len(truth)} frames for {user.protocol}, got {len(dense)}"
+                f"annotations {Path(annotations) / name}: expected masks of all {len(truth)} "
+                f"frames for {user.protocol}, got {len(dense)}"
             )
         found: list[Round] = []
         for number in sorted({i for masks in dense for i, mask in masks.items() if mask.any()}):
             nothing = np.zeros((video.height, video.width), dtype=bool)
-            found += _interact(predictor, video, [masks.get(number, nothing) for masks in dense], name, number, user)
+            found += _interact(
+                predictor,
+                video,
+                [masks.get(number, nothing) for masks in dense],
+                name,
+                number,
+                user,
+            )
         return found
 
 
-def _interact(predictor: Any, video: FrameSource, truth: list[Mask], name: str, number: int, user: User) -> list[Round]:
-    protocol, seconds = (offline, offline_seconds) if user.protocol == "offline" else (online, online_seconds)
+def _interact(
+    predictor: Any, video: FrameSource, truth: list[Mask], name: str, number: int, user: User
+) -> list[Round]:
+    protocol, seconds = (
+        (offline, offline_seconds) if user.protocol == "offline" else (online, online_seconds)
+    )
     rounds: list[Interaction] = protocol(
-        predictor, video, truth, clicks_per_frame=user.clicks_per_frame, prompted_frames=user.prompted_frames, bound=user.bound
+        predictor,
+        video,
+        truth,
+        clicks_per_frame=user.clicks_per_frame,
+        prompted_frames=user.prompted_frames,
+        bound=user.bound,
     )
     return [
-        Round(name, number, k, r.clicks, seconds(len(truth), len(r.prompted), r.clicks / max(len(r.prompted), 1)), r.j, r.f)
+        Round(
+            name,
+            number,
+            k,
+            r.clicks,
+            seconds(len(truth), len(r.prompted), r.clicks / max(len(r.prompted), 1)),
+            r.j,
+            r.f,
+        )
         for k, r in enumerate(rounds, start=1)
     ]
 
@@ -157,14 +226,18 @@ def _open(images: Path, name: str) -> FrameSource:
     raise FileNotFoundError(f"images {images / name}: no such folder, and no {name}.mp4")
 
 
-def _truth(annotations: Annotations, video: FrameSource, images: Path) -> list[dict[int, Mask] | None]:
+def _truth(
+    annotations: Annotations, video: FrameSource, images: Path
+) -> list[dict[int, Mask] | None]:
     """Masks by frame of the video; None where a frame has no annotation."""
     stems = _stems(images) if images.is_dir() else [f"{t:05d}" for t in range(len(video))]
     place = {stem: t for t, stem in enumerate(stems)}
     truth: list[dict[int, Mask] | None] = [None] * len(stems)
     for frame in annotations.frames():
         if frame not in place:
-            raise FileNotFoundError(f"images {images / frame}: no such frame, and {annotations.folder} has its masks")
+            raise FileNotFoundError(
+                f"images {images / frame}: no such frame, and {annotations.folder} has its masks"
+            )
         truth[place[frame]] = annotations.read(frame)
     return truth
 
@@ -187,7 +260,9 @@ def _work(task: tuple[str, str, str, User]) -> list[Round]:
     return simulate_video(_predictor, *task)
 
 
-def _mapped(build: Callable[[], Any], tasks: Sequence[tuple[str, str, str, User]], processes: int) -> Iterator[list[Round]]:
+def _mapped(
+    build: Callable[[], Any], tasks: Sequence[tuple[str, str, str, User]], processes: int
+) -> Iterator[list[Round]]:
     if processes < 1:
         raise ValueError(f"processes: expected 1 or more, got {processes}")
     if processes == 1:
@@ -195,6 +270,9 @@ def _mapped(build: Callable[[], Any], tasks: Sequence[tuple[str, str, str, User]
         yield from (simulate_video(predictor, *task) for task in tasks)
         return
     with ProcessPoolExecutor(
-        processes, mp_context=get_context("spawn"), initializer=_start, initargs=(build, torch.set_num_threads)
+        processes,
+        mp_context=get_context("spawn"),
+        initializer=_start,
+        initargs=(build, torch.set_num_threads),
     ) as pool:
         yield from pool.map(_work, tasks)

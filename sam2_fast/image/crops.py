@@ -1,4 +1,6 @@
-"""Grids of clicks, overlapping crops of an image, and masks and boxes brought from a crop to its image (official `utils/amg.py`)."""
+"""Grids of clicks, overlapping crops of an image, and masks and boxes brought from a crop to its
+image (official `utils/amg.py`).
+"""
 
 from __future__ import annotations
 
@@ -23,18 +25,26 @@ def build_point_grid(n_per_side: int) -> npt.NDArray[np.float64]:
     return np.stack([x, y], axis=-1).reshape(-1, 2)
 
 
-def build_all_layer_point_grids(n_per_side: int, n_layers: int, scale_per_layer: int) -> list[npt.NDArray[np.float64]]:
-    """A grid per crop layer (0 is the whole image), each with `scale_per_layer` times fewer points a side than the one before."""
+def build_all_layer_point_grids(
+    n_per_side: int, n_layers: int, scale_per_layer: int
+) -> list[npt.NDArray[np.float64]]:
+    """A grid per crop layer (0 is the whole image), each with `scale_per_layer` times fewer points
+    a side than the one before.
+    """
     sides = [int(n_per_side / scale_per_layer**layer) for layer in range(n_layers + 1)]
     if min(sides) < 1:
         raise ValueError(
-            f"points_per_side {n_per_side} leaves no point in crop layer {sides.index(0)} at downscale factor {scale_per_layer}"
+            f"points_per_side {n_per_side} leaves no point in crop layer {sides.index(0)} at "
+            f"downscale factor {scale_per_layer}"
         )
     return [build_point_grid(side) for side in sides]
 
 
-def generate_crop_boxes(im_size: Sequence[int], n_layers: int, overlap_ratio: float) -> tuple[list[list[int]], list[int]]:
-    """Boxes (x0, y0, x1, y1) of the image (height, width) and of 4**i overlapping crops of layer i = 1 .. n_layers, column by column;
+def generate_crop_boxes(
+    im_size: Sequence[int], n_layers: int, overlap_ratio: float
+) -> tuple[list[list[int]], list[int]]:
+    """Boxes (x0, y0, x1, y1) of the image (height, width) and of 4**i overlapping crops of layer i
+    = 1 .. n_layers, column by column;
     and the layer of each. overlap_ratio: of the short side, for layer 1; halved with every layer.
     """
     height, width = im_size
@@ -42,7 +52,9 @@ def generate_crop_boxes(im_size: Sequence[int], n_layers: int, overlap_ratio: fl
     for layer in range(1, n_layers + 1):
         count = 2**layer
         overlap = int(overlap_ratio * min(height, width) * (2 / count))
-        crop_w, crop_h = (math.ceil((overlap * (count - 1) + side) / count) for side in (width, height))
+        crop_w, crop_h = (
+            math.ceil((overlap * (count - 1) + side) / count) for side in (width, height)
+        )
         for column, row in product(range(count), repeat=2):
             x0, y0 = column * (crop_w - overlap), row * (crop_h - overlap)
             crops.append([x0, y0, min(x0 + crop_w, width), min(y0 + crop_h, height)])
@@ -50,8 +62,12 @@ def generate_crop_boxes(im_size: Sequence[int], n_layers: int, overlap_ratio: fl
     return crops, layers
 
 
-def is_box_near_crop_edge(boxes: Tensor, crop_box: Sequence[int], orig_box: Sequence[int], atol: float = 20.0) -> Tensor:
-    """boxes: [N, 4] in pixels of the crop -> [N] bool: a side within `atol` pixels of a crop edge that is no image edge."""
+def is_box_near_crop_edge(
+    boxes: Tensor, crop_box: Sequence[int], orig_box: Sequence[int], atol: float = 20.0
+) -> Tensor:
+    """boxes: [N, 4] in pixels of the crop -> [N] bool: a side within `atol` pixels of a crop edge
+    that is no image edge.
+    """
     crop, image = (upload_numbers(box, torch.float32, boxes.device) for box in (crop_box, orig_box))
     placed = uncrop_boxes_xyxy(boxes, crop_box).float()
     return (((placed - crop).abs() <= atol) & ~((placed - image).abs() <= atol)).any(1)

@@ -1,4 +1,6 @@
-"""Tables of masks whose columns are filtered and extended together, and what their columns hold (official `utils/amg.py`)."""
+"""Tables of masks whose columns are filtered and extended together, and what their columns hold
+(official `utils/amg.py`).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ Column = Tensor | npt.NDArray[Any] | list[Any]
 
 
 class MaskData:
-    """A table of masks: columns (tensors, arrays or lists) of equal length, filtered and extended together."""
+    """A table of masks: columns (tensors, arrays or lists) of equal length, filtered and extended
+    together.
+    """
 
     def __init__(self, **columns: Column) -> None:
         self._stats: dict[str, Column] = {}
@@ -27,7 +31,10 @@ class MaskData:
 
     def __setitem__(self, key: str, item: Column) -> None:
         if not isinstance(item, (list, np.ndarray, Tensor)):
-            raise TypeError(f"MaskData {key!r}: expected a list, an array or a tensor, got {type(item).__name__}")
+            raise TypeError(
+                f"MaskData {key!r}: expected a list, an array or a tensor, got "
+                f"{type(item).__name__}"
+            )
         self._stats[key] = item
 
     def __delitem__(self, key: str) -> None:
@@ -60,7 +67,9 @@ class MaskData:
         for name, values in new_stats.items():
             old = self._stats.get(name)
             if old is None:
-                self._stats[name] = list(map(copy, values)) if isinstance(values, list) else deepcopy(values)
+                self._stats[name] = (
+                    list(map(copy, values)) if isinstance(values, list) else deepcopy(values)
+                )
             elif isinstance(values, Tensor):
                 self._stats[name] = torch.cat([torch.as_tensor(old), values])
             elif isinstance(values, np.ndarray):
@@ -76,9 +85,14 @@ class MaskData:
 
 
 def batch_iterator(batch_size: int, *args: Any) -> Iterator[list[Any]]:
-    """Slices of `batch_size` rows of every argument; the last may be shorter. Raises ValueError for unequal lengths."""
+    """Slices of `batch_size` rows of every argument; the last may be shorter. Raises ValueError for
+    unequal lengths.
+    """
     if batch_size < 1 or not args or any(len(a) != len(args[0]) for a in args):
-        raise ValueError(f"batch_size: expected 1 or more and arguments of one length, got {batch_size} and {[len(a) for a in args]}")
+        raise ValueError(
+            f"batch_size: expected 1 or more and arguments of one length, got {batch_size} and "
+            f"{[len(a) for a in args]}"
+        )
     for start in range(0, len(args[0]), batch_size):
         yield [a[start : start + batch_size] for a in args]
 

@@ -1,4 +1,6 @@
-"""`SAM2Transforms`: images, coordinates and masks between a picture's own size and the model's (official `utils/transforms.py`)."""
+"""`SAM2Transforms`: images, coordinates and masks between a picture's own size and the model's
+(official `utils/transforms.py`).
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,20 @@ from sam2_fast.ops.core.transfer import upload_numbers
 
 
 class SAM2Transforms(nn.Module):
-    """Needs no torchvision. Sizes are in pixels: `resolution` is the side S of the model's input."""
+    """Needs no torchvision. Sizes are in pixels: `resolution` is the side S of
+    the model's input.
+    """
 
-    def __init__(self, resolution: int, mask_threshold: float, max_hole_area: float = 0.0, max_sprinkle_area: float = 0.0) -> None:
-        """max_hole_area, max_sprinkle_area: components of at most so many low-resolution pixels are filled or removed."""
+    def __init__(
+        self,
+        resolution: int,
+        mask_threshold: float,
+        max_hole_area: float = 0.0,
+        max_sprinkle_area: float = 0.0,
+    ) -> None:
+        """max_hole_area, max_sprinkle_area: components of at most so many low-resolution pixels are
+        filled or removed.
+        """
         super().__init__()
         self.resolution = resolution
         self.mask_threshold = mask_threshold
@@ -28,37 +40,55 @@ class SAM2Transforms(nn.Module):
         self.std = list(PIXEL_STD)
 
     def __call__(self, x: Any) -> Tensor:
-        """One image, as `io.images.as_rgb` takes it -> [3, S, S] float32, normalised, on the CPU."""
+        """One image, as `io.images.as_rgb` takes it -> [3, S, S] float32,
+        normalised, on the CPU.
+        """
         return resize_image(as_rgb(x), self.resolution)
 
     def forward_batch(self, img_list: Sequence[Any]) -> Tensor:
         """Images of any sizes -> [B, 3, S, S] float32, normalised, on the CPU."""
         return torch.stack([self(image) for image in img_list])
 
-    def transform_coords(self, coords: Tensor, normalize: bool = False, orig_hw: tuple[int, int] | None = None) -> Tensor:
-        """coords [..., 2] (x, y) -> model pixels. normalize: they are pixels of an image of `orig_hw` = (height, width), else
-        fractions of it. Raises ValueError where normalize lacks orig_hw.
+    def transform_coords(
+        self, coords: Tensor, normalize: bool = False, orig_hw: tuple[int, int] | None = None
+    ) -> Tensor:
+        """coords [..., 2] (x, y) -> model pixels. normalize: they are pixels of an image of
+        `orig_hw` = (height, width), else fractions of it. Raises ValueError where normalize lacks
+        orig_hw.
         """
         if not normalize:
             return coords * self.resolution
         if orig_hw is None:
             raise ValueError("orig_hw: expected (height, width) with normalize=True, got None")
         height, width = orig_hw
-        return coords / upload_numbers([width, height], coords.dtype, coords.device) * self.resolution
+        return (
+            coords / upload_numbers([width, height], coords.dtype, coords.device) * self.resolution
+        )
 
-    def transform_boxes(self, boxes: Tensor, normalize: bool = False, orig_hw: tuple[int, int] | None = None) -> Tensor:
-        """boxes [B, 4] (x0, y0, x1, y1) -> corners [B, 2, 2] in model pixels; arguments as `transform_coords`."""
+    def transform_boxes(
+        self, boxes: Tensor, normalize: bool = False, orig_hw: tuple[int, int] | None = None
+    ) -> Tensor:
+        """boxes [B, 4] (x0, y0, x1, y1) -> corners [B, 2, 2] in model pixels; arguments as
+        `transform_coords`.
+        """
         return self.transform_coords(boxes.reshape(-1, 2, 2), normalize, orig_hw)
 
     def postprocess_masks(self, masks: Tensor, orig_hw: tuple[int, int]) -> Tensor:
-        """masks [N, M, h, w] logits -> [N, M, *orig_hw] float32: small holes filled, small specks removed, then upsampled."""
+        """masks [N, M, h, w] logits -> [N, M, *orig_hw] float32: small holes filled, small specks
+        removed, then upsampled.
+        """
         return upsample(self.clean(masks), (int(orig_hw[0]), int(orig_hw[1])))
 
     def clean(self, masks: Tensor) -> Tensor:
-        """masks [N, M, h, w] logits -> float32, small holes filled and small specks removed, at low resolution."""
+        """masks [N, M, h, w] logits -> float32, small holes filled and small specks removed, at low
+        resolution.
+        """
         masks = masks.float()
         if self.max_hole_area > 0 or self.max_sprinkle_area > 0:
             masks = remove_holes_and_specks(
-                masks, threshold=self.mask_threshold, max_hole_area=self.max_hole_area, max_speck_area=self.max_sprinkle_area
+                masks,
+                threshold=self.mask_threshold,
+                max_hole_area=self.max_hole_area,
+                max_speck_area=self.max_sprinkle_area,
             )
         return masks

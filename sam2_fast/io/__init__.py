@@ -5,7 +5,14 @@ from __future__ import annotations
 from sam2_fast.io.frames import FrameGoneError, FrameSource
 from sam2_fast.io.images import as_rgb, as_rgb_uint8, load_image
 from sam2_fast.io.limits import MAX_FRAMES, MAX_PIXELS
-from sam2_fast.io.masks import DAVIS_PALETTE, load_mask, load_masks_json, save_davis, save_mask, to_detections
+from sam2_fast.io.masks import (
+    DAVIS_PALETTE,
+    load_mask,
+    load_masks_json,
+    save_davis,
+    save_mask,
+    to_detections,
+)
 from sam2_fast.io.rle import area_from_rle, compress_rle, decode_rle, encode_rle, mask_to_rle
 from sam2_fast.io.transforms import normalize_frame, resize_frame, resize_image, resize_images
 from sam2_fast.io.video import open_video

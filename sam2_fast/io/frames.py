@@ -1,4 +1,6 @@
-"""What every video looks like from above: numbered frames, read one at a time, with a small window of recent ones kept."""
+"""What every video looks like from above: numbered frames, read one at a time, with a small window
+of recent ones kept.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ Frame = npt.NDArray[np.uint8]
 
 WINDOW_FRAMES = 32
 WINDOW_BYTES = 256 * 2**20
-"""The window keeps at most this many frames and at most this many bytes, but never fewer than two frames."""
+"""The window keeps at most this many frames and at most this many bytes, but never fewer than two
+frames.
+"""
 
 
 class FrameGoneError(LookupError):
@@ -29,16 +33,20 @@ class FrameGoneError(LookupError):
 class FrameSource(ABC):
     """Frames of one video. Frames are decoded when asked for; only the window is held in memory.
 
-    `num_frames` is None while it is unknown (a stream); `height` and `width` are in pixels and the same for every frame;
-    `fps` is None where the source has no clock; `sequential` sources cannot go back further than the window.
-    Threads may share a source: reads take turns, and what is in the window waits for none. `reads_ahead`: frames come from files, and
-    may be decoded on a thread of the source before they are asked for.
+    `num_frames` is None while it is unknown (a stream); `height` and `width` are in pixels and the
+    same for every frame; `fps` is None where the source has no clock; `sequential` sources cannot
+    go back further than the window.
+    Threads may share a source: reads take turns, and what is in the window waits for none.
+    `reads_ahead`: frames come from files, and may be decoded on a thread of the source before they
+        are asked for.
     """
 
     sequential = False
     reads_ahead = False
 
-    def __init__(self, name: str, num_frames: int | None, height: int, width: int, fps: float | None = None) -> None:
+    def __init__(
+        self, name: str, num_frames: int | None, height: int, width: int, fps: float | None = None
+    ) -> None:
         self.name = name
         self.num_frames = num_frames
         self.height = height
@@ -53,10 +61,14 @@ class FrameSource(ABC):
 
     @abstractmethod
     def _read(self, index: int) -> Frame:
-        """Decode frame `index`, which is neither in the window nor out of range. Called with the lock held."""
+        """Decode frame `index`, which is neither in the window nor out of range. Called with the
+        lock held.
+        """
 
     def __getitem__(self, index: SupportsIndex) -> Frame:
-        """Frame `index` (from 0). IndexError outside the video, ValueError for a damaged frame or one of another size."""
+        """Frame `index` (from 0). IndexError outside the video, ValueError for a damaged frame or
+        one of another size.
+        """
         if isinstance(index, (bool, np.bool_)):
             raise TypeError(f"frame index: expected an integer, got {index!r}")
         number = operator.index(index)
@@ -68,7 +80,9 @@ class FrameSource(ABC):
             return self._keep(number, self._read(number)) if held is None else held
 
     def read_ahead(self, index: int) -> None:
-        """Begin to decode frame `index`, where the source can. What goes wrong is raised when the frame is asked for."""
+        """Begin to decode frame `index`, where the source can. What goes wrong is raised when the
+        frame is asked for.
+        """
         if not self.reads_ahead or self._closed or not 0 <= index < (self.num_frames or 0):
             return
         if self._reader is None:
@@ -77,7 +91,9 @@ class FrameSource(ABC):
 
     def __len__(self) -> int:
         if self.num_frames is None:
-            raise TypeError(f"{self.name}: the number of frames is not known yet; test num_frames for None")
+            raise TypeError(
+                f"{self.name}: the number of frames is not known yet; test num_frames for None"
+            )
         return self.num_frames
 
     def __iter__(self) -> Iterator[Frame]:
@@ -102,7 +118,12 @@ class FrameSource(ABC):
     def __enter__(self) -> FrameSource:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -115,7 +136,10 @@ class FrameSource(ABC):
             if self._closed:
                 raise ValueError(f"{self.name}: the video is closed")
             if number < 0 or (self.num_frames is not None and number >= self.num_frames):
-                raise IndexError(f"{self.name}: frame {number} is out of range, the video has frames 0 to {self._last()}")
+                raise IndexError(
+                    f"{self.name}: frame {number} is out of range, the video has frames 0 to "
+                    f"{self._last()}"
+                )
             if number in self._kept:
                 self._kept.move_to_end(number)
             return self._kept.get(number)
@@ -125,7 +149,8 @@ class FrameSource(ABC):
         height, width = frame.shape[:2]
         if (height, width) != (self.height, self.width):
             raise ValueError(
-                f"{self.name}: frame {index} is {width} x {height} pixels, the video is {self.width} x {self.height}; "
+                f"{self.name}: frame {index} is {width} x {height} pixels, the video is "
+                f"{self.width} x {self.height}; "
                 "all frames must have the same size"
             )
         shared = frame.view()

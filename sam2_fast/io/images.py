@@ -1,4 +1,6 @@
-"""One image from whatever the caller has: a path, a Pillow image, a numpy array or a torch tensor -> [H, W, 3] RGB."""
+"""One image from whatever the caller has: a path, a Pillow image, a numpy array or a torch tensor
+-> [H, W, 3] RGB.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,22 @@ from PIL import Image
 from sam2_fast.io.limits import MAX_PIXELS, check_pixels
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
-"""Formats that are read. Others (EPS, FITS, PSD...) are refused, whatever the file is called: some run programs or have no bounds."""
+"""Formats that are read. Others (EPS, FITS, PSD...) are refused, whatever the file is called: some
+run programs or have no bounds.
+"""
 
 _BROKEN = (
-    *(OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, MemoryError),
+    *(
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        IndexError,
+        KeyError,
+        EOFError,
+        OverflowError,
+        MemoryError,
+    ),
     *(struct.error, Image.DecompressionBombError),
 )
 """What Pillow's decoders raise on damaged files."""
@@ -30,10 +44,13 @@ RGB8 = npt.NDArray[np.uint8]
 
 
 def as_rgb_uint8(image: Any, *, max_pixels: int = MAX_PIXELS) -> RGB8:
-    """Any image as [H, W, 3] uint8 RGB, contiguous. Floats are rounded to the nearest of 256 levels.
+    """Any image as [H, W, 3] uint8 RGB, contiguous. Floats are rounded to the nearest of 256
+    levels.
 
-    image: a path; a Pillow image; a numpy array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (alpha is dropped); a torch tensor
-        [3, H, W] (1 and 4 channels too), [H, W, 3] or [H, W]. uint8; uint16 of full scale 0..65535; floating point in [0, 1].
+    image: a path; a Pillow image; a numpy array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (alpha is
+        dropped); a torch tensor
+        [3, H, W] (1 and 4 channels too), [H, W, 3] or [H, W]. uint8; uint16 of full scale 0..65535;
+        floating point in [0, 1].
     max_pixels: limit for files and for Pillow images that are not loaded yet.
     Raises ValueError that says what is wrong with it, TypeError for an object of another kind.
     """
@@ -50,14 +67,18 @@ def as_rgb(image: Any, *, max_pixels: int = MAX_PIXELS) -> RGB8 | npt.NDArray[np
         return _from_array(_channels_last(image.detach().cpu()).numpy(), "image")
     if isinstance(image, np.ndarray):
         return _from_array(image, "image")
-    raise TypeError(f"image: expected a path, a Pillow image, a numpy array or a torch tensor, got {type(image).__name__}")
+    raise TypeError(
+        f"image: expected a path, a Pillow image, a numpy array or a torch tensor, got "
+        f"{type(image).__name__}"
+    )
 
 
 def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> RGB8:
     """An image file as [H, W, 3] uint8 RGB. The orientation tag (EXIF) is not applied, as upstream.
 
-    The size is checked before any pixel is decoded. Raises ValueError that names the file when it is not one of `FORMATS`, larger
-    than `max_pixels`, damaged or truncated; FileNotFoundError when there is none.
+    The size is checked before any pixel is decoded. Raises ValueError that names the file when it
+    is not one of `FORMATS`, larger than `max_pixels`, damaged or truncated; FileNotFoundError when
+    there is none.
     """
     file = Path(path)
     with _open(file) as stream:
@@ -65,8 +86,12 @@ def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
 
 
 @contextmanager
-def open_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """An image file as a Pillow image in its own mode (palette indices stay indices), within `max_pixels`. Errors as `load_image`."""
+def open_image(
+    path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS
+) -> Iterator[Image.Image]:
+    """An image file as a Pillow image in its own mode (palette indices stay indices), within
+    `max_pixels`. Errors as `load_image`.
+    """
     file = Path(path)
     with _open(file) as stream:
         image = _identify(stream, file)
@@ -79,7 +104,9 @@ def open_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """(height, width) in pixels from the header of an image file, without decoding it. Raises ValueError that names the file."""
+    """(height, width) in pixels from the header of an image file, without decoding it. Raises
+    ValueError that names the file.
+    """
     file = Path(path)
     with _open(file) as stream:
         width, height = _identify(stream, file).size
@@ -96,7 +123,9 @@ def _open(file: Path) -> BinaryIO:
 
 
 def _identify(stream: BinaryIO, file: Path) -> Image.Image:
-    """Open with one of our formats only, and without Pillow's own global size limit (ours is an argument)."""
+    """Open with one of our formats only, and without Pillow's own global size limit (ours is an
+    argument).
+    """
     Image.preinit()
     Image.init()
     prefix = stream.read(16)
@@ -116,7 +145,8 @@ def _identify(stream: BinaryIO, file: Path) -> Image.Image:
 
 
 def _matches(answer: bool | str) -> bool:
-    return bool(answer) and not isinstance(answer, str)  # a string says which codec this Pillow lacks
+    # A string says which codec this Pillow lacks.
+    return bool(answer) and not isinstance(answer, str)
 
 
 def _from_pillow(image: Image.Image, max_pixels: int, what: str) -> RGB8 | npt.NDArray[np.float32]:
@@ -132,7 +162,9 @@ def _from_pillow(image: Image.Image, max_pixels: int, what: str) -> RGB8 | npt.N
         return np.array(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
     except _BROKEN as error:
         reason = str(error) or type(error).__name__
-        raise ValueError(reason if reason.startswith(what) else f"{what}: cannot be decoded ({reason})") from error
+        raise ValueError(
+            reason if reason.startswith(what) else f"{what}: cannot be decoded ({reason})"
+        ) from error
 
 
 def _to_uint8(pixels: RGB8 | npt.NDArray[np.float32]) -> RGB8:
@@ -151,20 +183,28 @@ def _channels_last(image: torch.Tensor) -> torch.Tensor:
 def _from_array(array: npt.NDArray[Any], what: str) -> RGB8 | npt.NDArray[np.float32]:
     shape = [*array.shape]
     if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3, 4):
-        raise ValueError(f"{what}: expected a numpy array [H, W, 3], got {shape}; channels first? use .transpose(1, 2, 0)")
+        raise ValueError(
+            f"{what}: expected a numpy array [H, W, 3], got {shape}; channels first? use "
+            f".transpose(1, 2, 0)"
+        )
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ValueError(f"{what}: expected [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got {shape}")
     if 0 in shape:
         raise ValueError(f"{what}: expected at least one pixel, got {shape}")
     channels = array[:, :, None] if array.ndim == 2 else array[:, :, :3]
-    rgb = np.broadcast_to(channels, (*channels.shape[:2], 3)) if channels.shape[2] == 1 else channels
+    rgb = (
+        np.broadcast_to(channels, (*channels.shape[:2], 3)) if channels.shape[2] == 1 else channels
+    )
     if rgb.dtype == np.uint8:
         return np.ascontiguousarray(rgb)
     if rgb.dtype == np.uint16:
         return ((rgb.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if np.issubdtype(rgb.dtype, np.floating):
         return _unit_floats(rgb, what)
-    raise ValueError(f"{what}: expected uint8, uint16 or floating point in [0, 1], got {array.dtype}; convert with .astype(np.uint8)")
+    raise ValueError(
+        f"{what}: expected uint8, uint16 or floating point in [0, 1], got {array.dtype}; convert "
+        f"with .astype(np.uint8)"
+    )
 
 
 def _unit_floats(rgb: npt.NDArray[Any], what: str) -> npt.NDArray[np.float32]:
@@ -172,5 +212,8 @@ def _unit_floats(rgb: npt.NDArray[Any], what: str) -> npt.NDArray[np.float32]:
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError(f"{what}: floating-point pixels must be finite, got NaN or infinity")
     if low < 0 or high > 1:
-        raise ValueError(f"{what}: floating-point pixels must lie in [0, 1], got [{low:g}, {high:g}]; divide by 255 or pass uint8")
+        raise ValueError(
+            f"{what}: floating-point pixels must lie in [0, 1], got [{low:g}, {high:g}]; divide "
+            f"by 255 or pass uint8"
+        )
     return np.ascontiguousarray(rgb, dtype=np.float32)

@@ -1,4 +1,6 @@
-"""How large a file may be before it is refused unread. Every reader takes the limit as an argument, so that a caller can raise it."""
+"""How large a file may be before it is refused unread. Every reader takes the limit as an argument,
+so that a caller can raise it.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,13 @@ MAX_FRAMES = 1_000_000
 
 
 def check_pixels(width: int, height: int, max_pixels: int, what: str) -> None:
-    """Raise ValueError unless a picture of `width` x `height` pixels is non-empty and within the limit; `what` names it."""
+    """Raise ValueError unless a picture of `width` x `height` pixels is non-empty and within the
+    limit; `what` names it.
+    """
     if width <= 0 or height <= 0:
         raise ValueError(f"{what}: expected at least one pixel, got {width} x {height}")
     if width * height > max_pixels:
-        raise ValueError(f"{what}: {width} x {height} is {width * height} pixels, the limit is {max_pixels}; raise it with max_pixels=")
+        raise ValueError(
+            f"{what}: {width} x {height} is {width * height} pixels, the limit is {max_pixels}; "
+            f"raise it with max_pixels="
+        )

@@ -1,4 +1,6 @@
-"""Masks to files and back: PNG per object, DAVIS palette PNG, JSON with COCO run lengths; and to `supervision.Detections`."""
+"""Masks to files and back: PNG per object, DAVIS palette PNG, JSON with COCO run lengths; and to
+`supervision.Detections`.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ Mask = npt.NDArray[np.bool_]
 
 
 def _voc_palette() -> bytes:
-    """Colour of index i: its bits 0, 1, 2 become the top bits of red, green, blue; bits 3, 4, 5 the next ones; and so on."""
+    """Colour of index i: its bits 0, 1, 2 become the top bits of red, green, blue; bits 3, 4, 5 the
+    next ones; and so on.
+    """
     index = np.arange(256)[:, None]
     bits = sum(((index >> (3 * place + np.arange(3))) & 1) << (7 - place) for place in range(8))
     return np.asarray(bits, dtype=np.uint8).tobytes()
@@ -37,32 +41,46 @@ def save_mask(path: str | os.PathLike[str], mask: Mask) -> None:
 
 
 def save_davis(path: str | os.PathLike[str], masks: Mapping[int, Mask]) -> None:
-    """All objects of one frame, {id: mask [H, W]}, as one palette PNG whose pixels are ids. Where objects overlap the lower id is on top.
+    """All objects of one frame, {id: mask [H, W]}, as one palette PNG whose pixels are ids. Where
+    objects overlap the lower id is on top.
 
     Raises ValueError for ids outside 1..255.
     """
     if not masks:
-        raise ValueError("masks: expected at least one object; write an all-False mask for an empty frame")
+        raise ValueError(
+            "masks: expected at least one object; write an all-False mask for an empty frame"
+        )
     labels = np.zeros(_one(next(iter(masks.values()))).shape, dtype=np.uint8)
     for object_id in sorted(masks, reverse=True):
         if not 1 <= object_id <= 255:
-            raise ValueError(f"masks: a palette PNG holds the ids 1 to 255, got {object_id}; write one PNG per object")
+            raise ValueError(
+                f"masks: a palette PNG holds the ids 1 to 255, got {object_id}; write one PNG per "
+                f"object"
+            )
         labels[_one(masks[object_id])] = object_id
     _save_indices(Path(path), labels)
 
 
-def load_mask(path: str | os.PathLike[str], object_id: int | None = None, *, max_pixels: int = MAX_PIXELS) -> Mask:
-    """A mask file as [H, W] bool: the pixels of one id of a palette or grey PNG, or, without an id, all that are not zero."""
+def load_mask(
+    path: str | os.PathLike[str], object_id: int | None = None, *, max_pixels: int = MAX_PIXELS
+) -> Mask:
+    """A mask file as [H, W] bool: the pixels of one id of a palette or grey PNG, or, without an id,
+    all that are not zero.
+    """
     with open_image(path, max_pixels=max_pixels) as image:
         pixels = np.asarray(image)
     if object_id is not None and pixels.ndim != 2:
-        raise ValueError(f"mask {path}: object {object_id} asked for, but the file has colours in place of ids")
+        raise ValueError(
+            f"mask {path}: object {object_id} asked for, but the file has colours in place of ids"
+        )
     flat = pixels if pixels.ndim == 2 else pixels[:, :, :3].any(axis=2)
     return np.asarray(flat == object_id if object_id is not None else flat != 0, dtype=bool)
 
 
 class MaskWriter(Protocol):
-    """Takes the frames of a result in any order; `close` completes the files, `abort` leaves none that is incomplete."""
+    """Takes the frames of a result in any order; `close` completes the files, `abort` leaves none
+    that is incomplete.
+    """
 
     def write(self, frame: int, masks: Mapping[int, Mask]) -> None: ...
     def close(self) -> None: ...
@@ -70,7 +88,9 @@ class MaskWriter(Protocol):
 
 
 class PngWriter:
-    """`<directory>/<object id, 3 digits>/<frame, 5 digits>.png`, one file per object and frame, as `save_mask` writes it."""
+    """`<directory>/<object id, 3 digits>/<frame, 5 digits>.png`, one file per object and frame, as
+    `save_mask` writes it.
+    """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self._directory = Path(directory)
@@ -94,17 +114,22 @@ class DavisWriter(PngWriter):
 
 
 class JsonWriter:
-    """One JSON file of COCO run lengths, a line per frame, written as the frames come and put in place by `close`.
+    """One JSON file of COCO run lengths, a line per frame, written as the frames come and put in
+    place by `close`.
 
     {"format": "sam2_fast.masks", "version": 1, "height": H, "width": W, "frames": [
-      {"frame": 0, "objects": [{"id": 1, "area": 25, "bbox": [x, y, w, h], "segmentation": {"size": [H, W], "counts": "..."}}]}]}
+      {"frame": 0, "objects": [{"id": 1, "area": 25, "bbox": [x, y, w, h], "segmentation": {"size":
+      [H, W], "counts": "..."}}]}]}
     area in pixels; bbox in pixels, [0, 0, 0, 0] for an empty mask.
     """
 
     def __init__(self, path: str | os.PathLike[str], height: int, width: int) -> None:
         self._pending = PendingFile(path)
         self._file = self._pending.beside.open("w", encoding="ascii")
-        self._file.write(f'{{"format": "sam2_fast.masks", "version": 1, "height": {height}, "width": {width}, "frames": [')
+        self._file.write(
+            f'{{"format": "sam2_fast.masks", "version": 1, "height": {height}, "width": {width}, '
+            f'"frames": ['
+        )
         self._separator = "\n"
 
     def write(self, frame: int, masks: Mapping[int, Mask]) -> None:
@@ -127,17 +152,31 @@ def describe(mask: Mask) -> dict[str, Any]:
     pixels = _one(mask)
     rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
     empty = rows.size == 0
-    box = [0, 0, 0, 0] if empty else [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
-    return {"area": int(pixels.sum()), "bbox": [int(side) for side in box], "segmentation": encode_rle(pixels, text=True)}
+    box = (
+        [0, 0, 0, 0]
+        if empty
+        else [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
+    )
+    return {
+        "area": int(pixels.sum()),
+        "bbox": [int(side) for side in box],
+        "segmentation": encode_rle(pixels, text=True),
+    }
 
 
 def load_masks_json(path: str | os.PathLike[str]) -> dict[int, dict[int, Mask]]:
-    """What `JsonWriter` wrote: {frame: {object id: mask [H, W]}}. Raises ValueError for another file."""
+    """What `JsonWriter` wrote: {frame: {object id: mask [H, W]}}. Raises ValueError for another
+    file.
+    """
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
         if document["format"] != "sam2_fast.masks" or document["version"] != 1:
             raise KeyError("format")
-        rows = [(entry["frame"], item["id"], item["segmentation"]) for entry in document["frames"] for item in entry["objects"]]
+        rows = [
+            (entry["frame"], item["id"], item["segmentation"])
+            for entry in document["frames"]
+            for item in entry["objects"]
+        ]
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"masks {path}: not a sam2_fast.masks file of version 1") from error
     frames: dict[int, dict[int, Mask]] = {}
@@ -146,10 +185,16 @@ def load_masks_json(path: str | os.PathLike[str]) -> dict[int, dict[int, Mask]]:
     return frames
 
 
-def to_detections(masks: npt.NDArray[Any], object_ids: Sequence[int] | None = None, scores: Sequence[float] | None = None) -> Any:
-    """`supervision.Detections` of masks [N, H, W] (bool, or logits: above 0); boxes are x0, y0, x1, y1 in pixels.
+def to_detections(
+    masks: npt.NDArray[Any],
+    object_ids: Sequence[int] | None = None,
+    scores: Sequence[float] | None = None,
+) -> Any:
+    """`supervision.Detections` of masks [N, H, W] (bool, or logits: above 0); boxes are x0, y0, x1,
+    y1 in pixels.
 
-    object_ids become tracker ids, scores confidences. Empty masks are left out. Needs `pip install supervision`.
+    object_ids become tracker ids, scores confidences. Empty masks are left out. Needs
+    `pip install supervision`.
     """
     try:
         import supervision

@@ -10,7 +10,9 @@ MAX_SOUND_SAMPLES = 10_000_000
 """Of one compressed sound track (60 hours); uncompressed sound costs no table."""
 
 _MAX_BOXES = 500_000
-_FIRST = frozenset((b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"wide", b"skip", b"pnot"))
+_FIRST = frozenset(
+    (b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"wide", b"skip", b"pnot")
+)
 
 
 class _Box(NamedTuple):
@@ -20,7 +22,8 @@ class _Box(NamedTuple):
 
 
 def check_sample_counts(stream: BinaryIO, size: int, max_frames: int, what: str) -> None:
-    """Raise ValueError if a track or fragment claims more samples than the limits; files of other kinds pass. Reads headers only.
+    """Raise ValueError if a track or fragment claims more samples than the limits; files of other
+    kinds pass. Reads headers only.
 
     stream: seekable, `size` bytes; left at its start.
     """
@@ -28,12 +31,20 @@ def check_sample_counts(stream: BinaryIO, size: int, max_frames: int, what: str)
     stream.seek(0)
     if stream.read(8)[4:8] in _FIRST:
         for outer in reader.boxes(0, size):
-            for inner in reader.boxes(outer.start, outer.stop) if outer.kind in (b"moov", b"moof") else ():
+            for inner in (
+                reader.boxes(outer.start, outer.stop) if outer.kind in (b"moov", b"moof") else ()
+            ):
                 if inner.kind == b"cmov":
-                    raise ValueError(f"{what}: compressed MOV headers are not read; rewrite the file with another tool")
+                    raise ValueError(
+                        f"{what}: compressed MOV headers are not read; rewrite the file with "
+                        f"another tool"
+                    )
                 count, limit = reader.claim(inner, max_frames)
                 if count > limit:
-                    raise ValueError(f"{what}: the header claims {count} samples, the limit is {limit}; raise it with max_frames=")
+                    raise ValueError(
+                        f"{what}: the header claims {count} samples, the limit is {limit}; raise "
+                        f"it with max_frames="
+                    )
     if reader.seen > _MAX_BOXES:
         raise ValueError(f"{what}: the header has more than {_MAX_BOXES} parts")
     stream.seek(0)
@@ -75,19 +86,30 @@ class _Reader:
         return self._stream.read(count)
 
     def claim(self, box: _Box, max_frames: int) -> tuple[int, int]:
-        """(samples claimed, limit) of one track (`trak`) or of one track's part of a fragment (`traf`)."""
+        """(samples claimed, limit) of one track (`trak`) or of one track's part of a fragment
+        (`traf`).
+        """
         if box.kind == b"traf":
-            return max((self._number(run, 4) for run in self.inside(box, b"trun")), default=0), max(max_frames, MAX_SOUND_SAMPLES)
+            return max((self._number(run, 4) for run in self.inside(box, b"trun")), default=0), max(
+                max_frames, MAX_SOUND_SAMPLES
+            )
         if box.kind != b"trak":
             return 0, max_frames
         tables = (b"mdia", b"minf", b"stbl")
         sizes = [size for kind in (b"stsz", b"stz2") for size in self.inside(box, *tables, kind)]
         count = max((self._number(size, 8) for size in sizes), default=0)
-        handlers = {self.read(handler.start + 8, 4) for handler in self.inside(box, b"mdia", b"hdlr")}
+        handlers = {
+            self.read(handler.start + 8, 4) for handler in self.inside(box, b"mdia", b"hdlr")
+        }
         if handlers != {b"soun"}:
             return count, max_frames
-        plain = all(self._number(times, 4) == self._number(times, 12) == 1 for times in self.inside(box, *tables, b"stts"))
-        return (0 if plain and all(self._number(size, 4) for size in sizes) else count), MAX_SOUND_SAMPLES
+        plain = all(
+            self._number(times, 4) == self._number(times, 12) == 1
+            for times in self.inside(box, *tables, b"stts")
+        )
+        return (
+            0 if plain and all(self._number(size, 4) for size in sizes) else count
+        ), MAX_SOUND_SAMPLES
 
     def _number(self, box: _Box, offset: int) -> int:
         body = self.read(box.start + offset, 4)

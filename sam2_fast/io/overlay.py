@@ -19,13 +19,18 @@ Mask = npt.NDArray[np.bool_]
 
 
 def object_color(object_id: int) -> tuple[int, int, int]:
-    """A bright colour (R, G, B of 255) that depends on the id only; neighbouring ids are far apart in hue."""
+    """A bright colour (R, G, B of 255) that depends on the id only; neighbouring ids are far apart
+    in hue.
+    """
     red, green, blue = colorsys.hsv_to_rgb((0.58 + object_id * 0.6180339887498949) % 1.0, 0.8, 1.0)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def draw_masks(image: RGB8, masks: Mapping[int, Mask], *, alpha: float = 0.45, contour: int = 2) -> RGB8:
-    """A copy of image [H, W, 3] with {id: mask [H, W]} tinted (`alpha` of the object's colour) and outlined (`contour` pixels wide).
+def draw_masks(
+    image: RGB8, masks: Mapping[int, Mask], *, alpha: float = 0.45, contour: int = 2
+) -> RGB8:
+    """A copy of image [H, W, 3] with {id: mask [H, W]} tinted (`alpha` of the object's colour) and
+    outlined (`contour` pixels wide).
 
     Lower ids are drawn last, on top. Raises ValueError if a mask has another size than the image.
     """
@@ -35,7 +40,9 @@ def draw_masks(image: RGB8, masks: Mapping[int, Mask], *, alpha: float = 0.45, c
     for object_id in sorted(masks, reverse=True):
         mask = masks[object_id]
         if mask.shape != drawn.shape[:2]:
-            raise ValueError(f"masks: object {object_id} is {[*mask.shape]}, the image is {[*drawn.shape[:2]]}")
+            raise ValueError(
+                f"masks: object {object_id} is {[*mask.shape]}, the image is {[*drawn.shape[:2]]}"
+            )
         color = np.array(object_color(object_id), dtype=np.float32)
         drawn[mask] = (drawn[mask] * (1 - alpha) + color * alpha + 0.5).astype(np.uint8)
         if contour > 0:
@@ -50,7 +57,12 @@ def draw_points(image: RGB8, points: Sequence[Sequence[float]], labels: Sequence
     radius = max(3, round(max(image.shape[:2]) / 160))
     for (x, y), label in zip(points, labels, strict=True):
         fill = (40, 200, 60) if label == 1 else (230, 40, 40)
-        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill, outline=(255, 255, 255), width=max(1, radius // 3))
+        pen.ellipse(
+            (x - radius, y - radius, x + radius, y + radius),
+            fill=fill,
+            outline=(255, 255, 255),
+            width=max(1, radius // 3),
+        )
     return np.array(canvas)
 
 
@@ -69,17 +81,23 @@ def save_png(path: str | os.PathLike[str], image: RGB8) -> None:
 
 
 class VideoWriter:
-    """Frames [H, W, 3] uint8 to an MP4 file, one at a time; the file appears when it is closed, and not after an error.
+    """Frames [H, W, 3] uint8 to an MP4 file, one at a time; the file appears when it is closed, and
+    not after an error.
 
-    H.264 where the FFmpeg at hand can write it, else MPEG-4. Odd sizes gain one row or column, since these codecs need even ones.
-    Use as a context manager, or call `close` or `abort`. Needs PyAV: `pip install "sam2-fast[video]"`.
+    H.264 where the FFmpeg at hand can write it, else MPEG-4. Odd sizes gain one row or column,
+    since these codecs need even ones. Use as a context manager, or call `close` or `abort`. Needs
+    PyAV: `pip install "sam2-fast[video]"`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], height: int, width: int, fps: float = 24.0) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], height: int, width: int, fps: float = 24.0
+    ) -> None:
         try:
             import av
         except ImportError as error:
-            raise ImportError('writing videos needs PyAV: pip install "sam2-fast[video]"') from error
+            raise ImportError(
+                'writing videos needs PyAV: pip install "sam2-fast[video]"'
+            ) from error
         if not 0 < fps <= 1000:
             raise ValueError(f"fps: expected a number above 0 and up to 1000, got {fps}")
         self._size = (height, width)
@@ -87,15 +105,23 @@ class VideoWriter:
         self._pending = PendingFile(path)
         self._container: Any = av.open(os.fspath(self._pending.beside), mode="w", format="mp4")
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-        self._stream = cast(Any, self._container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001)))
+        self._stream = cast(
+            Any, self._container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+        )
         self._stream.height, self._stream.width = height + height % 2, width + width % 2
         self._stream.pix_fmt = "yuv420p"
-        self._stream.options = {"crf": "20", "preset": "veryfast"} if codec == "libx264" else {"qscale": "3"}
+        self._stream.options = (
+            {"crf": "20", "preset": "veryfast"} if codec == "libx264" else {"qscale": "3"}
+        )
 
     def write(self, frame: RGB8) -> None:
-        """Append one frame. Raises ValueError if it is not [H, W, 3] uint8 of the size given at the start."""
+        """Append one frame. Raises ValueError if it is not [H, W, 3] uint8 of the size given at the
+        start.
+        """
         if frame.shape != (*self._size, 3) or frame.dtype != np.uint8:
-            raise ValueError(f"frame: expected uint8 {[*self._size, 3]}, got {frame.dtype} {[*frame.shape]}")
+            raise ValueError(
+                f"frame: expected uint8 {[*self._size, 3]}, got {frame.dtype} {[*frame.shape]}"
+            )
         even = np.pad(frame, ((0, self._size[0] % 2), (0, self._size[1] % 2), (0, 0)), mode="edge")
         picture = self._frame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
         self._container.mux(self._stream.encode(picture))

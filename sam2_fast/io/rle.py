@@ -1,7 +1,9 @@
-"""Run-length encoded masks, as COCO has them: column by column, counts of zeros and ones in turn, zeros first.
+"""Run-length encoded masks, as COCO has them: column by column, counts of zeros and ones in turn,
+zeros first.
 
-Uncompressed: `{"size": [h, w], "counts": [zeros, ones, zeros, ...]}`. Compressed: counts is a string, six bits a character, each count
-from the fourth on as the difference to the count two before it. Byte for byte what `pycocotools.mask` writes, without needing it.
+Uncompressed: `{"size": [h, w], "counts": [zeros, ones, zeros, ...]}`. Compressed: counts is a
+string, six bits a character, each count from the fourth on as the difference to the count two
+before it. Byte for byte what `pycocotools.mask` writes, without needing it.
 """
 
 from __future__ import annotations
@@ -19,14 +21,18 @@ _LONGEST = 8  # characters of one count: 40 bits, where pycocotools has 32
 
 
 class Rle(TypedDict):
-    """One mask; `counts` is compressed (bytes or str) or plain (a list, or an array of integers)."""
+    """One mask; `counts` is compressed (bytes or str) or plain (a list, or an
+    array of integers).
+    """
 
     size: list[int]
     counts: bytes | str | list[int] | npt.NDArray[Any]
 
 
 def encode_rle(mask: npt.NDArray[Any] | Tensor, *, text: bool = False) -> Rle:
-    """Compressed RLE of one mask [H, W], bool or zero / non-zero. `text=True` gives str counts, which JSON can hold."""
+    """Compressed RLE of one mask [H, W], bool or zero / non-zero. `text=True` gives str counts,
+    which JSON can hold.
+    """
     pixels = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
     if pixels.ndim != 2:
         raise ValueError(f"mask: expected [H, W], got {[*pixels.shape]}")
@@ -38,7 +44,8 @@ def encode_rle(mask: npt.NDArray[Any] | Tensor, *, text: bool = False) -> Rle:
 def decode_rle(rle: Rle, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.bool_]:
     """The mask [H, W] bool of a compressed or plain RLE.
 
-    Raises ValueError for anything that is not a whole mask of `size` within `max_pixels`; nothing is allocated before that is known.
+    Raises ValueError for anything that is not a whole mask of `size` within `max_pixels`; nothing
+    is allocated before that is known.
     """
     height, width = _size(rle, max_pixels)
     counts = _counts(rle, height * width)
@@ -54,7 +61,9 @@ def area_from_rle(rle: Rle, *, max_pixels: int = MAX_PIXELS) -> int:
 
 
 def mask_to_rle(masks: Tensor) -> list[Rle]:
-    """Plain RLE of N masks [N, H, W] bool (or zero / non-zero), on any device; only the places of change leave it."""
+    """Plain RLE of N masks [N, H, W] bool (or zero / non-zero), on any device; only the places of
+    change leave it.
+    """
     if masks.ndim != 3 or 0 in masks.shape[1:]:
         raise ValueError(f"masks: expected [N, H, W] with at least one pixel, got {[*masks.shape]}")
     count, height, width = masks.shape
@@ -89,7 +98,9 @@ def _lengths(changes: npt.NDArray[np.int64], total: int, starts_on: bool) -> npt
 
 
 def _pack(counts: npt.NDArray[np.int64]) -> bytes:
-    """Five bits a character, low ones first, bit 5 where more follow, 48 added; the last character carries the sign in bit 4."""
+    """Five bits a character, low ones first, bit 5 where more follow, 48 added; the last character
+    carries the sign in bit 4.
+    """
     deltas = counts.astype(np.int64)
     deltas[3:] -= counts[1:-2]
     shifted = deltas[:, None] >> (5 * np.arange(_LONGEST))
@@ -110,7 +121,9 @@ def _unpack(text: bytes) -> npt.NDArray[np.int64]:
     first = np.concatenate(([0], last[:-1] + 1))
     lengths = last - first + 1
     if lengths.max() > _LONGEST:
-        raise ValueError(f"rle counts: a count of {lengths.max()} characters, at most {_LONGEST} are possible")
+        raise ValueError(
+            f"rle counts: a count of {lengths.max()} characters, at most {_LONGEST} are possible"
+        )
     place = np.arange(codes.size) - np.repeat(first, lengths)
     values = np.add.reduceat((codes & 31) << (5 * place), first)
     values -= np.where(codes[last] & 16, np.int64(1) << (5 * lengths), 0)
@@ -121,11 +134,18 @@ def _unpack(text: bytes) -> npt.NDArray[np.int64]:
 
 def _size(rle: Rle, max_pixels: int) -> tuple[int, int]:
     size = rle.get("size") if isinstance(rle, dict) else None
-    if not isinstance(size, (list, tuple)) or len(size) != 2 or not all(isinstance(side, (int, np.integer)) for side in size):
+    if (
+        not isinstance(size, (list, tuple))
+        or len(size) != 2
+        or not all(isinstance(side, (int, np.integer)) for side in size)
+    ):
         raise ValueError(f"rle: expected {{'size': [h, w], 'counts': ...}}, got size {size!r}")
     height, width = int(size[0]), int(size[1])
     if height < 0 or width < 0 or height * width > max_pixels:
-        raise ValueError(f"rle size: {height} x {width} is outside 0 to {max_pixels} pixels; raise the limit with max_pixels=")
+        raise ValueError(
+            f"rle size: {height} x {width} is outside 0 to {max_pixels} pixels; raise the limit "
+            f"with max_pixels="
+        )
     return height, width
 
 
@@ -137,10 +157,17 @@ def _counts(rle: Rle, total: int) -> npt.NDArray[np.int64]:
         counts = _unpack(raw)
     elif isinstance(raw, np.ndarray) and np.issubdtype(raw.dtype, np.integer):
         counts = raw.astype(np.int64)
-    elif isinstance(raw, (list, tuple, np.ndarray)) and all(isinstance(run, (int, np.integer)) and 0 <= run <= total for run in raw):
+    elif isinstance(raw, (list, tuple, np.ndarray)) and all(
+        isinstance(run, (int, np.integer)) and 0 <= run <= total for run in raw
+    ):
         counts = np.array(raw, dtype=np.int64)
     else:
-        raise ValueError(f"rle counts: expected bytes, a string or a list of integers from 0 to {total}")
+        raise ValueError(
+            f"rle counts: expected bytes, a string or a list of integers from 0 to {total}"
+        )
     if counts.ndim != 1 or (counts < 0).any() or (counts > total).any() or counts.sum() != total:
-        raise ValueError(f"rle counts: expected runs that add up to {total} pixels; the mask is damaged or of another size")
+        raise ValueError(
+            f"rle counts: expected runs that add up to {total} pixels; the mask is damaged or of "
+            f"another size"
+        )
     return counts

@@ -1,4 +1,6 @@
-"""Videos that are already pictures: a folder of image files, a list, one array, or a stream of frames."""
+"""Videos that are already pictures: a folder of image files, a list, one array, or a stream of
+frames.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,15 @@ FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 class FrameFolder(FrameSource):
-    """A directory of image files, one a frame, in the order of the numbers in their names (`7.jpg`, `00007.jpg`, `frame_7.png`)."""
+    """A directory of image files, one a frame, in the order of the numbers in their names (`7.jpg`,
+    `00007.jpg`, `frame_7.png`).
+    """
 
     reads_ahead = True
 
-    def __init__(self, path: Path, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES) -> None:
+    def __init__(
+        self, path: Path, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES
+    ) -> None:
         self._files = frame_files(path, max_frames)
         self._max_pixels = max_pixels
         height, width = image_size(self._files[0])
@@ -38,7 +44,9 @@ class FrameFolder(FrameSource):
 class FrameList(FrameSource):
     """A list of arrays, Pillow images, tensors or paths; each is converted when it is asked for."""
 
-    def __init__(self, frames: Sequence[Any], *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES) -> None:
+    def __init__(
+        self, frames: Sequence[Any], *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES
+    ) -> None:
         if not frames:
             raise ValueError("video: expected at least one frame, got an empty list")
         _check_count(len(frames), max_frames, "video")
@@ -52,13 +60,19 @@ class FrameList(FrameSource):
 
 
 class FrameArray(FrameSource):
-    """One numpy array [T, H, W, 3], or one torch tensor [T, 3, H, W] or [T, H, W, 3]; uint8, or floating point in [0, 1]."""
+    """One numpy array [T, H, W, 3], or one torch tensor [T, 3, H, W] or [T, H, W, 3]; uint8, or
+    floating point in [0, 1].
+    """
 
     def __init__(self, frames: npt.NDArray[Any] | torch.Tensor) -> None:
         shape = [*frames.shape]
         first = isinstance(frames, torch.Tensor) and frames.ndim == 4 and shape[1] == 3
         if len(shape) != 4 or not (first or shape[3] == 3):
-            layouts = "[T, 3, H, W] or [T, H, W, 3]" if isinstance(frames, torch.Tensor) else "[T, H, W, 3]"
+            layouts = (
+                "[T, 3, H, W] or [T, H, W, 3]"
+                if isinstance(frames, torch.Tensor)
+                else "[T, H, W, 3]"
+            )
             raise ValueError(f"video: expected {layouts}, got {shape}")
         if 0 in shape:
             raise ValueError(f"video: expected at least one frame and one pixel, got {shape}")
@@ -72,14 +86,23 @@ class FrameArray(FrameSource):
 
 
 class FrameStream(FrameSource):
-    """Frames from an iterator of unknown length, pulled when they are first asked for, with the window to look back on.
+    """Frames from an iterator of unknown length, pulled when they are first asked for, with the
+    window to look back on.
 
-    `num_frames` is None until the iterator ends. An exception of the iterator passes through and loses no frame.
+    `num_frames` is None until the iterator ends. An exception of the iterator passes through and
+    loses no frame.
     """
 
     sequential = True
 
-    def __init__(self, frames: Iterable[Any], *, name: str = "stream", max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES) -> None:
+    def __init__(
+        self,
+        frames: Iterable[Any],
+        *,
+        name: str = "stream",
+        max_pixels: int = MAX_PIXELS,
+        max_frames: int = MAX_FRAMES,
+    ) -> None:
         self._frames = iter(frames)
         self._max_pixels = max_pixels
         self._max_frames = max_frames
@@ -97,14 +120,18 @@ class FrameStream(FrameSource):
         if index < self._next:
             raise FrameGoneError(
                 f"{self.name}: frame {index} is gone; a stream keeps the last {self.window} frames "
-                f"({max(0, self._next - self.window)} to {self._next - 1}). Pass a list, a folder or a video file to go back further"
+                f"({max(0, self._next - self.window)} to {self._next - 1}). Pass a list, a folder "
+                f"or a video file to go back further"
             )
         while True:
             try:
                 raw = next(self._frames)
             except StopIteration:
                 self.num_frames = self._next
-                raise IndexError(f"{self.name}: frame {index} is out of range, the stream ended after {self._next} frames") from None
+                raise IndexError(
+                    f"{self.name}: frame {index} is out of range, the stream ended after "
+                    f"{self._next} frames"
+                ) from None
             number, self._next = self._next, self._next + 1
             _check_count(self._next, self._max_frames, self.name)
             frame = _convert(raw, number, self._max_pixels)
@@ -120,7 +147,9 @@ class Camera(FrameStream):
         try:
             import cv2
         except ImportError as error:
-            raise ImportError(f"camera {number}: needs OpenCV; pip install opencv-python-headless") from error
+            raise ImportError(
+                f"camera {number}: needs OpenCV; pip install opencv-python-headless"
+            ) from error
         self._device = cv2.VideoCapture(number)
         if not self._device.isOpened():
             raise ValueError(f"camera {number}: cannot be opened")
@@ -151,15 +180,23 @@ def _check_count(count: int, max_frames: int, what: str) -> None:
 
 
 def frame_files(folder: Path, max_frames: int = MAX_FRAMES) -> list[Path]:
-    """Image files of the folder, in frame order; hidden files (`._0.jpg`) and other kinds are passed over."""
+    """Image files of the folder, in frame order; hidden files (`._0.jpg`) and other kinds are
+    passed over.
+    """
     names: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not entry.name.startswith(".") and os.path.splitext(entry.name)[1].lower() in FRAME_SUFFIXES:
+            if (
+                not entry.name.startswith(".")
+                and os.path.splitext(entry.name)[1].lower() in FRAME_SUFFIXES
+            ):
                 names.append(entry.name)
                 _check_count(len(names), max_frames, f"frame folder {folder}")
     if not names:
-        raise ValueError(f"frame folder {folder}: no images found; expected files such as 00000.jpg ({', '.join(FRAME_SUFFIXES)})")
+        raise ValueError(
+            f"frame folder {folder}: no images found; expected files such as 00000.jpg "
+            f"({', '.join(FRAME_SUFFIXES)})"
+        )
     seen: dict[tuple[tuple[str, int], ...], str] = {}
     for name in names:
         key = _frame_key(os.path.splitext(name)[0])
@@ -171,4 +208,8 @@ def frame_files(folder: Path, max_frames: int = MAX_FRAMES) -> list[Path]:
 
 def _frame_key(stem: str) -> tuple[tuple[str, int], ...]:
     """Natural order: text, then number, then text... `10` after `9`, `frame_10` after `frame_9`."""
-    return tuple((text, int(digits) if digits else -1) for text, digits in re.findall(r"(\D*)(\d*)", stem, re.ASCII) if text or digits)
+    return tuple(
+        (text, int(digits) if digits else -1)
+        for text, digits in re.findall(r"(\D*)(\d*)", stem, re.ASCII)
+        if text or digits
+    )

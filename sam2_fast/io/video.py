@@ -13,20 +13,32 @@ from PIL import Image
 
 from sam2_fast.io.frames import Frame, FrameGoneError, FrameSource
 from sam2_fast.io.limits import MAX_FRAMES, MAX_PIXELS
-from sam2_fast.io.sequences import FRAME_SUFFIXES, Camera, FrameArray, FrameFolder, FrameList, FrameStream
+from sam2_fast.io.sequences import (
+    FRAME_SUFFIXES,
+    Camera,
+    FrameArray,
+    FrameFolder,
+    FrameList,
+    FrameStream,
+)
 from sam2_fast.io.video_file import VideoFile
 
 __all__ = ["Frame", "FrameGoneError", "FrameSource", "open_video"]
 
 
-def open_video(source: Any, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES) -> FrameSource:
-    """Open a video; nothing but the first frame is decoded. Close it, or use it in a `with` statement.
+def open_video(
+    source: Any, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES
+) -> FrameSource:
+    """Open a video; nothing but the first frame is decoded. Close it, or use it in a `with`
+    statement.
 
-    source: a directory of numbered images; a video file, or its bytes (needs PyAV: `pip install "sam2-fast[video]"`); a list of
-        arrays, Pillow images, tensors or paths; a numpy array [T, H, W, 3]; a torch tensor [T, 3, H, W] or [T, H, W, 3]; an
-        iterator of frames of unknown length; a camera number; or a `FrameSource`, which is returned as it is.
-    max_pixels, max_frames: limits for files and streams, checked before anything is decoded where the header tells.
-    Raises ValueError for a video that cannot be read or is over a limit, FileNotFoundError, TypeError for another kind of object.
+    source: a directory of numbered images; a video file, or its bytes (needs PyAV:
+        `pip install "sam2-fast[video]"`); a list of arrays, Pillow images, tensors or paths; a
+        numpy array [T, H, W, 3]; a torch tensor [T, 3, H, W] or [T, H, W, 3]; an iterator of frames
+        of unknown length; a camera number; or a `FrameSource`, which is returned as it is.
+    max_pixels, max_frames: limits for files and streams, checked before anything is decoded where
+    the header tells. Raises ValueError for a video that cannot be read or is over a limit,
+    FileNotFoundError, TypeError for another kind of object.
     """
     if isinstance(source, FrameSource):
         return source
@@ -40,10 +52,15 @@ def open_video(source: Any, *, max_pixels: int = MAX_PIXELS, max_frames: int = M
         return Camera(source)
     if isinstance(source, Sequence):
         return FrameList(source, max_pixels=max_pixels, max_frames=max_frames)
-    if isinstance(source, Iterable) and not hasattr(source, "read") and not isinstance(source, (Image.Image, dict, set)):
+    if (
+        isinstance(source, Iterable)
+        and not hasattr(source, "read")
+        and not isinstance(source, (Image.Image, dict, set))
+    ):
         return FrameStream(source, max_pixels=max_pixels, max_frames=max_frames)
     raise TypeError(
-        "video: expected a directory, a video file or its bytes, a list or array of frames, an iterator, or a camera number, "
+        "video: expected a directory, a video file or its bytes, a list or array of frames, an "
+        "iterator, or a camera number, "
         f"got {type(source).__name__}"
     )
 

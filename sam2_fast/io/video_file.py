@@ -1,7 +1,8 @@
 """A video file, or its bytes, read frame by frame through PyAV (FFmpeg) with exact frame numbers.
 
-The packets are listed once without decoding them; a frame is then found by its time stamp, from the nearest key frame before it.
-Files whose packets do not tell the frames (missing or repeated time stamps, hidden frames) are counted by decoding them once.
+The packets are listed once without decoding them; a frame is then found by its time stamp, from the
+nearest key frame before it. Files whose packets do not tell the frames (missing or repeated time
+stamps, hidden frames) are counted by decoding them once.
 """
 
 from __future__ import annotations
@@ -21,22 +22,41 @@ from sam2_fast.io.mp4_header import check_sample_counts
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
-CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,asf,h264,hevc,obu,ivf,m4v,mjpeg,mxf,apng"
+CONTAINERS = (
+    "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,asf,h264,hevc,obu,ivf,m4v,mjpeg,mxf,apng"
+)
 """Formats that FFmpeg may try: none that opens further files or addresses, as play lists do."""
 
-ONE_FRAME_A_PACKET = ("h264", "hevc", "vp9", "av1", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "prores", "ffv1", "dnxhd", "png", "gif")
+ONE_FRAME_A_PACKET = (
+    "h264",
+    "hevc",
+    "vp9",
+    "av1",
+    "mpeg4",
+    "mpeg2video",
+    "mpeg1video",
+    "mjpeg",
+    "prores",
+    "ffv1",
+    "dnxhd",
+    "png",
+    "gif",
+)
 
 
 class VideoFile(FrameSource):
     """Random access to a video file by frame number.
 
-    Rotation metadata (multiples of 90 degrees) is applied, as players do; the pixel aspect ratio is not. Colours are 8-bit RGB.
-    A truncated file has the frames that are there. Frame k is the k-th frame that a decoder shows, in order of time.
+    Rotation metadata (multiples of 90 degrees) is applied, as players do; the pixel aspect ratio is
+    not. Colours are 8-bit RGB. A truncated file has the frames that are there. Frame k is the k-th
+    frame that a decoder shows, in order of time.
     """
 
     reads_ahead = True
 
-    def __init__(self, source: Path | bytes, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES) -> None:
+    def __init__(
+        self, source: Path | bytes, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES
+    ) -> None:
         self._source = source
         name = f"video {source}" if isinstance(source, Path) else f"video of {len(source)} bytes"
         self._av = _import_av()
@@ -71,21 +91,27 @@ class VideoFile(FrameSource):
             self._release()
 
     def _read(self, index: int) -> Frame:
-        """Go on from here where that is shorter than a jump; else jump to a key frame, an earlier one if the frame does not come."""
+        """Go on from here where that is shorter than a jump; else jump to a key frame, an earlier
+        one if the frame does not come.
+        """
         backwards = index < self._next
         if not backwards and self._key_before(index) <= self._next:
             found = self._decode_to(index, keep_from=index)
             if found is not None:
                 return found
         keep_from = index - self.window + 1 if backwards else index
-        for key in dict.fromkeys((self._key_before(index), self._key_before(max(0, self._key_before(index) - 1)), 0)):
+        for key in dict.fromkeys(
+            (self._key_before(index), self._key_before(max(0, self._key_before(index) - 1)), 0)
+        ):
             found = self._decode_to(index, keep_from) if self._jump(key) else None
             if found is not None:
                 return found
         raise ValueError(f"{self.name}: frame {index} cannot be decoded; the file is damaged there")
 
     def _decode_to(self, index: int, keep_from: int) -> Frame | None:
-        """Decode up to frame `index`; frames from `keep_from` on enter the window. None if the frame does not come."""
+        """Decode up to frame `index`; frames from `keep_from` on enter the window. None if the
+        frame does not come.
+        """
         for number, frame in self._numbered():
             self._next = number + 1
             if number == index:
@@ -105,7 +131,9 @@ class VideoFile(FrameSource):
                 yield self._number_at[frame.pts], frame
 
     def _key_before(self, index: int) -> int:
-        """The last key frame at or before frame `index`; 0 where only the start can be jumped to."""
+        """The last key frame at or before frame `index`; 0 where only the
+        start can be jumped to.
+        """
         return self._keys[bisect_right(self._keys, index) - 1]
 
     def _jump(self, key: int) -> bool:
@@ -114,7 +142,9 @@ class VideoFile(FrameSource):
             self._reopen()
             return True
         try:
-            self._container.seek(self._times[key], stream=self._stream, backward=True, any_frame=False)
+            self._container.seek(
+                self._times[key], stream=self._stream, backward=True, any_frame=False
+            )
         except self._av.FFmpegError:  # damaged index
             return False
         self._decoded = self._decode()
@@ -123,7 +153,9 @@ class VideoFile(FrameSource):
 
     def _reopen(self) -> None:
         self._release()
-        source = io.BytesIO(self._source) if isinstance(self._source, bytes) else f"file:{self._source}"
+        source = (
+            io.BytesIO(self._source) if isinstance(self._source, bytes) else f"file:{self._source}"
+        )
         self._container = self._av.open(source, mode="r", options=self._options)
         if self._container.streams.video:
             self._stream = self._container.streams.video[0]
@@ -132,7 +164,9 @@ class VideoFile(FrameSource):
         self._next = 0
 
     def _decode(self) -> Iterator[VideoFrame]:
-        """Frames from here on; packets that cannot be decoded are passed over, so that the frames after them are not lost."""
+        """Frames from here on; packets that cannot be decoded are passed over, so that the frames
+        after them are not lost.
+        """
         for packet in self._packets():
             try:
                 yield from packet.decode()
@@ -147,7 +181,9 @@ class VideoFile(FrameSource):
             return
 
     def _list_frames(self, name: str, max_frames: int) -> None:
-        """Set `_times` (one per frame), `_keys` (numbers of key frames), `_timed` and `_number_at`."""
+        """Set `_times` (one per frame), `_keys` (numbers of key frames),
+        `_timed` and `_number_at`.
+        """
         listed: list[tuple[int | None, bool]] = []
         for packet in self._packets():
             if packet.size and not packet.is_discard and not packet.is_corrupt:
@@ -156,7 +192,11 @@ class VideoFile(FrameSource):
         times = [time for time, _ in listed if time is not None]
         opening = listed[0] if listed else (None, False)
         self._timed = len(set(times)) == len(listed) > 0
-        plain = self._stream.codec_context.name in ONE_FRAME_A_PACKET and self._container.format.name != "avi"  # AVI has no time stamps
+        # AVI has no time stamps.
+        plain = (
+            self._stream.codec_context.name in ONE_FRAME_A_PACKET
+            and self._container.format.name != "avi"
+        )
         if not (plain and self._timed and opening[1] and opening[0] == min(times)):
             self._reopen()
             shown: list[int | None] = []
@@ -168,7 +208,11 @@ class VideoFile(FrameSource):
             times = times if self._timed else list(range(len(shown)))
         self._times = sorted(times)
         self._number_at = {time: number for number, time in enumerate(self._times)}
-        keys = {self._number_at[time] for time, key in listed if key and time in self._number_at} if self._timed else set()
+        keys = (
+            {self._number_at[time] for time, key in listed if key and time in self._number_at}
+            if self._timed
+            else set()
+        )
         self._keys = sorted(keys | {0})
         self._reopen()
 

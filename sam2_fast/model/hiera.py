@@ -1,4 +1,6 @@
-"""The Hiera trunk: four stages of windowed attention blocks, a few of them global (arXiv 2306.00989, official `hieradet.py`)."""
+"""The Hiera trunk: four stages of windowed attention blocks, a few of them global (arXiv
+2306.00989, official `hieradet.py`).
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class WindowAttention(nn.Module):
 
 
 class Block(OpModule[HieraBlockWeights]):
-    """Pre-norm attention and MLP. Where the width changes, queries and the shortcut are max-pooled 2 x 2."""
+    """Pre-norm attention and MLP. Where the width changes, queries and the shortcut are max-pooled
+    2 x 2.
+    """
 
     def __init__(self, dim: int, dim_out: int, num_heads: int, window: int) -> None:
         super().__init__()
@@ -63,8 +67,18 @@ class Block(OpModule[HieraBlockWeights]):
         )
 
     def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
-        """x: [B, H, W, dim] -> [B, H', W', dim_out], H' = H / 2 where queries are pooled. overwrite: x may be given up for the result."""
-        return hiera_block(x, self.weights(), self.num_heads, self.window, self.pool, self.norm1.eps, overwrite=overwrite)
+        """x: [B, H, W, dim] -> [B, H', W', dim_out], H' = H / 2 where queries are pooled.
+        overwrite: x may be given up for the result.
+        """
+        return hiera_block(
+            x,
+            self.weights(),
+            self.num_heads,
+            self.window,
+            self.pool,
+            self.norm1.eps,
+            overwrite=overwrite,
+        )
 
 
 class Hiera(nn.Module):
@@ -72,7 +86,12 @@ class Hiera(nn.Module):
 
     def __init__(self, config: Sam2Config) -> None:
         super().__init__()
-        dim, heads, grid, window = config.embed_dim, config.num_heads, config.pos_grid, config.windows[0]
+        dim, heads, grid, window = (
+            config.embed_dim,
+            config.num_heads,
+            config.pos_grid,
+            config.windows[0],
+        )
         self.patch_embed = PatchEmbed(dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, dim, *grid))
         self.pos_embed_window = nn.Parameter(torch.zeros(1, dim, window, window))
@@ -91,7 +110,9 @@ class Hiera(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def position(self, height: int, width: int) -> Tensor:
-        """[1, height, width, dim]: a coarse grid, resized, plus a tile for the place inside a window."""
+        """[1, height, width, dim]: a coarse grid, resized, plus a tile for the place inside a
+        window.
+        """
 
         def make() -> Tensor:
             coarse = F.interpolate(self.pos_embed, size=(height, width), mode="bicubic")
@@ -106,12 +127,19 @@ class Hiera(nn.Module):
         return super()._apply(fn, recurse)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """images: [B, 3, S, S] -> four maps [B, C_i, S / (4 * 2^i), S / (4 * 2^i)], channels_last in memory."""
+        """images: [B, 3, S, S] -> four maps [B, C_i, S / (4 * 2^i), S / (4 * 2^i)], channels_last
+        in memory.
+        """
         x = self.patch_embed(images)
         x = x + self.position(x.shape[1], x.shape[2])
-        maps, watched = [], any(block._forward_hooks for block in self.blocks)  # hooks may keep what they see
+        # Hooks may keep what they see.
+        maps, watched = (
+            [],
+            any(block._forward_hooks for block in self.blocks),
+        )
         for i, block in enumerate(self.blocks):
-            x = block(x, overwrite=not watched and i - 1 not in self.stage_ends)  # all but the maps that are returned
+            # All but the maps that are returned.
+            x = block(x, overwrite=not watched and i - 1 not in self.stage_ends)
             if i in self.stage_ends:
                 maps.append(x.permute(0, 3, 1, 2))
         return maps

@@ -38,19 +38,25 @@ class Lateral(nn.Module):
 
 
 class FeaturePyramid(nn.Module):
-    """Lateral convolutions; only the stride-16 level takes the level below it, the two fine levels stand alone."""
+    """Lateral convolutions; only the stride-16 level takes the level below it, the two fine levels
+    stand alone.
+    """
 
     def __init__(self, stage_dims: tuple[int, ...], dim: int) -> None:
         super().__init__()
         self.convs = nn.ModuleList(Lateral(d, dim) for d in reversed(stage_dims))
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """maps: four trunk maps, fine to coarse -> (stride 4, stride 8, stride 16), each [B, dim, ., .]."""
+        """maps: four trunk maps, fine to coarse -> (stride 4, stride 8, stride 16), each [B, dim,
+        ., .].
+        """
         _, _, mid, high = self.convs
         return high(maps[0]), mid(maps[1]), self.low(maps)
 
     def folded(self, maps: list[Tensor], s1: nn.Conv2d, s0: nn.Conv2d) -> tuple[Tensor, Tensor]:
-        """The stride-8 level through `s1` and the stride-4 level through `s0`, each in one product with its lateral convolution."""
+        """The stride-8 level through `s1` and the stride-4 level through `s0`, each in one product
+        with its lateral convolution.
+        """
         _, _, mid, high = self.convs
         assert isinstance(mid, Lateral) and isinstance(high, Lateral)
         return mid.through(s1, maps[1]), high.through(s0, maps[0])
@@ -58,9 +64,15 @@ class FeaturePyramid(nn.Module):
     def low(self, maps: list[Tensor]) -> Tensor:
         """maps: four trunk maps -> the stride-16 level [B, dim, ., .]."""
         coarse, low, _, _ = self.convs
-        top = F.interpolate(coarse(maps[3]).to(torch.promote_types(maps[3].dtype, torch.float32)), scale_factor=2.0, mode="nearest")
+        top = F.interpolate(
+            coarse(maps[3]).to(torch.promote_types(maps[3].dtype, torch.float32)),
+            scale_factor=2.0,
+            mode="nearest",
+        )
         lateral = low(maps[2])
-        return lateral + (top if torch.is_autocast_enabled(top.device.type) else top.to(lateral.dtype))
+        return lateral + (
+            top if torch.is_autocast_enabled(top.device.type) else top.to(lateral.dtype)
+        )
 
 
 class ImageEncoder(nn.Module):
@@ -72,5 +84,7 @@ class ImageEncoder(nn.Module):
         self.neck = FeaturePyramid(config.stage_dims, config.hidden_dim)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """images: [B, 3, S, S] -> (high, mid, low): [B, 256, S / 4, .], [B, 256, S / 8, .], [B, 256, S / 16, .]."""
+        """images: [B, 3, S, S] -> (high, mid, low): [B, 256, S / 4, .], [B, 256, S / 8, .], [B,
+        256, S / 16, .].
+        """
         return self.neck(self.trunk(images))

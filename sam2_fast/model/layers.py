@@ -1,4 +1,6 @@
-"""Layers that several parts of the model share. Parameter names are those of the official checkpoints."""
+"""Layers that several parts of the model share. Parameter names are those of the official
+checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,14 @@ W = TypeVar("W", bound=Weights)
 class MLP(nn.Module):
     """`num_layers` linear layers with an activation between them (official `sam2_utils.MLP`)."""
 
-    def __init__(self, dim_in: int, dim_hidden: int, dim_out: int, num_layers: int, activation: type[nn.Module] = nn.ReLU) -> None:
+    def __init__(
+        self,
+        dim_in: int,
+        dim_hidden: int,
+        dim_out: int,
+        num_layers: int,
+        activation: type[nn.Module] = nn.ReLU,
+    ) -> None:
         super().__init__()
         dims = [dim_in, *[dim_hidden] * (num_layers - 1), dim_out]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
@@ -52,7 +61,9 @@ class LayerNorm2d(nn.Module):
 
 
 class Table(nn.Module):
-    """A constant of the architecture: follows the model's device, stays float32 whatever the dtype of the weights."""
+    """A constant of the architecture: follows the model's device, stays float32 whatever the dtype
+    of the weights.
+    """
 
     def __init__(self, make: Callable[[], Tensor]) -> None:
         super().__init__()
@@ -87,7 +98,9 @@ class OpModule(nn.Module, Generic[W]):
         raise NotImplementedError
 
     def weights(self) -> W:
-        """As `gather_weights`, matrices in the dtype of the caller's autocast; held while they stay as they are."""
+        """As `gather_weights`, matrices in the dtype of the caller's autocast; held while they stay
+        as they are.
+        """
         return in_compute_dtype(self._gathered.get(self._all_modules, self.gather_weights))
 
     def _all_modules(self) -> list[nn.Module]:
@@ -146,7 +159,9 @@ def untouched_mlp(part: nn.Module) -> bool:
 
 
 def held_by(model: nn.Module) -> list[object]:
-    """All that a model's parts hold just now: a CUDA graph has recorded the addresses, and keeps it where it is."""
+    """All that a model's parts hold just now: a CUDA graph has recorded the addresses, and keeps it
+    where it is.
+    """
     held: list[object] = []
     for part in model.modules():
         for value in vars(part).values():
@@ -158,7 +173,9 @@ def held_by(model: nn.Module) -> list[object]:
 
 
 def folded(inner: nn.Conv2d, outer: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of `outer(inner(x))` of two 1 x 1 convolutions as one, in the dtype of `outer`."""
+    """Weight and bias of `outer(inner(x))` of two 1 x 1 convolutions as one, in the dtype of
+    `outer`.
+    """
     with torch.autocast(inner.weight.device.type, enabled=False):
         wide = torch.promote_types(inner.weight.dtype, torch.float32)
         matrix = outer.weight.flatten(1).to(wide)

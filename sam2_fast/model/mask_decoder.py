@@ -1,4 +1,6 @@
-"""Mask decoder: fused features and a prompt to masks, their quality and the object's presence (official `mask_decoder.py`)."""
+"""Mask decoder: fused features and a prompt to masks, their quality and the object's presence
+(official `mask_decoder.py`).
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class Decoded(NamedTuple):
 
 
 class MaskDecoder(OpModule[MaskDecoderWeights]):
-    """Weights and steps of the decoder; which of the four masks are wanted is the caller's argument."""
+    """Weights and steps of the decoder; which of the four masks are wanted is the caller's
+    argument.
+    """
 
     def __init__(self, config: Sam2Config) -> None:
         super().__init__()
@@ -50,7 +54,9 @@ class MaskDecoder(OpModule[MaskDecoderWeights]):
         )
         self.conv_s0 = nn.Conv2d(dim, dim // 8, kernel_size=1)
         self.conv_s1 = nn.Conv2d(dim, dim // 4, kernel_size=1)
-        self.output_hypernetworks_mlps = nn.ModuleList(MLP(dim, dim, dim // 8, 3) for _ in range(NUM_MASKS))
+        self.output_hypernetworks_mlps = nn.ModuleList(
+            MLP(dim, dim, dim // 8, 3) for _ in range(NUM_MASKS)
+        )
         self.iou_prediction_head = MLP(dim, 256, NUM_MASKS, 3)
         self.pred_obj_score_head = MLP(dim, dim, 1, 3)
         self._learned: Cache[Tensor] = Cache()
@@ -74,36 +80,49 @@ class MaskDecoder(OpModule[MaskDecoderWeights]):
         best: bool = False,
         undecided: bool = False,
     ) -> Prediction | Decoded:
-        """low: [1 or B, dim, h, w]; position: [1, dim, h, w]; sparse: [B, P, dim]; dense: [1 or B, dim, h or 1, w or 1];
-        high: [1 or B, dim / 8, 4h, 4w]; mid: [1 or B, dim / 4, 2h, 2w] -> M = 3 masks if `multimask`, else 1.
-        present: [B, P] bool, which sparse tokens count (None: all). best: of three masks only that of highest predicted IoU, M = 1.
+        """low: [1 or B, dim, h, w]; position: [1, dim, h, w]; sparse: [B, P, dim]; dense: [1 or B,
+        dim, h or 1, w or 1];
+        high: [1 or B, dim / 8, 4h, 4w]; mid: [1 or B, dim / 4, 2h, 2w] -> M = 3 masks if
+            `multimask`, else 1.
+        present: [B, P] bool, which sparse tokens count (None: all). best: of three masks only that
+            of highest predicted IoU, M = 1.
         undecided: `Decoded`, for `ops.object_heads`.
         """
         learned = [self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight]
         first = self._learned.get(lambda: torch.cat(learned), learned)
         sparse = sparse.to(first.dtype)
-        prompts = torch.cat([first.expand(sparse.shape[0], -1, -1), sparse], dim=1)  # [B, 6 + P, dim]
+        # [B, 6 + P, dim].
+        prompts = torch.cat([first.expand(sparse.shape[0], -1, -1), sparse], dim=1)
         if present is not None:
-            present = torch.cat([present.new_ones(present.shape[0], first.shape[0]), present], dim=1)
+            present = torch.cat(
+                [present.new_ones(present.shape[0], first.shape[0]), present], dim=1
+            )
         single = not multimask and not options.dynamic_multimask_via_stability
         which = range(1) if single else range(1, NUM_MASKS) if multimask else range(NUM_MASKS)
         image, mid, high = (x.permute(0, 2, 3, 1) for x in (low + dense, mid, high))
         place = to_tokens(position)[0]
         weights = self._weights_of(which)
         heads, best = self.transformer.num_heads, best and multimask
-        logits, iou, tokens = mask_decoder(image, mid, high, place, prompts, present, weights, heads, 2 + which[0], 1, best)
+        logits, iou, tokens = mask_decoder(
+            image, mid, high, place, prompts, present, weights, heads, 2 + which[0], 1, best
+        )
         if undecided:
             return Decoded(logits, iou, tokens, which[0])
         mask_tokens = tokens[:, 2 : 2 + NUM_MASKS]
         presence = self.pred_obj_score_head(tokens[:, 0])
         if best:
             choice = iou[:, 1:].argmax(-1)
-            return Prediction(logits, taken(iou[:, 1:], choice), taken(mask_tokens[:, 1:], choice), presence)
+            return Prediction(
+                logits, taken(iou[:, 1:], choice), taken(mask_tokens[:, 1:], choice), presence
+            )
         if multimask:
             return Prediction(logits, iou[:, 1:], mask_tokens[:, 1:], presence)
         if single:
             return Prediction(logits, iou[:, :1], mask_tokens[:, :1], presence)
-        delta, threshold = options.dynamic_multimask_stability_delta, options.dynamic_multimask_stability_thresh
+        delta, threshold = (
+            options.dynamic_multimask_stability_delta,
+            options.dynamic_multimask_stability_thresh,
+        )
         logits, iou = stable_or_best(logits, iou, delta, threshold)
         # the pointer stays that of the single mask: training saw no other
         return Prediction(logits, iou, mask_tokens[:, :1], presence)

@@ -1,4 +1,6 @@
-"""Memory attention: the frame's features attend to themselves, then to the memories (official `memory_attention.py`)."""
+"""Memory attention: the frame's features attend to themselves, then to the memories (official
+`memory_attention.py`).
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class RopeAttention(nn.Module):
 
 
 class MemoryAttentionLayer(nn.Module):
-    """Self-attention, attention to the memories (position added to the keys only), feed-forward; all pre-norm."""
+    """Self-attention, attention to the memories (position added to the keys only), feed-forward;
+    all pre-norm.
+    """
 
     def __init__(self, dim: int, memory_dim: int, ffn_dim: int) -> None:
         super().__init__()
@@ -65,7 +69,8 @@ class MemoryAttention(OpModule[MemoryAttentionWeights]):
         super().__init__()
         dim, side = config.hidden_dim, config.grid
         self.layers = nn.ModuleList(
-            MemoryAttentionLayer(dim, config.memory_dim, config.memory_ffn_dim) for _ in range(config.memory_layers)
+            MemoryAttentionLayer(dim, config.memory_dim, config.memory_ffn_dim)
+            for _ in range(config.memory_layers)
         )
         self.norm = nn.LayerNorm(dim)
         self.rope = Table(partial(rope_table, dim, side))
@@ -75,12 +80,23 @@ class MemoryAttention(OpModule[MemoryAttentionWeights]):
         layers = tuple(layer.gather_weights() for layer in self.layers)  # type: ignore[operator]
         return MemoryAttentionWeights(layers, norm_of(self.norm))
 
-    def forward(self, x: Tensor, position: Tensor, memories: Memories | MemoryTable, temporal: Tensor, place: Tensor) -> Tensor:
-        """x: [1 or B, N, dim]; position: [1, N, dim]; temporal: [T, memory_dim]; place: [N, memory_dim] -> [B, N, dim].
+    def forward(
+        self,
+        x: Tensor,
+        position: Tensor,
+        memories: Memories | MemoryTable,
+        temporal: Tensor,
+        place: Tensor,
+    ) -> Tensor:
+        """x: [1 or B, N, dim]; position: [1, N, dim]; temporal: [T, memory_dim]; place: [N,
+        memory_dim] -> [B, N, dim].
 
-        Objects of one frame share x [1, N, dim]: until they meet their memories, in the first layer, they are computed once.
+        Objects of one frame share x [1, N, dim]: until they meet their memories, in the first
+            layer, they are computed once.
         """
         weights = self.weights()
         if isinstance(memories, MemoryTable):
-            return memory_attention_at(x + 0.1 * position, weights, self.rope(), memories, temporal, place)
+            return memory_attention_at(
+                x + 0.1 * position, weights, self.rope(), memories, temporal, place
+            )
         return memory_attention(x + 0.1 * position, weights, self.rope(), memories, temporal, place)

@@ -1,4 +1,6 @@
-"""Memory encoder: a mask and the frame's features become one memory map (official `memory_encoder.py`)."""
+"""Memory encoder: a mask and the frame's features become one memory map (official
+`memory_encoder.py`).
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,19 @@ _EPS = 1e-6  # of all its norms
 
 
 class MaskDownSampler(nn.Module):
-    """Four 3 x 3 convolutions of stride 2, each with norm and GELU, then a projection to `dim`; `ops.memory_encoder` computes."""
+    """Four 3 x 3 convolutions of stride 2, each with norm and GELU, then a projection to `dim`;
+    `ops.memory_encoder` computes.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         steps: list[nn.Module] = []
         for channels in (1, 4, 16, 64):
-            steps += [nn.Conv2d(channels, 4 * channels, 3, stride=2, padding=1), LayerNorm2d(4 * channels), nn.GELU()]
+            steps += [
+                nn.Conv2d(channels, 4 * channels, 3, stride=2, padding=1),
+                LayerNorm2d(4 * channels),
+                nn.GELU(),
+            ]
         self.encoder = nn.Sequential(*steps, nn.Conv2d(256, dim, kernel_size=1))
 
     def steps(self) -> list[tuple[nn.Module, nn.Module]]:
@@ -37,7 +45,9 @@ class MaskDownSampler(nn.Module):
 
 
 class FuserBlock(nn.Module):
-    """ConvNeXt block: depthwise 7 x 7, norm, two pointwise layers with GELU between, layer scale; `ops.memory_encoder` computes."""
+    """ConvNeXt block: depthwise 7 x 7, norm, two pointwise layers with GELU between, layer scale;
+    `ops.memory_encoder` computes.
+    """
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -49,7 +59,9 @@ class FuserBlock(nn.Module):
 
     def gather_weights(self) -> FuserBlockWeights:
         """What `ops.memory_encoder` reads of a block."""
-        depthwise = DepthwiseConvolution(self.dwconv.weight, self.dwconv.bias)  # type: ignore[arg-type]
+        bias = self.dwconv.bias
+        assert bias is not None
+        depthwise = DepthwiseConvolution(self.dwconv.weight, bias)
         norm, fc1, fc2 = norm_of(self.norm), linear_of(self.pwconv1), linear_of(self.pwconv2)
         return FuserBlockWeights(depthwise, norm, fc1, fc2, self.gamma)
 
@@ -74,12 +86,16 @@ class MemoryEncoder(OpModule[MemoryEncoderWeights]):
         self.out_proj = nn.Conv2d(dim, config.memory_dim, kernel_size=1)
 
     def forward(self, low: Tensor, logits: Tensor, binarize: bool) -> Tensor:
-        """low: [1 or B, dim, h, w] features; logits: [B, 1, ., .] of masks, any size -> [B, h * w, memory_dim]."""
+        """low: [1 or B, dim, h, w] features; logits: [B, 1, ., .] of masks, any size -> [B, h * w,
+        memory_dim].
+        """
         return memory_encoder(low.permute(0, 2, 3, 1), logits[:, 0], self.weights(), binarize, _EPS)
 
     def gather_weights(self) -> MemoryEncoderWeights:
         """What `ops.memory_encoder` reads."""
-        steps = [(conv.weight, conv.bias, norm_of(norm)) for conv, norm in self.mask_downsampler.steps()]
+        steps = [
+            (conv.weight, conv.bias, norm_of(norm)) for conv, norm in self.mask_downsampler.steps()
+        ]
         return MemoryEncoderWeights(
             tuple(FirstConvolutionWeights(*step) for step in steps[:2]),  # type: ignore[arg-type]
             tuple(MaskConvolutionWeights(*step) for step in steps[2:]),  # type: ignore[arg-type]

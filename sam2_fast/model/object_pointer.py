@@ -7,8 +7,12 @@ from torch import Tensor, nn
 from sam2_fast.model.position import sine_age
 
 
-def age_position(ages: Tensor, longest: int, project: nn.Linear | None, hidden_dim: int, memory_dim: int) -> Tensor:
-    """ages: [B, P] frames -> [B, P, memory_dim] position of each pointer; zeros where the model has no projection (2.0)."""
+def age_position(
+    ages: Tensor, longest: int, project: nn.Linear | None, hidden_dim: int, memory_dim: int
+) -> Tensor:
+    """ages: [B, P] frames -> [B, P, memory_dim] position of each pointer; zeros where the model has
+    no projection (2.0).
+    """
     if project is None:
         return ages.new_zeros(*ages.shape, memory_dim)
     return project(sine_age(ages / longest, hidden_dim).to(project.weight.dtype))

@@ -1,4 +1,6 @@
-"""Position encodings: sine tables for feature maps and ages, random Fourier features for prompts."""
+"""Position encodings: sine tables for feature maps and ages, random Fourier
+features for prompts.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,13 @@ def _interleaved_sine(angle: Tensor) -> Tensor:
 
 
 def sine_position(channels: int, height: int, width: int, temperature: float = 10000.0) -> Tensor:
-    """[channels, height, width] float32: y in the first half of the channels, x in the second (official `PositionEmbeddingSine`)."""
+    """[channels, height, width] float32: y in the first half of the channels, x in the second
+    (official `PositionEmbeddingSine`).
+    """
     half = channels // 2
-    period = temperature ** (2 * torch.div(torch.arange(half), 2, rounding_mode="floor").float() / half)
+    period = temperature ** (
+        2 * torch.div(torch.arange(half), 2, rounding_mode="floor").float() / half
+    )
     y = torch.arange(1, height + 1, dtype=torch.float32) / (height + 1e-6) * (2 * math.pi)
     x = torch.arange(1, width + 1, dtype=torch.float32) / (width + 1e-6) * (2 * math.pi)
     rows = _interleaved_sine(y[:, None] / period)[:, None].expand(-1, width, -1)
@@ -33,13 +39,19 @@ def sine_tokens(channels: int, side: int) -> Tensor:
 def sine_age(age: Tensor, channels: int, temperature: float = 10000.0) -> Tensor:
     """Ages [...] -> [..., channels] float32: sines, then cosines (official `get_1d_sine_pe`)."""
     half = channels // 2
-    period = temperature ** (2 * torch.div(torch.arange(half, device=age.device), 2, rounding_mode="floor").float() / half)
+    period = temperature ** (
+        2
+        * torch.div(torch.arange(half, device=age.device), 2, rounding_mode="floor").float()
+        / half
+    )
     angle = age[..., None] / period
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
 class RandomPosition(nn.Module):
-    """Random Fourier features of a point of the unit square (official `PositionEmbeddingRandom`); float32 in any model dtype."""
+    """Random Fourier features of a point of the unit square (official `PositionEmbeddingRandom`);
+    float32 in any model dtype.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -50,7 +62,9 @@ class RandomPosition(nn.Module):
         matrix = self.positional_encoding_gaussian_matrix
         moved = fn(matrix)
         # half precision would move every prompt; only a wider dtype is followed
-        self.positional_encoding_gaussian_matrix = moved if moved.is_meta or moved.dtype == torch.float64 else moved_float(matrix, moved)
+        self.positional_encoding_gaussian_matrix = (
+            moved if moved.is_meta or moved.dtype == torch.float64 else moved_float(matrix, moved)
+        )
         return self
 
     def forward(self, points: Tensor) -> Tensor:
@@ -68,5 +82,7 @@ class RandomPosition(nn.Module):
 
 
 def moved_float(matrix: Tensor, moved: Tensor) -> Tensor:
-    """`matrix` on the device of `moved`, float32; taken from `moved` where `matrix` holds no data (meta device)."""
+    """`matrix` on the device of `moved`, float32; taken from `moved` where `matrix` holds no data
+    (meta device).
+    """
     return moved.float() if matrix.is_meta else matrix.to(device=moved.device, dtype=torch.float32)

@@ -1,4 +1,6 @@
-"""Prompt encoder: clicks, box corners and mask hints to embeddings (official `prompt_encoder.py`)."""
+"""Prompt encoder: clicks, box corners and mask hints to embeddings (official
+`prompt_encoder.py`).
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ class PromptEncoder(nn.Module):
         self._places: Cache[Tensor] = Cache()
         self._narrow_places: Cache[Tensor] = Cache()
         self._kinds: Cache[Tensor] = Cache()
-        self.point_embeddings = nn.ModuleList(nn.Embedding(1, dim) for _ in range(4))  # negative, positive, box corners
+        # Negative, positive, box corners.
+        self.point_embeddings = nn.ModuleList(nn.Embedding(1, dim) for _ in range(4))
         self.not_a_point_embed = nn.Embedding(1, dim)
         self.mask_downscaling = nn.Sequential(
             nn.Conv2d(1, 4, kernel_size=2, stride=2),
@@ -46,8 +49,13 @@ class PromptEncoder(nn.Module):
         self.no_mask_embed = nn.Embedding(1, dim)
 
     def get_dense_pe(self, dtype: torch.dtype | None = None) -> Tensor:
-        """[1, dim, h, w]: the encoding of every token's place, shared by points and image. dtype: None for the widest."""
-        side, matrix = self.image_embedding_size[0], self.pe_layer.positional_encoding_gaussian_matrix
+        """[1, dim, h, w]: the encoding of every token's place, shared by points and image. dtype:
+        None for the widest.
+        """
+        side, matrix = (
+            self.image_embedding_size[0],
+            self.pe_layer.positional_encoding_gaussian_matrix,
+        )
         places = self._places.get(lambda: self.pe_layer.grid(side), (matrix,), side)
         if dtype is None or dtype == places.dtype:
             return places
@@ -58,23 +66,31 @@ class PromptEncoder(nn.Module):
         return self.not_a_point_embed.weight.expand(objects, 2, -1)
 
     def embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
-        """coords: [B, P, 2] (x, y) in model pixels; labels: [B, P] -> [B, P, dim]. Label -1 is padding: its place is ignored."""
-        size = coords.new_full((), self.input_image_size[0])  # made where the points are: nothing crosses
+        """coords: [B, P, 2] (x, y) in model pixels; labels: [B, P] -> [B, P, dim]. Label -1 is
+        padding: its place is ignored.
+        """
+        # Made where the points are: nothing crosses.
+        size = coords.new_full((), self.input_image_size[0])
         place = self.pe_layer((coords + 0.5) / size)
         weights = [e.weight for e in (self.not_a_point_embed, *self.point_embeddings)]
-        kinds = self._kinds.get(lambda: torch.cat(weights).to(place.dtype), weights, place.dtype)  # [5, dim]
+        # [5, dim].
+        kinds = self._kinds.get(lambda: torch.cat(weights).to(place.dtype), weights, place.dtype)
         kind = (labels.long() + 1).clamp(0, 4)
         return torch.where(labels[..., None] == -1, 0.0, place) + kinds[kind]
 
     def embed_mask(self, mask: Tensor | None) -> Tensor:
-        """mask: [B, 1, 4h, 4w] logits or None -> [B or 1, dim, h or 1, w or 1] (a mask that is absent is one constant)."""
+        """mask: [B, 1, 4h, 4w] logits or None -> [B or 1, dim, h or 1, w or 1] (a mask that is
+        absent is one constant).
+        """
         if mask is None:
             return self.no_mask_embed.weight[:, :, None, None]
         autocast = torch.is_autocast_enabled(mask.device.type)
         return self.mask_downscaling(mask if autocast else mask.to(self.no_mask_embed.weight.dtype))
 
     def forward(self, coords: Tensor, labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Sparse [B, P + 1, dim] (one padding point closes the list, as without a separate box) and dense embeddings."""
+        """Sparse [B, P + 1, dim] (one padding point closes the list, as without a separate box) and
+        dense embeddings.
+        """
         coords = torch.cat([coords, coords.new_zeros(coords.shape[0], 1, 2)], dim=1)
         labels = torch.cat([labels, labels.new_full((labels.shape[0], 1), -1)], dim=1)
         return self.embed_points(coords, labels), self.embed_mask(mask)

@@ -15,7 +15,9 @@ Result = TypeVar("Result")
 Model = TypeVar("Model", bound=Any)
 
 
-def as_asked(method: Callable[Concatenate[Model, P], Result]) -> Callable[Concatenate[Model, P], Result]:
+def as_asked(
+    method: Callable[Concatenate[Model, P], Result],
+) -> Callable[Concatenate[Model, P], Result]:
     """The method of a model; kernels run in it without a proof where `model.prove` is False."""
 
     @functools.wraps(method)

@@ -1,4 +1,6 @@
-"""The decoder's transformer: prompt tokens and image tokens attend to each other (official `sam/transformer.py`)."""
+"""The decoder's transformer: prompt tokens and image tokens attend to each other (official
+`sam/transformer.py`).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from sam2_fast.ops.mask_decoder.weights import AttentionWeights, TwoWayLayerWeig
 
 
 class Attention(nn.Module):
-    """Projections of a multi-head attention whose inner width may be a fraction of the outer one."""
+    """Projections of a multi-head attention whose inner width may be a
+    fraction of the outer one.
+    """
 
     def __init__(self, dim: int, num_heads: int, downsample: int = 1) -> None:
         super().__init__()
@@ -22,7 +26,9 @@ class Attention(nn.Module):
 
     def gather_weights(self) -> AttentionWeights:
         """What `ops.mask_decoder` reads of an attention."""
-        return AttentionWeights(*map(linear_of, (self.q_proj, self.k_proj, self.v_proj, self.out_proj)))
+        return AttentionWeights(
+            *map(linear_of, (self.q_proj, self.k_proj, self.v_proj, self.out_proj))
+        )
 
 
 class TwoWayBlock(nn.Module):

@@ -1,4 +1,6 @@
-"""`Sam2` under the official names: the attributes and methods of `SAM2Base` that third parties call."""
+"""`Sam2` under the official names: the attributes and methods of `SAM2Base` that third parties
+call.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from sam2_fast.official.steps import OfficialSteps
 
 
 class SAM2Base(OfficialSteps):
-    """The model with the official surface: its steps are in `official/steps.py`, its options are attributes."""
+    """The model with the official surface: its steps are in `official/steps.py`, its options are
+    attributes.
+    """
 
     num_feature_levels = 3
     directly_add_no_mem_embed = True

@@ -29,19 +29,26 @@ Key = tuple[Hashable, ...]
 Result = TypeVar("Result")
 
 IMAGES, PROMPTS = 8, 16
-"""Larger batches are not recorded: they keep a GPU busy by themselves, and what a recording needs while it runs is held for good."""
+"""Larger batches are not recorded: they keep a GPU busy by themselves, and what a recording needs
+while it runs is held for good.
+"""
 MOST = 24
 """Recordings that are held; the one that was used longest ago goes first."""
 MOST_REFUSED = 256
 """Keys whose capture failed that are remembered; the oldest is forgotten first, and tried again."""
-WORK: Mapping[Hashable, str] = {"encode": "the image encoder", "decode": "the mask decoder", "track": "a tracked frame"}
+WORK: Mapping[Hashable, str] = {
+    "encode": "the image encoder",
+    "decode": "the mask decoder",
+    "track": "a tracked frame",
+}
 
 
 class Graphs:
-    """Recordings of one model's work on a GPU, made when they are first needed and again after its weights have changed.
+    """Recordings of one model's work on a GPU, made when they are first needed and again after its
+    weights have changed.
 
-    Set a predictor's `graphs` to None to do without. Copies and pickles start empty. Where a capture fails, the work runs
-    without a recording, after one warning, until the weights change.
+    Set a predictor's `graphs` to None to do without. Copies and pickles start empty. Where a
+    capture fails, the work runs without a recording, after one warning, until the weights change.
     """
 
     def __init__(self) -> None:
@@ -61,7 +68,9 @@ class Graphs:
 
     @property
     def refused(self) -> Mapping[Key, str]:
-        """The reason of each capture that failed, by the key of its recording: the kind of work, then shapes, dtypes and options."""
+        """The reason of each capture that failed, by the key of its recording: the kind of work,
+        then shapes, dtypes and options.
+        """
         return MappingProxyType(self._refused)
 
     def refuses(self, model: Sam2, x: Tensor) -> str | None:
@@ -80,10 +89,15 @@ class Graphs:
         return weights.hooked() or weights.opaque()
 
     def refuses_frame(self, model: Sam2, low: Tensor) -> str | None:
-        """Why a tracked frame cannot be recorded where nothing else `refuses`; None where it can."""
+        """Why a tracked frame cannot be recorded where nothing else `refuses`;
+        None where it can.
+        """
         dtype, dim = compute_dtype(model.no_mem_embed), model.config.hidden_dim
         if dtype not in (torch.bfloat16, torch.float16) or dim not in (16, 32, 64, 128, 256):
-            return f"products are in {dtype} with {dim} channels, recordings take bfloat16 or float16 and 16, 32 ... 256 channels"
+            return (
+                f"products are in {dtype} with {dim} channels, recordings take bfloat16 or "
+                f"float16 and 16, 32 ... 256 channels"
+            )
         return table_left_out() or _unproved(model, low, dtype)
 
     def encode(self, model: Sam2, images: Tensor, checked: Fingerprint | None = None) -> Features:
@@ -111,10 +125,16 @@ class Graphs:
             return self._run(model, key, recorded, lambda: model.encode_image(images), checked)
 
     def decode(
-        self, model: Sam2, low: Tensor, features: Features, points: Points | None, hint: Tensor | None, multimask: bool
+        self,
+        model: Sam2,
+        low: Tensor,
+        features: Features,
+        points: Points | None,
+        hint: Tensor | None,
+        multimask: bool,
     ) -> Prediction:
-        """`model.decode`, for up to `PROMPTS` prompts from a recording, where such shapes have come before: one that comes once is not
-        worth it."""
+        """`model.decode`, for up to `PROMPTS` prompts from a recording, where such shapes have come
+        before: one that comes once is not worth it."""
         rows = hint if points is None else points.labels
         eager = partial(model.decode, low, features, points, hint, multimask)
         if rows is None or len(rows) > PROMPTS:
@@ -125,7 +145,9 @@ class Graphs:
         key = ("decode", multimask, points is None, *shapes, *options, *_circumstances(low))
         self.compile_ahead("decode", low, eager)
         if key not in self._seen_shapes:
-            self._seen_shapes = {*self._seen_shapes, key} if len(self._seen_shapes) < 1000 else {key}
+            self._seen_shapes = (
+                {*self._seen_shapes, key} if len(self._seen_shapes) < 1000 else {key}
+            )
             return eager()
         recorder = self._recorder("decode", low.device)
 
@@ -135,7 +157,9 @@ class Graphs:
                 static = [None if x is None else torch.empty_like(x).copy_(x) for x in given]
                 maps = Features(*static[1:4])  # type: ignore[arg-type]
                 where = None if points is None else Points(*static[4:7])  # type: ignore[arg-type]
-                run = partial(model.decode, static[0], maps, where, static[-1], multimask)  # type: ignore[arg-type]
+                static_low = static[0]
+                assert static_low is not None
+                run = partial(model.decode, static_low, maps, where, static[-1], multimask)
                 held = static, captured(recorder, run)
                 self._insert(model, key, held)
             static, replay = held
@@ -161,10 +185,21 @@ class Graphs:
         eager: the same without a recording, for where its capture fails. checked: as `encode`.
         """
         room = room_for(model, remembered)
-        pointer_dtype = next((p.dtype for own in remembered.pointers for p in own), features.low.dtype)
+        pointer_dtype = next(
+            (p.dtype for own in remembered.pointers for p in own), features.low.dtype
+        )
         shapes = [(tuple(x.shape), x.stride()[1:], x.dtype) for x in features]
         options = tuple(vars(model.options).values())
-        key = ("track", room, remembered.longest, multimask, pointer_dtype, *shapes, *options, *_circumstances(features.low))
+        key = (
+            "track",
+            room,
+            remembered.longest,
+            multimask,
+            pointer_dtype,
+            *shapes,
+            *options,
+            *_circumstances(features.low),
+        )
         recorder = self._recorder("track", features.low.device)
 
         def recorded() -> Tracked:
@@ -180,7 +215,9 @@ class Graphs:
             return self._run(model, key, recorded, eager, checked)
 
     def compile_ahead(self, kind: str, x: Tensor, run: Callable[[], object]) -> None:
-        """Before work of a kind runs for the first time on the device and in the dtypes of x: compile its kernels, several at once."""
+        """Before work of a kind runs for the first time on the device and in the dtypes of x:
+        compile its kernels, several at once.
+        """
         key = (kind, *_circumstances(x))
         if key not in self._compiled:
             compile_ahead(run)
@@ -213,8 +250,8 @@ class Graphs:
     ) -> Result:
         """`recorded()`, or `eager()` where the capture for `key` fails or has failed before.
 
-        Either runs inside a turn, so that work on other streams that keeps or uses values computed from
-        the weights is ordered with it.
+        Either runs inside a turn, so that work on other streams that keeps or uses values computed
+        from the weights is ordered with it.
         """
         if checked is None or checked is not self._weights:
             self.current(model)
@@ -223,7 +260,8 @@ class Graphs:
         try:
             return recorded()
         except CaptureError as error:
-            reason = str(error)  # and nothing else: the traceback holds what the recording would have used
+            # And nothing else: the traceback holds what the recording would have used.
+            reason = str(error)
         result = eager()  # before the key is refused: an error that this raises too is the caller's
         self._refuse(key, reason)
         return result
@@ -235,16 +273,21 @@ class Graphs:
         while len(self._refused) > MOST_REFUSED:
             del self._refused[next(iter(self._refused))]
         warnings.warn(
-            f"sam2_fast could not capture a CUDA graph of {WORK[key[0]]} ({reason}). Work of these shapes runs "
-            "without a CUDA graph from now on: the results are the same, each call launches its kernels one by "
-            "one. Set the predictor's `graphs` to None to use no CUDA graphs at all; `graphs.refused` lists what "
+            f"sam2_fast could not capture a CUDA graph of {WORK[key[0]]} ({reason}). Work of "
+            f"these shapes runs "
+            "without a CUDA graph from now on: the results are the same, each call launches its "
+            "kernels one by "
+            "one. Set the predictor's `graphs` to None to use no CUDA graphs at all; "
+            "`graphs.refused` lists what "
             "could not be captured.",
             RuntimeWarning,
             stacklevel=2,
         )
 
     def _recorder(self, kind: str, device: torch.device) -> Recorder:
-        """Frames are encoded ahead while others are tracked, so the two have scratch memory of their own."""
+        """Frames are encoded ahead while others are tracked, so the two have scratch memory of
+        their own.
+        """
         recorder = self._recorders.get((kind, device))
         if recorder is None:
             recorder = self._recorders.setdefault((kind, device), Recorder(device))
@@ -263,24 +306,34 @@ class Graphs:
 
 
 def overridden(model: Sam2) -> list[str]:
-    """Methods and properties of `Sam2` that a subclass or the instance has replaced: a recording runs those of `Sam2`."""
+    """Methods and properties of `Sam2` that a subclass or the instance has replaced: a recording
+    runs those of `Sam2`.
+    """
     kind, own = type(model), vars(model)
-    return [name for name, value in _own_members() if getattr(kind, name) is not value or name in own]
+    return [
+        name for name, value in _own_members() if getattr(kind, name) is not value or name in own
+    ]
 
 
 @cache
 def _own_members() -> tuple[tuple[str, Any], ...]:
     """All that `Sam2` itself defines, as its class gives it, but for special methods."""
-    return tuple((name, getattr(Sam2, name)) for name, value in vars(Sam2).items() if _is_code(name, value))
+    return tuple(
+        (name, getattr(Sam2, name)) for name, value in vars(Sam2).items() if _is_code(name, value)
+    )
 
 
 def _is_code(name: str, value: object) -> bool:
     special = name.startswith("__") and name.endswith("__")
-    return not special and (callable(value) or isinstance(value, property | classmethod | staticmethod))
+    return not special and (
+        callable(value) or isinstance(value, property | classmethod | staticmethod)
+    )
 
 
 class Runner:
-    """Runs a model's work for one call, from CUDA graphs where they can be used; what it knows of the model is looked up once."""
+    """Runs a model's work for one call, from CUDA graphs where they can be used; what it knows of
+    the model is looked up once.
+    """
 
     def __init__(self, model: Sam2, graphs: Graphs | None) -> None:
         allowed = graphs is not None and graphs.refuses(model, model.no_mem_embed) is None
@@ -299,7 +352,13 @@ class Runner:
             return self.model.encode_image(images)
         return self.graphs.encode(self.model, images, checked)
 
-    def track(self, features: Features, remembered: Remembered, multimask: bool, eager: Callable[[], Tracked]) -> Tracked:
+    def track(
+        self,
+        features: Features,
+        remembered: Remembered,
+        multimask: bool,
+        eager: Callable[[], Tracked],
+    ) -> Tracked:
         """`eager()`, from a CUDA graph where one can be used."""
         if self.graphs is None:
             return eager()
@@ -311,7 +370,9 @@ class Runner:
 
 def no_cuda_graphs_on(device: torch.device) -> str | None:
     """Why nothing can be recorded on `device`; None where it can."""
-    return None if device.type == "cuda" else f"tensors are on {device}, recordings need a cuda device"
+    return (
+        None if device.type == "cuda" else f"tensors are on {device}, recordings need a cuda device"
+    )
 
 
 def is_capturing() -> bool:
@@ -320,8 +381,9 @@ def is_capturing() -> bool:
 
 
 def _unproved(model: Sam2, low: Tensor, products: torch.dtype) -> str | None:
-    """Why memory attention must not run in Triton; None where it has proved itself, or need not. What nothing is known of is proved by the
-    registry, when a frame is tracked without a recording."""
+    """Why memory attention must not run in Triton; None where it has proved itself, or need not.
+    What nothing is known of is proved by the registry, when a frame is tracked without a
+    recording."""
     if not model.prove:
         return None
     config = model.config
@@ -334,4 +396,9 @@ def _unproved(model: Sam2, low: Tensor, products: torch.dtype) -> str | None:
 def _circumstances(x: Tensor) -> tuple[Hashable, ...]:
     """What decides which kernels run, besides shapes."""
     kind = x.device.type
-    return x.device, x.dtype, torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind), torch.is_inference_mode_enabled()
+    return (
+        x.device,
+        x.dtype,
+        torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind),
+        torch.is_inference_mode_enabled(),
+    )

@@ -1,4 +1,6 @@
-"""Work on a GPU that is recorded once as a CUDA graph and replayed: one launch for the host instead of hundreds."""
+"""Work on a GPU that is recorded once as a CUDA graph and replayed: one launch for the host instead
+of hundreds.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,13 @@ from sam2_fast.proving.device import exclusive, reason_of
 Result = TypeVar("Result")
 
 WARM_UP = 2
-"""Runs before a recording: kernels are compiled and loaded, libraries make their choices and take their workspaces."""
+"""Runs before a recording: kernels are compiled and loaded, libraries make their choices and take
+their workspaces.
+"""
 
 _ABANDONED: list[torch.cuda.CUDAGraph] = []
-"""Graphs whose capture failed. The allocator may keep a callback that refers to the graph object, so it
-must not be freed; after `reset` it holds no memory of the device."""
+"""Graphs whose capture failed. The allocator may keep a callback that refers to the graph object,
+so it must not be freed; after `reset` it holds no memory of the device."""
 
 
 class CaptureError(RuntimeError):
@@ -35,15 +39,24 @@ def capture_errors() -> tuple[type[Exception], ...]:
 
 
 class Recording(Generic[Result]):
-    """One function as a graph. `result` is what it returned: tensors that every replay writes again."""
+    """One function as a graph. `result` is what it returned: tensors that every replay writes
+    again.
+    """
 
     def __init__(self, run: Callable[[], Result], stream: torch.cuda.Stream, pool: Any) -> None:
-        """run: reads and writes tensors that stay where they are, and looks at no number of the device. Records on `stream`, which waits
-        for the device. What `run` or torch raises passes through; the capture is ended then and the current stream is what it was."""
+        """run: reads and writes tensors that stay where they are, and looks at no number of the
+        device. Records on `stream`, which waits for the device. What `run` or torch raises passes
+        through; the capture is ended then and the current stream is what it was."""
         device = stream.device
         kind = device.type
-        # casts that the caller's autocast keeps until it ends must not be part of what is replayed later
-        casts = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False)
+        # casts that the caller's autocast keeps until it ends must not be part of what is replayed
+        # later
+        casts = torch.autocast(
+            kind,
+            torch.get_autocast_dtype(kind),
+            torch.is_autocast_enabled(kind),
+            cache_enabled=False,
+        )
         with exclusive(), casts, torch.cuda.device(device):
             _warm_up(run, stream)
             self._graph = torch.cuda.CUDAGraph()
@@ -62,7 +75,8 @@ def _warm_up(run: Callable[[], Any], stream: torch.cuda.Stream) -> None:
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
                 run()
-    finally:  # after a failure, too: what `run` writes to may be freed and used again on this stream
+    # after a failure, too: what `run` writes to may be freed and used again on this stream
+    finally:
         here.wait_stream(stream)
 
 
@@ -86,31 +100,38 @@ def _abandon(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> No
     """Undo what a failed capture has left behind."""
     _ABANDONED.append(graph)
     graph.reset()
-    # Where `capture_end` raises, some versions of torch leave the allocator believing that the capture goes
-    # on, and then memory that several streams used is never free again. Others say "not currently recording".
+    # Where `capture_end` raises, some versions of torch leave the allocator believing that the
+    # capture goes on, and then memory that several streams used is never free again. Others say
+    # "not currently recording".
     with suppress(RuntimeError):
         torch._C._cuda_endAllocateToPool(device.index, pool)
 
 
 class Recorder:
-    """Makes recordings that share scratch memory, and lets one of them run at a time, whichever thread or stream asks.
+    """Makes recordings that share scratch memory, and lets one of them run at a time, whichever
+    thread or stream asks.
 
-    What one recording returns may lie where another has its scratch: results are copied before the turn ends.
+    What one recording returns may lie where another has its scratch: results are copied before the
+        turn ends.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)  # one for all recordings: libraries keep a workspace for each stream
+        # One for all recordings: libraries keep a workspace for each stream.
+        self._stream = torch.cuda.Stream(device)
         self._pool: Any = None
         self._living: weakref.WeakSet[Recording[Any]] = weakref.WeakSet()  # recordings in `_pool`
         self._lock = threading.Lock()
         self._done = torch.cuda.Event()
 
     def record(self, run: Callable[[], Result]) -> Recording[Result]:
-        """`run` as a graph; call it inside `turn`. What `run`, torch or Triton raises passes through."""
+        """`run` as a graph; call it inside `turn`. What `run`, torch or Triton raises passes
+        through.
+        """
         if not self._living:
-            # The id of a pool is valid while a graph of it lives: torch asserts so when a capture begins,
-            # except where `empty_cache` happens to have removed the pool, which one live tensor prevents.
+            # The id of a pool is valid while a graph of it lives: torch asserts so when a capture
+            # begins, except where `empty_cache` happens to have removed the pool, which one live
+            # tensor prevents.
             self._pool = torch.cuda.graph_pool_handle()
         try:
             recording = Recording(run, self._stream, self._pool)
@@ -122,7 +143,9 @@ class Recorder:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Fill inputs, replay and copy results inside: what other streams replay waits on the device until that is done."""
+        """Fill inputs, replay and copy results inside: what other streams replay waits on the
+        device until that is done.
+        """
         with self._lock:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(self._done)
@@ -132,12 +155,16 @@ class Recorder:
                 self._done.record(stream)
 
     def finish(self) -> None:
-        """The host waits until the last turn is over on the device: memory of recordings may be freed then."""
+        """The host waits until the last turn is over on the device: memory of recordings may be
+        freed then.
+        """
         self._done.synchronize()
 
 
 def captured(recorder: Recorder, run: Callable[[], Result]) -> Callable[[], Result]:
-    """The replay of `run`, recorded inside a turn of `recorder`. Raises CaptureError where that fails."""
+    """The replay of `run`, recorded inside a turn of `recorder`. Raises CaptureError where that
+    fails.
+    """
     try:
         return recorder.record(run).replay
     except capture_errors() as error:

@@ -25,10 +25,11 @@ class _Part:
 
 
 class Fingerprint:
-    """A model's modules and tensors as they were: which, where, and how often they had been written.
+    """A model's modules and tensors as they were: which, where, and how often they had been
+    written.
 
-    It is compared for every frame: some 1,700 names and 900 tensors of the large model, two thirds of
-    them of its image encoder, which is left out where nothing is encoded.
+    It is compared for every frame: some 1,700 names and 900 tensors of the large model, two thirds
+    of them of its image encoder, which is left out where nothing is encoded.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -42,7 +43,9 @@ class Fingerprint:
         self._kept: list[object] = []
 
     def same(self, model: nn.Module, encoder: bool = True) -> bool:
-        """Whether all of it is as it was. encoder: or all but the modules inside `model.image_encoder`."""
+        """Whether all of it is as it was. encoder: or all but the modules inside
+        `model.image_encoder`.
+        """
         return model is self.of and self._rest.same() and (not encoder or self._encoder.same())
 
     def hooked(self) -> str | None:

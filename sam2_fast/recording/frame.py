@@ -1,4 +1,6 @@
-"""A tracked frame as one recording: attend, decode, encode the memory. What objects remember is a table in static memory."""
+"""A tracked frame as one recording: attend, decode, encode the memory. What objects remember is a
+table in static memory.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,18 @@ from sam2_fast.recording.cuda_graph import CaptureError, Recorder, captured
 from sam2_fast.types import Features, NoPoints, Remembered, Tracked
 
 OBJECTS = (1, 2, 3, 4, 6, 8, 12, 16)
-"""For how many objects frames are recorded; others take the next one, and what is too much is thrown away."""
+"""For how many objects frames are recorded; others take the next one, and what is too much is
+thrown away.
+"""
 
 AGES, MOST_BLOCKS = 256, 32
 """Positions of pointers are computed for so many ages at once, and so many such blocks are kept."""
 
 
 def room_for(model: Sam2, remembered: Remembered) -> Room:
-    """The smallest room that `remembered` fits into. Maps and pointers are counted in powers of two from what most frames have."""
+    """The smallest room that `remembered` fits into. Maps and pointers are counted in powers of two
+    from what most frames have.
+    """
     config = model.config
     objects = next(n for n in OBJECTS if n >= len(remembered.maps))
     maps, pointers = config.num_maps + 1, model.options.max_obj_ptrs_in_encoder
@@ -36,9 +42,19 @@ def room_for(model: Sam2, remembered: Remembered) -> Room:
 
 
 class FrameGraph:
-    """attend -> decode -> encode_memory of up to `room.objects` objects on one frame, whatever each of them remembers."""
+    """attend -> decode -> encode_memory of up to `room.objects` objects on one frame, whatever each
+    of them remembers.
+    """
 
-    def __init__(self, model: Sam2, features: Features, room: Room, longest: int, multimask: bool, pointer_dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: Sam2,
+        features: Features,
+        room: Room,
+        longest: int,
+        multimask: bool,
+        pointer_dtype: torch.dtype,
+    ) -> None:
         """features: of a frame, for their shapes; pointer_dtype: of remembered pointers. Nothing is
         recorded yet."""
         device, config = features.low.device, model.config
@@ -47,17 +63,29 @@ class FrameGraph:
         self._dtype = compute_dtype(model.no_mem_embed)
         places = room.objects * room.pointers
         self._pointers = torch.zeros(places, config.hidden_dim, dtype=self._dtype, device=device)
-        self._positions = torch.zeros(places * room.parts, config.memory_dim, dtype=self._dtype, device=device)
-        self._like = torch.empty(1, dtype=pointer_dtype, device=device)  # says the type of what addresses point to
+        self._positions = torch.zeros(
+            places * room.parts, config.memory_dim, dtype=self._dtype, device=device
+        )
+        # Says the type of what addresses point to.
+        self._like = torch.empty(1, dtype=pointer_dtype, device=device)
         sizes = (SLOT_FIELDS * room.slots, room.objects + 1, places, places)
         self._numbers = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
         slots, firsts, self._addresses, self._places = self._numbers.split(sizes)
-        self._table = MemoryTable(slots.view(-1, SLOT_FIELDS), firsts, room.tokens, room.longest, room.objects * room.longest)
-        self._by_age: dict[int, Tensor] = {}  # number of a block of ages -> positions [AGES, 256], as tokens of a pointer lie
+        self._table = MemoryTable(
+            slots.view(-1, SLOT_FIELDS),
+            firsts,
+            room.tokens,
+            room.longest,
+            room.objects * room.longest,
+        )
+        self._by_age: dict[
+            int, Tensor
+        ] = {}  # number of a block of ages -> positions [AGES, 256], as tokens of a pointer lie
         self._replay: Callable[[], Tracked] | None = None
 
     def track(self, recorder: Recorder, features: Features, remembered: Remembered) -> Tracked:
-        """Results of the N objects of `remembered`, in memory of their own. Call it inside a turn of `recorder`.
+        """Results of the N objects of `remembered`, in memory of their own. Call it inside a turn
+        of `recorder`.
 
         The first call records, or raises CaptureError where that fails.
         """
@@ -78,8 +106,12 @@ class FrameGraph:
         gather_rows(self._addresses, self._like, self._pointers)
         gather_rows(self._places, self._positions, self._positions.view(self._pointers.shape))
         fused = model.attend_at(features.low, self._table)
-        logits, pointer, presence = model.track(fused, features, NoPoints(self._room.objects), None, self._multimask)
-        return Tracked(logits, pointer, presence, model.encode_memory(features.low, logits, presence, False))
+        logits, pointer, presence = model.track(
+            fused, features, NoPoints(self._room.objects), None, self._multimask
+        )
+        return Tracked(
+            logits, pointer, presence, model.encode_memory(features.low, logits, presence, False)
+        )
 
     def _refuses_to_gather(self) -> str | None:
         """Why no kernel may gather pointers and their positions; None where one may."""
@@ -89,21 +121,31 @@ class FrameGraph:
     def fill(self, features: Features, remembered: Remembered) -> list[list[Tensor]]:
         """Static memory gets this frame's features and, in one transfer, all numbers.
 
-        Returns tensors that must live until `run` or its replay is enqueued: the numbers are their addresses.
+        Returns tensors that must live until `run` or its replay is enqueued: the numbers are their
+        addresses.
         """
         maps = [[self._placed(m, self._dtype) for m in tensors] for tensors in remembered.maps]
-        pointers = [[self._placed(p, self._like.dtype) for p in tensors] for tensors in remembered.pointers]
+        pointers = [
+            [self._placed(p, self._like.dtype) for p in tensors] for tensors in remembered.pointers
+        ]
         room = self._room
         for own, other in zip(self._features, features, strict=True):
             own.copy_(other)
         static = self._pointers.data_ptr(), self._positions.data_ptr()
         stride = room.pointers * self._pointers.shape[1] * self._pointers.element_size()
         where = [[m.data_ptr() for m in own] for own in maps]
-        slots, firsts = table_rows(room, where, remembered.rows, [len(own) for own in pointers], static, stride)
+        slots, firsts = table_rows(
+            room, where, remembered.rows, [len(own) for own in pointers], static, stride
+        )
         empty = [()] * (room.objects - len(maps))
-        addresses = [n for own in (*pointers, *empty) for n in _filled([p.data_ptr() for p in own], room.pointers)]
+        addresses = [
+            n
+            for own in (*pointers, *empty)
+            for n in _filled([p.data_ptr() for p in own], room.pointers)
+        ]
         blocks = [[self._positions_at(age // AGES) for age in own] for own in remembered.ages]
-        size = self._pointers.shape[1] * self._positions.element_size()  # bytes of a pointer's positions
+        # Bytes of a pointer's positions.
+        size = self._pointers.shape[1] * self._positions.element_size()
         rows = [
             [block.data_ptr() + age % AGES * size for block, age in zip(*own, strict=True)]
             for own in zip(blocks, remembered.ages, strict=True)
@@ -113,18 +155,28 @@ class FrameGraph:
         return [*maps, *pointers, *blocks]
 
     def _positions_at(self, block: int) -> Tensor:
-        """Positions of pointers that are block * AGES frames old and more: [AGES, 256] in the compute dtype."""
+        """Positions of pointers that are block * AGES frames old and more: [AGES, 256] in the
+        compute dtype.
+        """
         if block not in self._by_age:
             if len(self._by_age) == MOST_BLOCKS:
                 self._by_age.clear()
-            ages = torch.arange(block * AGES, (block + 1) * AGES, dtype=torch.float32, device=self._positions.device)
+            ages = torch.arange(
+                block * AGES, (block + 1) * AGES, dtype=torch.float32, device=self._positions.device
+            )
             found = self._model.pointer_positions(ages, self._longest).to(self._dtype)
             self._by_age[block] = found.view(AGES, -1).contiguous()
         return self._by_age[block]
 
     def _placed(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        """As kernels read it by its address: contiguous, in `dtype`, on the device of the features."""
-        if tensor.dtype == dtype and tensor.device == self._features.low.device and tensor.is_contiguous():
+        """As kernels read it by its address: contiguous, in `dtype`, on the
+        device of the features.
+        """
+        if (
+            tensor.dtype == dtype
+            and tensor.device == self._features.low.device
+            and tensor.is_contiguous()
+        ):
             return tensor
         return tensor.to(self._features.low.device, dtype).contiguous()
 

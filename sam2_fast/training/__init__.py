@@ -1,4 +1,6 @@
-"""Training: recipes, clips, a simulated annotator, the released losses, and the loop that resumes to the bit."""
+"""Training: recipes, clips, a simulated annotator, the released losses, and the loop that resumes
+to the bit.
+"""
 
 from sam2_fast.training.batches import Batch, Clip, collate
 from sam2_fast.training.forward import simulate
@@ -14,7 +16,14 @@ from sam2_fast.training.losses import (
     step_losses,
 )
 from sam2_fast.training.recipe import Recipe, Stage
-from sam2_fast.training.simulation import Annotator, Hands, Plan, correction, draw_plan, first_prompt
+from sam2_fast.training.simulation import (
+    Annotator,
+    Hands,
+    Plan,
+    correction,
+    draw_plan,
+    first_prompt,
+)
 from sam2_fast.training.sources import Source, Synthetic
 from sam2_fast.training.trainer import Trainer
 

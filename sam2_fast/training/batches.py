@@ -34,11 +34,26 @@ class Batch(NamedTuple):
 def collate(clips: Sequence[Clip]) -> Batch:
     """Raises ValueError where the clips differ in length or size, or one has no objects."""
     if not clips or len({clip.images.shape for clip in clips}) > 1:
-        raise ValueError(f"clips: expected one or more, all of one shape, got {[tuple(clip.images.shape) for clip in clips]}")
+        raise ValueError(
+            f"clips: expected one or more, all of one shape, got "
+            f"{[tuple(clip.images.shape) for clip in clips]}"
+        )
     for number, (images, truth, _) in enumerate(clips):
         length, _, height, width = images.shape
-        if truth.ndim != 4 or truth.shape[1] < 1 or (truth.shape[0], *truth.shape[2:]) != (length, height, width):
-            raise ValueError(f"clip {number}: expected truth of shape {(length, 'N', height, width)}, got {tuple(truth.shape)}")
-    owner = torch.tensor([number for number, clip in enumerate(clips) for _ in range(clip.truth.shape[1])])
-    images, truth = torch.stack([clip.images for clip in clips], dim=1), torch.cat([clip.truth for clip in clips], dim=1)
+        if (
+            truth.ndim != 4
+            or truth.shape[1] < 1
+            or (truth.shape[0], *truth.shape[2:]) != (length, height, width)
+        ):
+            raise ValueError(
+                f"clip {number}: expected truth of shape {(length, 'N', height, width)}, got "
+                f"{tuple(truth.shape)}"
+            )
+    owner = torch.tensor(
+        [number for number, clip in enumerate(clips) for _ in range(clip.truth.shape[1])]
+    )
+    images, truth = (
+        torch.stack([clip.images for clip in clips], dim=1),
+        torch.cat([clip.truth for clip in clips], dim=1),
+    )
     return Batch(images, truth, owner, tuple(clip.seed for clip in clips))

@@ -1,6 +1,8 @@
-"""What training minimises: focal and dice loss of the best mask, how far predicted IoU is off, and whether the object is there.
+"""What training minimises: focal and dice loss of the best mask, how far predicted IoU is off, and
+whether the object is there.
 
-Source: SAM 2 paper, appendix D.2; official `MultiStepMultiMasksAndIous` with the settings of the released recipe.
+Source: SAM 2 paper, appendix D.2; official `MultiStepMultiMasksAndIous` with the settings of the
+    released recipe.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LossWeights:
-    """How much each part counts, and the focal loss: `balance` of pixels on the object, `focus` on those that are wrong.
+    """How much each part counts, and the focal loss: `balance` of pixels on the object, `focus` on
+    those that are wrong.
 
-    even: cross-entropy that weighs object and background alike. The released recipe has none; from random weights the focal loss alone
-    stays at empty masks.
+    even: cross-entropy that weighs object and background alike. The released recipe has none; from
+    random weights the focal loss alone stays at empty masks.
     """
 
     mask: float = 20.0
@@ -58,16 +61,25 @@ class MaskLosses(NamedTuple):
     even: Tensor
 
 
-def mask_losses(logits: Tensor, truth: Tensor, balance: float = 0.25, focus: float = 2.0) -> MaskLosses:
+def mask_losses(
+    logits: Tensor, truth: Tensor, balance: float = 0.25, focus: float = 2.0
+) -> MaskLosses:
     """How wrong masks are. logits: [N, M, H, W]; truth: [N, H, W] bool.
 
-    focal: cross-entropy in which easy pixels count little, averaged over pixels (arXiv 1708.02002). dice: one less twice the overlap over
-    the sum of both, each count plus one. even: cross-entropy, averaged over the object and over the rest, half each.
+    focal: cross-entropy in which easy pixels count little, averaged over pixels (arXiv 1708.02002).
+        dice: one less twice the overlap over
+    the sum of both, each count plus one. even: cross-entropy, averaged over the object and over the
+    rest, half each.
     """
     x, on = logits.flatten(2), truth.flatten(1).to(logits.dtype)
-    sides = torch.stack([on, 1 - on], dim=-1)  # [N, H * W, 2]: products with it sum over the object, and over the rest
+    # [N, H * W, 2]: products with it sum over the object, and over the rest.
+    sides = torch.stack([on, 1 - on], dim=-1)
     right = x * (2 * on - 1)[:, None]
-    entropy, wrong = -F.logsigmoid(right), torch.sigmoid(-right)  # wrong: 1 less the probability of the truth
+    # Wrong: 1 less the probability of the truth.
+    entropy, wrong = (
+        -F.logsigmoid(right),
+        torch.sigmoid(-right),
+    )
     hard = ((wrong**focus * entropy) @ sides) @ logits.new_tensor([balance, 1 - balance])
     area, pixels = sides.sum(1)[:, None], x.shape[-1]  # [N, 1, 2]
     missed, excess = (wrong @ sides).unbind(-1)
@@ -77,18 +89,23 @@ def mask_losses(logits: Tensor, truth: Tensor, balance: float = 0.25, focus: flo
 
 
 def iou_loss(logits: Tensor, truth: Tensor, predicted: Tensor) -> Tensor:
-    """How far `predicted` is from the IoU of the mask at threshold 0. [..., H, W] twice and [...] -> [...]; no gradient to the mask."""
+    """How far `predicted` is from the IoU of the mask at threshold 0. [..., H, W] twice and [...]
+    -> [...]; no gradient to the mask.
+    """
     found, wanted = (logits > 0).flatten(-2), (truth > 0).flatten(-2)
     overlap, either = (found & wanted).sum(-1), (found | wanted).sum(-1)
     actual = overlap.to(predicted.dtype) / either.clamp(min=1)
     return (predicted - actual).abs()
 
 
-def step_losses(step: Step, truth: Tensor, num_objects: float, weights: LossWeights | None = None) -> Losses:
-    """Losses of one step. truth: [N, H, W] bool; num_objects: what sums are divided by, the mean over all ranks, at least 1.
+def step_losses(
+    step: Step, truth: Tensor, num_objects: float, weights: LossWeights | None = None
+) -> Losses:
+    """Losses of one step. truth: [N, H, W] bool; num_objects: what sums are divided by, the mean
+    over all ranks, at least 1.
 
-    Of several masks the one of smallest weighted loss is corrected; the predicted IoU of all of them is. Where the object is
-    absent only its presence counts.
+    Of several masks the one of smallest weighted loss is corrected; the predicted IoU of all of
+    them is. Where the object is absent only its presence counts.
     """
     weights = weights or LossWeights()
     _check(step, truth, num_objects)
@@ -96,38 +113,83 @@ def step_losses(step: Step, truth: Tensor, num_objects: float, weights: LossWeig
     cost = weights.mask * mask.focal + weights.dice * mask.dice + weights.even * mask.even
     best = cost.argmin(1, keepdim=True)  # [N, 1]
     present = truth.flatten(1).any(1).to(cost.dtype)[:, None]
-    quality = iou_loss(step.logits, truth[:, None].expand_as(step.logits), step.iou).mean(1, keepdim=True)
-    focal, overlap, even, iou = ((part * present).sum() / num_objects for part in (*(m.gather(1, best) for m in mask), quality))
-    entropy = F.binary_cross_entropy_with_logits(step.presence, present.to(step.presence.dtype), reduction="sum") / num_objects
+    quality = iou_loss(step.logits, truth[:, None].expand_as(step.logits), step.iou).mean(
+        1, keepdim=True
+    )
+    focal, overlap, even, iou = (
+        (part * present).sum() / num_objects
+        for part in (*(m.gather(1, best) for m in mask), quality)
+    )
+    entropy = (
+        F.binary_cross_entropy_with_logits(
+            step.presence, present.to(step.presence.dtype), reduction="sum"
+        )
+        / num_objects
+    )
     return _weighted(focal, overlap, iou, entropy, even, weights)
 
 
-def clip_losses(frames: Sequence[Sequence[Step]], truth: Tensor, num_objects: float, weights: LossWeights | None = None) -> Losses:
-    """The sum over the steps of all frames. frames: of each frame its steps; truth: [T, N, H, W] bool."""
+def clip_losses(
+    frames: Sequence[Sequence[Step]],
+    truth: Tensor,
+    num_objects: float,
+    weights: LossWeights | None = None,
+) -> Losses:
+    """The sum over the steps of all frames. frames: of each frame its steps; truth: [T, N, H, W]
+    bool.
+    """
     weights = weights or LossWeights()
     if len(frames) != truth.shape[0] or not any(frames):
-        raise ValueError(f"frames: expected steps for {truth.shape[0]} frames, got {[len(steps) for steps in frames]}")
-    found = [step_losses(step, truth[t], num_objects, weights) for t, steps in enumerate(frames) for step in steps]
-    mask, dice, iou, presence, even = (torch.stack([losses[i] for losses in found]).sum() for i in range(5))
+        raise ValueError(
+            f"frames: expected steps for {truth.shape[0]} frames, got "
+            f"{[len(steps) for steps in frames]}"
+        )
+    found = [
+        step_losses(step, truth[t], num_objects, weights)
+        for t, steps in enumerate(frames)
+        for step in steps
+    ]
+    mask, dice, iou, presence, even = (
+        torch.stack([losses[i] for losses in found]).sum() for i in range(5)
+    )
     return _weighted(mask, dice, iou, presence, even, weights)
 
 
 def require_finite(losses: Losses, where: str) -> None:
-    """Raises FloatingPointError, naming the parts that are not finite and where: training must stop, not go on with rubbish."""
+    """Raises FloatingPointError, naming the parts that are not finite and where: training must
+    stop, not go on with rubbish.
+    """
     wrong = [name for name, value in losses._asdict().items() if not bool(torch.isfinite(value))]
     if wrong:
-        raise FloatingPointError(f"{where}: {', '.join(wrong)} loss is not finite; lower the learning rate, or look at this step's data")
+        raise FloatingPointError(
+            f"{where}: {', '.join(wrong)} loss is not finite; lower the learning rate, or look at "
+            f"this step's data"
+        )
 
 
-def _weighted(mask: Tensor, dice: Tensor, iou: Tensor, presence: Tensor, even: Tensor, weights: LossWeights) -> Losses:
-    total = weights.mask * mask + weights.dice * dice + weights.iou * iou + weights.presence * presence + weights.even * even
+def _weighted(
+    mask: Tensor, dice: Tensor, iou: Tensor, presence: Tensor, even: Tensor, weights: LossWeights
+) -> Losses:
+    total = (
+        weights.mask * mask
+        + weights.dice * dice
+        + weights.iou * iou
+        + weights.presence * presence
+        + weights.even * even
+    )
     return Losses(mask, dice, iou, presence, even, total)
 
 
 def _check(step: Step, truth: Tensor, num_objects: float) -> None:
     if step.logits.ndim != 4 or truth.shape != (step.logits.shape[0], *step.logits.shape[2:]):
-        raise ValueError(f"truth: expected [N, H, W] for logits [N, M, H, W], got {tuple(truth.shape)} for {tuple(step.logits.shape)}")
+        raise ValueError(
+            f"truth: expected [N, H, W] for logits [N, M, H, W], got {tuple(truth.shape)} for "
+            f"{tuple(step.logits.shape)}"
+        )
     if step.iou.shape != step.logits.shape[:2] or step.presence.shape != (truth.shape[0], 1):
-        raise ValueError(f"iou, presence: expected [N, M] and [N, 1], got {tuple(step.iou.shape)} and {tuple(step.presence.shape)}")
+        raise ValueError(
+            f"iou, presence: expected [N, M] and [N, 1], got {tuple(step.iou.shape)} and "
+            f"{tuple(step.presence.shape)}"
+        )
     if num_objects < 1:
         raise ValueError(f"num_objects: expected 1 or more, got {num_objects}")

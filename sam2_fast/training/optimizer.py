@@ -17,12 +17,18 @@ _BLOCK = re.compile(r"^image_encoder\.trunk\.blocks\.(\d+)\.")
 
 
 def parameter_groups(model: Sam2, recipe: Recipe) -> list[dict[str, Any]]:
-    """Parameters by how they are treated. "scale": of the learning rate; "encoder": whether the image encoder's rate holds.
+    """Parameters by how they are treated. "scale": of the learning rate; "encoder": whether the
+    image encoder's rate holds.
 
-    Biases and the weights of `nn.LayerNorm` do not decay. Block i of n of the trunk is scaled by layer_decay ** (n - i), what comes before
-    the blocks by layer_decay ** (n + 1), except the position table. Source: official `optimizer.py` with the released configuration.
+    Biases and the weights of `nn.LayerNorm` do not decay. Block i of n of the trunk is scaled by
+    layer_decay ** (n - i), what comes before the blocks by layer_decay ** (n + 1), except the
+    position table. Source: official `optimizer.py` with the released configuration.
     """
-    norms = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
+    norms = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.LayerNorm)
+    }
     blocks = sum(model.config.stages)
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -33,7 +39,8 @@ def parameter_groups(model: Sam2, recipe: Recipe) -> list[dict[str, Any]]:
         decay = 0.0 if "bias" in name or name in norms else recipe.weight_decay
         groups.setdefault((scale, decay, name.startswith("image_encoder.")), []).append(parameter)
     return [
-        {"params": found, "scale": scale, "weight_decay": decay, "encoder": encoder} for (scale, decay, encoder), found in groups.items()
+        {"params": found, "scale": scale, "weight_decay": decay, "encoder": encoder}
+        for (scale, decay, encoder), found in groups.items()
     ]
 
 
@@ -54,4 +61,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, stage: Stage, step: int)
     """Of every group, for step `step` of `stage`."""
     encoder = stage.lr if stage.encoder_lr is None else stage.encoder_lr
     for group in optimizer.param_groups:
-        group["lr"] = schedule(stage, step) * group["scale"] * (encoder if group["encoder"] else stage.lr)
+        group["lr"] = (
+            schedule(stage, step) * group["scale"] * (encoder if group["encoder"] else stage.lr)
+        )

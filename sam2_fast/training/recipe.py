@@ -17,12 +17,19 @@ from sam2_fast.training.simulation import Annotator
 from sam2_fast.training.sources import Source, Synthetic
 from sam2_fast.training.stored import Folder, Sa1b, Sav
 
-SOURCES: dict[str, type[Source]] = {"synthetic": Synthetic, "folder": Folder, "sa-v": Sav, "sa-1b": Sa1b}
+SOURCES: dict[str, type[Source]] = {
+    "synthetic": Synthetic,
+    "folder": Folder,
+    "sa-v": Sav,
+    "sa-1b": Sa1b,
+}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training. Its learning rate rises linearly for `warmup` steps, then falls as half a cosine to `final_lr`."""
+    """A stretch of training. Its learning rate rises linearly for `warmup` steps, then falls as
+    half a cosine to `final_lr`.
+    """
 
     steps: int = 1000
     image_size: int = 1024  # pixels
@@ -37,27 +44,45 @@ class Stage:
 
     def __post_init__(self) -> None:
         rates = (self.lr, self.lr if self.encoder_lr is None else self.encoder_lr)
-        if self.steps < 1 or min(rates) < 0 or not 0 <= self.final_lr <= 1 or not 0 <= self.warmup <= self.steps:
-            raise ValueError("expected steps of 1 or more, lr and encoder_lr of 0 or more, final_lr of 0 to 1, warmup of 0 to steps")
+        if (
+            self.steps < 1
+            or min(rates) < 0
+            or not 0 <= self.final_lr <= 1
+            or not 0 <= self.warmup <= self.steps
+        ):
+            raise ValueError(
+                "expected steps of 1 or more, lr and encoder_lr of 0 or more, final_lr of 0 to 1, "
+                "warmup of 0 to steps"
+            )
         if (
             not self.sources
             or any(s.share < 0 or s.frames < 1 or s.batch < 1 for s in self.sources)
             or not sum(s.share for s in self.sources)
         ):
-            raise ValueError("expected sources with shares of 0 or more, not all 0, and frames and batch of 1 or more")
+            raise ValueError(
+                "expected sources with shares of 0 or more, not all 0, and frames and batch of 1 "
+                "or more"
+            )
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Defaults are those of the official fine-tuning configuration (`sam2.1_hiera_b+_MOSE_finetune.yaml`)."""
+    """Defaults are those of the official fine-tuning configuration
+    (`sam2.1_hiera_b+_MOSE_finetune.yaml`).
+    """
 
-    model: Sam2Config | str | None = None  # an architecture or the name of one; None: as `weights` says
+    model: Sam2Config | str | None = (
+        None  # an architecture or the name of one; None: as `weights` says
+    )
     weights: str | None = None  # to start from; None: random ones
     seed: int = 123
     weight_decay: float = 0.1
-    layer_decay: float = 0.9  # of the learning rate, by block of the image encoder's trunk from its end
+    layer_decay: float = (
+        0.9  # of the learning rate, by block of the image encoder's trunk from its end
+    )
     clip_norm: float = 0.1  # of the gradient
-    ema: float = 0.0  # weight of the past in a moving average of the weights, which is then what is saved; 0: none
+    # weight of the past in a moving average of the weights, which is then what is saved; 0: none
+    ema: float = 0.0
     bfloat16: bool = True  # autocast
     recompute: bool = False  # keep fewer activations, see `simulate`
     stages: tuple[Stage, ...] = (Stage(),)
@@ -65,8 +90,16 @@ class Recipe:
     def __post_init__(self) -> None:
         if (self.model is None and self.weights is None) or not self.stages:
             raise ValueError("expected `model`, `weights` or both, and a stage or more")
-        if not 0 <= self.ema < 1 or not 0 < self.layer_decay <= 1 or self.clip_norm <= 0 or self.weight_decay < 0:
-            raise ValueError("expected ema in [0, 1), layer_decay in (0, 1], clip_norm above 0, weight_decay of 0 or more")
+        if (
+            not 0 <= self.ema < 1
+            or not 0 < self.layer_decay <= 1
+            or self.clip_norm <= 0
+            or self.weight_decay < 0
+        ):
+            raise ValueError(
+                "expected ema in [0, 1), layer_decay in (0, 1], clip_norm above 0, weight_decay "
+                "of 0 or more"
+            )
 
     @property
     def steps(self) -> int:
@@ -74,7 +107,9 @@ class Recipe:
         return sum(stage.steps for stage in self.stages)
 
     def at(self, step: int) -> tuple[Stage, int]:
-        """The stage that a step belongs to, and its number in there. Past the end: the last stage, and its length."""
+        """The stage that a step belongs to, and its number in there. Past the end: the last stage,
+        and its length.
+        """
         for stage in self.stages:
             if step < stage.steps:
                 return stage, step
@@ -87,7 +122,9 @@ class Recipe:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Recipe:
-        """From a JSON file. A key of a stage on the top level holds for all stages. Raises ValueError that names what does not fit."""
+        """From a JSON file. A key of a stage on the top level holds for all stages. Raises
+        ValueError that names what does not fit.
+        """
         try:
             given = json.loads(Path(path).read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -95,13 +132,18 @@ class Recipe:
         where = f"recipe {path}"
         if not isinstance(given, dict):
             raise ValueError(f"{where}: expected an object with keys, got {type(given).__name__}")
-        common = {key: given.pop(key) for key in list(given) if key in {f.name for f in fields(Stage)}}
+        common = {
+            key: given.pop(key) for key in list(given) if key in {f.name for f in fields(Stage)}
+        }
         stages = given.pop("stages", [{}])
         if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
             raise ValueError(f"{where}: stages: expected a list of objects")
         if isinstance(given.get("model"), dict):
             given["model"] = _filled(Sam2Config, given["model"], f"{where}: model")
-        made = tuple(_stage(common | stage, f"{where}: stage {number}") for number, stage in enumerate(stages))
+        made = tuple(
+            _stage(common | stage, f"{where}: stage {number}")
+            for number, stage in enumerate(stages)
+        )
         found: Recipe = _filled(cls, given | {"stages": made}, where)
         return found
 
@@ -113,8 +155,13 @@ def _stage(given: dict[str, Any], where: str) -> Stage:
     if "sources" in given:
         sources = given["sources"]
         if not isinstance(sources, list):
-            raise ValueError(f"{where}: sources: expected a list of objects, each with a `kind` of {', '.join(SOURCES)}")
-        given["sources"] = tuple(_source(source, f"{where}: source {number}") for number, source in enumerate(sources))
+            raise ValueError(
+                f"{where}: sources: expected a list of objects, each with a `kind` of "
+                f"{', '.join(SOURCES)}"
+            )
+        given["sources"] = tuple(
+            _source(source, f"{where}: source {number}") for number, source in enumerate(sources)
+        )
     stage: Stage = _filled(Stage, given, where)
     return stage
 
@@ -134,10 +181,19 @@ def _source(given: Any, where: str) -> Source:
 def _filled(kind: type, given: Mapping[str, Any], where: str) -> Any:
     names = {f.name for f in fields(kind)}
     if not isinstance(given, Mapping):
-        raise ValueError(f"{where}: expected an object with keys of {', '.join(sorted(names))}, got {given!r}")
+        raise ValueError(
+            f"{where}: expected an object with keys of {', '.join(sorted(names))}, got {given!r}"
+        )
     if unknown := sorted(set(given) - names):
-        raise ValueError(f"{where}: unknown {', '.join(unknown)}; there are {', '.join(sorted(names))}")
+        raise ValueError(
+            f"{where}: unknown {', '.join(unknown)}; there are {', '.join(sorted(names))}"
+        )
     try:
-        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+        return kind(
+            **{
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in given.items()
+            }
+        )
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error

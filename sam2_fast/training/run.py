@@ -1,4 +1,6 @@
-"""A whole training run on disk: checkpoints, a log that is a JSON object a step, and weights at the end."""
+"""A whole training run on disk: checkpoints, a log that is a JSON object a step, and weights at the
+end.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +37,21 @@ def train_to(
 ) -> dict[str, float]:
     """Train by `recipe` into the folder `output`; returns the mean losses of the last steps.
 
-    Under `torchrun` (RANK, WORLD_SIZE and LOCAL_RANK are set) each process takes a batch of its own, and the first one writes.
-    Raises FileExistsError where `output` has a checkpoint and `resume` is not given, FileNotFoundError where it has none and it is.
+    Under `torchrun` (RANK, WORLD_SIZE and LOCAL_RANK are set) each process takes a batch of its
+    own, and the first one writes. Raises FileExistsError where `output` has a checkpoint and
+    `resume` is not given, FileNotFoundError where it has none and it is.
     """
-    folder, rank, processes = Path(output), int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    folder, rank, processes = (
+        Path(output),
+        int(os.environ.get("RANK", "0")),
+        int(os.environ.get("WORLD_SIZE", "1")),
+    )
     there = (folder / CHECKPOINT).is_file()
     if there and not resume:
-        raise FileExistsError(f"output {folder}: has a {CHECKPOINT} of an earlier run; resume it, or choose another folder")
+        raise FileExistsError(
+            f"output {folder}: has a {CHECKPOINT} of an earlier run; resume it, or choose another "
+            f"folder"
+        )
     if resume and not there:
         raise FileNotFoundError(f"output {folder}: has no {CHECKPOINT} to resume from")
     with ExitStack() as stack:
@@ -60,8 +70,17 @@ def train_to(
         if rank == 0:
             with whole_file(folder / WEIGHTS) as beside:
                 # not save_file: it hides the file from other users, whatever the umask says
-                beside.write_bytes(save({name: t.detach().cpu().contiguous() for name, t in trainer.weights().items()}))
-    return {name: sum(found[name] for found in last) / len(last) for name in last[0]} if last else {}
+                beside.write_bytes(
+                    save(
+                        {
+                            name: t.detach().cpu().contiguous()
+                            for name, t in trainer.weights().items()
+                        }
+                    )
+                )
+    return (
+        {name: sum(found[name] for found in last) / len(last) for name in last[0]} if last else {}
+    )
 
 
 def _join(stack: ExitStack, device: torch.device, processes: int) -> torch.device:
@@ -70,7 +89,9 @@ def _join(stack: ExitStack, device: torch.device, processes: int) -> torch.devic
         return device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    known = {"backend": "nccl", "device_id": device} if device.type == "cuda" else {"backend": "gloo"}
+    known = (
+        {"backend": "nccl", "device_id": device} if device.type == "cuda" else {"backend": "gloo"}
+    )
     torch.distributed.init_process_group(**known)
     stack.callback(torch.distributed.destroy_process_group)
     return device
@@ -83,7 +104,11 @@ def _writers(stack: ExitStack, folder: Path, step: int, tensorboard: bool) -> li
     """Of the log, from which steps after `step` are dropped, and of TensorBoard's events."""
     path, kept = folder / LOG, ""
     if step and path.is_file():
-        kept = "".join(f"{line}\n" for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step)
+        kept = "".join(
+            f"{line}\n"
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if json.loads(line)["step"] <= step
+        )
     with whole_file(path) as beside:
         beside.write_text(kept, encoding="utf-8")
     log = stack.enter_context(path.open("a", encoding="utf-8", buffering=1))
@@ -101,7 +126,9 @@ def _board(stack: ExitStack, folder: Path) -> _Writer:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ImportError("tensorboard is not installed: pip install 'sam2-fast[train]', or train without it") from error
+        raise ImportError(
+            "tensorboard is not installed: pip install 'sam2-fast[train]', or train without it"
+        ) from error
     board = SummaryWriter(folder)
     stack.callback(board.close)
 

@@ -1,4 +1,6 @@
-"""Where training clips come from. A clip is a function of its seed alone: any process can draw any clip, in any order."""
+"""Where training clips come from. A clip is a function of its seed alone: any process can draw any
+clip, in any order.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class Source(Protocol):
         """Clips of a step and process."""
 
     def clip(self, seed: int, size: int) -> Clip:
-        """Clip number `seed`, of size x size pixels. Raises ValueError where none can be had, and says why."""
+        """Clip number `seed`, of size x size pixels. Raises ValueError where none can be had, and
+        says why.
+        """
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,10 @@ class Synthetic:
 
     def __post_init__(self) -> None:
         if self.stride < 1 or self.objects < 1 or (self.frames - 1) * self.stride >= self.length:
-            raise ValueError(f"synthetic source: expected stride and objects of 1 or more, and clips that fit into {self.length} frames")
+            raise ValueError(
+                f"synthetic source: expected stride and objects of 1 or more, and clips that fit "
+                f"into {self.length} frames"
+            )
 
     def clip(self, seed: int, size: int) -> Clip:
         """Frames at equal distances, and objects that are seen on the first of them."""
@@ -70,8 +77,17 @@ class Synthetic:
             if seen:
                 chosen = rng.permutation(seen)[: self.objects]
                 shown = [first, *(video[t] for t in times[1:])]
-                images = torch.stack([normalize_frame(torch.from_numpy(frame.image)) for frame in shown])
-                return Clip(images, torch.from_numpy(np.stack([[frame.labels == i for i in chosen] for frame in shown])), seed)
+                images = torch.stack(
+                    [normalize_frame(torch.from_numpy(frame.image)) for frame in shown]
+                )
+                return Clip(
+                    images,
+                    torch.from_numpy(
+                        np.stack([[frame.labels == i for i in chosen] for frame in shown])
+                    ),
+                    seed,
+                )
         raise ValueError(
-            f"synthetic source: no object covers {self.least:g} of the first frame in {TRIES} clips; make the world's sizes larger"
+            f"synthetic source: no object covers {self.least:g} of the first frame in {TRIES} "
+            f"clips; make the world's sizes larger"
         )

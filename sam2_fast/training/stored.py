@@ -40,7 +40,9 @@ class Video(ABC):
 
 
 class Stored(ABC):
-    """What the sources below have in common: a clip is consecutive annotated frames, and objects that the first of them shows."""
+    """What the sources below have in common: a clip is consecutive annotated frames, and objects
+    that the first of them shows.
+    """
 
     share: float
     frames: int
@@ -51,7 +53,9 @@ class Stored(ABC):
 
     @abstractmethod
     def videos(self) -> Sequence[str]:
-        """Names of what clips are cut from. Raises FileNotFoundError or ValueError where there is nothing."""
+        """Names of what clips are cut from. Raises FileNotFoundError or ValueError where there is
+        nothing.
+        """
 
     @abstractmethod
     def open(self, name: str) -> Video:
@@ -75,13 +79,20 @@ class Stored(ABC):
                 found += [video.masks(t) for t in times[1:]]
                 nothing = np.zeros_like(found[0][chosen[0]])
                 masks = np.stack([[frame.get(i, nothing) for i in chosen] for frame in found])
-                return augment([video.image(t) for t in times], masks, seed, size, self.augmentation)
-        raise ValueError(f"source {self}: no clip of {self.frames} annotated frames shows an object on the first, in {TRIES} tries")
+                return augment(
+                    [video.image(t) for t in times], masks, seed, size, self.augmentation
+                )
+        raise ValueError(
+            f"source {self}: no clip of {self.frames} annotated frames shows an object on the "
+            f"first, in {TRIES} tries"
+        )
 
 
 @dataclass(frozen=True)
 class Folder(Stored):
-    """DAVIS, MOSE, YouTube-VOS, LVOS, or your own: `<images>/<video>/<frame>.jpg` and the annotation folders of `Annotations`."""
+    """DAVIS, MOSE, YouTube-VOS, LVOS, or your own: `<images>/<video>/<frame>.jpg` and the
+    annotation folders of `Annotations`.
+    """
 
     images: str = "JPEGImages"
     masks: str = "Annotations"
@@ -117,12 +128,17 @@ class _FolderVideo(Video):
         for suffix in _SUFFIXES:
             if (path := self._images / f"{self._names[t]}{suffix}").is_file():
                 return load_image(path)
-        raise FileNotFoundError(f"images {self._images / self._names[t]}: no image of that name with one of {', '.join(_SUFFIXES)}")
+        raise FileNotFoundError(
+            f"images {self._images / self._names[t]}: no image of that name with one of "
+            f"{', '.join(_SUFFIXES)}"
+        )
 
 
 @dataclass(frozen=True)
 class Sav(Stored):
-    """SA-V's training videos: a folder of `<video>.mp4` with `<video>_manual.json` (or another `annotated`)."""
+    """SA-V's training videos: a folder of `<video>.mp4` with `<video>_manual.json` (or another
+    `annotated`).
+    """
 
     folder: str = "sav_train"
     annotated: str = "manual"  # or "auto"
@@ -137,7 +153,9 @@ class Sav(Stored):
         return _with_suffix(self.folder, f"_{self.annotated}.json")
 
     def open(self, name: str) -> Video:
-        return _SavVideo(Path(self.folder) / f"{name}_{self.annotated}.json", Path(self.folder) / f"{name}.mp4")
+        return _SavVideo(
+            Path(self.folder) / f"{name}_{self.annotated}.json", Path(self.folder) / f"{name}.mp4"
+        )
 
 
 class _SavVideo(Video):
@@ -145,7 +163,9 @@ class _SavVideo(Video):
         self._masks, self._video = SavAnnotations(masks), open_video(video)
         last = SavAnnotations.video_frame(len(self._masks) - 1)
         if last >= len(self._video):
-            raise ValueError(f"annotations {masks}: reach to frame {last}, {video} has {len(self._video)} frames")
+            raise ValueError(
+                f"annotations {masks}: reach to frame {last}, {video} has {len(self._video)} frames"
+            )
 
     def __len__(self) -> int:
         return len(self._masks)
@@ -159,7 +179,9 @@ class _SavVideo(Video):
 
 @dataclass(frozen=True)
 class Sa1b(Stored):
-    """SA-1B's images: a folder of `sa_<n>.jpg` with `sa_<n>.json`. Masks of more than `largest` of the image are left out."""
+    """SA-1B's images: a folder of `sa_<n>.jpg` with `sa_<n>.json`. Masks of more than `largest` of
+    the image are left out.
+    """
 
     folder: str = "sa1b"
     largest: float = 0.9
@@ -174,7 +196,9 @@ class Sa1b(Stored):
         return _with_suffix(self.folder, ".json")
 
     def open(self, name: str) -> Video:
-        return _Sa1bImage(Path(self.folder) / f"{name}.json", Path(self.folder) / f"{name}.jpg", self.largest)
+        return _Sa1bImage(
+            Path(self.folder) / f"{name}.json", Path(self.folder) / f"{name}.jpg", self.largest
+        )
 
 
 class _Sa1bImage(Video):
@@ -195,9 +219,15 @@ class _Sa1bImage(Video):
 def _listed(masks: str, listed: str | None) -> list[str]:
     there = videos_in(masks)
     if listed is not None:
-        wanted = [line.strip() for line in Path(listed).read_text(encoding="utf-8").splitlines() if line.strip()]
+        wanted = [
+            line.strip()
+            for line in Path(listed).read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        ]
         if missing := sorted(set(wanted) - set(there)):
-            raise FileNotFoundError(f"annotations {Path(masks) / missing[0]}: no such folder, and {listed} names it")
+            raise FileNotFoundError(
+                f"annotations {Path(masks) / missing[0]}: no such folder, and {listed} names it"
+            )
         there = wanted
     if not there:
         raise ValueError(f"annotations {masks}: expected a folder for each video, got none")

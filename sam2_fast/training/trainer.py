@@ -1,4 +1,6 @@
-"""The loop: clips, losses, steps of AdamW; stopped and resumed at any step with the same result to the bit."""
+"""The loop: clips, losses, steps of AdamW; stopped and resumed at any step with the same result to
+the bit.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,20 @@ _PLAN, _CLIPS = 0, 1  # what random numbers of a step are for
 class Trainer:
     """A model in training, in one process or in several of `torch.distributed` with a batch each.
 
-    `step` counts what was done. A step is a function of the recipe and of its number: clips are numbered through all processes, so that n
-    of them with batch b do what one does with batch n * b, but for the order of sums.
+    `step` counts what was done. A step is a function of the recipe and of its number: clips are
+    numbered through all processes, so that n of them with batch b do what one does with batch n *
+    b, but for the order of sums.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device | str = "cpu", *, rank: int = 0, processes: int = 1, workers: int = 0) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: torch.device | str = "cpu",
+        *,
+        rank: int = 0,
+        processes: int = 1,
+        workers: int = 0,
+    ) -> None:
         """workers: processes that draw clips ahead; 0: none, they are drawn in between."""
         self.recipe, self.device, self.step = recipe, torch.device(device), 0
         self._rank, self._processes, self._workers = rank, processes, workers
@@ -57,50 +68,86 @@ class Trainer:
         )
         self.model = _at_size(built, first)
         self.optimizer = adamw(self.model, recipe)
-        self._average = {name: p.detach().clone() for name, p in self.model.named_parameters()} if recipe.ema else None
+        self._average = (
+            {name: p.detach().clone() for name, p in self.model.named_parameters()}
+            if recipe.ema
+            else None
+        )
         self._forward: Callable[..., Losses] = self._wrapped()
 
     def advance(self, batch: Batch | None = None) -> dict[str, float]:
-        """One step; returns its losses and the gradient's norm. batch: clips of this step, None draws them.
+        """One step; returns its losses and the gradient's norm. batch: clips of this step, None
+        draws them.
 
-        Raises FloatingPointError for losses or gradients that are not finite; weights are then as before the step.
+        Raises FloatingPointError for losses or gradients that are not finite; weights are then as
+        before the step.
         """
         recipe, step = self.recipe, self.step
         stage, within = recipe.at(step)
         if stage.image_size != self.model.config.image_size:
             self.model = _at_size(self.model, stage.image_size)
             self._forward = self._wrapped()
-        batch = (draw_batch(recipe, step, self._rank, self._processes) if batch is None else batch).to(self.device)
+        batch = (
+            draw_batch(recipe, step, self._rank, self._processes) if batch is None else batch
+        ).to(self.device)
         self.optimizer.zero_grad(set_to_none=True)
         with self._kernels():
-            losses = self._forward(batch, stage, np.random.default_rng([recipe.seed, step, _PLAN]), self._mean_objects(batch))
+            losses = self._forward(
+                batch,
+                stage,
+                np.random.default_rng([recipe.seed, step, _PLAN]),
+                self._mean_objects(batch),
+            )
             require_finite(losses, f"step {step}")
             losses.total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
         if not bool(torch.isfinite(norm)):
-            raise FloatingPointError(f"step {step}: the gradient is not finite; lower the learning rate, or look at this step's data")
+            raise FloatingPointError(
+                f"step {step}: the gradient is not finite; lower the learning rate, or look at "
+                f"this step's data"
+            )
         set_learning_rate(self.optimizer, stage, within)
         self.optimizer.step()
         if self._average is not None:
             for name, parameter in self.model.named_parameters():
                 self._average[name].lerp_(parameter.detach(), 1 - recipe.ema)
         self.step += 1
-        return {name: value.item() for name, value in losses._asdict().items()} | {"gradient": norm.item()}
+        return {name: value.item() for name, value in losses._asdict().items()} | {
+            "gradient": norm.item()
+        }
 
-    def run(self, output: str | os.PathLike[str] | None = None, every: int = 200, *, progress: bool = True) -> Iterator[dict[str, float]]:
-        """Steps until the recipe's end, yielding what `advance` returns; a checkpoint at `output` every `every` steps and at the end."""
+    def run(
+        self,
+        output: str | os.PathLike[str] | None = None,
+        every: int = 200,
+        *,
+        progress: bool = True,
+    ) -> Iterator[dict[str, float]]:
+        """Steps until the recipe's end, yielding what `advance` returns; a checkpoint at `output`
+        every `every` steps and at the end.
+        """
         steps = self.recipe.steps
         # a generator of its own: a loader draws a seed from torch's, which is the caller's
         loader = DataLoader(
-            _Steps(self.recipe, self._rank, self._processes), batch_size=None, sampler=range(self.step, steps), num_workers=self._workers,
-            generator=torch.Generator(), pin_memory=self.device.type == "cuda",
-        )  # fmt: skip
+            _Steps(self.recipe, self._rank, self._processes),
+            batch_size=None,
+            sampler=range(self.step, steps),
+            num_workers=self._workers,
+            generator=torch.Generator(),
+            pin_memory=self.device.type == "cuda",
+        )
         with tqdm(total=steps, initial=self.step, desc="train", disable=not progress) as bar:
             for batch in loader:
                 found = self.advance(batch)
                 bar.update(1)
-                bar.set_postfix({name: f"{found[name]:.3g}" for name in ("total", "dice", "iou")}, refresh=False)
-                if output is not None and self._rank == 0 and (self.step % every == 0 or self.step == steps):
+                bar.set_postfix(
+                    {name: f"{found[name]:.3g}" for name in ("total", "dice", "iou")}, refresh=False
+                )
+                if (
+                    output is not None
+                    and self._rank == 0
+                    and (self.step % every == 0 or self.step == steps)
+                ):
                     self.save(output)
                 yield found
 
@@ -109,20 +156,36 @@ class Trainer:
         return self.model.state_dict() | (self._average or {})
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Everything that resuming needs; the key "model" is what `build_sam2` loads. The file is whole or not there."""
-        content = {"model": self.weights(), "optimizer": self.optimizer.state_dict(), "step": self.step, "recipe": self.recipe.text()}
+        """Everything that resuming needs; the key "model" is what `build_sam2` loads. The file is
+        whole or not there.
+        """
+        content = {
+            "model": self.weights(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "recipe": self.recipe.text(),
+        }
         if self._average is not None:
             content["raw"] = self.model.state_dict()
         with whole_file(path) as beside:
             torch.save(content, beside)
 
     def resume(self, path: str | os.PathLike[str]) -> None:
-        """Go on where `path` was saved. Raises CheckpointError where it is none of training, or belongs to another recipe."""
+        """Go on where `path` was saved. Raises CheckpointError where it is none of training, or
+        belongs to another recipe.
+        """
         content = torch.load(path, map_location=self.device, weights_only=True)
-        if not isinstance(content, dict) or not {"model", "optimizer", "step", "recipe"} <= set(content):
-            raise CheckpointError(f"checkpoint {path}: expected one of training, with model, optimizer, step and recipe")
+        if not isinstance(content, dict) or not {"model", "optimizer", "step", "recipe"} <= set(
+            content
+        ):
+            raise CheckpointError(
+                f"checkpoint {path}: expected one of training, with model, optimizer, step and "
+                f"recipe"
+            )
         if content["recipe"] != self.recipe.text():
-            raise CheckpointError(f"checkpoint {path}: was trained by another recipe: {content['recipe']}")
+            raise CheckpointError(
+                f"checkpoint {path}: was trained by another recipe: {content['recipe']}"
+            )
         self.model.load_state_dict(content["raw"] if "raw" in content else content["model"])
         if self._average is not None:
             self._average = {name: content["model"][name].clone() for name in self._average}
@@ -138,10 +201,15 @@ class Trainer:
 
     def _wrapped(self) -> Callable[..., Losses]:
         losses = _ClipLosses(self.model, self.recipe)
-        return DistributedDataParallel(losses, find_unused_parameters=True) if self._processes > 1 else losses
+        return (
+            DistributedDataParallel(losses, find_unused_parameters=True)
+            if self._processes > 1
+            else losses
+        )
 
     def _kernels(self) -> AbstractContextManager[None]:
-        # on CPUs torch's flash attention goes backwards at a third of the speed of plain products, at these sizes
+        # on CPUs torch's flash attention goes backwards at a third of the speed of plain products,
+        # at these sizes
         return sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext()
 
 
@@ -149,9 +217,22 @@ def draw_batch(recipe: Recipe, step: int, rank: int = 0, processes: int = 1) -> 
     """The clips of one step that belong to process `rank` of `processes`."""
     stage, _ = recipe.at(step)
     shares = np.array([source.share for source in stage.sources], dtype=np.float64)
-    source: Source = stage.sources[int(np.random.default_rng([recipe.seed, step, _CLIPS]).choice(len(shares), p=shares / shares.sum()))]
+    source: Source = stage.sources[
+        int(
+            np.random.default_rng([recipe.seed, step, _CLIPS]).choice(
+                len(shares), p=shares / shares.sum()
+            )
+        )
+    ]
     numbers = range(rank * source.batch, (rank + 1) * source.batch)
-    seeds = [int(np.random.SeedSequence([recipe.seed, step, _CLIPS, number]).generate_state(1, np.uint64)[0]) for number in numbers]
+    seeds = [
+        int(
+            np.random.SeedSequence([recipe.seed, step, _CLIPS, number]).generate_state(
+                1, np.uint64
+            )[0]
+        )
+        for number in numbers
+    ]
     return collate([source.clip(seed, stage.image_size) for seed in seeds])
 
 
@@ -173,10 +254,19 @@ class _ClipLosses(nn.Module):
         super().__init__()
         self.model, self._recipe = model, recipe
 
-    def forward(self, batch: Batch, stage: Stage, rng: np.random.Generator, num_objects: float) -> Losses:
+    def forward(
+        self, batch: Batch, stage: Stage, rng: np.random.Generator, num_objects: float
+    ) -> Losses:
         plan = draw_plan(rng, batch.images.shape[0], stage.annotator)
-        again = self._recipe.recompute  # autocast's cache of cast weights would make the second time another computation than the first
-        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self._recipe.bfloat16, cache_enabled=not again):
+        # autocast's cache of cast weights would make the second time another computation than the
+        # first
+        again = self._recipe.recompute
+        with torch.autocast(
+            batch.images.device.type,
+            torch.bfloat16,
+            enabled=self._recipe.bfloat16,
+            cache_enabled=not again,
+        ):
             frames = simulate(self.model, batch, plan, rng, stage.annotator, recompute=again)
         return clip_losses(frames, batch.truth, num_objects, stage.losses)
 
@@ -184,7 +274,10 @@ class _ClipLosses(nn.Module):
 def _at_size(model: Sam2, image_size: int) -> Sam2:
     """The same parameters in a model for images of another size, whose tables differ."""
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and dropped
-        other = Sam2(replace(model.config, image_size=image_size), Options(dynamic_multimask_via_stability=False)).to(model.device)
+        other = Sam2(
+            replace(model.config, image_size=image_size),
+            Options(dynamic_multimask_via_stability=False),
+        ).to(model.device)
     other.load_state_dict(model.state_dict())
     for name, parameter in model.named_parameters():
         path, _, leaf = name.rpartition(".")

@@ -92,7 +92,9 @@ def warn_of_unknown(keywords: Collection[str]) -> None:
         if name in known:
             continue
         close = get_close_matches(name, known, n=1)
-        advice = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"
+        advice = (
+            f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"
+        )
         message = f"unknown keyword argument {name!r} is ignored{advice}"
         warnings.warn(message, UserWarning, stacklevel=_level_of_the_caller())
 
@@ -111,7 +113,10 @@ def _config(config_file: str | Sam2Config | None, state: Mapping[str, Any] | Non
     if config_file is not None:
         return read_config_name(config_file)
     if state is None:
-        raise ValueError("config_file: expected a size such as 'tiny' or an official configuration name where no weights are given")
+        raise ValueError(
+            "config_file: expected a size such as 'tiny' or an official configuration name where "
+            "no weights are given"
+        )
     return infer_config(state)
 
 
@@ -124,7 +129,9 @@ def _construct(kind: type[Model], config: Sam2Config, options: Options, seed: in
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, else CUDA where there is one, else the CPU (said once, in a log line)."""
+    """The device asked for, else CUDA where there is one, else the CPU (said
+    once, in a log line).
+    """
     if device is not None:
         return torch.device(device)
     chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu")

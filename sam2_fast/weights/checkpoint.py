@@ -1,4 +1,6 @@
-"""Weights in: official `.pt` files, training checkpoints, Hugging Face safetensors, state dicts. No file can run code."""
+"""Weights in: official `.pt` files, training checkpoints, Hugging Face safetensors, state dicts. No
+file can run code.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,11 @@ class CheckpointError(ValueError):
 
 
 def read_state_dict(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
-    """Official key names to CPU tensors, from a `.pt`, a `.safetensors` or a mapping (also nested under "model" or "state_dict").
+    """Official key names to CPU tensors, from a `.pt`, a `.safetensors` or a mapping (also nested
+    under "model" or "state_dict").
 
-    Raises FileNotFoundError, or CheckpointError for a file that is empty, truncated, no checkpoint, or wants to run code.
+    Raises FileNotFoundError, or CheckpointError for a file that is empty, truncated, no checkpoint,
+    or wants to run code.
     """
     if isinstance(source, Mapping):
         return _plain(source, "the given mapping")
@@ -51,20 +55,40 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
     if header > min(MAX_HEADER_BYTES, path.stat().st_size):
-        raise CheckpointError(f"checkpoint {path}: header of {header} bytes exceeds {MAX_HEADER_BYTES} or the file; not a safetensors file")
+        raise CheckpointError(
+            f"checkpoint {path}: header of {header} bytes exceeds {MAX_HEADER_BYTES} or the file; "
+            f"not a safetensors file"
+        )
     try:
         return load_file(path, device="cpu")
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise CheckpointError(f"checkpoint {path}: not a readable safetensors file ({error})") from error
+        raise CheckpointError(
+            f"checkpoint {path}: not a readable safetensors file ({error})"
+        ) from error
 
 
 def _read_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"checkpoint {path}: refused: not a plain table of tensors, or one that would run code to load") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError, OSError) as error:
-        raise CheckpointError(f"checkpoint {path}: not a readable PyTorch checkpoint ({str(error).splitlines()[0][:200]})") from error
+        raise CheckpointError(
+            f"checkpoint {path}: refused: not a plain table of tensors, or one that would run "
+            f"code to load"
+        ) from error
+    except (
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        IndexError,
+        OSError,
+    ) as error:
+        raise CheckpointError(
+            f"checkpoint {path}: not a readable PyTorch checkpoint "
+            f"({str(error).splitlines()[0][:200]})"
+        ) from error
 
 
 def _plain(loaded: Any, name: str) -> dict[str, Tensor]:
@@ -72,8 +96,15 @@ def _plain(loaded: Any, name: str) -> dict[str, Tensor]:
     for key in ("model", "state_dict"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise CheckpointError(f"{name}: expected a table of tensors, or one under the key 'model' (the official layout); found none")
+    if (
+        not isinstance(loaded, Mapping)
+        or not loaded
+        or not all(isinstance(v, Tensor) for v in loaded.values())
+    ):
+        raise CheckpointError(
+            f"{name}: expected a table of tensors, or one under the key 'model' (the official "
+            f"layout); found none"
+        )
     state = {str(k): v for k, v in loaded.items()}
     for prefix in _PREFIXES:
         if all(k.startswith(prefix) for k in state):
@@ -82,7 +113,9 @@ def _plain(loaded: Any, name: str) -> dict[str, Tensor]:
 
 
 def infer_config(state: Mapping[str, Tensor], image_size: int | None = None) -> Sam2Config:
-    """The architecture that a state dict belongs to, read off its own keys and shapes. image_size: None takes that of training."""
+    """The architecture that a state dict belongs to, read off its own keys and shapes. image_size:
+    None takes that of training.
+    """
     try:
         dim = state["image_encoder.trunk.patch_embed.proj.weight"].shape[0]
         grid = tuple(state["image_encoder.trunk.pos_embed"].shape[-2:])
@@ -91,9 +124,13 @@ def infer_config(state: Mapping[str, Tensor], image_size: int | None = None) -> 
         fuser = state["memory_encoder.fuser.layers.0.pwconv1.weight"].shape[0]
         mlp = state["sam_mask_decoder.transformer.layers.0.mlp.layers.0.weight"].shape[0]
     except KeyError as error:
-        raise CheckpointError(f"state dict: key {error} is missing; this is not a SAM 2 model") from error
+        raise CheckpointError(
+            f"state dict: key {error} is missing; this is not a SAM 2 model"
+        ) from error
     depth = 1 + max(int(m[1]) for m in map(_BLOCK.match, state) if m)
-    layers = 1 + max(int(k.split(".")[2]) for k in state if k.startswith("memory_attention.layers."))
+    layers = 1 + max(
+        int(k.split(".")[2]) for k in state if k.startswith("memory_attention.layers.")
+    )
     version = version_of(state)
     for known in (*PRESETS.values(), NANO):
         if known.embed_dim == dim and sum(known.stages) == depth and known.pos_grid == grid:
@@ -109,19 +146,32 @@ def infer_config(state: Mapping[str, Tensor], image_size: int | None = None) -> 
                 fuser_dim=fuser,
             )
     sizes = {name: (p.embed_dim, sum(p.stages)) for name, p in {**PRESETS, "nano": NANO}.items()}
-    raise CheckpointError(f"state dict: trunk of width {dim} and {depth} blocks is none of {sizes}; pass `config=` for a model of your own")
+    raise CheckpointError(
+        f"state dict: trunk of width {dim} and {depth} blocks is none of {sizes}; pass `config=` "
+        f"for a model of your own"
+    )
 
 
 def load_weights(model: Sam2, state: Mapping[str, Tensor], name: str = "state dict") -> None:
-    """Copy a state dict into a model, strictly. Nothing is copied when a key is missing or unexpected, or a shape differs."""
+    """Copy a state dict into a model, strictly. Nothing is copied when a key is missing or
+    unexpected, or a shape differs.
+    """
     wanted = model.state_dict()
     missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing or unexpected:
         hint = f"; it looks like SAM {version_of(state)}, the model is SAM {model.config.version}"
-        raise CheckpointError(f"{name}: missing keys {_some(missing)}, unexpected keys {_some(unexpected)}{hint}")
-    shapes = [f"{k}: {tuple(state[k].shape)} for {tuple(wanted[k].shape)}" for k in wanted if state[k].shape != wanted[k].shape]
+        raise CheckpointError(
+            f"{name}: missing keys {_some(missing)}, unexpected keys {_some(unexpected)}{hint}"
+        )
+    shapes = [
+        f"{k}: {tuple(state[k].shape)} for {tuple(wanted[k].shape)}"
+        for k in wanted
+        if state[k].shape != wanted[k].shape
+    ]
     if shapes:
-        raise CheckpointError(f"{name}: shapes differ ({_some(shapes)}); is the size of the model right?")
+        raise CheckpointError(
+            f"{name}: shapes differ ({_some(shapes)}); is the size of the model right?"
+        )
     model.load_state_dict(dict(state), strict=True)
 
 

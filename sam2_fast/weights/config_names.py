@@ -1,4 +1,6 @@
-"""Official configuration names and Hydra override strings, understood without Hydra: nothing in them can name code."""
+"""Official configuration names and Hydra override strings, understood without Hydra: nothing in
+them can name code.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ _SIZES = {"t": "tiny", "s": "small", "b+": "base_plus", "l": "large"}
 _NAME = re.compile(r"sam2(\.1)?_hiera_(tiny|small|base_plus|large|t|s|b\+|l)(\.yaml)?$")
 _OVERRIDE = re.compile(r"^(\+\+|\+|~)?([A-Za-z_][\w.]*)(=(.*))?$", re.DOTALL)
 
-# options of the official constructor that have one value in every released model: accepted at that value only
+# options of the official constructor that have one value in every released model: accepted at that
+#     value only
 _FIXED: dict[str, Any] = {
     "sigmoid_scale_for_mem_enc": 20.0,
     "sigmoid_bias_for_mem_enc": -10.0,
@@ -35,46 +38,64 @@ _IGNORED = ("compile_image_encoder", "_target_")  # choices of the official code
 
 
 def read_config_name(name: str) -> Sam2Config:
-    """An architecture from "tiny" ... "large", `configs/sam2.1/sam2.1_hiera_l.yaml`, a path to such a file (also with the
-    leading `//`), or the old `sam2_hiera_l.yaml`. The file itself is not read. Raises ValueError for another name.
+    """An architecture from "tiny" ... "large", `configs/sam2.1/sam2.1_hiera_l.yaml`, a path to such
+    a file (also with the leading `//`), or the old `sam2_hiera_l.yaml`. The file itself is not
+    read. Raises ValueError for another name.
     """
     if name in PRESETS or name == "nano":
         return preset(name)
     found = _NAME.search(str(name))
     if not found:
         raise ValueError(
-            f"config_file: expected one of {', '.join(sorted([*PRESETS, 'nano']))} or an official name such as "
+            f"config_file: expected one of {', '.join(sorted([*PRESETS, 'nano']))} or an official "
+            f"name such as "
             f"configs/sam2.1/sam2.1_hiera_t.yaml, got {name!r}"
         )
     return preset(_SIZES.get(found[2], found[2]), version="2.1" if found[1] else "2.0")
 
 
-def apply_overrides(config: Sam2Config, options: Options, overrides: Sequence[str]) -> tuple[Sam2Config, Options]:
-    """Hydra strings (`++model.a=b`, `+model.a=b`, `model.a=b`, `~model.a`) to a configuration and options.
+def apply_overrides(
+    config: Sam2Config, options: Options, overrides: Sequence[str]
+) -> tuple[Sam2Config, Options]:
+    """Hydra strings (`++model.a=b`, `+model.a=b`, `model.a=b`, `~model.a`) to a configuration and
+    options.
 
     Later strings win. A key that no released configuration has raises ValueError with the key.
     """
     for text in overrides:
         found = _OVERRIDE.match(text.strip()) if isinstance(text, str) else None
         if not found or (found[1] != "~" and found[3] is None):
-            raise ValueError(f"hydra_overrides_extra: expected strings such as '++model.image_size=512', got {text!r}")
+            raise ValueError(
+                f"hydra_overrides_extra: expected strings such as '++model.image_size=512', got "
+                f"{text!r}"
+            )
         key = found[2].removeprefix("model.").removeprefix("sam_mask_decoder_extra_args.")
-        config, options = _apply(config, options, key, found[1] == "~", _value(found[4] or ""), text)
+        config, options = _apply(
+            config, options, key, found[1] == "~", _value(found[4] or ""), text
+        )
     return config, options
 
 
-def _apply(config: Sam2Config, options: Options, key: str, delete: bool, value: Any, text: str) -> tuple[Sam2Config, Options]:
+def _apply(
+    config: Sam2Config, options: Options, key: str, delete: bool, value: Any, text: str
+) -> tuple[Sam2Config, Options]:
     if key in _IGNORED:
         return config, options
     if key == "image_size":
         return replace(config, image_size=Sam2Config().image_size if delete else value), options
     if key in _FIXED:
         if not delete and value != _FIXED[key]:
-            raise ValueError(f"hydra_overrides_extra: {text!r} is not supported; every released model has {key}={_FIXED[key]}")
+            raise ValueError(
+                f"hydra_overrides_extra: {text!r} is not supported; every released model has "
+                f"{key}={_FIXED[key]}"
+            )
         return config, options
     if key in {f.name for f in fields(Options)}:
         return config, options.updated(**{key: getattr(Options(), key) if delete else value})
-    raise ValueError(f"hydra_overrides_extra: {text!r} names the unknown key {key!r}; known are image_size and the fields of Options")
+    raise ValueError(
+        f"hydra_overrides_extra: {text!r} names the unknown key {key!r}; known are image_size and "
+        f"the fields of Options"
+    )
 
 
 def _value(text: str) -> Any:

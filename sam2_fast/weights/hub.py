@@ -37,7 +37,8 @@ def cached(model_id: str) -> Path | None:
 
 
 def download(model_id: str) -> Path:
-    """A path as it is, "nano" as the package has it, or the weights of a Hub id: from the cache, else downloaded (HF_HUB_OFFLINE counts).
+    """A path as it is, "nano" as the package has it, or the weights of a Hub id: from the cache,
+    else downloaded (HF_HUB_OFFLINE counts).
 
     Raises WeightsUnavailableError with the reason.
     """
@@ -46,7 +47,12 @@ def download(model_id: str) -> Path:
     if Path(model_id).is_file():
         return Path(model_id)
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     found = cached(model_id) if "/" in model_id else None
     if found is not None:
@@ -64,7 +70,8 @@ def download(model_id: str) -> Path:
             reason = str(error)
             break
     raise WeightsUnavailableError(
-        f"weights {model_id!r}: no such file, not in the Hugging Face cache, and the download failed ({reason.splitlines()[0]}); "
+        f"weights {model_id!r}: no such file, not in the Hugging Face cache, and the download "
+        f"failed ({reason.splitlines()[0]}); "
         "give the path of a .pt or .safetensors file"
     )
 

@@ -24,15 +24,18 @@ import sys, time, types
 from benchmarks import run
 from benchmarks.timing import Case, Row
 
+
 def rows(case, forever):
     yield Row(case, "sam2_fast", 1.0, 1.0, 1.0, {})
     if forever:
         time.sleep(100)
 
+
 def measure(options):
     yield Case("first", rows, (False,))
     yield Case("second", rows, (True,))
     yield Case("third", rows, (False,))
+
 
 sys.modules["benchmarks.endless"] = types.SimpleNamespace(measure=measure)
 run.available = lambda: ["endless"]
@@ -98,7 +101,10 @@ def test_a_whole_run_is_complete(ran: Run, capsys: pytest.CaptureFixture[str]) -
     assert document["complete"] is True
     assert (document["red"], document["failed"]) == ([], [])
     assert kept(document) == {"one": ["a", "b"]}
-    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [["a", "sam2_fast"], ["b", "torch"]]
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
+        ["a", "sam2_fast"],
+        ["b", "torch"],
+    ]
 
 
 def test_a_red_case_leaves_the_others(ran: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +123,13 @@ def test_a_red_case_leaves_the_others(ran: Run, capsys: pytest.CaptureFixture[st
     assert "red: one: b" in printed.err
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no kernel image"), subprocess.CalledProcessError(1, ["python"], stderr="the reason")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("no kernel image"),
+        subprocess.CalledProcessError(1, ["python"], stderr="the reason"),
+    ],
+)
 def test_a_case_that_fails_leaves_the_others(ran: Run, error: BaseException) -> None:
     status, document = ran(one=lambda options: iter([Case("a", broken, (error,)), Case("b", good)]))
     assert status == 1
@@ -130,7 +142,9 @@ def test_a_case_that_fails_leaves_the_others(ran: Run, error: BaseException) -> 
 
 def test_errors_of_triton_are_failures_too(ran: Run) -> None:
     errors = pytest.importorskip("triton.errors")
-    status, document = ran(one=lambda options: iter([Case("a", broken, (errors.TritonError("no"),)), Case("b", good)]))
+    status, document = ran(
+        one=lambda options: iter([Case("a", broken, (errors.TritonError("no"),)), Case("b", good)])
+    )
     assert status == 1
     assert kept(document) == {"one": ["b"]}
 
@@ -143,7 +157,9 @@ def test_a_benchmark_that_ends_early_keeps_its_rows_and_leaves_the_others(ran: R
     status, document = ran(one=ends, two=lambda options: iter([Case("b", good)]))
     assert status == 1
     assert kept(document) == {"one": ["a"], "two": ["b"]}
-    assert document["failed"] == [{"benchmark": "one", "case": "", "message": "OSError: no such picture"}]
+    assert document["failed"] == [
+        {"benchmark": "one", "case": "", "message": "OSError: no such picture"}
+    ]
 
 
 def test_an_error_of_the_program_itself_is_not_hidden(ran: Run, tmp_path: Path) -> None:
@@ -158,13 +174,24 @@ def test_an_error_of_the_program_itself_is_not_hidden(ran: Run, tmp_path: Path) 
 def test_what_may_be_red_or_fail_is_in_a_case(name: str) -> None:
     """An error in `measure` itself would end the benchmark."""
     tree = ast.parse((ROOT / "benchmarks" / f"{name}.py").read_text())
-    (measure,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "measure")
+    (measure,) = (
+        node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "measure"
+    )
     called = {ast.unparse(node.func) for node in ast.walk(measure) if isinstance(node, ast.Call)}
     assert "Case" in called
-    assert not called & {"require", "interleaved", "rows", "build_sam2", "build_sam2_video_predictor", "peers.official"}
+    assert not called & {
+        "require",
+        "interleaved",
+        "rows",
+        "build_sam2",
+        "build_sam2_video_predictor",
+        "peers.official",
+    }
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda p: p.stem
+)
 def test_committed_results_are_complete(path: Path) -> None:
     """Results from before `complete` was written do not have it."""
     document = json.loads(path.read_text())

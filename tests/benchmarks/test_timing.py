@@ -64,7 +64,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Event(simulated))
     monkeypatch.setattr(torch.cuda, "synchronize", simulated.synchronize)
     monkeypatch.setattr(torch.cuda, "_sleep", simulated.sleep)
-    monkeypatch.setattr("sam2_fast.proving.timing.time", SimpleNamespace(perf_counter=lambda: simulated.now / 1e3))
+    monkeypatch.setattr(
+        "sam2_fast.proving.timing.time", SimpleNamespace(perf_counter=lambda: simulated.now / 1e3)
+    )
     return simulated
 
 
@@ -76,7 +78,9 @@ def kernels(machine: Machine, count: int, host: float, device: float) -> Callabl
     return run
 
 
-def test_the_device_s_time_is_reported_where_the_host_enqueues_more_slowly(machine: Machine) -> None:
+def test_the_device_s_time_is_reported_where_the_host_enqueues_more_slowly(
+    machine: Machine,
+) -> None:
     assert cuda_milliseconds(kernels(machine, 10, host=0.5, device=0.1)) == pytest.approx(1.0)
     assert machine.sleeps == [10.0]
 
@@ -102,7 +106,9 @@ def test_work_that_is_still_running_at_the_start_is_not_timed(machine: Machine) 
 
 
 @pytest.mark.parametrize("host", [0.5, 400.0])
-def test_caches_are_cold_before_every_attempt_and_that_is_not_timed(machine: Machine, host: float) -> None:
+def test_caches_are_cold_before_every_attempt_and_that_is_not_timed(
+    machine: Machine, host: float
+) -> None:
     calls: list[int] = []
 
     def run() -> None:
@@ -139,7 +145,9 @@ def test_rounds_alternate_and_the_first_warms_up(machine: Machine, on_gpu: timin
     assert [row.notes for row in rows("case", times)] == [{}, {}]
 
 
-def test_a_row_says_that_the_wall_clock_timed_it_and_clocks_are_not_mixed(machine: Machine, on_gpu: timing.Options) -> None:
+def test_a_row_says_that_the_wall_clock_timed_it_and_clocks_are_not_mixed(
+    machine: Machine, on_gpu: timing.Options
+) -> None:
     calls: list[int] = []
 
     def sometimes() -> None:
@@ -151,4 +159,7 @@ def test_a_row_says_that_the_wall_clock_timed_it_and_clocks_are_not_mixed(machin
     times = interleaved({"a": kernels(machine, 1, 0.1, 1.0), "b": sometimes}, on_gpu)
     assert times["b"] == pytest.approx([2.5, 2.5])
     assert len(calls) == 1 + 1 + (3 + 1) + 1  # three sleeps in vain, then no more
-    assert [row.notes for row in rows("case", times, {"a": {"x ours": 1.0}})] == [{"x ours": 1.0}, {"clock": "wall"}]
+    assert [row.notes for row in rows("case", times, {"a": {"x ours": 1.0}})] == [
+        {"x ours": 1.0},
+        {"clock": "wall"},
+    ]

@@ -17,15 +17,37 @@ SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "sav_0
 def written(path: Path, **changes: object) -> Path:
     mask = np.zeros((4, 6), dtype=bool)
     mask[1:3, 2:5] = True
-    frames = [[encode_rle(m, text=True) for m in (mask, ~mask)], [encode_rle(m, text=True) for m in (np.zeros_like(mask), mask)]]
-    path.write_text(json.dumps({"video_id": "v", "masklet": frames, "masklet_id": [3, 7], "video_height": 4, "video_width": 6} | changes))
+    frames = [
+        [encode_rle(m, text=True) for m in (mask, ~mask)],
+        [encode_rle(m, text=True) for m in (np.zeros_like(mask), mask)],
+    ]
+    path.write_text(
+        json.dumps(
+            {
+                "video_id": "v",
+                "masklet": frames,
+                "masklet_id": [3, 7],
+                "video_height": 4,
+                "video_width": 6,
+            }
+            | changes
+        )
+    )
     return path
 
 
 def test_masks_by_object_and_frame(tmp_path: Path) -> None:
     found = SavAnnotations(written(tmp_path / "v_manual.json"))
-    assert (len(found), found.ids, found.video_id, found.height, found.width) == (2, [3, 7], "v", 4, 6)
-    assert found.read(0)[3].sum() == 6 and found.read(0)[7].sum() == 18 and not found.read(1)[3].any()
+    assert (len(found), found.ids, found.video_id, found.height, found.width) == (
+        2,
+        [3, 7],
+        "v",
+        4,
+        6,
+    )
+    assert (
+        found.read(0)[3].sum() == 6 and found.read(0)[7].sum() == 18 and not found.read(1)[3].any()
+    )
     assert SavAnnotations.video_frame(5) == 20
     with pytest.raises(IndexError, match="frame 2 is out of range, 2 are annotated"):
         found.read(2)

@@ -1,4 +1,6 @@
-"""The synthetic world: the same by seed, any frame at once, exact masks, and every difficulty that it promises."""
+"""The synthetic world: the same by seed, any frame at once, exact masks, and every difficulty that
+it promises.
+"""
 
 from __future__ import annotations
 
@@ -15,34 +17,55 @@ from sam2_fast.data.synthetic import _draw, _Thing
 
 
 def video(seed: int = 0, length: int = 40, **changes: object) -> SyntheticVideo:
-    return SyntheticVideo(seed, length, World(**{"height": 64, "width": 96, **changes}))  # type: ignore[arg-type]
+    return SyntheticVideo(seed, length, World(**{"height": 64, "width": 96, **changes}))
 
 
 def test_the_same_seed_gives_the_same_pixels_and_another_one_others() -> None:
     for a, b, c in zip(video(3), video(3), video(4), strict=True):
-        assert np.array_equal(a.image, b.image) and np.array_equal(a.labels, b.labels) and not np.array_equal(a.image, c.image)
+        assert (
+            np.array_equal(a.image, b.image)
+            and np.array_equal(a.labels, b.labels)
+            and not np.array_equal(a.image, c.image)
+        )
 
 
 def test_frames_can_be_had_in_any_order_and_do_not_depend_on_the_length() -> None:
     forwards, alone = list(video(5, 30, cuts=0.5, scene=7)), video(5, 10**6, cuts=0.5, scene=7)
     for t in (29, 0, 13, 7, 28):
-        assert np.array_equal(alone[t].image, forwards[t].image) and np.array_equal(alone[t].labels, forwards[t].labels)
+        assert np.array_equal(alone[t].image, forwards[t].image) and np.array_equal(
+            alone[t].labels, forwards[t].labels
+        )
     assert np.array_equal(video(5, 30)[-1].image, video(5, 30)[29].image)
     assert alone[10**6 - 1].labels.shape == (64, 96)
 
 
 def test_shapes_and_types() -> None:
     frame = video()[0]
-    assert frame.image.shape == (64, 96, 3) and frame.image.dtype == np.uint8 and frame.labels.dtype == np.uint8
+    assert (
+        frame.image.shape == (64, 96, 3)
+        and frame.image.dtype == np.uint8
+        and frame.labels.dtype == np.uint8
+    )
     masks = frame.masks()
-    assert masks and 0 not in masks and all(np.array_equal(mask, frame.labels == i) for i, mask in masks.items())
+    assert (
+        masks
+        and 0 not in masks
+        and all(np.array_equal(mask, frame.labels == i) for i, mask in masks.items())
+    )
 
 
 def test_a_plain_disk_is_drawn_where_it_is_and_no_larger() -> None:
     rng = np.random.default_rng(0)
     disk = Shape("blob", 3, 0.3, 1.0, (), 0.0, 0.0)
     image, labels = np.zeros((64, 96, 3), np.float32), np.zeros((64, 96), np.uint8)
-    _draw(_Thing(disk, Texture.random(rng), (0.1, 0.1)), Pose(40.0, 30.0, 12.0, 0.7), 0, 9, image, labels)
+    _draw(
+        _Thing(disk, Texture.random(rng), (0.1, 0.1)),
+        Pose(40.0, 30.0, 12.0, 0.7),
+        0,
+        9,
+        image,
+        labels,
+    )
     y, x = np.mgrid[0:64, 0:96]
     assert np.array_equal(labels == 9, np.hypot(x - 40, y - 30) <= 12)
     assert (image[labels == 0] == 0).all() and (image[labels == 9] != 0).any()
@@ -65,7 +88,9 @@ def test_every_shape_fits_the_square_that_is_drawn(kind: str) -> None:
 
 def test_shapes_deform_and_stay_one_object() -> None:
     y, x = (a.astype(np.float32) for a in np.mgrid[-1.5:1.5:61j, -1.5:1.5:61j])
-    shape = next(s for s in (Shape.random(np.random.default_rng(i)) for i in range(50)) if s.kind == "blob")
+    shape = next(
+        s for s in (Shape.random(np.random.default_rng(i)) for i in range(50)) if s.kind == "blob"
+    )
     assert (shape.inside(x, y, 0) ^ shape.inside(x, y, 40)).any()
 
 
@@ -142,17 +167,23 @@ def test_photographs_are_backgrounds() -> None:
 
 
 def test_events_are_drawn_by_stretch() -> None:
-    assert not any(happens(1, 1, t, 10, 1.0) for t in range(10)) and all(happens(1, 1, t, 10, 1.0) for t in range(10, 40))
+    assert not any(happens(1, 1, t, 10, 1.0) for t in range(10)) and all(
+        happens(1, 1, t, 10, 1.0) for t in range(10, 40)
+    )
     assert not any(happens(1, 1, t, 10, 0.0) for t in range(40))
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"objects": (3, 2)}, "objects: expected"), ({"height": 8}, "height, width: expected"), ({"absence": 0}, "absence, scene, speed")],
+    [
+        ({"objects": (3, 2)}, "objects: expected"),
+        ({"height": 8}, "height, width: expected"),
+        ({"absence": 0}, "absence, scene, speed"),
+    ],
 )
 def test_a_world_that_cannot_be_is_refused(change: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        video(**change)  # type: ignore[arg-type]
+        video(**change)
     with pytest.raises(ValueError, match="length: expected 1 frame"):
         SyntheticVideo(0, 0)
     with pytest.raises(IndexError, match="frame 40 is out of range"):

@@ -1,4 +1,6 @@
-"""Simulated users: which frames and points they click, what is scored, what it takes them; and the same with our own predictors."""
+"""Simulated users: which frames and points they click, what is scored, what it takes them; and the
+same with our own predictors.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,14 @@ import pytest
 import torch
 
 from sam2_fast import SAM2ImagePredictor, build_sam2, build_sam2_video_predictor
-from sam2_fast.evaluation import image_clicks, mean_j_and_f, offline, offline_seconds, online, online_seconds
+from sam2_fast.evaluation import (
+    image_clicks,
+    mean_j_and_f,
+    offline,
+    offline_seconds,
+    online,
+    online_seconds,
+)
 
 HEIGHT, WIDTH, LENGTH = 40, 60, 10
 
@@ -22,8 +31,9 @@ def square(x: int) -> np.ndarray:
 
 
 class Scripted:
-    """Remembers the true mask of every prompted frame after `needed` clicks, and shows on each frame the last one it knows, which
-    is the more wrong the longer ago it was. Before, it is off by some columns."""
+    """Remembers the true mask of every prompted frame after `needed` clicks, and shows on each
+    frame the last one it knows, which is the more wrong the longer ago it was. Before, it is off by
+    some columns."""
 
     def __init__(self, truth: list[np.ndarray], needed: int = 3) -> None:
         self.truth, self.needed = truth, needed
@@ -35,10 +45,19 @@ class Scripted:
         return {"video": video}
 
     def add_new_points_or_box(
-        self, state: Any, frame_idx: int, obj_id: int, *, points: Any, labels: Any, clear_old_points: bool
+        self,
+        state: Any,
+        frame_idx: int,
+        obj_id: int,
+        *,
+        points: Any,
+        labels: Any,
+        clear_old_points: bool,
     ) -> tuple[int, list[int], torch.Tensor]:
         assert not clear_old_points and points.shape == (1, 2) and labels.shape == (1,)
-        self.clicks.setdefault(frame_idx, []).append(((float(points[0, 0]), float(points[0, 1])), int(labels[0])))
+        self.clicks.setdefault(frame_idx, []).append(
+            ((float(points[0, 0]), float(points[0, 1])), int(labels[0]))
+        )
         return frame_idx, [obj_id], self.logits(frame_idx)
 
     def known(self, frame: int) -> np.ndarray:
@@ -49,7 +68,9 @@ class Scripted:
         last = max(t for t in self.clicks if t <= frame)
         return torch.from_numpy(self.known(last).astype(np.float32))[None, None] - 0.5
 
-    def propagate_in_video(self, state: Any, start_frame_idx: int | None = None) -> Generator[Any, None, None]:
+    def propagate_in_video(
+        self, state: Any, start_frame_idx: int | None = None
+    ) -> Generator[Any, None, None]:
         assert start_frame_idx is not None
         self.passes.append(start_frame_idx)
         for t in range(start_frame_idx, len(self.truth)):
@@ -58,7 +79,9 @@ class Scripted:
 
 def moving() -> list[np.ndarray]:
     """An object that appears on frame 2 and moves two columns a frame."""
-    return [square(2 * t) if t >= 2 else np.zeros((HEIGHT, WIDTH), dtype=bool) for t in range(LENGTH)]
+    return [
+        square(2 * t) if t >= 2 else np.zeros((HEIGHT, WIDTH), dtype=bool) for t in range(LENGTH)
+    ]
 
 
 def test_the_first_click_is_the_centre_and_the_next_ones_are_where_the_mask_is_most_wrong() -> None:
@@ -66,7 +89,9 @@ def test_the_first_click_is_the_centre_and_the_next_ones_are_where_the_mask_is_m
     offline(predictor, "video", moving(), prompted_frames=1)
     clicks = predictor.clicks[2]
     assert len(clicks) == 3 and clicks[0][1] == 1
-    (x, y), label = clicks[1]  # after one click the mask is two columns to the right: strips of equal depth, the tie is negative
+    # After one click the mask is two columns to the right of the object: the two strips that
+    # are wrong have equal depth, and a tie gives a negative click.
+    (x, y), label = clicks[1]
     assert label == 0 and x in (24.0, 25.0) and 10 <= y < 30
     assert list(predictor.clicks) == [2], "the object's first frame is the first one to be prompted"
 
@@ -79,7 +104,9 @@ def test_offline_corrects_the_worst_frame_and_tracks_everything_again() -> None:
     assert rounds[-1].prompted == [2, 9, 8, 7] and [r.clicks for r in rounds] == [3, 6, 9, 12]
     assert predictor.passes == [2, 2, 2, 2]
     overlap = [(20 - 2 * t) / (20 + 2 * t) for t in range(8)]
-    assert rounds[0].j == pytest.approx(np.mean(overlap)) and rounds[1].j == pytest.approx((sum(overlap[:7]) + 1) / 8)
+    assert rounds[0].j == pytest.approx(np.mean(overlap)) and rounds[1].j == pytest.approx(
+        (sum(overlap[:7]) + 1) / 8
+    )
     assert rounds[0].j < rounds[1].j < rounds[2].j < rounds[3].j
 
 
@@ -87,21 +114,27 @@ def test_offline_stops_clicking_when_nothing_is_wrong() -> None:
     still = [square(10)] * LENGTH
     predictor = Scripted(still, needed=1)
     rounds = offline(predictor, "video", still, prompted_frames=8)
-    assert len(rounds) == 8 and {(r.clicks, r.j, r.f) for r in rounds} == {(1, 1.0, 1.0)} and mean_j_and_f(rounds) == 1.0
+    assert (
+        len(rounds) == 8
+        and {(r.clicks, r.j, r.f) for r in rounds} == {(1, 1.0, 1.0)}
+        and mean_j_and_f(rounds) == 1.0
+    )
 
 
 def test_a_frame_may_be_chosen_twice_and_its_clicks_add_up() -> None:
     two = [square(10), square(10)]
     predictor = Scripted(two, needed=5)
     rounds = offline(predictor, "video", two, prompted_frames=2)
-    assert rounds[1].prompted == [0, 0] and len(predictor.clicks[0]) == 5  # the earliest of equally bad frames; then nothing is wrong
+    # The earliest of equally bad frames; then nothing is wrong.
+    assert rounds[1].prompted == [0, 0] and len(predictor.clicks[0]) == 5
 
 
 def test_online_corrects_the_first_frame_below_the_threshold_and_keeps_what_was_before() -> None:
     truth = moving()
     predictor = Scripted(truth)
     rounds = online(predictor, "video", truth, prompted_frames=3, threshold=0.75)
-    # IoU two columns off: 18 / 22, four: 16 / 24, which is too little: frame 4, and from there on frame 6
+    # IoU two columns off: 18 / 22, four: 16 / 24, which is too little: frame 4, and from there on
+    #     frame 6
     assert [r.prompted for r in rounds] == [[2], [2, 4], [2, 4, 6]]
     ious = [1, 18 / 22, 1, 18 / 22, 1, 18 / 22, 16 / 24, 14 / 26]
     assert rounds[2].j == pytest.approx(np.mean(ious))
@@ -118,7 +151,11 @@ def test_an_empty_frame_with_a_mask_is_corrected_with_negative_clicks() -> None:
     truth = [square(10), square(10), np.zeros((HEIGHT, WIDTH), dtype=bool)]
     predictor = Scripted(truth)
     rounds = offline(predictor, "video", truth, prompted_frames=2)
-    assert rounds[1].prompted == [0, 2] and {label for _, label in predictor.clicks[2]} == {0} and rounds[1].j == 1.0
+    assert (
+        rounds[1].prompted == [0, 2]
+        and {label for _, label in predictor.clicks[2]} == {0}
+        and rounds[1].j == 1.0
+    )
 
 
 def test_a_video_without_the_object_is_refused() -> None:
@@ -136,13 +173,21 @@ def test_the_time_model_of_the_paper() -> None:
 def test_our_own_predictor_takes_part(protocol: Any) -> None:
     predictor = build_sam2_video_predictor("tiny", image_size=128, device="cpu", seed=0)
     truth = [square(2 * t) for t in range(4)]
-    frames = [np.where(mask[..., None], 220, 30).repeat(3, axis=2).astype(np.uint8) for mask in truth]
+    frames = [
+        np.where(mask[..., None], 220, 30).repeat(3, axis=2).astype(np.uint8) for mask in truth
+    ]
     rounds = protocol(predictor, frames, truth, prompted_frames=2)
-    assert len(rounds) == 2 and all(0 <= r.j <= 1 and 0 <= r.f <= 1 for r in rounds) and rounds[1].clicks == 6
+    assert (
+        len(rounds) == 2
+        and all(0 <= r.j <= 1 and 0 <= r.f <= 1 for r in rounds)
+        and rounds[1].clicks == 6
+    )
 
 
 class Growing:
-    """Three masks at first, of which the second says it is best; then one, right from the third click on."""
+    """Three masks at first, of which the second says it is best; then one, right from the third
+    click on.
+    """
 
     def __init__(self, truth: np.ndarray) -> None:
         self.truth = truth
@@ -151,17 +196,32 @@ class Growing:
     def set_image(self, image: Any) -> None:
         self.calls = []
 
-    def predict(self, points: Any, labels: Any, *, mask_input: Any, multimask_output: bool, return_logits: bool) -> Any:
+    def predict(
+        self,
+        points: Any,
+        labels: Any,
+        *,
+        mask_input: Any,
+        multimask_output: bool,
+        return_logits: bool,
+    ) -> Any:
         self.calls.append((len(points), mask_input is not None, multimask_output))
         count = 3 if multimask_output else 1
-        masks = np.stack([np.roll(self.truth, shift, axis=1) for shift in ((0, 4, 8) if multimask_output else (3 - min(len(points), 3),))])
+        masks = np.stack(
+            [
+                np.roll(self.truth, shift, axis=1)
+                for shift in ((0, 4, 8) if multimask_output else (3 - min(len(points), 3),))
+            ]
+        )
         return masks, np.array([0.2, 0.9, 0.1])[:count], np.zeros((count, 8, 8), dtype=np.float32)
 
 
 def test_image_clicks_take_the_mask_of_highest_predicted_iou_then_single_masks_with_hints() -> None:
     truth = square(10)
     predictor = Growing(truth)
-    found = image_clicks(predictor, np.zeros((HEIGHT, WIDTH, 3), np.uint8), [truth], clicks=(1, 2, 3, 5))
+    found = image_clicks(
+        predictor, np.zeros((HEIGHT, WIDTH, 3), np.uint8), [truth], clicks=(1, 2, 3, 5)
+    )
     assert found[0] == pytest.approx([16 / 24, 19 / 21, 1.0, 1.0])
     assert predictor.calls == [(1, False, True), (2, True, False), (3, True, False)]
 

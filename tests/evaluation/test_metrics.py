@@ -11,7 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sam2_fast.evaluation import VideoScores, boundary, boundary_accuracy, near, region_similarity, tolerance
+from sam2_fast.evaluation import (
+    VideoScores,
+    boundary,
+    boundary_accuracy,
+    near,
+    region_similarity,
+    tolerance,
+)
 from sam2_fast.io.rle import decode_rle
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "sav_000001_manual.json"
@@ -32,7 +39,11 @@ def official_boundary(seg: np.ndarray) -> np.ndarray:
         for x in range(width):
             right, below = x + 1 < width, y + 1 < height
             if right and below:
-                edges[y, x] = seg[y, x] != seg[y, x + 1] or seg[y, x] != seg[y + 1, x] or seg[y, x] != seg[y + 1, x + 1]
+                edges[y, x] = (
+                    seg[y, x] != seg[y, x + 1]
+                    or seg[y, x] != seg[y + 1, x]
+                    or seg[y, x] != seg[y + 1, x + 1]
+                )
             elif right:
                 edges[y, x] = seg[y, x] != seg[y, x + 1]
             elif below:
@@ -69,24 +80,38 @@ def test_near_equals_opencvs_dilation_with_a_disk() -> None:
             assert np.array_equal(found, cv2.dilate(one.astype(np.uint8), disk) > 0)
 
 
-@pytest.mark.parametrize(("size", "pixels"), [((480, 854), 8), ((1080, 1920), 18), ((848, 480), 8), ((10, 10), 1)])
-def test_tolerance_is_a_share_of_the_diagonal_rounded_up(size: tuple[int, int], pixels: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "pixels"), [((480, 854), 8), ((1080, 1920), 18), ((848, 480), 8), ((10, 10), 1)]
+)
+def test_tolerance_is_a_share_of_the_diagonal_rounded_up(
+    size: tuple[int, int], pixels: int
+) -> None:
     assert tolerance(*size) == pixels and tolerance(*size, bound=3) == 3
 
 
 def test_empty_masks() -> None:
-    nothing, something = torch.zeros(20, 20, dtype=torch.bool), torch.zeros(20, 20, dtype=torch.bool)
+    nothing, something = (
+        torch.zeros(20, 20, dtype=torch.bool),
+        torch.zeros(20, 20, dtype=torch.bool),
+    )
     something[5:10, 5:10] = True
     pairs = {(0, 0): 1.0, (0, 1): 0.0, (1, 0): 0.0, (1, 1): 1.0}
     for (a, b), expected in pairs.items():
         masks, truth = (nothing, something)[a], (nothing, something)[b]
-        assert region_similarity(masks, truth).item() == boundary_accuracy(masks, truth).item() == expected
+        assert (
+            region_similarity(masks, truth).item()
+            == boundary_accuracy(masks, truth).item()
+            == expected
+        )
 
 
 def test_a_mask_without_boundary_has_none_to_match() -> None:
     whole, half = torch.ones(20, 20, dtype=torch.bool), torch.ones(20, 20, dtype=torch.bool)
     half[:, 10:] = False
-    assert boundary_accuracy(whole, whole).item() == 1.0 and boundary_accuracy(whole, half).item() == 0.0
+    assert (
+        boundary_accuracy(whole, whole).item() == 1.0
+        and boundary_accuracy(whole, half).item() == 0.0
+    )
 
 
 def test_hand_computed_squares() -> None:
@@ -97,14 +122,22 @@ def test_hand_computed_squares() -> None:
     # boundaries: 21 x 21 - 19 x 19 = 80 pixels each; two pixels of tolerance: ceil(0.008 * 141.4)
     assert boundary(masks).sum() == 80 and tolerance(100, 100) == 2
     shares = []
-    for a, b in ((boundary(masks)[0], boundary(truth)[0]), (boundary(truth)[0], boundary(masks)[0])):
+    for a, b in (
+        (boundary(masks)[0], boundary(truth)[0]),
+        (boundary(truth)[0], boundary(masks)[0]),
+    ):
         points, others = a.nonzero().double(), b.nonzero().double()
         shares.append((torch.cdist(points, others).min(1).values <= 2).double().mean().item())
-    assert 0 < shares[0] < 1 and math.isclose(boundary_accuracy(masks, truth).item(), 2 / (1 / shares[0] + 1 / shares[1]))
+    assert 0 < shares[0] < 1 and math.isclose(
+        boundary_accuracy(masks, truth).item(), 2 / (1 / shares[0] + 1 / shares[1])
+    )
 
 
 def test_a_batch_is_its_masks_one_by_one_and_crops_change_nothing() -> None:
-    masks, truth = random_masks(6, 60, 80, 1).view(2, 3, 60, 80), random_masks(6, 60, 80, 2).view(2, 3, 60, 80)
+    masks, truth = (
+        random_masks(6, 60, 80, 1).view(2, 3, 60, 80),
+        random_masks(6, 60, 80, 2).view(2, 3, 60, 80),
+    )
     masks[0, 0], truth[1, 2] = False, False
     together = boundary_accuracy(masks, truth)
     assert together.shape == (2, 3) and together.dtype == torch.float64
@@ -129,16 +162,28 @@ def test_what_is_not_a_mask_is_refused() -> None:
 def shifted(mask: np.ndarray, down: int, right: int) -> np.ndarray:
     moved = np.zeros_like(mask)
     height, width = mask.shape
-    rows, columns = slice(max(down, 0), height + min(down, 0)), slice(max(right, 0), width + min(right, 0))
-    back = slice(max(-down, 0), height + min(-down, 0)), slice(max(-right, 0), width + min(-right, 0))
+    rows, columns = (
+        slice(max(down, 0), height + min(down, 0)),
+        slice(max(right, 0), width + min(right, 0)),
+    )
+    back = (
+        slice(max(-down, 0), height + min(-down, 0)),
+        slice(max(-right, 0), width + min(-right, 0)),
+    )
     moved[rows, columns] = mask[back]
     return moved
 
 
 GOLDEN = {
     "dx=+5": ((70.4253, 86.4247, 66.7776, 61.2492, 75.4758), (99.9865, 99.9828, 100, 100, 100)),
-    "dy=+12, dx=-7": ((35.2501, 75.0520, 56.7165, 43.6745, 55.8435), (48.4845, 64.1306, 77.6512, 71.3778, 54.4523)),
-    "previous": ((5.5725, 42.0238, 52.6412, 5.7349, 10.2412), (12.6949, 26.6599, 69.3928, 28.6743, 14.8455)),
+    "dy=+12, dx=-7": (
+        (35.2501, 75.0520, 56.7165, 43.6745, 55.8435),
+        (48.4845, 64.1306, 77.6512, 71.3778, 54.4523),
+    ),
+    "previous": (
+        (5.5725, 42.0238, 52.6412, 5.7349, 10.2412),
+        (12.6949, 26.6599, 69.3928, 28.6743, 14.8455),
+    ),
     "first": ((1.1700, 19.0853, 2.0850, 0, 2.7333), (2.2188, 13.0823, 5.1377, 0, 3.1020)),
     "empty": ((0.8403, 0, 9.2437, 0, 0), (0.8403, 0, 9.2437, 0, 0)),
 }
@@ -148,7 +193,9 @@ GOLDEN = {
 def test_the_golden_values_of_the_official_evaluator(kind: str) -> None:
     if not SHARED.is_file():
         pytest.skip("no sav_000001_manual.json in ../shared/data")
-    frames = [[decode_rle(rle) for rle in frame] for frame in json.loads(SHARED.read_text())["masklet"]]
+    frames = [
+        [decode_rle(rle) for rle in frame] for frame in json.loads(SHARED.read_text())["masklet"]
+    ]
     for number, (j, f) in enumerate(zip(*GOLDEN[kind], strict=True)):
         scores = VideoScores()
         for t in range(1, len(frames) - 1):

@@ -31,7 +31,9 @@ TRUTH = [
 
 
 class Frozen:
-    """Shows on every frame what it was last shown of an object; a click shows the true mask, two columns off until the third."""
+    """Shows on every frame what it was last shown of an object; a click shows the true mask, two
+    columns off until the third.
+    """
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -40,21 +42,41 @@ class Frozen:
         self.calls.append(("init", video))
         return {}
 
-    def add_new_mask(self, state: dict[int, np.ndarray], frame: int, number: int, mask: np.ndarray) -> None:
+    def add_new_mask(
+        self, state: dict[int, np.ndarray], frame: int, number: int, mask: np.ndarray
+    ) -> None:
         self.calls.append(("mask", frame, number))
         state[number] = mask
 
-    def add_new_points_or_box(self, state: dict[int, np.ndarray], frame: int, number: int, **given: Any) -> Any:
+    def add_new_points_or_box(
+        self, state: dict[int, np.ndarray], frame: int, number: int, **given: Any
+    ) -> Any:
         self.calls.append(
-            ("box", frame, number, given["box"].tolist()) if "box" in given else ("click", frame, number, given["labels"].tolist())
+            ("box", frame, number, given["box"].tolist())
+            if "box" in given
+            else ("click", frame, number, given["labels"].tolist())
         )
         clicks = sum(call[:3] == ("click", frame, number) for call in self.calls)
         state[number] = np.roll(TRUTH[frame][number], 2 if clicks < 3 else 0, axis=1)
-        return frame, list(state), torch.stack([torch.from_numpy(m.astype(np.float32))[None] - 0.5 for m in state.values()])
+        return (
+            frame,
+            list(state),
+            torch.stack(
+                [torch.from_numpy(m.astype(np.float32))[None] - 0.5 for m in state.values()]
+            ),
+        )
 
-    def propagate_in_video(self, state: dict[int, np.ndarray], start_frame_idx: int) -> Generator[Any, None, None]:
+    def propagate_in_video(
+        self, state: dict[int, np.ndarray], start_frame_idx: int
+    ) -> Generator[Any, None, None]:
         for t in range(start_frame_idx, len(TRUTH)):
-            yield t, list(state), torch.stack([torch.from_numpy(m.astype(np.float32))[None] - 0.5 for m in state.values()])
+            yield (
+                t,
+                list(state),
+                torch.stack(
+                    [torch.from_numpy(m.astype(np.float32))[None] - 0.5 for m in state.values()]
+                ),
+            )
 
 
 def test_each_object_is_shown_once_on_its_first_frame_and_followed_from_there() -> None:
@@ -62,16 +84,25 @@ def test_each_object_is_shown_once_on_its_first_frame_and_followed_from_there() 
     found = follow(predictor, "video", TRUTH)
     assert predictor.calls == [("init", "video"), ("mask", 0, 1), ("init", "video"), ("mask", 2, 2)]
     assert [sorted(masks) for masks in found] == [[1], [1], [1, 2], [1, 2], [1, 2]]
-    assert all(np.array_equal(masks[1], square(0)) for masks in found) and np.array_equal(found[4][2], square(30))
+    assert all(np.array_equal(masks[1], square(0)) for masks in found) and np.array_equal(
+        found[4][2], square(30)
+    )
 
 
 def test_scores_leave_out_the_ends_and_count_an_object_from_its_first_frame() -> None:
     one, two = semi_supervised(Frozen(), "video", TRUTH, name="v")
     overlap = [(20 - 2 * t) / (20 + 2 * t) for t in range(5)]
-    assert (one.video, one.object, one.frames, one.j) == ("v", 1, 3, pytest.approx(np.mean(overlap[1:4])))
+    assert (one.video, one.object, one.frames, one.j) == (
+        "v",
+        1,
+        3,
+        pytest.approx(np.mean(overlap[1:4])),
+    )
     assert (two.object, two.frames, two.j) == (2, 2, pytest.approx(np.mean(overlap[:2])))
     whole = semi_supervised(Frozen(), "video", TRUTH, ends=True)
-    assert [row.frames for row in whole] == [5, 3] and whole[1].j == pytest.approx((1 + 18 / 22 + 0) / 3)
+    assert [row.frames for row in whole] == [5, 3] and whole[1].j == pytest.approx(
+        (1 + 18 / 22 + 0) / 3
+    )
 
 
 def test_boxes_are_corners_of_pixels() -> None:
@@ -89,8 +120,10 @@ def test_clicks_stop_when_nothing_is_wrong(prompt: Any, clicks: int) -> None:
 
 
 def test_other_prompts_are_refused() -> None:
-    with pytest.raises(ValueError, match="prompt: expected mask, box, click, 3 clicks, 5 clicks, got 'scribble'"):
-        follow(Frozen(), "video", TRUTH, "scribble")  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match="prompt: expected mask, box, click, 3 clicks, 5 clicks, got 'scribble'"
+    ):
+        follow(Frozen(), "video", TRUTH, "scribble")
 
 
 @pytest.mark.parametrize("prompt", ["mask", "box", "3 clicks"])

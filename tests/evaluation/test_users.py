@@ -1,4 +1,6 @@
-"""Simulated users on folders: the same numbers as by hand, videos at a time, and errors that name the file."""
+"""Simulated users on folders: the same numbers as by hand, videos at a time, and errors that name
+the file.
+"""
 
 from __future__ import annotations
 
@@ -53,18 +55,33 @@ def test_rounds_are_those_of_each_object_alone(folders: tuple[Path, Path]) -> No
     images, masks = folders
     found = simulate_users(BUILD, images, masks, User(prompted_frames=2), progress=False)
     frames = list(SyntheticVideo(3, LENGTH, WORLD))
-    by_hand = offline(BUILD(), [f.image for f in frames], [f.labels == 1 for f in frames], prompted_frames=2)
+    by_hand = offline(
+        BUILD(), [f.image for f in frames], [f.labels == 1 for f in frames], prompted_frames=2
+    )
     rows = [row for row in found.rounds if (row.video, row.object) == ("a", 1)]
-    assert [(r.prompted_frames, r.clicks, r.j, r.f) for r in rows] == [(k, r.clicks, r.j, r.f) for k, r in enumerate(by_hand, start=1)]
-    assert {(row.video, row.object) for row in found.rounds} == {("a", 1), ("a", 2), ("b", 1), ("b", 2)}
-    assert found.mean() == pytest.approx(np.mean([row.j_and_f for row in found.rounds])) and list(found.curve()) == [1, 2]
+    assert [(r.prompted_frames, r.clicks, r.j, r.f) for r in rows] == [
+        (k, r.clicks, r.j, r.f) for k, r in enumerate(by_hand, start=1)
+    ]
+    assert {(row.video, row.object) for row in found.rounds} == {
+        ("a", 1),
+        ("a", 2),
+        ("b", 1),
+        ("b", 2),
+    }
+    assert found.mean() == pytest.approx(np.mean([row.j_and_f for row in found.rounds])) and list(
+        found.curve()
+    ) == [1, 2]
     assert rows[0].seconds == pytest.approx(0.1 * LENGTH + 1 + 1.5 * rows[0].clicks)
 
 
 def test_two_processes_find_the_same(folders: tuple[Path, Path]) -> None:
     user = User("semi-supervised", "click")
-    alone, together = (simulate_users(BUILD, *folders, user, processes=n, progress=False) for n in (1, 2))
-    assert [(r.video, r.object) for r in alone.rounds] == [(r.video, r.object) for r in together.rounds]
+    alone, together = (
+        simulate_users(BUILD, *folders, user, processes=n, progress=False) for n in (1, 2)
+    )
+    assert [(r.video, r.object) for r in alone.rounds] == [
+        (r.video, r.object) for r in together.rounds
+    ]
     assert [r.j for r in alone.rounds] == pytest.approx([r.j for r in together.rounds], abs=1e-3)
 
 
@@ -72,11 +89,17 @@ def test_frames_without_annotations_are_tracked_and_not_judged(folders: tuple[Pa
     images, masks = folders
     for t in (1, 3):
         (masks / "a" / f"{t:05d}.png").unlink()
-    found = simulate_users(BUILD, images, masks, User("semi-supervised"), videos=["a"], progress=False)
+    found = simulate_users(
+        BUILD, images, masks, User("semi-supervised"), videos=["a"], progress=False
+    )
     frames = list(SyntheticVideo(3, LENGTH, WORLD))
     truth = [f.masks() if t % 2 == 0 else None for t, f in enumerate(frames)]
-    assert [r.j for r in found.rounds] == [r.j for r in semi_supervised(BUILD(), [f.image for f in frames], truth)]
-    with pytest.raises(ValueError, match=r"masks.a: expected masks of all 5 frames for offline, got 3"):
+    assert [r.j for r in found.rounds] == [
+        r.j for r in semi_supervised(BUILD(), [f.image for f in frames], truth)
+    ]
+    with pytest.raises(
+        ValueError, match=r"masks.a: expected masks of all 5 frames for offline, got 3"
+    ):
         simulate_users(BUILD, images, masks, User(), videos=["a"], progress=False)
 
 
@@ -85,20 +108,42 @@ def test_what_is_missing_is_named(folders: tuple[Path, Path]) -> None:
     (images / "a" / "00002.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"a.00002: no such frame, and .* has its masks"):
         simulate_users(BUILD, images, masks, User(), videos=["a"], progress=False)
-    with pytest.raises(FileNotFoundError, match=r"images.*nowhere.a: no such folder, and no a\.mp4"):
+    with pytest.raises(
+        FileNotFoundError, match=r"images.*nowhere.a: no such folder, and no a\.mp4"
+    ):
         simulate_users(BUILD, images / "nowhere", masks, User(), videos=["a"], progress=False)
     with pytest.raises(ValueError, match="protocol: expected offline, online or semi-supervised"):
-        User("sometimes")  # type: ignore[arg-type]
+        User("sometimes")
 
 
 def test_the_command_writes_rounds_and_a_curve(folders: tuple[Path, Path], tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file(BUILD().state_dict(), tmp_path / "tiny.safetensors")
-    arguments = [*folders, "--protocol", "online", "--frames", 2, "--weights", tmp_path / "tiny.safetensors", "--image-size", 64]
-    files = ["--output", tmp_path / "rounds.csv", "--plot", tmp_path / "curve.svg", "--device", "cpu", "--json"]
+    arguments = [
+        *folders,
+        "--protocol",
+        "online",
+        "--frames",
+        2,
+        "--weights",
+        tmp_path / "tiny.safetensors",
+        "--image-size",
+        64,
+    ]
+    files = [
+        "--output",
+        tmp_path / "rounds.csv",
+        "--plot",
+        tmp_path / "curve.svg",
+        "--device",
+        "cpu",
+        "--json",
+    ]
     program = [sys.executable, "-m", "sam2_fast.cli", "simulate", *map(str, [*arguments, *files])]
-    found = subprocess.run(program, capture_output=True, text=True, env={**os.environ}, timeout=200, check=False)
+    found = subprocess.run(
+        program, capture_output=True, text=True, env={**os.environ}, timeout=200, check=False
+    )
     assert found.returncode == 0, found.stderr[-2000:]
     facts = json.loads(found.stdout)
     rows = list(csv.DictReader((tmp_path / "rounds.csv").open()))
@@ -118,7 +163,10 @@ def test_images_of_a_folder_are_clicked(folders: tuple[Path, Path], tmp_path: Pa
     found = [{"segmentation": encode_rle(mask, text=True)} for mask in frames[1].masks().values()]
     (tmp_path / "json" / "00001.json").write_text(json.dumps({"annotations": found}))
     assert [
-        list(r.iou.values()) for r in simulate_images(build, images / "a", tmp_path / "json", clicks=(1, 2), progress=False)
+        list(r.iou.values())
+        for r in simulate_images(
+            build, images / "a", tmp_path / "json", clicks=(1, 2), progress=False
+        )
     ] == alone.tolist()
     (images / "a" / "00001.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"a.00001: no image of that name"):
@@ -132,35 +180,62 @@ def _image_predictor(build: Callable[[], Any]) -> SAM2ImagePredictor:
 
 
 def test_groups_are_read_from_a_table(tmp_path: Path) -> None:
-    rows = [ObjectScore(video, i, 3, j, j, 1.0, 1.0, 0.0, 0.0) for video, i, j in (("a", 1, 0.2), ("a", 2, 0.4), ("b", 1, 0.9))]
+    rows = [
+        ObjectScore(video, i, 3, j, j, 1.0, 1.0, 0.0, 0.0)
+        for video, i, j in (("a", 1, 0.2), ("a", 2, 0.4), ("b", 1, 0.9))
+    ]
     (tmp_path / "objects.csv").write_text("video,object,seen\na,1,yes\na,2,no\nb,1,no\n")
     (tmp_path / "videos.csv").write_text("video,age\na,18-26\nb,50+\n")
     seen = Report(rows).grouped(groups_from_csv(tmp_path / "objects.csv", "seen"))
-    assert {name: report.mean("j") for name, report in seen.items()} == {"yes": 0.2, "no": pytest.approx(0.65)}
+    assert {name: report.mean("j") for name, report in seen.items()} == {
+        "yes": 0.2,
+        "no": pytest.approx(0.65),
+    }
     age = Report(rows).grouped(groups_from_csv(tmp_path / "videos.csv", "age"))
-    assert {name: report.mean("j") for name, report in age.items()} == {"18-26": pytest.approx(0.3), "50+": 0.9}
-    with pytest.raises(ValueError, match=r"objects\.csv: expected columns video and age, got video, object, seen"):
+    assert {name: report.mean("j") for name, report in age.items()} == {
+        "18-26": pytest.approx(0.3),
+        "50+": 0.9,
+    }
+    with pytest.raises(
+        ValueError, match=r"objects\.csv: expected columns video and age, got video, object, seen"
+    ):
         groups_from_csv(tmp_path / "objects.csv", "age")
     (tmp_path / "part.csv").write_text("video,age\na,18-26\n")
     with pytest.raises(ValueError, match="expected an entry for object 1 of video b"):
         Report(rows).grouped(groups_from_csv(tmp_path / "part.csv", "age"))
 
 
-def test_youtube_vos_score_is_the_mean_over_seen_and_unseen(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_youtube_vos_score_is_the_mean_over_seen_and_unseen(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
     _, masks = folders
-    (tmp_path / "classes.csv").write_text("video,object,class\na,1,seen\na,2,seen\nb,1,unseen\nb,2,unseen\n")
+    (tmp_path / "classes.csv").write_text(
+        "video,object,class\na,1,seen\na,2,seen\nb,1,unseen\nb,2,unseen\n"
+    )
     shifted = tmp_path / "shifted" / "a"
     shifted.mkdir(parents=True)
     for path in (masks / "a").iterdir():
         Image.fromarray(np.roll(np.asarray(Image.open(path)), 3, axis=1)).save(shifted / path.name)
     (tmp_path / "shifted" / "b").symlink_to(masks / "b")
-    program = [sys.executable, "-m", "sam2_fast.cli", "evaluate", str(masks), str(tmp_path / "shifted"), "--json"]
+    program = [
+        sys.executable,
+        "-m",
+        "sam2_fast.cli",
+        "evaluate",
+        str(masks),
+        str(tmp_path / "shifted"),
+        "--json",
+    ]
     groups = ["--groups", str(tmp_path / "classes.csv"), "--by", "class"]
-    found = subprocess.run([*program, *groups], capture_output=True, text=True, timeout=100, check=True)
+    found = subprocess.run(
+        [*program, *groups], capture_output=True, text=True, timeout=100, check=True
+    )
     facts = json.loads(found.stdout)
     seen, unseen = facts["groups"]["seen"], facts["groups"]["unseen"]
     assert unseen["j"] == unseen["f"] == 100 and seen["j"] < 95
-    assert facts["mean_over_groups"] == pytest.approx((seen["j"] + seen["f"] + unseen["j"] + unseen["f"]) / 4)
+    assert facts["mean_over_groups"] == pytest.approx(
+        (seen["j"] + seen["f"] + unseen["j"] + unseen["f"]) / 4
+    )
 
 
 def test_a_plot_of_another_kind_is_refused(tmp_path: Path) -> None:

@@ -37,7 +37,9 @@ def folder(tmp_path: Path) -> Path:
 
 @contextmanager
 def the_callers_scheduling() -> Iterator[None]:
-    """Undo what SVT-AV1 does to the calling thread when run as root: it makes it real-time, and all threads it starts later."""
+    """Undo what SVT-AV1 does to the calling thread when run as root: it makes it real-time, and all
+    threads it starts later.
+    """
     if not hasattr(os, "sched_getscheduler"):
         yield
         return
@@ -51,10 +53,18 @@ def the_callers_scheduling() -> Iterator[None]:
 
 @pytest.fixture
 def make_video(tmp_path: Path) -> Callable[..., Path]:
-    """Write a video: make_video(name, frames=40, codec="libx264", options={...}, size=(height, width), rate=25) -> path."""
+    """Write a video: make_video(name, frames=40, codec="libx264", options={...}, size=(height,
+    width), rate=25) -> path.
+    """
     av = pytest.importorskip("av", reason="video files need PyAV")
 
-    def write(name: str, frames: int = 40, codec: str = "libx264", size: tuple[int, int] = (48, 64), **options: str) -> Path:
+    def write(
+        name: str,
+        frames: int = 40,
+        codec: str = "libx264",
+        size: tuple[int, int] = (48, 64),
+        **options: str,
+    ) -> Path:
         if codec not in av.codecs_available:
             pytest.skip(f"this FFmpeg has no encoder {codec}")
         path = tmp_path / name
@@ -65,7 +75,9 @@ def make_video(tmp_path: Path) -> Callable[..., Path]:
             stream.options = options
             container.start_encoding()
             for index in range(frames):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(index, *size), format="rgb24")))
+                container.mux(
+                    stream.encode(av.VideoFrame.from_ndarray(picture(index, *size), format="rgb24"))
+                )
             if frames:
                 container.mux(stream.encode(None))
         return path

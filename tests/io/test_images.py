@@ -1,4 +1,6 @@
-"""Images of every kind become [H, W, 3] uint8, or a ValueError of one line (robustness row 33, and 32 for files)."""
+"""Images of every kind become [H, W, 3] uint8, or a ValueError of one line (robustness row 33, and
+32 for files).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ RGB = picture(4)
 
 def same(image: object, expected: np.ndarray = RGB) -> bool:
     pixels = as_rgb_uint8(image)
-    return pixels.dtype == np.uint8 and pixels.flags.c_contiguous and np.array_equal(pixels, expected)
+    return (
+        pixels.dtype == np.uint8 and pixels.flags.c_contiguous and np.array_equal(pixels, expected)
+    )
 
 
 def test_arrays_pillow_images_and_tensors_of_one_picture_are_the_same() -> None:
@@ -128,10 +132,17 @@ def huge_jpeg(side: int) -> bytes:
 
 def huge_png(side: int) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("data", [huge_jpeg(30_000), huge_png(100_000)], ids=["jpeg", "png"])
@@ -146,7 +157,9 @@ def test_a_huge_image_is_refused_by_its_header_at_once(tmp_path: Path, data: byt
 
 def test_a_gif_whose_first_frame_is_larger_than_its_screen_is_refused(tmp_path: Path) -> None:
     screen = b"GIF89a" + struct.pack("<HHBBB", 10, 10, 0, 0, 0)
-    (tmp_path / "huge.gif").write_bytes(screen + b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\x02\x02L\x01\x00;")
+    (tmp_path / "huge.gif").write_bytes(
+        screen + b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\x02\x02L\x01\x00;"
+    )
     with pytest.raises(ValueError, match=r"huge\.gif"):
         load_image(tmp_path / "huge.gif")
 
@@ -166,11 +179,18 @@ def test_a_caller_can_raise_and_lower_the_limit(tmp_path: Path) -> None:
         Image.MAX_IMAGE_PIXELS = before
 
 
-FITS = b"SIMPLE  =                    T / conforms".ljust(80) + b"BITPIX  =                    8".ljust(80) + b"END".ljust(80)
+FITS = (
+    b"SIMPLE  =                    T / conforms".ljust(80)
+    + b"BITPIX  =                    8".ljust(80)
+    + b"END".ljust(80)
+)
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
 
 
-@pytest.mark.parametrize("data", [FITS, EPS, b"", b"garbage" * 10, b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF0000WEBPVP8 "])
+@pytest.mark.parametrize(
+    "data",
+    [FITS, EPS, b"", b"garbage" * 10, b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF0000WEBPVP8 "],
+)
 def test_other_kinds_of_file_named_jpg_are_refused_by_name(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "picture.jpg"
     path.write_bytes(data)
@@ -182,7 +202,9 @@ def test_other_kinds_of_file_named_jpg_are_refused_by_name(tmp_path: Path, data:
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff", "bmp", "gif"])
 def test_a_truncated_file_is_a_value_error_that_names_it(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"image.{suffix}"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)).save(
+        path
+    )
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match=rf"image.{suffix}"):
         load_image(path)

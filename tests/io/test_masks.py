@@ -32,8 +32,16 @@ RIGHT[2:6, 3:8] = True
 def test_the_palette_is_that_of_davis_and_voc() -> None:
     colors = np.frombuffer(DAVIS_PALETTE, np.uint8).reshape(256, 3)
     assert colors[:9].tolist() == [
-        [0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128], [0, 128, 128], [128, 128, 128], [64, 0, 0],
-    ]  # fmt: skip
+        [0, 0, 0],
+        [128, 0, 0],
+        [0, 128, 0],
+        [128, 128, 0],
+        [0, 0, 128],
+        [128, 0, 128],
+        [0, 128, 128],
+        [128, 128, 128],
+        [64, 0, 0],
+    ]
     assert len({tuple(color) for color in colors.tolist()}) == 256
     assert colors[255].tolist() == [224, 224, 192]
 
@@ -64,7 +72,9 @@ def test_ids_that_a_palette_cannot_hold(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["L", "1", "RGB", "RGBA", "I;16"])
 def test_masks_drawn_elsewhere_are_read(tmp_path: Path, mode: str) -> None:
     grey = Image.fromarray(LEFT.astype(np.uint8) * 255)
-    (Image.fromarray(LEFT.astype(np.uint16) * 65535) if mode == "I;16" else grey.convert(mode)).save(tmp_path / "mask.png")
+    (
+        Image.fromarray(LEFT.astype(np.uint16) * 65535) if mode == "I;16" else grey.convert(mode)
+    ).save(tmp_path / "mask.png")
     assert np.array_equal(load_mask(tmp_path / "mask.png"), LEFT)
 
 
@@ -80,19 +90,33 @@ def test_masks_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_writers_lay_files_out_as_documented(tmp_path: Path) -> None:
-    for writer in (PngWriter(tmp_path / "png"), DavisWriter(tmp_path / "davis"), JsonWriter(tmp_path / "masks.json", 6, 8)):
+    for writer in (
+        PngWriter(tmp_path / "png"),
+        DavisWriter(tmp_path / "davis"),
+        JsonWriter(tmp_path / "masks.json", 6, 8),
+    ):
         for frame in (3, 0):
             writer.write(frame, {1: LEFT, 12: RIGHT})
         writer.close()
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")) == [
-        "davis/00000.png", "davis/00003.png", "masks.json",
-        "png/001/00000.png", "png/001/00003.png", "png/012/00000.png", "png/012/00003.png",
-    ]  # fmt: skip
+        "davis/00000.png",
+        "davis/00003.png",
+        "masks.json",
+        "png/001/00000.png",
+        "png/001/00003.png",
+        "png/012/00000.png",
+        "png/012/00003.png",
+    ]
     frames = load_masks_json(tmp_path / "masks.json")
     assert list(frames) == [3, 0]
     assert np.array_equal(frames[0][12], RIGHT)
     document = json.loads((tmp_path / "masks.json").read_text())
-    assert (document["format"], document["version"], document["height"], document["width"]) == ("sam2_fast.masks", 1, 6, 8)
+    assert (document["format"], document["version"], document["height"], document["width"]) == (
+        "sam2_fast.masks",
+        1,
+        6,
+        8,
+    )
     assert document["frames"][0]["objects"][0] == {"id": 1, **describe(LEFT)}
 
 
@@ -113,7 +137,16 @@ def test_an_error_while_writing_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "other", "version": 1}', '{"format": "sam2_fast.masks", "version": 2}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"format": "other", "version": 1}',
+        '{"format": "sam2_fast.masks", "version": 2}',
+    ],
+)
 def test_another_json_is_refused_by_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "masks.json").write_text(text)
     with pytest.raises(ValueError, match=r"masks.json"):
@@ -121,7 +154,10 @@ def test_another_json_is_refused_by_name(tmp_path: Path, text: str) -> None:
 
 
 def test_a_description_has_area_and_box() -> None:
-    assert {key: describe(LEFT)[key] for key in ("area", "bbox")} == {"area": 15, "bbox": [0, 1, 5, 3]}
+    assert {key: describe(LEFT)[key] for key in ("area", "bbox")} == {
+        "area": 15,
+        "bbox": [0, 1, 5, 3],
+    }
     assert describe(np.zeros((6, 8), bool))["bbox"] == [0, 0, 0, 0]
 
 

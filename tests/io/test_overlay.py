@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from io_media import picture
 
-from sam2_fast.io.overlay import VideoWriter, draw_box, draw_masks, draw_points, object_color, save_png
+from sam2_fast.io.overlay import (
+    VideoWriter,
+    draw_box,
+    draw_masks,
+    draw_points,
+    object_color,
+    save_png,
+)
 from sam2_fast.io.video import open_video
 
 BLOCK = np.zeros((48, 64), bool)
@@ -77,7 +84,10 @@ def test_a_video_is_written_frame_by_frame_and_appears_when_closed(tmp_path: Pat
 
 def test_an_error_leaves_no_video(tmp_path: Path) -> None:
     pytest.importorskip("av", reason="videos need PyAV")
-    with pytest.raises(RuntimeError, match="stop"), VideoWriter(tmp_path / "clip.mp4", 48, 64) as writer:
+    with (
+        pytest.raises(RuntimeError, match="stop"),
+        VideoWriter(tmp_path / "clip.mp4", 48, 64) as writer,
+    ):
         writer.write(picture(0))
         raise RuntimeError("stop")
     VideoWriter(tmp_path / "clip.mp4", 48, 64).abort()

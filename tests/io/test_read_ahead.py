@@ -1,4 +1,6 @@
-"""Frames that are decoded before they are asked for: the same frames, no waiting for what is there, and errors where they belong."""
+"""Frames that are decoded before they are asked for: the same frames, no waiting for what is there,
+and errors where they belong.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from sam2_fast.io.sequences import FrameFolder, FrameList
 from sam2_fast.io.video_file import VideoFile
 
 CLIP = Path(__file__).resolve().parents[2] / "examples" / "clip.mp4"
-SMALL = Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(2,), windows=(8, 4, 4, 2), image_size=64)
+SMALL = Sam2Config(
+    embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(2,), windows=(8, 4, 4, 2), image_size=64
+)
 PATIENCE = 20  # seconds that no test should need
 
 
@@ -97,7 +101,11 @@ def test_lists_are_read_by_whoever_asks() -> None:
     assert 1 not in frames._kept
 
 
-@pytest.mark.parametrize("order", [range(12), range(11, -1, -1), [0, 5, 6, 2, 11, 1]], ids=["forwards", "backwards", "jumps"])
+@pytest.mark.parametrize(
+    "order",
+    [range(12), range(11, -1, -1), [0, 5, 6, 2, 11, 1]],
+    ids=["forwards", "backwards", "jumps"],
+)
 def test_a_video_file_gives_the_same_frames(order: Any) -> None:
     with VideoFile(CLIP) as plain, VideoFile(CLIP) as ahead:
         for frame, following in zip(order, [*[*order][1:], 0], strict=True):
@@ -106,17 +114,27 @@ def test_a_video_file_gives_the_same_frames(order: Any) -> None:
             assert np.array_equal(found, plain[frame])
 
 
-def test_propagation_reads_the_next_frame_ahead_and_none_past_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_propagation_reads_the_next_frame_ahead_and_none_past_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(0)
     for t in range(6):
-        Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(tmp_path / f"{t}.png")
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(
+            tmp_path / f"{t}.png"
+        )
     asked: list[int] = []
     plain = FrameFolder.read_ahead
-    monkeypatch.setattr(FrameFolder, "read_ahead", lambda self, index: (asked.append(index), plain(self, index))[1])
+    monkeypatch.setattr(
+        FrameFolder, "read_ahead", lambda self, index: (asked.append(index), plain(self, index))[1]
+    )
     predictor = build_sam2_video_predictor(SMALL, device="cpu", seed=0)
     state = predictor.init_state(str(tmp_path))
     predictor.add_new_points_or_box(state, 2, 1, points=[[20, 20]], labels=[1])
     forwards = [t for t, _, _ in predictor.propagate_in_video(state, max_frame_num_to_track=2)]
     assert (forwards, asked) == ([2, 3, 4], [4])  # frame 2 is settled: nothing was read for it
     asked.clear()
-    assert [t for t, _, _ in predictor.propagate_in_video(state, reverse=True)] == [2, 1, 0] and asked == [0]
+    assert [t for t, _, _ in predictor.propagate_in_video(state, reverse=True)] == [
+        2,
+        1,
+        0,
+    ] and asked == [0]

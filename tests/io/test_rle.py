@@ -35,7 +35,9 @@ def test_compressed_run_lengths_are_those_of_pycocotools_and_come_back(mask: np.
     assert area_from_rle(ours) == coco.area(expected) == mask.sum()
 
 
-@given(st.lists(masks.filter(lambda mask: mask.size > 1), min_size=1, max_size=1), st.integers(1, 4))
+@given(
+    st.lists(masks.filter(lambda mask: mask.size > 1), min_size=1, max_size=1), st.integers(1, 4)
+)
 @settings(max_examples=100, deadline=None)
 def test_plain_run_lengths_have_the_official_meaning(one: list[np.ndarray], copies: int) -> None:
     stack = torch.from_numpy(np.stack([np.roll(one[0], step, axis=1) for step in range(copies)]))
@@ -53,7 +55,9 @@ def test_runs_go_down_the_columns_and_start_with_zeros() -> None:
     mask = torch.tensor([[[1, 0, 0], [1, 0, 1]]], dtype=torch.bool)
     assert mask_to_rle(mask) == [{"size": [2, 3], "counts": [0, 2, 3, 1]}]
     assert mask_to_rle(torch.zeros(1, 2, 3, dtype=torch.bool)) == [{"size": [2, 3], "counts": [6]}]
-    assert mask_to_rle(torch.ones(1, 1, 1, dtype=torch.bool)) == [{"size": [1, 1], "counts": [0, 1]}]
+    assert mask_to_rle(torch.ones(1, 1, 1, dtype=torch.bool)) == [
+        {"size": [1, 1], "counts": [0, 1]}
+    ]
     assert mask_to_rle(torch.zeros(0, 2, 3, dtype=torch.bool)) == []
 
 
@@ -97,7 +101,7 @@ def test_an_empty_mask_is_that_of_pycocotools() -> None:
 def test_what_is_no_mask_is_a_value_error_at_once(rle: object) -> None:
     started = time.thread_time()
     with pytest.raises(ValueError, match=r"^rle"):
-        decode_rle(rle)  # type: ignore[arg-type]
+        decode_rle(rle)
     assert time.thread_time() - started < 0.5
 
 

@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from io_media import picture
 from PIL import Image
 
-from sam2_fast.io.transforms import PIXEL_MEAN, PIXEL_STD, frame_input, normalize_frame, resize_frame, resize_image, resize_images
+from sam2_fast.io.transforms import (
+    PIXEL_MEAN,
+    PIXEL_STD,
+    frame_input,
+    normalize_frame,
+    resize_frame,
+    resize_image,
+    resize_images,
+)
 
 MEAN, STD = (torch.tensor(values)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
 
@@ -17,7 +25,9 @@ MEAN, STD = (torch.tensor(values)[:, None, None] for values in (PIXEL_MEAN, PIXE
 def as_torchvision_does(image: np.ndarray, size: int) -> torch.Tensor:
     """ToTensor, Resize (antialiased bilinear on float), Normalize, step by step."""
     scaled = torch.from_numpy(image.copy()).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
-    resized = F.interpolate(scaled[None], (size, size), mode="bilinear", align_corners=False, antialias=True)[0]
+    resized = F.interpolate(
+        scaled[None], (size, size), mode="bilinear", align_corners=False, antialias=True
+    )[0]
     return resized.sub(MEAN).div(STD)
 
 
@@ -30,13 +40,23 @@ def test_an_image_is_resized_with_the_official_numbers(shape: tuple[int, int]) -
 def test_an_image_is_resized_as_the_installed_torchvision_does() -> None:
     transforms = pytest.importorskip("torchvision.transforms", reason="compares with torchvision")
     image = np.random.default_rng(0).integers(0, 256, (97, 61, 3), dtype=np.uint8)
-    whole = transforms.Compose([transforms.ToTensor(), transforms.Resize((64, 64)), transforms.Normalize(PIXEL_MEAN, PIXEL_STD)])
+    whole = transforms.Compose(
+        [
+            transforms.ToTensor(),
+            transforms.Resize((64, 64)),
+            transforms.Normalize(PIXEL_MEAN, PIXEL_STD),
+        ]
+    )
     assert torch.equal(resize_image(image, 64), whole(image))
 
 
 def test_a_float_image_gives_the_numbers_of_the_same_uint8_image() -> None:
     image = picture(3)
-    assert torch.allclose(resize_image(image.astype(np.float32) / np.float32(255), 32), resize_image(image, 32), atol=1e-6)
+    assert torch.allclose(
+        resize_image(image.astype(np.float32) / np.float32(255), 32),
+        resize_image(image, 32),
+        atol=1e-6,
+    )
 
 
 def test_a_batch_is_its_images_one_by_one_whatever_their_sizes() -> None:
@@ -59,11 +79,15 @@ def test_inputs_are_left_as_they_were() -> None:
 
 def test_a_frame_is_resized_with_the_kernel_of_the_official_frame_folder() -> None:
     frame = picture(5)
-    assert np.array_equal(resize_frame(frame, 32).numpy(), np.array(Image.fromarray(frame).resize((32, 32))))
+    assert np.array_equal(
+        resize_frame(frame, 32).numpy(), np.array(Image.fromarray(frame).resize((32, 32)))
+    )
 
 
 @pytest.mark.parametrize("shape", [(48, 64), (90, 40), (32, 32)])
-def test_a_frame_goes_to_model_input_in_one_pass_with_the_numbers_of_two(shape: tuple[int, int]) -> None:
+def test_a_frame_goes_to_model_input_in_one_pass_with_the_numbers_of_two(
+    shape: tuple[int, int],
+) -> None:
     frame = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
     assert torch.equal(frame_input(frame, 32), normalize_frame(resize_frame(frame, 32)))
     elsewhere = frame_input(frame, 32, "meta")
@@ -78,7 +102,9 @@ def test_arrays_that_torch_cannot_share_are_copied() -> None:
     assert torch.equal(resize_image(turned, 16), resize_image(turned.copy(), 16))
 
 
-def test_float32_division_of_bytes_equals_the_official_float64_division_for_all_256_values() -> None:
+def test_float32_division_of_bytes_equals_the_official_float64_division_for_all_256_values() -> (
+    None
+):
     values = np.arange(256, dtype=np.uint8)
     official = torch.from_numpy(values / 255.0).to(torch.float32)
     image = torch.from_numpy(np.repeat(values, 3).reshape(16, 16, 3))

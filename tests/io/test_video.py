@@ -20,13 +20,21 @@ from sam2_fast.io.video import open_video
 
 def test_a_folder_is_read_in_the_order_of_its_numbers(folder: Path) -> None:
     with open_video(folder) as video:
-        assert (video.num_frames, len(video), video.height, video.width, video.fps) == (12, 12, 48, 64, None)
+        assert (video.num_frames, len(video), video.height, video.width, video.fps) == (
+            12,
+            12,
+            48,
+            64,
+            None,
+        )
         assert all(np.array_equal(video[i], picture(i)) for i in (11, 0, 2, 10, 1))
         assert np.array_equal(video[np.int64(3)], picture(3))
         assert sum(1 for _ in video) == 12
 
 
-@pytest.mark.parametrize("pattern", ["{}.jpg", "{:05d}.JPG", "frame_{}.jpeg", "clip-2_{}.png", "{}.JPEG"])
+@pytest.mark.parametrize(
+    "pattern", ["{}.jpg", "{:05d}.JPG", "frame_{}.jpeg", "clip-2_{}.png", "{}.JPEG"]
+)
 def test_names_of_a_folder(tmp_path: Path, pattern: str) -> None:
     for index in (0, 2, 9, 10, 11):
         Image.new("RGB", (8, 8), (index * 10,) * 3).save(tmp_path / pattern.format(index))
@@ -48,7 +56,9 @@ def test_a_missing_an_empty_and_an_ambiguous_folder(tmp_path: Path) -> None:
         open_video(tmp_path)
 
 
-def test_a_corrupt_frame_is_an_error_that_names_its_file_and_the_others_are_fine(folder: Path) -> None:
+def test_a_corrupt_frame_is_an_error_that_names_its_file_and_the_others_are_fine(
+    folder: Path,
+) -> None:
     path = folder / "5.png"
     path.write_bytes(path.read_bytes()[:60])
     with open_video(folder) as video:
@@ -83,7 +93,7 @@ def test_frame_numbers_are_checked(folder: Path) -> None:
                 video[index]
         for index in (1.0, True, "1"):
             with pytest.raises(TypeError):
-                video[index]  # type: ignore[index]
+                video[index]
     with pytest.raises(ValueError, match="closed"):
         video[0]
     video.close()
@@ -118,7 +128,15 @@ STACK = np.stack([picture(i) for i in range(5)])
         tuple(Image.fromarray(frame) for frame in STACK),
         [torch.from_numpy(frame).permute(2, 0, 1) for frame in STACK],
     ],
-    ids=["array", "float array", "tensor THWC", "tensor T3HW", "list of arrays", "tuple of images", "list of tensors"],
+    ids=[
+        "array",
+        "float array",
+        "tensor THWC",
+        "tensor T3HW",
+        "list of arrays",
+        "tuple of images",
+        "list of tensors",
+    ],
 )
 def test_frames_in_memory(source: object) -> None:
     with open_video(source) as video:

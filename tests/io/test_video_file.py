@@ -1,4 +1,6 @@
-"""Video files: exact frame numbers in any order, and damaged or hostile files refused at once (robustness row 32)."""
+"""Video files: exact frame numbers in any order, and damaged or hostile files refused at once
+(robustness row 32).
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,11 @@ def decoded(path: Path) -> list[np.ndarray]:
 
 KINDS = [
     ("b_frames.mp4", "libx264", {"g": "12", "bf": "3"}),
-    ("open_gop.mp4", "libx264", {"x264-params": "keyint=10:min-keyint=10:open-gop=1:bframes=3:scenecut=0"}),
+    (
+        "open_gop.mp4",
+        "libx264",
+        {"x264-params": "keyint=10:min-keyint=10:open-gop=1:bframes=3:scenecut=0"},
+    ),
     ("intra_refresh.mp4", "libx264", {"x264-params": "keyint=10:intra-refresh=1:bframes=0"}),
     ("one_key.mkv", "libx264", {"g": "1000"}),
     ("stream.ts", "libx264", {"g": "10", "bf": "2"}),
@@ -38,15 +44,29 @@ KINDS = [
     ("b_frames.avi", "mpeg4", {"g": "8", "bf": "2"}),
     ("h264.avi", "libx264", {"g": "8", "bf": "2"}),
     ("stills.avi", "mjpeg", {}),
-    ("hidden_frames.webm", "libvpx", {"auto-alt-ref": "1", "lag-in-frames": "16", "g": "12", "arnr-maxframes": "3"}),
-    ("superframes.webm", "libvpx-vp9", {"auto-alt-ref": "1", "lag-in-frames": "16", "g": "12", "cpu-used": "8"}),
-    ("x265.mp4", "libx265", {"x265-params": "keyint=10:min-keyint=10:open-gop=1:bframes=3:log-level=none"}),
+    (
+        "hidden_frames.webm",
+        "libvpx",
+        {"auto-alt-ref": "1", "lag-in-frames": "16", "g": "12", "arnr-maxframes": "3"},
+    ),
+    (
+        "superframes.webm",
+        "libvpx-vp9",
+        {"auto-alt-ref": "1", "lag-in-frames": "16", "g": "12", "cpu-used": "8"},
+    ),
+    (
+        "x265.mp4",
+        "libx265",
+        {"x265-params": "keyint=10:min-keyint=10:open-gop=1:bframes=3:log-level=none"},
+    ),
     ("av1.mp4", "libsvtav1", {"preset": "12", "g": "12"}),
 ]
 
 
 @pytest.mark.parametrize(("name", "codec", "options"), KINDS, ids=[kind[0] for kind in KINDS])
-def test_frames_in_any_order_equal_those_of_a_sequential_decode(make_video: MakeVideo, name: str, codec: str, options: dict) -> None:
+def test_frames_in_any_order_equal_those_of_a_sequential_decode(
+    make_video: MakeVideo, name: str, codec: str, options: dict
+) -> None:
     path = make_video(name, frames=45, codec=codec, **options)
     expected = decoded(path)
     with open_video(path) as video:
@@ -65,8 +85,12 @@ def test_bytes_are_a_video_too_and_tell_the_frame_rate(make_video: MakeVideo) ->
         assert np.array_equal(video[9], decoded(path)[9])
 
 
-@pytest.mark.parametrize(("turn", "matrix"), [(90, (0, 1, -1, 0)), (180, (-1, 0, 0, -1)), (270, (0, -1, 1, 0))])
-def test_rotation_metadata_is_applied_as_players_do(make_video: MakeVideo, turn: int, matrix: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("turn", "matrix"), [(90, (0, 1, -1, 0)), (180, (-1, 0, 0, -1)), (270, (0, -1, 1, 0))]
+)
+def test_rotation_metadata_is_applied_as_players_do(
+    make_video: MakeVideo, turn: int, matrix: tuple[int, ...]
+) -> None:
     path = make_video("clip.mp4", frames=5)
     upright = decoded(path)
     data = bytearray(path.read_bytes())
@@ -79,12 +103,18 @@ def test_rotation_metadata_is_applied_as_players_do(make_video: MakeVideo, turn:
         assert np.array_equal(video[2], clockwise)
 
 
-def test_a_file_that_ends_in_the_middle_has_the_frames_that_are_there(make_video: MakeVideo) -> None:
+def test_a_file_that_ends_in_the_middle_has_the_frames_that_are_there(
+    make_video: MakeVideo,
+) -> None:
     path = make_video("clip.mkv", frames=45, g="5")
     whole = decoded(path)
     with open_video(path.read_bytes()[: path.stat().st_size // 2]) as video:
         assert 5 < len(video) < 45
-        assert all(np.array_equal(frame, whole[index]) for index, frame in enumerate(video) if index < len(video) - 1)
+        assert all(
+            np.array_equal(frame, whole[index])
+            for index, frame in enumerate(video)
+            if index < len(video) - 1
+        )
 
 
 def refused(data: bytes | Path, words: str, **limits: int) -> None:
@@ -102,11 +132,19 @@ def test_a_truncated_mp4_is_refused(make_video: MakeVideo) -> None:
 
 
 def test_a_video_without_frames_is_refused(make_video: MakeVideo) -> None:
-    refused(make_video("none.mp4", frames=0), "none.mp4: (no frames|no video stream|cannot be read)")
+    refused(
+        make_video("none.mp4", frames=0), "none.mp4: (no frames|no video stream|cannot be read)"
+    )
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\0" * 5000, b"#EXTM3U\n#EXTINF:1,\nhttp://localhost/a.ts\n", b"ffconcat version 1.0\nfile /etc/passwd\n"]
+    "data",
+    [
+        b"",
+        b"\0" * 5000,
+        b"#EXTM3U\n#EXTINF:1,\nhttp://localhost/a.ts\n",
+        b"ffconcat version 1.0\nfile /etc/passwd\n",
+    ],
 )
 def test_garbage_and_play_lists_are_refused(data: bytes, tmp_path: Path) -> None:
     refused(data, "cannot be read as a video")
@@ -128,7 +166,9 @@ def claiming(path: Path, count: int) -> bytes:
 
 
 @pytest.mark.parametrize("count", [20_000_000, 10**9, 2**32 - 1])
-def test_a_header_that_claims_a_thousand_million_frames_is_refused_in_little_memory(make_video: MakeVideo, count: int) -> None:
+def test_a_header_that_claims_a_thousand_million_frames_is_refused_in_little_memory(
+    make_video: MakeVideo, count: int
+) -> None:
     hostile = claiming(make_video("clip.mp4"), count)
     refused(hostile, f"claims {count} samples")
 
@@ -139,7 +179,10 @@ def box(kind: bytes, *parts: bytes) -> bytes:
 
 
 def track(handler: bytes, count: int, ticks: int = 1) -> bytes:
-    sizes, times = box(b"stsz", struct.pack(">III", 0, 4, count)), box(b"stts", struct.pack(">IIII", 0, 1, count, ticks))
+    sizes, times = (
+        box(b"stsz", struct.pack(">III", 0, 4, count)),
+        box(b"stts", struct.pack(">IIII", 0, 1, count, ticks)),
+    )
     tables = box(b"minf", box(b"stbl", sizes, times))
     return box(b"trak", box(b"mdia", box(b"hdlr", bytes(8), handler, bytes(12)), tables))
 
@@ -156,10 +199,22 @@ FRAGMENT = box(b"moof", box(b"traf", box(b"trun", struct.pack(">II", 0, 10**9)))
         ((box(b"moov", track(b"soun", 10**8), track(b"vide", 900)),), True),
         ((box(b"moov"), FRAGMENT), False),
         ((box(b"moov", box(b"cmov", bytes(40))),), False),
-        ((struct.pack(">I4sQ", 1, b"mdat", 24), bytes(8), box(b"moov", track(b"vide", 2000))), False),
+        (
+            (struct.pack(">I4sQ", 1, b"mdat", 24), bytes(8), box(b"moov", track(b"vide", 2000))),
+            False,
+        ),
         ((box(b"free", bytes(4)), struct.pack(">I4s", 3, b"moov")), True),
     ],
-    ids=["uncompressed sound", "compressed sound", "picture", "both", "fragment", "compressed header", "64-bit length", "broken length"],
+    ids=[
+        "uncompressed sound",
+        "compressed sound",
+        "picture",
+        "both",
+        "fragment",
+        "compressed header",
+        "64-bit length",
+        "broken length",
+    ],
 )
 def test_what_a_header_may_claim(parts: tuple[bytes, ...], good: bool) -> None:
     data = box(b"ftyp", b"isom" + bytes(4)) + b"".join(parts)
@@ -174,7 +229,11 @@ def test_limits_of_a_file(make_video: MakeVideo) -> None:
     path = make_video("clip.mp4", frames=20)
     refused(path, "limit is 5; raise it with max_frames=", max_frames=5)
     refused(make_video("clip.mkv", frames=20), "more than 5 frames.*max_frames=", max_frames=5)
-    refused(path, "clip.mp4: 64 x 48 is 3072 pixels, the limit is 3000; raise it with max_pixels=", max_pixels=3000)
+    refused(
+        path,
+        "clip.mp4: 64 x 48 is 3072 pixels, the limit is 3000; raise it with max_pixels=",
+        max_pixels=3000,
+    )
 
 
 def test_a_damaged_frame_leaves_the_others_readable(make_video: MakeVideo) -> None:
@@ -225,9 +284,15 @@ def test_without_pyav_the_error_names_the_extra(tmp_path: Path) -> None:
         "import sys; sys.modules['av'] = None\n"
         "from sam2_fast.io.video import open_video\n"
         "try: open_video(sys.argv[1])\n"
-        "except ImportError as error: sys.exit(0 if 'sam2-fast[video]' in str(error) else 'wrong message')\n"
+        "except ImportError as error: sys.exit(0 if 'sam2-fast[video]' in str(error) else 'wrong "
+        "message')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "clip.mp4")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "clip.mp4")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -235,4 +300,7 @@ def test_a_real_video_in_any_order(real: Path) -> None:
     expected = decoded(real / "bedroom.mp4")
     with open_video(real / "bedroom.mp4") as video:
         assert (video.num_frames, video.height, video.width, video.fps) == (200, 540, 960, 30)
-        assert all(np.array_equal(video[index], expected[index]) for index in (0, 1, 2, 150, 149, 148, 30, 199))
+        assert all(
+            np.array_equal(video[index], expected[index])
+            for index in (0, 1, 2, 150, 149, 148, 30, 199)
+        )

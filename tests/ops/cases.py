@@ -26,7 +26,9 @@ W = TypeVar("W", bound=Weights)
 
 
 class Case(NamedTuple):
-    """An op as a function of tensors. `run(*tensors, backend=...)`; the two draws differ in every tensor."""
+    """An op as a function of tensors. `run(*tensors, backend=...)`; the two draws differ in every
+    tensor.
+    """
 
     run: Callable[..., Any]
     example: Tensors
@@ -45,9 +47,16 @@ class Sizes(NamedTuple):
 
 
 def drawn(run: Callable[..., Any], *tensors: Tensor) -> Case:
-    """A case of `tensors` and of others of the same shapes. No tensor is given twice: a recorder would take the two for one."""
+    """A case of `tensors` and of others of the same shapes. No tensor is given twice: a recorder
+    would take the two for one.
+    """
     generator = torch.Generator().manual_seed(7)
-    other = (t + 0.3 * torch.randn(t.shape, generator=generator) if t.is_floating_point() else torch.ones_like(t) for t in tensors)
+    other = (
+        t + 0.3 * torch.randn(t.shape, generator=generator)
+        if t.is_floating_point()
+        else torch.ones_like(t)
+        for t in tensors
+    )
     return Case(run, tuple(t.clone() for t in tensors), tuple(other))
 
 
@@ -63,7 +72,9 @@ def narrowed(weights: W, dtype: torch.dtype = torch.bfloat16) -> W:
 def changed(inputs: Any, name: str, change: Callable[[Tensor], Tensor]) -> Any:
     """A named tuple with one of its `weights` changed by its name."""
     weights = inputs.weights
-    return inputs._replace(weights=weights.with_tensors({name: change(dict(weights.named())[name])}))
+    return inputs._replace(
+        weights=weights.with_tensors({name: change(dict(weights.named())[name])})
+    )
 
 
 def numbers(*shapes: tuple[int, ...], seed: int = 0) -> Tensors:

@@ -1,7 +1,9 @@
-"""Streams, events, memory pools and captures of `torch.cuda` by its documented rules, without a device.
+"""Streams, events, memory pools and captures of `torch.cuda` by its documented rules, without a
+device.
 
-A stream knows which operations are ordered before its next one; `did` adds one. Of captures there may be
-one at a time; a pool may be used again while a graph of it lives, as the allocator of torch demands.
+A stream knows which operations are ordered before its next one; `did` adds one. Of captures there
+may be one at a time; a pool may be used again while a graph of it lives, as the allocator of torch
+demands.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ class Event:
 
 
 class Cuda:
-    """What the process has: pools by the number of their graphs, captures under way, the current stream."""
+    """What the process has: pools by the number of their graphs, captures under way, the current
+    stream.
+    """
 
     def __init__(self) -> None:
         self.uses: Counter[int] = Counter()
@@ -110,7 +114,9 @@ class Capture:
         cuda = self._cuda
         if cuda.invalid:
             cuda.invalid = False
-            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+            raise RuntimeError(
+                "CUDA error: operation failed due to a previous error during capture"
+            )
         cuda.recording.remove(self._pool)
         self._graph.release = lambda: cuda.uses.subtract([self._pool])
         cuda.select(self._before)

@@ -1,4 +1,6 @@
-"""Named weights as objects whose fields can be changed, for tests of what the native module checks."""
+"""Named weights as objects whose fields can be changed, for tests of what the
+native module checks.
+"""
 
 from __future__ import annotations
 

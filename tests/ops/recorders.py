@@ -1,4 +1,6 @@
-"""Ways in which torch records, transforms or watches operations, each as a function that runs a module on other inputs than it recorded."""
+"""Ways in which torch records, transforms or watches operations, each as a function that runs a
+module on other inputs than it recorded.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,10 @@ def _run_onnx(model: bytes, tensors: Tensors) -> Sequence[Tensor]:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model, options)
     names = [value.name for value in session.get_inputs()]
-    return [torch.from_numpy(x) for x in session.run(None, {n: t.numpy() for n, t in zip(names, tensors, strict=True)})]
+    return [
+        torch.from_numpy(x)
+        for x in session.run(None, {n: t.numpy() for n, t in zip(names, tensors, strict=True)})
+    ]
 
 
 def export(module: nn.Module, example: Tensors, other: Tensors) -> Sequence[Tensor]:

@@ -98,7 +98,9 @@ def test_not_a_number_stays_where_it_is(isa: str) -> None:
 def test_auto_is_the_native_kernel_on_a_cpu_and_keeps_the_dtype(dtype: torch.dtype) -> None:
     x, weights = case(33, 129)
     output = affine(x.to(dtype), weights)
-    assert output.dtype == dtype and torch.equal(output, affine(x.to(dtype), weights, backend="cpu"))
+    assert output.dtype == dtype and torch.equal(
+        output, affine(x.to(dtype), weights, backend="cpu")
+    )
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0, 5), (3, 0)])

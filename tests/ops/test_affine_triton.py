@@ -50,7 +50,9 @@ def test_compiles_without_spills(capability: int, dtype: str) -> None:
 
     kinds = dict.fromkeys(POINTERS, dtype) | {"rows": "i32", "channels": "i32"}
     constants = {"ROWS": kernels.ROWS, "CHANNELS": kernels.CHANNELS}
-    registers, spilled, shared = resources(kernels.affine_kernel, kinds, constants, capability, 4, 3)
+    registers, spilled, shared = resources(
+        kernels.affine_kernel, kinds, constants, capability, 4, 3
+    )
     assert registers <= 128 and spilled == 0 and shared <= 16 * 1024
 
 
@@ -63,7 +65,9 @@ def test_says_why_it_refuses() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [*SHAPES, (4096, 768)], ids=str)
-def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
     if reason := no_triton():
         pytest.skip(reason)
     errors = Errors()

@@ -1,4 +1,6 @@
-"""Connected components on every backend against a flood fill and two libraries: integers match exactly."""
+"""Connected components on every backend against a flood fill and two libraries: integers match
+exactly.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from tests.ops import cases
 from tests.ops.triton_tools import compiled, interpret
 
 ABSENT = {"cuda": no_cuda, "triton": no_triton, "cpu": no_cpu, "torch": lambda: None}
-BACKENDS = [pytest.param(b, marks=[pytest.mark.gpu] if b in ("cuda", "triton") else []) for b in ABSENT]
+BACKENDS = [
+    pytest.param(b, marks=[pytest.mark.gpu] if b in ("cuda", "triton") else []) for b in ABSENT
+]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -62,7 +66,12 @@ def spiral(size: int) -> np.ndarray:
     y, x, dy, dx, left, top, right, bottom = 0, 0, 0, 1, 0, 0, size - 1, size - 1
     while left <= right and top <= bottom:
         mask[y, x] = True
-        if (dx == 1 and x == right) or (dx == -1 and x == left) or (dy == 1 and y == bottom) or (dy == -1 and y == top):
+        if (
+            (dx == 1 and x == right)
+            or (dx == -1 and x == left)
+            or (dy == 1 and y == bottom)
+            or (dy == -1 and y == top)
+        ):
             if dx == 1:
                 top += 2
             elif dy == 1:
@@ -79,7 +88,9 @@ def spiral(size: int) -> np.ndarray:
 
 
 def noise(density: float, height: int, width: int, count: int = 2) -> np.ndarray:
-    return np.random.default_rng(int(density * 1000) + height).random((count, height, width)) < density
+    return (
+        np.random.default_rng(int(density * 1000) + height).random((count, height, width)) < density
+    )
 
 
 CASES = {
@@ -90,10 +101,15 @@ CASES = {
     "checkerboard": (np.indices((65, 70)).sum(0) % 2 == 0)[None],
     "dots": ((np.indices((65, 70)) % 2).sum(0) == 0)[None],
     "spiral": spiral(101)[None],
-    "spiral, mirrored and turned": np.ascontiguousarray(np.stack([spiral(64)[:, ::-1], spiral(64)[::-1].T])),
+    "spiral, mirrored and turned": np.ascontiguousarray(
+        np.stack([spiral(64)[:, ::-1], spiral(64)[::-1].T])
+    ),
     "one row": noise(0.6, 1, 300),
     "one column": noise(0.6, 300, 1),
-    "comb": np.ascontiguousarray(np.stack([np.tile([True, False], 50)[None].repeat(60, 0)] * 2) | (np.arange(60) == 59)[None, :, None]),
+    "comb": np.ascontiguousarray(
+        np.stack([np.tile([True, False], 50)[None].repeat(60, 0)] * 2)
+        | (np.arange(60) == 59)[None, :, None]
+    ),
     **{f"noise {d}": noise(d, 71, 131) for d in (0.1, 0.3, 0.4, 0.45, 0.5, 0.6, 0.9)},
     "many masks": noise(0.4, 17, 19, count=300),
 }
@@ -123,7 +139,10 @@ def test_the_partition_equals_scipys_and_cc3ds(backend: str, density: float) -> 
     ndimage, cc3d = pytest.importorskip("scipy.ndimage"), pytest.importorskip("cc3d")
     mask = noise(density, 301, 257, count=1)
     labels = connected_components(place(mask, backend), backend=backend)[0][0].cpu().numpy()
-    for theirs in (ndimage.label(mask[0], np.ones((3, 3)))[0], cc3d.connected_components(mask[0], connectivity=8)):
+    for theirs in (
+        ndimage.label(mask[0], np.ones((3, 3)))[0],
+        cc3d.connected_components(mask[0], connectivity=8),
+    ):
         pairs = np.unique(np.stack([labels.ravel(), theirs.astype(np.int64).ravel()]), axis=1)
         assert len(np.unique(pairs[0])) == len(np.unique(pairs[1])) == pairs.shape[1]
 
@@ -131,7 +150,9 @@ def test_the_partition_equals_scipys_and_cc3ds(backend: str, density: float) -> 
 @pytest.mark.proves("reference", "small_components:cpu")
 @pytest.mark.proves("gpu test", "small_components:cuda", "small_components:triton")
 @pytest.mark.parametrize("max_area", [1, 2, 8, 15, 16, 17, 100])
-@pytest.mark.parametrize("name", ["noise 0.3", "noise 0.45", "spiral", "dots", "many masks", "all on"])
+@pytest.mark.parametrize(
+    "name", ["noise 0.3", "noise 0.45", "spiral", "dots", "many masks", "all on"]
+)
 def test_small_components_are_those_of_small_area(backend: str, name: str, max_area: int) -> None:
     masks = CASES[name]
     areas = np.stack([flood_fill(mask)[1] for mask in masks])
@@ -141,7 +162,10 @@ def test_small_components_are_those_of_small_area(backend: str, name: str, max_a
 
 
 @settings(deadline=None, max_examples=60)
-@given(hnp.arrays(bool, hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=24)), st.integers(1, 20))
+@given(
+    hnp.arrays(bool, hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=24)),
+    st.integers(1, 20),
+)
 def test_any_mask_on_the_cpu(masks: np.ndarray, max_area: int) -> None:
     expected = [flood_fill(mask) for mask in masks]
     areas = np.stack([e[1] for e in expected])
@@ -149,7 +173,9 @@ def test_any_mask_on_the_cpu(masks: np.ndarray, max_area: int) -> None:
         if ABSENT[backend]():
             continue
         labels, found = connected_components(torch.from_numpy(masks), backend=backend)
-        assert np.array_equal(labels.numpy(), np.stack([e[0] for e in expected])) and np.array_equal(found.numpy(), areas)
+        assert np.array_equal(
+            labels.numpy(), np.stack([e[0] for e in expected])
+        ) and np.array_equal(found.numpy(), areas)
         small = small_components(torch.from_numpy(masks), max_area, backend=backend).numpy()
         assert np.array_equal(small, (areas > 0) & (areas <= max_area))
 
@@ -160,16 +186,25 @@ def test_strides_channel_axis_and_uint8_are_taken(backend: str) -> None:
     turned = masks.transpose(1, 2).contiguous().transpose(1, 2)
     every_second = masks.repeat_interleave(2, dim=2)[..., ::2]
     for other in (turned, every_second, masks.to(torch.uint8) * 255):
-        assert all(torch.equal(a, b) for a, b in zip(expected, connected_components(other, backend=backend), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(expected, connected_components(other, backend=backend), strict=True)
+        )
     labels, areas = connected_components(masks[:, None], backend=backend)
     assert torch.equal(labels[:, 0], expected[0]) and torch.equal(areas[:, 0], expected[1])
 
 
-def test_every_pixel_of_the_output_is_written(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_pixel_of_the_output_is_written(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     masks = place(noise(0.3, 45, 77), backend)
     expected = connected_components(masks, backend="torch")
     empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(True if k.get("dtype") is torch.bool else -77))
+    monkeypatch.setattr(
+        torch,
+        "empty",
+        lambda *a, **k: empty(*a, **k).fill_(True if k.get("dtype") is torch.bool else -77),
+    )
     labels, areas = connected_components(masks, backend=backend)
     assert torch.equal(labels, expected[0]) and torch.equal(areas, expected[1])
     assert torch.equal(small_components(masks, 8, backend=backend), (areas > 0) & (areas <= 8))
@@ -189,7 +224,9 @@ def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
 
 def test_a_named_backend_runs_or_says_why_not() -> None:
     masks = torch.zeros(1, 4, 4, dtype=torch.bool)
-    with pytest.raises(BackendError, match=r"connected_components: cuda refuses: .*Would run: (cpu|torch)"):
+    with pytest.raises(
+        BackendError, match=r"connected_components: cuda refuses: .*Would run: (cpu|torch)"
+    ):
         connected_components(masks, backend="cuda")
     with pytest.raises(ValueError, match="backend: expected 'auto'"):
         connected_components(masks, backend="metal")
@@ -201,7 +238,7 @@ def test_a_named_backend_runs_or_says_why_not() -> None:
 def test_results_go_where_the_caller_wants_them(backend: str, shape: tuple[int, ...]) -> None:
     masks = place(np.random.default_rng(0).random(shape) > 0.5, backend)
     out = tuple(torch.full(shape, -1, dtype=torch.int32, device=masks.device) for _ in range(2))
-    found = connected_components(masks, backend=backend, out=out)  # type: ignore[arg-type]
+    found = connected_components(masks, backend=backend, out=out)
     assert all(a.data_ptr() == b.data_ptr() for a, b in zip(found, out, strict=True))
     assert all(map(torch.equal, found, connected_components(masks, backend=backend)))
 
@@ -218,7 +255,10 @@ def test_results_go_where_the_caller_wants_them(backend: str, shape: tuple[int, 
     ids=["dtype", "shape", "strides", "the same memory", "device"],
 )
 def test_results_that_do_not_fit_are_refused_and_left_alone(change: Callable[..., Any]) -> None:
-    given = torch.full((2, 5, 5), -1, dtype=torch.int32), torch.full((2, 5, 5), -1, dtype=torch.int32)
+    given = (
+        torch.full((2, 5, 5), -1, dtype=torch.int32),
+        torch.full((2, 5, 5), -1, dtype=torch.int32),
+    )
     with pytest.raises(ValueError, match=r"^out: "):
         connected_components(torch.ones(2, 5, 5, dtype=torch.bool), out=change(*given))
     assert (given[0] == -1).all() and (given[1] == -1).all()
@@ -233,7 +273,11 @@ def test_threads_do_not_change_the_result(threads: int) -> None:
         torch.set_num_threads(threads)
         for name in ("all on", "noise 0.45", "many masks", "one row", "spiral"):
             masks = torch.from_numpy(CASES[name])
-            for a, b in zip(connected_components(masks, backend="cpu"), connected_components(masks, backend="torch"), strict=True):
+            for a, b in zip(
+                connected_components(masks, backend="cpu"),
+                connected_components(masks, backend="torch"),
+                strict=True,
+            ):
                 assert torch.equal(a, b)
     finally:
         torch.set_num_threads(before)
@@ -244,14 +288,22 @@ def test_the_native_door_checks_what_it_is_given() -> None:
     if module is None:
         pytest.skip(str(no_cpu()))
     masks, out = torch.zeros(2, 4, 6, dtype=torch.bool), torch.zeros(2, 4, 6, dtype=torch.int32)
-    for wrong in (torch.zeros(2, 4, 5, dtype=torch.int32), torch.zeros(2, 6, 4, dtype=torch.int32).transpose(1, 2), out.long()):
+    for wrong in (
+        torch.zeros(2, 4, 5, dtype=torch.int32),
+        torch.zeros(2, 6, 4, dtype=torch.int32).transpose(1, 2),
+        out.long(),
+    ):
         with pytest.raises(ValueError, match="areas: expected"):
             module.connected_components(masks, out, wrong, 1)
     with pytest.raises(ValueError, match="masks: expected bool or uint8"):
         module.connected_components(masks.float(), out, out, 1)
 
 
-SAMPLES = [torch.zeros(0, 4, 4, dtype=torch.bool), torch.ones(1, 5, 7, dtype=torch.bool), torch.rand(3, 9, 8)[..., ::2] > 0.5]
+SAMPLES = [
+    torch.zeros(0, 4, 4, dtype=torch.bool),
+    torch.ones(1, 5, 7, dtype=torch.bool),
+    torch.rand(3, 9, 8)[..., ::2] > 0.5,
+]
 
 
 @pytest.mark.parametrize("index", range(len(SAMPLES)))
@@ -270,18 +322,34 @@ def test_fake_tensors_take_the_registered_op() -> None:
 
 def test_it_compiles_as_one_graph() -> None:
     masks = torch.from_numpy(CASES["noise 0.4"])
-    compiled = torch.compile(lambda m: small_components(m, 8).sum() + connected_components(m)[1].sum(), fullgraph=True, backend="eager")
-    assert compiled(masks) == small_components(masks, 8).sum() + connected_components(masks)[1].sum()
+    compiled = torch.compile(
+        lambda m: small_components(m, 8).sum() + connected_components(m)[1].sum(),
+        fullgraph=True,
+        backend="eager",
+    )
+    assert (
+        compiled(masks) == small_components(masks, 8).sum() + connected_components(masks)[1].sum()
+    )
 
 
 INTERPRETED = """
 import numpy as np
 from sam2_fast.kernels import connected_components as kernels
 from sam2_fast.ops.connected_components import connected_components_reference
+
 kernels.BLOCK = 256
-for density, shape in ((0.45, (2, 23, 31)), (0.6, (1, 1, 300)), (1.0, (1, 20, 20)), (0.0, (1, 3, 3)), (0.3, (3, 17, 9))):
+for density, shape in (
+    (0.45, (2, 23, 31)),
+    (0.6, (1, 1, 300)),
+    (1.0, (1, 20, 20)),
+    (0.0, (1, 3, 3)),
+    (0.3, (3, 17, 9)),
+):
     masks = torch.from_numpy(np.random.default_rng(0).random(shape) < density)
-    assert all(torch.equal(a, b) for a, b in zip(kernels.connected_components(masks), connected_components_reference(masks)))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(kernels.connected_components(masks), connected_components_reference(masks))
+    )
 """
 
 
@@ -298,14 +366,26 @@ def test_the_triton_kernels_compile_without_a_gpu(capability: int) -> None:
     from sam2_fast.kernels import connected_components as kernels
 
     pointers = {"masks": "*u8", "labels": "*i32", "areas": "*i32"}
-    for kernel in (kernels.init_kernel, kernels.merge_kernel, kernels.count_kernel, kernels.spread_kernel):
-        kinds = {n: pointers.get(n, "i32" if n in ("height", "width") else "i64") for n in kernel.arg_names}
-        assert compiled(kernel, kinds, {"BLOCK": 1024}, capability, aligned=False, num_warps=8).asm["cubin"]
+    for kernel in (
+        kernels.init_kernel,
+        kernels.merge_kernel,
+        kernels.count_kernel,
+        kernels.spread_kernel,
+    ):
+        kinds = {
+            n: pointers.get(n, "i32" if n in ("height", "width") else "i64")
+            for n in kernel.arg_names
+        }
+        assert compiled(kernel, kinds, {"BLOCK": 1024}, capability, aligned=False, num_warps=8).asm[
+            "cubin"
+        ]
 
 
 def of_masks(run: Callable[..., Any]) -> cases.Case:
     empty = torch.zeros(2, 9, 11, dtype=torch.bool)  # after one round nothing changes
-    return cases.Case(run, (empty,), (torch.rand(empty.shape, generator=torch.Generator().manual_seed(1)) < 0.6,))
+    return cases.Case(
+        run, (empty,), (torch.rand(empty.shape, generator=torch.Generator().manual_seed(1)) < 0.6,)
+    )
 
 
 FIXED_BY_VALUES: dict[str, Callable[[], cases.Case]] = {

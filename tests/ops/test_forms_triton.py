@@ -1,4 +1,6 @@
-"""Every form of every choice that the ops' Triton kernels offer gives the right result, in the interpreter."""
+"""Every form of every choice that the ops' Triton kernels offer gives the right result, in the
+interpreter.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,11 @@ kernel, reference = (implementations[OP, backend].run for backend in ("triton", 
 tried = set()
 for arguments in {cases}:
     given = module.case(*arguments) if isinstance(arguments, tuple) else module.case(**arguments)
-    given = module.cast(given, torch.float16) if hasattr(module, "cast") else (*(x.half() for x in given[:3]), *given[3:])
+    given = (
+        module.cast(given, torch.float16)
+        if hasattr(module, "cast")
+        else (*(x.half() for x in given[:3]), *given[3:])
+    )
     case = Case(reference, rule_of(OP), Call((*given, *rest), {{}}))
     with trying() as met:
         assert case.check(kernel).reason is None
@@ -38,21 +44,31 @@ found = {{name for name, _ in tried}}
 assert found == {points}, found
 """
 CASES = {
-    "window_attention": ('[(16, 16, 2, 24, 0, False), (16, 8, 2, 12, 4, False), (16, 16, 2, 12, 16, True)]', "{'window'}"),
-    "hiera_block": ('[(16, 16, 16, 16, 1, 8, False), (16, 12, 12, 24, 4, 4, True)]', "{'window', 'linear', 'mlp'}"),
+    "window_attention": (
+        "[(16, 16, 2, 24, 0, False), (16, 8, 2, 12, 4, False), (16, 16, 2, 12, 16, True)]",
+        "{'window'}",
+    ),
+    "hiera_block": (
+        "[(16, 16, 16, 16, 1, 8, False), (16, 12, 12, 24, 4, 4, True)]",
+        "{'window', 'linear', 'mlp'}",
+    ),
     "memory_attention": ('[{"side": 4}]', "{'attend', 'linear'}"),
     "memory_encoder": (
         '[{"objects": 1, "height": 2, "width": 2, "logits": (8, 8), "blocks": 1}]',
         "{'down', 'depthwise', 'linear'}",
     ),
-    "rope_attention": ('[(4, 2, 3)]', "{'attend'}"),
-}  # fmt: skip
+    "rope_attention": ("[(4, 2, 3)]", "{'attend'}"),
+}
 
 
 @pytest.mark.proves(
     "interpreted",
-    "window_attention:triton", "hiera_block:triton", "memory_attention:triton", "memory_encoder:triton", "rope_attention:triton",
-)  # fmt: skip
+    "window_attention:triton",
+    "hiera_block:triton",
+    "memory_attention:triton",
+    "memory_encoder:triton",
+    "rope_attention:triton",
+)
 @pytest.mark.parametrize("op", CASES)
 def test_every_form_is_right(op: str) -> None:
     pytest.importorskip("triton")

@@ -1,4 +1,6 @@
-"""The fused Hiera block: every instruction set against the definition in float64, and what the public function promises."""
+"""The fused Hiera block: every instruction set against the definition in float64, and what the
+public function promises.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,12 @@ from sam2_fast.ops.core.cache import for_cpu
 from sam2_fast.ops.core.layout import Leaf
 from sam2_fast.ops.core.native import native
 from sam2_fast.ops.core.registry import BackendError
-from sam2_fast.ops.hiera_block import HieraBlockWeights, _native_block, hiera_block, hiera_block_reference
+from sam2_fast.ops.hiera_block import (
+    HieraBlockWeights,
+    _native_block,
+    hiera_block,
+    hiera_block_reference,
+)
 from sam2_fast.proving.errors import cast
 from tests.ops import cases
 from tests.ops.cases import narrowed
@@ -43,13 +50,27 @@ SHAPES = {
 Case = tuple[Tensor, HieraBlockWeights, int, int, bool]
 
 
-def case(height: int, width: int, dim: int, out: int, heads: int, window: int, pool: bool, batch: int = 2, scale: float = 1.0) -> Case:
+def case(
+    height: int,
+    width: int,
+    dim: int,
+    out: int,
+    heads: int,
+    window: int,
+    pool: bool,
+    batch: int = 2,
+    scale: float = 1.0,
+) -> Case:
     """Arguments of the op. `scale` makes peaked attention."""
     generator = torch.Generator().manual_seed(height * 100 + width)
 
     def random(leaf: Leaf, shape: tuple[int, ...]) -> Tensor:
         spread = shape[1] ** -0.5 if leaf.matrix else 0.3
-        return torch.randn(shape, generator=generator) * spread * (scale if leaf.name == "qkv.weight" else 1.0)
+        return (
+            torch.randn(shape, generator=generator)
+            * spread
+            * (scale if leaf.name == "qkv.weight" else 1.0)
+        )
 
     weights = HieraBlockWeights.build(random, count=int(pool), C=dim, D=out, F=4 * out)
     return torch.randn(batch, height, width, dim, generator=generator), weights, heads, window, pool
@@ -66,7 +87,11 @@ def poisoned(given: Case, isa: str, threads: int = 2) -> Tensor:
     """The kernel itself, into memory full of NaN."""
     x, weights, heads, window, pool = given
     by = 2 if pool else 1
-    out = torch.full((x.shape[0], x.shape[1] // by, x.shape[2] // by, weights.proj.bias.shape[0]), torch.nan, dtype=x.dtype)
+    out = torch.full(
+        (x.shape[0], x.shape[1] // by, x.shape[2] // by, weights.proj.bias.shape[0]),
+        torch.nan,
+        dtype=x.dtype,
+    )
     module = native()
     assert module is not None
     module.hiera_block(x, held(weights), out, heads, window, pool, 1e-6, threads, isa)
@@ -86,19 +111,26 @@ def test_errs_at_most_twice_as_much_as_torch(
 ) -> None:
     given = cast(case(*shape, scale=scale), dtype)
     exact = hiera_block_reference(*cast(given, torch.float64), 1e-6)
-    theirs, mine = error(hiera_block_reference(*given, 1e-6), exact), error(poisoned(given, isa), exact)
+    theirs, mine = (
+        error(hiera_block_reference(*given, 1e-6), exact),
+        error(poisoned(given, isa), exact),
+    )
     # where torch is exact by luck (one key), a result rounded to its dtype is as good as can be
     assert mine <= 2 * max(theirs, error(exact.to(dtype), exact)), (mine, theirs)
 
 
-@pytest.mark.parametrize("name", ["windows that stick out", "pooled small windows", "global, a part of a block"])
-def test_results_do_not_depend_on_threads_or_the_run_or_the_other_images(isa: str, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["windows that stick out", "pooled small windows", "global, a part of a block"]
+)
+def test_results_do_not_depend_on_threads_or_the_run_or_the_other_images(
+    isa: str, name: str
+) -> None:
     x, weights, *rest = case(*SHAPES[name], batch=3)
-    one = poisoned((x, weights, *rest), isa, threads=1)  # type: ignore[arg-type]
+    one = poisoned((x, weights, *rest), isa, threads=1)
     for threads in (1, 2, 3, 7):
-        assert torch.equal(poisoned((x, weights, *rest), isa, threads), one)  # type: ignore[arg-type]
+        assert torch.equal(poisoned((x, weights, *rest), isa, threads), one)
     for i in range(3):
-        assert torch.equal(poisoned((x[i : i + 1], weights, *rest), isa), one[i : i + 1])  # type: ignore[arg-type]
+        assert torch.equal(poisoned((x[i : i + 1], weights, *rest), isa), one[i : i + 1])
 
 
 def test_not_a_number_spoils_its_window_and_nothing_else(isa: str) -> None:
@@ -115,10 +147,10 @@ def test_weights_may_be_narrower_than_the_tokens(isa: str) -> None:
     """As under autocast: a float32 residual stream through bfloat16 products."""
     x, weights, *rest = case(*SHAPES["windows that stick out"])
     narrow = narrowed(weights)
-    exact = hiera_block_reference(x.double(), narrow.to(torch.float64), *rest, 1e-6)  # type: ignore[arg-type]
+    exact = hiera_block_reference(x.double(), narrow.to(torch.float64), *rest, 1e-6)
     with torch.autocast("cpu", torch.bfloat16):
-        theirs = error(hiera_block_reference(x, weights, *rest, 1e-6), exact)  # type: ignore[arg-type]
-    found = poisoned((x, narrow, *rest), isa)  # type: ignore[arg-type]
+        theirs = error(hiera_block_reference(x, weights, *rest, 1e-6), exact)
+    found = poisoned((x, narrow, *rest), isa)
     assert found.dtype == torch.float32 and error(found, exact) <= 2 * theirs
 
 
@@ -132,23 +164,32 @@ def test_the_callers_autocast_decides_the_dtype_of_products() -> None:
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_gelu_is_at_least_as_good_as_torchs(isa: str, sign: int) -> None:
-    """An identity around the activation: two hidden channels per value, attention and norms out of the way."""
+    """An identity around the activation: two hidden channels per value, attention and norms out of
+    the way.
+    """
     values = sign * torch.linspace(0, 12, 4096).view(1, 64, 64, 1)
     zeros = HieraBlockWeights.build(lambda _, shape: torch.zeros(shape), count=0, C=2, D=2, F=2)
     found = []
     for value in values.flatten()[::61]:
         # the norm's scale is zero: the activation sees this bias alone
-        weights = zeros.with_tensors({"fc1.bias": torch.full((2,), value.item()), "fc2.weight": torch.eye(2)})
+        weights = zeros.with_tensors(
+            {"fc1.bias": torch.full((2,), value.item()), "fc2.weight": torch.eye(2)}
+        )
         found.append(poisoned((torch.zeros(1, 1, 1, 2), weights, 1, 1, False), isa)[0, 0, 0, 0])
     x = values.flatten()[::61]
     exact = F.gelu(x.double())
-    assert (torch.stack(found) - exact).abs().max() <= max((F.gelu(x) - exact).abs().max(), 1.2e-7 * exact.abs().max())
+    assert (torch.stack(found) - exact).abs().max() <= max(
+        (F.gelu(x) - exact).abs().max(), 1.2e-7 * exact.abs().max()
+    )
 
 
 def test_any_strides() -> None:
     x, weights, *rest = case(*SHAPES["pooled"])
     spread = weights.mapped(lambda _, w: w.repeat_interleave(2, 0)[::2])
-    assert torch.equal(hiera_block(x.transpose(1, 2).contiguous().transpose(1, 2), spread, *rest), hiera_block(x, weights, *rest))
+    assert torch.equal(
+        hiera_block(x.transpose(1, 2).contiguous().transpose(1, 2), spread, *rest),
+        hiera_block(x, weights, *rest),
+    )
 
 
 def test_nothing_to_do() -> None:
@@ -167,7 +208,16 @@ def test_auto_is_the_native_kernel_on_a_cpu() -> None:
     ("change", "reason"),
     [
         (lambda x, w, h, s, p: (x.double(), w.mapped(lambda _, t: t.double()), h, s, p), "float64"),
-        (lambda x, w, h, s, p: (x, w.with_tensors({"proj.weight": w.proj.weight.half()}), h, s, p), "float16"),
+        (
+            lambda x, w, h, s, p: (
+                x,
+                w.with_tensors({"proj.weight": w.proj.weight.half()}),
+                h,
+                s,
+                p,
+            ),
+            "float16",
+        ),
         (lambda x, w, h, s, p: (x.requires_grad_(), w, h, s, p), "gradients"),
         (lambda x, w, h, s, p: (x.to("meta"), w, h, s, p), "meta"),
         (lambda x, w, h, s, p: (x[:, :15], w, h, s, p), "pools even windows on even grids"),
@@ -176,7 +226,9 @@ def test_auto_is_the_native_kernel_on_a_cpu() -> None:
     ],
 )
 def test_the_kernel_says_why_it_refuses(change: Callable[..., Case], reason: str) -> None:
-    with pytest.raises(BackendError, match=rf"hiera_block: cpu refuses: .*{reason}.*Would run: torch"):
+    with pytest.raises(
+        BackendError, match=rf"hiera_block: cpu refuses: .*{reason}.*Would run: torch"
+    ):
         hiera_block(*change(*case(*SHAPES["pooled"])), backend="cpu")
 
 
@@ -184,9 +236,18 @@ def test_the_kernel_says_why_it_refuses(change: Callable[..., Case], reason: str
     ("change", "words"),
     [
         (lambda x, w, h, s, p: (x[0], w, h, s, p), "x: expected shape"),
-        (lambda x, w, h, s, p: (x[..., 1:], w, h, s, p), "x: expected the 12 channels of the weights, got 11"),
-        (lambda x, w, h, s, p: (x, replace(w, shortcut=None), h, s, p), "weights.shortcut: expected one exactly where"),
-        (lambda x, w, h, s, p: (x, replace(w, shortcut=None), h, s, False), "as many|12 channels out"),
+        (
+            lambda x, w, h, s, p: (x[..., 1:], w, h, s, p),
+            "x: expected the 12 channels of the weights, got 11",
+        ),
+        (
+            lambda x, w, h, s, p: (x, replace(w, shortcut=None), h, s, p),
+            "weights.shortcut: expected one exactly where",
+        ),
+        (
+            lambda x, w, h, s, p: (x, replace(w, shortcut=None), h, s, False),
+            "as many|12 channels out",
+        ),
         (
             lambda x, w, h, s, p: (x, w.with_tensors({"qkv.weight": w.qkv.weight[:-1]}), h, s, p),
             r"weights.qkv.weight: expected shape \(72, 12\)",
@@ -222,7 +283,9 @@ def test_the_binding_checks_for_itself(isa: str) -> None:
     for arguments in wrong:
         with pytest.raises(ValueError, match="expected"):
             given = module.HieraBlockWeights(arguments[1])
-            module.hiera_block(arguments[0], given, torch.zeros(2, 8, 8, 24), *arguments[2:], 1e-6, 2, isa)
+            module.hiera_block(
+                arguments[0], given, torch.zeros(2, 8, 8, 24), *arguments[2:], 1e-6, 2, isa
+            )
     with pytest.raises(ValueError, match="out: expected size 8 of dimension 1"):
         module.hiera_block(x, held(w), torch.zeros(2, 7, 8, 24), heads, window, pool, 1e-6, 2, isa)
 
@@ -230,10 +293,14 @@ def test_the_binding_checks_for_itself(isa: str) -> None:
 def test_opcheck() -> None:
     for name in ("pooled", "global"):
         x, weights, *rest = case(*SHAPES[name])
-        torch.library.opcheck(torch.ops.sam2_fast.hiera_block.default, (x, weights.flatten(), *rest, 1e-6))
+        torch.library.opcheck(
+            torch.ops.sam2_fast.hiera_block.default, (x, weights.flatten(), *rest, 1e-6)
+        )
 
 
-@pytest.mark.parametrize("name", ["windows that stick out", "global, a part of a block", "head of 72"])
+@pytest.mark.parametrize(
+    "name", ["windows that stick out", "global, a part of a block", "head of 72"]
+)
 def test_the_result_may_take_the_place_of_the_input(name: str) -> None:
     x, weights, *rest = case(*SHAPES[name], batch=3)
     expected, given = hiera_block(x, weights, *rest), x.clone()
@@ -244,18 +311,26 @@ def test_the_result_may_take_the_place_of_the_input(name: str) -> None:
 def test_pooled_strided_or_reference_blocks_leave_the_input_alone() -> None:
     pooled, whole = case(*SHAPES["pooled"]), case(*SHAPES["whole windows"])
     turned = whole[0].transpose(1, 2).contiguous().transpose(1, 2)
-    for x, given, backend in ((pooled[0], pooled, "auto"), (turned, whole, "auto"), (whole[0], whole, "torch")):
+    for x, given, backend in (
+        (pooled[0], pooled, "auto"),
+        (turned, whole, "auto"),
+        (whole[0], whole, "torch"),
+    ):
         before = x.clone()
         hiera_block(x, *given[1:], backend=backend, overwrite=True)
         assert torch.equal(x, before)
 
 
 def test_a_trunk_with_hooks_overwrites_nothing() -> None:
-    trunk = Hiera(Sam2Config(embed_dim=16, stages=(1, 2, 1, 1), global_blocks=(), image_size=64)).eval()
+    trunk = Hiera(
+        Sam2Config(embed_dim=16, stages=(1, 2, 1, 1), global_blocks=(), image_size=64)
+    ).eval()
     images, seen = torch.randn(1, 3, 64, 64), []
     with torch.inference_mode():
         plain = [m.clone() for m in trunk(images)]
-        trunk.blocks[1].register_forward_hook(lambda _module, _inputs, output: seen.append((output, output.clone())))
+        trunk.blocks[1].register_forward_hook(
+            lambda _module, _inputs, output: seen.append((output, output.clone()))
+        )
         assert all(map(torch.equal, trunk(images), plain))
     assert torch.equal(*seen[0])
 
@@ -274,7 +349,9 @@ def test_narrower_sets_are_only_for_tests() -> None:
 def of_hiera_block(pool: bool) -> cases.Case:
     x, weights, *rest = case(8, 8, 16, 32 if pool else 16, 2, 4, pool, batch=1)
     named = HieraBlockWeights.unflatten
-    return cases.drawn(lambda x, *w, **how: hiera_block(x, named(w), *rest, **how), x, *weights.flatten())
+    return cases.drawn(
+        lambda x, *w, **how: hiera_block(x, named(w), *rest, **how), x, *weights.flatten()
+    )
 
 
 RECORDED: dict[str, Callable[[], cases.Case]] = {

@@ -1,4 +1,6 @@
-"""Kernels are compiled several at once before they are launched, and choices between forms are made in one place."""
+"""Kernels are compiled several at once before they are launched, and choices between forms are made
+in one place.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,9 @@ def test_nothing_is_launched_while_kernels_are_compiled(monkeypatch: pytest.Monk
     assert launched == [False] * 4 + [True] * 4 and not launch.is_only_compiling()
 
 
-def test_a_kernel_that_does_not_compile_is_left_to_its_launch(compiled: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_does_not_compile_is_left_to_its_launch(
+    compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = triton.compiler.compile
 
     def fails(source: Any, **options: Any) -> Any:

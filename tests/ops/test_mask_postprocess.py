@@ -11,7 +11,13 @@ from torch import Tensor
 from sam2_fast.io.rle import compress_rle, decode_rle
 from sam2_fast.masks import boxes, stability_score
 from sam2_fast.ops.core.registry import BackendError
-from sam2_fast.ops.mask_postprocess import Judged, _native_postprocess, interpolate, mask_postprocess, mask_postprocess_reference
+from sam2_fast.ops.mask_postprocess import (
+    Judged,
+    _native_postprocess,
+    interpolate,
+    mask_postprocess,
+    mask_postprocess_reference,
+)
 
 SHAPES = [
     ((8, 8), (20, 30), (20, 30), (0, 0)),
@@ -32,14 +38,23 @@ def logits_of(count: int, low: tuple[int, int], smooth: bool = True) -> Tensor:
 
 def same(a: Judged, b: Judged) -> bool:
     integers = all(torch.equal(x, y) for x, y in zip(a[:3], b[:3], strict=True))
-    return integers and len(a.runs) == len(b.runs) and all(np.array_equal(x, y) for x, y in zip(a.runs, b.runs, strict=True))
+    return (
+        integers
+        and len(a.runs) == len(b.runs)
+        and all(np.array_equal(x, y) for x, y in zip(a.runs, b.runs, strict=True))
+    )
 
 
 @pytest.mark.proves("reference", "mask_postprocess:cpu")
 @pytest.mark.parametrize("smooth", [True, False])
 @pytest.mark.parametrize(("low", "size", "canvas", "origin"), SHAPES)
 def test_every_instruction_set_gives_the_definitions_integers(
-    isa: str, low: tuple[int, int], size: tuple[int, int], canvas: tuple[int, int], origin: tuple[int, int], smooth: bool
+    isa: str,
+    low: tuple[int, int],
+    size: tuple[int, int],
+    canvas: tuple[int, int],
+    origin: tuple[int, int],
+    smooth: bool,
 ) -> None:
     logits = logits_of(5, low, smooth)
     logits[0], logits[1] = -1.0, 1.0  # an empty and a full mask
@@ -56,16 +71,22 @@ def test_runs_decode_to_the_mask_and_compress_as_pycocotools_does(backend: str) 
     masks = interpolate(logits, (100, 70)) > 0
     for mask, runs in zip(masks.numpy(), found.runs, strict=True):
         rle = {"size": [100, 70], "counts": runs}
-        assert np.array_equal(decode_rle(rle), mask)  # type: ignore[arg-type]
+        assert np.array_equal(decode_rle(rle), mask)
         official = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
-        assert compress_rle(rle)["counts"] == official["counts"].decode()  # type: ignore[arg-type]
+        assert compress_rle(rle)["counts"] == official["counts"].decode()
 
 
-@pytest.mark.parametrize(("low", "size"), [((32, 32), (90, 130)), ((16, 16), (16, 16)), ((40, 30), (13, 11))])
-def test_interpolation_errs_no_more_than_torchs(low: tuple[int, int], size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("low", "size"), [((32, 32), (90, 130)), ((16, 16), (16, 16)), ((40, 30), (13, 11))]
+)
+def test_interpolation_errs_no_more_than_torchs(
+    low: tuple[int, int], size: tuple[int, int]
+) -> None:
     logits = logits_of(3, low, smooth=False)
     theirs = F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-    exact = F.interpolate(logits[:, None].double(), size=size, mode="bilinear", align_corners=False)[:, 0]
+    exact = F.interpolate(
+        logits[:, None].double(), size=size, mode="bilinear", align_corners=False
+    )[:, 0]
     mine = interpolate(logits, size)
     error, official = ((x - exact).square().mean().sqrt() for x in (mine, theirs))
     assert error <= max(official, torch.finfo(torch.float32).eps * exact.abs().max() / 2)
@@ -96,7 +117,10 @@ def test_threads_and_strides_do_not_matter() -> None:
             assert same(mask_postprocess(logits, (50, 60), 0.0, 1.0), expected)
     finally:
         torch.set_num_threads(before)
-    assert same(mask_postprocess(logits.transpose(1, 2).contiguous().transpose(1, 2), (50, 60), 0.0, 1.0), expected)
+    assert same(
+        mask_postprocess(logits.transpose(1, 2).contiguous().transpose(1, 2), (50, 60), 0.0, 1.0),
+        expected,
+    )
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
@@ -106,9 +130,14 @@ def test_no_masks(backend: str) -> None:
 
 
 def test_auto_is_the_native_kernel_on_a_cpu_and_says_why_it_refuses() -> None:
-    with pytest.raises(BackendError, match=r"mask_postprocess: cpu refuses: .*float64.*Would run: torch"):
+    with pytest.raises(
+        BackendError, match=r"mask_postprocess: cpu refuses: .*float64.*Would run: torch"
+    ):
         mask_postprocess(torch.zeros(1, 4, 4).double(), (8, 8), 0.0, 1.0, backend="cpu")
-    assert mask_postprocess(torch.ones(1, 4, 4).double(), (8, 8), 0.0, 1.0).runs[0].tolist() == [0, 64]
+    assert mask_postprocess(torch.ones(1, 4, 4).double(), (8, 8), 0.0, 1.0).runs[0].tolist() == [
+        0,
+        64,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +152,11 @@ def test_auto_is_the_native_kernel_on_a_cpu_and_says_why_it_refuses() -> None:
     ],
 )
 def test_sizes_that_do_not_fit_are_named(
-    shape: tuple[int, ...], size: tuple[int, int], canvas: tuple[int, int] | None, origin: tuple[int, int], words: str
+    shape: tuple[int, ...],
+    size: tuple[int, int],
+    canvas: tuple[int, int] | None,
+    origin: tuple[int, int],
+    words: str,
 ) -> None:
     with pytest.raises(ValueError, match=words):
         mask_postprocess(torch.zeros(shape), size, 0.0, 1.0, canvas=canvas, origin=origin)

@@ -1,4 +1,6 @@
-"""Memory attention: every instruction set against the definition in float64, and what the public function promises."""
+"""Memory attention: every instruction set against the definition in float64, and what the public
+function promises.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,12 @@ from sam2_fast.ops.core.layout import Leaf
 from sam2_fast.ops.core.native import native
 from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.core.weights import Linear
-from sam2_fast.ops.memory_attention import Memories, MemoryAttentionWeights, _native_attention, memory_attention
+from sam2_fast.ops.memory_attention import (
+    Memories,
+    MemoryAttentionWeights,
+    _native_attention,
+    memory_attention,
+)
 from sam2_fast.ops.memory_attention.reference import attention, memory_attention_reference
 from sam2_fast.ops.rope_attention import rope_attention_reference, rope_table
 from tests.ops import cases
@@ -58,7 +65,11 @@ def case(
         if leaf.name.startswith("norm."):
             return torch.empty(shape)  # drawn last
         spread = shape[-1] ** -0.5 if leaf.matrix else 0.3
-        return random(*shape) * spread * (scale if leaf.name.endswith(("].q.weight", "self_q.weight")) else 1.0)
+        return (
+            random(*shape)
+            * spread
+            * (scale if leaf.name.endswith(("].q.weight", "self_q.weight")) else 1.0)
+        )
 
     tokens = side * side
     weights = MemoryAttentionWeights.build(weight, count=layers, C=dim, M=narrow, F=hidden)
@@ -68,18 +79,39 @@ def case(
     slots = [(5 * i) % max(first[-1], 1) for i in range(first[-1])]  # out of order
     rows = [i % 3 for i in range(first[-1])]
     maps = [random(tokens, narrow) for _ in range(first[-1])]
-    memories = Memories(maps, slots, rows, first, random(pointers[-1], narrow), random(pointers[-1], narrow), pointers)
+    memories = Memories(
+        maps,
+        slots,
+        rows,
+        first,
+        random(pointers[-1], narrow),
+        random(pointers[-1], narrow),
+        pointers,
+    )
     weights = weights.with_tensors({"norm.weight": random(dim), "norm.bias": random(dim)})
-    return Case(random(images, tokens, dim), weights, rope_table(dim, side), memories, random(3, narrow), random(tokens, narrow))
+    return Case(
+        random(images, tokens, dim),
+        weights,
+        rope_table(dim, side),
+        memories,
+        random(3, narrow),
+        random(tokens, narrow),
+    )
 
 
 def cast(given: Case, dtype: torch.dtype) -> Case:
     """All but the table of angles in another dtype."""
     m = given.memories
-    memories = m._replace(maps=[x.to(dtype) for x in m.maps], pointers=m.pointers.to(dtype), positions=m.positions.to(dtype))
+    memories = m._replace(
+        maps=[x.to(dtype) for x in m.maps],
+        pointers=m.pointers.to(dtype),
+        positions=m.positions.to(dtype),
+    )
     table = given.table.to(torch.promote_types(dtype, torch.float32))
     weights = given.weights.to(dtype)
-    return Case(given.x.to(dtype), weights, table, memories, given.temporal.to(dtype), given.place.to(dtype))
+    return Case(
+        given.x.to(dtype), weights, table, memories, given.temporal.to(dtype), given.place.to(dtype)
+    )
 
 
 def poisoned(given: Case, isa: str, threads: int = 2) -> Tensor:
@@ -87,11 +119,26 @@ def poisoned(given: Case, isa: str, threads: int = 2) -> Tensor:
     m, module = given.memories, native()
     assert module is not None
     out = torch.full((len(m.first) - 1, *given.x.shape[1:]), torch.nan, dtype=given.x.dtype)
-    weights = module.MemoryAttentionWeights(for_cpu(given.weights, given.weights.layers[0].q.weight.dtype))
+    weights = module.MemoryAttentionWeights(
+        for_cpu(given.weights, given.weights.layers[0].q.weight.dtype)
+    )
     module.memory_attention(
-        given.x, weights, given.table, m.maps, given.temporal.float(), given.place.float(), m.slots, m.rows, m.first,
-        m.pointers.float(), m.positions.float(), m.first_pointer, out, threads, isa,
-    )  # fmt: skip
+        given.x,
+        weights,
+        given.table,
+        m.maps,
+        given.temporal.float(),
+        given.place.float(),
+        m.slots,
+        m.rows,
+        m.first,
+        m.pointers.float(),
+        m.positions.float(),
+        m.first_pointer,
+        out,
+        threads,
+        isa,
+    )
     return out
 
 
@@ -113,12 +160,25 @@ def error(found: Tensor, exact: Tensor) -> float:
         {"side": 4, "dim": 16, "narrow": 16, "layers": 3},
         {"side": 65, "objects": ((1, 1),), "dim": 4, "narrow": 2, "hidden": 4, "layers": 1},
     ],
-    ids=["ragged", "square", "an image each", "one token", "many pointers", "as wide as the tokens", "more than one window of keys"],
+    ids=[
+        "ragged",
+        "square",
+        "an image each",
+        "one token",
+        "many pointers",
+        "as wide as the tokens",
+        "more than one window of keys",
+    ],
 )
-def test_errs_at_most_twice_as_much_as_torch(isa: str, dtype: torch.dtype, scale: float, shape: dict[str, Any]) -> None:
+def test_errs_at_most_twice_as_much_as_torch(
+    isa: str, dtype: torch.dtype, scale: float, shape: dict[str, Any]
+) -> None:
     given = cast(case(**shape, scale=scale), dtype)
     exact = memory_attention_reference(*cast(given, torch.float64))
-    theirs, mine = error(memory_attention_reference(*given), exact), error(poisoned(given, isa), exact)
+    theirs, mine = (
+        error(memory_attention_reference(*given), exact),
+        error(poisoned(given, isa), exact),
+    )
     assert mine <= 2 * max(theirs, error(exact.to(dtype), exact)), (mine, theirs)
 
 
@@ -131,7 +191,12 @@ def test_results_do_not_depend_on_threads_or_the_run_or_the_other_objects(isa: s
     assert torch.equal(poisoned(apart, isa), one)
     m = given.memories
     alone = m._replace(
-        slots=m.slots[2:5], rows=m.rows[2:5], first=[0, 3], pointers=m.pointers[:0], positions=m.positions[:0], first_pointer=[0, 0]
+        slots=m.slots[2:5],
+        rows=m.rows[2:5],
+        first=[0, 3],
+        pointers=m.pointers[:0],
+        positions=m.positions[:0],
+        first_pointer=[0, 0],
     )
     assert torch.equal(poisoned(given._replace(memories=alone), isa), one[2:3])
 
@@ -146,8 +211,12 @@ def test_not_a_number_spoils_its_object_and_nothing_else(isa: str) -> None:
 
 def test_maps_may_be_stored_in_another_dtype(isa: str) -> None:
     given = case()
-    narrow = given._replace(memories=given.memories._replace(maps=[m.bfloat16() for m in given.memories.maps]))
-    widened = given._replace(memories=given.memories._replace(maps=[m.bfloat16().float() for m in given.memories.maps]))
+    narrow = given._replace(
+        memories=given.memories._replace(maps=[m.bfloat16() for m in given.memories.maps])
+    )
+    widened = given._replace(
+        memories=given.memories._replace(maps=[m.bfloat16().float() for m in given.memories.maps])
+    )
     assert torch.equal(poisoned(narrow, isa), poisoned(widened, isa))
 
 
@@ -156,17 +225,25 @@ def test_the_callers_autocast_decides_the_dtype_of_products() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = memory_attention(*given)
     narrow = narrowed(given.weights)
-    assert found.dtype == torch.float32 and torch.equal(found, memory_attention(*given._replace(weights=narrow)))
+    assert found.dtype == torch.float32 and torch.equal(
+        found, memory_attention(*given._replace(weights=narrow))
+    )
 
 
 def test_any_strides_and_maps_used_twice() -> None:
     given = case()
     m = given.memories
     spread = [x.t().contiguous().t() for x in m.maps]
-    assert torch.equal(memory_attention(*given._replace(memories=m._replace(maps=spread))), memory_attention(*given))
+    assert torch.equal(
+        memory_attention(*given._replace(memories=m._replace(maps=spread))),
+        memory_attention(*given),
+    )
     twice = m._replace(slots=[0] * len(m.slots))
     copies = m._replace(maps=[m.maps[0].clone() for _ in m.maps])
-    assert torch.equal(memory_attention(*given._replace(memories=twice)), memory_attention(*given._replace(memories=copies)))
+    assert torch.equal(
+        memory_attention(*given._replace(memories=twice)),
+        memory_attention(*given._replace(memories=copies)),
+    )
 
 
 def test_nothing_to_do() -> None:
@@ -187,25 +264,50 @@ def test_auto_is_the_native_kernel_on_a_cpu() -> None:
         (lambda c: changed(c, "layers[0].self_q.weight", lambda w: w.half()), "float16"),
         (lambda c: c._replace(x=c.x.requires_grad_()), "gradients"),
         (lambda c: c._replace(x=c.x.to("meta")), "meta"),
-        (lambda c: c._replace(memories=c.memories._replace(maps=[c.memories.maps[0].half(), *c.memories.maps[1:]])), "several dtypes"),
+        (
+            lambda c: c._replace(
+                memories=c.memories._replace(maps=[c.memories.maps[0].half(), *c.memories.maps[1:]])
+            ),
+            "several dtypes",
+        ),
     ],
 )
 def test_the_kernel_says_why_it_refuses(change: Callable[[Case], Case], reason: str) -> None:
-    with pytest.raises(BackendError, match=rf"memory_attention: cpu refuses: .*{reason}.*Would run: torch"):
+    with pytest.raises(
+        BackendError, match=rf"memory_attention: cpu refuses: .*{reason}.*Would run: torch"
+    ):
         memory_attention(*change(case()), backend="cpu")
 
 
 WRONG: list[tuple[Callable[[Case], Case], str]] = [
     (lambda c: c._replace(x=c.x[0]), "x: expected shape"),
-    (lambda c: c._replace(x=c.x.expand(3, -1, -1)), "x: expected 1 image or one for each of 4 objects, got 3"),
+    (
+        lambda c: c._replace(x=c.x.expand(3, -1, -1)),
+        "x: expected 1 image or one for each of 4 objects, got 3",
+    ),
     (lambda c: c._replace(x=c.x[..., 1:]), "x: expected the 16 channels of the weights, got 15"),
     (lambda c: c._replace(table=c.table[:, 1:]), "table: expected shape"),
     (lambda c: c._replace(place=c.place[1:]), "temporal, place: expected"),
-    (lambda c: c._replace(memories=c.memories._replace(maps=[m[1:] for m in c.memories.maps])), "maps: expected shape"),
-    (lambda c: c._replace(memories=c.memories._replace(rows=[9] * 7)), "rows: expected a row of the 3"),
-    (lambda c: c._replace(memories=c.memories._replace(slots=[7] * 7)), "slots: expected places in 7 maps"),
-    (lambda c: c._replace(memories=c.memories._replace(pointers=c.memories.pointers[1:])), "pointers, positions: expected"),
-    (lambda c: c._replace(memories=c.memories._replace(first=[0, 2, 1, 5, 7])), "first: expected 5 ascending offsets from 0 to 7"),
+    (
+        lambda c: c._replace(memories=c.memories._replace(maps=[m[1:] for m in c.memories.maps])),
+        "maps: expected shape",
+    ),
+    (
+        lambda c: c._replace(memories=c.memories._replace(rows=[9] * 7)),
+        "rows: expected a row of the 3",
+    ),
+    (
+        lambda c: c._replace(memories=c.memories._replace(slots=[7] * 7)),
+        "slots: expected places in 7 maps",
+    ),
+    (
+        lambda c: c._replace(memories=c.memories._replace(pointers=c.memories.pointers[1:])),
+        "pointers, positions: expected",
+    ),
+    (
+        lambda c: c._replace(memories=c.memories._replace(first=[0, 2, 1, 5, 7])),
+        "first: expected 5 ascending offsets from 0 to 7",
+    ),
     (
         lambda c: c._replace(memories=c.memories._replace(first_pointer=[0, 3, 3, 7, 10])),
         "a map or a pointer for every object, got none for object 1",
@@ -216,7 +318,10 @@ WRONG_WEIGHTS: list[tuple[Callable[[Case], Case], str]] = [
         lambda c: c._replace(weights=MemoryAttentionWeights.unflatten(c.weights.flatten()[:-1])),
         "weights: expected 2 tensors and 26 for each repeated or optional part",
     ),
-    (lambda c: changed(c, "layers[1].k.weight", lambda w: w[:, 1:]), r"weights.layers\[1\].k.weight: expected shape"),
+    (
+        lambda c: changed(c, "layers[1].k.weight", lambda w: w[:, 1:]),
+        r"weights.layers\[1\].k.weight: expected shape",
+    ),
 ]
 """Refused when they are made: no op and no binding gets them."""
 
@@ -236,26 +341,41 @@ def test_the_binding_checks_for_itself(change: Callable[[Case], Case], _: str) -
 
 def test_opcheck() -> None:
     x, weights, table, memories, temporal, place = case(side=3, layers=1)
-    torch.library.opcheck(torch.ops.sam2_fast.memory_attention.default, (x, weights.flatten(), table, *memories, temporal, place))
+    torch.library.opcheck(
+        torch.ops.sam2_fast.memory_attention.default,
+        (x, weights.flatten(), table, *memories, temporal, place),
+    )
 
 
 def test_projecting_values_after_attention_is_the_same_function() -> None:
     """Softmax rows sum to 1: out(P (M W' + b)) = out((P M) W' + b)."""
-    q, memory, table = torch.randn(2, 9, 32).double(), torch.randn(2, 20, 8).double(), rope_table(32, 3).double()
+    q, memory, table = (
+        torch.randn(2, 9, 32).double(),
+        torch.randn(2, 20, 8).double(),
+        rope_table(32, 3).double(),
+    )
     widths = (32, 8, 8, 32)
-    q_proj, k_proj, v_proj, out = (Linear(torch.randn(32, n).double() * 0.3, torch.randn(32).double() * 0.3) for n in widths)
+    q_proj, k_proj, v_proj, out = (
+        Linear(torch.randn(32, n).double() * 0.3, torch.randn(32).double() * 0.3) for n in widths
+    )
     late = attention(q, memory, memory, table, 2, q_proj, k_proj, v_proj, out)
     projected = ((q, q_proj), (memory, k_proj), (memory, v_proj))
     queries, keys, values = (F.linear(x, layer.weight, layer.bias) for x, layer in projected)
-    early = F.linear(rope_attention_reference(queries, keys, values, table, 2), out.weight, out.bias)
+    early = F.linear(
+        rope_attention_reference(queries, keys, values, table, 2), out.weight, out.bias
+    )
     assert (late - early).abs().max() < 1e-13
 
 
 def test_gradients_flow_through_the_definition() -> None:
-    config = Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64, memory_layers=2)
+    config = Sam2Config(
+        embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64, memory_layers=2
+    )
     model = MemoryAttention(config)
     given = case(side=4, objects=((1, 4),), dim=256, narrow=64)
-    model(given.x, torch.randn(1, 16, 256), given.memories, given.temporal, given.place).sum().backward()
+    model(
+        given.x, torch.randn(1, 16, 256), given.memories, given.temporal, given.place
+    ).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
 
 
@@ -267,12 +387,31 @@ def of_memory_attention() -> cases.Case:
     x, weights, table, memories, temporal, place = case(side=3, objects=((1, 4), (2, 0)), layers=1)
     count = len(memories.maps)
 
-    def run(x: Tensor, table: Tensor, p: Tensor, positions: Tensor, temporal: Tensor, place: Tensor, *rest: Tensor, **how: Any) -> Tensor:
+    def run(
+        x: Tensor,
+        table: Tensor,
+        p: Tensor,
+        positions: Tensor,
+        temporal: Tensor,
+        place: Tensor,
+        *rest: Tensor,
+        **how: Any,
+    ) -> Tensor:
         given = memories._replace(maps=list(rest[:count]), pointers=p, positions=positions)
         named = MemoryAttentionWeights.unflatten(rest[count:])
         return memory_attention(x, named, table, given, temporal, place, **how)
 
-    return cases.drawn(run, x, table, memories.pointers, memories.positions, temporal, place, *memories.maps, *weights.flatten())
+    return cases.drawn(
+        run,
+        x,
+        table,
+        memories.pointers,
+        memories.positions,
+        temporal,
+        place,
+        *memories.maps,
+        *weights.flatten(),
+    )
 
 
 RECORDED: dict[str, Callable[[], cases.Case]] = {"memory_attention": of_memory_attention}

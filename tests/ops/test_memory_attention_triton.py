@@ -1,4 +1,6 @@
-"""Memory attention in Triton: its arithmetic in the interpreter, its code for several GPUs, and there what the CPU promises."""
+"""Memory attention in Triton: its arithmetic in the interpreter, its code for several GPUs, and
+there what the CPU promises.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,12 @@ from sam2_fast.ops.memory_attention.reference import memory_attention_reference
 from tests.ops.test_memory_attention import RAGGED, Case, case, cast
 from tests.ops.triton_tools import interpret, resources
 
-SHAPES = [(RAGGED, 1, 16, 8, 6), (RAGGED, 4, 16, 8, 6), (((7, 16),), 1, 256, 64, 5), (((0, 1), (1, 0)), 2, 32, 6, 3)]
+SHAPES = [
+    (RAGGED, 1, 16, 8, 6),
+    (RAGGED, 4, 16, 8, 6),
+    (((7, 16),), 1, 256, 64, 5),
+    (((0, 1), (1, 0)), 2, 32, 6, 3),
+]
 
 INTERPRETED = f"""
 from sam2_fast.ops.memory_attention.reference import memory_attention_reference
@@ -47,9 +54,13 @@ def test_compiles_without_spills_and_fits(capability: int, shared: int) -> None:
     from sam2_fast.kernels.memory_attention import BLOCK, keys_kernel
 
     kinds = dict.fromkeys(("position", "temporal", "weight", "bias", "keys", "values"), "*bf16")
-    kinds |= {"slots": "*i64", "table": "*fp32"} | dict.fromkeys(("tokens", "channels", "layers", "layer_stride"), "i32")
+    kinds |= {"slots": "*i64", "table": "*fp32"} | dict.fromkeys(
+        ("tokens", "channels", "layers", "layer_stride"), "i32"
+    )
     constants = {"NARROW": 64, "HALF": 128, "COPY": True, "BLOCK": BLOCK, "EXACT": False}
-    found = resources(keys_kernel, kinds, constants, capability, 8, 3, ("tokens", "channels", "layer_stride"))
+    found = resources(
+        keys_kernel, kinds, constants, capability, 8, 3, ("tokens", "channels", "layer_stride")
+    )
     assert found[1] == 0 and found[2] <= shared * 1024, found
 
 
@@ -60,7 +71,9 @@ def test_projections_compile_without_spills_and_fit(capability: int, shared: int
 
     block, columns, warps = projection_tile(2)
     kinds = dict.fromkeys(("x", "norm_weight", "norm_bias", "weight", "bias", "out"), "*bf16")
-    kinds |= {"table": "*fp32", "eps": "fp32"} | dict.fromkeys(("rows", "tokens", "rotated_parts"), "i32")
+    kinds |= {"table": "*fp32", "eps": "fp32"} | dict.fromkeys(
+        ("rows", "tokens", "rotated_parts"), "i32"
+    )
     constants = {"CHANNELS": 256, "HALF": 128, "BLOCK": block, "BLOCK_N": columns, "EXACT": False}
     found = resources(project_kernel, kinds, constants, capability, warps, 1, ("rows", "tokens"))
     assert found[1] == 0 and found[2] <= shared * 1024, found
@@ -74,8 +87,12 @@ def test_says_why_it_refuses() -> None:
 @pytest.mark.proves("gpu test", "memory_attention:triton")
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", [*SHAPES, (((7, 64),), 1, 256, 64, 64), (((7, 64),) * 3 + ((2, 8),), 1, 256, 64, 64)], ids=str)
-def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(shape: tuple, dtype: torch.dtype) -> None:  # type: ignore[type-arg]
+@pytest.mark.parametrize(
+    "shape",
+    [*SHAPES, (((7, 64),), 1, 256, 64, 64), (((7, 64),) * 3 + ((2, 8),), 1, 256, 64, 64)],
+    ids=str,
+)
+def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(shape: tuple, dtype: torch.dtype) -> None:
     if reason := no_triton():
         pytest.skip(reason)
     objects, images, dim, narrow, side = shape
@@ -86,14 +103,25 @@ def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(shape: tuple, dtype: torch
     with torch.cuda.stream(stream):
         found = memory_attention(*given, backend="triton")
     stream.synchronize()
-    errors = [(x.double() - exact).square().mean().sqrt() for x in (found, memory_attention_reference(*given))]
+    errors = [
+        (x.double() - exact).square().mean().sqrt()
+        for x in (found, memory_attention_reference(*given))
+    ]
     assert errors[0] <= 2 * errors[1]
     assert torch.equal(memory_attention(*given, backend="triton"), found), "run to run"
 
 
 def on_gpu(given: Case) -> Case:
     m = given.memories
-    memories = Memories([x.cuda() for x in m.maps], m.slots, m.rows, m.first, m.pointers.cuda(), m.positions.cuda(), m.first_pointer)
+    memories = Memories(
+        [x.cuda() for x in m.maps],
+        m.slots,
+        m.rows,
+        m.first,
+        m.pointers.cuda(),
+        m.positions.cuda(),
+        m.first_pointer,
+    )
     moved = (
         given.x.cuda(),
         given.weights.to("cuda"),

@@ -1,4 +1,6 @@
-"""The fused memory encoder: every instruction set against the definition in float64, and what the public function promises."""
+"""The fused memory encoder: every instruction set against the definition in float64, and what the
+public function promises.
+"""
 
 from __future__ import annotations
 
@@ -40,10 +42,20 @@ class Case(NamedTuple):
 
 
 def case(
-    height: int = 5, width: int = 5, objects: int = 3, images: int = 1, logits: tuple[int, int] = (20, 20), dim: int = 16,
-    hidden: int = 40, memory: int = 6, channels: tuple[int, ...] = (4, 6, 10, 16), blocks: int = 2, binarize: bool = False,
-    scale: float = 4.0, draw: int = 0,
-) -> Case:  # fmt: skip
+    height: int = 5,
+    width: int = 5,
+    objects: int = 3,
+    images: int = 1,
+    logits: tuple[int, int] = (20, 20),
+    dim: int = 16,
+    hidden: int = 40,
+    memory: int = 6,
+    channels: tuple[int, ...] = (4, 6, 10, 16),
+    blocks: int = 2,
+    binarize: bool = False,
+    scale: float = 4.0,
+    draw: int = 0,
+) -> Case:
     """`scale`: of the logits."""
     generator = torch.Generator().manual_seed(height * 100 + width + 10000 * draw)
 
@@ -62,10 +74,18 @@ def case(
         before = count
     weights += [*layer(dim, before, 1, 1), *layer(dim, dim, 1, 1)]
     for _ in range(blocks):
-        weights += [*layer(dim, 1, 7, 7), *norm(dim), *layer(hidden, dim), *layer(dim, hidden), random(dim)]
+        weights += [
+            *layer(dim, 1, 7, 7),
+            *norm(dim),
+            *layer(hidden, dim),
+            *layer(dim, hidden),
+            random(dim),
+        ]
     weights += layer(memory, dim, 1, 1)
     named = MemoryEncoderWeights.unflatten(weights)
-    return Case(random(images, height, width, dim), random(objects, *logits) * scale, named, binarize, 1e-6)
+    return Case(
+        random(images, height, width, dim), random(objects, *logits) * scale, named, binarize, 1e-6
+    )
 
 
 def ready(given: Case) -> MemoryEncoderWeights:
@@ -77,10 +97,21 @@ def poisoned(given: Case, isa: str, threads: int = 2) -> Tensor:
     """The kernel itself, into memory full of NaN."""
     module = native()
     assert module is not None
-    shape = given.logits.shape[0], given.low.shape[1] * given.low.shape[2], given.weights.out_proj.bias.shape[0]
+    shape = (
+        given.logits.shape[0],
+        given.low.shape[1] * given.low.shape[2],
+        given.weights.out_proj.bias.shape[0],
+    )
     out = torch.full(shape, torch.nan, dtype=given.weights.out_proj.weight.dtype)
     module.memory_encoder(
-        given.low, given.logits.float(), module.MemoryEncoderWeights(ready(given)), out, given.binarize, given.eps, threads, isa
+        given.low,
+        given.logits.float(),
+        module.MemoryEncoderWeights(ready(given)),
+        out,
+        given.binarize,
+        given.eps,
+        threads,
+        isa,
     )
     return out
 
@@ -92,7 +123,10 @@ def error(found: Tensor, exact: Tensor) -> float:
 def within(mine: Tensor, given: Case) -> None:
     """The kernel errs at most twice as much as torch does in the same dtype."""
     exact = memory_encoder_reference(*cast(given, torch.float64))
-    theirs, rounding = error(memory_encoder_reference(*given), exact), error(exact.to(mine.dtype), exact)
+    theirs, rounding = (
+        error(memory_encoder_reference(*given), exact),
+        error(exact.to(mine.dtype), exact),
+    )
     assert error(mine, exact) <= 2 * max(theirs, rounding), (error(mine, exact), theirs, rounding)
 
 
@@ -127,7 +161,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("binarize", [False, True], ids=["sigmoid", "binarized"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_errs_at_most_twice_as_much_as_torch(isa: str, dtype: torch.dtype, binarize: bool, shape: dict[str, Any]) -> None:
+def test_errs_at_most_twice_as_much_as_torch(
+    isa: str, dtype: torch.dtype, binarize: bool, shape: dict[str, Any]
+) -> None:
     given = cast(case(**shape, binarize=binarize), dtype)
     within(poisoned(given, isa), given)
 
@@ -137,7 +173,8 @@ def test_errs_at_most_twice_as_much_as_torch(isa: str, dtype: torch.dtype, binar
 def test_sharp_masks_and_logits_of_exactly_zero(isa: str, binarize: bool, full: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     given = case(binarize=binarize)
-    size = (3, 80, 80) if full else (3, 20, 20)  # by four: every weight of the resize is exact, and so is which side of zero a pixel is on
+    # By four: every weight of the resize is exact, and so is which side of zero a pixel is on.
+    size = (3, 80, 80) if full else (3, 20, 20)
     logits = torch.tensor([-1000.0, 0.0, 1000.0])[torch.randint(3, size, generator=generator)]
     given = given._replace(logits=logits)
     within(poisoned(given, isa), given)
@@ -146,17 +183,24 @@ def test_sharp_masks_and_logits_of_exactly_zero(isa: str, binarize: bool, full: 
 def test_infinite_logits_at_full_size_are_the_sharpest(isa: str) -> None:
     given = case(height=3, width=3, logits=(48, 48))
     sharp = given.logits.sign() * torch.inf
-    assert torch.equal(poisoned(given._replace(logits=sharp), isa), poisoned(given._replace(logits=given.logits.sign() * 1000), isa))
+    assert torch.equal(
+        poisoned(given._replace(logits=sharp), isa),
+        poisoned(given._replace(logits=given.logits.sign() * 1000), isa),
+    )
 
 
 @pytest.mark.parametrize("images", [1, 3], ids=["a shared frame", "a frame each"])
-def test_results_do_not_depend_on_threads_or_the_run_or_the_other_objects(isa: str, images: int) -> None:
+def test_results_do_not_depend_on_threads_or_the_run_or_the_other_objects(
+    isa: str, images: int
+) -> None:
     given = case(height=21, width=9, images=images)
     one = poisoned(given, isa, threads=1)
     for threads in (1, 2, 3, 7, 40):
         assert torch.equal(poisoned(given, isa, threads), one)
     for i in range(3):
-        alone = given._replace(low=given.low[i : i + 1] if images > 1 else given.low, logits=given.logits[i : i + 1])
+        alone = given._replace(
+            low=given.low[i : i + 1] if images > 1 else given.low, logits=given.logits[i : i + 1]
+        )
         assert torch.equal(poisoned(alone, isa), one[i : i + 1])
     apart = given._replace(low=given.low.expand(3, -1, -1, -1).contiguous())
     assert torch.equal(poisoned(apart, isa), one)
@@ -205,10 +249,16 @@ def test_any_strides() -> None:
     low = given.low.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
 
     def scattered(_: Leaf, w: Tensor) -> Tensor:
-        return w.contiguous(memory_format=torch.channels_last) if w.ndim == 4 else w.repeat_interleave(2, 0)[::2]
+        return (
+            w.contiguous(memory_format=torch.channels_last)
+            if w.ndim == 4
+            else w.repeat_interleave(2, 0)[::2]
+        )
 
     weights = given.weights.mapped(scattered)
-    spread = given._replace(low=low, logits=given.logits.transpose(1, 2).contiguous().transpose(1, 2), weights=weights)
+    spread = given._replace(
+        low=low, logits=given.logits.transpose(1, 2).contiguous().transpose(1, 2), weights=weights
+    )
     assert torch.equal(memory_encoder(*spread), memory_encoder(*given))
 
 
@@ -237,7 +287,9 @@ def test_auto_is_the_native_kernel_on_a_cpu() -> None:
     ],
 )
 def test_the_kernel_says_why_it_refuses(change: Callable[[Case], Case], reason: str) -> None:
-    with pytest.raises(BackendError, match=rf"memory_encoder: cpu refuses: .*{reason}.*Would run: torch"):
+    with pytest.raises(
+        BackendError, match=rf"memory_encoder: cpu refuses: .*{reason}.*Would run: torch"
+    ):
         memory_encoder(*change(case()), backend="cpu")
 
 
@@ -248,9 +300,15 @@ def without(c: Case, name: str) -> Case:
 
 WRONG: list[tuple[Callable[[Case], Case], str]] = [
     (lambda c: c._replace(low=c.low[0]), "low, logits: expected"),
-    (lambda c: c._replace(low=c.low.expand(2, -1, -1, -1).contiguous()), "low: expected 1 frame or one for each of 3"),
+    (
+        lambda c: c._replace(low=c.low.expand(2, -1, -1, -1).contiguous()),
+        "low: expected 1 frame or one for each of 3",
+    ),
     (lambda c: c._replace(logits=c.logits[:, :0]), "logits: expected a pixel or more"),
-    (lambda c: c._replace(low=c.low[..., 1:].contiguous()), "low: expected the 16 channels of the weights, got 15"),
+    (
+        lambda c: c._replace(low=c.low[..., 1:].contiguous()),
+        "low: expected the 16 channels of the weights, got 15",
+    ),
 ]
 WRONG_WEIGHTS: list[tuple[Callable[[Case], Case], str]] = [
     (
@@ -258,13 +316,29 @@ WRONG_WEIGHTS: list[tuple[Callable[[Case], Case], str]] = [
         "weights: expected 22 tensors and 9 for each repeated or optional part .*, got 39",
     ),
     (
-        lambda c: c._replace(weights=MemoryEncoderWeights.unflatten([*c.weights.flatten()[:20], *c.weights.flatten()[-2:]])),
+        lambda c: c._replace(
+            weights=MemoryEncoderWeights.unflatten(
+                [*c.weights.flatten()[:20], *c.weights.flatten()[-2:]]
+            )
+        ),
         "weights: expected 22 tensors and 9 for each repeated or optional part .*, got 22",
     ),
-    (lambda c: without(c, "first_convolutions[1].bias"), r"weights.first_convolutions\[1\].bias: expected shape \(6,\)"),
-    (lambda c: without(c, "last_convolutions[0].weight"), r"weights.last_convolutions\[0\].bias: expected shape"),
-    (lambda c: without(c, "low_proj.weight"), r"weights.low_proj.weight: expected shape \(16, 16, 1, 1\)"),
-    (lambda c: without(c, "blocks[1].depthwise.weight"), r"weights.blocks\[1\].depthwise.weight: expected shape \(16, 1, 7, 7\)"),
+    (
+        lambda c: without(c, "first_convolutions[1].bias"),
+        r"weights.first_convolutions\[1\].bias: expected shape \(6,\)",
+    ),
+    (
+        lambda c: without(c, "last_convolutions[0].weight"),
+        r"weights.last_convolutions\[0\].bias: expected shape",
+    ),
+    (
+        lambda c: without(c, "low_proj.weight"),
+        r"weights.low_proj.weight: expected shape \(16, 16, 1, 1\)",
+    ),
+    (
+        lambda c: without(c, "blocks[1].depthwise.weight"),
+        r"weights.blocks\[1\].depthwise.weight: expected shape \(16, 1, 7, 7\)",
+    ),
     (lambda c: without(c, "blocks[1].gamma"), r"weights.blocks\[1\].gamma: expected shape"),
     (lambda c: without(c, "out_proj.bias"), r"weights.out_proj.bias: expected shape \(6,\)"),
 ]
@@ -279,7 +353,9 @@ def test_arguments_that_do_not_fit_are_named(change: Callable[[Case], Case], wor
 
 def unchanged(given: Case) -> MemoryEncoderWeights:
     """As `ready`, in the dtypes that they have."""
-    return given.weights.converted(lambda _, w: w.permute(0, 2, 3, 1).flatten(1).contiguous() if w.ndim == 4 else w)
+    return given.weights.converted(
+        lambda _, w: w.permute(0, 2, 3, 1).flatten(1).contiguous() if w.ndim == 4 else w
+    )
 
 
 @pytest.mark.parametrize(
@@ -299,20 +375,45 @@ def test_the_binding_checks_for_itself(change: Callable[[Case], Case]) -> None:
     given = change(case())
     with pytest.raises(ValueError, match="expected"):
         module.memory_encoder(
-            given.low, given.logits, module.MemoryEncoderWeights(unchanged(given)), torch.zeros(3, 25, 6), False, 1e-6, 2, "portable"
+            given.low,
+            given.logits,
+            module.MemoryEncoderWeights(unchanged(given)),
+            torch.zeros(3, 25, 6),
+            False,
+            1e-6,
+            2,
+            "portable",
         )
-    for out in (torch.zeros(3, 24, 6), torch.zeros(3, 25, 6).double(), torch.zeros(3, 25, 12)[..., ::2]):
+    for out in (
+        torch.zeros(3, 24, 6),
+        torch.zeros(3, 25, 6).double(),
+        torch.zeros(3, 25, 12)[..., ::2],
+    ):
         with pytest.raises(ValueError, match="out: expected"):
-            module.memory_encoder(case().low, case().logits, module.MemoryEncoderWeights(ready(case())), out, False, 1e-6, 2, "portable")
+            module.memory_encoder(
+                case().low,
+                case().logits,
+                module.MemoryEncoderWeights(ready(case())),
+                out,
+                False,
+                1e-6,
+                2,
+                "portable",
+            )
 
 
 def test_opcheck() -> None:
     for given in (case(), case(images=3, binarize=True)):
-        torch.library.opcheck(torch.ops.sam2_fast.memory_encoder.default, tuple(given._replace(weights=given.weights.flatten())))
+        torch.library.opcheck(
+            torch.ops.sam2_fast.memory_encoder.default,
+            tuple(given._replace(weights=given.weights.flatten())),
+        )
 
 
 def test_gradients_flow_through_the_definition_and_the_kernel_gives_its_numbers() -> None:
-    model = MemoryEncoder(Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64))
+    model = MemoryEncoder(
+        Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64)
+    )
     low, logits = torch.randn(1, 256, 4, 4), torch.randn(2, 1, 16, 16) * 4
     found = model(low, logits, False)
     found.sum().backward()
@@ -320,17 +421,21 @@ def test_gradients_flow_through_the_definition_and_the_kernel_gives_its_numbers(
     with torch.no_grad():
         native_found = model(low, logits, False)
         exact = model.double()(low.double(), logits.double(), False)
-    assert not torch.equal(native_found, found) and error(native_found, exact) <= 2 * error(found.detach(), exact)
+    assert not torch.equal(native_found, found) and error(native_found, exact) <= 2 * error(
+        found.detach(), exact
+    )
 
 
 def test_narrow_matrices_are_kept_until_a_parameter_changes() -> None:
-    model = MemoryEncoder(Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64))
+    model = MemoryEncoder(
+        Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64)
+    )
     low, logits = torch.randn(1, 256, 4, 4), torch.randn(2, 1, 16, 16)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         first = model(low, logits, True)
         assert torch.equal(model(low, logits, True), first)
         model.out_proj.weight.mul_(2)
-        model.out_proj.bias.mul_(2)  # type: ignore[union-attr]
+        model.out_proj.bias.mul_(2)
         assert torch.equal(model(low, logits, True), 2 * first)
 
 
@@ -342,7 +447,10 @@ def of_memory_encoder() -> cases.Case:
     low, logits, weights, binarize, eps = case()
     named = MemoryEncoderWeights.unflatten
     return cases.drawn(
-        lambda low, logits, *w, **how: memory_encoder(low, logits, named(w), binarize, eps, **how), low, logits, *weights.flatten()
+        lambda low, logits, *w, **how: memory_encoder(low, logits, named(w), binarize, eps, **how),
+        low,
+        logits,
+        *weights.flatten(),
     )
 
 

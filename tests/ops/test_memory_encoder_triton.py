@@ -1,4 +1,6 @@
-"""The memory encoder in Triton: its arithmetic in the interpreter, its code for several GPUs, and there what the CPU promises."""
+"""The memory encoder in Triton: its arithmetic in the interpreter, its code for several GPUs, and
+there what the CPU promises.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,15 @@ from tests.ops.triton_tools import interpret, resources
 SHAPES: dict[str, dict[str, Any]] = {
     "one frame": {},
     "a frame each, sizes that fit": {"images": 3, "logits": (80, 80), "binarize": True},
-    "released widths": {"height": 2, "width": 3, "objects": 2, "logits": (12, 16), "dim": 32, "channels": (4, 16, 64, 32), "memory": 64},
+    "released widths": {
+        "height": 2,
+        "width": 3,
+        "objects": 2,
+        "logits": (12, 16),
+        "dim": 32,
+        "channels": (4, 16, 64, 32),
+        "memory": 64,
+    },
     "one token": {"height": 1, "width": 1, "objects": 1, "logits": (7, 5), "blocks": 1},
     "larger logits": {"height": 2, "width": 3, "objects": 1, "logits": (50, 90), "scale": 20.0},
 }
@@ -28,8 +38,12 @@ from tests.ops.errors import Errors
 from tests.ops.test_memory_encoder import case, cast
 from tests.ops.test_memory_encoder_triton import SHAPES
 
+
 def channels_last(weights):
-    return weights.mapped(lambda _, w: w.contiguous(memory_format=torch.channels_last) if w.ndim == 4 else w)
+    return weights.mapped(
+        lambda _, w: w.contiguous(memory_format=torch.channels_last) if w.ndim == 4 else w
+    )
+
 
 for name, shape in SHAPES.items():
     for dtype in (torch.float32, torch.float16, "autocast"):
@@ -57,7 +71,9 @@ def test_errs_at_most_twice_as_much_as_torch_in_the_interpreter() -> None:
 @pytest.mark.proves("compiled", "memory_encoder:triton")
 @pytest.mark.parametrize("widths", [(4, 16), (16, 64), (64, 256)], ids=str)
 @pytest.mark.parametrize(("capability", "shared"), [(80, 163), (90, 227), (120, 99)])
-def test_convolutions_compile_without_spills_and_fit(capability: int, shared: int, widths: tuple[int, int]) -> None:
+def test_convolutions_compile_without_spills_and_fit(
+    capability: int, shared: int, widths: tuple[int, int]
+) -> None:
     pytest.importorskip("triton")
     from sam2_fast.kernels import memory_encoder as kernels
 
@@ -81,7 +97,9 @@ def test_the_others_compile_without_spills(capability: int) -> None:
         (kernels.first_kernel, {"BINARIZE": False, "WIDE": 4, "BLOCK": kernels.FIRST}),
         (kernels.depthwise_kernel, {"WIDE": 256, "BLOCK": kernels.TOKENS}),
     ):
-        kinds = dict.fromkeys(kernel.arg_names, "i32") | {"eps": "fp32", "logits": "*fp32"} | pointers
+        kinds = (
+            dict.fromkeys(kernel.arg_names, "i32") | {"eps": "fp32", "logits": "*fp32"} | pointers
+        )
         kinds = {name: kinds[name] for name in kernel.arg_names}
         assert resources(kernel, kinds, constants, capability, 4, 3)[1] == 0
 
@@ -95,9 +113,16 @@ def test_says_why_it_refuses() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
-    "shape", [*SHAPES.values(), {"height": 64, "width": 64, "logits": (256, 256), "dim": 256, "hidden": 1024}], ids=str
+    "shape",
+    [
+        *SHAPES.values(),
+        {"height": 64, "width": 64, "logits": (256, 256), "dim": 256, "hidden": 1024},
+    ],
+    ids=str,
 )
-def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(shape: dict[str, Any], dtype: torch.dtype) -> None:
+def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(
+    shape: dict[str, Any], dtype: torch.dtype
+) -> None:
     if reason := no_triton():
         pytest.skip(reason)
     errors, stream = Errors(), torch.cuda.Stream()

@@ -1,4 +1,6 @@
-"""What a tracked frame keeps: the op against the composition of the model, and in Triton's interpreter against its definition."""
+"""What a tracked frame keeps: the op against the composition of the model, and in Triton's
+interpreter against its definition.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +37,19 @@ class Case(NamedTuple):
 
 
 def case(
-    objects: int = 5, masks: int = 4, best: bool = False, dim: int = 128, hidden: int = 40, height: int = 12, width: int = 9,
-    tokens: int = 8, draw: int = 0,
-) -> Case:  # fmt: skip
-    """Of several masks, those of object 1 are unstable, of object 2 all below -delta; about half of the objects are absent."""
+    objects: int = 5,
+    masks: int = 4,
+    best: bool = False,
+    dim: int = 128,
+    hidden: int = 40,
+    height: int = 12,
+    width: int = 9,
+    tokens: int = 8,
+    draw: int = 0,
+) -> Case:
+    """Of several masks, those of object 1 are unstable, of object 2 all below -delta; about half of
+    the objects are absent.
+    """
     generator = torch.Generator().manual_seed(100 * masks + draw)
 
     def random(*shape: int) -> Tensor:
@@ -61,14 +72,19 @@ def case(
         logit = three_layers(found[:, 0], MlpWeights.unflatten(presence)).flatten().sort().values
         presence[-1] -= (logit[objects // 2] + logit[objects // 2 - 1]) / 2
     weights = ObjectHeadsWeights.unflatten([*presence, *pointer])
-    return Case(logits, iou, found, weights, random(1, dim), 3 if best else 2, best, 0.05, 0.98, NO_OBJECT)
+    return Case(
+        logits, iou, found, weights, random(1, dim), 3 if best else 2, best, 0.05, 0.98, NO_OBJECT
+    )
 
 
 def cast(given: Case, dtype: torch.dtype, logits: torch.dtype) -> Case:
     return given._replace(
-        logits=given.logits.to(logits), iou=given.iou.to(logits), tokens=given.tokens.to(dtype),
-        weights=given.weights.to(dtype), absent_pointer=given.absent_pointer.to(dtype),
-    )  # fmt: skip
+        logits=given.logits.to(logits),
+        iou=given.iou.to(logits),
+        tokens=given.tokens.to(dtype),
+        weights=given.weights.to(dtype),
+        absent_pointer=given.absent_pointer.to(dtype),
+    )
 
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -89,7 +105,9 @@ for name, shape in SHAPES.items():
         for draw in range(6):
             plain = case(**shape, draw=draw)
             given = cast(plain, dtype, torch.float32)
-            noncontiguous = given._replace(tokens=given.tokens.transpose(0, 1).contiguous().transpose(0, 1))
+            noncontiguous = given._replace(
+                tokens=given.tokens.transpose(0, 1).contiguous().transpose(0, 1)
+            )
             exact = object_heads_reference(*cast(given, torch.float64, torch.float32))
             torchs, ours = object_heads_reference(*given), _triton_heads(*given)
             assert [x.dtype for x in ours] == [x.dtype for x in torchs]
@@ -122,7 +140,7 @@ def test_masks_are_chosen_one_by_one(dtype: torch.dtype) -> None:
     for b in range(5):
         alone = cast(case(), dtype, dtype)._replace(
             logits=given.logits[b : b + 1], iou=given.iou[b : b + 1], tokens=given.tokens[b : b + 1]
-        )  # fmt: skip
+        )
         for whole, part in zip((mask, pointer, presence), object_heads(*alone), strict=True):
             assert torch.allclose(whole[b : b + 1], part, atol=1e-5)
         single = given.logits[b, 0].flatten().tolist()
@@ -142,7 +160,10 @@ def test_arguments_that_do_not_fit_are_named() -> None:
         (given._replace(logits=given.logits[0]), "logits, iou, tokens: expected"),
         (given._replace(first_mask_token=3), "first_mask_token: expected"),
         (given._replace(best=True), "logits: expected the best mask alone, got 4"),
-        (given._replace(tokens=given.tokens[..., 1:]), "tokens: expected the 128 channels of the weights, got 127"),
+        (
+            given._replace(tokens=given.tokens[..., 1:]),
+            "tokens: expected the 128 channels of the weights, got 127",
+        ),
         (given._replace(absent_pointer=given.absent_pointer[0]), "absent_pointer"),
     ]
     for arguments, words in wrong:
@@ -152,7 +173,9 @@ def test_arguments_that_do_not_fit_are_named() -> None:
 
 def test_weights_that_do_not_fit_are_named() -> None:
     weights = case().weights
-    with pytest.raises(ValueError, match="weights: expected 12 tensors for ObjectHeadsWeights, got 11"):
+    with pytest.raises(
+        ValueError, match="weights: expected 12 tensors for ObjectHeadsWeights, got 11"
+    ):
         ObjectHeadsWeights.unflatten(weights.flatten()[:-1])
     with pytest.raises(ValueError, match=r"weights.presence.linear2.weight: expected shape"):
         weights.with_tensors({"presence.linear2.weight": weights.presence.linear2.weight[1:]})
@@ -178,18 +201,49 @@ def test_compiles_without_spills(capability: int, masks: int) -> None:
     pytest.importorskip("triton")
     from sam2_fast.kernels import object_heads as kernels
 
-    floats = dict.fromkeys(("logits", "iou", "pointer", "mask", "delta", "threshold", "absent_logit"), "fp32")
+    floats = dict.fromkeys(
+        ("logits", "iou", "pointer", "mask", "delta", "threshold", "absent_logit"), "fp32"
+    )
     pointers = {"logits", "iou", "pointer", "mask"}
     for kernel, constants, warps in (
-        (kernels.object_state_kernel, {"BEST": masks == 1, "DIM": 256, "PRESENCE": 256, "POINTER": 256, "VALUES": 4, "BLOCK": 32}, 8),
+        (
+            kernels.object_state_kernel,
+            {
+                "BEST": masks == 1,
+                "DIM": 256,
+                "PRESENCE": 256,
+                "POINTER": 256,
+                "VALUES": 4,
+                "BLOCK": 32,
+            },
+            8,
+        ),
         (kernels.tracked_kernel, {"CHOOSE": masks > 1, "VALUES": 4, "BLOCKS": 16, "DIM": 256}, 4),
     ):
         names = [n for n in kernel.arg_names if n not in constants and n != "PIXELS"]
-        numbers = {"count", "size", "num_masks", "iou_count", "first_mask", "first_value", "blocks", "presence_hidden", "pointer_hidden"}
+        numbers = {
+            "count",
+            "size",
+            "num_masks",
+            "iou_count",
+            "first_mask",
+            "first_value",
+            "blocks",
+            "presence_hidden",
+            "pointer_hidden",
+        }
         kinds = {n: "i32" if n in numbers else "*bf16" for n in names}
-        kinds |= {n: f"*{t}" if n in pointers else t for n, t in floats.items() if n in names} | {"counts": "*i32"}
+        kinds |= {n: f"*{t}" if n in pointers else t for n, t in floats.items() if n in names} | {
+            "counts": "*i32"
+        }
         found = resources(
-            kernel, kinds, constants | {"PIXELS": kernels.PIXELS}, capability, warps, 3, ("size", "presence_hidden", "pointer_hidden")
+            kernel,
+            kinds,
+            constants | {"PIXELS": kernels.PIXELS},
+            capability,
+            warps,
+            3,
+            ("size", "presence_hidden", "pointer_hidden"),
         )
         assert found[1] == 0, found
 
@@ -197,8 +251,12 @@ def test_compiles_without_spills(capability: int, masks: int) -> None:
 @pytest.mark.proves("gpu test", "object_heads:triton")
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", [*SHAPES.values(), {"height": 256, "width": 256, "dim": 256, "hidden": 256}], ids=str)
-def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(shape: dict[str, Any], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    "shape", [*SHAPES.values(), {"height": 256, "width": 256, "dim": 256, "hidden": 256}], ids=str
+)
+def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(
+    shape: dict[str, Any], dtype: torch.dtype
+) -> None:
     if reason := no_triton():
         pytest.skip(reason)
     errors = Errors()

@@ -1,4 +1,6 @@
-"""Pictures to model input: frames to the bit of Pillow, images to the bit of torch compiled for the same instruction set."""
+"""Pictures to model input: frames to the bit of Pillow, images to the bit of torch compiled for the
+same instruction set.
+"""
 
 from __future__ import annotations
 
@@ -34,52 +36,95 @@ from tests.ops import cases
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZES = [
-    (48, 64, 64), (33, 17, 64), (200, 90, 64), (97, 61, 64), (61, 97, 64), (300, 401, 129), (64, 64, 64), (64, 30, 64), (30, 64, 64),
-    (1, 1, 1), (1, 1, 5), (7, 5, 1), (3, 2000, 24), (2000, 3, 24), (1500, 1200, 3), (130, 150, 65), (150, 100, 64), (480, 854, 96),
-]  # fmt: skip
-"""Height and width in pixels, size: shrunk, enlarged, odd, long, the same, by a factor of hundreds, on all sides of every threshold."""
+    (48, 64, 64),
+    (33, 17, 64),
+    (200, 90, 64),
+    (97, 61, 64),
+    (61, 97, 64),
+    (300, 401, 129),
+    (64, 64, 64),
+    (64, 30, 64),
+    (30, 64, 64),
+    (1, 1, 1),
+    (1, 1, 5),
+    (7, 5, 1),
+    (3, 2000, 24),
+    (2000, 3, 24),
+    (1500, 1200, 3),
+    (130, 150, 65),
+    (150, 100, 64),
+    (480, 854, 96),
+]
+"""Height and width in pixels, size: shrunk, enlarged, odd, long, the same, by a factor of hundreds,
+on all sides of every threshold.
+"""
 
 
 def picture(height: int, width: int, kind: str = "noise") -> Tensor:
     if kind == "noise":
-        return torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(height * 7 + width))
-    board = (torch.arange(height)[:, None] // 2 + torch.arange(width) // 3) % 2  # overshoots on both sides where it is enlarged
+        return torch.randint(
+            0,
+            256,
+            (height, width, 3),
+            dtype=torch.uint8,
+            generator=torch.Generator().manual_seed(height * 7 + width),
+        )
+    board = (
+        torch.arange(height)[:, None] // 2 + torch.arange(width) // 3
+    ) % 2  # overshoots on both sides where it is enlarged
     return torch.stack([board, 1 - board, board], 2).to(torch.uint8) * 255
 
 
 def exact(images: Tensor, size: int) -> Tensor:
     """The definition of the image path in float64."""
     planes = images.permute(0, 3, 1, 2).double() / 255
-    resized = F.interpolate(planes, (size, size), mode="bilinear", align_corners=False, antialias=True)
+    resized = F.interpolate(
+        planes, (size, size), mode="bilinear", align_corners=False, antialias=True
+    )
     mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (MEAN, STD))
     return (resized - mean) / std
 
 
 def poisoned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.full(shape, torch.nan) if dtype.is_floating_point else torch.full(shape, 77, dtype=dtype)
+    return (
+        torch.full(shape, torch.nan)
+        if dtype.is_floating_point
+        else torch.full(shape, 77, dtype=dtype)
+    )
 
 
 @pytest.mark.proves("reference", "preprocess_frame:cpu", "resize_bicubic:cpu")
 @pytest.mark.parametrize("kind", ["noise", "board"])
 @pytest.mark.parametrize(("height", "width", "size"), SIZES)
-def test_every_instruction_set_gives_pillows_bytes(isa: str, height: int, width: int, size: int, kind: str) -> None:
+def test_every_instruction_set_gives_pillows_bytes(
+    isa: str, height: int, width: int, size: int, kind: str
+) -> None:
     frame = picture(height, width, kind)
     pillow = np.array(Image.fromarray(frame.numpy()).resize((size, size), Image.Resampling.BICUBIC))
     assert np.array_equal(_native_bicubic(frame, size, isa=isa).numpy(), pillow)
-    assert torch.equal(_native_frame(frame, size, MEAN, STD, isa=isa), preprocess_frame_reference(frame, size, MEAN, STD))
+    assert torch.equal(
+        _native_frame(frame, size, MEAN, STD, isa=isa),
+        preprocess_frame_reference(frame, size, MEAN, STD),
+    )
 
 
 TORCH = """
 import sys
 import torch
 from test_preprocess import MEAN, SIZES, STD, picture, preprocess_images_reference
-found = {case: preprocess_images_reference(picture(*case[:2])[None], case[2], MEAN, STD) for case in SIZES}
+
+found = {
+    case: preprocess_images_reference(picture(*case[:2])[None], case[2], MEAN, STD)
+    for case in SIZES
+}
 torch.save((torch.backends.cpu.get_cpu_capability(), found), sys.argv[1])
 """
 
 
 @pytest.fixture(scope="module")
-def torch_compiled_for(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[tuple[int, int, int], Tensor]]:
+def torch_compiled_for(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], dict[tuple[int, int, int], Tensor]]:
     """The reference of each size, computed by torch restricted to an instruction set."""
     known: dict[str, dict[tuple[int, int, int], Tensor]] = {}
 
@@ -88,7 +133,9 @@ def torch_compiled_for(tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
             file = tmp_path_factory.mktemp(capability) / "found.pt"
             path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
             environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "PYTHONPATH": path}
-            subprocess.run([sys.executable, "-c", TORCH, str(file)], env=environment, check=True, timeout=240)
+            subprocess.run(
+                [sys.executable, "-c", TORCH, str(file)], env=environment, check=True, timeout=240
+            )
             told, known[capability] = torch.load(file)
             assert told.lower() == capability
         return known[capability]
@@ -96,8 +143,13 @@ def torch_compiled_for(tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
     return results
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="torch's roundings are those of its x86-64 wheels")
-def test_every_instruction_set_gives_the_bits_of_torch_compiled_for_it(isa: str, torch_compiled_for) -> None:
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.uname().machine != "x86_64",
+    reason="torch's roundings are those of its x86-64 wheels",
+)
+def test_every_instruction_set_gives_the_bits_of_torch_compiled_for_it(
+    isa: str, torch_compiled_for
+) -> None:
     capability = {"portable": "default", "avx2": "avx2"}.get(isa, "avx512")
     for (height, width, size), expected in torch_compiled_for(capability).items():
         found = _native_images(picture(height, width)[None], size, MEAN, STD, isa=isa)
@@ -106,7 +158,9 @@ def test_every_instruction_set_gives_the_bits_of_torch_compiled_for_it(isa: str,
 
 @pytest.mark.proves("reference", "preprocess_images:cpu")
 @pytest.mark.parametrize(("height", "width", "size"), SIZES)
-def test_the_error_of_images_is_at_most_twice_torchs(isa: str, height: int, width: int, size: int) -> None:
+def test_the_error_of_images_is_at_most_twice_torchs(
+    isa: str, height: int, width: int, size: int
+) -> None:
     images = torch.stack([picture(height, width), picture(height, width, "board")])
     truth = exact(images, size)
     ours = (_native_images(images, size, MEAN, STD, isa=isa) - truth).square().mean().sqrt()
@@ -121,9 +175,17 @@ def test_threads_do_not_matter(threads: int) -> None:
     wide, tall = picture(40, 90), picture(90, 40)
     try:
         torch.set_num_threads(1)
-        expected = preprocess_images(images, 37, MEAN, STD), preprocess_frame(wide, 37, MEAN, STD), resize_bicubic(tall, 5)
+        expected = (
+            preprocess_images(images, 37, MEAN, STD),
+            preprocess_frame(wide, 37, MEAN, STD),
+            resize_bicubic(tall, 5),
+        )
         torch.set_num_threads(threads)
-        found = preprocess_images(images, 37, MEAN, STD), preprocess_frame(wide, 37, MEAN, STD), resize_bicubic(tall, 5)
+        found = (
+            preprocess_images(images, 37, MEAN, STD),
+            preprocess_frame(wide, 37, MEAN, STD),
+            resize_bicubic(tall, 5),
+        )
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -141,7 +203,10 @@ def test_strides_do_not_matter(isa: str, height: int) -> None:
         assert not frame.is_contiguous()
         same = frame.contiguous()
         assert torch.equal(_native_bicubic(frame, 24, isa=isa), _native_bicubic(same, 24, isa=isa))
-        assert torch.equal(_native_frame(frame, 24, MEAN, STD, isa=isa), _native_frame(same, 24, MEAN, STD, isa=isa))
+        assert torch.equal(
+            _native_frame(frame, 24, MEAN, STD, isa=isa),
+            _native_frame(same, 24, MEAN, STD, isa=isa),
+        )
         found = _native_images(frame.expand(2, -1, -1, -1), 24, MEAN, STD, isa=isa)
         assert torch.equal(found, _native_images(torch.stack([same, same]), 24, MEAN, STD, isa=isa))
 
@@ -151,7 +216,10 @@ def test_every_number_is_written(isa: str) -> None:
     assert module is not None
     for height, width, size in SIZES:
         frame = picture(height, width)[None]
-        planes, pixels = poisoned((1, 3, size, size), torch.float32), poisoned((1, size, size, 3), torch.uint8)
+        planes, pixels = (
+            poisoned((1, 3, size, size), torch.float32),
+            poisoned((1, size, size, 3), torch.uint8),
+        )
         module.preprocess(frame, False, False, MEAN, STD, planes, 2, isa)
         assert torch.isfinite(planes).all()
         columns_first = columns_before_rows(height, width, size)
@@ -169,12 +237,18 @@ def test_bytes_of_every_value_are_normalised_by_true_divisions(isa: str) -> None
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
 def test_no_images(backend: str) -> None:
-    assert preprocess_images(torch.zeros(0, 4, 6, 3, dtype=torch.uint8), 8, MEAN, STD, backend=backend).shape == (0, 3, 8, 8)
+    assert preprocess_images(
+        torch.zeros(0, 4, 6, 3, dtype=torch.uint8), 8, MEAN, STD, backend=backend
+    ).shape == (0, 3, 8, 8)
 
 
 def test_pillow_resizes_columns_first_from_version_13_on() -> None:
-    assert columns_before_rows(1920, 1080, 1024, pillow=13) and not columns_before_rows(1920, 1080, 1024, pillow=12)
-    assert not columns_before_rows(1080, 1920, 1024, pillow=13) and not columns_before_rows(480, 200, 1024, pillow=13)
+    assert columns_before_rows(1920, 1080, 1024, pillow=13) and not columns_before_rows(
+        1920, 1080, 1024, pillow=12
+    )
+    assert not columns_before_rows(1080, 1920, 1024, pillow=13) and not columns_before_rows(
+        480, 200, 1024, pillow=13
+    )
 
 
 def test_auto_is_native_for_bytes_on_a_cpu_and_the_reference_for_the_rest() -> None:
@@ -182,19 +256,35 @@ def test_auto_is_native_for_bytes_on_a_cpu_and_the_reference_for_the_rest() -> N
     floats = (images / 255).requires_grad_()
     found = preprocess_images(floats, 16, MEAN, STD)
     found.sum().backward()
-    assert floats.grad is not None and torch.allclose(found, preprocess_images(images, 16, MEAN, STD), atol=1e-5)
-    assert torch.equal(preprocess_images(images, 16, MEAN, STD), _native_images(images, 16, MEAN, STD))
-    with pytest.raises(BackendError, match=r"preprocess_images: cpu refuses: .*float32.*Would run: torch"):
+    assert floats.grad is not None and torch.allclose(
+        found, preprocess_images(images, 16, MEAN, STD), atol=1e-5
+    )
+    assert torch.equal(
+        preprocess_images(images, 16, MEAN, STD), _native_images(images, 16, MEAN, STD)
+    )
+    with pytest.raises(
+        BackendError, match=r"preprocess_images: cpu refuses: .*float32.*Would run: torch"
+    ):
         preprocess_images(floats, 16, MEAN, STD, backend="cpu")
-    with pytest.raises(BackendError, match=r"resize_bicubic: cpu refuses: .*2\^24.*Would run: torch"):
+    with pytest.raises(
+        BackendError, match=r"resize_bicubic: cpu refuses: .*2\^24.*Would run: torch"
+    ):
         resize_bicubic(images[0], 2**24 + 1, backend="cpu")
 
 
 def test_the_result_is_where_the_picture_is_whatever_the_default_device() -> None:
     frame = picture(6, 9)
-    expected = preprocess_images(frame[None], 4, MEAN, STD), preprocess_frame(frame, 4, MEAN, STD), resize_bicubic(frame, 4)
+    expected = (
+        preprocess_images(frame[None], 4, MEAN, STD),
+        preprocess_frame(frame, 4, MEAN, STD),
+        resize_bicubic(frame, 4),
+    )
     with torch.device("meta"):
-        found = preprocess_images(frame[None], 4, MEAN, STD), preprocess_frame(frame, 4, MEAN, STD), resize_bicubic(frame, 4)
+        found = (
+            preprocess_images(frame[None], 4, MEAN, STD),
+            preprocess_frame(frame, 4, MEAN, STD),
+            resize_bicubic(frame, 4),
+        )
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -210,12 +300,27 @@ def test_floats_are_left_as_they_were() -> None:
     ("call", "words"),
     [
         (lambda x: preprocess_images(x, 8, MEAN, STD), r"images: expected \[B, H, W, 3\]"),
-        (lambda x: preprocess_images(x[None].int(), 8, MEAN, STD), "images: expected uint8 or floating point"),
-        (lambda x: preprocess_images(x[None], 0, MEAN, STD), "size: expected a positive number of pixels, got 0"),
-        (lambda x: preprocess_images(x[None], 8, MEAN[:2], STD), "mean, std: expected three numbers each, got 2 and 3"),
+        (
+            lambda x: preprocess_images(x[None].int(), 8, MEAN, STD),
+            "images: expected uint8 or floating point",
+        ),
+        (
+            lambda x: preprocess_images(x[None], 0, MEAN, STD),
+            "size: expected a positive number of pixels, got 0",
+        ),
+        (
+            lambda x: preprocess_images(x[None], 8, MEAN[:2], STD),
+            "mean, std: expected three numbers each, got 2 and 3",
+        ),
         (lambda x: preprocess_frame(x[None], 8, MEAN, STD), r"frame: expected \[H, W, 3\]"),
-        (lambda x: preprocess_frame(x.float(), 8, MEAN, STD), "frame: expected uint8, got torch.float32"),
-        (lambda x: resize_bicubic(x[:0], 8), r"frame: expected \[H, W, 3\] with at least one pixel"),
+        (
+            lambda x: preprocess_frame(x.float(), 8, MEAN, STD),
+            "frame: expected uint8, got torch.float32",
+        ),
+        (
+            lambda x: resize_bicubic(x[:0], 8),
+            r"frame: expected \[H, W, 3\] with at least one pixel",
+        ),
         (lambda x: resize_bicubic(x[..., :2], 8), r"frame: expected \[H, W, 3\]"),
         (lambda x: resize_bicubic(x, -1), "size: expected a positive number of pixels, got -1"),
     ],
@@ -231,12 +336,21 @@ def test_meaningless_arguments_are_named(call: Callable[[Tensor], Tensor], words
         ({"pictures": picture(4, 5)}, "pictures: expected"),
         ({"pictures": picture(4, 5)[None].float()}, "pictures: expected"),
         ({"pictures": picture(4, 5)[None, :0]}, "pictures, out: expected sides of 1"),
-        ({"pictures": picture(4, 5)[None, :, ::2], "columns_first": True, "bicubic": True}, "pictures: expected packed pixels"),
+        (
+            {"pictures": picture(4, 5)[None, :, ::2], "columns_first": True, "bicubic": True},
+            "pictures: expected packed pixels",
+        ),
         ({"columns_first": True}, "pictures: expected packed pixels, for bicubic"),
         ({"out": torch.empty(2, 3, 8, 8)}, "out: expected 4 dimensions, as many pictures"),
-        ({"out": torch.empty(1, 3, 7, 8)}, r"out: expected \[1, 3, 8, 8\] float32|out: expected \[1, 3, 7, 7\] float32"),
+        (
+            {"out": torch.empty(1, 3, 7, 8)},
+            r"out: expected \[1, 3, 8, 8\] float32|out: expected \[1, 3, 7, 7\] float32",
+        ),
         ({"out": torch.empty(1, 3, 8, 16)[..., ::2]}, "out: expected a contiguous tensor"),
-        ({"out": torch.empty(1, 8, 8, 3, dtype=torch.uint8)}, r"out: expected \[B, S, S, 3\], for bicubic"),
+        (
+            {"out": torch.empty(1, 8, 8, 3, dtype=torch.uint8)},
+            r"out: expected \[B, S, S, 3\], for bicubic",
+        ),
         ({"mean": [0.0]}, "mean, std: expected three numbers each"),
         ({"isa": "mmx"}, "isa: expected an instruction set"),
     ],
@@ -245,7 +359,13 @@ def test_the_native_module_checks_for_itself(change: dict[str, object], words: s
     module = native()
     if module is None:
         pytest.skip(str(no_cpu()))
-    given = {"pictures": picture(4, 5)[None], "bicubic": False, "columns_first": False, "mean": MEAN, "std": STD}
+    given = {
+        "pictures": picture(4, 5)[None],
+        "bicubic": False,
+        "columns_first": False,
+        "mean": MEAN,
+        "std": STD,
+    }
     given |= {"out": torch.empty(1, 3, 8, 8), "num_threads": 1, "isa": "portable"} | change
     with pytest.raises(ValueError, match=words):
         module.preprocess(**given)
@@ -270,19 +390,32 @@ def test_fake_tensors_never_reach_native_code() -> None:
 
 
 def of_preprocess_images(dtype: torch.dtype) -> cases.Case:
-    tensors = tuple((torch.rand(1, 20, 24, 3, generator=torch.Generator().manual_seed(s)) * 255).byte() for s in range(2))
+    tensors = tuple(
+        (torch.rand(1, 20, 24, 3, generator=torch.Generator().manual_seed(s)) * 255).byte()
+        for s in range(2)
+    )
     example, other = (t if dtype == torch.uint8 else t.to(dtype) / 255 for t in tensors)
 
     def exact(images: Tensor) -> Tensor:
         wide = images.permute(0, 3, 1, 2).double() / (255 if dtype == torch.uint8 else 1)
         wide = F.interpolate(wide, (16, 16), mode="bilinear", antialias=True)
-        return (wide - torch.tensor(MEAN).double()[:, None, None]) / torch.tensor(STD).double()[:, None, None]
+        return (wide - torch.tensor(MEAN).double()[:, None, None]) / torch.tensor(STD).double()[
+            :, None, None
+        ]
 
-    return cases.Case(lambda images, **how: preprocess_images(images, 16, MEAN, STD, **how), (example,), (other,), exact)
+    return cases.Case(
+        lambda images, **how: preprocess_images(images, 16, MEAN, STD, **how),
+        (example,),
+        (other,),
+        exact,
+    )
 
 
 def of_frames(run: Callable[..., Any]) -> cases.Case:
-    frames = ((torch.rand(20, 24, 3, generator=torch.Generator().manual_seed(s)) * 255).byte() for s in range(2))
+    frames = (
+        (torch.rand(20, 24, 3, generator=torch.Generator().manual_seed(s)) * 255).byte()
+        for s in range(2)
+    )
     return cases.Case(run, (next(frames),), (next(frames),))
 
 
@@ -291,6 +424,8 @@ RECORDED: dict[str, Callable[[], cases.Case]] = {
     "preprocess_images, floats": lambda: of_preprocess_images(torch.float32),
 }
 FIXED_BY_VALUES: dict[str, Callable[[], cases.Case]] = {
-    "preprocess_frame": lambda: of_frames(lambda frame, **how: preprocess_frame(frame, 16, MEAN, STD, **how)),
+    "preprocess_frame": lambda: of_frames(
+        lambda frame, **how: preprocess_frame(frame, 16, MEAN, STD, **how)
+    ),
     "resize_bicubic": lambda: of_frames(lambda frame, **how: resize_bicubic(frame, 16, **how)),
 }

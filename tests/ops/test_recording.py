@@ -1,4 +1,6 @@
-"""Captures: one at a time, nothing left behind by one that fails, and no stream reads what is not written."""
+"""Captures: one at a time, nothing left behind by one that fails, and no stream reads what is not
+written.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ import pytest
 import torch
 
 from sam2_fast.ops.core.cache import Cache
-from sam2_fast.recording.cuda_graph import CaptureError, Recorder, SideStream, capture_errors, captured, reason_of
+from sam2_fast.recording.cuda_graph import (
+    CaptureError,
+    Recorder,
+    SideStream,
+    capture_errors,
+    captured,
+    reason_of,
+)
 from tests.ops.fake_cuda import CPU, Cuda, cuda
 
 __all__ = ["cuda"]
@@ -85,7 +94,9 @@ def test_turns_of_other_recorders_go_on_during_a_capture(cuda: Cuda) -> None:
 
 
 def raises(error: BaseException, at: int, cuda: Cuda | None = None) -> Callable[[], None]:
-    """A function whose run number `at` raises (0, 1: warm-up; 2: capture), and invalidates the capture of `cuda`."""
+    """A function whose run number `at` raises (0, 1: warm-up; 2: capture), and invalidates the
+    capture of `cuda`.
+    """
     runs = iter(range(10))
 
     def run() -> None:
@@ -108,7 +119,9 @@ def test_after_a_failure_all_is_as_before(cuda: Cuda, at: int, invalid: bool) ->
             captured(recorder, raises(RuntimeError("cannot"), at, cuda if invalid else None))
         assert cuda.current() is cuda.main, "the caller's stream"
         assert cuda.recording == [], "the allocator serves no capture"
-        assert f"run of {at}" in cuda.main.before, "memory that the failed run writes to may be used again here"
+        assert f"run of {at}" in cuda.main.before, (
+            "memory that the failed run writes to may be used again here"
+        )
         again = recorder.record(lambda: 2)
     assert cuda.pools[-1] not in cuda.pools[:-1], "no pool of a failed capture is used again"
     assert living.result + again.result == 3
@@ -121,11 +134,16 @@ def test_reasons_name_what_failed_first() -> None:
         except RuntimeError:
             raise ValueError("the end of the capture")  # noqa: B904
     except ValueError as error:
-        assert reason_of(error) == "RuntimeError: a synchronisation; then ValueError: the end of the capture"
+        assert (
+            reason_of(error)
+            == "RuntimeError: a synchronisation; then ValueError: the end of the capture"
+        )
     assert reason_of(KeyError()) == "KeyError"
 
 
-@pytest.mark.parametrize("error", [ValueError("a shape"), KeyboardInterrupt()], ids=["ValueError", "interrupt"])
+@pytest.mark.parametrize(
+    "error", [ValueError("a shape"), KeyboardInterrupt()], ids=["ValueError", "interrupt"]
+)
 def test_other_errors_are_no_failed_captures(cuda: Cuda, error: BaseException) -> None:
     recorder = Recorder(CPU)
     with pytest.raises(type(error)):
@@ -135,7 +153,9 @@ def test_other_errors_are_no_failed_captures(cuda: Cuda, error: BaseException) -
 
 def test_errors_of_triton_are_failed_captures(cuda: Cuda) -> None:
     errors = pytest.importorskip("triton.runtime.errors")
-    assert capture_errors()[0] is RuntimeError and issubclass(torch.cuda.OutOfMemoryError, RuntimeError)
+    assert capture_errors()[0] is RuntimeError and issubclass(
+        torch.cuda.OutOfMemoryError, RuntimeError
+    )
     with pytest.raises(CaptureError, match="OutOfResources"):
         captured(Recorder(CPU), raises(errors.OutOfResources(2, 1, "shared memory"), 0))
 

@@ -12,16 +12,31 @@ from sam2_fast.ops.core.requirements import Request, on_one
 
 ROOT = Path(__file__).resolve().parents[2]
 OPS = {
-    "connected_components", "hiera_block", "mask_decoder", "mask_postprocess", "memory_attention", "memory_encoder",
-    "nms", "object_heads", "preprocess_frame", "preprocess_images", "resize_bicubic", "rope_attention",
-    "small_components", "window_attention",
-}  # fmt: skip
+    "connected_components",
+    "hiera_block",
+    "mask_decoder",
+    "mask_postprocess",
+    "memory_attention",
+    "memory_encoder",
+    "nms",
+    "object_heads",
+    "preprocess_frame",
+    "preprocess_images",
+    "resize_bicubic",
+    "rope_attention",
+    "small_components",
+    "window_attention",
+}
 """What there is at the least."""
 
 
 def module_of(op: str) -> str:
     """The module of `sam2_fast.ops` that declares an op."""
-    return all_implementations()[op, "torch"].run.__module__.removeprefix("sam2_fast.ops.").split(".")[0]
+    return (
+        all_implementations()[op, "torch"]
+        .run.__module__.removeprefix("sam2_fast.ops.")
+        .split(".")[0]
+    )
 
 
 def test_an_op_has_the_backends_that_its_sources_are_for() -> None:

@@ -1,4 +1,6 @@
-"""Rotary attention: every instruction set against the definition in float64, and what the public function promises."""
+"""Rotary attention: every instruction set against the definition in float64, and what the public
+function promises.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,12 @@ from torch import Tensor
 
 from sam2_fast.ops.core.native import native
 from sam2_fast.ops.core.registry import BackendError
-from sam2_fast.ops.rope_attention import _native_rope, rope_attention, rope_attention_reference, rope_table
+from sam2_fast.ops.rope_attention import (
+    _native_rope,
+    rope_attention,
+    rope_attention_reference,
+    rope_table,
+)
 from tests.ops import cases
 from tests.ops.errors import Errors
 
@@ -30,7 +37,10 @@ def case(
     """q, k, v, table; `scale` makes peaked attention."""
     generator = torch.Generator().manual_seed(side * 100 + maps + 10000 * draw)
     keys = maps * side * side + unrotated
-    q, k, v = (torch.randn(batch, n, c, generator=generator) for n, c in ((side * side, dim), (keys, dim), (keys, value)))
+    q, k, v = (
+        torch.randn(batch, n, c, generator=generator)
+        for n, c in ((side * side, dim), (keys, dim), (keys, value))
+    )
     return q * scale, k, v, rope_table(dim, side)
 
 
@@ -58,7 +68,14 @@ def error(found: Tensor, exact: Tensor) -> float:
 @pytest.mark.parametrize("scale", [1.0, 4.0, 16.0], ids="scale {}".format)
 @pytest.mark.parametrize(
     ("side", "maps", "unrotated", "dim", "value"),
-    [(8, 3, 16, 256, 64), (9, 2, 5, 64, 16), (16, 1, 0, 256, 256), (8, 0, 7, 64, 64), (3, 7, 1, 20, 1), (1, 1, 0, 4, 3)],
+    [
+        (8, 3, 16, 256, 64),
+        (9, 2, 5, 64, 16),
+        (16, 1, 0, 256, 256),
+        (8, 0, 7, 64, 64),
+        (3, 7, 1, 20, 1),
+        (1, 1, 0, 4, 3),
+    ],
 )
 def test_errs_at_most_twice_as_much_as_torch(
     isa: str,
@@ -87,7 +104,9 @@ def test_results_do_not_depend_on_threads_or_the_run_or_the_other_objects(isa: s
     for threads in (1, 2, 3, 7):
         assert torch.equal(poisoned((q, k, v, table), 9, isa, threads), one)
     for i in range(3):
-        assert torch.equal(poisoned((q[i : i + 1], k[i : i + 1], v[i : i + 1], table), 9, isa), one[i : i + 1])
+        assert torch.equal(
+            poisoned((q[i : i + 1], k[i : i + 1], v[i : i + 1], table), 9, isa), one[i : i + 1]
+        )
 
 
 def test_not_a_number_spoils_what_it_touches_and_nothing_else(isa: str) -> None:
@@ -105,25 +124,43 @@ def test_scores_far_apart_neither_overflow_nor_vanish(isa: str) -> None:
     q, k, v, table = case(8, 2, 3, scale=1e4)
     exact = rope_attention_reference(q.double(), k.double(), v.double(), table.double(), 3)
     found = poisoned((q, k, v, table), 3, isa)
-    assert torch.isfinite(found).all() and error(found, exact) <= 2 * error(rope_attention_reference(q, k, v, table, 3), exact)
+    assert torch.isfinite(found).all() and error(found, exact) <= 2 * error(
+        rope_attention_reference(q, k, v, table, 3), exact
+    )
 
 
-@pytest.mark.parametrize("spread", [lambda x: x.repeat_interleave(2, 1)[:, ::2], lambda x: x.transpose(1, 2).contiguous().transpose(1, 2)])
+@pytest.mark.parametrize(
+    "spread",
+    [
+        lambda x: x.repeat_interleave(2, 1)[:, ::2],
+        lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    ],
+)
 def test_any_strides(spread: Callable[[Tensor], Tensor]) -> None:
     q, k, v, table = case(6, 2, 1)
-    assert torch.equal(rope_attention(spread(q), spread(k), spread(v), table, 1), rope_attention(q, k, v, table, 1))
+    assert torch.equal(
+        rope_attention(spread(q), spread(k), spread(v), table, 1), rope_attention(q, k, v, table, 1)
+    )
 
 
 def test_nothing_to_do() -> None:
     table = rope_table(8, 2)
-    assert rope_attention(torch.zeros(0, 4, 8), torch.zeros(0, 4, 8), torch.zeros(0, 4, 2), table).shape == (0, 4, 2)
-    assert rope_attention(torch.zeros(2, 0, 8), torch.zeros(2, 3, 8), torch.zeros(2, 3, 2), table[:, :0], 3).shape == (2, 0, 2)
+    assert rope_attention(
+        torch.zeros(0, 4, 8), torch.zeros(0, 4, 8), torch.zeros(0, 4, 2), table
+    ).shape == (0, 4, 2)
+    assert rope_attention(
+        torch.zeros(2, 0, 8), torch.zeros(2, 3, 8), torch.zeros(2, 3, 2), table[:, :0], 3
+    ).shape == (2, 0, 2)
 
 
 def test_auto_is_the_native_kernel_on_a_cpu() -> None:
     q, k, v, table = case(6, 2, 1)
-    assert torch.equal(rope_attention(q, k, v, table, 1), rope_attention(q, k, v, table, 1, backend="cpu"))
-    assert not torch.equal(rope_attention(q, k, v, table, 1), rope_attention(q, k, v, table, 1, backend="torch"))
+    assert torch.equal(
+        rope_attention(q, k, v, table, 1), rope_attention(q, k, v, table, 1, backend="cpu")
+    )
+    assert not torch.equal(
+        rope_attention(q, k, v, table, 1), rope_attention(q, k, v, table, 1, backend="torch")
+    )
 
 
 @pytest.mark.parametrize(
@@ -135,8 +172,12 @@ def test_auto_is_the_native_kernel_on_a_cpu() -> None:
         (lambda q, k, v, t: (q.to("meta"), k, v, t), "meta"),
     ],
 )
-def test_the_kernel_says_why_it_refuses(change: Callable[..., tuple[Tensor, ...]], reason: str) -> None:
-    with pytest.raises(BackendError, match=rf"rope_attention: cpu refuses: .*{reason}.*Would run: torch"):
+def test_the_kernel_says_why_it_refuses(
+    change: Callable[..., tuple[Tensor, ...]], reason: str
+) -> None:
+    with pytest.raises(
+        BackendError, match=rf"rope_attention: cpu refuses: .*{reason}.*Would run: torch"
+    ):
         rope_attention(*change(*case(2, 1, 0)), backend="cpu")
 
 
@@ -151,7 +192,9 @@ def test_the_kernel_says_why_it_refuses(change: Callable[..., tuple[Tensor, ...]
         (lambda q, k, v, t: (q, k[:, 1:], v[:, 1:], t), "whole maps of 4 tokens"),
     ],
 )
-def test_shapes_that_do_not_fit_are_named(change: Callable[..., tuple[Tensor, ...]], words: str) -> None:
+def test_shapes_that_do_not_fit_are_named(
+    change: Callable[..., tuple[Tensor, ...]], words: str
+) -> None:
     with pytest.raises(ValueError, match=words):
         rope_attention(*change(*case(2, 2, 0)))
 
@@ -196,7 +239,10 @@ def test_narrower_sets_are_only_for_tests() -> None:
 
 
 def of_rope_attention() -> cases.Case:
-    return cases.drawn(lambda *t, **how: rope_attention(*t, 2, **how), *cases.numbers((2, 9, 8), (2, 20, 8), (2, 20, 4), (2, 9, 4)))
+    return cases.drawn(
+        lambda *t, **how: rope_attention(*t, 2, **how),
+        *cases.numbers((2, 9, 8), (2, 20, 8), (2, 20, 4), (2, 9, 4)),
+    )
 
 
 RECORDED: dict[str, Callable[[], cases.Case]] = {"rope_attention": of_rope_attention}

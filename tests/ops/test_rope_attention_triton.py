@@ -1,4 +1,6 @@
-"""Rotary attention in Triton: its arithmetic in the interpreter, its code for three generations, and on a GPU what the CPU promises."""
+"""Rotary attention in Triton: its arithmetic in the interpreter, its code for three generations,
+and on a GPU what the CPU promises.
+"""
 
 from __future__ import annotations
 
@@ -74,17 +76,35 @@ def test_compiles_without_spills_and_fits(capability: int, shared: int, values: 
         chosen = constants | {"ALONE": alone, "RAGGED": ragged}
         chosen["PEELED"] = capability in kernels.HOPPER
         sixteens = ("num_queries", "num_keys")  # as at 1024 pixels
-        found = resources(kernels.attend_kernel, pointers | numbers, chosen, capability, warps, stages, sixteens)
+        found = resources(
+            kernels.attend_kernel, pointers | numbers, chosen, capability, warps, stages, sixteens
+        )
         assert found[1] == 0 and found[2] <= shared * 1024, found
-    tables = {"x": "*bf16", "table": "*fp32", "out": "*bf16", "tokens": "i32", "table_tokens": "i32", "rotated": "i32", "channels": "i32"}
+    tables = {
+        "x": "*bf16",
+        "table": "*fp32",
+        "out": "*bf16",
+        "tokens": "i32",
+        "table_tokens": "i32",
+        "rotated": "i32",
+        "channels": "i32",
+    }
     sixteens = ("tokens", "table_tokens", "rotated", "channels")
-    assert resources(rotate_kernel, tables, {"BLOCK": 32, "HALF": 128}, capability, 4, 2, sixteens)[1] == 0
+    assert (
+        resources(rotate_kernel, tables, {"BLOCK": 32, "HALF": 128}, capability, 4, 2, sixteens)[1]
+        == 0
+    )
     merged = {n: pointers[n] for n in ("span_accumulators", "span_maxima", "span_sums", "out")}
     merged |= dict.fromkeys(("num_queries", "values", "spans"), "i32")
     for spans in (2, 8, 64):
         block, wide = kernels.merge_tile(spans)
         merging = {"SPANS": wide, "BLOCK": block, "VALUES": kernels.MERGE_CHANNELS}
-        assert resources(kernels.merge_kernel, merged, merging, capability, 4, 2, ("num_queries", "values"))[1] == 0
+        assert (
+            resources(
+                kernels.merge_kernel, merged, merging, capability, 4, 2, ("num_queries", "values")
+            )[1]
+            == 0
+        )
 
 
 def test_says_why_it_refuses() -> None:
@@ -97,8 +117,12 @@ def test_says_why_it_refuses() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("scale", [1.0, 16.0])
-@pytest.mark.parametrize("shape", [*CASES, (64, 7, 64, 256, 64, 0), (64, 1, 0, 256, 256, 0)], ids=str)
-def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(shape: tuple[int, ...], scale: float, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    "shape", [*CASES, (64, 7, 64, 256, 64, 0), (64, 1, 0, 256, 256, 0)], ids=str
+)
+def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(
+    shape: tuple[int, ...], scale: float, dtype: torch.dtype
+) -> None:
     if reason := no_triton():
         pytest.skip(reason)
     from sam2_fast.kernels.rope_attention import rope_attention as launch

@@ -27,18 +27,36 @@ from tests.ops.test_memory_encoder import cast as encoder_cast
 
 GENERATOR = torch.Generator().manual_seed(0)
 CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
-    "connected_components": (connected_components, (torch.rand(2, 33, 40, generator=GENERATOR) < 0.5,)),
+    "connected_components": (
+        connected_components,
+        (torch.rand(2, 33, 40, generator=GENERATOR) < 0.5,),
+    ),
     "hiera_block": (hiera_block, cast(case(*SHAPES["pooled"]), torch.bfloat16)),
     "mask_decoder": (mask_decoder, tuple(decoder_cast(decoder_case(dim=128), torch.bfloat16))),
     "memory_encoder": (memory_encoder, tuple(encoder_cast(encoder_case(), torch.bfloat16))),
-    "mask_postprocess": (mask_postprocess, (torch.randn(3, 9, 11, generator=GENERATOR), (33, 20), 0.0, 0.5)),
+    "mask_postprocess": (
+        mask_postprocess,
+        (torch.randn(3, 9, 11, generator=GENERATOR), (33, 20), 0.0, 0.5),
+    ),
     "preprocess": (
         preprocess_frame,
-        (torch.randint(0, 256, (37, 50, 3), dtype=torch.uint8, generator=GENERATOR), 24, (0.5,) * 3, (0.2,) * 3),
+        (
+            torch.randint(0, 256, (37, 50, 3), dtype=torch.uint8, generator=GENERATOR),
+            24,
+            (0.5,) * 3,
+            (0.2,) * 3,
+        ),
     ),
     "rope_attention": (
         rope_attention,
-        (*(torch.randn(2, n, c, generator=GENERATOR).bfloat16() for n, c in ((64, 64), (69, 64), (69, 16))), rope_table(64, 8), 5),
+        (
+            *(
+                torch.randn(2, n, c, generator=GENERATOR).bfloat16()
+                for n, c in ((64, 64), (69, 64), (69, 16))
+            ),
+            rope_table(64, 8),
+            5,
+        ),
     ),
     **collected("ON_A_DEVICE"),
 }
@@ -52,7 +70,9 @@ def test_a_kernel_runs_where_its_tensors_are(name: str) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("there is one GPU")
     op, arguments = CASES[name]
-    first, second = (op(*placed(arguments, torch.device("cuda", i)), backend="triton") for i in (0, 1))
+    first, second = (
+        op(*placed(arguments, torch.device("cuda", i)), backend="triton") for i in (0, 1)
+    )
     for a, b in zip(tree_leaves(tuple(first)), tree_leaves(tuple(second)), strict=True):
         if isinstance(a, torch.Tensor):
             assert b.device.index == 1 and torch.equal(a.cpu(), b.cpu())

@@ -1,4 +1,6 @@
-"""Every op while torch records, transforms or watches: the right numbers for other inputs than the recorded ones, or a reason."""
+"""Every op while torch records, transforms or watches: the right numbers for other inputs than the
+recorded ones, or a reason.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def close(found: Any, case: Case) -> None:
     """For `case.other`: an error of at most twice that of torch in the same dtype."""
     torchs = listed(case.run(*case.other, backend="torch"))
     wide = (t.double() if t.is_floating_point() else t for t in case.other)
-    exact = listed(case.run(*wide, backend="torch") if case.exact is None else case.exact(*case.other))
+    exact = listed(
+        case.run(*wide, backend="torch") if case.exact is None else case.exact(*case.other)
+    )
     assert len(listed(found)) == len(exact)
     for mine, theirs, true in zip(listed(found), torchs, exact, strict=True):
         least = error(true.to(theirs.dtype), true)
@@ -52,8 +56,13 @@ def close(found: Any, case: Case) -> None:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
-    """Fresh memory is full of NaN (integers: of the largest number), also in a recording that is run."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    """Fresh memory is full of NaN (integers: of the largest number), also in a recording that is
+    run.
+    """
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(3).isnan().all()
     yield
@@ -62,28 +71,43 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.mark.parametrize("record", RECORDERS.values(), ids=RECORDERS)
 @pytest.mark.parametrize("make", FLOATS.values(), ids=FLOATS)
-def test_a_recording_is_right_for_other_inputs(make: Callable[[], Case], record: Callable[..., Any]) -> None:
+def test_a_recording_is_right_for_other_inputs(
+    make: Callable[[], Case], record: Callable[..., Any]
+) -> None:
     case = make()
     before = listed(case.run(*case.other))
     with torch.no_grad():
         try:
             found = record(Module(case.run), case.example, case.other)
         except torch.onnx.errors.UnsupportedOperatorError as refused:
-            assert "_upsample_bilinear2d_aa" in str(refused) and case.exact is not None  # the older exporter has no antialiasing
+            # The older exporter has no antialiasing.
+            assert "_upsample_bilinear2d_aa" in str(refused) and case.exact is not None
             return
     close(found, case)
-    assert all(torch.equal(a, b) for a, b in zip(listed(case.run(*case.other)), before, strict=True)), "an eager call changed"
+    assert all(
+        torch.equal(a, b) for a, b in zip(listed(case.run(*case.other)), before, strict=True)
+    ), "an eager call changed"
 
 
-@pytest.mark.parametrize("record", [r for n, r in RECORDERS.items() if n not in ONNX], ids=[n for n in RECORDERS if n not in ONNX])
+@pytest.mark.parametrize(
+    "record",
+    [r for n, r in RECORDERS.items() if n not in ONNX],
+    ids=[n for n in RECORDERS if n not in ONNX],
+)
 @pytest.mark.parametrize("make", FIXED.values(), ids=FIXED)
-def test_what_depends_on_values_is_recorded_as_one_node(make: Callable[[], Case], record: Callable[..., Any]) -> None:
+def test_what_depends_on_values_is_recorded_as_one_node(
+    make: Callable[[], Case], record: Callable[..., Any]
+) -> None:
     case = make()
     expected = listed(case.run(*case.other, backend="torch"))
-    assert not all(torch.equal(a, b) for a, b in zip(expected, listed(case.run(*case.example)), strict=True))
+    assert not all(
+        torch.equal(a, b) for a, b in zip(expected, listed(case.run(*case.example)), strict=True)
+    )
     found = listed(record(Module(case.run), case.example, case.other))
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(listed(case.run(*case.other)), expected, strict=True)), "an eager call changed"
+    assert all(
+        torch.equal(a, b) for a, b in zip(listed(case.run(*case.other)), expected, strict=True)
+    ), "an eager call changed"
 
 
 def reasons(raised: BaseException | None) -> Iterator[str]:
@@ -95,11 +119,16 @@ def reasons(raised: BaseException | None) -> Iterator[str]:
 
 @pytest.mark.parametrize("record", ONNX.values(), ids=ONNX)
 @pytest.mark.parametrize("make", FIXED.values(), ids=FIXED)
-def test_what_depends_on_values_is_no_part_of_an_onnx_file(make: Callable[[], Case], record: Callable[..., Any]) -> None:
+def test_what_depends_on_values_is_no_part_of_an_onnx_file(
+    make: Callable[[], Case], record: Callable[..., Any]
+) -> None:
     case = make()
     with pytest.raises((BackendError, torch.onnx.OnnxExporterError)) as raised:
         record(Module(case.run), case.example, case.other)
-    assert any("BackendError" in r and "ONNX export" in r and "on the result" in r for r in reasons(raised.value))
+    assert any(
+        "BackendError" in r and "ONNX export" in r and "on the result" in r
+        for r in reasons(raised.value)
+    )
 
 
 def lists(logits: Tensor, **how: Any) -> Tensor:
@@ -116,7 +145,10 @@ def test_run_lengths_are_no_part_of_a_recording(record: Callable[..., Any]) -> N
     example, other = numbers((2, 5, 5)), numbers((2, 5, 5), seed=1)
     with pytest.raises((BackendError, torch.onnx.OnnxExporterError)) as raised:
         record(Module(lists), example, other)
-    assert any("mask_postprocess" in r and "lists whose lengths depend on the masks" in r for r in reasons(raised.value))
+    assert any(
+        "mask_postprocess" in r and "lists whose lengths depend on the masks" in r
+        for r in reasons(raised.value)
+    )
 
 
 @pytest.mark.parametrize("watch", [recorders.counted, recorders.watched])
@@ -132,20 +164,30 @@ def test_run_lengths_in_a_compiled_function_are_computed_between_its_graphs() ->
         return mask_postprocess(2 * logits, (20, 20), 0.0, 0.5).inner + 1
 
     program, logits = torch.compile(counts, backend="aot_eager"), numbers((2, 5, 5))[0]
-    assert torch.equal(program(logits), counts(logits)) and torch.equal(program(logits + 1), counts(logits + 1))
+    assert torch.equal(program(logits), counts(logits)) and torch.equal(
+        program(logits + 1), counts(logits + 1)
+    )
 
 
-@pytest.mark.parametrize("name", [n for n in FLOATS if n != "preprocess_images, floats"])  # which no native kernel takes
+# Which no native kernel takes.
+@pytest.mark.parametrize("name", [n for n in FLOATS if n != "preprocess_images, floats"])
 def test_a_backend_that_was_asked_for_by_name_says_why_it_cannot(name: str) -> None:
     case = FLOATS[name]()
-    with pytest.raises(BackendError, match=r"cpu refuses: torch.jit.trace is under way, .*Would run: torch"):
+    with pytest.raises(
+        BackendError, match=r"cpu refuses: torch.jit.trace is under way, .*Would run: torch"
+    ):
         jit_trace(Module(lambda *t: case.run(*t, backend="cpu")), case.example, case.other)
 
 
 @pytest.mark.parametrize("make", FIXED.values(), ids=FIXED)
-def test_no_recording_of_a_definition_that_depends_on_values_even_by_name(make: Callable[[], Case]) -> None:
+def test_no_recording_of_a_definition_that_depends_on_values_even_by_name(
+    make: Callable[[], Case],
+) -> None:
     case = make()
-    with pytest.raises(BackendError, match=r"torch refuses: torch.jit.trace is under way, and its definition .*Would run: none"):
+    with pytest.raises(
+        BackendError,
+        match=r"torch refuses: torch.jit.trace is under way, and its definition .*Would run: none",
+    ):
         jit_trace(Module(lambda *t: case.run(*t, backend="torch")), case.example, case.other)
 
 
@@ -163,7 +205,10 @@ def test_vmap(make: Callable[[], Case]) -> None:
 @pytest.mark.parametrize("name", [n for n in FLOATS if n != "preprocess_images, bytes"])
 def test_forward_derivatives(name: str, forward: str) -> None:
     case = FLOATS[name]()
-    rest, wide = case.other[1:], tuple(t.double() if t.is_floating_point() else t for t in case.other)
+    rest, wide = (
+        case.other[1:],
+        tuple(t.double() if t.is_floating_point() else t for t in case.other),
+    )
 
     def tangents(x: Tensor, rest: Tensors, **how: Any) -> list[Tensor]:
         def run(x: Tensor) -> Tensors:
@@ -177,7 +222,9 @@ def test_forward_derivatives(name: str, forward: str) -> None:
         assert all(t is not None for t in found)
         return found
 
-    with sdpa_kernel(SDPBackend.MATH):  # torch's fused attention has no forward derivative, and says so
+    with sdpa_kernel(
+        SDPBackend.MATH
+    ):  # torch's fused attention has no forward derivative, and says so
         mine, theirs = tangents(case.other[0], rest), tangents(case.other[0], rest, backend="torch")
         exact = tangents(wide[0], wide[1:], backend="torch")
     for a, b, c in zip(mine, theirs, exact, strict=True):
@@ -212,7 +259,14 @@ def test_tensors_with_tangents_have_whole_masks_and_boxes() -> None:
         assert torch.equal(nms(*dual, 0.3), nms(boxes, scores, 0.3))
 
 
-PRODUCTS = {"addmm", "mm", "bmm", "mul", "convolution", "_scaled_dot_product_flash_attention_for_cpu"}
+PRODUCTS = {
+    "addmm",
+    "mm",
+    "bmm",
+    "mul",
+    "convolution",
+    "_scaled_dot_product_flash_attention_for_cpu",
+}
 
 
 @pytest.mark.parametrize("make", [FLOATS[n] for n in FLOATS if not n.startswith("preprocess")])
@@ -247,9 +301,15 @@ def test_who_asks_is_told_what_goes_on() -> None:
         look(*x)
     assert seen == [None, None]
     words = {
-        "torch.jit.trace": "jit.trace", "torch.export": "torch.export", "make_fx": "DispatchMode", "FlopCounterMode": "DispatchMode",
-        "TorchFunctionMode": "FunctionMode", "functionalize": "torch.func", "onnx, torchscript": "ONNX", "onnx, dynamo": "ONNX",
-    }  # fmt: skip
+        "torch.jit.trace": "jit.trace",
+        "torch.export": "torch.export",
+        "make_fx": "DispatchMode",
+        "FlopCounterMode": "DispatchMode",
+        "TorchFunctionMode": "FunctionMode",
+        "functionalize": "torch.func",
+        "onnx, torchscript": "ONNX",
+        "onnx, dynamo": "ONNX",
+    }
     for name, word in words.items():
         seen.clear()
         RECORDERS[name](Module(look), x, x)

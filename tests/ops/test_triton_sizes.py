@@ -1,7 +1,8 @@
-"""Every kernel compiles for every value of its boolean constants in bfloat16, and where every size is one.
+"""Every kernel compiles for every value of its boolean constants in bfloat16, and where every size
+is one.
 
-Triton turns an argument of 1 into a constant and compiles again. The interpreter has no bfloat16, so that a kernel
-whose types do not fit is seen here alone.
+Triton turns an argument of 1 into a constant and compiles again. The interpreter has no bfloat16,
+so that a kernel whose types do not fit is seen here alone.
 """
 
 from __future__ import annotations
@@ -14,38 +15,145 @@ import pytest
 from tests.ops.cases import Sizes, collected
 from tests.ops.triton_tools import compiled
 
-HALVES = dict.fromkeys(("q", "k", "v", "qkv", "pad", "position", "temporal", "weight", "bias", "x", "keys", "values", "out"), "*bf16")
-HALVES |= dict.fromkeys(("like", "norm_weight", "norm_bias", "residual", "weight1", "bias1", "weight2", "bias2", "gamma"), "*bf16")
-FLOATS = dict.fromkeys(("logits", "table", "statistics", "moments", "boxes", "column_sums", "out_moments"), "*fp32")
+HALVES = dict.fromkeys(
+    (
+        "q",
+        "k",
+        "v",
+        "qkv",
+        "pad",
+        "position",
+        "temporal",
+        "weight",
+        "bias",
+        "x",
+        "keys",
+        "values",
+        "out",
+    ),
+    "*bf16",
+)
+HALVES |= dict.fromkeys(
+    (
+        "like",
+        "norm_weight",
+        "norm_bias",
+        "residual",
+        "weight1",
+        "bias1",
+        "weight2",
+        "bias2",
+        "gamma",
+    ),
+    "*bf16",
+)
+FLOATS = dict.fromkeys(
+    ("logits", "table", "statistics", "moments", "boxes", "column_sums", "out_moments"), "*fp32"
+)
 FLOATS |= dict.fromkeys(("span_accumulators", "span_maxima", "span_sums"), "*fp32")
-WORDS = dict.fromkeys(("labels", "areas", "bits", "stats", "counts", "places", "first_keys", "first", "second", "over"), "*i32")
+WORDS = dict.fromkeys(
+    (
+        "labels",
+        "areas",
+        "bits",
+        "stats",
+        "counts",
+        "places",
+        "first_keys",
+        "first",
+        "second",
+        "over",
+    ),
+    "*i32",
+)
 WORDS |= dict.fromkeys(("first_weights", "second_weights"), "*i32")
 BYTES = dict.fromkeys(("masks", "source", "selected", "alive", "kept"), "*u8")
-POINTERS = HALVES | FLOATS | WORDS | BYTES | dict.fromkeys(("slots", "ends", "addresses", "idxs"), "*i64")
+POINTERS = (
+    HALVES | FLOATS | WORDS | BYTES | dict.fromkeys(("slots", "ends", "addresses", "idxs"), "*i64")
+)
 DECODER = dict.fromkeys(("image", "queries", "up1", "mid", "up2", "high"), "*bf16")
-DECODER |= dict.fromkeys(("offsets", "hypernetwork", "iou", "parts", "residual", "self_parts", "mlp_parts", "pointer", "mask"), "*fp32")
-DECODER |= dict.fromkeys(("absent_pointer", "presence", "prompts", "mixed", "v", "v_bias", "out"), "*bf16")
-DECODER |= dict.fromkeys((f"{a}_{b}{c}" for a in ("self", "to_image", "to_token") for b in "qkv" for c in ("", "_bias")), "*bf16")
-DECODER |= dict.fromkeys((f"{a}{b}{c}" for a in ("iou", "mask", "presence", "pointer") for b in "123" for c in ("", "_bias")), "*bf16")
-DECODER |= dict.fromkeys(("self_out", "to_token_out", "to_image_q"), "*bf16") | {"present": "*u8", "counts": "*i32"}
+DECODER |= dict.fromkeys(
+    (
+        "offsets",
+        "hypernetwork",
+        "iou",
+        "parts",
+        "residual",
+        "self_parts",
+        "mlp_parts",
+        "pointer",
+        "mask",
+    ),
+    "*fp32",
+)
+DECODER |= dict.fromkeys(
+    ("absent_pointer", "presence", "prompts", "mixed", "v", "v_bias", "out"), "*bf16"
+)
+DECODER |= dict.fromkeys(
+    (f"{a}_{b}{c}" for a in ("self", "to_image", "to_token") for b in "qkv" for c in ("", "_bias")),
+    "*bf16",
+)
+DECODER |= dict.fromkeys(
+    (
+        f"{a}{b}{c}"
+        for a in ("iou", "mask", "presence", "pointer")
+        for b in "123"
+        for c in ("", "_bias")
+    ),
+    "*bf16",
+)
+DECODER |= dict.fromkeys(("self_out", "to_token_out", "to_image_q"), "*bf16") | {
+    "present": "*u8",
+    "counts": "*i32",
+}
 DECODER |= dict.fromkeys(("self_scale", "delta", "absent_logit"), "fp32")
 STATE = {"tokens": "*fp32"}  # between launches; the final tokens are in the dtype of the prompts
 SCALARS = dict.fromkeys(("scale", "low", "middle", "high", "eps", "threshold"), "fp32")
 FLAGS = {
-    "ADD", "ALONE", "BEST", "BICUBIC", "BINARIZE", "CHOOSE", "COPY", "EVEN", "EXACT", "FROM_PROMPTS", "MASKED", "MEASURE", "PADDED",
-    "PEELED", "PLANES", "POOL", "RAGGED", "REGULAR", "SCALE", "SELF", "STORE", "TO_IMAGE", "TO_TOKEN",
-}  # fmt: skip
+    "ADD",
+    "ALONE",
+    "BEST",
+    "BICUBIC",
+    "BINARIZE",
+    "CHOOSE",
+    "COPY",
+    "EVEN",
+    "EXACT",
+    "FROM_PROMPTS",
+    "MASKED",
+    "MEASURE",
+    "PADDED",
+    "PEELED",
+    "PLANES",
+    "POOL",
+    "RAGGED",
+    "REGULAR",
+    "SCALE",
+    "SELF",
+    "STORE",
+    "TO_IMAGE",
+    "TO_TOKEN",
+}
 TILE = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "EXACT": False}
 _KERNELS: list[tuple[str, str, dict[str, Any]]] = [
-    *[("connected_components", name, {"BLOCK": 256}) for name in ("init", "merge", "count", "spread")],
+    *[
+        ("connected_components", name, {"BLOCK": 256})
+        for name in ("init", "merge", "count", "spread")
+    ],
     *[("layer_norm", name, {"BLOCK": 16, "WIDE": 16}) for name in ("moments", "normalize")],
     (
         "linear",
         "linear",
-        dict.fromkeys(("SCALE", "ADD", "POOL", "MEASURE", "EVEN"), True) | TILE | {"ACTIVATION": 1, "GROUP": 8, "PARTS": 2},
+        dict.fromkeys(("SCALE", "ADD", "POOL", "MEASURE", "EVEN"), True)
+        | TILE
+        | {"ACTIVATION": 1, "GROUP": 8, "PARTS": 2},
     ),
     ("decoder_heads", "token_to_image_output", {"SPANS": 4, "TOGETHER": 2, "HEADS": 8, "DIM": 128}),
-    ("decoder_heads", "token_heads", {"MASKED": True, "PARTS": 8, "DIM": 128, "WIDE": 32, "VALUES": 4, "BLOCK": 32}),
+    (
+        "decoder_heads",
+        "token_heads",
+        {"MASKED": True, "PARTS": 8, "DIM": 128, "WIDE": 32, "VALUES": 4, "BLOCK": 32},
+    ),
     (
         "decoder_step",
         "token_step",
@@ -53,16 +161,40 @@ _KERNELS: list[tuple[str, str, dict[str, Any]]] = [
         | dict.fromkeys(("ADD", "MASKED", "TO_TOKEN", "TO_IMAGE"), True)
         | {"PARTS": 4, "HEADS": 8, "TOKENS": 16, "DIM": 128},
     ),
-    ("decoder_mlp", "token_mlp", {"PARTS": 8, "TOKENS": 16, "DIM": 128, "BLOCK": 32, "EXACT": False}),
+    (
+        "decoder_mlp",
+        "token_mlp",
+        {"PARTS": 8, "TOKENS": 16, "DIM": 128, "BLOCK": 32, "EXACT": False},
+    ),
     ("hiera_block", "mlp", {"LOW": 16, "REST": 16, "BLOCK_M": 16, "BLOCK_H": 16, "EXACT": False}),
-    ("mask_decoder", "token_to_image_attention", {"DIM": 128, "ROWS": 32, "BLOCK": 16, "EXACT": False}),
-    ("mask_decoder", "image_to_token_attention", {"HEADS": 8, "AT_ONCE": 4, "TOKENS": 4, "DIM": 128, "BLOCK": 16, "EXACT": False}),
-    ("mask_prediction", "upscale_and_predict_masks", {"CHOOSE": False, "VALUES": 4, "MASKS": 1, "DIM": 128, "BLOCK": 16, "EXACT": False}),
+    (
+        "mask_decoder",
+        "token_to_image_attention",
+        {"DIM": 128, "ROWS": 32, "BLOCK": 16, "EXACT": False},
+    ),
+    (
+        "mask_decoder",
+        "image_to_token_attention",
+        {"HEADS": 8, "AT_ONCE": 4, "TOKENS": 4, "DIM": 128, "BLOCK": 16, "EXACT": False},
+    ),
+    (
+        "mask_prediction",
+        "upscale_and_predict_masks",
+        {"CHOOSE": False, "VALUES": 4, "MASKS": 1, "DIM": 128, "BLOCK": 16, "EXACT": False},
+    ),
     ("mask_postprocess", "bits", {"CHOOSE": True, "STORE": True, "COLUMNS": 8, "ROWS": 64}),
     *[("mask_postprocess", name, {"COLUMNS": 8, "WORDS": 8}) for name in ("count", "write")],
-    ("memory_attention", "keys", {"NARROW": 16, "HALF": 16, "COPY": True, "BLOCK": 16, "EXACT": False}),
+    (
+        "memory_attention",
+        "keys",
+        {"NARROW": 16, "HALF": 16, "COPY": True, "BLOCK": 16, "EXACT": False},
+    ),
     ("memory_attention", "gather", {"BLOCK": 16}),
-    ("memory_attention", "project", {"CHANNELS": 32, "HALF": 16, "BLOCK": 16, "BLOCK_N": 16, "EXACT": False}),
+    (
+        "memory_attention",
+        "project",
+        {"CHANNELS": 32, "HALF": 16, "BLOCK": 16, "BLOCK_N": 16, "EXACT": False},
+    ),
     ("memory_encoder", "first", {"BINARIZE": False, "WIDE": 4, "BLOCK": 16}),
     ("memory_encoder", "down", {"DEEP": 16, "WIDE": 16, "BLOCK": 16, "EXACT": False}),
     ("memory_encoder", "depthwise", {"WIDE": 16, "BLOCK": 16}),
@@ -71,10 +203,26 @@ _KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     (
         "object_heads",
         "object_state",
-        {"BEST": True, "DIM": 128, "PRESENCE": 32, "POINTER": 128, "VALUES": 4, "BLOCK": 32, "PIXELS": 256},
+        {
+            "BEST": True,
+            "DIM": 128,
+            "PRESENCE": 32,
+            "POINTER": 128,
+            "VALUES": 4,
+            "BLOCK": 32,
+            "PIXELS": 256,
+        },
     ),
-    ("object_heads", "tracked", {"CHOOSE": True, "VALUES": 4, "BLOCKS": 4, "DIM": 128, "PIXELS": 256}),
-    ("preprocess", "resample", {"BICUBIC": True, "PLANES": True, "SECOND": 8, "FIRST": 16, "FIXED": 22}),
+    (
+        "object_heads",
+        "tracked",
+        {"CHOOSE": True, "VALUES": 4, "BLOCKS": 4, "DIM": 128, "PIXELS": 256},
+    ),
+    (
+        "preprocess",
+        "resample",
+        {"BICUBIC": True, "PLANES": True, "SECOND": 8, "FIRST": 16, "FIXED": 22},
+    ),
     ("rope_attention", "rotate", {"BLOCK": 16, "HALF": 16}),
     (
         "attention",
@@ -115,19 +263,34 @@ _KERNELS: list[tuple[str, str, dict[str, Any]]] = [
 
 def _kinds(module: str, name: str) -> dict[str, str]:
     """Triton's types of pointers and floats by argument name."""
-    of_decoder = module in ("mask_decoder", "mask_prediction", "decoder_heads", "decoder_step", "decoder_mlp", "object_heads")
+    of_decoder = module in (
+        "mask_decoder",
+        "mask_prediction",
+        "decoder_heads",
+        "decoder_step",
+        "decoder_mlp",
+        "object_heads",
+    )
     kinds = (
         POINTERS
         | SCALARS
         | (DECODER if of_decoder else {})
-        | (STATE if module in ("decoder_step", "decoder_mlp") else {"tokens": "*bf16"} if of_decoder else {})
+        | (
+            STATE
+            if module in ("decoder_step", "decoder_mlp")
+            else {"tokens": "*bf16"}
+            if of_decoder
+            else {}
+        )
     )
     if name in ("attend", "merge"):
         return {key: kind for key, kind in kinds.items() if key not in ("keys", "values")}
     return kinds
 
 
-KERNELS = [Sizes(module, name, constants, _kinds(module, name)) for module, name, constants in _KERNELS]
+KERNELS = [
+    Sizes(module, name, constants, _kinds(module, name)) for module, name, constants in _KERNELS
+]
 KERNELS += collected("TRITON_SIZES")
 
 
@@ -135,7 +298,11 @@ KERNELS += collected("TRITON_SIZES")
 def test_compiles_where_every_size_is_one(row: Sizes) -> None:
     pytest.importorskip("triton")
     kernel = _kernel(row)
-    specialized = [p.name for p in kernel.params if p.name not in row.kinds | row.constants and not p.do_not_specialize]
+    specialized = [
+        p.name
+        for p in kernel.params
+        if p.name not in row.kinds | row.constants and not p.do_not_specialize
+    ]
     _compile(kernel, row.kinds, row.constants | dict.fromkeys(specialized, 1))
 
 
@@ -150,7 +317,9 @@ def _flipped() -> list[tuple[Sizes, str]]:
 
 
 @pytest.mark.parametrize(
-    "row", [row for row, _ in _flipped()], ids=[f"{row.module} {row.name} {flag}={row.constants[flag]}" for row, flag in _flipped()]
+    "row",
+    [row for row, _ in _flipped()],
+    ids=[f"{row.module} {row.name} {flag}={row.constants[flag]}" for row, flag in _flipped()],
 )
 def test_compiles_in_bfloat16_with_each_boolean_constant_either_way(row: Sizes) -> None:
     pytest.importorskip("triton")
@@ -184,9 +353,17 @@ def test_every_kernel_is_among_them() -> None:
     from pathlib import Path
 
     folder = Path(import_module("sam2_fast.kernels.connected_components").__file__ or "").parent
-    found = {(file.stem, name.removesuffix("_kernel")) for file in folder.glob("*.py") for name in _kernels(file.stem)}
+    found = {
+        (file.stem, name.removesuffix("_kernel"))
+        for file in folder.glob("*.py")
+        for name in _kernels(file.stem)
+    }
     assert found == {(row.module, row.name) for row in KERNELS}
 
 
 def _kernels(stem: str) -> list[str]:
-    return [name for name in vars(import_module(f"sam2_fast.kernels.{stem}")) if name.endswith("_kernel")]
+    return [
+        name
+        for name in vars(import_module(f"sam2_fast.kernels.{stem}"))
+        if name.endswith("_kernel")
+    ]

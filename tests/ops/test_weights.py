@@ -1,4 +1,6 @@
-"""Named weights: layout, checks and order in one class; what is derived from them is computed once, and again after a change."""
+"""Named weights: layout, checks and order in one class; what is derived from them is computed once,
+and again after a change.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,28 @@ from torch.utils._pytree import tree_map_only
 from sam2_fast.ops.core import cache as module
 from sam2_fast.ops.core.autocast import in_compute_dtype
 from sam2_fast.ops.core.cache import Cache, WeightsCache, derive
-from sam2_fast.ops.core.weights import Linear, Norm, Weights, group, linear, norm, optional, repeated, sequence, tensor
+from sam2_fast.ops.core.weights import (
+    Linear,
+    Norm,
+    Weights,
+    group,
+    linear,
+    norm,
+    optional,
+    repeated,
+    sequence,
+    tensor,
+)
 from sam2_fast.ops.hiera_block import HieraBlockWeights, hiera_block
 from sam2_fast.ops.mask_decoder import mask_decoder
 from sam2_fast.ops.memory_attention import memory_attention
 from sam2_fast.ops.memory_encoder import memory_encoder
-from tests.ops import test_hiera_block, test_mask_decoder, test_memory_attention, test_memory_encoder
+from tests.ops import (
+    test_hiera_block,
+    test_mask_decoder,
+    test_memory_attention,
+    test_memory_encoder,
+)
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -58,9 +76,15 @@ def test_names_shapes_and_order_are_those_of_the_declaration() -> None:
     weights = example()
     names = [name for name, _ in weights.named()]
     assert names[:3] == ["layers[0].q.weight", "layers[0].q.bias", "layers[0].out.weight"]
-    assert names[-3:] == ["scale", "last.weight", "last.bias"] and len(set(names)) == len(names) == 19
+    assert (
+        names[-3:] == ["scale", "last.weight", "last.bias"] and len(set(names)) == len(names) == 19
+    )
     shapes = {name: tuple(x.shape) for name, x in weights.named()}
-    assert shapes["layers[1].q.weight"] == (4, 8) and shapes["pair[1].weight"] == (5, 9) and shapes["scale"] == (8, 1)
+    assert (
+        shapes["layers[1].q.weight"] == (4, 8)
+        and shapes["pair[1].weight"] == (5, 9)
+        and shapes["scale"] == (8, 1)
+    )
     assert {leaf.name for leaf in weights.leaves() if leaf.matrix} == {
         name for name in names if name.endswith("weight") and name != "last.weight"
     }
@@ -71,8 +95,16 @@ def test_names_shapes_and_order_are_those_of_the_declaration() -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "words"),
     [
-        ("layers[1].q.weight", (3, 8), r"weights.layers\[1\].q.weight: expected shape \(4, 8\), \[C / 2, C\], got \(3, 8\)"),
-        ("pair[1].weight", (5, 8), r"weights.pair\[1\].weight: expected shape \(5, 9\), \[B, 3 A\], got \(5, 8\)"),
+        (
+            "layers[1].q.weight",
+            (3, 8),
+            r"weights.layers\[1\].q.weight: expected shape \(4, 8\), \[C / 2, C\], got \(3, 8\)",
+        ),
+        (
+            "pair[1].weight",
+            (5, 8),
+            r"weights.pair\[1\].weight: expected shape \(5, 9\), \[B, 3 A\], got \(5, 8\)",
+        ),
         ("scale", (8,), r"weights.scale: expected 2 dimensions, \[C, 1\], got \(8,\)"),
     ],
 )
@@ -85,7 +117,10 @@ def test_unknown_names_and_counts_are_refused() -> None:
     weights = example()
     with pytest.raises(KeyError, match="layers"):
         weights.with_tensors({"layers[9].q.weight": torch.zeros(4, 8)})
-    with pytest.raises(ValueError, match="expected 11 tensors and 4 for each repeated or optional part for Example, got 18"):
+    with pytest.raises(
+        ValueError,
+        match="expected 11 tensors and 4 for each repeated or optional part for Example, got 18",
+    ):
         Example.unflatten(weights.flatten()[:-1])
     with pytest.raises(ValueError, match=r"got 11"):
         Example.unflatten(example(1).flatten()[4:])
@@ -102,7 +137,9 @@ def test_optional_parts_may_be_absent() -> None:
 def test_torch_maps_over_the_tensors() -> None:
     weights = example()
     doubled = tree_map_only(Tensor, lambda x: 2 * x, [weights, 3])[0]
-    assert isinstance(doubled, Example) and torch.equal(doubled.layers[1].q.bias, 2 * weights.layers[1].q.bias)
+    assert isinstance(doubled, Example) and torch.equal(
+        doubled.layers[1].q.bias, 2 * weights.layers[1].q.bias
+    )
 
 
 def exchanged(weights: Weights, first: str, second: str) -> Weights:
@@ -112,16 +149,38 @@ def exchanged(weights: Weights, first: str, second: str) -> Weights:
 
 
 CASES = {
-    "hiera_block": (hiera_block, lambda: test_hiera_block.case(*test_hiera_block.SHAPES["whole windows"]), "norm1.weight", "norm2.weight"),
-    "memory_attention": (memory_attention, test_memory_attention.case, "layers[0].self_q.weight", "layers[0].self_v.weight"),
-    "memory_encoder": (memory_encoder, test_memory_encoder.case, "blocks[0].norm.bias", "blocks[0].gamma"),
-    "mask_decoder": (mask_decoder, test_mask_decoder.case, "layers[1].norm3.weight", "layers[1].norm4.bias"),
+    "hiera_block": (
+        hiera_block,
+        lambda: test_hiera_block.case(*test_hiera_block.SHAPES["whole windows"]),
+        "norm1.weight",
+        "norm2.weight",
+    ),
+    "memory_attention": (
+        memory_attention,
+        test_memory_attention.case,
+        "layers[0].self_q.weight",
+        "layers[0].self_v.weight",
+    ),
+    "memory_encoder": (
+        memory_encoder,
+        test_memory_encoder.case,
+        "blocks[0].norm.bias",
+        "blocks[0].gamma",
+    ),
+    "mask_decoder": (
+        mask_decoder,
+        test_mask_decoder.case,
+        "layers[1].norm3.weight",
+        "layers[1].norm4.bias",
+    ),
 }
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
 @pytest.mark.parametrize("op", CASES)
-def test_two_tensors_of_equal_shape_that_change_places_change_the_result(op: str, backend: str) -> None:
+def test_two_tensors_of_equal_shape_that_change_places_change_the_result(
+    op: str, backend: str
+) -> None:
     run, case, first, second = CASES[op]
     given = list(case())
     place = next(i for i, x in enumerate(given) if isinstance(x, Weights))
@@ -143,8 +202,11 @@ def test_no_weight_is_addressed_by_its_number() -> None:
                     found.append(f"{path.name}:{node.lineno}: {ast.unparse(node)}")
     for folder in ("bindings", "csrc"):
         for path in [p for p in (ROOT / folder).rglob("*") if p.suffix in {".h", ".cpp", ".cu"}]:
-            numbered = re.findall(r"\b(?:weights|tensors|parameters|views)\w*(?:\[\s*\d|\.at\()", path.read_text())
-            found += [f"{path.name}: {one}" for one in numbered if path.name != "resample.h"]  # of an interpolation
+            numbered = re.findall(
+                r"\b(?:weights|tensors|parameters|views)\w*(?:\[\s*\d|\.at\()", path.read_text()
+            )
+            # Of an interpolation.
+            found += [f"{path.name}: {one}" for one in numbered if path.name != "resample.h"]
     assert not found
 
 
@@ -155,11 +217,17 @@ def test_derived_values_are_computed_once_for_each_name() -> None:
         calls.append(1)
         return len(calls)
 
-    assert [derive(weights, "a", make), derive(weights, "a", make), derive(weights, "b", make)] == [1, 1, 2]
+    assert [derive(weights, "a", make), derive(weights, "a", make), derive(weights, "b", make)] == [
+        1,
+        1,
+        2,
+    ]
     assert derive(example(), "a", make) == 3, "other weights have values of their own"
 
 
-def test_they_are_computed_again_after_a_write_and_never_held_where_gradients_are_computed() -> None:
+def test_they_are_computed_again_after_a_write_and_never_held_where_gradients_are_computed() -> (
+    None
+):
     parameter, calls = nn.Parameter(torch.ones(8)), []
     weights = example().with_tensors({"last.bias": parameter})
 

@@ -1,4 +1,6 @@
-"""Windowed attention: every instruction set against the definition in float64, and what the public function promises."""
+"""Windowed attention: every instruction set against the definition in float64, and what the public
+function promises.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,16 @@ SHAPES = {  # height, width, heads, channels of a head, window, pooled
 Case = tuple[Tensor, Tensor, int, int, bool]
 
 
-def case(height: int, width: int, heads: int, head: int, window: int, pool: bool, batch: int = 2, scale: float = 1.0) -> Case:
+def case(
+    height: int,
+    width: int,
+    heads: int,
+    head: int,
+    window: int,
+    pool: bool,
+    batch: int = 2,
+    scale: float = 1.0,
+) -> Case:
     """Arguments of the op. `scale` makes peaked attention."""
     generator = torch.Generator().manual_seed(height * 100 + width)
     qkv = torch.randn(batch, height, width, 3 * heads * head, generator=generator)
@@ -52,7 +63,11 @@ def poisoned(given: Case, isa: str, threads: int = 2) -> Tensor:
     """The kernel itself, into memory full of NaN."""
     qkv, pad, heads, window, pool = given
     by = 2 if pool else 1
-    out = torch.full((qkv.shape[0], qkv.shape[1] // by, qkv.shape[2] // by, qkv.shape[3] // 3), torch.nan, dtype=qkv.dtype)
+    out = torch.full(
+        (qkv.shape[0], qkv.shape[1] // by, qkv.shape[2] // by, qkv.shape[3] // 3),
+        torch.nan,
+        dtype=qkv.dtype,
+    )
     module = native()
     assert module is not None
     module.window_attention(qkv, pad.float(), out, heads, window, pool, threads, isa)
@@ -72,19 +87,24 @@ def test_errs_at_most_twice_as_much_as_torch(
 ) -> None:
     given = cast(case(*shape, scale=scale), dtype)
     exact = window_attention_reference(*cast(given, torch.float64))
-    theirs, mine = error(window_attention_reference(*given), exact), error(poisoned(given, isa), exact)
+    theirs, mine = (
+        error(window_attention_reference(*given), exact),
+        error(poisoned(given, isa), exact),
+    )
     # where torch is exact by luck (one key), a result rounded to its dtype is as good as can be
     assert mine <= 2 * max(theirs, error(exact.to(dtype), exact)), (mine, theirs)
 
 
-@pytest.mark.parametrize("name", ["windows that stick out", "pooled small windows", "global, a part of a block"])
+@pytest.mark.parametrize(
+    "name", ["windows that stick out", "pooled small windows", "global, a part of a block"]
+)
 def test_results_do_not_depend_on_threads_or_the_other_images(isa: str, name: str) -> None:
     qkv, *rest = case(*SHAPES[name], batch=3)
-    one = poisoned((qkv, *rest), isa, threads=1)  # type: ignore[arg-type]
+    one = poisoned((qkv, *rest), isa, threads=1)
     for threads in (1, 2, 3, 7):
-        assert torch.equal(poisoned((qkv, *rest), isa, threads), one)  # type: ignore[arg-type]
+        assert torch.equal(poisoned((qkv, *rest), isa, threads), one)
     for i in range(3):
-        assert torch.equal(poisoned((qkv[i : i + 1], *rest), isa), one[i : i + 1])  # type: ignore[arg-type]
+        assert torch.equal(poisoned((qkv[i : i + 1], *rest), isa), one[i : i + 1])
 
 
 @pytest.mark.parametrize("pool", [False, True])
@@ -110,13 +130,17 @@ def test_the_callers_autocast_decides_the_dtype() -> None:
     qkv, pad, *rest = case(*SHAPES["pooled"])
     with torch.autocast("cpu", torch.bfloat16):
         found = window_attention(qkv, pad, *rest)
-    assert found.dtype == torch.bfloat16 and torch.equal(found, window_attention(qkv.bfloat16(), pad.bfloat16(), *rest))
+    assert found.dtype == torch.bfloat16 and torch.equal(
+        found, window_attention(qkv.bfloat16(), pad.bfloat16(), *rest)
+    )
 
 
 def test_any_strides() -> None:
     qkv, pad, *rest = case(*SHAPES["pooled"])
     spread = pad.repeat_interleave(2)[::2]
-    assert torch.equal(window_attention(qkv.mT.contiguous().mT, spread, *rest), window_attention(qkv, pad, *rest))
+    assert torch.equal(
+        window_attention(qkv.mT.contiguous().mT, spread, *rest), window_attention(qkv, pad, *rest)
+    )
 
 
 def test_nothing_to_do() -> None:
@@ -143,7 +167,9 @@ def test_auto_is_the_native_kernel_on_a_cpu() -> None:
     ],
 )
 def test_the_kernel_says_why_it_refuses(change: Callable[..., Case], reason: str) -> None:
-    with pytest.raises(BackendError, match=rf"window_attention: cpu refuses: .*{reason}.*Would run: torch"):
+    with pytest.raises(
+        BackendError, match=rf"window_attention: cpu refuses: .*{reason}.*Would run: torch"
+    ):
         window_attention(*change(*case(*SHAPES["pooled"])), backend="cpu")
 
 
@@ -197,7 +223,10 @@ def test_gradients_flow_through_the_definition() -> None:
 
 def of_window_attention() -> cases.Case:
     # windows that stick out of the grid
-    return cases.drawn(lambda qkv, pad, **how: window_attention(qkv, pad, 2, 4, **how), *cases.numbers((1, 6, 7, 24), (24,)))
+    return cases.drawn(
+        lambda qkv, pad, **how: window_attention(qkv, pad, 2, 4, **how),
+        *cases.numbers((1, 6, 7, 24), (24,)),
+    )
 
 
 RECORDED: dict[str, Callable[[], cases.Case]] = {"window_attention": of_window_attention}

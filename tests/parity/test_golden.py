@@ -1,6 +1,8 @@
-"""The released weights, where they lie in a cache: the IoU scores that Hugging Face's conversion script asserts.
+"""The released weights, where they lie in a cache: the IoU scores that Hugging Face's conversion
+script asserts.
 
-Needs `$SAM2_FAST_CAR_IMAGE`, the car picture of that script (2646 x 1764), and weights in the Hugging Face cache; skips otherwise.
+Needs `$SAM2_FAST_CAR_IMAGE`, the car picture of that script (2646 x 1764), and weights in the
+Hugging Face cache; skips otherwise.
 """
 
 from __future__ import annotations
@@ -34,5 +36,6 @@ def test_golden_scores_of_the_released_weights(model_id: str) -> None:
     predictor = SAM2ImagePredictor(build_sam2(None, path, device="cpu"))
     predictor.set_image(picture)
     scores = predictor.predict(point_coords=np.array([[1000, 600]]), point_labels=np.array([1]))[1]
-    # the script's own tolerance, for scores that it prints with four digits after another resize kernel
+    # the script's own tolerance, for scores that it prints with four digits after another resize
+    # kernel
     assert np.allclose(scores, GOLDEN[model_id], atol=1e-2)

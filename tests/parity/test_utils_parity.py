@@ -11,10 +11,22 @@ import pytest
 import torch
 
 
-@pytest.fixture(params=["utils.amg", "utils.misc", "utils.transforms", "modeling.sam2_utils", "modeling.position_encoding"])
+@pytest.fixture(
+    params=[
+        "utils.amg",
+        "utils.misc",
+        "utils.transforms",
+        "modeling.sam2_utils",
+        "modeling.position_encoding",
+    ]
+)
 def pair(request: pytest.FixtureRequest, official_peer: ModuleType) -> tuple[str, Any, Any]:
     """(name, official module, ours)."""
-    return request.param, importlib.import_module(f"sam2.{request.param}"), importlib.import_module(f"sam2_fast.compat.{request.param}")
+    return (
+        request.param,
+        importlib.import_module(f"sam2.{request.param}"),
+        importlib.import_module(f"sam2_fast.compat.{request.param}"),
+    )
 
 
 def masks(seed: int = 0) -> torch.Tensor:
@@ -28,9 +40,18 @@ def masks(seed: int = 0) -> torch.Tensor:
 def amg_calls(module: Any) -> list[Any]:
     boxes = torch.tensor([[0, 0, 30, 22], [5, 6, 12, 13], [21, 0, 30, 9]])
     rles = module.mask_to_rle_pytorch(masks())
-    cleaned = [module.remove_small_regions(m.numpy(), area, mode) for m in masks() for area in (2, 5) for mode in ("holes", "islands")]
+    cleaned = [
+        module.remove_small_regions(m.numpy(), area, mode)
+        for m in masks()
+        for area in (2, 5)
+        for mode in ("holes", "islands")
+    ]
     return [
-        *(module.generate_crop_boxes(size, layers, 512 / 1500) for size in ((480, 640), (33, 101)) for layers in (0, 1, 2)),
+        *(
+            module.generate_crop_boxes(size, layers, 512 / 1500)
+            for size in ((480, 640), (33, 101))
+            for layers in (0, 1, 2)
+        ),
         *module.build_all_layer_point_grids(8, 2, 2),
         module.is_box_near_crop_edge(boxes, [10, 10, 41, 33], [0, 0, 100, 41]),
         module.box_xyxy_to_xywh(boxes[1]),
@@ -53,7 +74,12 @@ def amg_calls(module: Any) -> list[Any]:
 def misc_calls(module: Any) -> list[Any]:
     points, labels = torch.ones(2, 1, 2), torch.ones(2, 1)
     once = module.concat_points(None, points, labels)
-    return [module.mask_to_box(masks()[:, None]), module.get_sdpa_settings(), once, module.concat_points(once, points * 2, labels * 0)]
+    return [
+        module.mask_to_box(masks()[:, None]),
+        module.get_sdpa_settings(),
+        once,
+        module.concat_points(once, points * 2, labels * 0),
+    ]
 
 
 def transforms_calls(module: Any) -> list[Any]:
@@ -71,7 +97,11 @@ def sam2_utils_calls(module: Any) -> list[Any]:
     frames = {t: str(t) for t in (9, 1, 4, 30, 12)}
     truth, predicted = masks(0)[:, None], masks(1)[:, None]
     return [
-        *(module.select_closest_cond_frames(now, frames, limit) for now in (0, 10, 40) for limit in (-1, 2, 3, 9)),
+        *(
+            module.select_closest_cond_frames(now, frames, limit)
+            for now in (0, 10, 40)
+            for limit in (-1, 2, 3, 9)
+        ),
         module.get_1d_sine_pe(torch.tensor([-3.0, 0.0, 0.4]), 64),
         module.sample_one_point_from_error_center(truth[2:3], predicted[:1]),
         module.sample_box_points(truth[:1], noise=0.0)[1],
@@ -80,7 +110,11 @@ def sam2_utils_calls(module: Any) -> list[Any]:
 
 
 def position_encoding_calls(module: Any) -> list[Any]:
-    return [module.PositionEmbeddingSine(64, normalize=True, scale=None, temperature=10000)(torch.zeros(2, 3, 5, 7))]
+    return [
+        module.PositionEmbeddingSine(64, normalize=True, scale=None, temperature=10000)(
+            torch.zeros(2, 3, 5, 7)
+        )
+    ]
 
 
 def plain(value: Any) -> Any:

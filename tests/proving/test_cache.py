@@ -24,6 +24,7 @@ import os, sys, time
 from pathlib import Path
 from sam2_fast.proving.gate import using
 from tests.proving.toy import Kernel, call, gate_in, registered
+
 directory = Path(sys.argv[1])
 """
 

@@ -26,9 +26,16 @@ from tests.proving.toy import CARD
 
 SMALL = ("doctor", "--device", "cpu", "--image-size", "64")
 OPS = {
-    "hiera_block", "mask_decoder", "mask_postprocess", "memory_attention", "memory_encoder",
-    "preprocess_frame", "preprocess_images", "rope_attention", "small_components",
-}  # fmt: skip
+    "hiera_block",
+    "mask_decoder",
+    "mask_postprocess",
+    "memory_attention",
+    "memory_encoder",
+    "preprocess_frame",
+    "preprocess_images",
+    "rope_attention",
+    "small_components",
+}
 
 
 @pytest.fixture(autouse=True)

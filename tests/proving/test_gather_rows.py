@@ -28,13 +28,16 @@ from tests.proving.toy import CARD
 case.milliseconds = lambda *_: 1.0  # an interpreter's time says nothing
 plain = kernels.gather_rows
 
+
 def shifted(addresses, like, out):
     plain(addresses, like, out)
     out.copy_(out.roll(1, 0))
 
+
 def nothing_is_zero(addresses, like, out):
     plain(addresses, like, out)
     out[addresses == 0] = 1
+
 
 KINDS = (torch.float32, torch.bfloat16, torch.float16)
 for wrong in (None, shifted, nothing_is_zero):

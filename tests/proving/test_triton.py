@@ -26,8 +26,11 @@ warnings.filterwarnings("error", message="sam2_fast")
 case.milliseconds = lambda *_: 1.0  # an interpreter's time says nothing
 without_the_native_module()
 used = in_triton()
+
+
 def guards(backend, device):
     return backend == "triton"
+
 
 with TemporaryDirectory() as directory:
     with using(Gate(guards, lambda _: CARD, lambda: Path(directory))) as gate:

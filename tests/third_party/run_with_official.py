@@ -1,7 +1,9 @@
-"""run_with_official.py PEERS TOOLS SCRIPT ARGUMENTS...: run a program with the official package, on a CPU, in float32.
+"""run_with_official.py PEERS TOOLS SCRIPT ARGUMENTS...: run a program with the official package, on
+a CPU, in float32.
 
-Three things are bent so that masks can be compared: models go to the CPU (the default is "cuda"), memories stay float32 (they are
-always bfloat16), and holes are filled by SciPy where the official extension is absent (they would not be filled at all).
+Three things are bent so that masks can be compared: models go to the CPU (the default is "cuda"),
+memories stay float32 (they are always bfloat16), and holes are filled by SciPy where the official
+extension is absent (they would not be filled at all).
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ def fill_holes(masks: torch.Tensor, max_area: int) -> torch.Tensor:
     return out
 
 
-sam2.build_sam.build_sam2_video_predictor = functools.partial(sam2.build_sam.build_sam2_video_predictor, device="cpu")
+sam2.build_sam.build_sam2_video_predictor = functools.partial(
+    sam2.build_sam.build_sam2_video_predictor, device="cpu"
+)
 sam2.sam2_video_predictor.torch = Float32Torch("torch")
 sam2.sam2_video_predictor.fill_holes_in_mask_scores = fill_holes
 sys.argv = sys.argv[3:]

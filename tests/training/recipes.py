@@ -8,13 +8,26 @@ from typing import Any
 
 SMALL: dict[str, Any] = {
     "model": {
-        "embed_dim": 16, "stages": [1, 1, 1, 1], "global_blocks": [2], "windows": [8, 4, 4, 2], "memory_layers": 1, "memory_ffn_dim": 64,
-        "decoder_mlp_dim": 64, "fuser_dim": 64,
+        "embed_dim": 16,
+        "stages": [1, 1, 1, 1],
+        "global_blocks": [2],
+        "windows": [8, 4, 4, 2],
+        "memory_layers": 1,
+        "memory_ffn_dim": 64,
+        "decoder_mlp_dim": 64,
+        "fuser_dim": 64,
     },
-    "seed": 7, "bfloat16": False, "ema": 0.5, "layer_decay": 0.8, "warmup": 2, "lr": 1e-3, "image_size": 64,
-    "sources": [{"kind": "synthetic", "frames": 2, "batch": 2, "objects": 2, "length": 100}], "annotator": {"clicks": 1},
+    "seed": 7,
+    "bfloat16": False,
+    "ema": 0.5,
+    "layer_decay": 0.8,
+    "warmup": 2,
+    "lr": 1e-3,
+    "image_size": 64,
+    "sources": [{"kind": "synthetic", "frames": 2, "batch": 2, "objects": 2, "length": 100}],
+    "annotator": {"clicks": 1},
     "stages": [{"steps": 3}, {"steps": 3, "image_size": 96, "lr": 5e-4}],
-}  # fmt: skip
+}
 
 
 def write_recipe(folder: Path, **changes: Any) -> Path:

@@ -1,4 +1,6 @@
-"""A training clip: which frames give how many steps, where gradients reach, and that there is something to learn."""
+"""A training clip: which frames give how many steps, where gradients reach, and that there is
+something to learn.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +12,44 @@ from sam2_fast.config import Options, Sam2Config
 from sam2_fast.data import SyntheticVideo, World
 from sam2_fast.io.transforms import normalize_frame
 from sam2_fast.model import Sam2
-from sam2_fast.training import Annotator, Batch, Clip, Plan, clip_losses, collate, require_finite, simulate
+from sam2_fast.training import (
+    Annotator,
+    Batch,
+    Clip,
+    Plan,
+    clip_losses,
+    collate,
+    require_finite,
+    simulate,
+)
 
 SIZE, LENGTH = 64, 3
 CONFIG = Sam2Config(
-    embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(2,), windows=(8, 4, 4, 2), image_size=SIZE, memory_layers=1, memory_ffn_dim=64,
+    embed_dim=16,
+    stages=(1, 1, 1, 1),
+    global_blocks=(2,),
+    windows=(8, 4, 4, 2),
+    image_size=SIZE,
+    memory_layers=1,
+    memory_ffn_dim=64,
     decoder_mlp_dim=64,
-)  # fmt: skip
+)
 
 
 def clip(seed: int = 3) -> Clip:
     """Objects that are seen at first."""
-    video = SyntheticVideo(seed, LENGTH, World(height=SIZE, width=SIZE, size=(0.2, 0.3), objects=(2, 2), absences=0.0, noise=0.0))
+    video = SyntheticVideo(
+        seed,
+        LENGTH,
+        World(height=SIZE, width=SIZE, size=(0.2, 0.3), objects=(2, 2), absences=0.0, noise=0.0),
+    )
     truth = np.stack([[frame.labels == i for i in video.ids()] for frame in video])
     assert truth[0].any((1, 2)).all()
-    return Clip(torch.stack([normalize_frame(torch.from_numpy(frame.image)) for frame in video]), torch.from_numpy(truth), seed)
+    return Clip(
+        torch.stack([normalize_frame(torch.from_numpy(frame.image)) for frame in video]),
+        torch.from_numpy(truth),
+        seed,
+    )
 
 
 def batch(*seeds: int) -> Batch:
@@ -45,10 +70,16 @@ def test_steps_by_frame_and_their_masks() -> None:
     plan = Plan(True, (0,), (0, 2), (0, 1, 2))
     frames = simulate(model(), clips, plan, np.random.default_rng(0), Annotator(clicks=2, box=0.0))
     assert [len(steps) for steps in frames] == [3, 1, 3]
-    assert [step.logits.shape[1] for step in frames[0]] == [3, 1, 1], "one click is ambiguous, more are not"
+    assert [step.logits.shape[1] for step in frames[0]] == [3, 1, 1], (
+        "one click is ambiguous, more are not"
+    )
     for step in (step for steps in frames for step in steps):
         masks = step.logits.shape[1]
-        assert step.logits.shape == (2, masks, SIZE, SIZE) and step.iou.shape == (2, masks) and step.presence.shape == (2, 1)
+        assert (
+            step.logits.shape == (2, masks, SIZE, SIZE)
+            and step.iou.shape == (2, masks)
+            and step.presence.shape == (2, 1)
+        )
 
 
 def test_a_true_mask_gives_no_steps_but_a_memory() -> None:
@@ -56,8 +87,12 @@ def test_a_true_mask_gives_no_steps_but_a_memory() -> None:
     plan = Plan(False, (0,), (), (0, 1, 2))
     frames = simulate(model(), clips, plan, np.random.default_rng(0))
     assert [len(steps) for steps in frames] == [0, 1, 1]
-    other = simulate(model(), clips._replace(truth=clips.truth.roll(20, -1)), plan, np.random.default_rng(0))
-    assert not torch.equal(frames[1][0].logits, other[1][0].logits), "the mask of frame 0 is remembered on frame 1"
+    other = simulate(
+        model(), clips._replace(truth=clips.truth.roll(20, -1)), plan, np.random.default_rng(0)
+    )
+    assert not torch.equal(frames[1][0].logits, other[1][0].logits), (
+        "the mask of frame 0 is remembered on frame 1"
+    )
 
 
 def test_frames_are_computed_in_the_order_of_the_plan() -> None:
@@ -65,14 +100,24 @@ def test_frames_are_computed_in_the_order_of_the_plan() -> None:
     plan = Plan(True, (0, 2), (0, 2), (0, 2, 1))
     annotator = Annotator(clicks=0)
     frames = simulate(model(), clips, plan, np.random.default_rng(0), annotator)
-    alone = simulate(model(), clips, Plan(True, (0,), (0,), (0, 1, 2)), np.random.default_rng(0), annotator)
-    assert not torch.equal(frames[1][0].logits, alone[1][0].logits), "frame 1 attends to frame 2, which was prompted"
+    alone = simulate(
+        model(), clips, Plan(True, (0,), (0,), (0, 1, 2)), np.random.default_rng(0), annotator
+    )
+    assert not torch.equal(frames[1][0].logits, alone[1][0].logits), (
+        "frame 1 attends to frame 2, which was prompted"
+    )
 
 
 def test_gradients_reach_every_part_through_time() -> None:
     clips = batch()
     network = model()
-    frames = simulate(network, clips, Plan(True, (0,), (0,), (0, 1, 2)), np.random.default_rng(0), Annotator(clicks=1))
+    frames = simulate(
+        network,
+        clips,
+        Plan(True, (0,), (0,), (0, 1, 2)),
+        np.random.default_rng(0),
+        Annotator(clicks=1),
+    )
     losses = clip_losses(frames, clips.truth, 2)
     require_finite(losses, "test")
     losses.total.backward()
@@ -86,7 +131,11 @@ def test_gradients_reach_every_part_through_time() -> None:
         "maskmem_tpos_enc",
     )
     for part in parts:
-        grads = [p.grad for name, p in network.named_parameters() if name.startswith(part) and p.grad is not None]
+        grads = [
+            p.grad
+            for name, p in network.named_parameters()
+            if name.startswith(part) and p.grad is not None
+        ]
         assert grads and any(bool(g.any()) for g in grads), part
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
 
@@ -97,7 +146,9 @@ def test_the_last_frame_teaches_the_first_ones_memory() -> None:
     network = model()
     frames = simulate(network, clips, Plan(False, (0,), (), (0, 1, 2)), np.random.default_rng(0))
     frames[2][0].logits.sum().backward()
-    assert clips.images.grad is not None and clips.images.grad[0].any() and clips.images.grad[1].any()
+    assert (
+        clips.images.grad is not None and clips.images.grad[0].any() and clips.images.grad[1].any()
+    )
 
 
 def test_a_clip_learns_the_same_in_any_company() -> None:
@@ -108,7 +159,9 @@ def test_a_clip_learns_the_same_in_any_company() -> None:
         for both, one in zip(together, alone, strict=True):
             for a, b in zip(both, one, strict=True):
                 for x, y in zip(a, b, strict=True):
-                    torch.testing.assert_close(x[2 * number : 2 * number + 2], y, rtol=1e-3, atol=1e-3)
+                    torch.testing.assert_close(
+                        x[2 * number : 2 * number + 2], y, rtol=1e-3, atol=1e-3
+                    )
 
 
 def test_activations_that_are_not_kept_change_nothing() -> None:
@@ -116,10 +169,17 @@ def test_activations_that_are_not_kept_change_nothing() -> None:
     for recompute in (False, True):
         network, clips = model(), batch()
         frames = simulate(
-            network, clips, Plan(True, (0,), (0,), (0, 1, 2)), np.random.default_rng(0), Annotator(clicks=1), recompute=recompute
+            network,
+            clips,
+            Plan(True, (0,), (0,), (0, 1, 2)),
+            np.random.default_rng(0),
+            Annotator(clicks=1),
+            recompute=recompute,
         )
         clip_losses(frames, clips.truth, 2).total.backward()
-        gradients.append({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
+        gradients.append(
+            {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+        )
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
@@ -131,7 +191,13 @@ def test_a_clip_can_be_learned() -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
     totals, masks = [], []
     for step in range(40):
-        frames = simulate(network, clips, Plan(True, (0,), (0,), (0, 1, 2)), np.random.default_rng(step), Annotator(clicks=1))
+        frames = simulate(
+            network,
+            clips,
+            Plan(True, (0,), (0,), (0, 1, 2)),
+            np.random.default_rng(step),
+            Annotator(clicks=1),
+        )
         losses = clip_losses(frames, clips.truth, 2)
         optimizer.zero_grad()
         losses.total.backward()

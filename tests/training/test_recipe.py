@@ -1,4 +1,6 @@
-"""Recipes from JSON: defaults, stages, and errors that say where; learning rates by weight and step."""
+"""Recipes from JSON: defaults, stages, and errors that say where; learning rates by weight and
+step.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,12 @@ from tests.training.recipes import SMALL, write_recipe
 def test_keys_on_the_top_level_hold_for_all_stages(tmp_path: Path) -> None:
     recipe = Recipe.load(write_recipe(tmp_path))
     assert [stage.lr for stage in recipe.stages] == [1e-3, 5e-4] and recipe.steps == 6
-    assert [recipe.at(step)[1] for step in range(6)] == [0, 1, 2, 0, 1, 2] and recipe.at(4)[0].image_size == 96
-    assert all(stage.annotator.clicks == 1 and stage.sources[0].batch == 2 for stage in recipe.stages)
+    assert [recipe.at(step)[1] for step in range(6)] == [0, 1, 2, 0, 1, 2] and recipe.at(4)[
+        0
+    ].image_size == 96
+    assert all(
+        stage.annotator.clicks == 1 and stage.sources[0].batch == 2 for stage in recipe.stages
+    )
     assert isinstance(recipe.model, Sam2Config) and recipe.model.stages == (1, 1, 1, 1)
 
 
@@ -31,9 +37,23 @@ def test_ten_lines_fine_tune_a_released_checkpoint_on_a_folder(tmp_path: Path) -
     }""")
     recipe = Recipe.load(tmp_path / "mine.json")
     (stage,) = recipe.stages
-    assert recipe.weights == "sam2.1_hiera_tiny.pt" and isinstance(stage.sources[0], Folder) and stage.sources[0].frames == 8
-    assert (stage.image_size, recipe.weight_decay, recipe.layer_decay, recipe.clip_norm, stage.final_lr) == (1024, 0.1, 0.9, 0.1, 0.1)
-    assert recipe.ema == 0 and recipe.bfloat16 and (stage.losses.mask, stage.losses.dice, stage.losses.even) == (20, 1, 0)
+    assert (
+        recipe.weights == "sam2.1_hiera_tiny.pt"
+        and isinstance(stage.sources[0], Folder)
+        and stage.sources[0].frames == 8
+    )
+    assert (
+        stage.image_size,
+        recipe.weight_decay,
+        recipe.layer_decay,
+        recipe.clip_norm,
+        stage.final_lr,
+    ) == (1024, 0.1, 0.9, 0.1, 0.1)
+    assert (
+        recipe.ema == 0
+        and recipe.bfloat16
+        and (stage.losses.mask, stage.losses.dice, stage.losses.even) == (20, 1, 0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -44,9 +64,15 @@ def test_ten_lines_fine_tune_a_released_checkpoint_on_a_folder(tmp_path: Path) -
         ({"stages": [{"steps": 3}, {"speed": 1}]}, "stage 1: unknown speed"),
         ({"stages": 3}, "stages: expected a list"),
         ({"stages": []}, "expected `model`, `weights` or both, and a stage or more"),
-        ({"sources": [{"kind": "tape"}]}, "source 0: kind: expected one of synthetic, folder, sa-v, sa-1b, got 'tape'"),
+        (
+            {"sources": [{"kind": "tape"}]},
+            "source 0: kind: expected one of synthetic, folder, sa-v, sa-1b, got 'tape'",
+        ),
         ({"sources": [{"kind": "synthetic", "share": 0}]}, "expected sources with shares"),
-        ({"sources": [{"kind": "synthetic", "world": {"hight": 3}}]}, "source 0: world: unknown hight"),
+        (
+            {"sources": [{"kind": "synthetic", "world": {"hight": 3}}]},
+            "source 0: world: unknown hight",
+        ),
         ({"annotator": {"points": 2}}, "annotator: points: expected probabilities"),
         ({"model": {"stages": [1, 2]}}, "model: stages and windows: expected 4 entries"),
         ({"model": None}, "expected `model`, `weights` or both"),
@@ -71,17 +97,27 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path: Path) -> None:
 def test_the_learning_rate_rises_then_falls_as_half_a_cosine() -> None:
     stage = Stage(steps=110, warmup=10, final_lr=0.1)
     shares = [schedule(stage, step) for step in range(110)]
-    assert shares[0] == pytest.approx(0.1) and shares[9] == 1.0 and shares[60] == pytest.approx(0.55)
-    assert shares[9:] == sorted(shares[9:], reverse=True) and shares[-1] == pytest.approx(0.1, abs=1e-3)
+    assert (
+        shares[0] == pytest.approx(0.1) and shares[9] == 1.0 and shares[60] == pytest.approx(0.55)
+    )
+    assert shares[9:] == sorted(shares[9:], reverse=True) and shares[-1] == pytest.approx(
+        0.1, abs=1e-3
+    )
 
 
 def test_weights_learn_and_decay_as_upstream() -> None:
-    """Of 4 blocks and layer decay 0.5: the last block at 1/2, the first at 1/16, the patches at 1/32, the position table whole."""
-    config = Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(2,), windows=(8, 4, 4, 2), image_size=64)
+    """Of 4 blocks and layer decay 0.5: the last block at 1/2, the first at 1/16, the patches at
+    1/32, the position table whole.
+    """
+    config = Sam2Config(
+        embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(2,), windows=(8, 4, 4, 2), image_size=64
+    )
     model = Sam2(config, Options())
     recipe = Recipe(model="tiny", layer_decay=0.5)
     names = {id(p): name for name, p in model.named_parameters()}
-    found = {names[id(p)]: group for group in parameter_groups(model, recipe) for p in group["params"]}
+    found = {
+        names[id(p)]: group for group in parameter_groups(model, recipe) for p in group["params"]
+    }
     assert found.keys() == set(names.values())
     trunk = "image_encoder.trunk."
     scales = {
@@ -89,17 +125,36 @@ def test_weights_learn_and_decay_as_upstream() -> None:
         f"{trunk}blocks.0.norm1.weight": 1 / 16,
         f"{trunk}patch_embed.proj.weight": 1 / 32,
     }
-    scales |= {f"{trunk}pos_embed": 1, f"{trunk}pos_embed_window": 1, "image_encoder.neck.convs.0.conv.weight": 1, "no_mem_embed": 1}
+    scales |= {
+        f"{trunk}pos_embed": 1,
+        f"{trunk}pos_embed_window": 1,
+        "image_encoder.neck.convs.0.conv.weight": 1,
+        "no_mem_embed": 1,
+    }
     assert {name: found[name]["scale"] for name in scales} == scales
     free = {name for name, group in found.items() if group["weight_decay"] == 0}
-    assert f"{trunk}blocks.0.norm1.weight" in free and all(name in free for name in found if "bias" in name)
-    assert "sam_mask_decoder.output_upscaling.1.weight" not in free, "upstream's LayerNorm2d is no nn.LayerNorm"
+    assert f"{trunk}blocks.0.norm1.weight" in free and all(
+        name in free for name in found if "bias" in name
+    )
+    assert "sam_mask_decoder.output_upscaling.1.weight" not in free, (
+        "upstream's LayerNorm2d is no nn.LayerNorm"
+    )
     optimizer = adamw(model, recipe)
     set_learning_rate(optimizer, Stage(steps=10, lr=8.0, encoder_lr=2.0), 0)
     rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    assert rates["no_mem_embed"] == 8.0 and rates[f"{trunk}pos_embed"] == 2.0 and rates[f"{trunk}blocks.3.attn.proj.weight"] == 1.0
+    assert (
+        rates["no_mem_embed"] == 8.0
+        and rates[f"{trunk}pos_embed"] == 2.0
+        and rates[f"{trunk}blocks.3.attn.proj.weight"] == 1.0
+    )
 
 
 def test_a_recipe_knows_itself_again() -> None:
-    one, other = (Recipe(model="tiny", stages=(Stage(sources=(Synthetic(batch=b),)),)) for b in (1, 2))
-    assert one.text() == Recipe(model="tiny", stages=(Stage(sources=(Synthetic(),)),)).text() != other.text()
+    one, other = (
+        Recipe(model="tiny", stages=(Stage(sources=(Synthetic(batch=b),)),)) for b in (1, 2)
+    )
+    assert (
+        one.text()
+        == Recipe(model="tiny", stages=(Stage(sources=(Synthetic(),)),)).text()
+        != other.text()
+    )

@@ -1,4 +1,6 @@
-"""The training loop: resumed to the bit, stopped by what is not finite, several processes as one, and nothing of the caller's touched."""
+"""The training loop: resumed to the bit, stopped by what is not finite, several processes as one,
+and nothing of the caller's touched.
+"""
 
 from __future__ import annotations
 
@@ -33,16 +35,23 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("stop", [2, 4])  # within the first stage, and the second, whose images have another size
-def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(recipe: Recipe, tmp_path: Path, stop: int) -> None:
+# Within the first stage, and the second, whose images have another size.
+@pytest.mark.parametrize("stop", [2, 4])
+def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(
+    recipe: Recipe, tmp_path: Path, stop: int
+) -> None:
     whole, first, second = Trainer(recipe), Trainer(recipe), Trainer(recipe)
     losses = list(run(whole))
     for _ in zip(range(stop), run(first, tmp_path / "checkpoint.pt"), strict=False):
         pass
     second.resume(tmp_path / "checkpoint.pt")
     assert second.step == stop and list(run(second)) == losses[stop:]
-    assert equal(second.weights(), whole.weights()) and equal(second.model.state_dict(), whole.model.state_dict())
-    assert not equal(whole.weights(), whole.model.state_dict()), "a moving average is not the last step"
+    assert equal(second.weights(), whole.weights()) and equal(
+        second.model.state_dict(), whole.model.state_dict()
+    )
+    assert not equal(whole.weights(), whole.model.state_dict()), (
+        "a moving average is not the last step"
+    )
 
 
 def test_clips_drawn_by_workers_are_the_same(recipe: Recipe) -> None:
@@ -76,7 +85,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(recipe: Recip
     assert trainer.step == 0 and equal(dict(trainer.model.state_dict()), before)
 
 
-def test_a_killed_save_leaves_the_last_checkpoint(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_save_leaves_the_last_checkpoint(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer, path = Trainer(recipe), tmp_path / "checkpoint.pt"
     trainer.save(path)
     before = path.read_bytes()
@@ -88,7 +99,9 @@ def test_a_killed_save_leaves_the_last_checkpoint(recipe: Recipe, tmp_path: Path
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="No space left"):
         trainer.save(path)
-    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir() if "checkpoint" in p.name] == ["checkpoint.pt"]
+    assert path.read_bytes() == before and [
+        p.name for p in tmp_path.iterdir() if "checkpoint" in p.name
+    ] == ["checkpoint.pt"]
 
 
 def test_random_numbers_of_the_caller_are_left_alone(recipe: Recipe) -> None:
@@ -101,7 +114,9 @@ def test_random_numbers_of_the_caller_are_left_alone(recipe: Recipe) -> None:
 
 def test_training_lowers_the_loss_under_bfloat16_and_recomputation(recipe: Recipe) -> None:
     stage = replace(recipe.stages[0], steps=25, warmup=3)
-    trainer = Trainer(replace(recipe, stages=(stage,), bfloat16=True, recompute=True, clip_norm=1.0))
+    trainer = Trainer(
+        replace(recipe, stages=(stage,), bfloat16=True, recompute=True, clip_norm=1.0)
+    )
     totals = [found["total"] for found in run(trainer)]
     assert sum(totals[-5:]) < 0.6 * sum(totals[:5])
     assert all(p.dtype is torch.float32 for p in trainer.model.parameters())
@@ -114,8 +129,13 @@ def test_two_processes_equal_one_with_the_double_batch(tmp_path: Path) -> None:
     losses = list(run(one))
     path = write_recipe(tmp_path, sources=[source | {"batch": 2}], **changes)
     program = Path(__file__).with_name("two_processes.py")
-    commands = [[sys.executable, str(program), str(path), str(tmp_path), str(rank)] for rank in range(2)]
-    started = [subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}) for command in commands]
+    commands = [
+        [sys.executable, str(program), str(path), str(tmp_path), str(rank)] for rank in range(2)
+    ]
+    started = [
+        subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        for command in commands
+    ]
     assert [process.wait(timeout=200) for process in started] == [0, 0]
     found = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     assert equal(found[0]["model"], found[1]["model"]), "all processes have the same weights"

@@ -24,11 +24,17 @@ SMALL = Sam2Config(
 )
 
 
-def small_predictor(seed: int = 0, config: Sam2Config = SMALL, **options: Any) -> SAM2VideoPredictor:
-    """A predictor with random weights in which no parameter is constant, so that a part that is dropped changes the masks."""
+def small_predictor(
+    seed: int = 0, config: Sam2Config = SMALL, **options: Any
+) -> SAM2VideoPredictor:
+    """A predictor with random weights in which no parameter is constant, so that a part that is
+    dropped changes the masks.
+    """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = SAM2VideoPredictor(config, Options().updated(**{**VIDEO_POSTPROCESSING, **options})).eval()
+        model = SAM2VideoPredictor(
+            config, Options().updated(**{**VIDEO_POSTPROCESSING, **options})
+        ).eval()
         for parameter in model.parameters():
             if parameter.numel() > 1 and parameter.std() < 1e-5:
                 parameter.add_(torch.randn(parameter.shape) * 0.2)
@@ -40,7 +46,9 @@ def small_predictor(seed: int = 0, config: Sam2Config = SMALL, **options: Any) -
 def moving_frames(count: int, height: int = 48, width: int = 72, seed: int = 0) -> np.ndarray:
     """[count, height, width, 3] uint8: noise with a bright square that moves."""
     generator = np.random.default_rng(seed)
-    clip = np.repeat(generator.integers(0, 120, (1, height, width, 3), dtype=np.uint8), count, axis=0)
+    clip = np.repeat(
+        generator.integers(0, 120, (1, height, width, 3), dtype=np.uint8), count, axis=0
+    )
     for t in range(count):
         clip[t, 10:26, (8 + 2 * t) % (width - 16) : (8 + 2 * t) % (width - 16) + 16] += 120
     return clip
@@ -71,7 +79,11 @@ def freeze(session: VideoSession) -> Any:
 
     def plain(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            return (str(value.dtype), tuple(value.shape), value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            return (
+                str(value.dtype),
+                tuple(value.shape),
+                value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes(),
+            )
         if isinstance(value, dict):
             return {k: plain(v) for k, v in value.items()}
         if isinstance(value, (list, tuple)):
@@ -80,7 +92,11 @@ def freeze(session: VideoSession) -> Any:
             return {k: plain(getattr(value, k)) for k in value.__dataclass_fields__}
         return value
 
-    return {"objects": [(k, plain(v)) for k, v in session.objects.items()], "resets": session.resets, "frames": session.num_frames}
+    return {
+        "objects": [(k, plain(v)) for k, v in session.objects.items()],
+        "resets": session.resets,
+        "frames": session.num_frames,
+    }
 
 
 @pytest.fixture

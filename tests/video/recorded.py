@@ -1,4 +1,6 @@
-"""Drives of a small predictor over a moving square, with recordings or without, for `test_graphs.py`."""
+"""Drives of a small predictor over a moving square, with recordings or without, for
+`test_graphs.py`.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +23,29 @@ from sam2_fast.video import lookahead as ahead_module
 from sam2_fast.video.predictor import SAM2VideoPredictor
 
 SMALL = Sam2Config(
-    embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(2,), windows=(8, 4, 4, 2), image_size=64, memory_layers=2, memory_ffn_dim=32,
-    decoder_mlp_dim=32, fuser_dim=32, num_maps=3,
-)  # fmt: skip
+    embed_dim=16,
+    stages=(1, 1, 1, 1),
+    global_blocks=(2,),
+    windows=(8, 4, 4, 2),
+    image_size=64,
+    memory_layers=2,
+    memory_ffn_dim=32,
+    decoder_mlp_dim=32,
+    fuser_dim=32,
+    num_maps=3,
+)
 
 
 def small_predictor(**options: Any) -> SAM2VideoPredictor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        predictor = SAM2VideoPredictor(SMALL, Options(fill_hole_area=8, max_obj_ptrs_in_encoder=4).updated(**options)).eval()
+        predictor = SAM2VideoPredictor(
+            SMALL, Options(fill_hole_area=8, max_obj_ptrs_in_encoder=4).updated(**options)
+        ).eval()
         for name, p in predictor.named_parameters():
             if name.endswith("bias") or "tpos" in name or "embed" in name:
                 torch.nn.init.normal_(p, std=0.2)
-        predictor.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.data.fill_(3.0)  # type: ignore[union-attr, operator]
+        predictor.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.data.fill_(3.0)
     return predictor
 
 
@@ -46,15 +58,19 @@ def frames(count: int = 7) -> np.ndarray:
 
 
 def on_triton(*ops: str) -> None:
-    """These ops of a tracked frame run in Triton's interpreter, everything else in torch: nothing that a tape cannot see."""
-    native.native = lambda: None  # type: ignore[assignment]
+    """These ops of a tracked frame run in Triton's interpreter, everything else in torch: nothing
+    that a tape cannot see.
+    """
+    native.native = lambda: None
     runs: dict[str, Any] = {
         "memory_attention": triton_attention,
         "mask_decoder": triton_decoder,
         "memory_encoder": _triton_encoder,
     }
     for op in ops:
-        registry._implementations[op, "triton"] = registry.Implementation(op, "triton", runs[op], lambda *_: None)
+        registry._implementations[op, "triton"] = registry.Implementation(
+            op, "triton", runs[op], lambda *_: None
+        )
 
 
 class NoSideStream:
@@ -76,9 +92,9 @@ class NoSideStream:
 
 def recorded(predictor: SAM2VideoPredictor, recorder: type[Any]) -> SAM2VideoPredictor:
     """With recordings that a CPU can make."""
-    graphs_module.Recorder = recorder  # type: ignore[misc]
-    ahead_module.SideStream = NoSideStream  # type: ignore[misc, assignment]
-    Graphs.refuses_frame = Graphs.refuses = lambda *_: None  # type: ignore[assignment, method-assign]
+    graphs_module.Recorder = recorder
+    ahead_module.SideStream = NoSideStream
+    Graphs.refuses_frame = Graphs.refuses = lambda *_: None
     predictor.graphs = Graphs()
     return predictor
 
@@ -95,7 +111,9 @@ def brief(predictor: SAM2VideoPredictor) -> Iterator[Tensor]:
 
 
 def edited(predictor: SAM2VideoPredictor) -> Iterator[Tensor]:
-    """Masks of a session in which objects come and go and frames are corrected or prompted again, between frames."""
+    """Masks of a session in which objects come and go and frames are corrected or prompted again,
+    between frames.
+    """
     state = predictor.init_state(frames())
     for i in range(2):
         predictor.add_new_points_or_box(state, 0, i, points=[[10.0 + 20 * i, 30.0]], labels=[1])

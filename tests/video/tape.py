@@ -1,6 +1,8 @@
-"""A CUDA graph for CPU tensors: what ran once is run again on the same tensors, with no Python of the recorded function in between.
+"""A CUDA graph for CPU tensors: what ran once is run again on the same tensors, with no Python of
+the recorded function in between.
 
-What the function had baked in (a number, an address, a choice) stays as it was when it was recorded, as in a real graph.
+What the function had baked in (a number, an address, a choice) stays as it was when it was
+recorded, as in a real graph.
 """
 
 from __future__ import annotations
@@ -30,12 +32,17 @@ class Tape(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func.overloadpacket.__name__ in FORBIDDEN:
-            raise AssertionError(f"{func}: while it is recorded nothing looks at a number, and no list goes to the device")
+            raise AssertionError(
+                f"{func}: while it is recorded nothing looks at a number, and no list goes to the "
+                f"device"
+            )
         out = func(*args, **kwargs)
         if func.overloadpacket.__name__ not in UNWRITTEN:
 
             def again() -> None:
-                for old, new in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
+                for old, new in zip(
+                    tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True
+                ):
                     if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
                         old.copy_(new)
 
@@ -78,7 +85,9 @@ class TapeRecorder:
 
 @contextmanager
 def _as_in_a_capture() -> Iterator[None]:
-    """A tape is a TorchDispatchMode, under which ops run their definitions; while a CUDA graph is captured they run their kernels."""
+    """A tape is a TorchDispatchMode, under which ops run their definitions; while a CUDA graph is
+    captured they run their kernels.
+    """
     plain = tracing.recording_reason
     tracing.recording_reason = lambda: None
     try:
@@ -113,7 +122,7 @@ class Plain:
 
 
 class PlainRecorder(TapeRecorder):
-    def record(self, run: Callable[[], Result]) -> Plain:  # type: ignore[override]
+    def record(self, run: Callable[[], Result]) -> Plain:
         return Plain(run)
 
 

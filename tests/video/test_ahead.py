@@ -1,4 +1,6 @@
-"""Frames that are encoded ahead, in batches: the same masks, and nothing goes wrong before its time."""
+"""Frames that are encoded ahead, in batches: the same masks, and nothing goes wrong before its
+time.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,8 @@ class Damaged(FrameSource):
 def watched(monkeypatch: pytest.MonkeyPatch) -> SAM2VideoPredictor:
     monkeypatch.setattr(graphs_module, "Recorder", TapeRecorder)
     monkeypatch.setattr(ahead_module, "SideStream", NoSideStream)
-    monkeypatch.setattr("sam2_fast.ops.core.native.native", lambda: None)  # a tape sees torch's operators alone
+    # A tape sees torch's operators alone.
+    monkeypatch.setattr("sam2_fast.ops.core.native.native", lambda: None)
     predictor = small_predictor()
     predictor.graphs = Watched()
     return predictor
@@ -67,12 +70,16 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> SAM2VideoPredictor:
 
 def tracked(predictor: SAM2VideoPredictor, video: Any, reverse: bool = False) -> list[torch.Tensor]:
     state = predictor.init_state(video)
-    predictor.add_new_points_or_box(state, 11 if reverse else 0, 1, points=[[20.0, 30.0]], labels=[1])
+    predictor.add_new_points_or_box(
+        state, 11 if reverse else 0, 1, points=[[20.0, 30.0]], labels=[1]
+    )
     return [masks for _, _, masks in predictor.propagate_in_video(state, reverse=reverse)]
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_frames_encoded_in_batches_give_the_same_masks(watched: SAM2VideoPredictor, reverse: bool) -> None:
+def test_frames_encoded_in_batches_give_the_same_masks(
+    watched: SAM2VideoPredictor, reverse: bool
+) -> None:
     found = tracked(watched, frames(12), reverse)
     assert isinstance(watched.graphs, Watched)
     calls = watched.graphs.calls
@@ -82,7 +89,9 @@ def test_frames_encoded_in_batches_give_the_same_masks(watched: SAM2VideoPredict
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
     assert BATCH in calls and set(calls) == {1, BATCH}
-    assert sum(calls) == 12 + (1 if reverse else 0), "the prompted frame, and frame 0 when the video was opened; each once"
+    assert sum(calls) == 12 + (1 if reverse else 0), (
+        "the prompted frame, and frame 0 when the video was opened; each once"
+    )
 
 
 def test_editing_between_frames_does_not_disturb_what_is_ahead(watched: SAM2VideoPredictor) -> None:
@@ -93,7 +102,9 @@ def test_editing_between_frames_does_not_disturb_what_is_ahead(watched: SAM2Vide
 
 
 @pytest.mark.parametrize("bad", [1, 6, 11])
-def test_a_damaged_frame_is_named_when_its_turn_comes(watched: SAM2VideoPredictor, bad: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_frame_is_named_when_its_turn_comes(
+    watched: SAM2VideoPredictor, bad: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sam2_fast.video.predictor.open_video", lambda video: video)
     state = watched.init_state(Damaged(bad))
     watched.add_new_points_or_box(state, 0, 1, points=[[20.0, 30.0]], labels=[1])
@@ -113,7 +124,9 @@ def test_what_a_pass_goes_by_is_forgotten(watched: SAM2VideoPredictor) -> None:
     ahead, runner = look_ahead(range(12)), Runner(watched, watched.graphs)
     for frame in range(4):
         ahead.advance(frame, runner)
-    assert len(ahead._encoded) + len(ahead._images) == 2 * BATCH, "no more than two batches are held"
+    assert len(ahead._encoded) + len(ahead._images) == 2 * BATCH, (
+        "no more than two batches are held"
+    )
     ahead.features(9, runner)
     assert not ahead._encoded and not ahead._images
     assert ahead.features(2, runner).low.shape == (1, 256, 4, 4), "going back"
@@ -143,7 +156,9 @@ def test_a_click_on_a_later_frame_leaves_what_is_ahead(watched: SAM2VideoPredict
     assert sum(watched.graphs.calls) == 12, "each frame once"
 
 
-def test_the_end_of_a_pass_frees_what_is_ahead(watched: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_a_pass_frees_what_is_ahead(
+    watched: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[weakref.ref[LookAhead]] = []
 
     class Noted(LookAhead):
@@ -171,12 +186,13 @@ def test_frames_ahead_are_encoded_behind_weights_that_were_written(
 ) -> None:
     monkeypatch.setattr(ahead_module, "SideStream", SideStream)
     ahead = look_ahead(range(12))
-    ordered: set[str] = set()  # operations of the caller's stream that the last batch is ordered behind
+    # Operations of the caller's stream that the last batch is ordered behind.
+    ordered: set[str] = set()
 
     def encode(model: Any, images: torch.Tensor, checked: Any = None) -> Any:
         del checked
         ordered.clear()
-        ordered.update(cuda.current().before)  # type: ignore[arg-type]
+        ordered.update(cuda.current().before)
         return model.encode_image(images)
 
     def batch(before: str) -> None:

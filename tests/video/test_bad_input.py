@@ -31,19 +31,37 @@ REFUSED: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("row 10: infinite box", {"box": [0, 0, float("inf"), 5]}, ValueError, "box"),
     ("row 12: reversed box", {"box": [30, 30, 10, 10]}, ValueError, "swap"),
     ("row 13: label 7", {"points": [[1, 1]], "labels": [7]}, ValueError, "got 7"),
-    ("row 14: three points, one label", {"points": [[1, 1], [2, 2], [3, 3]], "labels": [1]}, ValueError, "one per point"),
+    (
+        "row 14: three points, one label",
+        {"points": [[1, 1], [2, 2], [3, 3]], "labels": [1]},
+        ValueError,
+        "one per point",
+    ),
     ("row 15: two boxes", {"box": [[0, 0, 5, 5], [1, 1, 6, 6]]}, ValueError, "one box per object"),
     ("row 16: no points", {"points": np.zeros((0, 2)), "labels": []}, ValueError, "at least one"),
-    ("box added to earlier clicks", {"box": [0, 0, 5, 5], "clear_old_points": False}, ValueError, "clear_old_points"),
+    (
+        "box added to earlier clicks",
+        {"box": [0, 0, 5, 5], "clear_old_points": False},
+        ValueError,
+        "clear_old_points",
+    ),
     ("points of three numbers", {"points": [[1, 1, 1]], "labels": [1]}, ValueError, r"\(P, 2\)"),
     ("text as points", {"points": "here", "labels": [1]}, ValueError, "points"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "error", "message"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED]
+)
 @pytest.mark.parametrize("obj_id", [1, 2])
 def test_a_refused_prompt_changes_nothing(
-    predictor: Any, state: Any, snapshot: Any, obj_id: int, arguments: dict[str, Any], error: type[Exception], message: str
+    predictor: Any,
+    state: Any,
+    snapshot: Any,
+    obj_id: int,
+    arguments: dict[str, Any],
+    error: type[Exception],
+    message: str,
 ) -> None:
     before = snapshot(state)
     with pytest.raises(error, match=message):
@@ -54,20 +72,28 @@ def test_a_refused_prompt_changes_nothing(
 
 
 @pytest.mark.parametrize("frame", [torch.tensor(1), np.int64(1)])
-def test_row_4_integers_of_other_libraries_are_frame_numbers(predictor: Any, state: Any, frame: Any) -> None:
+def test_row_4_integers_of_other_libraries_are_frame_numbers(
+    predictor: Any, state: Any, frame: Any
+) -> None:
     number, _, _ = predictor.add_new_points_or_box(state, frame, 1, **CLICK)
     assert number == 1 and type(number) is int
 
 
-def test_row_5_clearing_an_unknown_object_is_refused(predictor: Any, state: Any, snapshot: Any) -> None:
+def test_row_5_clearing_an_unknown_object_is_refused(
+    predictor: Any, state: Any, snapshot: Any
+) -> None:
     before = snapshot(state)
     with pytest.raises(ValueError, match=r"9 is unknown; existing ids: \[1\]"):
         predictor.clear_all_prompts_in_frame(state, 0, 9)
     assert snapshot(state) == before
 
 
-@pytest.mark.parametrize("mask", [np.zeros((1, 48, 72)), np.zeros((48,)), np.zeros((0, 72)), np.full((48, 72), np.nan)])
-def test_row_6_masks_of_other_shapes_are_refused(predictor: Any, state: Any, snapshot: Any, mask: Any) -> None:
+@pytest.mark.parametrize(
+    "mask", [np.zeros((1, 48, 72)), np.zeros((48,)), np.zeros((0, 72)), np.full((48, 72), np.nan)]
+)
+def test_row_6_masks_of_other_shapes_are_refused(
+    predictor: Any, state: Any, snapshot: Any, mask: Any
+) -> None:
     before = snapshot(state)
     with pytest.raises(ValueError, match="mask"):
         predictor.add_new_mask(state, 0, 2, mask)
@@ -75,11 +101,18 @@ def test_row_6_masks_of_other_shapes_are_refused(predictor: Any, state: Any, sna
 
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 72)])
-def test_row_7_a_mask_of_0_and_255_equals_the_boolean_one(predictor: Any, clip: Any, size: tuple[int, int]) -> None:
+def test_row_7_a_mask_of_0_and_255_equals_the_boolean_one(
+    predictor: Any, clip: Any, size: tuple[int, int]
+) -> None:
     drawn = np.zeros(size, bool)
     drawn[10:30, 10:30] = True
     results = []
-    for mask in (drawn, drawn * 255.0, drawn.astype(np.uint8) * 255, torch.from_numpy(drawn).float() * 255):
+    for mask in (
+        drawn,
+        drawn * 255.0,
+        drawn.astype(np.uint8) * 255,
+        torch.from_numpy(drawn).float() * 255,
+    ):
         results.append(predictor.add_new_mask(predictor.init_state(clip), 0, 1, mask)[2])
     assert all(torch.equal(results[0], r) for r in results[1:])
 
@@ -91,7 +124,9 @@ def test_row_8_an_empty_mask_means_that_the_object_is_absent(predictor: Any, cli
     assert len(list(predictor.propagate_in_video(state, max_frame_num_to_track=2))) == 3
 
 
-def test_row_11_points_outside_the_image_are_used_as_given_with_a_warning(predictor: Any, clip: Any) -> None:
+def test_row_11_points_outside_the_image_are_used_as_given_with_a_warning(
+    predictor: Any, clip: Any
+) -> None:
     with pytest.warns(UserWarning, match="outside") as caught:
         predictor.add_new_points_or_box(predictor.init_state(clip), 0, 1, [[1e6, -1e6]], [1])
     assert len(caught) == 1 and caught[0].filename == __file__
@@ -106,15 +141,21 @@ POINT_TENSORS = {
 
 
 @pytest.mark.parametrize("points", POINT_TENSORS.values(), ids=list(POINT_TENSORS))
-def test_rows_17_and_18_tensors_of_any_kind_are_points_and_stay_untouched(predictor: Any, clip: Any, points: torch.Tensor) -> None:
+def test_rows_17_and_18_tensors_of_any_kind_are_points_and_stay_untouched(
+    predictor: Any, clip: Any, points: torch.Tensor
+) -> None:
     before = points.detach().clone()
     expected = predictor.add_new_points_or_box(predictor.init_state(clip), 0, 1, **CLICK)[2]
-    got = predictor.add_new_points_or_box(predictor.init_state(clip), 0, 1, points, torch.tensor([1]))[2]
+    got = predictor.add_new_points_or_box(
+        predictor.init_state(clip), 0, 1, points, torch.tensor([1])
+    )[2]
     assert torch.equal(expected, got) and torch.equal(points.detach(), before)
 
 
 def test_row_17_a_box_tensor_without_points(predictor: Any, clip: Any) -> None:
-    a = predictor.add_new_points_or_box(predictor.init_state(clip), 0, 1, box=torch.tensor([5.0, 5, 30, 30]))[2]
+    a = predictor.add_new_points_or_box(
+        predictor.init_state(clip), 0, 1, box=torch.tensor([5.0, 5, 30, 30])
+    )[2]
     b = predictor.add_new_points_or_box(predictor.init_state(clip), 0, 1, box=[[5, 5], [30, 30]])[2]
     assert torch.equal(a, b)
 
@@ -125,7 +166,9 @@ def test_row_19_propagating_without_objects_is_refused(predictor: Any, clip: Any
         list(predictor.propagate_in_video(state))
 
 
-def test_row_20_an_object_without_prompts_is_paused_and_the_others_go_on(predictor: Any, clip: Any) -> None:
+def test_row_20_an_object_without_prompts_is_paused_and_the_others_go_on(
+    predictor: Any, clip: Any
+) -> None:
     state = predictor.init_state(clip)
     predictor.add_new_points_or_box(state, 0, 1, **CLICK)
     predictor.add_new_points_or_box(state, 0, 2, **CLICK)
@@ -142,7 +185,9 @@ def test_row_20_nothing_left_to_track_is_refused(predictor: Any, state: Any) -> 
         list(predictor.propagate_in_video(state))
 
 
-def test_row_21_an_object_removed_inside_the_loop_is_gone_from_the_next_frame(predictor: Any, state: Any) -> None:
+def test_row_21_an_object_removed_inside_the_loop_is_gone_from_the_next_frame(
+    predictor: Any, state: Any
+) -> None:
     predictor.add_new_points_or_box(state, 0, 2, **CLICK)
     ids = []
     for frame, found, _ in predictor.propagate_in_video(state, max_frame_num_to_track=5):
@@ -152,7 +197,9 @@ def test_row_21_an_object_removed_inside_the_loop_is_gone_from_the_next_frame(pr
     assert ids == [[1, 2]] * 3 + [[2]] * 3
 
 
-def test_row_22_an_object_added_inside_the_loop_appears_on_the_next_frame(predictor: Any, state: Any) -> None:
+def test_row_22_an_object_added_inside_the_loop_appears_on_the_next_frame(
+    predictor: Any, state: Any
+) -> None:
     ids = []
     for frame, found, _ in predictor.propagate_in_video(state, max_frame_num_to_track=5):
         ids.append(found)
@@ -171,7 +218,9 @@ def test_row_23_a_reset_inside_the_loop_ends_it_with_an_error(predictor: Any, st
 
 
 @pytest.mark.parametrize("frame", [0, 4])
-def test_row_24_a_correction_is_what_propagation_shows_afterwards(predictor: Any, state: Any, frame: int) -> None:
+def test_row_24_a_correction_is_what_propagation_shows_afterwards(
+    predictor: Any, state: Any, frame: int
+) -> None:
     first = {f: m.clone() for f, _, m in predictor.propagate_in_video(state)}
     clicked = predictor.add_new_points_or_box(state, frame, 1, [[40, 30]], [0])[2]
     second = {f: m.clone() for f, _, m in predictor.propagate_in_video(state, start_frame_idx=0)}
@@ -181,20 +230,28 @@ def test_row_24_a_correction_is_what_propagation_shows_afterwards(predictor: Any
     assert torch.equal(third[frame], clicked)
 
 
-def test_row_25_a_second_object_may_be_prompted_on_a_later_frame(predictor: Any, state: Any) -> None:
+def test_row_25_a_second_object_may_be_prompted_on_a_later_frame(
+    predictor: Any, state: Any
+) -> None:
     predictor.add_new_points_or_box(state, 8, 2, **CLICK)
     outputs = list(predictor.propagate_in_video(state))
-    assert [f for f, _, _ in outputs] == list(range(20)) and all(m.dtype == torch.float32 for _, _, m in outputs)
+    assert [f for f, _, _ in outputs] == list(range(20)) and all(
+        m.dtype == torch.float32 for _, _, m in outputs
+    )
 
 
 def test_row_26_reverse_from_the_last_frame(predictor: Any, clip: Any) -> None:
     state = predictor.init_state(clip)
     predictor.add_new_points_or_box(state, 10, 1, **CLICK)
-    frames = [f for f, _, _ in predictor.propagate_in_video(state, start_frame_idx=19, reverse=True)]
+    frames = [
+        f for f, _, _ in predictor.propagate_in_video(state, start_frame_idx=19, reverse=True)
+    ]
     assert frames == list(range(19, -1, -1))
 
 
-def test_row_27_running_out_of_memory_in_a_click_changes_nothing(predictor: Any, state: Any, snapshot: Any, monkeypatch: Any) -> None:
+def test_row_27_running_out_of_memory_in_a_click_changes_nothing(
+    predictor: Any, state: Any, snapshot: Any, monkeypatch: Any
+) -> None:
     def exhausted(*_: Any) -> None:
         raise torch.OutOfMemoryError("injected")
 
@@ -207,7 +264,9 @@ def test_row_27_running_out_of_memory_in_a_click_changes_nothing(predictor: Any,
     predictor.add_new_points_or_box(state, 0, 2, **CLICK)
 
 
-def test_row_28_a_frame_is_stored_for_all_objects_or_for_none(predictor: Any, state: Any, snapshot: Any, monkeypatch: Any) -> None:
+def test_row_28_a_frame_is_stored_for_all_objects_or_for_none(
+    predictor: Any, state: Any, snapshot: Any, monkeypatch: Any
+) -> None:
     predictor.add_new_points_or_box(state, 0, 2, **CLICK)
     monkeypatch.setattr(tracker, "OBJECTS_PER_PASS", 1)
     original, calls = predictor.encode_memory, []

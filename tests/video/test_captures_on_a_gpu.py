@@ -1,4 +1,6 @@
-"""What only a device can show of captures: pools that are given back, captures that fail, threads."""
+"""What only a device can show of captures: pools that are given back, captures
+that fail, threads.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ def predictor() -> Iterator[SAM2VideoPredictor]:
     """A small predictor on a GPU; a warning, as of a capture that fails, is an error."""
     if reason := no_triton():
         pytest.skip(reason)
-    with torch.no_grad(), warnings.catch_warnings():  # writes to tensors made in inference mode are not counted
+    with (
+        torch.no_grad(),
+        warnings.catch_warnings(),
+    ):  # writes to tensors made in inference mode are not counted
         warnings.simplefilter("error", RuntimeWarning)
         yield small_predictor().to("cuda", torch.bfloat16)
 
@@ -52,8 +57,13 @@ def encoded_alike(predictor: SAM2VideoPredictor, graphs: Graphs, count: int = 1)
 
 
 def decoded_alike(predictor: SAM2VideoPredictor, graphs: Graphs) -> None:
-    features = predictor.encode_image(torch.randn(1, 3, 64, 64, device="cuda", dtype=torch.bfloat16))
-    points = Points(torch.full((1, 1, 2), 20.0, device="cuda"), torch.ones(1, 1, dtype=torch.int32, device="cuda"))
+    features = predictor.encode_image(
+        torch.randn(1, 3, 64, 64, device="cuda", dtype=torch.bfloat16)
+    )
+    points = Points(
+        torch.full((1, 1, 2), 20.0, device="cuda"),
+        torch.ones(1, 1, dtype=torch.int32, device="cuda"),
+    )
     expected = predictor.decode(features.low, features, points, None, True)
     for _ in range(3):  # recorded the second time
         found = graphs.decode(predictor, features.low, features, points, None, True)
@@ -75,7 +85,9 @@ def test_recordings_of_changing_weights_take_no_more_memory(predictor: SAM2Video
         assert max(kind[SETTLED:]) <= max(kind[:SETTLED]), taken
 
 
-def test_the_only_recording_of_a_recorder_is_evicted_and_made_again(predictor: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_only_recording_of_a_recorder_is_evicted_and_made_again(
+    predictor: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(graphs_module, "MOST", 1)
     graphs, taken = Graphs(), []
     for _ in range(ROUNDS):
@@ -111,7 +123,12 @@ def test_after_a_failed_capture_everything_works(predictor: SAM2VideoPredictor, 
         assert torch.cuda.current_stream() == here and not torch.cuda.is_current_stream_capturing()
         again = captured(recorder, lambda: x * 3)
         x.add_(1.0)
-        assert living().tolist() == [2.0, 4.0, 6.0, 8.0] and again().tolist() == [3.0, 6.0, 9.0, 12.0]
+        assert living().tolist() == [2.0, 4.0, 6.0, 8.0] and again().tolist() == [
+            3.0,
+            6.0,
+            9.0,
+            12.0,
+        ]
     assert torch.rand(3, device=device).isfinite().all(), "random numbers outside of a capture"
     side = torch.cuda.Stream()
     before = memory()[0]

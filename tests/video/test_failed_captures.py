@@ -1,4 +1,6 @@
-"""Captures that fail: one warning, one attempt, and the results of a predictor without recordings."""
+"""Captures that fail: one warning, one attempt, and the results of a predictor
+without recordings.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +27,7 @@ from tests.video.failing import FailingRecorder
 from tests.video.recorded import frames, on_triton, recorded, small_predictor
 from tests.video.tape import TapeRecorder, record_launches
 
+
 def growing(predictor):
     state = predictor.init_state(frames(3))
     predictor.add_new_points_or_box(state, 0, 0, points=[[10.0, 30.0]], labels=[1])
@@ -33,12 +36,15 @@ def growing(predictor):
         if frame == 1:  # so that a frame of one object and one of two objects are tracked
             predictor.add_new_points_or_box(state, 1, 1, box=[10.0, 15.0, 40.0, 45.0])
 
+
 on_triton("memory_attention")
 record_launches()
 free = small_predictor()
 free.graphs = None
 expected = list(growing(free))
-FailingRecorder.fails = lambda attempt: attempt == 1  # the first tracked frame; the encoder comes before it
+FailingRecorder.fails = lambda attempt: (
+    attempt == 1
+)  # the first tracked frame; the encoder comes before it
 FailingRecorder.at = "capture"
 predictor = recorded(small_predictor(), FailingRecorder)
 with warnings.catch_warnings(record=True) as seen:
@@ -49,7 +55,9 @@ for i, (a, b) in enumerate(zip(found, expected)):
     assert (a - b).abs().max() < 1e-3, (i, (a - b).abs().max())
 assert [key[0] for key in predictor.graphs.refused] == ["track"]
 assert len([w for w in seen if "CUDA graph" in str(w.message)]) == 1
-assert TapeRecorder.recorded == len(predictor.graphs) == 2, "the encoder and the frame of two objects"
+assert TapeRecorder.recorded == len(predictor.graphs) == 2, (
+    "the encoder and the frame of two objects"
+)
 """
 
 
@@ -58,8 +66,10 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> SAM2VideoPredictor:
     """A predictor on the CPU all of whose captures fail."""
     monkeypatch.setattr(graphs_module, "Recorder", FailingRecorder)
     monkeypatch.setattr(ahead_module, "SideStream", NoSideStream)
-    monkeypatch.setattr("sam2_fast.ops.core.native.native", lambda: None)  # a tape sees torch's operators alone
-    monkeypatch.setattr(FrameGraph, "run", lambda self: self._pointers.fill_(float("nan")))  # the kernels need a GPU
+    # A tape sees torch's operators alone.
+    monkeypatch.setattr("sam2_fast.ops.core.native.native", lambda: None)
+    # The kernels need a GPU.
+    monkeypatch.setattr(FrameGraph, "run", lambda self: self._pointers.fill_(float("nan")))
     monkeypatch.setattr(FailingRecorder, "attempts", 0)
     monkeypatch.setattr(FailingRecorder, "fails", staticmethod(lambda attempt: True))
     predictor = small_predictor()
@@ -75,18 +85,24 @@ def encode(graphs: Willing, predictor: SAM2VideoPredictor, count: int = 1) -> bo
     """Whether images are encoded as they are without recordings."""
     images = torch.randn(count, 3, 64, 64)
     with torch.inference_mode():
-        return all(map(torch.equal, graphs.encode(predictor, images), predictor.encode_image(images)))
+        return all(
+            map(torch.equal, graphs.encode(predictor, images), predictor.encode_image(images))
+        )
 
 
 @pytest.mark.parametrize("at", ["warm-up", "capture"])
-def test_a_video_is_tracked_as_without_recordings(failing: SAM2VideoPredictor, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_is_tracked_as_without_recordings(
+    failing: SAM2VideoPredictor, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(FailingRecorder, "at", at)
     with pytest.warns(RuntimeWarning, match="could not capture a CUDA graph") as seen:
         found = list(brief(failing))
     graphs = failing.graphs
     assert graphs is not None and len(graphs) == 0
     assert {key[0] for key in graphs.refused} == {"encode", "track"}
-    assert len(seen) == len(graphs.refused) == FailingRecorder.attempts, "one warning and one attempt for a key"
+    assert len(seen) == len(graphs.refused) == FailingRecorder.attempts, (
+        "one warning and one attempt for a key"
+    )
     failing.graphs = None
     for a, b in zip(found, brief(failing), strict=True):
         assert torch.equal(a, b)
@@ -107,7 +123,9 @@ def test_clicks_are_those_without_recordings_and_other_keys_are_recorded(
         for i in range(6):
             for predictor in (clicker, plain):
                 predictor.set_image(frames(6)[i])
-            results = [p.predict([[10.0 + i, 30.0]], [1], mask_input=hint) for p in (clicker, plain)]
+            results = [
+                p.predict([[10.0 + i, 30.0]], [1], mask_input=hint) for p in (clicker, plain)
+            ]
             assert all(np.array_equal(a, b) for a, b in zip(*results, strict=True)), i
             hint = results[0][2][:1] if i > 1 else None
 
@@ -118,32 +136,45 @@ def test_clicks_are_those_without_recordings_and_other_keys_are_recorded(
     assert len(seen) == 1 and FailingRecorder.attempts == 3 and len(clicker.graphs) == 2
 
 
-def test_the_warning_says_what_failed_why_and_what_to_do(failing: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_warning_says_what_failed_why_and_what_to_do(
+    failing: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(FailingRecorder, "at", "capture")
     graphs = Willing()
     with pytest.warns(RuntimeWarning) as seen:
         encode(graphs, failing)
     message = str(seen[0].message)
-    for part in ("the image encoder", "not permitted when stream is capturing", "without a CUDA graph from now on", "`graphs` to None"):
+    for part in (
+        "the image encoder",
+        "not permitted when stream is capturing",
+        "without a CUDA graph from now on",
+        "`graphs` to None",
+    ):
         assert part in message
     assert "advice" not in message, "the first line of torch's message is the reason"
-    assert list(graphs.refused.values()) == ["RuntimeError: CUDA error: operation not permitted when stream is capturing"]
+    assert list(graphs.refused.values()) == [
+        "RuntimeError: CUDA error: operation not permitted when stream is capturing"
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:sam2_fast could not capture")
 @torch.no_grad()
-def test_refused_keys_are_tried_again_once_the_weights_have_changed(failing: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_keys_are_tried_again_once_the_weights_have_changed(
+    failing: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(FailingRecorder, "fails", only(0))
     graphs = Willing()
     assert encode(graphs, failing) and encode(graphs, failing)
     assert len(graphs.refused) == 1 and FailingRecorder.attempts == 1
-    failing.image_encoder.trunk.blocks[0].mlp.layers[0].weight.mul_(1.5)  # type: ignore[union-attr, operator]
+    failing.image_encoder.trunk.blocks[0].mlp.layers[0].weight.mul_(1.5)
     assert encode(graphs, failing) and encode(graphs, failing)
     assert len(graphs.refused) == 0 and len(graphs) == 1
 
 
 @pytest.mark.filterwarnings("ignore:sam2_fast could not capture")
-def test_the_number_of_refused_keys_is_bounded(failing: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_refused_keys_is_bounded(
+    failing: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(graphs_module, "MOST_REFUSED", 2)
     graphs = Willing()
     for count in (1, 2, 3):
@@ -151,7 +182,9 @@ def test_the_number_of_refused_keys_is_bounded(failing: SAM2VideoPredictor, monk
     assert [key[1] for key in graphs.refused] == [(2, 3, 64, 64), (3, 3, 64, 64)]
 
 
-def test_an_error_of_the_eager_run_reaches_the_caller_and_refuses_nothing(failing: SAM2VideoPredictor) -> None:
+def test_an_error_of_the_eager_run_reaches_the_caller_and_refuses_nothing(
+    failing: SAM2VideoPredictor,
+) -> None:
     graphs = Willing()
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("error")
@@ -161,7 +194,9 @@ def test_an_error_of_the_eager_run_reaches_the_caller_and_refuses_nothing(failin
     assert len(graphs.refused) == len(graphs) == 0
 
 
-def test_an_interrupted_capture_is_not_taken_for_a_failed_one(failing: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_capture_is_not_taken_for_a_failed_one(
+    failing: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -172,7 +207,9 @@ def test_an_interrupted_capture_is_not_taken_for_a_failed_one(failing: SAM2Video
     assert len(graphs.refused) == len(graphs) == 0
 
 
-def test_a_recorder_is_made_once(failing: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recorder_is_made_once(
+    failing: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = []
     monkeypatch.setattr(FailingRecorder, "__init__", lambda self, device: made.append(device))
     monkeypatch.setattr(FailingRecorder, "fails", only())

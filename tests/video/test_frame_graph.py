@@ -16,7 +16,9 @@ def test_positions_are_those_of_the_model_at_any_age() -> None:
     ages = [0, 1, 15, AGES - 1, AGES, 5 * AGES + 7, -1, -AGES - 3]
     given = Remembered([[]], [[]], [[torch.zeros(256)] * len(ages)], [ages], 3)
     graph = FrameGraph(model, features, room_for(model, given), 3, True, torch.float32)
-    expected = model.pointer_positions(torch.tensor(ages, dtype=torch.float32), 3).view(len(ages), -1)
+    expected = model.pointer_positions(torch.tensor(ages, dtype=torch.float32), 3).view(
+        len(ages), -1
+    )
     for age, row in zip(ages, expected, strict=True):
         block = graph._positions_at(age // AGES)
         assert torch.allclose(block[age % AGES], row, atol=1e-6), age
@@ -33,7 +35,9 @@ def test_positions_are_those_of_the_model_at_any_age() -> None:
 def test_no_points_are_padding() -> None:
     """As a point of label -1 does, to the bit."""
     model = small_predictor()
-    features = model.encode_image(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    features = model.encode_image(
+        torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    )
     nowhere = Points(torch.zeros(2, 1, 2), torch.full((2, 1), -1, dtype=torch.int32))
     for multimask in (False, True):
         found = model.track(features.low, features, NoPoints(2), None, multimask)
@@ -44,7 +48,9 @@ def test_no_points_are_padding() -> None:
 def test_a_hook_on_a_head_is_called() -> None:
     model = small_predictor()
     with torch.inference_mode():
-        features = model.encode_image(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+        features = model.encode_image(
+            torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        )
         expected = model.track(features.low, features, NoPoints(2), None, True)
         seen: list[str] = []
         model.obj_ptr_proj.layers[0].register_forward_hook(lambda *_: seen.append("pointer"))

@@ -1,4 +1,6 @@
-"""Frames from recordings: the same masks to the bit, whatever objects remember and whatever the user does between frames."""
+"""Frames from recordings: the same masks to the bit, whatever objects remember and whatever the
+user does between frames.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,8 @@ class Willing(Graphs):
 def taped(monkeypatch: pytest.MonkeyPatch) -> SAM2VideoPredictor:
     """A predictor on the CPU whose encoder is recorded on tapes."""
     monkeypatch.setattr(graphs_module, "Recorder", TapeRecorder)
-    monkeypatch.setattr("sam2_fast.ops.core.native.native", lambda: None)  # a tape sees torch's operators alone
+    # A tape sees torch's operators alone.
+    monkeypatch.setattr("sam2_fast.ops.core.native.native", lambda: None)
     return small_predictor()
 
 
@@ -63,17 +66,29 @@ def images(seed: int, count: int = 1) -> torch.Tensor:
 
 def encoded_alike(predictor: Any, graphs: Graphs, seed: int, count: int = 1) -> bool:
     x = images(seed, count)
-    return all(torch.equal(a, b) for a, b in zip(graphs.encode(predictor, x), predictor.encode_image(x), strict=True))
+    return all(
+        torch.equal(a, b)
+        for a, b in zip(graphs.encode(predictor, x), predictor.encode_image(x), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
     ("session", "masks", "ops"),
-    [("edited", 11, ["memory_attention"]), ("brief", 3, ["memory_attention", "mask_decoder", "memory_encoder"])],
+    [
+        ("edited", 11, ["memory_attention"]),
+        ("brief", 3, ["memory_attention", "mask_decoder", "memory_encoder"]),
+    ],
     ids=["memory attention", "the whole frame"],
 )
-def test_replayed_frames_are_those_of_the_function_to_the_bit(session: str, masks: int, ops: list[str]) -> None:
+def test_replayed_frames_are_those_of_the_function_to_the_bit(
+    session: str, masks: int, ops: list[str]
+) -> None:
     pytest.importorskip("triton")
-    program = PROGRAM.replace("{session}", session).replace("{masks}", str(masks)).replace("{ops}", ", ".join(map(repr, ops)))
+    program = (
+        PROGRAM.replace("{session}", session)
+        .replace("{masks}", str(masks))
+        .replace("{ops}", ", ".join(map(repr, ops)))
+    )
     interpret(program)
 
 
@@ -84,14 +99,18 @@ def test_a_recording_takes_new_images_and_results_stay(taped: SAM2VideoPredictor
     kept = [x.clone() for x in first]
     assert encoded_alike(taped, graphs, 1) and encoded_alike(taped, graphs, 2)
     assert len(graphs) == 1
-    assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True)), "an earlier result was written over"
+    assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True)), (
+        "an earlier result was written over"
+    )
     assert encoded_alike(taped, graphs, 3, count=2)
     assert len(graphs) == 2
 
 
 @pytest.mark.parametrize("multimask", [True, False])
 @pytest.mark.parametrize("boxes", [False, True])
-def test_prompts_whose_shape_comes_again_are_recorded(taped: SAM2VideoPredictor, multimask: bool, boxes: bool) -> None:
+def test_prompts_whose_shape_comes_again_are_recorded(
+    taped: SAM2VideoPredictor, multimask: bool, boxes: bool
+) -> None:
     clicker, plain = SAM2ImagePredictor(taped), SAM2ImagePredictor(taped)
     clicker.graphs, plain.graphs = Willing(), None
     picture = frames(1)[0]
@@ -102,10 +121,19 @@ def test_prompts_whose_shape_comes_again_are_recorded(taped: SAM2VideoPredictor,
         if i == 3:
             for predictor in (clicker, plain):
                 predictor.set_image(picture[::-1].copy())
-        point = {"box": [3.0 + i, 4.0, 50.0, 40.0]} if boxes else {"point_coords": [[10.0 + 9 * i, 30.0]], "point_labels": [i % 2]}
-        found, expected = (p.predict(**point, mask_input=hint, multimask_output=multimask) for p in (clicker, plain))
+        point = (
+            {"box": [3.0 + i, 4.0, 50.0, 40.0]}
+            if boxes
+            else {"point_coords": [[10.0 + 9 * i, 30.0]], "point_labels": [i % 2]}
+        )
+        found, expected = (
+            p.predict(**point, mask_input=hint, multimask_output=multimask)
+            for p in (clicker, plain)
+        )
         assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True)), i
-        assert len(clicker.graphs) == 1 + (i > 0) + (i > 2), "the encoder; prompts without a hint; with one"
+        assert len(clicker.graphs) == 1 + (i > 0) + (i > 2), (
+            "the encoder; prompts without a hint; with one"
+        )
         hint = expected[2][:1] if i else None
 
 
@@ -128,12 +156,12 @@ def test_recordings_follow_the_weights(taped: SAM2VideoPredictor, change: str) -
     graphs, trunk = Graphs(), taped.image_encoder.trunk
     before = graphs.encode(taped, images(0)).low
     if change == "in place":
-        trunk.blocks[0].mlp.layers[0].weight.mul_(1.5)  # type: ignore[union-attr, operator]
+        trunk.blocks[0].mlp.layers[0].weight.mul_(1.5)
     if change == "replaced":
         trunk.pos_embed = torch.nn.Parameter(trunk.pos_embed + 1.0)
     if change == "module":
         trunk.blocks[1] = copy.deepcopy(trunk.blocks[1]).requires_grad_(False)
-        trunk.blocks[1].norm1.bias.add_(1.0)  # type: ignore[union-attr, operator]
+        trunk.blocks[1].norm1.bias.add_(1.0)
     if change == "dtype":
         taped.double()
     if change == "moved":
@@ -144,7 +172,9 @@ def test_recordings_follow_the_weights(taped: SAM2VideoPredictor, change: str) -
 
 
 @torch.inference_mode()
-def test_the_number_of_recordings_is_bounded(taped: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_recordings_is_bounded(
+    taped: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(graphs_module, "MOST", 2)
     graphs = Graphs()
     for count in (1, 2, 3, 1):
@@ -161,7 +191,9 @@ def test_large_batches_are_not_recorded(taped: SAM2VideoPredictor) -> None:
         points = Points(torch.rand(count, 1, 2) * 64, torch.ones(count, 1, dtype=torch.int32))
         for _ in range(2):
             found = graphs.decode(taped, features.low, features, points, None, True)
-        assert torch.equal(found.logits, taped.decode(features.low, features, points, None, True).logits)
+        assert torch.equal(
+            found.logits, taped.decode(features.low, features, points, None, True).logits
+        )
         assert len(graphs) == recorded
 
 
@@ -191,20 +223,24 @@ def test_says_why_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
         handle = predictor.sam_mask_decoder.register_forward_hook(lambda *_: None)
         assert "forward hook" in (graphs.refuses(predictor, on_gpu) or "")
         handle.remove()
-        predictor.decode = predictor.decode  # type: ignore[method-assign]
-        assert "decode of the model has been overridden" in (graphs.refuses(predictor, on_gpu) or "")
+        predictor.decode = predictor.decode
+        assert "decode of the model has been overridden" in (
+            graphs.refuses(predictor, on_gpu) or ""
+        )
 
 
-def test_weights_whose_writes_cannot_be_seen_forbid_recordings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_whose_writes_cannot_be_seen_forbid_recordings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Watched(torch.nn.Parameter):
         pass
 
     predictor, on_gpu = small_predictor(), SimpleNamespace(device=torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     with torch.inference_mode():
-        assert Graphs().refuses(predictor, on_gpu) is None  # type: ignore[arg-type]
+        assert Graphs().refuses(predictor, on_gpu) is None
         predictor.no_mem_pos_enc = Watched(predictor.no_mem_pos_enc.detach().clone())
-        reason = Graphs().refuses(predictor, on_gpu)  # type: ignore[arg-type]
+        reason = Graphs().refuses(predictor, on_gpu)
     assert reason is not None and "tensor subclass" in reason
 
 
@@ -221,7 +257,9 @@ def test_a_fingerprint_holds_each_object_once() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_recorded_on_a_gpu_are_those_of_the_function_to_the_bit(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recorded_on_a_gpu_are_those_of_the_function_to_the_bit(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if reason := no_triton():
         pytest.skip(reason)
     from tests.video.tape import PlainRecorder
@@ -252,5 +290,8 @@ def test_clicks_recorded_on_a_gpu_are_those_of_the_function_to_the_bit(dtype: to
             predictor.set_image(frames(4)[i])
         for x in (10.0, 30.0, 50.0):
             found, expected = (p.predict([[x, 30.0]], [1]) for p in (clicker, plain))
-            assert all(np.array_equal(a, b) and np.isfinite(a).all() for a, b in zip(found, expected, strict=True))
+            assert all(
+                np.array_equal(a, b) and np.isfinite(a).all()
+                for a, b in zip(found, expected, strict=True)
+            )
     assert clicker.graphs is not None and len(clicker.graphs) == 2

@@ -1,7 +1,9 @@
-"""Defects of the official video predictor that are fixed here, one test each, named after what was wrong.
+"""Defects of the official video predictor that are fixed here, one test each, named after what was
+wrong.
 
-Those about prompts that are refused, loops that are changed from inside and failures in mid-frame are rows 20 to 28 of
-`test_bad_input.py`; bounded state and stacked objects are in `test_streaming.py`.
+Those about prompts that are refused, loops that are changed from inside and failures in mid-frame
+are rows 20 to 28 of `test_bad_input.py`; bounded state and stacked objects are in
+`test_streaming.py`.
 """
 
 from __future__ import annotations
@@ -75,23 +77,33 @@ def test_a_mask_corrects_a_tracked_frame(predictor: Any, clip: Any) -> None:
     assert torch.equal(again[5], shown)
 
 
-def test_removing_an_object_reports_the_frames_it_was_prompted_on(predictor: Any, clip: Any) -> None:
+def test_removing_an_object_reports_the_frames_it_was_prompted_on(
+    predictor: Any, clip: Any
+) -> None:
     state = predictor.init_state(clip)
     for obj_id, frame in ((1, 0), (2, 3), (2, 7)):
         predictor.add_new_points_or_box(state, frame, obj_id, **CLICK)
     ids, updated = predictor.remove_object(state, 2)
-    assert ids == [1] and [f for f, _ in updated] == [3, 7] and all(m.shape == (1, 1, 48, 72) for _, m in updated)
+    assert (
+        ids == [1]
+        and [f for f, _ in updated] == [3, 7]
+        and all(m.shape == (1, 1, 48, 72) for _, m in updated)
+    )
     assert predictor.remove_object(state, 9) == ([1], [])
     with pytest.raises(RuntimeError, match="doesn't exist"):
         predictor.remove_object(state, 9, strict=True)
 
 
 def test_the_device_is_the_best_there_is_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    config = Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64, memory_layers=1)
+    config = Sam2Config(
+        embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64, memory_layers=1
+    )
     with caplog.at_level(logging.INFO, logger="sam2_fast"):
         model = build_sam2_video_predictor(config)
     assert model.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert [r.getMessage() for r in caplog.records] == [f"no device named: using {model.device.type}"]
+    assert [r.getMessage() for r in caplog.records] == [
+        f"no device named: using {model.device.type}"
+    ]
 
 
 def test_the_old_keys_of_the_inference_state_stay_readable(predictor: Any, clip: Any) -> None:
@@ -99,9 +111,16 @@ def test_the_old_keys_of_the_inference_state_stay_readable(predictor: Any, clip:
     predictor.add_new_points_or_box(state, 0, "cat", **CLICK)
     list(predictor.propagate_in_video(state, max_frame_num_to_track=2))
     assert (state["num_frames"], state["video_height"], state["video_width"]) == (20, 48, 72)
-    assert state["obj_ids"] == ["cat"] and state["obj_id_to_idx"] == {"cat": 0} and state["obj_idx_to_id"] == {0: "cat"}
+    assert (
+        state["obj_ids"] == ["cat"]
+        and state["obj_id_to_idx"] == {"cat": 0}
+        and state["obj_idx_to_id"] == {0: "cat"}
+    )
     outputs = state["output_dict_per_obj"][0]
-    assert set(outputs["cond_frame_outputs"]) == {0} and set(outputs["non_cond_frame_outputs"]) == {1, 2}
+    assert set(outputs["cond_frame_outputs"]) == {0} and set(outputs["non_cond_frame_outputs"]) == {
+        1,
+        2,
+    }
     assert outputs["non_cond_frame_outputs"][1]["pred_masks"].shape == (1, 1, 16, 16)
     assert state["frames_tracked_per_obj"][0] == {f: {"reverse": False} for f in (0, 1, 2)}
     assert all(key in state and state[key] is not None for key in state.keys())  # noqa: SIM118

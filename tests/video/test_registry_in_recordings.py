@@ -1,4 +1,6 @@
-"""What the registry of ops says holds inside recordings: an op that is left out is not replayed either."""
+"""What the registry of ops says holds inside recordings: an op that is left out is not replayed
+either.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ TRITON = ("memory_attention", "triton")
 
 
 class Encoding(Graphs):
-    """Graphs that do not mind the CPU, which lets nothing but the registry refuse a frame in bfloat16."""
+    """Graphs that do not mind the CPU, which lets nothing but the registry refuse a frame in
+    bfloat16.
+    """
 
     def refuses(self, *_: Any) -> None:
         return None
@@ -42,12 +46,16 @@ def refusal(predictor: SAM2VideoPredictor) -> str | None:
     return Encoding().refuses_frame(narrow, torch.zeros(1, 256, 4, 4))
 
 
-def test_a_frame_is_recorded_where_the_registry_chooses_triton(predictor: SAM2VideoPredictor) -> None:
+def test_a_frame_is_recorded_where_the_registry_chooses_triton(
+    predictor: SAM2VideoPredictor,
+) -> None:
     assert refusal(predictor) is None
 
 
 @pytest.mark.parametrize("way", ["absent", "replaced", "removed", "preceded"])
-def test_a_frame_is_not_recorded_where_it_does_not(predictor: SAM2VideoPredictor, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frame_is_not_recorded_where_it_does_not(
+    predictor: SAM2VideoPredictor, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = Implementation(*TRITON, memory_attention_reference, lambda *_: None)
     if way == "absent":
         set_absence(monkeypatch, *TRITON, "left out")
@@ -61,7 +69,9 @@ def test_a_frame_is_not_recorded_where_it_does_not(predictor: SAM2VideoPredictor
 
 
 @torch.inference_mode()
-def test_recordings_of_other_implementations_are_dropped(predictor: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recordings_of_other_implementations_are_dropped(
+    predictor: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     graphs, images = Encoding(), torch.randn(1, 3, 64, 64)
     before = graphs.encode(predictor, images).low
     held: list[int] = []
@@ -72,7 +82,9 @@ def test_recordings_of_other_implementations_are_dropped(predictor: SAM2VideoPre
     with monkeypatch.context() as patch:
         patch.setitem(registry._implementations, key, doubled)
         found = graphs.encode(predictor, images).low
-        assert torch.equal(found, predictor.encode_image(images).low) and not torch.equal(found, before)
+        assert torch.equal(found, predictor.encode_image(images).low) and not torch.equal(
+            found, before
+        )
         assert len(graphs) == 1
     assert held == [1], "memory of recordings is freed when the device has finished with it"
     assert torch.equal(graphs.encode(predictor, images).low, before)
@@ -80,7 +92,9 @@ def test_recordings_of_other_implementations_are_dropped(predictor: SAM2VideoPre
 
 @pytest.mark.filterwarnings("ignore:sam2_fast could not capture")
 @torch.inference_mode()
-def test_refused_keys_are_tried_again_with_other_implementations(predictor: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_keys_are_tried_again_with_other_implementations(
+    predictor: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(graphs_module, "Recorder", FailingRecorder)
     monkeypatch.setattr(FailingRecorder, "attempts", 0)
     monkeypatch.setattr(FailingRecorder, "fails", staticmethod(lambda attempt: attempt == 0))
@@ -93,7 +107,9 @@ def test_refused_keys_are_tried_again_with_other_implementations(predictor: SAM2
 
 
 @pytest.mark.gpu
-def test_triton_that_is_left_out_runs_in_no_tracked_frame_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_that_is_left_out_runs_in_no_tracked_frame_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     if reason := no_triton():
         pytest.skip(reason)
     predictor = small_predictor().to("cuda", torch.bfloat16)

@@ -17,11 +17,17 @@ frames, ids = st.integers(0, FRAMES - 1), st.integers(1, 3)
 
 @pytest.fixture(autouse=True)
 def _machine(predictor: Any, make_clip: Any, snapshot: Any) -> None:
-    Interaction.predictor, Interaction.clip, Interaction.freeze = predictor, make_clip(FRAMES), staticmethod(snapshot)
+    Interaction.predictor, Interaction.clip, Interaction.freeze = (
+        predictor,
+        make_clip(FRAMES),
+        staticmethod(snapshot),
+    )
 
 
 class Interaction(RuleBasedStateMachine):
-    """Expectation: ids in order, which frames each object is prompted on, and masks that a click must still show."""
+    """Expectation: ids in order, which frames each object is prompted on, and masks that a click
+    must still show.
+    """
 
     predictor: Any
     clip: Any
@@ -33,9 +39,18 @@ class Interaction(RuleBasedStateMachine):
         self.prompted: dict[int, set[int]] = {}
         self.promised: dict[tuple[int, int], torch.Tensor] = {}
 
-    @rule(frame=frames, obj=ids, x=st.integers(5, 60), y=st.integers(5, 40), label=st.integers(0, 1), add=st.booleans())
+    @rule(
+        frame=frames,
+        obj=ids,
+        x=st.integers(5, 60),
+        y=st.integers(5, 40),
+        label=st.integers(0, 1),
+        add=st.booleans(),
+    )
     def click(self, frame: int, obj: int, x: int, y: int, label: int, add: bool) -> None:
-        number, found, masks = self.predictor.add_new_points_or_box(self.state, frame, obj, [[x, y]], [label], clear_old_points=not add)
+        number, found, masks = self.predictor.add_new_points_or_box(
+            self.state, frame, obj, [[x, y]], [label], clear_old_points=not add
+        )
         self.prompted.setdefault(obj, set()).add(frame)
         self.promised[obj, frame] = masks[found.index(obj)].clone()
         assert number == frame and masks.shape == (len(found), 1, 48, 72)
@@ -81,11 +96,15 @@ class Interaction(RuleBasedStateMachine):
         if not any(t.bank.prompted or t.previews for t in self.state.objects.values()):
             return
         try:
-            for frame, found, masks in self.predictor.propagate_in_video(self.state, start, count, reverse):
+            for frame, found, masks in self.predictor.propagate_in_video(
+                self.state, start, count, reverse
+            ):
                 assert found == self.state.obj_ids and torch.isfinite(masks).all()
                 for i, obj in enumerate(found):
                     if (obj, frame) in self.promised:
-                        assert torch.equal(masks[i], self.promised[obj, frame]), "a prompted frame shows what the prompt returned"
+                        assert torch.equal(masks[i], self.promised[obj, frame]), (
+                            "a prompted frame shows what the prompt returned"
+                        )
         except RuntimeError as error:
             assert "no object has a prompt" in str(error)
 
@@ -114,9 +133,12 @@ class Interaction(RuleBasedStateMachine):
 
 
 Interaction.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+    max_examples=25,
+    stateful_step_count=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 
 
-class TestInteraction(Interaction.TestCase):  # type: ignore[name-defined,misc]
+class TestInteraction(Interaction.TestCase):
     """Collected by pytest; the fixture above fills the machine."""

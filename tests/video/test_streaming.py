@@ -1,4 +1,6 @@
-"""Streams, bounded memory, threads, objects in one pass: what goes beyond the official predictor."""
+"""Streams, bounded memory, threads, objects in one pass: what goes beyond the
+official predictor.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from sam2_fast.video.camera import SAM2CameraPredictor
 CLICK = {"points": [[20, 20]], "labels": [1]}
 
 
-def stream(predictor: Any, clip: Any, clicks: dict[int, list[tuple[Any, dict[str, Any]]]]) -> dict[int, torch.Tensor]:
+def stream(
+    predictor: Any, clip: Any, clicks: dict[int, list[tuple[Any, dict[str, Any]]]]
+) -> dict[int, torch.Tensor]:
     state = predictor.init_state(None)
     found = {}
     for picture in clip:
@@ -38,14 +42,21 @@ def test_streaming_equals_offline_bit_for_bit(predictor: Any, clip: Any, masks_o
 
 
 @pytest.mark.parametrize("keep", ["all", "reachable"])
-def test_bounded_memory_gives_the_same_masks(predictor: Any, make_clip: Any, masks_of: Any, keep: str) -> None:
+def test_bounded_memory_gives_the_same_masks(
+    predictor: Any, make_clip: Any, masks_of: Any, keep: str
+) -> None:
     clip, results = make_clip(45), []
     for kept in ("all", keep):
         state = predictor.init_state(clip, keep=kept)
         predictor.add_new_points_or_box(state, 20, 1, **CLICK)
         forward = masks_of(predictor.propagate_in_video(state))
         backward = masks_of(predictor.propagate_in_video(state, reverse=True))
-        results.append({**{("forward", f): m for f, m in forward.items()}, **{("backward", f): m for f, m in backward.items()}})
+        results.append(
+            {
+                **{("forward", f): m for f, m in forward.items()},
+                **{("backward", f): m for f, m in backward.items()},
+            }
+        )
         if kept == "reachable":
             assert len(state.objects[1].bank.tracked) <= 3 * 16
     assert all(torch.equal(results[0][k], results[1][k]) for k in results[0])
@@ -74,7 +85,9 @@ def test_objects_come_and_go_in_a_stream(predictor: Any, clip: Any) -> None:
     assert (frame, ids, masks.shape) == (3, ["two"], (1, 1, 48, 72))
 
 
-def test_a_frame_of_another_size_is_refused_and_the_stream_goes_on(predictor: Any, clip: Any) -> None:
+def test_a_frame_of_another_size_is_refused_and_the_stream_goes_on(
+    predictor: Any, clip: Any
+) -> None:
     state = predictor.init_state(None)
     predictor.step(state, clip[0])
     predictor.add_new_points_or_box(state, 0, 1, **CLICK)
@@ -145,7 +158,9 @@ def test_both_directions_visit_every_frame_once(predictor: Any, clip: Any) -> No
         (2, 0, False, [2]),
     ],
 )
-def test_frame_order_is_the_official_one(predictor: Any, clip: Any, start: int, limit: int, reverse: bool, frames: list[int]) -> None:
+def test_frame_order_is_the_official_one(
+    predictor: Any, clip: Any, start: int, limit: int, reverse: bool, frames: list[int]
+) -> None:
     state = predictor.init_state(clip)
     predictor.add_new_points_or_box(state, 0, 1, **CLICK)
     found = [f for f, _, _ in predictor.propagate_in_video(state, start, limit, reverse)]
@@ -153,13 +168,22 @@ def test_frame_order_is_the_official_one(predictor: Any, clip: Any, start: int, 
 
 
 def test_stacked_objects_with_ragged_histories_equal_each_alone(predictor: Any, clip: Any) -> None:
-    prompts = {1: (0, CLICK), 2: (4, {"box": [30, 5, 60, 40]}), 3: (9, CLICK), 4: (0, {"points": [[50, 30]], "labels": [1]})}
+    prompts = {
+        1: (0, CLICK),
+        2: (4, {"box": [30, 5, 60, 40]}),
+        3: (9, CLICK),
+        4: (0, {"points": [[50, 30]], "labels": [1]}),
+    }
 
     def run(ids: list[int]) -> dict[tuple[int, int], torch.Tensor]:
         state = predictor.init_state(clip)
         for i in ids:
             predictor.add_new_points_or_box(state, prompts[i][0], i, **prompts[i][1])
-        return {(f, i): masks[k] for f, found, masks in predictor.propagate_in_video(state, 0) for k, i in enumerate(found)}
+        return {
+            (f, i): masks[k]
+            for f, found, masks in predictor.propagate_in_video(state, 0)
+            for k, i in enumerate(found)
+        }
 
     together = run([1, 2, 3, 4])
     for i in prompts:
@@ -167,7 +191,9 @@ def test_stacked_objects_with_ragged_histories_equal_each_alone(predictor: Any, 
             assert torch.allclose(mask, together[key], atol=2e-5), key
 
 
-def test_more_objects_than_one_pass_holds(predictor: Any, clip: Any, monkeypatch: Any, masks_of: Any) -> None:
+def test_more_objects_than_one_pass_holds(
+    predictor: Any, clip: Any, monkeypatch: Any, masks_of: Any
+) -> None:
     results = []
     for size in (16, 2):
         monkeypatch.setattr(tracker, "OBJECTS_PER_PASS", size)
@@ -178,7 +204,9 @@ def test_more_objects_than_one_pass_holds(predictor: Any, clip: Any, monkeypatch
     assert all(torch.allclose(results[0][f], results[1][f], atol=2e-5) for f in range(4))
 
 
-def test_sessions_in_threads_equal_serial_ones(predictor: Any, make_clip: Any, masks_of: Any) -> None:
+def test_sessions_in_threads_equal_serial_ones(
+    predictor: Any, make_clip: Any, masks_of: Any
+) -> None:
     clips = [make_clip(8, seed=s) for s in range(4)]
 
     def run(clip: Any) -> dict[int, torch.Tensor]:
@@ -188,7 +216,10 @@ def test_sessions_in_threads_equal_serial_ones(predictor: Any, make_clip: Any, m
 
     serial = [run(c) for c in clips]
     parallel: list[Any] = [None] * 4
-    threads = [threading.Thread(target=lambda i=i: parallel.__setitem__(i, run(clips[i]))) for i in range(4)]
+    threads = [
+        threading.Thread(target=lambda i=i: parallel.__setitem__(i, run(clips[i])))
+        for i in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -219,22 +250,41 @@ def test_one_session_in_two_threads_raises(predictor: Any, clip: Any, monkeypatc
     assert "in use by another call" in errors[0] and state.obj_ids == [1]
 
 
-def test_state_may_live_in_host_memory_and_the_caller_settings_stay(predictor: Any, clip: Any, masks_of: Any) -> None:
-    grad, dtype, threads = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
+def test_state_may_live_in_host_memory_and_the_caller_settings_stay(
+    predictor: Any, clip: Any, masks_of: Any
+) -> None:
+    grad, dtype, threads = (
+        torch.is_grad_enabled(),
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+    )
     rng = torch.get_rng_state()
     plain = predictor.init_state(clip)
-    moved = predictor.init_state(clip, offload_state_to_cpu=True, offload_video_to_cpu=True, async_loading_frames=True)
+    moved = predictor.init_state(
+        clip, offload_state_to_cpu=True, offload_video_to_cpu=True, async_loading_frames=True
+    )
     for state in (plain, moved):
         predictor.add_new_points_or_box(state, 0, 1, **CLICK)
-    a, b = masks_of(predictor.propagate_in_video(plain)), masks_of(predictor.propagate_in_video(moved))
+    a, b = (
+        masks_of(predictor.propagate_in_video(plain)),
+        masks_of(predictor.propagate_in_video(moved)),
+    )
     assert all(torch.equal(a[f], b[f]) for f in a)
-    assert (grad, dtype, threads) == (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads())
+    assert (grad, dtype, threads) == (
+        torch.is_grad_enabled(),
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+    )
     assert torch.equal(rng, torch.get_rng_state()) and not torch.is_autocast_enabled("cpu")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_weights_of_other_dtypes_track_and_err_at_most_twice_as_much_as_torchs_own_layers(
-    make_predictor: Any, clip: Any, dtype: torch.dtype, masks_of: Any, monkeypatch: pytest.MonkeyPatch
+    make_predictor: Any,
+    clip: Any,
+    dtype: torch.dtype,
+    masks_of: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def track(predictor: Any) -> Tensor:
         state = predictor.init_state(clip)
@@ -272,9 +322,14 @@ def test_ten_thousand_frames_in_flat_memory(predictor: Any, make_clip: Any) -> N
             if len(state.objects) == 4:
                 predictor.remove_object(state, state.obj_ids[0])
             for i in range(4 - len(state.objects)):
-                predictor.add_new_points_or_box(state, frame, frame * 4 + i, [[10 + 12 * i, 20]], [1])
+                predictor.add_new_points_or_box(
+                    state, frame, frame * 4 + i, [[10 + 12 * i, 20]], [1]
+                )
         if frame >= 2000 and frame % 500 == 0:
             sizes.append(process.memory_info().rss)
     slope = np.polyfit(np.arange(len(sizes)) * 500, sizes, 1)[0]
-    print(f"slope {slope:.1f} bytes a frame over frames 2000 to 10000; resident {sizes[0] / 1e6:.1f} to {sizes[-1] / 1e6:.1f} MB")
+    print(
+        f"slope {slope:.1f} bytes a frame over frames 2000 to 10000; resident "
+        f"{sizes[0] / 1e6:.1f} to {sizes[-1] / 1e6:.1f} MB"
+    )
     assert slope < 500, f"{slope:.0f} bytes a frame"  # one map of this model is 4096 bytes

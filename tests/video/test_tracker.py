@@ -1,4 +1,6 @@
-"""The tracker and what it works on: previews, the feature cache, methods that recordings replace, and how objects show themselves."""
+"""The tracker and what it works on: previews, the feature cache, methods that recordings replace,
+and how objects show themselves.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +36,22 @@ def prompted(predictor: SAM2VideoPredictor) -> Any:
 def test_a_prompt_gives_a_preview_and_a_commit_a_memory(predictor: SAM2VideoPredictor) -> None:
     state = prompted(predictor)
     preview = state.objects["car"].previews[0]
-    assert type(preview) is Preview and state["temp_output_dict_per_obj"][0]["cond_frame_outputs"][0]["maskmem_features"] is None
+    assert (
+        type(preview) is Preview
+        and state["temp_output_dict_per_obj"][0]["cond_frame_outputs"][0]["maskmem_features"]
+        is None
+    )
     predictor.propagate_in_video_preflight(state)
     memory = state.objects["car"].bank.prompted[0]
-    assert type(memory) is FrameMemory and memory.map is not None and not state.objects["car"].previews
+    assert (
+        type(memory) is FrameMemory and memory.map is not None and not state.objects["car"].previews
+    )
     assert torch.equal(memory.logits, preview.logits)
 
 
-def test_features_of_a_frame_are_computed_once_for_all_objects(predictor: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_of_a_frame_are_computed_once_for_all_objects(
+    predictor: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state, calls = prompted(predictor), []
     plain = predictor.encode_image
     monkeypatch.setattr(predictor, "encode_image", lambda images: calls.append(1) or plain(images))
@@ -66,7 +76,9 @@ class Doubled(SAM2VideoPredictor):
         return 2 * super().without_memory(low)
 
 
-def test_any_method_of_the_model_that_was_overridden_forbids_recordings(predictor: SAM2VideoPredictor) -> None:
+def test_any_method_of_the_model_that_was_overridden_forbids_recordings(
+    predictor: SAM2VideoPredictor,
+) -> None:
     assert overridden(predictor) == []
     assert overridden(Doubled(predictor.config)) == ["without_memory"]
     for name in ("encode_image", "_run_decoder", "recall_limits"):
@@ -102,9 +114,16 @@ def test_a_subclass_may_mix_in_an_abstract_class(predictor: SAM2VideoPredictor) 
 
 def test_models_and_sessions_show_themselves_in_a_line(predictor: SAM2VideoPredictor) -> None:
     state = prompted(predictor)
-    assert repr(state) == "InferenceState(4 frames of 80 x 60, objects ['car'], prompted on [0], keep='all', cpu)"
-    assert repr(predictor.init_state(None)).startswith("InferenceState(a stream of 0 x 0, objects [], prompted on []")
-    assert repr(predictor).startswith("SAM2VideoPredictor(version='2.1', image_size=64, embed_dim=16") and "\n" not in repr(predictor)
+    assert (
+        repr(state)
+        == "InferenceState(4 frames of 80 x 60, objects ['car'], prompted on [0], keep='all', cpu)"
+    )
+    assert repr(predictor.init_state(None)).startswith(
+        "InferenceState(a stream of 0 x 0, objects [], prompted on []"
+    )
+    assert repr(predictor).startswith(
+        "SAM2VideoPredictor(version='2.1', image_size=64, embed_dim=16"
+    ) and "\n" not in repr(predictor)
     assert "\n" not in repr(Sam2(predictor.config)) and "float32 on cpu" in repr(predictor)
     assert "\n" in torch.nn.Module.__repr__(predictor), "the tree of modules is still to be had"
     images = SAM2ImagePredictor(predictor)
@@ -117,7 +136,7 @@ def test_an_argument_that_does_not_fit_is_named(predictor: SAM2VideoPredictor) -
     with pytest.raises(IndexError, match=r"^start_frame_idx: expected 0\.\.3, got 99"):
         predictor.propagate_in_video(state, start_frame_idx=99)
     with pytest.raises(TypeError, match=r"^start_frame_idx: expected an integer, got float"):
-        predictor.propagate_in_video(state, start_frame_idx=1.5)  # type: ignore[arg-type]
+        predictor.propagate_in_video(state, start_frame_idx=1.5)
     with pytest.raises(IndexError, match=r"^frame_idx: expected 0\.\.3, got 4"):
         predictor.add_new_points_or_box(state, 4, "car", points=[[1, 1]], labels=[1])
 
@@ -127,6 +146,13 @@ def test_the_document_names_every_transition_and_no_other_method() -> None:
     rows = re.findall(r"^\| [^|]+ \| [^|]+ \| [^|]+ \| `(\w+)` \|", page, re.MULTILINE)
     transitions = {"preview_points", "preview_mask", "commit", "track_frame", "clear", "remove"}
     others = {"open", "propagate", "shown", "output"}  # they start, repeat and read
-    assert set(rows) | {"preview_mask"} == transitions and "`preview_mask` stands in place of `preview_points`" in page
-    methods = {name for name, member in vars(Tracker).items() if callable(member) and not name.startswith("_")}
+    assert (
+        set(rows) | {"preview_mask"} == transitions
+        and "`preview_mask` stands in place of `preview_points`" in page
+    )
+    methods = {
+        name
+        for name, member in vars(Tracker).items()
+        if callable(member) and not name.startswith("_")
+    }
     assert methods == transitions | others

@@ -1,4 +1,6 @@
-"""The twelve places where an implementation of SAM 2 goes wrong quietly, one test (or more) each."""
+"""The twelve places where an implementation of SAM 2 goes wrong quietly, one
+test (or more) each.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +29,19 @@ def test_trap_01_padded_tokens_attend_as_unmasked_keys(backend: str) -> None:
     whole = pad.expand(1, 4, 4, 12).clone()
     whole[:, :3, :3] = qkv
     found = window_attention(qkv, pad, 2, 4, backend=backend)
-    assert torch.allclose(found, window_attention(whole, pad, 2, 4, backend=backend)[:, :3, :3], atol=1e-6)
+    assert torch.allclose(
+        found, window_attention(whole, pad, 2, 4, backend=backend)[:, :3, :3], atol=1e-6
+    )
     alone = window_attention(qkv, pad, 2, 0, backend=backend)  # without the padding
     assert (found - alone).abs().max() > 1e-3
 
 
 def test_trap_02_a_stage_starts_with_the_window_before_it_and_pools_queries_inside() -> None:
-    windows = {name: [b.window for b in Hiera(config).blocks] for name, config in PRESETS.items() if name != "large"}
+    windows = {
+        name: [b.window for b in Hiera(config).blocks]
+        for name, config in PRESETS.items()
+        if name != "large"
+    }
     assert windows["tiny"] == [8, 8, 4, 4, 14, 0, 14, 0, 14, 0, 14, 7]
     pools = [b.pool for b in Hiera(PRESETS["tiny"]).blocks]
     assert [i for i, pool in enumerate(pools) if pool] == [1, 3, 10]
@@ -51,29 +59,40 @@ def test_trap_03_rotation_repeats_per_map_and_pointers_are_four_unrotated_tokens
     v = torch.randn(1, 11, 8)
     keys = torch.cat([rotate(maps[:, :4], table), rotate(maps[:, 4:], table), pointers], dim=1)
     weights = (rotate(q, table) @ keys.transpose(1, 2) / 8**0.5).softmax(-1)
-    assert torch.allclose(rope_attention(q, torch.cat([maps, pointers], 1), v, table, 3), weights @ v, atol=1e-6)
+    assert torch.allclose(
+        rope_attention(q, torch.cat([maps, pointers], 1), v, table, 3), weights @ v, atol=1e-6
+    )
     pointer = torch.arange(256.0).view(1, 1, 256)
     assert torch.equal(split_pointers(pointer, 64), torch.arange(256.0).view(1, 4, 64))
 
 
-def test_trap_04_prompted_maps_take_row_six_and_ages_are_scaled_by_the_longest(predictor: Any) -> None:
+def test_trap_04_prompted_maps_take_row_six_and_ages_are_scaled_by_the_longest(
+    predictor: Any,
+) -> None:
     model = predictor
     low, side = torch.randn(1, 256, 4, 4), 16
     maps, pointers = torch.randn(1, 1, side, 64), torch.randn(1, 1, 256)
-    run = lambda row, age, longest: model.attend(low, maps, [[row]], pointers, [[age]], longest)  # noqa: E731
+
+    def run(row: int, age: float, longest: int) -> torch.Tensor:
+        return model.attend(low, maps, [[row]], pointers, [[age]], longest)
+
     with torch.no_grad():
         assert torch.equal(run(6, 4.0, 8), run(6, 2.0, 4))
         assert not torch.equal(run(6, 4.0, 8), run(5, 4.0, 8))
         assert not torch.equal(run(6, 4.0, 8), run(6, 4.0, 15))
 
 
-def test_trap_05_a_tenth_of_the_position_is_added_to_the_input_of_memory_attention(predictor: Any) -> None:
+def test_trap_05_a_tenth_of_the_position_is_added_to_the_input_of_memory_attention(
+    predictor: Any,
+) -> None:
     attention = predictor.memory_attention
     x, position, memory = torch.randn(1, 16, 256), torch.randn(1, 16, 256), torch.randn(16, 64)
     memories = Memories([memory], [0], [0], [0, 1], torch.zeros(0, 64), torch.zeros(0, 64), [0, 0])
     with torch.no_grad():
         a = attention(x, position, memories, torch.zeros(1, 64), memory)
-        b = attention(x + 0.1 * position, torch.zeros_like(position), memories, torch.zeros(1, 64), memory)
+        b = attention(
+            x + 0.1 * position, torch.zeros_like(position), memories, torch.zeros(1, 64), memory
+        )
     assert torch.equal(a, b)
 
 
@@ -81,7 +100,9 @@ def features_of(predictor: Any, state: Any) -> Any:
     return state.features.get(0, Runner(predictor, None))
 
 
-def test_trap_06_prompted_memory_is_the_stored_mask_binarised_tracked_memory_the_raw_one(predictor: Any, clip: Any) -> None:
+def test_trap_06_prompted_memory_is_the_stored_mask_binarised_tracked_memory_the_raw_one(
+    predictor: Any, clip: Any
+) -> None:
     state = predictor.init_state(clip)
     predictor.add_new_points_or_box(state, 0, 1, [[20, 20]], [1])
     stored = state.objects[1].previews[0].logits
@@ -90,8 +111,12 @@ def test_trap_06_prompted_memory_is_the_stored_mask_binarised_tracked_memory_the
     low = features_of(predictor, state).low
     with torch.inference_mode():
         large = F.interpolate(stored[None], size=(64, 64), mode="bilinear", align_corners=False)
-        assert torch.equal(memory.map, predictor.encode_memory(low, large, memory.presence[None], True)[0])
-        assert not torch.equal(memory.map, predictor.encode_memory(low, large, memory.presence[None], False)[0])
+        assert torch.equal(
+            memory.map, predictor.encode_memory(low, large, memory.presence[None], True)[0]
+        )
+        assert not torch.equal(
+            memory.map, predictor.encode_memory(low, large, memory.presence[None], False)[0]
+        )
     seen: list[tuple[torch.Tensor, bool]] = []
     original = predictor.encode_memory
     predictor.encode_memory = lambda low, logits, presence, binarize: (
@@ -106,14 +131,22 @@ def test_trap_06_prompted_memory_is_the_stored_mask_binarised_tracked_memory_the
     assert torch.equal(fill_holes(raw, 8)[0], state.objects[1].bank.tracked[1].logits)
 
 
-def test_trap_07_hints_are_clamped_and_absent_objects_get_minus_1024(predictor: Any, clip: Any, monkeypatch: Any) -> None:
+def test_trap_07_hints_are_clamped_and_absent_objects_get_minus_1024(
+    predictor: Any, clip: Any, monkeypatch: Any
+) -> None:
     state = predictor.init_state(clip)
     predictor.add_new_points_or_box(state, 0, 1, [[20, 20]], [1])
     preview = state.objects[1].previews[0]
     state.objects[1].previews[0] = replace(preview, logits=preview.logits * 1000)
     hints = []
     original = predictor.track
-    monkeypatch.setattr(predictor, "track", lambda low, f, points, hint, multi: hints.append(hint) or original(low, f, points, hint, multi))
+    monkeypatch.setattr(
+        predictor,
+        "track",
+        lambda low, f, points, hint, multi: (
+            hints.append(hint) or original(low, f, points, hint, multi)
+        ),
+    )
     predictor.add_new_points_or_box(state, 0, 1, [[22, 22]], [1], clear_old_points=False)
     assert hints[0].abs().max() == 32.0
     monkeypatch.undo()
@@ -137,7 +170,9 @@ def test_trap_08_hole_values_connectivity_and_area() -> None:
     for y, x in diagonal:
         logits[..., y, x] = -1.0  # 4 pixels that touch at corners only: one hole
     filled = fill_holes(logits, 8)
-    assert (filled[..., 2, 2:10] == torch.tensor(0.1)).all() and (filled[..., 6, 2:11] == -1.0).all()
+    assert (filled[..., 2, 2:10] == torch.tensor(0.1)).all() and (
+        filled[..., 6, 2:11] == -1.0
+    ).all()
     assert all(filled[0, 0, y, x] == torch.tensor(0.1) for y, x in diagonal)
     image = remove_holes_and_specks(logits, threshold=0.0, max_hole_area=8, max_speck_area=0)
     assert (image[..., 2, 2:10] == 10.0).all()
@@ -155,10 +190,14 @@ def test_trap_09_overlaps_are_removed_on_the_output_only(make_predictor: Any, cl
     (a, _), (b, outputs) = states
     assert all(((masks > 0).sum(0) <= 1).all() for _, _, masks in outputs)
     for frame in (1, 2):
-        assert torch.equal(a.objects[2].bank.tracked[frame].map, b.objects[2].bank.tracked[frame].map)
+        assert torch.equal(
+            a.objects[2].bank.tracked[frame].map, b.objects[2].bank.tracked[frame].map
+        )
 
 
-def test_trap_10_a_click_uses_memory_on_a_tracked_frame_and_not_on_an_unseen_one(predictor: Any, clip: Any, monkeypatch: Any) -> None:
+def test_trap_10_a_click_uses_memory_on_a_tracked_frame_and_not_on_an_unseen_one(
+    predictor: Any, clip: Any, monkeypatch: Any
+) -> None:
     calls = []
     original = predictor.attend
     monkeypatch.setattr(predictor, "attend", lambda *a: calls.append(1) or original(*a))
@@ -176,15 +215,24 @@ def test_trap_10_a_click_uses_memory_on_a_tracked_frame_and_not_on_an_unseen_one
 
 @pytest.mark.parametrize("build", [build_sam2, build_sam2_video_predictor])
 def test_trap_11_postprocessing_switches_dynamic_multimask_on(build: Any) -> None:
-    config = Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64, memory_layers=1)
+    config = Sam2Config(
+        embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64, memory_layers=1
+    )
     on, off = build(config, device="cpu"), build(config, device="cpu", apply_postprocessing=False)
     assert on.dynamic_multimask_via_stability and not off.dynamic_multimask_via_stability
-    assert (on.dynamic_multimask_stability_delta, on.dynamic_multimask_stability_thresh) == (0.05, 0.98)
+    assert (on.dynamic_multimask_stability_delta, on.dynamic_multimask_stability_thresh) == (
+        0.05,
+        0.98,
+    )
     video = build is build_sam2_video_predictor
-    assert on.fill_hole_area == (8 if video else 0) and on.binarize_mask_from_pts_for_mem_enc == video
+    assert (
+        on.fill_hole_area == (8 if video else 0) and on.binarize_mask_from_pts_for_mem_enc == video
+    )
 
 
-def test_trap_12_a_reverse_pass_reads_what_the_forward_pass_wrote(predictor: Any, clip: Any, masks_of: Any) -> None:
+def test_trap_12_a_reverse_pass_reads_what_the_forward_pass_wrote(
+    predictor: Any, clip: Any, masks_of: Any
+) -> None:
     def reverse(forward_first: bool) -> Any:
         state = predictor.init_state(clip)
         predictor.add_new_points_or_box(state, 10, 1, [[30, 20]], [1])

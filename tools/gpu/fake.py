@@ -153,14 +153,40 @@ class _Driver:
 
 
 _VIEWS = {
-    "alias", "as_strided", "detach", "diagonal", "expand", "narrow", "permute", "select", "slice",
-    "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unflatten", "unfold",
-    "unsqueeze", "view", "view_as", "_unsafe_view", "_reshape_alias", "movedim",
-}  # fmt: skip
+    "alias",
+    "as_strided",
+    "detach",
+    "diagonal",
+    "expand",
+    "narrow",
+    "permute",
+    "select",
+    "slice",
+    "split",
+    "split_with_sizes",
+    "squeeze",
+    "t",
+    "transpose",
+    "unbind",
+    "unflatten",
+    "unfold",
+    "unsqueeze",
+    "view",
+    "view_as",
+    "_unsafe_view",
+    "_reshape_alias",
+    "movedim",
+}
 _NO_KERNEL = {
-    "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh",
-    "promote_types", "is_nonzero",
-}  # fmt: skip
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "lift_fresh",
+    "promote_types",
+    "is_nonzero",
+}
 
 
 class _TorchOperations(TorchDispatchMode):

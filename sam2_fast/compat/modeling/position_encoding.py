@@ -4,21 +4,35 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sam2_fast.model.position import RandomPosition as PositionEmbeddingRandom  # noqa: F401  (for isinstance; it takes points)
-from sam2_fast.model.position import sine_position
+from sam2_fast.model.position import RandomPosition, sine_position
+
+PositionEmbeddingRandom = RandomPosition
 
 
 class PositionEmbeddingSine(nn.Module):
-    """Sine encoding of the places of a feature map, as all released models use it (normalised to one turn)."""
+    """Sine encoding of the places of a feature map, as all released models use it (normalised to
+    one turn).
+    """
 
-    def __init__(self, num_pos_feats: int, temperature: int = 10000, normalize: bool = True, scale: float | None = None) -> None:
+    def __init__(
+        self,
+        num_pos_feats: int,
+        temperature: int = 10000,
+        normalize: bool = True,
+        scale: float | None = None,
+    ) -> None:
         super().__init__()
         if not normalize or scale is not None:
-            raise ValueError("PositionEmbeddingSine: only normalize=True with the default scale is supported; no released model differs")
+            raise ValueError(
+                "PositionEmbeddingSine: only normalize=True with the default scale is supported; "
+                "no released model differs"
+            )
         self.num_pos_feats = num_pos_feats
         self.temperature = temperature
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, C, H, W] -> [B, num_pos_feats, H, W] float32 on its device."""
-        table = sine_position(self.num_pos_feats, x.shape[-2], x.shape[-1], float(self.temperature)).to(x.device)
+        table = sine_position(
+            self.num_pos_feats, x.shape[-2], x.shape[-1], float(self.temperature)
+        ).to(x.device)
         return table.expand(x.shape[0], -1, -1, -1)

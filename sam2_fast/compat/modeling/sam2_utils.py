@@ -12,8 +12,12 @@ from torch import Tensor, nn
 
 from sam2_fast.data.clicks import get_next_point as get_next_point
 from sam2_fast.data.clicks import sample_box_points as sample_box_points
-from sam2_fast.data.clicks import sample_one_point_from_error_center as sample_one_point_from_error_center
-from sam2_fast.data.clicks import sample_random_points_from_errors as sample_random_points_from_errors
+from sam2_fast.data.clicks import (
+    sample_one_point_from_error_center as sample_one_point_from_error_center,
+)
+from sam2_fast.data.clicks import (
+    sample_random_points_from_errors as sample_random_points_from_errors,
+)
 from sam2_fast.model.layers import MLP as MLP
 from sam2_fast.model.layers import LayerNorm2d as LayerNorm2d
 from sam2_fast.model.position import sine_age
@@ -22,7 +26,8 @@ from sam2_fast.model.position import sine_age
 def select_closest_cond_frames(
     frame_idx: int, cond_frame_outputs: Mapping[int, Any], max_cond_frame_num: int
 ) -> tuple[dict[int, Any], dict[int, Any]]:
-    """Split prompted frames into those attended to and the rest: the nearest before, the nearest after, then by distance.
+    """Split prompted frames into those attended to and the rest: the nearest before, the nearest
+    after, then by distance.
 
     max_cond_frame_num: -1 for all, else 2 or more.
     """
@@ -30,11 +35,18 @@ def select_closest_cond_frames(
         return dict(cond_frame_outputs), {}
     if max_cond_frame_num < 2:
         raise ValueError(f"max_cond_frame_num: expected -1 or at least 2, got {max_cond_frame_num}")
-    before, after = [t for t in cond_frame_outputs if t < frame_idx], [t for t in cond_frame_outputs if t >= frame_idx]
+    before, after = (
+        [t for t in cond_frame_outputs if t < frame_idx],
+        [t for t in cond_frame_outputs if t >= frame_idx],
+    )
     chosen = [*([max(before)] if before else []), *([min(after)] if after else [])]
-    rest = sorted((t for t in cond_frame_outputs if t not in chosen), key=lambda t: abs(t - frame_idx))
+    rest = sorted(
+        (t for t in cond_frame_outputs if t not in chosen), key=lambda t: abs(t - frame_idx)
+    )
     chosen += rest[: max_cond_frame_num - len(chosen)]
-    return {t: cond_frame_outputs[t] for t in chosen}, {t: v for t, v in cond_frame_outputs.items() if t not in chosen}
+    return {t: cond_frame_outputs[t] for t in chosen}, {
+        t: v for t, v in cond_frame_outputs.items() if t not in chosen
+    }
 
 
 def get_1d_sine_pe(pos_inds: Tensor, dim: int, temperature: float = 10000) -> Tensor:
@@ -68,5 +80,7 @@ class DropPath(nn.Module):
         if self.drop_prob == 0.0 or not self.training:
             return x
         keep = 1.0 - self.drop_prob
-        kept = torch.empty((x.shape[0],) + (1,) * (x.ndim - 1), dtype=x.dtype, device=x.device).bernoulli_(keep)
+        kept = torch.empty(
+            (x.shape[0],) + (1,) * (x.ndim - 1), dtype=x.dtype, device=x.device
+        ).bernoulli_(keep)
         return x * (kept / keep if self.scale_by_keep and keep > 0.0 else kept)

@@ -35,22 +35,34 @@ def coco_encode_rle(uncompressed_rle: Any) -> Rle:
     return compress_rle(uncompressed_rle)
 
 
-def calculate_stability_score(masks: Tensor, mask_threshold: float, threshold_offset: float) -> Tensor:
-    """[..., H, W] logits -> [...]: IoU of the masks at `mask_threshold` + and - `threshold_offset`."""
+def calculate_stability_score(
+    masks: Tensor, mask_threshold: float, threshold_offset: float
+) -> Tensor:
+    """[..., H, W] logits -> [...]: IoU of the masks at `mask_threshold` + and
+    - `threshold_offset`.
+    """
     return stability_score(masks, mask_threshold, threshold_offset)
 
 
 def batched_mask_to_box(masks: Tensor) -> Tensor:
-    """[..., H, W] bool -> [..., 4] boxes (x0, y0, x1, y1), last pixel included; zeros for an empty mask."""
+    """[..., H, W] bool -> [..., 4] boxes (x0, y0, x1, y1), last pixel included; zeros for an empty
+    mask.
+    """
     return boxes(masks)
 
 
-def remove_small_regions(mask: npt.NDArray[Any], area_thresh: float, mode: str) -> tuple[npt.NDArray[np.bool_], bool]:
-    """mask [H, W] without holes (mode "holes") or specks ("islands") of fewer than `area_thresh` pixels, and whether it changed.
+def remove_small_regions(
+    mask: npt.NDArray[Any], area_thresh: float, mode: str
+) -> tuple[npt.NDArray[np.bool_], bool]:
+    """mask [H, W] without holes (mode "holes") or specks ("islands") of fewer than `area_thresh`
+    pixels, and whether it changed.
 
-    Components are 8-connected. Where every island is small, the largest stays (the first of them in a tie). Needs no OpenCV.
+    Components are 8-connected. Where every island is small, the largest stays (the first of them in
+    a tie). Needs no OpenCV.
     """
     if mode not in ("holes", "islands"):
         raise ValueError(f"mode: expected 'holes' or 'islands', got {mode!r}")
-    cleaned, changed = without_small_regions(torch.from_numpy(np.ascontiguousarray(mask).astype(bool))[None], area_thresh, mode)
+    cleaned, changed = without_small_regions(
+        torch.from_numpy(np.ascontiguousarray(mask).astype(bool))[None], area_thresh, mode
+    )
     return cleaned[0].numpy(), bool(changed[0])

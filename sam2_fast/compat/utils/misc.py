@@ -25,19 +25,25 @@ def get_sdpa_settings() -> tuple[bool, bool, bool]:
 
 
 def get_connected_components(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """mask: [N, 1, H, W] bool or numeric, non-zero is foreground -> labels and areas, int32 of the same shape, 8-connected."""
+    """mask: [N, 1, H, W] bool or numeric, non-zero is foreground -> labels and areas, int32 of the
+    same shape, 8-connected.
+    """
     return connected_components(mask != 0)
 
 
 def fill_holes_in_mask_scores(mask: Tensor, max_area: int) -> Tensor:
-    """mask: [N, 1, H, W] logits -> holes of at most `max_area` pixels at 0.1. Raises ValueError where max_area is not positive."""
+    """mask: [N, 1, H, W] logits -> holes of at most `max_area` pixels at 0.1. Raises ValueError
+    where max_area is not positive.
+    """
     if max_area <= 0:
         raise ValueError(f"max_area: expected a positive number of pixels, got {max_area}")
     return fill_holes(mask, max_area)
 
 
 def mask_to_box(masks: Tensor) -> Tensor:
-    """masks: [B, 1, H, W] bool -> [B, 1, 4] int32 (x0, y0, x1, y1), last pixel included; (W, H, -1, -1) for an empty mask."""
+    """masks: [B, 1, H, W] bool -> [B, 1, 4] int32 (x0, y0, x1, y1), last pixel included; (W, H, -1,
+    -1) for an empty mask.
+    """
     height, width = masks.shape[-2:]
     x = torch.arange(width, device=masks.device, dtype=torch.int32)
     y = torch.arange(height, device=masks.device, dtype=torch.int32)
@@ -47,7 +53,9 @@ def mask_to_box(masks: Tensor) -> Tensor:
     return torch.stack([x0, y0, x1, y1], dim=-1)
 
 
-def concat_points(old_point_inputs: dict[str, Tensor] | None, new_points: Tensor, new_labels: Tensor) -> dict[str, Tensor]:
+def concat_points(
+    old_point_inputs: dict[str, Tensor] | None, new_points: Tensor, new_labels: Tensor
+) -> dict[str, Tensor]:
     """Points [B, P, 2] and labels [B, P] after those of earlier point inputs."""
     if old_point_inputs is not None:
         new_points = torch.cat([old_point_inputs["point_coords"], new_points], dim=1)
@@ -56,7 +64,8 @@ def concat_points(old_point_inputs: dict[str, Tensor] | None, new_points: Tensor
 
 
 class AsyncVideoFrameLoader:
-    """Frames [3, S, S] float32, normalised, decoded when asked for and then kept; `video_height` and `video_width` in pixels.
+    """Frames [3, S, S] float32, normalised, decoded when asked for and then kept; `video_height`
+    and `video_width` in pixels.
 
     The official class decodes ahead in a thread; here nothing runs that was not asked for.
     """
@@ -71,8 +80,15 @@ class AsyncVideoFrameLoader:
         compute_device: torch.device | str,
     ) -> None:
         """img_paths: image files in order, or a video as `open_video` takes it."""
-        self._frames: Any = [str(path) for path in img_paths] if isinstance(img_paths, (list, tuple)) else open_video(img_paths)
-        self._size, self._device = image_size, torch.device("cpu") if offload_video_to_cpu else torch.device(compute_device)
+        self._frames: Any = (
+            [str(path) for path in img_paths]
+            if isinstance(img_paths, (list, tuple))
+            else open_video(img_paths)
+        )
+        self._size, self._device = (
+            image_size,
+            torch.device("cpu") if offload_video_to_cpu else torch.device(compute_device),
+        )
         self._mean, self._std = img_mean, img_std
         self.images: list[Tensor | None] = [None] * len(self._frames)
         self.video_height: int | None = None
@@ -102,13 +118,18 @@ def load_video_frames(
     async_loading_frames: bool = False,
     compute_device: torch.device | str | None = None,
 ) -> tuple[Any, int, int]:
-    """All frames of a video as [N, 3, image_size, image_size] float32, normalised, and its height and width in pixels.
+    """All frames of a video as [N, 3, image_size, image_size] float32, normalised, and its height
+    and width in pixels.
 
-    12 MB a frame at 1024 pixels: `SAM2VideoPredictor.init_state` reads lazily instead. async_loading_frames: a loader in place of
+    12 MB a frame at 1024 pixels: `SAM2VideoPredictor.init_state` reads lazily instead.
+        async_loading_frames: a loader in place of
     the tensor. compute_device: None takes CUDA where there is one.
     """
     device = compute_device or ("cuda" if torch.cuda.is_available() else "cpu")
-    mean, std = (torch.tensor(tuple(values), dtype=torch.float32)[:, None, None] for values in (img_mean, img_std))
+    mean, std = (
+        torch.tensor(tuple(values), dtype=torch.float32)[:, None, None]
+        for values in (img_mean, img_std)
+    )
     frames = AsyncVideoFrameLoader(video_path, image_size, offload_video_to_cpu, mean, std, device)
     height, width = frames.video_height or 0, frames.video_width or 0
     if async_loading_frames:
@@ -116,13 +137,19 @@ def load_video_frames(
     return torch.stack([frames[i] for i in range(len(frames))]), height, width
 
 
-def load_video_frames_from_jpg_images(video_path: str, *args: Any, **kwargs: Any) -> tuple[Any, int, int]:
+def load_video_frames_from_jpg_images(
+    video_path: str, *args: Any, **kwargs: Any
+) -> tuple[Any, int, int]:
     """`load_video_frames` of a folder of numbered images. Raises NotADirectoryError."""
     if not os.path.isdir(video_path):
-        raise NotADirectoryError(f"video_path: expected a folder of numbered images, got {video_path}")
+        raise NotADirectoryError(
+            f"video_path: expected a folder of numbered images, got {video_path}"
+        )
     return load_video_frames(video_path, *args, **kwargs)
 
 
-def load_video_frames_from_video_file(video_path: Any, *args: Any, **kwargs: Any) -> tuple[Any, int, int]:
+def load_video_frames_from_video_file(
+    video_path: Any, *args: Any, **kwargs: Any
+) -> tuple[Any, int, int]:
     """`load_video_frames` of a video file; frames are resized as a folder of images would be."""
     return load_video_frames(video_path, *args, **kwargs)

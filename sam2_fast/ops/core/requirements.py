@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -133,6 +133,5 @@ def fits(refuses: Callable[..., str | None]) -> Requirement:
     return lambda request: refuses(*request.arguments)
 
 
-def _listed(values: object) -> str:
-    texts: Iterator[str] = (str(value).removeprefix("torch.") for value in values)  # type: ignore[attr-defined]
-    return ", ".join(sorted(texts))
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(sorted(str(value).removeprefix("torch.") for value in values))

@@ -34,7 +34,9 @@ def fill_holes_by_scipy(masks: torch.Tensor, max_area: int) -> torch.Tensor:
 
 
 def runs_in_float32(model: Any) -> Any:
-    """Let the official predictor attend to its bfloat16 memories in float32 where it would raise (a defect of its own)."""
+    """Let the official predictor attend to its bfloat16 memories in float32 where it would raise (a
+    defect of its own).
+    """
     original = model._prepare_memory_conditioned_features
 
     def widen(output: dict[str, Any]) -> dict[str, Any]:
@@ -42,7 +44,9 @@ def runs_in_float32(model: Any) -> Any:
         return {**output, "maskmem_features": features if features is None else features.float()}
 
     def prepare(*arguments: Any, output_dict: Any, **options: Any) -> Any:
-        wide = {name: {t: widen(o) for t, o in frames.items()} for name, frames in output_dict.items()}
+        wide = {
+            name: {t: widen(o) for t, o in frames.items()} for name, frames in output_dict.items()
+        }
         return original(*arguments, output_dict=wide, **options)
 
     model._prepare_memory_conditioned_features = prepare
@@ -51,7 +55,9 @@ def runs_in_float32(model: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def official_video(official_peer: ModuleType) -> Callable[..., Any]:
-    """size, version, image_size -> an official video predictor, every constant weight made random; cached."""
+    """size, version, image_size -> an official video predictor, every constant weight made random;
+    cached.
+    """
     import sam2.sam2_video_predictor as module
 
     module.fill_holes_in_mask_scores = fill_holes_by_scipy
@@ -60,7 +66,9 @@ def official_video(official_peer: ModuleType) -> Callable[..., Any]:
     def build(size: str = "t", version: str = "sam2.1", image_size: int = 256) -> Any:
         key = (size, version, image_size)
         if key not in built:
-            model = official_peer.build_video(size, version=version, overrides=[f"++model.image_size={image_size}"], device="cpu")
+            model = official_peer.build_video(
+                size, version=version, overrides=[f"++model.image_size={image_size}"], device="cpu"
+            )
             built[key] = runs_in_float32(official_peer.enliven(model).eval())
         return built[key]
 

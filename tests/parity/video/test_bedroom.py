@@ -1,4 +1,6 @@
-"""The whole bedroom clip through the command line against the official predictor at equal weights, one and three objects."""
+"""The whole bedroom clip through the command line against the official predictor at equal weights,
+one and three objects.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,11 @@ import torch
 
 IMAGE_SIZE = 256
 ONE = [{"id": 1, "frame": 0, "points": [[210, 350], [250, 220]], "labels": [1, 1]}]
-THREE = [*ONE, {"id": 2, "frame": 0, "points": [[400, 150]], "labels": [1]}, {"id": 3, "frame": 0, "box": [420, 40, 600, 340]}]
+THREE = [
+    *ONE,
+    {"id": 2, "frame": 0, "points": [[400, 150]], "labels": [1]},
+    {"id": 3, "frame": 0, "box": [420, 40, 600, 340]},
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,19 +40,39 @@ def frames(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objects", [ONE, THREE], ids=["one object", "three objects"])
-def test_the_bedroom_clip(official_video: Any, frames: Path, tmp_path: Path, objects: list[dict[str, Any]]) -> None:
+def test_the_bedroom_clip(
+    official_video: Any, frames: Path, tmp_path: Path, objects: list[dict[str, Any]]
+) -> None:
     theirs = official_video("t", "sam2.1", IMAGE_SIZE)
     torch.save({"model": theirs.state_dict()}, tmp_path / "weights.pt")
     (tmp_path / "prompts.json").write_text(json.dumps({"objects": objects}))
-    command = [sys.executable, "-m", "sam2_fast.cli", "track", str(frames), "--prompts", str(tmp_path / "prompts.json"), "--overlay"]
-    command += ["--weights", str(tmp_path / "weights.pt"), "--image-size", str(IMAGE_SIZE), "--output", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "sam2_fast.cli",
+        "track",
+        str(frames),
+        "--prompts",
+        str(tmp_path / "prompts.json"),
+        "--overlay",
+    ]
+    command += [
+        "--weights",
+        str(tmp_path / "weights.pt"),
+        "--image-size",
+        str(IMAGE_SIZE),
+        "--output",
+        str(tmp_path / "out"),
+    ]
     subprocess.run(command, check=True, capture_output=True, timeout=1800)
     assert (tmp_path / "out" / "overlay.mp4").stat().st_size > 10_000
     worst = 1.0
     with torch.inference_mode():
         state = theirs.init_state(str(frames))
         for item in objects:
-            theirs.add_new_points_or_box(state, 0, item["id"], item.get("points"), item.get("labels"), box=item.get("box"))
+            theirs.add_new_points_or_box(
+                state, 0, item["id"], item.get("points"), item.get("labels"), box=item.get("box")
+            )
         for frame, ids, logits in theirs.propagate_in_video(state):
             for i, obj_id in enumerate(ids):
                 expected = (logits[i, 0] > 0).numpy()

@@ -1,4 +1,6 @@
-"""Videos against the official predictor at equal weights: the 2x rule on logits, IoU on masks, on real frames."""
+"""Videos against the official predictor at equal weights: the 2x rule on logits, IoU on masks, on
+real frames.
+"""
 
 from __future__ import annotations
 
@@ -102,25 +104,44 @@ def cleared_and_removed(p: Any, s: Any) -> Any:
 
 
 SCENARIOS = [
-    one_click, several_objects, refined_before_tracking, later_objects, object_after_tracking, correction_preview, several_prompted_frames,
-    reverse, both_directions, cleared_and_removed,
-]  # fmt: skip
+    one_click,
+    several_objects,
+    refined_before_tracking,
+    later_objects,
+    object_after_tracking,
+    correction_preview,
+    several_prompted_frames,
+    reverse,
+    both_directions,
+    cleared_and_removed,
+]
 
 
-def replay(predictor: Any, scenario: Callable[..., Any], clip: str) -> list[tuple[int, list[int], torch.Tensor]]:
+def replay(
+    predictor: Any, scenario: Callable[..., Any], clip: str
+) -> list[tuple[int, list[int], torch.Tensor]]:
     with torch.inference_mode():
-        return [(f, list(ids), masks.clone()) for f, ids, masks in scenario(predictor, predictor.init_state(clip))]
+        return [
+            (f, list(ids), masks.clone())
+            for f, ids, masks in scenario(predictor, predictor.init_state(clip))
+        ]
 
 
 def compare(theirs: Any, scenario: Callable[..., Any], clip: str, mask_iou: Any) -> None:
-    """Frame numbers and ids equal; error against float64 at most twice the peer's own; IoU at least 0.999."""
+    """Frame numbers and ids equal; error against float64 at most twice the peer's own; IoU at least
+    0.999.
+    """
     state, size = theirs.state_dict(), theirs.image_size
     ours = build_sam2_video_predictor(None, state, device="cpu", image_size=size)
-    wide = build_sam2_video_predictor(None, state, device="cpu", image_size=size, dtype=torch.float64)
+    wide = build_sam2_video_predictor(
+        None, state, device="cpu", image_size=size, dtype=torch.float64
+    )
     runs = zip(*(replay(p, scenario, clip) for p in (theirs, ours, wide)), strict=True)
     worst = {"ours": 0.0, "theirs": 0.0}
     for (frame, ids, a), (our_frame, our_ids, b), (_, _, truth) in runs:
-        assert (frame, ids) == (our_frame, our_ids) and a.shape == b.shape and b.dtype == torch.float32
+        assert (
+            (frame, ids) == (our_frame, our_ids) and a.shape == b.shape and b.dtype == torch.float32
+        )
         worst["ours"] = max(worst["ours"], (b - truth).abs().max().item())
         worst["theirs"] = max(worst["theirs"], (a - truth).abs().max().item())
         overlaps = [mask_iou(x, y) for x, y in zip(a, b, strict=True)]
@@ -129,17 +150,23 @@ def compare(theirs: Any, scenario: Callable[..., Any], clip: str, mask_iou: Any)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.__name__)
-def test_masks_equal_the_official_ones(official_video: Any, clip_folder: str, mask_iou: Any, scenario: Callable[..., Any]) -> None:
+def test_masks_equal_the_official_ones(
+    official_video: Any, clip_folder: str, mask_iou: Any, scenario: Callable[..., Any]
+) -> None:
     compare(official_video("t", "sam2.1", 128), scenario, clip_folder, mask_iou)
 
 
 def test_thirty_frames(official_video: Any, data: Path, tmp_path: Path, mask_iou: Any) -> None:
     """Twice as long as the memory reaches."""
-    compare(official_video("t", "sam2.1", 128), later_objects, folder_of(30, data, tmp_path), mask_iou)
+    compare(
+        official_video("t", "sam2.1", 128), later_objects, folder_of(30, data, tmp_path), mask_iou
+    )
 
 
 @pytest.mark.parametrize("image_size", [96, 256])
-def test_at_other_image_sizes(official_video: Any, clip_folder: str, mask_iou: Any, image_size: int) -> None:
+def test_at_other_image_sizes(
+    official_video: Any, clip_folder: str, mask_iou: Any, image_size: int
+) -> None:
     compare(official_video("t", "sam2.1", image_size), several_objects, clip_folder, mask_iou)
 
 
@@ -147,20 +174,33 @@ def test_version_2_0(official_video: Any, clip_folder: str, mask_iou: Any) -> No
     compare(official_video("t", "sam2", 128), later_objects, clip_folder, mask_iou)
 
 
-def test_bfloat16_autocast_errs_no_more_than_upstream(official_video: Any, clip_folder: str, mask_iou: Any) -> None:
-    """Under the caller's autocast both round; ours is held to twice upstream's error, in the mean and at worst."""
+def test_bfloat16_autocast_errs_no_more_than_upstream(
+    official_video: Any, clip_folder: str, mask_iou: Any
+) -> None:
+    """Under the caller's autocast both round; ours is held to twice upstream's error, in the mean
+    and at worst.
+    """
     theirs = official_video("t", "sam2.1", 256)
     state = theirs.state_dict()
     ours = build_sam2_video_predictor(None, state, device="cpu", image_size=256)
-    wide = build_sam2_video_predictor(None, state, device="cpu", image_size=256, dtype=torch.float64)
+    wide = build_sam2_video_predictor(
+        None, state, device="cpu", image_size=256, dtype=torch.float64
+    )
     truth = replay(wide, several_objects, clip_folder)
     errors, overlaps = {}, {}
     for name, predictor in (("ours", ours), ("theirs", theirs)):
         with torch.autocast("cpu", torch.bfloat16):
             found = replay(predictor, several_objects, clip_folder)
         gaps = [(a - b).abs() for (_, _, a), (_, _, b) in zip(found, truth, strict=True)]
-        errors[name] = (max(g.max().item() for g in gaps), sum(g.mean().item() for g in gaps) / len(gaps))
-        pairs = [(x, y) for (_, _, a), (_, _, b) in zip(found, truth, strict=True) for x, y in zip(a, b, strict=True)]
+        errors[name] = (
+            max(g.max().item() for g in gaps),
+            sum(g.mean().item() for g in gaps) / len(gaps),
+        )
+        pairs = [
+            (x, y)
+            for (_, _, a), (_, _, b) in zip(found, truth, strict=True)
+            for x, y in zip(a, b, strict=True)
+        ]
         overlaps[name] = sum(mask_iou(x, y) for x, y in pairs) / len(pairs)
     print(f"bfloat16 autocast against float64: (worst, mean) error {errors}, mean IoU {overlaps}")
     assert all(a <= 2 * b for a, b in zip(errors["ours"], errors["theirs"], strict=True))
@@ -170,7 +210,9 @@ def test_bfloat16_autocast_errs_no_more_than_upstream(official_video: Any, clip_
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["sam2", "sam2.1"])
 @pytest.mark.parametrize("size", ["t", "s", "b+", "l"])
-def test_all_eight_presets(official_video: Any, clip_folder: str, mask_iou: Any, size: str, version: str) -> None:
+def test_all_eight_presets(
+    official_video: Any, clip_folder: str, mask_iou: Any, size: str, version: str
+) -> None:
     compare(official_video(size, version, 256), several_objects, clip_folder, mask_iou)
 
 
