@@ -1,3 +1,3 @@
-"""Measurements. `python -m benchmarks.run` proves outputs equal first and refuses to time a red
-case.
+"""Benchmarks. `python -m benchmarks.run` checks that outputs are equal; a case with different
+outputs is not timed.
 """

@@ -15,10 +15,10 @@ from benchmarks.timing import (
     Row,
     dtypes,
     interleaved,
-    placed,
     require,
     rms_error,
     rows,
+    to_device,
 )
 from sam2_fast.ops.affine import AffineWeights, affine, affine_reference
 
@@ -39,7 +39,7 @@ def scaling(
     """One shape: proved by the rule that errors are at most twice torch's, then timed."""
     torch.manual_seed(0)
     weights = AffineWeights.build(lambda _, shape: torch.randn(shape), C=channels)
-    x, weights = placed((torch.randn(count, channels).to(dtype), weights), options.device)
+    x, weights = to_device((torch.randn(count, channels).to(dtype), weights), options.device)
     functions: dict[str, Callable[[], Tensor]] = {
         "sam2_fast": partial(affine, x, weights),
         "torch": partial(affine_reference, x, weights),
@@ -61,5 +61,5 @@ def small_shapes(device: torch.device, dtype: torch.dtype, backend: str) -> None
     """For compute-sanitizer: shapes that no tile divides."""
     for shape in ((1, 1), (3, 5), (33, 130)):
         weights = AffineWeights.build(lambda _, size: torch.randn(size), C=shape[-1])
-        x, weights = placed((torch.randn(shape).to(dtype), weights), device)
+        x, weights = to_device((torch.randn(shape).to(dtype), weights), device)
         affine(x, weights, backend=backend)

@@ -115,10 +115,7 @@ def on_cpu(case: str, size: int, options: Options) -> Iterator[Row]:
     }
     measured = rows(case, interleaved(functions, options))
     ours = measured[0].median_ms
-    yield from (
-        Row(r.case, r.who, r.median_ms, r.low_ms, r.high_ms, {"x ours": r.median_ms / ours})
-        for r in measured
-    )
+    yield from (row.with_notes({"x ours": row.median_ms / ours}) for row in measured)
 
 
 def on_gpu(case: str, size: int, options: Options) -> Iterator[Row]:
@@ -152,16 +149,15 @@ def on_gpu(case: str, size: int, options: Options) -> Iterator[Row]:
             small_components(masks, 8, backend=backend)
         )
     for row in rows(case, interleaved(functions, options)):
-        bytes_moved = masks.numel() * (2 if "small" in row.who else LIMIT_BYTES)
+        bytes_moved = masks.numel() * (2 if "small" in row.implementation else LIMIT_BYTES)
         rate = bytes_moved / row.median_ms / 1e6
         notes: dict[str, Any] = {
-            **row.notes,
             "useful GB/s": rate,
-            "launches": launches(functions[row.who]),
+            "launches": launches(functions[row.implementation]),
         }
         if peak:
             notes["% of limit"] = 100 * rate / peak
-        yield Row(row.case, row.who, row.median_ms, row.low_ms, row.high_ms, notes)
+        yield row.with_notes(notes)
 
 
 def launches(function: Callable[[], Any]) -> int:

@@ -1,4 +1,4 @@
-"""What may go wrong in a measurement without ending the others. Standard library only."""
+"""Exceptions that end one measurement but not the others. Imports the standard library only."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ LIBRARY_ERRORS = {
     "hydra.errors": "HydraException",
     "omegaconf.errors": "OmegaConfBaseException",
 }
-"""Base classes of errors that derive from none of `FAILURES`, by module."""
+"""Module -> base class of its errors, for errors that derive from none of `FAILURES`."""
 
 
 def failures() -> tuple[type[BaseException], ...]:
-    """What kernels, compilers and peers raise. A library that has not been imported has raised
-    nothing.
+    """Exceptions that kernels, compilers and peers raise. Libraries that have not been imported
+    are left out: they cannot have raised an exception.
     """
     loaded = [
         (sys.modules[module], name)

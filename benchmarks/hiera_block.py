@@ -19,10 +19,10 @@ from benchmarks.timing import (
     dtypes,
     interleaved,
     matrix_peak,
-    placed,
     require,
     rms_error,
     rows,
+    to_device,
 )
 from sam2_fast.ops.core.layout import Leaf
 from sam2_fast.ops.hiera_block import HieraBlockWeights, hiera_block, hiera_block_reference
@@ -98,7 +98,7 @@ def block(
 ) -> Iterator[Row]:
     """One kind of block; `best`: GFLOP/s of a matrix product."""
     x, weights = torch.randn(1, side, side, dim).to(dtype), weights_of(dim, out, pool, dtype)
-    given = placed((x, weights, heads, window, pool), options.device)
+    given = to_device((x, weights, heads, window, pool), options.device)
     mine, theirs = hiera_block(*given), hiera_block_reference(*given, 1e-6)
     exact = hiera_block_reference(*cast(given, torch.float64), 1e-6)
     require(rms_error(mine, exact) <= 2 * rms_error(theirs, exact), case, "sam2_fast")

@@ -166,7 +166,7 @@ def encoder(case: str, batch: int, build: Build, peak: float, options: Options) 
         rate = flop / row.median_ms  # TFLOP/s
         extra = {"images/s": 1e3 * batch / row.median_ms}
         extra |= {"TFLOP/s": rate, "% of matrix peak": 100 * rate * 1e3 / peak} if flop else {}
-        yield Row(row.case, row.who, row.median_ms, row.low_ms, row.high_ms, {**row.notes, **extra})
+        yield row.with_notes(extra)
 
 
 @torch.inference_mode()

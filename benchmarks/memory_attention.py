@@ -16,9 +16,9 @@ from benchmarks.timing import (
     dtypes,
     interleaved,
     matrix_peak,
-    placed,
     require,
     rows,
+    to_device,
 )
 from sam2_fast.ops.core.layout import Leaf
 from sam2_fast.ops.memory_attention import Memories, MemoryAttentionWeights, memory_attention
@@ -98,7 +98,7 @@ def errors(
     side: int, dtype: torch.dtype, sharp: float, device: torch.device
 ) -> tuple[float, float]:
     """Root mean square errors of ours and of torch's layers against float64, two maps."""
-    given = placed(arguments(side, 2, 1, dtype, sharp), device)
+    given = to_device(arguments(side, 2, 1, dtype, sharp), device)
     exact = memory_attention_reference(*cast(given, torch.float64))
     mine, theirs = memory_attention(*given), memory_attention_reference(*given)
     return tuple((found.double() - exact).square().mean().sqrt().item() for found in (mine, theirs))
@@ -125,7 +125,7 @@ def attention(
         mine, theirs = errors(min(side, 32), dtype, sharp, options.device)
         require(mine <= 2 * theirs, f"{case}, queries x {sharp:g}", "sam2_fast")
         error[sharp] = mine, theirs
-    given = placed(arguments(side, maps, objects, dtype), options.device)
+    given = to_device(arguments(side, maps, objects, dtype), options.device)
     times = interleaved(
         {
             "sam2_fast": lambda g=given: memory_attention(*g),

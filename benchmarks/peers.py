@@ -1,5 +1,5 @@
-"""The peers of the predictor benchmarks at equal weights: the official package and transformers,
-each where it is at hand.
+"""Models of the official package and of transformers with the same weights as ours, for the
+predictor benchmarks. Each is left out if its package is not available.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ FOLDER = Path(os.environ.get("SAM2_FAST_PEERS", ROOT / ".peers"))
 SHORT = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}
 
 
-def _tool(name: str) -> Any:
+def _import_tool(name: str) -> Any:
+    """The module `name` of the folder `TOOLS`, or None if the folder has no such module."""
     if not (TOOLS / f"{name}.py").is_file():
         return None
     if str(TOOLS) not in sys.path:
@@ -28,12 +29,12 @@ def _tool(name: str) -> Any:
     return importlib.import_module(name)
 
 
-def has_official(wanted: Sequence[str]) -> bool:
-    """Whether the official package is laid out and among the wanted peers; none named: all are
-    wanted.
+def has_official(requested: Sequence[str]) -> bool:
+    """Whether the official package is available and requested. An empty `requested` means every
+    peer.
     """
     return (
-        "official" in (wanted or ("official",))
+        "official" in (requested or ("official",))
         and (FOLDER / "sam2").is_dir()
         and (TOOLS / "official_peer.py").is_file()
     )
@@ -45,12 +46,13 @@ def official(
     image_size: int,
     device: torch.device,
     overrides: Sequence[str] = (),
-    **more: Any,
+    **builder_arguments: Any,
 ) -> Any:
-    """The official video predictor with these weights, or None where the package is not laid out.
-    overrides, more: for its builder.
+    """The official video predictor with these weights, or None if the package is not available.
+
+    overrides, builder_arguments: passed to the builder of the official package.
     """
-    tool = _tool("official_peer") if (FOLDER / "sam2").is_dir() else None
+    tool = _import_tool("official_peer") if (FOLDER / "sam2").is_dir() else None
     if tool is None:
         return None
     if str(FOLDER) not in sys.path:
@@ -59,11 +61,11 @@ def official(
         SHORT[size],
         device=str(device),
         overrides=[f"++model.image_size={image_size}", *overrides],
-        **more,
+        **builder_arguments,
     )
     predictor.load_state_dict(state)
-    # its extension is not compiled here: it would warn and leave holes open, so both sides leave
-    #     them
+    # The official extension that fills holes is not compiled: with it the predictor would warn and
+    # leave the holes open. Both predictors therefore leave them open.
     predictor.fill_hole_area = 0
     return predictor
 
@@ -71,7 +73,9 @@ def official(
 def transformers(
     size: str, state: dict[str, torch.Tensor], image_size: int, device: torch.device
 ) -> Any:
-    """`Sam2VideoModel` with these weights (1024 pixels only), or None where it is not installed."""
+    """`Sam2VideoModel` with these weights, or None if transformers is not installed or the image
+    size is not 1024.
+    """
     tool = transformers_tool()
     if tool is None or image_size != 1024:
         return None
@@ -79,5 +83,5 @@ def transformers(
 
 
 def transformers_tool() -> Any:
-    """The helpers around `Sam2VideoModel`, or None where it is not installed."""
-    return _tool("transformers_peer") if find_spec("transformers") else None
+    """The module with helpers for `Sam2VideoModel`, or None if transformers is not installed."""
+    return _import_tool("transformers_peer") if find_spec("transformers") else None

@@ -163,8 +163,8 @@ def timed(
             if flop
             else {}
         )
-        extra |= {"rms error": error[row.who]} if narrow else {}
-        yield Row(row.case, row.who, row.median_ms, row.low_ms, row.high_ms, {**row.notes, **extra})
+        extra |= {"rms error": error[row.implementation]} if narrow else {}
+        yield row.with_notes(extra)
 
 
 def autocast(function: Callable[[], Any]) -> Callable[[], Any]:
@@ -211,17 +211,7 @@ def in_official_order(
 def with_ratio(measured: list[Row]) -> list[Row]:
     """Each row with how many times slower than ours it was."""
     ours = measured[0].median_ms
-    return [
-        Row(
-            r.case,
-            r.who,
-            r.median_ms,
-            r.low_ms,
-            r.high_ms,
-            {**r.notes, "x ours": r.median_ms / ours},
-        )
-        for r in measured
-    ]
+    return [row.with_notes({"x ours": row.median_ms / ours}) for row in measured]
 
 
 class Steady:
@@ -281,10 +271,10 @@ def frame(
     # Ms that the products alone take at the machine's best.
     floor = flop / matrix_peak(options.device, dtype) * 1e3 if flop else None
     for row in with_ratio(rows(case, interleaved(functions, options))):
-        notes = {**row.notes, "frames/s": 1e3 / row.median_ms} | (
-            {"% of GEMM floor": 100 * floor / row.median_ms} if floor else {}
-        )
-        yield Row(row.case, row.who, row.median_ms, row.low_ms, row.high_ms, notes)
+        notes = {"frames/s": 1e3 / row.median_ms}
+        if floor:
+            notes["% of GEMM floor"] = 100 * floor / row.median_ms
+        yield row.with_notes(notes)
 
 
 def folder_of(pictures: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""What benchmarks found, printed and kept on disk as soon as it is known."""
+"""Results of benchmarks, which are printed and written to a file as soon as they are known."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Report:
-    """Rows, red cases and failures. With `path`, one JSON document, replaced as a whole after every
-    change.
+    """Rows, red cases and failures. With `path` they are a JSON document, and the file is replaced
+    as a whole after every change.
 
-    `"complete"` is false until `finish`: a run that is killed leaves a valid document with all rows
-    so far.
+    `"complete"` is false until `finish` is called: a run that is killed leaves a valid document
+    with all rows up to then.
     """
 
     def __init__(self, options: Options, path: Path | None = None) -> None:
@@ -42,49 +42,49 @@ class Report:
             path.parent.mkdir(parents=True, exist_ok=True)
         self._write()
 
-    def benchmark(self, name: str, cases: Iterable[Case]) -> None:
-        """Measure every case of a benchmark; one that is red or fails does not affect the others.
+    def run_benchmark(self, name: str, cases: Iterable[Case]) -> None:
+        """Measure every case of a benchmark. A case that is red or fails does not affect the
+        others.
 
-        What `cases` raises between two of them ends the benchmark and is recorded as its failure.
+        An exception from `cases` itself, outside a case, ends the benchmark and is recorded as its
+        failure.
         """
         self._results.setdefault(name, [])
-        with self._recorded(name, ""):
+        with self._record_errors(name, ""):
             for case in cases:
-                with self._recorded(name, case.name):
+                with self._record_errors(name, case.name):
                     for row in case.rows():
-                        self._row(name, row)
+                        self._add_row(name, row)
 
     def finish(self) -> int:
-        """Mark the document as complete. Returns the exit status: 1 where a
-        case was red or failed.
-        """
+        """Mark the document as complete. Returns the exit status: 1 if a case was red or failed."""
         self._document["complete"] = True
         self._write()
         for kind, entries in (("red", self._red), ("failed", self._failed)):
             for entry in entries:
-                print(_line(kind, entry), file=sys.stderr)
+                print(_error_line(kind, entry), file=sys.stderr)
         return 1 if self._red or self._failed else 0
 
-    def _row(self, benchmark: str, row: Row) -> None:
+    def _add_row(self, benchmark: str, row: Row) -> None:
         self._results[benchmark].append(row.as_dict())
         self._write()
-        print(show(row), flush=True)
+        print(row_line(row), flush=True)
 
     @contextmanager
-    def _recorded(self, benchmark: str, case: str) -> Iterator[None]:
+    def _record_errors(self, benchmark: str, case: str) -> Iterator[None]:
         try:
             yield
         except RedCaseError as error:
             entry = {"benchmark": benchmark, "case": case, "message": str(error)}
             self._red.append(entry)
             self._write()
-            print(_line("red", entry), flush=True)
+            print(_error_line("red", entry), flush=True)
         except failures() as error:
-            entry = {"benchmark": benchmark, "case": case, "message": _described(error)}
+            entry = {"benchmark": benchmark, "case": case, "message": _error_message(error)}
             self._failed.append(entry)
             self._write()
-            traceback.print_exc()  # not in the document: paths name the machine
-            print(_line("failed", entry), flush=True)
+            traceback.print_exc()  # not written to the document: it contains paths of the machine
+            print(_error_line("failed", entry), flush=True)
 
     def _write(self) -> None:
         if self._path is None:
@@ -98,25 +98,25 @@ class Report:
         os.replace(part, self._path)
 
 
-def show(row: Row) -> str:
-    """One line of the table."""
-    notes = "  ".join(f"{key} {_short(value)}" for key, value in row.notes.items())
+def row_line(row: Row) -> str:
+    """The row as a line of the printed table."""
+    notes = "  ".join(f"{key} {_note_text(value)}" for key, value in row.notes.items())
     return (
-        f"{row.case:34} {row.who:34} {row.median_ms:10.3f} ms  ({row.low_ms:.3f} .. "
+        f"{row.case:34} {row.implementation:34} {row.median_ms:10.3f} ms  ({row.low_ms:.3f} .. "
         f"{row.high_ms:.3f})  {notes}"
     )
 
 
-def _short(value: object) -> str:
+def _note_text(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _line(kind: str, entry: dict[str, str]) -> str:
+def _error_line(kind: str, entry: dict[str, str]) -> str:
     return f"{kind}: {entry['benchmark']}: {entry['case'] or 'not in a case'}: {entry['message']}"
 
 
-def _described(error: BaseException) -> str:
-    """One or a few lines; of a process also the end of what it wrote to stderr."""
-    said = str(error.stderr)[-500:] if isinstance(error, subprocess.CalledProcessError) else ""
-    text = f"{type(error).__name__}: {error} {said}".strip()
+def _error_message(error: BaseException) -> str:
+    """The type and message of an error, and the end of stderr if it comes from a subprocess."""
+    stderr = str(error.stderr)[-500:] if isinstance(error, subprocess.CalledProcessError) else ""
+    text = f"{type(error).__name__}: {error} {stderr}".strip()
     return text.replace(str(ROOT), ".")[:1000]

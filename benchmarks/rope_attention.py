@@ -16,10 +16,10 @@ from benchmarks.timing import (
     dtypes,
     interleaved,
     matrix_peak,
-    placed,
     require,
     rms_error,
     rows,
+    to_device,
 )
 from sam2_fast.ops.rope_attention import rope_attention, rope_attention_reference, rope_table
 
@@ -50,7 +50,7 @@ def attention(
     loose = LOOSE if maps else 0
     keys, width = (maps * side * side + loose, MEMORY) if maps else (side * side, DIM)
     shapes = ((side * side, DIM), (keys, DIM), (keys, width))
-    q, k, v = placed(
+    q, k, v = to_device(
         [torch.randn(1, n, c, generator=generator).to(dtype) for n, c in shapes], options.device
     )
     mine, theirs = (

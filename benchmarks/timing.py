@@ -1,5 +1,5 @@
-"""Fair timing: competitors take turns in one process; medians with their spread; what machine it
-was.
+"""Timing in which competing implementations alternate in one process. Results are medians with
+their spread, together with a description of the machine.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -37,43 +37,49 @@ PACKAGES = (
 
 
 class RedCaseError(AssertionError):
-    """Outputs differ: a case that is wrong is not timed."""
+    """The outputs of a case differ from the expected ones, so the case is not timed."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asked for."""
+    """Settings of a run, from the command line."""
 
     device: torch.device
     repeats: int = 9
     peers: tuple[str, ...] = ()  # empty: every peer that is installed
-    quick: bool = False  # small shapes only, to see that it runs
+    quick: bool = False  # small shapes only, to check that a benchmark runs
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the result: a case, who ran it, milliseconds, and whatever else is worth a
-    column.
+    """One line of the results: times of one implementation on one case, in milliseconds.
+
+    `notes` are further columns, for example an error or a rate.
     """
 
     case: str
-    who: str
+    implementation: str
     median_ms: float
     low_ms: float
     high_ms: float
     notes: Mapping[str, Any]
 
+    def with_notes(self, notes: Mapping[str, Any]) -> Row:
+        """The same row with further notes."""
+        return replace(self, notes={**self.notes, **notes})
+
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """The row as an entry of a JSON file, in which the implementation is named "who"."""
+        return {"who" if k == "implementation" else k: v for k, v in asdict(self).items()}
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a benchmark yields: one case, measured when it is asked for its rows.
+    """One case of a benchmark. It is measured when its rows are iterated over.
 
-    `function(name, *arguments)` proves the outputs equal with `require`, then times them. What it
-    raises ends this case only, so whatever may fail belongs in it and not in `measure`.
+    `function(name, *arguments)` first checks with `require` that the outputs are equal, then times
+    them. An exception in it ends this case only, so code that can fail belongs in it and not in
+    `measure`.
     """
 
     name: str
@@ -81,52 +87,54 @@ class Case:
     arguments: tuple[Any, ...] = ()
 
     def rows(self) -> Iterable[Row]:
-        """Measure it."""
+        """The rows of the case, measured while they are iterated over."""
         return self.function(self.name, *self.arguments)
 
 
-def require(equal: bool, case: str, who: str) -> None:
-    """Refuse to go on with a case whose outputs differ."""
+def require(equal: bool, case: str, implementation: str) -> None:
+    """Raise `RedCaseError` if the outputs of an implementation are not equal."""
     if not equal:
-        raise RedCaseError(f"{case}: {who} differs; a red case is not timed")
+        raise RedCaseError(f"{case}: {implementation} differs; a red case is not timed")
 
 
 class Times(dict[str, list[float]]):
-    """Milliseconds of every run, by name."""
+    """Milliseconds of every run, by the name of the function."""
 
     def __init__(self, names: Iterable[str]) -> None:
         super().__init__({name: [] for name in names})
-        self.wall: set[str] = set()  # of a GPU: what had to be timed by the host's clock
+        # Functions on a GPU that can only be timed by the host's clock.
+        self.wall_clock: set[str] = set()
 
-    def by_wall_clock(self, name: str) -> None:
-        """From now on. What the device's clock said until now is left out: the
-        two are not mixed.
+    def switch_to_wall_clock(self, name: str) -> None:
+        """Mark `name` as timed by the host's clock and drop its times by the device's clock, so
+        that the two are not mixed.
         """
-        if name not in self.wall:
-            self.wall.add(name)
+        if name not in self.wall_clock:
+            self.wall_clock.add(name)
             self[name].clear()
 
 
 def interleaved(functions: Mapping[str, Callable[[], Any]], options: Options) -> Times:
-    """Milliseconds of every run. Each round runs every function once, so that drift of the machine
-    hits all alike.
+    """Milliseconds of every run. Each round runs every function once, so that a change of the
+    machine's speed affects all functions alike.
     """
     times = Times(functions)
-    cuda = options.device.type == "cuda"
-    # Larger than any L2.
-    cold = torch.empty(256 << 20 if cuda else 0, dtype=torch.int8, device=options.device)
-    for turn in range(options.repeats + 1):
+    is_cuda = options.device.type == "cuda"
+    # Writing it evicts the L2 cache, which is smaller on every GPU.
+    evicting = torch.empty(256 << 20 if is_cuda else 0, dtype=torch.int8, device=options.device)
+    for repeat in range(options.repeats + 1):
         for name, function in functions.items():
-            taken = (
-                _gpu_ms(name, function, times, cold.zero_) if cuda else cpu_milliseconds(function)
-            )
-            if turn:  # the first round warms up
-                times[name].append(taken)
+            if is_cuda:
+                elapsed = _gpu_ms(name, function, times, evicting.zero_)
+            else:
+                elapsed = cpu_milliseconds(function)
+            if repeat > 0:  # the first round is a warm-up
+                times[name].append(elapsed)
     return times
 
 
 def dtypes(options: Options) -> tuple[torch.dtype, ...]:
-    """Number formats to measure: those that people run on such a device."""
+    """The dtypes to measure: those commonly used on this type of device."""
     return (
         (torch.float32, torch.bfloat16)
         if options.device.type == "cpu"
@@ -134,24 +142,24 @@ def dtypes(options: Options) -> tuple[torch.dtype, ...]:
     )
 
 
-def placed(value: Any, device: torch.device) -> Any:
-    """`value` with every tensor in it, in lists, tuples and weights too, on `device`."""
+def to_device(value: Any, device: torch.device) -> Any:
+    """`value` with every tensor moved to `device`, including those in lists, tuples and weights."""
     return tree_map_only(torch.Tensor, lambda x: x.to(device), value)
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
-    """GFLOP/s of a large matrix product here: the ceiling that shares are given of."""
+    """GFLOP/s of a large matrix product on `device`, to which "% of matrix peak" refers."""
     return matrix_rate(device, dtype)
 
 
 def _gpu_ms(
     name: str, function: Callable[[], Any], times: Times, before: Callable[[], Any]
 ) -> float:
-    taken = None if name in times.wall else device_milliseconds(function, before)
-    if taken is None:
-        times.by_wall_clock(name)
-        taken = wall_milliseconds(function, before)
-    return taken
+    elapsed = None if name in times.wall_clock else device_milliseconds(function, before)
+    if elapsed is None:
+        times.switch_to_wall_clock(name)
+        elapsed = wall_milliseconds(function, before)
+    return elapsed
 
 
 def rates(
@@ -160,11 +168,14 @@ def rates(
     peak: float,
     error: Mapping[str, float],
 ) -> dict[str, dict[str, float]]:
-    """Notes for `rows`: ratio to ours, rate, share of the matrix peak, error. peak: GFLOP/s."""
+    """Notes for `rows`: ratio to this library's time, rate, share of the peak rate, error.
+
+    peak: GFLOP/s of a matrix product.
+    """
     ours = statistics.median(times["sam2_fast"])
     notes = {}
-    for name, taken in times.items():
-        median = statistics.median(taken)
+    for name, milliseconds in times.items():
+        median = statistics.median(milliseconds)
         rate = 1e3 * gflop / median
         notes[name] = {
             "x ours": median / ours,
@@ -180,51 +191,53 @@ def rows(
     times: Mapping[str, list[float]],
     notes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Row]:
-    """Medians and spreads as rows. On a GPU a row that the host's clock timed says so: its launches
-    are in it.
+    """Medians and spreads as rows. A row that was timed on a GPU by the host's clock has the note
+    `clock: wall`, because its time includes the launches.
     """
     extra = notes or {}
-    wall = times.wall if isinstance(times, Times) else set()
-    clock = {who: {"clock": "wall"} if who in wall else {} for who in times}
+    wall_clock = times.wall_clock if isinstance(times, Times) else set()
+    clock = {name: {"clock": "wall"} if name in wall_clock else {} for name in times}
     return [
-        Row(case, who, statistics.median(t), min(t), max(t), {**extra.get(who, {}), **clock[who]})
-        for who, t in times.items()
+        Row(
+            case, name, statistics.median(t), min(t), max(t), {**extra.get(name, {}), **clock[name]}
+        )
+        for name, t in times.items()
     ]
 
 
 def machine(options: Options) -> dict[str, Any]:
-    """Processor, device, threads and versions: enough to repeat a result, nothing that names the
-    machine.
+    """Processor, device, threads and versions: enough to repeat a measurement, and nothing that
+    identifies the machine.
     """
+    is_cuda = options.device.type == "cuda"
+    versions = {package: installed(package) for package in PACKAGES}
     return {
         "cpu": _cpu_name(),
-        "device": torch.cuda.get_device_name(options.device)
-        if options.device.type == "cuda"
-        else "cpu",
+        "device": torch.cuda.get_device_name(options.device) if is_cuda else "cpu",
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "load_average": load_average(),
         "python": platform.python_version(),
-        "versions": {name: found for name in PACKAGES if (found := installed(name))},
+        "versions": {package: number for package, number in versions.items() if number},
         "command": " ".join(["python -m benchmarks.run", *_public_arguments()]),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
 
 
 def load_average() -> float:
-    """Of the last minute. More than the cores: other work was running, and
-    medians are pessimistic.
+    """The load average of the last minute. If it exceeds the number of cores, other work was
+    running and the medians are too high.
     """
     return round(os.getloadavg()[0], 1)
 
 
 def _public_arguments() -> list[str]:
-    """The command line without where its JSON goes: a folder says nothing about a result."""
-    words = sys.argv[1:]
+    """Arguments of the command line without `--json FILE`, which has no effect on a result."""
+    arguments = sys.argv[1:]
     return [
-        w
-        for i, w in enumerate(words)
-        if not w.startswith("--json") and (i == 0 or words[i - 1] != "--json")
+        argument
+        for i, argument in enumerate(arguments)
+        if not argument.startswith("--json") and (i == 0 or arguments[i - 1] != "--json")
     ]
 
 
@@ -238,7 +251,7 @@ def _cpu_name() -> str:
 
 
 def installed(package: str) -> str | None:
-    """The version of a package, or None where it is not installed."""
+    """The version of a package, or None if the package is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -22,10 +22,10 @@ from benchmarks.timing import (
     dtypes,
     interleaved,
     matrix_peak,
-    placed,
     require,
     rms_error,
     rows,
+    to_device,
 )
 from sam2_fast.ops.window_attention import window_attention, window_attention_reference
 
@@ -85,7 +85,7 @@ def attention(
         torch.randn(1, side, side, 3 * channels).to(dtype),
         torch.randn(3 * channels).to(dtype),
     )
-    given = placed((qkv, pad, heads, window, pool), options.device)
+    given = to_device((qkv, pad, heads, window, pool), options.device)
     functions: dict[str, Callable[[], torch.Tensor]] = {
         "sam2_fast": partial(window_attention, *given),
         "torch": partial(window_attention_reference, *given),

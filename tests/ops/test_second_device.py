@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.timing import placed
+from benchmarks.timing import to_device
 from sam2_fast.ops.connected_components import connected_components
 from sam2_fast.ops.core.native import no_triton
 from sam2_fast.ops.hiera_block import hiera_block
@@ -71,7 +71,7 @@ def test_a_kernel_runs_where_its_tensors_are(name: str) -> None:
         pytest.skip("there is one GPU")
     op, arguments = CASES[name]
     first, second = (
-        op(*placed(arguments, torch.device("cuda", i)), backend="triton") for i in (0, 1)
+        op(*to_device(arguments, torch.device("cuda", i)), backend="triton") for i in (0, 1)
     )
     for a, b in zip(tree_leaves(tuple(first)), tree_leaves(tuple(second)), strict=True):
         if isinstance(a, torch.Tensor):
