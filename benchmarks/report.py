@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.failures import failures
-from benchmarks.timing import Case, Options, RedCaseError, Row, load_average, machine
+from benchmarks.machine import headline, load_average, machine, matrix_peaks
+from benchmarks.timing import Case, Options, RedCaseError, Row
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,11 +29,12 @@ class Report:
 
     def __init__(self, options: Options, path: Path | None = None) -> None:
         self._path = path
+        self._machine = machine(options)
         self._results: dict[str, list[dict[str, Any]]] = {}
         self._red: list[dict[str, str]] = []
         self._failed: list[dict[str, str]] = []
         self._document = {
-            "machine": machine(options),
+            "machine": self._machine,
             "complete": False,
             "red": self._red,
             "failed": self._failed,
@@ -41,6 +43,12 @@ class Report:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
         self._write()
+
+    def measure_machine(self, options: Options) -> None:
+        """Measure the peak of the machine's matrix products, a few seconds, and print it."""
+        self._machine["matrix_peak"] = matrix_peaks(options)
+        self._write()
+        print(headline(self._machine), flush=True)
 
     def run_benchmark(self, name: str, cases: Iterable[Case]) -> None:
         """Measure every case of a benchmark. A case that is red or fails does not affect the
@@ -89,7 +97,7 @@ class Report:
     def _write(self) -> None:
         if self._path is None:
             return
-        self._document["machine"]["load_average"] = load_average()
+        self._machine["load_average"] = load_average()
         part = self._path.with_name(f"{self._path.name}.part")
         with part.open("w") as file:
             file.write(json.dumps(self._document, indent=1) + "\n")

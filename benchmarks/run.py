@@ -21,7 +21,7 @@ from benchmarks.report import Report
 from benchmarks.timing import Case, Options
 
 FOLDER = Path(__file__).resolve().parent
-NOT_BENCHMARKS = {"__init__", "engines", "peers", "report", "run", "timing"}
+NOT_BENCHMARKS = {"__init__", "engines", "machine", "peers", "report", "run", "timing"}
 
 
 def available() -> list[str]:
@@ -67,6 +67,7 @@ def main() -> int:
     peers = tuple(p for p in arguments.peer.split(",") if p)
     options = Options(torch.device(arguments.device), arguments.repeats, peers, arguments.quick)
     report = Report(options, arguments.json)
+    report.measure_machine(options)
     for name in arguments.names or available():
         report.run_benchmark(name, cases(name, options))
     return report.finish()

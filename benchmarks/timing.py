@@ -4,15 +4,9 @@ their spread, together with a description of the machine.
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
-import sys
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,18 +16,6 @@ from sam2_fast.proving.errors import rms_error as rms_error
 from sam2_fast.proving.limits import matrix_rate
 from sam2_fast.proving.timing import cpu_milliseconds, device_milliseconds, wall_milliseconds
 from sam2_fast.proving.timing import cuda_milliseconds as cuda_milliseconds
-
-PACKAGES = (
-    "torch",
-    "triton",
-    "numpy",
-    "scipy",
-    "opencv-python-headless",
-    "connected-components-3d",
-    "openvino",
-    "onnxruntime",
-    "transformers",
-)
 
 
 class RedCaseError(AssertionError):
@@ -203,56 +185,3 @@ def rows(
         )
         for name, t in times.items()
     ]
-
-
-def machine(options: Options) -> dict[str, Any]:
-    """Processor, device, threads and versions: enough to repeat a measurement, and nothing that
-    identifies the machine.
-    """
-    is_cuda = options.device.type == "cuda"
-    versions = {package: installed(package) for package in PACKAGES}
-    return {
-        "cpu": _cpu_name(),
-        "device": torch.cuda.get_device_name(options.device) if is_cuda else "cpu",
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "load_average": load_average(),
-        "python": platform.python_version(),
-        "versions": {package: number for package, number in versions.items() if number},
-        "command": " ".join(["python -m benchmarks.run", *_public_arguments()]),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-    }
-
-
-def load_average() -> float:
-    """The load average of the last minute. If it exceeds the number of cores, other work was
-    running and the medians are too high.
-    """
-    return round(os.getloadavg()[0], 1)
-
-
-def _public_arguments() -> list[str]:
-    """Arguments of the command line without `--json FILE`, which has no effect on a result."""
-    arguments = sys.argv[1:]
-    return [
-        argument
-        for i, argument in enumerate(arguments)
-        if not argument.startswith("--json") and (i == 0 or arguments[i - 1] != "--json")
-    ]
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def installed(package: str) -> str | None:
-    """The version of a package, or None if the package is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -71,6 +71,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
         monkeypatch.setattr(run, "available", lambda: list(benchmarks))
         path = tmp_path / "folder" / "results.json"
         monkeypatch.setattr(sys, "argv", ["run", "--device", "cpu", "--json", str(path)])
+        monkeypatch.setattr("benchmarks.report.matrix_peaks", lambda options: {"float32": 100.0})
         status = run.main()
         assert [p.name for p in path.parent.iterdir()] == ["results.json"]
         return status, json.loads(path.read_text())
@@ -87,6 +88,7 @@ def test_a_killed_run_leaves_a_valid_document_with_its_rows(tmp_path: Path) -> N
     command = [sys.executable, "-c", ENDLESS, "--device", "cpu", "--json", str(path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
+        process.stdout.readline()  # the line about the machine
         printed = [process.stdout.readline().split()[0] for _ in range(2)]  # not kept in a buffer
         process.send_signal(signal.SIGKILL)
     assert printed == ["first", "second"]
@@ -101,7 +103,9 @@ def test_a_whole_run_is_complete(ran: Run, capsys: pytest.CaptureFixture[str]) -
     assert document["complete"] is True
     assert (document["red"], document["failed"]) == ([], [])
     assert kept(document) == {"one": ["a", "b"]}
-    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
+    headline, *lines = capsys.readouterr().out.splitlines()
+    assert headline.endswith("matrix product, GFLOP/s: float32 100")
+    assert [line.split()[:2] for line in lines] == [
         ["a", "sam2_fast"],
         ["b", "torch"],
     ]
@@ -211,6 +215,8 @@ def test_a_real_benchmark_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert document["complete"] is True
     assert "outputs" not in document["machine"]["command"]
     assert {"sam2_fast", "torch"} <= {row["who"] for row in document["results"]["nms"]}
+    assert set(document["machine"]["matrix_peak"]) == {"float32", "bfloat16"}
+    assert min(document["machine"]["matrix_peak"].values()) > 0
 
 
 def test_a_cold_start_has_a_kernel_cache_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

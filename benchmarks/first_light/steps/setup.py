@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.first_light.context import Context
-from benchmarks.timing import installed
+from benchmarks.machine import installed
 
 PACKAGES = ("torch", "triton", "numpy", "transformers", "torchvision")
 
