@@ -1,4 +1,7 @@
-"""Files and pictures: everything that enters or leaves as pixels. Knows nothing of models."""
+"""Read and write images, videos and masks, and convert pixels to model input.
+
+This package does not depend on the models.
+"""
 
 from __future__ import annotations
 

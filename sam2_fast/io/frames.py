@@ -1,6 +1,4 @@
-"""What every video looks like from above: numbered frames, read one at a time, with a small window
-of recent ones kept.
-"""
+"""The base class of all videos: numbered frames, with a window of recent frames in memory."""
 
 from __future__ import annotations
 
@@ -17,28 +15,30 @@ import numpy as np
 import numpy.typing as npt
 
 Frame = npt.NDArray[np.uint8]
-"""[H, W, 3] uint8 RGB, read-only: the window shares it with later readers."""
+"""[H, W, 3] uint8 RGB. Read-only, because the window shares it with later readers."""
 
 WINDOW_FRAMES = 32
 WINDOW_BYTES = 256 * 2**20
-"""The window keeps at most this many frames and at most this many bytes, but never fewer than two
-frames.
+"""The window holds at most this many frames and at most this many bytes.
+
+It always holds at least two frames, whatever their size.
 """
 
 
 class FrameGoneError(LookupError):
-    """A frame of a stream that was passed and is no longer in the window."""
+    """The requested frame of a stream is no longer in the window."""
 
 
 class FrameSource(ABC):
-    """Frames of one video. Frames are decoded when asked for; only the window is held in memory.
+    """Frames of one video, decoded on demand. Only the window of recent frames stays in memory.
 
-    `num_frames` is None while it is unknown (a stream); `height` and `width` are in pixels and the
-    same for every frame; `fps` is None where the source has no clock; `sequential` sources cannot
-    go back further than the window.
-    Threads may share a source: reads take turns, and what is in the window waits for none.
-    `reads_ahead`: frames come from files, and may be decoded on a thread of the source before they
-        are asked for.
+    num_frames: number of frames, None while it is unknown (a stream).
+    height, width: size of every frame in pixels.
+    fps: frames per second, or None if the source has no clock.
+    sequential: True if the source cannot go back further than the window.
+    reads_ahead: True if frames come from files; `read_ahead` then decodes in a background thread.
+    Threads may share a source. One thread decodes at a time, and a frame that is in the window is
+    returned without waiting for it.
     """
 
     sequential = False
@@ -53,35 +53,39 @@ class FrameSource(ABC):
         self.width = width
         self.fps = fps
         self.window = min(WINDOW_FRAMES, max(2, WINDOW_BYTES // max(1, height * width * 3)))
-        self._kept: OrderedDict[int, Frame] = OrderedDict()
-        self._lock = threading.RLock()  # of the decoder
-        self._window_lock = threading.Lock()
+        self._recent: OrderedDict[int, Frame] = OrderedDict()
+        self._lock = threading.RLock()  # guards the decoder
+        self._window_lock = threading.Lock()  # guards `_recent`
         self._reader: ThreadPoolExecutor | None = None
         self._closed = False
 
     @abstractmethod
     def _read(self, index: int) -> Frame:
-        """Decode frame `index`, which is neither in the window nor out of range. Called with the
-        lock held.
+        """Decode frame `index`, which is in range and not in the window.
+
+        Called with `_lock` locked.
         """
 
     def __getitem__(self, index: SupportsIndex) -> Frame:
-        """Frame `index` (from 0). IndexError outside the video, ValueError for a damaged frame or
-        one of another size.
+        """Frame `index`, counted from 0.
+
+        Raises IndexError outside the video, and ValueError if the frame is damaged or has another
+        size than the video.
         """
         if isinstance(index, (bool, np.bool_)):
             raise TypeError(f"frame index: expected an integer, got {index!r}")
         number = operator.index(index)
-        held = self._held(number)
-        if held is not None:
-            return held
+        frame = self._cached(number)
+        if frame is not None:
+            return frame
         with self._lock:
-            held = self._held(number)  # decoded while this thread waited for its turn
-            return self._keep(number, self._read(number)) if held is None else held
+            frame = self._cached(number)  # another thread may have decoded it meanwhile
+            return self._insert(number, self._read(number)) if frame is None else frame
 
     def read_ahead(self, index: int) -> None:
-        """Begin to decode frame `index`, where the source can. What goes wrong is raised when the
-        frame is asked for.
+        """Start decoding frame `index` in the background, if the source supports it.
+
+        Errors are raised later, when the frame is read.
         """
         if not self.reads_ahead or self._closed or not 0 <= index < (self.num_frames or 0):
             return
@@ -97,7 +101,7 @@ class FrameSource(ABC):
         return self.num_frames
 
     def __iter__(self) -> Iterator[Frame]:
-        """All frames in order; ends with the video, whether or not its length was known."""
+        """All frames in order, up to the end of the video even if its length is unknown."""
         index = 0
         while self.num_frames is None or index < self.num_frames:
             try:
@@ -108,12 +112,14 @@ class FrameSource(ABC):
             index += 1
 
     def close(self) -> None:
-        """Let go of files and frames. Later reads raise ValueError; closing twice is fine."""
-        reader, self._reader, self._closed = self._reader, None, True
+        """Release files and frames. Later reads raise ValueError; closing twice is harmless."""
+        reader = self._reader
+        self._reader = None
+        self._closed = True
         if reader is not None:
             reader.shutdown(cancel_futures=True)
         with self._window_lock:
-            self._kept.clear()
+            self._recent.clear()
 
     def __enter__(self) -> FrameSource:
         return self
@@ -130,8 +136,8 @@ class FrameSource(ABC):
         count = "unknown" if self.num_frames is None else self.num_frames
         return f"<{type(self).__name__} {self.name}: {count} frames, {self.width} x {self.height}>"
 
-    def _held(self, number: int) -> Frame | None:
-        """Frame `number` if it is in the window."""
+    def _cached(self, number: int) -> Frame | None:
+        """Frame `number` if it is in the window, else None."""
         with self._window_lock:
             if self._closed:
                 raise ValueError(f"{self.name}: the video is closed")
@@ -140,12 +146,15 @@ class FrameSource(ABC):
                     f"{self.name}: frame {number} is out of range, the video has frames 0 to "
                     f"{self._last()}"
                 )
-            if number in self._kept:
-                self._kept.move_to_end(number)
-            return self._kept.get(number)
+            if number in self._recent:
+                self._recent.move_to_end(number)
+            return self._recent.get(number)
 
-    def _keep(self, index: int, frame: Frame) -> Frame:
-        """Check the size, put the frame into the window, forget the least recently used one."""
+    def _insert(self, index: int, frame: Frame) -> Frame:
+        """Put a frame into the window, which drops the least recently used one if it is full.
+
+        Raises ValueError if the frame has another size than the video.
+        """
         height, width = frame.shape[:2]
         if (height, width) != (self.height, self.width):
             raise ValueError(
@@ -156,10 +165,10 @@ class FrameSource(ABC):
         shared = frame.view()
         shared.flags.writeable = False
         with self._window_lock:
-            self._kept[index] = shared
-            self._kept.move_to_end(index)
-            while len(self._kept) > self.window:
-                self._kept.popitem(last=False)
+            self._recent[index] = shared
+            self._recent.move_to_end(index)
+            while len(self._recent) > self.window:
+                self._recent.popitem(last=False)
         return shared
 
     def _last(self) -> int:

@@ -1,6 +1,4 @@
-"""One image from whatever the caller has: a path, a Pillow image, a numpy array or a torch tensor
--> [H, W, 3] RGB.
-"""
+"""Read one image as [H, W, 3] RGB from a path, a Pillow image, a numpy array or a torch tensor."""
 
 from __future__ import annotations
 
@@ -19,40 +17,30 @@ from PIL import Image
 from sam2_fast.io.limits import MAX_PIXELS, check_pixels
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
-"""Formats that are read. Others (EPS, FITS, PSD...) are refused, whatever the file is called: some
-run programs or have no bounds.
+"""Formats that are read, whatever the file is called.
+
+All others (EPS, FITS, PSD...) are refused: decoding some of them starts programs or has no bounds.
 """
 
-_BROKEN = (
-    *(
-        OSError,
-        SyntaxError,
-        ValueError,
-        TypeError,
-        IndexError,
-        KeyError,
-        EOFError,
-        OverflowError,
-        MemoryError,
-    ),
-    *(struct.error, Image.DecompressionBombError),
+_DECODE_ERRORS = (
+    *(OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError),
+    *(OverflowError, MemoryError, struct.error, Image.DecompressionBombError),
 )
-"""What Pillow's decoders raise on damaged files."""
+"""Errors that Pillow's decoders raise on damaged files."""
 
 
 RGB8 = npt.NDArray[np.uint8]
 
 
 def as_rgb_uint8(image: Any, *, max_pixels: int = MAX_PIXELS) -> RGB8:
-    """Any image as [H, W, 3] uint8 RGB, contiguous. Floats are rounded to the nearest of 256
-    levels.
+    """Any image as contiguous [H, W, 3] uint8 RGB.
 
+    Floating-point pixels are rounded to the nearest of 256 levels.
     image: a path; a Pillow image; a numpy array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (alpha is
-        dropped); a torch tensor
-        [3, H, W] (1 and 4 channels too), [H, W, 3] or [H, W]. uint8; uint16 of full scale 0..65535;
-        floating point in [0, 1].
+        dropped); a torch tensor [3, H, W] (also with 1 or 4 channels), [H, W, 3] or [H, W]. Pixels
+        are uint8, uint16 with a full scale of 0..65535, or floating point in [0, 1].
     max_pixels: limit for files and for Pillow images that are not loaded yet.
-    Raises ValueError that says what is wrong with it, TypeError for an object of another kind.
+    Raises ValueError for an image that cannot be used, and TypeError for an object of another type.
     """
     return _to_uint8(as_rgb(image, max_pixels=max_pixels))
 
@@ -74,11 +62,11 @@ def as_rgb(image: Any, *, max_pixels: int = MAX_PIXELS) -> RGB8 | npt.NDArray[np
 
 
 def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> RGB8:
-    """An image file as [H, W, 3] uint8 RGB. The orientation tag (EXIF) is not applied, as upstream.
+    """Read an image file as [H, W, 3] uint8 RGB.
 
-    The size is checked before any pixel is decoded. Raises ValueError that names the file when it
-    is not one of `FORMATS`, larger than `max_pixels`, damaged or truncated; FileNotFoundError when
-    there is none.
+    The orientation tag (EXIF) is not applied, as in the official code. The size is checked before
+    any pixel is decoded. Raises FileNotFoundError if there is no such file, and ValueError, which
+    names the file, if it has none of `FORMATS`, is larger than `max_pixels`, damaged or truncated.
     """
     file = Path(path)
     with _open(file) as stream:
@@ -89,8 +77,9 @@ def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
 def open_image(
     path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS
 ) -> Iterator[Image.Image]:
-    """An image file as a Pillow image in its own mode (palette indices stay indices), within
-    `max_pixels`. Errors as `load_image`.
+    """Open an image file as a Pillow image in its own mode: palette indices stay indices.
+
+    Raises the same errors as `load_image`.
     """
     file = Path(path)
     with _open(file) as stream:
@@ -98,14 +87,15 @@ def open_image(
         check_pixels(*image.size, max_pixels, f"image {file}")
         try:
             image.load()
-        except _BROKEN as error:
+        except _DECODE_ERRORS as error:
             raise ValueError(f"image {file}: cannot be decoded ({error})") from error
         yield image
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """(height, width) in pixels from the header of an image file, without decoding it. Raises
-    ValueError that names the file.
+    """Read (height, width) in pixels from the header of an image file, without decoding it.
+
+    Raises FileNotFoundError or ValueError, which name the file.
     """
     file = Path(path)
     with _open(file) as stream:
@@ -123,8 +113,9 @@ def _open(file: Path) -> BinaryIO:
 
 
 def _identify(stream: BinaryIO, file: Path) -> Image.Image:
-    """Open with one of our formats only, and without Pillow's own global size limit (ours is an
-    argument).
+    """Open a file with one of `FORMATS` only.
+
+    Pillow's own global size limit is not applied, because ours is an argument of the callers.
     """
     Image.preinit()
     Image.init()
@@ -137,20 +128,20 @@ def _identify(stream: BinaryIO, file: Path) -> Image.Image:
             continue
         stream.seek(0)
         try:
-            found: Image.Image = factory(stream, os.fspath(file))
-            return found
-        except _BROKEN:
+            image: Image.Image = factory(stream, os.fspath(file))
+            return image
+        except _DECODE_ERRORS:
             continue
     raise ValueError(f"image {file}: not a readable {', '.join(FORMATS)} file")
 
 
 def _matches(answer: bool | str) -> bool:
-    # A string says which codec this Pillow lacks.
+    # A string is the reason why this Pillow build cannot read the format.
     return bool(answer) and not isinstance(answer, str)
 
 
-def _from_pillow(image: Image.Image, max_pixels: int, what: str) -> RGB8 | npt.NDArray[np.float32]:
-    check_pixels(*image.size, max_pixels, what)
+def _from_pillow(image: Image.Image, max_pixels: int, label: str) -> RGB8 | npt.NDArray[np.float32]:
+    check_pixels(*image.size, max_pixels, label)
     try:
         if image.mode == "F" or image.mode == "I" or image.mode.startswith("I;16"):
             deep = np.asarray(image)
@@ -158,12 +149,12 @@ def _from_pillow(image: Image.Image, max_pixels: int, what: str) -> RGB8 | npt.N
                 if deep.min() < 0 or deep.max() > 65535:
                     raise ValueError("32-bit integer pixels outside 0..65535")
                 deep = deep.astype(np.uint16)
-            return _from_array(deep, what)
+            return _from_array(deep, label)
         return np.array(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
-    except _BROKEN as error:
+    except _DECODE_ERRORS as error:
         reason = str(error) or type(error).__name__
         raise ValueError(
-            reason if reason.startswith(what) else f"{what}: cannot be decoded ({reason})"
+            reason if reason.startswith(label) else f"{label}: cannot be decoded ({reason})"
         ) from error
 
 
@@ -174,23 +165,25 @@ def _to_uint8(pixels: RGB8 | npt.NDArray[np.float32]) -> RGB8:
 
 
 def _channels_last(image: torch.Tensor) -> torch.Tensor:
-    """Tensors are channels first unless only the last axis can be the channels."""
-    if image.dtype == torch.bfloat16:  # numpy has none
+    """Channels moved to the last axis. The first axis holds them if its size is 1, 3 or 4."""
+    if image.dtype == torch.bfloat16:  # numpy has no bfloat16
         image = image.float()
     return image.permute(1, 2, 0) if image.ndim == 3 and image.shape[0] in (1, 3, 4) else image
 
 
-def _from_array(array: npt.NDArray[Any], what: str) -> RGB8 | npt.NDArray[np.float32]:
+def _from_array(array: npt.NDArray[Any], label: str) -> RGB8 | npt.NDArray[np.float32]:
     shape = [*array.shape]
     if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3, 4):
         raise ValueError(
-            f"{what}: expected a numpy array [H, W, 3], got {shape}; channels first? use "
+            f"{label}: expected a numpy array [H, W, 3], got {shape}; channels first? use "
             f".transpose(1, 2, 0)"
         )
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise ValueError(f"{what}: expected [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got {shape}")
+        raise ValueError(
+            f"{label}: expected [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got {shape}"
+        )
     if 0 in shape:
-        raise ValueError(f"{what}: expected at least one pixel, got {shape}")
+        raise ValueError(f"{label}: expected at least one pixel, got {shape}")
     channels = array[:, :, None] if array.ndim == 2 else array[:, :, :3]
     rgb = (
         np.broadcast_to(channels, (*channels.shape[:2], 3)) if channels.shape[2] == 1 else channels
@@ -200,20 +193,20 @@ def _from_array(array: npt.NDArray[Any], what: str) -> RGB8 | npt.NDArray[np.flo
     if rgb.dtype == np.uint16:
         return ((rgb.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if np.issubdtype(rgb.dtype, np.floating):
-        return _unit_floats(rgb, what)
+        return _unit_floats(rgb, label)
     raise ValueError(
-        f"{what}: expected uint8, uint16 or floating point in [0, 1], got {array.dtype}; convert "
+        f"{label}: expected uint8, uint16 or floating point in [0, 1], got {array.dtype}; convert "
         f"with .astype(np.uint8)"
     )
 
 
-def _unit_floats(rgb: npt.NDArray[Any], what: str) -> npt.NDArray[np.float32]:
+def _unit_floats(rgb: npt.NDArray[Any], label: str) -> npt.NDArray[np.float32]:
     low, high = float(rgb.min()), float(rgb.max())
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError(f"{what}: floating-point pixels must be finite, got NaN or infinity")
+        raise ValueError(f"{label}: floating-point pixels must be finite, got NaN or infinity")
     if low < 0 or high > 1:
         raise ValueError(
-            f"{what}: floating-point pixels must lie in [0, 1], got [{low:g}, {high:g}]; divide "
+            f"{label}: floating-point pixels must lie in [0, 1], got [{low:g}, {high:g}]; divide "
             f"by 255 or pass uint8"
         )
     return np.ascontiguousarray(rgb, dtype=np.float32)

@@ -1,5 +1,6 @@
-"""Masks to files and back: PNG per object, DAVIS palette PNG, JSON with COCO run lengths; and to
-`supervision.Detections`.
+"""Read and write masks: one PNG per object, DAVIS palette PNG, or JSON with COCO run lengths.
+
+Also converts masks to `supervision.Detections`.
 """
 
 from __future__ import annotations
@@ -23,63 +24,67 @@ Mask = npt.NDArray[np.bool_]
 
 
 def _voc_palette() -> bytes:
-    """Colour of index i: its bits 0, 1, 2 become the top bits of red, green, blue; bits 3, 4, 5 the
-    next ones; and so on.
+    """R, G, B of 256 colours.
+
+    Bits 0, 1, 2 of an index become the top bits of red, green and blue; bits 3, 4, 5 become the
+    next lower ones, and so on.
     """
     index = np.arange(256)[:, None]
-    bits = sum(((index >> (3 * place + np.arange(3))) & 1) << (7 - place) for place in range(8))
+    bits = sum(((index >> (3 * level + np.arange(3))) & 1) << (7 - level) for level in range(8))
     return np.asarray(bits, dtype=np.uint8).tobytes()
 
 
 DAVIS_PALETTE = _voc_palette()
-"""768 bytes, R G B of 256 indices: the palette of DAVIS and Pascal VOC."""
+"""The palette of DAVIS and Pascal VOC: 768 bytes, R, G, B of 256 indices."""
 
 
 def save_mask(path: str | os.PathLike[str], mask: Mask) -> None:
-    """One mask [H, W] as a palette PNG: 0 background (black), 1 object (dark red)."""
-    _save_indices(Path(path), _one(mask).astype(np.uint8))
+    """Write one mask [H, W] as a palette PNG: 0 is background (black), 1 the object (dark red)."""
+    _save_indices(Path(path), _as_mask(mask).astype(np.uint8))
 
 
 def save_davis(path: str | os.PathLike[str], masks: Mapping[int, Mask]) -> None:
-    """All objects of one frame, {id: mask [H, W]}, as one palette PNG whose pixels are ids. Where
-    objects overlap the lower id is on top.
+    """Write all objects of one frame as one palette PNG of object ids.
 
+    masks: {id: mask [H, W]}. Where objects overlap, the lower id is on top.
     Raises ValueError for ids outside 1..255.
     """
     if not masks:
         raise ValueError(
             "masks: expected at least one object; write an all-False mask for an empty frame"
         )
-    labels = np.zeros(_one(next(iter(masks.values()))).shape, dtype=np.uint8)
+    labels = np.zeros(_as_mask(next(iter(masks.values()))).shape, dtype=np.uint8)
     for object_id in sorted(masks, reverse=True):
         if not 1 <= object_id <= 255:
             raise ValueError(
                 f"masks: a palette PNG holds the ids 1 to 255, got {object_id}; write one PNG per "
                 f"object"
             )
-        labels[_one(masks[object_id])] = object_id
+        labels[_as_mask(masks[object_id])] = object_id
     _save_indices(Path(path), labels)
 
 
 def load_mask(
     path: str | os.PathLike[str], object_id: int | None = None, *, max_pixels: int = MAX_PIXELS
 ) -> Mask:
-    """A mask file as [H, W] bool: the pixels of one id of a palette or grey PNG, or, without an id,
-    all that are not zero.
+    """Read a mask file as [H, W] bool.
+
+    object_id: the id to select in a palette or grey PNG; None selects all pixels that are not zero.
     """
     with open_image(path, max_pixels=max_pixels) as image:
         pixels = np.asarray(image)
     if object_id is not None and pixels.ndim != 2:
         raise ValueError(
-            f"mask {path}: object {object_id} asked for, but the file has colours in place of ids"
+            f"mask {path}: cannot select object {object_id}, the file has colours in place of ids"
         )
     flat = pixels if pixels.ndim == 2 else pixels[:, :, :3].any(axis=2)
     return np.asarray(flat == object_id if object_id is not None else flat != 0, dtype=bool)
 
 
 class MaskWriter(Protocol):
-    """Takes the frames of a result in any order; `close` completes the files, `abort` leaves none
-    that is incomplete.
+    """Writes the frames of a result in any order.
+
+    `close` completes the files; `abort` leaves no incomplete file.
     """
 
     def write(self, frame: int, masks: Mapping[int, Mask]) -> None: ...
@@ -88,8 +93,9 @@ class MaskWriter(Protocol):
 
 
 class PngWriter:
-    """`<directory>/<object id, 3 digits>/<frame, 5 digits>.png`, one file per object and frame, as
-    `save_mask` writes it.
+    """Writes `<directory>/<object id, 3 digits>/<frame, 5 digits>.png` with `save_mask`.
+
+    There is one file per object and frame.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
@@ -100,27 +106,29 @@ class PngWriter:
             save_mask(self._directory / f"{object_id:03d}" / f"{frame:05d}.png", mask)
 
     def close(self) -> None:
-        """Nothing is left to do: every file is complete."""
+        """Do nothing: every file is complete already."""
 
     def abort(self) -> None:
-        """The files that were written are complete and stay."""
+        """Do nothing: the files written so far are complete and stay."""
 
 
 class DavisWriter(PngWriter):
-    """`<directory>/<frame, 5 digits>.png`, one file per frame, as `save_davis` writes it."""
+    """Writes `<directory>/<frame, 5 digits>.png` with `save_davis`, one file per frame."""
 
     def write(self, frame: int, masks: Mapping[int, Mask]) -> None:
         save_davis(self._directory / f"{frame:05d}.png", masks)
 
 
 class JsonWriter:
-    """One JSON file of COCO run lengths, a line per frame, written as the frames come and put in
-    place by `close`.
+    """Writes one JSON file of COCO run lengths, with one line per frame.
 
-    {"format": "sam2_fast.masks", "version": 1, "height": H, "width": W, "frames": [
-      {"frame": 0, "objects": [{"id": 1, "area": 25, "bbox": [x, y, w, h], "segmentation": {"size":
-      [H, W], "counts": "..."}}]}]}
-    area in pixels; bbox in pixels, [0, 0, 0, 0] for an empty mask.
+    Frames are written as they arrive; `close` moves the complete file to its path.
+
+      {"format": "sam2_fast.masks", "version": 1, "height": H, "width": W, "frames": [
+        {"frame": 0, "objects": [{"id": 1, "area": 25, "bbox": [x, y, w, h],
+          "segmentation": {"size": [H, W], "counts": "..."}}]}]}
+
+    `area` and `bbox` are in pixels; `bbox` is [0, 0, 0, 0] for an empty mask.
     """
 
     def __init__(self, path: str | os.PathLike[str], height: int, width: int) -> None:
@@ -148,8 +156,8 @@ class JsonWriter:
 
 
 def describe(mask: Mask) -> dict[str, Any]:
-    """Area, box and run lengths of one mask [H, W], ready for JSON."""
-    pixels = _one(mask)
+    """Area, bounding box and run lengths of one mask [H, W], ready for JSON."""
+    pixels = _as_mask(mask)
     rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
     empty = rows.size == 0
     box = (
@@ -165,8 +173,9 @@ def describe(mask: Mask) -> dict[str, Any]:
 
 
 def load_masks_json(path: str | os.PathLike[str]) -> dict[int, dict[int, Mask]]:
-    """What `JsonWriter` wrote: {frame: {object id: mask [H, W]}}. Raises ValueError for another
-    file.
+    """Read a file of `JsonWriter` as {frame: {object id: mask [H, W]}}.
+
+    Raises ValueError for any other file.
     """
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -190,35 +199,36 @@ def to_detections(
     object_ids: Sequence[int] | None = None,
     scores: Sequence[float] | None = None,
 ) -> Any:
-    """`supervision.Detections` of masks [N, H, W] (bool, or logits: above 0); boxes are x0, y0, x1,
-    y1 in pixels.
+    """`supervision.Detections` of masks, with boxes (x0, y0, x1, y1) in pixels.
 
-    object_ids become tracker ids, scores confidences. Empty masks are left out. Needs
-    `pip install supervision`.
+    masks: [N, H, W], bool, or logits that are above 0 on the object. Empty masks are left out.
+    object_ids: become tracker ids.
+    scores: become confidences.
+    Needs `pip install supervision`.
     """
     try:
         import supervision
     except ImportError as error:
         raise ImportError("to_detections needs supervision: pip install supervision") from error
-    solid = np.asarray(masks)
-    if solid.ndim != 3:
-        raise ValueError(f"masks: expected [N, H, W], got {[*solid.shape]}")
-    solid = solid > 0
+    binary = np.asarray(masks)
+    if binary.ndim != 3:
+        raise ValueError(f"masks: expected [N, H, W], got {[*binary.shape]}")
+    binary = binary > 0
     for name, values in (("object_ids", object_ids), ("scores", scores)):
-        if values is not None and len(values) != len(solid):
-            raise ValueError(f"{name}: expected {len(solid)}, one per mask, got {len(values)}")
-    kept = solid.any(axis=(1, 2))
-    if not kept.any():
+        if values is not None and len(values) != len(binary):
+            raise ValueError(f"{name}: expected {len(binary)}, one per mask, got {len(values)}")
+    nonempty = binary.any(axis=(1, 2))
+    if not nonempty.any():
         return supervision.Detections.empty()
     return supervision.Detections(
-        xyxy=supervision.mask_to_xyxy(solid[kept]).astype(np.float32),
-        mask=solid[kept],
-        tracker_id=None if object_ids is None else np.asarray(object_ids)[kept],
-        confidence=None if scores is None else np.asarray(scores, dtype=np.float32)[kept],
+        xyxy=supervision.mask_to_xyxy(binary[nonempty]).astype(np.float32),
+        mask=binary[nonempty],
+        tracker_id=None if object_ids is None else np.asarray(object_ids)[nonempty],
+        confidence=None if scores is None else np.asarray(scores, dtype=np.float32)[nonempty],
     )
 
 
-def _one(mask: npt.NDArray[Any]) -> Mask:
+def _as_mask(mask: npt.NDArray[Any]) -> Mask:
     pixels = np.asarray(mask)
     if pixels.ndim != 2 or 0 in pixels.shape:
         raise ValueError(f"mask: expected [H, W] with at least one pixel, got {[*pixels.shape]}")

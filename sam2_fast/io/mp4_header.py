@@ -1,4 +1,4 @@
-"""Sample counts that an MP4 or MOV header claims, read before FFmpeg builds tables of that size."""
+"""Check the sample counts in an MP4 or MOV header before FFmpeg builds tables of that size."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 MAX_SOUND_SAMPLES = 10_000_000
-"""Of one compressed sound track (60 hours); uncompressed sound costs no table."""
+"""Most samples of one compressed sound track (60 hours). Uncompressed sound needs no table."""
 
 _MAX_BOXES = 500_000
-_FIRST = frozenset(
+_FIRST_KINDS = frozenset(
     (b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"wide", b"skip", b"pnot")
 )
 
@@ -21,50 +21,56 @@ class _Box(NamedTuple):
     stop: int
 
 
-def check_sample_counts(stream: BinaryIO, size: int, max_frames: int, what: str) -> None:
-    """Raise ValueError if a track or fragment claims more samples than the limits; files of other
-    kinds pass. Reads headers only.
+def check_sample_counts(stream: BinaryIO, size: int, max_frames: int, label: str) -> None:
+    """Raise ValueError if a track or fragment claims more samples than its limit.
 
-    stream: seekable, `size` bytes; left at its start.
+    Reads headers only. Files of other formats pass.
+    stream: seekable, `size` bytes long; its position is 0 on return.
+    label: the name of the video in the error message.
     """
     reader = _Reader(stream)
     stream.seek(0)
-    if stream.read(8)[4:8] in _FIRST:
+    if stream.read(8)[4:8] in _FIRST_KINDS:
         for outer in reader.boxes(0, size):
             for inner in (
                 reader.boxes(outer.start, outer.stop) if outer.kind in (b"moov", b"moof") else ()
             ):
                 if inner.kind == b"cmov":
                     raise ValueError(
-                        f"{what}: compressed MOV headers are not read; rewrite the file with "
+                        f"{label}: compressed MOV headers are not supported; rewrite the file with "
                         f"another tool"
                     )
                 count, limit = reader.claim(inner, max_frames)
                 if count > limit:
                     raise ValueError(
-                        f"{what}: the header claims {count} samples, the limit is {limit}; raise "
+                        f"{label}: the header claims {count} samples, the limit is {limit}; raise "
                         f"it with max_frames="
                     )
-    if reader.seen > _MAX_BOXES:
-        raise ValueError(f"{what}: the header has more than {_MAX_BOXES} parts")
+    if reader.box_count > _MAX_BOXES:
+        raise ValueError(f"{label}: the header has more than {_MAX_BOXES} boxes")
     stream.seek(0)
 
 
 class _Reader:
+    """Reads the boxes of an MP4 or MOV file."""
+
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self.seen = 0
+        self.box_count = 0
 
     def boxes(self, position: int, end: int) -> Iterator[_Box]:
-        """The boxes side by side in a range of bytes."""
-        while position + 8 <= end and self.seen <= _MAX_BOXES:
-            self.seen += 1
+        """The boxes that follow each other in a range of bytes."""
+        while position + 8 <= end and self.box_count <= _MAX_BOXES:
+            self.box_count += 1
             head = self.read(position, 16)
             if len(head) < 8:
                 return
-            length, kind, header = struct.unpack(">I", head[:4])[0], head[4:8], 8
+            length = struct.unpack(">I", head[:4])[0]
+            kind = head[4:8]
+            header = 8  # bytes
             if length == 1 and len(head) == 16:
-                length, header = struct.unpack(">Q", head[8:])[0], 16
+                length = struct.unpack(">Q", head[8:])[0]
+                header = 16
             elif length == 0:
                 length = end - position
             if length < header:
@@ -72,44 +78,42 @@ class _Reader:
             yield _Box(kind, position + header, min(position + length, end))
             position += length
 
-    def inside(self, box: _Box, *path: bytes) -> Iterator[_Box]:
-        """The boxes at the end of a path of kinds."""
+    def descendants(self, box: _Box, *path: bytes) -> Iterator[_Box]:
+        """The boxes at the end of a path of kinds below `box`."""
         for child in self.boxes(box.start, box.stop):
             if child.kind == path[0]:
                 if len(path) == 1:
                     yield child
                 else:
-                    yield from self.inside(child, *path[1:])
+                    yield from self.descendants(child, *path[1:])
 
     def read(self, position: int, count: int) -> bytes:
         self._stream.seek(position)
         return self._stream.read(count)
 
     def claim(self, box: _Box, max_frames: int) -> tuple[int, int]:
-        """(samples claimed, limit) of one track (`trak`) or of one track's part of a fragment
-        (`traf`).
-        """
+        """(claimed samples, limit) of a track (`trak`) or of its part of a fragment (`traf`)."""
         if box.kind == b"traf":
-            return max((self._number(run, 4) for run in self.inside(box, b"trun")), default=0), max(
-                max_frames, MAX_SOUND_SAMPLES
-            )
+            counts = (self._number(run, 4) for run in self.descendants(box, b"trun"))
+            return max(counts, default=0), max(max_frames, MAX_SOUND_SAMPLES)
         if box.kind != b"trak":
             return 0, max_frames
         tables = (b"mdia", b"minf", b"stbl")
-        sizes = [size for kind in (b"stsz", b"stz2") for size in self.inside(box, *tables, kind)]
+        sizes = [
+            size for kind in (b"stsz", b"stz2") for size in self.descendants(box, *tables, kind)
+        ]
         count = max((self._number(size, 8) for size in sizes), default=0)
         handlers = {
-            self.read(handler.start + 8, 4) for handler in self.inside(box, b"mdia", b"hdlr")
+            self.read(handler.start + 8, 4) for handler in self.descendants(box, b"mdia", b"hdlr")
         }
         if handlers != {b"soun"}:
             return count, max_frames
-        plain = all(
+        # Uncompressed sound: every sample lasts one tick, and all have the same size.
+        uncompressed = all(
             self._number(times, 4) == self._number(times, 12) == 1
-            for times in self.inside(box, *tables, b"stts")
-        )
-        return (
-            0 if plain and all(self._number(size, 4) for size in sizes) else count
-        ), MAX_SOUND_SAMPLES
+            for times in self.descendants(box, *tables, b"stts")
+        ) and all(self._number(size, 4) for size in sizes)
+        return (0 if uncompressed else count), MAX_SOUND_SAMPLES
 
     def _number(self, box: _Box, offset: int) -> int:
         body = self.read(box.start + offset, 4)

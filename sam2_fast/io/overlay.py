@@ -1,4 +1,4 @@
-"""Masks and prompts drawn over the picture, and such pictures written as PNG or as a video."""
+"""Draw masks and prompts over pictures, and write the result as PNG or as a video."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ Mask = npt.NDArray[np.bool_]
 
 
 def object_color(object_id: int) -> tuple[int, int, int]:
-    """A bright colour (R, G, B of 255) that depends on the id only; neighbouring ids are far apart
-    in hue.
+    """A bright colour (R, G, B, each 0 to 255) that depends on the object id only.
+
+    Neighbouring ids are far apart in hue.
     """
     red, green, blue = colorsys.hsv_to_rgb((0.58 + object_id * 0.6180339887498949) % 1.0, 0.8, 1.0)
     return round(red * 255), round(green * 255), round(blue * 255)
@@ -29,10 +30,12 @@ def object_color(object_id: int) -> tuple[int, int, int]:
 def draw_masks(
     image: RGB8, masks: Mapping[int, Mask], *, alpha: float = 0.45, contour: int = 2
 ) -> RGB8:
-    """A copy of image [H, W, 3] with {id: mask [H, W]} tinted (`alpha` of the object's colour) and
-    outlined (`contour` pixels wide).
+    """A copy of `image` with tinted and outlined masks.
 
-    Lower ids are drawn last, on top. Raises ValueError if a mask has another size than the image.
+    image: [H, W, 3]. masks: {id: mask [H, W]}; lower ids are drawn last, on top.
+    alpha: weight of the object's colour, 0 to 1.
+    contour: width of the outline in pixels.
+    Raises ValueError if a mask has another size than the image.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha: expected 0 to 1, got {alpha}")
@@ -75,18 +78,18 @@ def draw_box(image: RGB8, box: Sequence[float], object_id: int = 1) -> RGB8:
 
 
 def save_png(path: str | os.PathLike[str], image: RGB8) -> None:
-    """Image [H, W, 3] uint8 as PNG, whole or not at all."""
+    """Write image [H, W, 3] uint8 as PNG; the file is complete or absent."""
     with whole_file(path) as beside:
         Image.fromarray(np.ascontiguousarray(image)).save(beside, format="PNG")
 
 
 class VideoWriter:
-    """Frames [H, W, 3] uint8 to an MP4 file, one at a time; the file appears when it is closed, and
-    not after an error.
+    """Writes frames [H, W, 3] uint8 to an MP4 file, one at a time.
 
-    H.264 where the FFmpeg at hand can write it, else MPEG-4. Odd sizes gain one row or column,
-    since these codecs need even ones. Use as a context manager, or call `close` or `abort`. Needs
-    PyAV: `pip install "sam2-fast[video]"`.
+    The file appears when the writer is closed, and not after an error. The codec is H.264 if the
+    installed FFmpeg can write it, else MPEG-4. Both need even sizes, so an odd height or width is
+    padded by one row or column. Use as a context manager, or call `close` or `abort`. Needs PyAV:
+    `pip install "sam2-fast[video]"`.
     """
 
     def __init__(
@@ -115,9 +118,7 @@ class VideoWriter:
         )
 
     def write(self, frame: RGB8) -> None:
-        """Append one frame. Raises ValueError if it is not [H, W, 3] uint8 of the size given at the
-        start.
-        """
+        """Append one frame. Raises ValueError unless it is uint8 [height, width, 3]."""
         if frame.shape != (*self._size, 3) or frame.dtype != np.uint8:
             raise ValueError(
                 f"frame: expected uint8 {[*self._size, 3]}, got {frame.dtype} {[*frame.shape]}"
@@ -127,13 +128,13 @@ class VideoWriter:
         self._container.mux(self._stream.encode(picture))
 
     def close(self) -> None:
-        """Finish the file and put it in its place."""
+        """Complete the file and move it to its path."""
         self._container.mux(self._stream.encode(None))
         self._container.close()
         self._pending.commit()
 
     def abort(self) -> None:
-        """Drop what was written."""
+        """Discard the unfinished file."""
         self._container.close()
         self._pending.discard()
 
@@ -148,7 +149,7 @@ class VideoWriter:
 
 
 def _outline(mask: Mask, width: int) -> Mask:
-    """Pixels of the mask within `width` of its edge; the picture's border is no edge."""
+    """Pixels of the mask within `width` of its edge; the picture's border is not an edge."""
     inner = np.array(mask)
     for _ in range(width):
         padded = np.pad(inner, 1, mode="edge")

@@ -1,9 +1,9 @@
-"""Run-length encoded masks, as COCO has them: column by column, counts of zeros and ones in turn,
-zeros first.
+"""Run-length encoded masks in COCO's format.
 
-Uncompressed: `{"size": [h, w], "counts": [zeros, ones, zeros, ...]}`. Compressed: counts is a
-string, six bits a character, each count from the fourth on as the difference to the count two
-before it. Byte for byte what `pycocotools.mask` writes, without needing it.
+Runs of zeros and ones alternate, column by column, starting with zeros. Uncompressed: `{"size": [h,
+w], "counts": [zeros, ones, zeros, ...]}`. Compressed: `counts` is a string with six bits a
+character, and each count from the fourth on is stored as the difference to the count two before it.
+The strings equal those of `pycocotools.mask` byte for byte; the package is not needed.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from torch import Tensor
 
 from sam2_fast.io.limits import MAX_PIXELS
 
-_LONGEST = 8  # characters of one count: 40 bits, where pycocotools has 32
+_LONGEST = 8  # characters of one count: 40 bits; pycocotools has 32
 
 
 class Rle(TypedDict):
-    """One mask; `counts` is compressed (bytes or str) or plain (a list, or an
-    array of integers).
-    """
+    """One mask. `counts` is compressed (bytes or str) or plain (a list or array of integers)."""
 
     size: list[int]
     counts: bytes | str | list[int] | npt.NDArray[Any]
 
 
 def encode_rle(mask: npt.NDArray[Any] | Tensor, *, text: bool = False) -> Rle:
-    """Compressed RLE of one mask [H, W], bool or zero / non-zero. `text=True` gives str counts,
-    which JSON can hold.
+    """Compressed RLE of one mask [H, W], bool or numeric with non-zero on the object.
+
+    text: return `counts` as str, which JSON can hold.
     """
     pixels = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
     if pixels.ndim != 2:
@@ -44,8 +43,8 @@ def encode_rle(mask: npt.NDArray[Any] | Tensor, *, text: bool = False) -> Rle:
 def decode_rle(rle: Rle, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.bool_]:
     """The mask [H, W] bool of a compressed or plain RLE.
 
-    Raises ValueError for anything that is not a whole mask of `size` within `max_pixels`; nothing
-    is allocated before that is known.
+    Raises ValueError unless the RLE is a whole mask of `size` within `max_pixels`. Nothing is
+    allocated before that check.
     """
     height, width = _size(rle, max_pixels)
     counts = _counts(rle, height * width)
@@ -55,32 +54,33 @@ def decode_rle(rle: Rle, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.bool
 
 
 def area_from_rle(rle: Rle, *, max_pixels: int = MAX_PIXELS) -> int:
-    """Pixels of the mask, without decoding it."""
+    """Number of pixels on the object, without decoding the mask."""
     height, width = _size(rle, max_pixels)
     return int(_counts(rle, height * width)[1::2].sum())
 
 
 def mask_to_rle(masks: Tensor) -> list[Rle]:
-    """Plain RLE of N masks [N, H, W] bool (or zero / non-zero), on any device; only the places of
-    change leave it.
+    """Plain RLE of N masks [N, H, W], bool or numeric with non-zero on the object.
+
+    On any device; only the positions of changes are copied to the host.
     """
     if masks.ndim != 3 or 0 in masks.shape[1:]:
         raise ValueError(f"masks: expected [N, H, W] with at least one pixel, got {[*masks.shape]}")
     count, height, width = masks.shape
     flat = masks.bool().transpose(1, 2).reshape(count, height * width)
-    found: list[Rle] = []
+    encoded: list[Rle] = []
     for rows in torch.split(flat, max(1, 2**30 // (height * width))):
         changes = (rows[:, 1:] != rows[:, :-1]).nonzero().cpu().numpy()
         starts = rows[:, 0].cpu().numpy()
         bounds = np.searchsorted(changes[:, 0], np.arange(len(starts) + 1))
         for row, on in enumerate(starts):
             runs = _lengths(changes[bounds[row] : bounds[row + 1], 1] + 1, height * width, bool(on))
-            found.append({"size": [height, width], "counts": runs.tolist()})
-    return found
+            encoded.append({"size": [height, width], "counts": runs.tolist()})
+    return encoded
 
 
 def compress_rle(rle: Rle) -> Rle:
-    """The compressed form, with str counts, of a plain RLE (official `coco_encode_rle`)."""
+    """The compressed form of a plain RLE, with str counts (official `coco_encode_rle`)."""
     height, width = _size(rle, np.iinfo(np.int64).max)
     return {"size": [height, width], "counts": _pack(_counts(rle, height * width)).decode("ascii")}
 
@@ -98,8 +98,10 @@ def _lengths(changes: npt.NDArray[np.int64], total: int, starts_on: bool) -> npt
 
 
 def _pack(counts: npt.NDArray[np.int64]) -> bytes:
-    """Five bits a character, low ones first, bit 5 where more follow, 48 added; the last character
-    carries the sign in bit 4.
+    """Counts as COCO's string.
+
+    A character has five bits of the number, low ones first, and bit 5 if more characters follow; 48
+    is added. Bit 4 of the last character is the sign.
     """
     deltas = counts.astype(np.int64)
     deltas[3:] -= counts[1:-2]
@@ -108,9 +110,9 @@ def _pack(counts: npt.NDArray[np.int64]) -> bytes:
     rest = shifted >> 5
     ends = np.where(groups & 16, rest == -1, rest == 0)
     last = ends.argmax(axis=1)
-    place = np.arange(_LONGEST)
-    characters = groups + 48 + 32 * (place < last[:, None])
-    return bytes(characters[place <= last[:, None]].astype(np.uint8))
+    position = np.arange(_LONGEST)
+    characters = groups + 48 + 32 * (position < last[:, None])
+    return bytes(characters[position <= last[:, None]].astype(np.uint8))
 
 
 def _unpack(text: bytes) -> npt.NDArray[np.int64]:
@@ -122,10 +124,10 @@ def _unpack(text: bytes) -> npt.NDArray[np.int64]:
     lengths = last - first + 1
     if lengths.max() > _LONGEST:
         raise ValueError(
-            f"rle counts: a count of {lengths.max()} characters, at most {_LONGEST} are possible"
+            f"rle counts: expected at most {_LONGEST} characters per count, got {lengths.max()}"
         )
-    place = np.arange(codes.size) - np.repeat(first, lengths)
-    values = np.add.reduceat((codes & 31) << (5 * place), first)
+    position = np.arange(codes.size) - np.repeat(first, lengths)
+    values = np.add.reduceat((codes & 31) << (5 * position), first)
     values -= np.where(codes[last] & 16, np.int64(1) << (5 * lengths), 0)
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])

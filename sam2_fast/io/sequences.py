@@ -1,6 +1,4 @@
-"""Videos that are already pictures: a folder of image files, a list, one array, or a stream of
-frames.
-"""
+"""Videos that consist of pictures: a folder of image files, a list, an array or a stream."""
 
 from __future__ import annotations
 
@@ -22,8 +20,9 @@ FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 class FrameFolder(FrameSource):
-    """A directory of image files, one a frame, in the order of the numbers in their names (`7.jpg`,
-    `00007.jpg`, `frame_7.png`).
+    """A directory of image files, one per frame, ordered by the numbers in their names.
+
+    Examples of names: `7.jpg`, `00007.jpg`, `frame_7.png`.
     """
 
     reads_ahead = True
@@ -42,7 +41,7 @@ class FrameFolder(FrameSource):
 
 
 class FrameList(FrameSource):
-    """A list of arrays, Pillow images, tensors or paths; each is converted when it is asked for."""
+    """A list of arrays, Pillow images, tensors or paths, each converted when it is read."""
 
     def __init__(
         self, frames: Sequence[Any], *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES
@@ -60,14 +59,15 @@ class FrameList(FrameSource):
 
 
 class FrameArray(FrameSource):
-    """One numpy array [T, H, W, 3], or one torch tensor [T, 3, H, W] or [T, H, W, 3]; uint8, or
-    floating point in [0, 1].
+    """One numpy array [T, H, W, 3], or one torch tensor [T, 3, H, W] or [T, H, W, 3].
+
+    uint8, or floating point in [0, 1].
     """
 
     def __init__(self, frames: npt.NDArray[Any] | torch.Tensor) -> None:
         shape = [*frames.shape]
-        first = isinstance(frames, torch.Tensor) and frames.ndim == 4 and shape[1] == 3
-        if len(shape) != 4 or not (first or shape[3] == 3):
+        channels_first = isinstance(frames, torch.Tensor) and frames.ndim == 4 and shape[1] == 3
+        if len(shape) != 4 or not (channels_first or shape[3] == 3):
             layouts = (
                 "[T, 3, H, W] or [T, H, W, 3]"
                 if isinstance(frames, torch.Tensor)
@@ -77,7 +77,7 @@ class FrameArray(FrameSource):
         if 0 in shape:
             raise ValueError(f"video: expected at least one frame and one pixel, got {shape}")
         self._frames = frames
-        height, width = (shape[2], shape[3]) if first else (shape[1], shape[2])
+        height, width = (shape[2], shape[3]) if channels_first else (shape[1], shape[2])
         super().__init__(f"array {shape}", shape[0], height, width)
         self._read(0)
 
@@ -86,11 +86,10 @@ class FrameArray(FrameSource):
 
 
 class FrameStream(FrameSource):
-    """Frames from an iterator of unknown length, pulled when they are first asked for, with the
-    window to look back on.
+    """Frames from an iterator of unknown length, pulled when they are first read.
 
-    `num_frames` is None until the iterator ends. An exception of the iterator passes through and
-    loses no frame.
+    Earlier frames can be read again as long as they are in the window. `num_frames` is None until
+    the iterator ends. An exception of the iterator is passed on, and no frame is lost.
     """
 
     sequential = True
@@ -107,13 +106,13 @@ class FrameStream(FrameSource):
         self._max_pixels = max_pixels
         self._max_frames = max_frames
         self._next = 0
-        nothing = object()
-        first = next(self._frames, nothing)
-        if first is nothing:
+        end = object()
+        first = next(self._frames, end)
+        if first is end:
             raise ValueError(f"{name}: expected at least one frame, the iterator was empty")
         frame = _convert(first, 0, max_pixels)
         super().__init__(name, None, *frame.shape[:2])
-        self._keep(0, frame)
+        self._insert(0, frame)
         self._next = 1
 
     def _read(self, index: int) -> Frame:
@@ -132,16 +131,17 @@ class FrameStream(FrameSource):
                     f"{self.name}: frame {index} is out of range, the stream ended after "
                     f"{self._next} frames"
                 ) from None
-            number, self._next = self._next, self._next + 1
+            number = self._next
+            self._next += 1
             _check_count(self._next, self._max_frames, self.name)
             frame = _convert(raw, number, self._max_pixels)
             if number == index:
                 return frame
-            self._keep(number, frame)
+            self._insert(number, frame)
 
 
 class Camera(FrameStream):
-    """A camera by number, through OpenCV (`pip install opencv-python`)."""
+    """A camera by its number, through OpenCV (`pip install opencv-python-headless`)."""
 
     def __init__(self, number: int) -> None:
         try:
@@ -157,8 +157,8 @@ class Camera(FrameStream):
 
     def _grab(self) -> Iterator[Frame]:
         while True:
-            good, frame = self._device.read()
-            if not good:
+            success, frame = self._device.read()
+            if not success:
                 return
             yield np.ascontiguousarray(frame[:, :, ::-1], dtype=np.uint8)
 
@@ -174,14 +174,17 @@ def _convert(frame: Any, index: int, max_pixels: int) -> Frame:
         raise type(error)(f"frame {index}: {error}") from error
 
 
-def _check_count(count: int, max_frames: int, what: str) -> None:
+def _check_count(count: int, max_frames: int, label: str) -> None:
     if count > max_frames:
-        raise ValueError(f"{what}: more than {max_frames} frames; raise the limit with max_frames=")
+        raise ValueError(
+            f"{label}: more than {max_frames} frames; raise the limit with max_frames="
+        )
 
 
 def frame_files(folder: Path, max_frames: int = MAX_FRAMES) -> list[Path]:
-    """Image files of the folder, in frame order; hidden files (`._0.jpg`) and other kinds are
-    passed over.
+    """Image files of a folder in frame order.
+
+    Hidden files (`._0.jpg`) and files of other kinds are skipped.
     """
     names: list[str] = []
     with os.scandir(folder) as entries:
@@ -207,7 +210,10 @@ def frame_files(folder: Path, max_frames: int = MAX_FRAMES) -> list[Path]:
 
 
 def _frame_key(stem: str) -> tuple[tuple[str, int], ...]:
-    """Natural order: text, then number, then text... `10` after `9`, `frame_10` after `frame_9`."""
+    """Key of the natural order: `10` comes after `9`, and `frame_10` after `frame_9`.
+
+    It alternates between text and numbers.
+    """
     return tuple(
         (text, int(digits) if digits else -1)
         for text, digits in re.findall(r"(\D*)(\d*)", stem, re.ASCII)

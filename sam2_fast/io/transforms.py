@@ -1,7 +1,8 @@
-"""Pictures to model input: resize to S x S pixels, scale to [0, 1], normalise by channel.
+"""Convert pictures to model input: resize to S x S pixels, scale to [0, 1], normalise per channel.
 
-Two kernels, as upstream: an image is resized as float (bilinear, antialiased), a video frame as
-uint8 (Pillow's bicubic). The work is done by `sam2_fast.ops.preprocess`.
+As in the official code, images and video frames use different filters: an image is resized in
+floating point (bilinear, antialiased), a frame as uint8 (Pillow's bicubic). The computation is in
+`sam2_fast.ops.preprocess`.
 """
 
 from __future__ import annotations
@@ -30,24 +31,25 @@ Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
 
 def resize_image(image: Pixels, size: int, device: torch.device | str = "cpu") -> Tensor:
-    """One image to model input: [H, W, 3] uint8, or float32 in [0, 1] -> [3, size, size] float32 on
-    `device`, normalised.
+    """One image as normalised model input [3, size, size] float32 on `device`.
 
-    Bytes travel as they are and are resized on the device, where it has a kernel for that.
+    image: [H, W, 3] uint8, or float32 in [0, 1].
+    A uint8 image is copied to the device and resized there, if the device has a kernel for that.
     """
     _check_hwc(image, "image")
-    place = device if image.dtype == np.uint8 and _resizes(device) else "cpu"
-    return upload(resize_images(_as_tensor(image).permute(2, 0, 1)[None], size, place)[0], device)
+    resize_on = device if image.dtype == np.uint8 and _can_resize(device) else "cpu"
+    planes = _as_tensor(image).permute(2, 0, 1)[None]
+    return upload(resize_images(planes, size, resize_on)[0], device)
 
 
 def resize_images(
     images: Tensor | Sequence[Tensor], size: int, device: torch.device | str | None = None
 ) -> Tensor:
-    """Images to model input: [B, 3, H, W], or a sequence of [3, H, W] of any sizes -> [B, 3, size,
-    size] float32, normalised.
+    """Images as normalised model input [B, 3, size, size] float32.
 
-    Each is uint8, or floating point in [0, 1]. The work is done on `device` (default: where the
-    images are).
+    images: [B, 3, H, W], or a sequence of [3, H, W] of any sizes; uint8, or floating point in [0,
+        1].
+    device: where the images are resized; None: on their own device.
     """
     if size <= 0:
         raise ValueError(f"size: expected a positive number of pixels, got {size}")
@@ -59,22 +61,20 @@ def resize_images(
 
 
 def resize_frame(frame: npt.NDArray[np.uint8], size: int) -> Tensor:
-    """One video frame: [H, W, 3] uint8 -> [size, size, 3] uint8 on the CPU, with Pillow's bicubic
-    kernel.
-    """
+    """One video frame [H, W, 3] uint8 as [size, size, 3] uint8 on the CPU (Pillow's bicubic)."""
     return resize_bicubic(_frame_tensor(frame, size), size)
 
 
 def frame_input(
     frame: npt.NDArray[np.uint8], size: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """One video frame to model input: [H, W, 3] uint8 -> [3, size, size] float32 on `device`,
-    resized and normalised there.
+    """One video frame [H, W, 3] uint8 as model input [3, size, size] float32 on `device`.
 
-    Where the device has no kernel for that, the resized bytes travel. The numbers are those of
+    The frame is resized and normalised on the device. If the device has no kernel for that, the
+    frame is resized on the CPU and the resized bytes are copied. The result equals
     `normalize_frame(resize_frame(frame, size), device)`.
     """
-    if _resizes(device):
+    if _can_resize(device):
         return preprocess_frame(
             upload(_frame_tensor(frame, size), device), size, PIXEL_MEAN, PIXEL_STD
         )
@@ -84,12 +84,11 @@ def frame_input(
 def normalize_frame(
     frame: Tensor, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """A resized frame to model input: [S, S, 3] or [B, S, S, 3] uint8 -> [3, S, S] or [B, 3, S, S]
-    `dtype` on `device`.
+    """A resized frame as model input [3, S, S] or [B, 3, S, S] of `dtype` on `device`.
 
-    The bytes travel, not the floats. Arithmetic is float32: x / 255, less the mean, over the
-    deviation; each is a true division, so the numbers are those of the official code on every
-    device.
+    frame: [S, S, 3] or [B, S, S, 3] uint8; copied to the device as bytes.
+    The arithmetic is float32: x / 255, minus the mean, divided by the deviation. Each division is a
+    true one, so the results equal those of the official code on every device.
     """
     if frame.dtype != torch.uint8 or frame.ndim not in (3, 4) or frame.shape[-1] != 3:
         raise ValueError(
@@ -107,14 +106,14 @@ def _resize_batch(images: Tensor, size: int, device: torch.device | str | None) 
         raise ValueError(
             f"images: expected [B, 3, H, W] with at least one pixel, got {[*images.shape]}"
         )
-    placed = images if device is None else upload(images, device)
-    if not (placed.dtype == torch.uint8 or placed.is_floating_point()):
+    pixels = images if device is None else upload(images, device)
+    if not (pixels.dtype == torch.uint8 or pixels.is_floating_point()):
         raise ValueError(f"images: expected uint8 or floating point in [0, 1], got {images.dtype}")
-    return preprocess_images(placed.permute(0, 2, 3, 1), size, PIXEL_MEAN, PIXEL_STD)
+    return preprocess_images(pixels.permute(0, 2, 3, 1), size, PIXEL_MEAN, PIXEL_STD)
 
 
-def _resizes(device: torch.device | str) -> bool:
-    """Whether bytes are resized on `device` itself."""
+def _can_resize(device: torch.device | str) -> bool:
+    """Whether uint8 images and frames are resized on `device` itself."""
     kind = torch.device(device).type
     return kind == "cpu" or (kind == "cuda" and no_triton() is None)
 
@@ -129,7 +128,7 @@ def _frame_tensor(frame: npt.NDArray[np.uint8], size: int) -> Tensor:
 
 
 def _as_tensor(picture: Pixels) -> Tensor:
-    """The same memory where torch can have it: neither read-only nor with negative strides."""
+    """The picture as a tensor; copied only if it is read-only or has negative strides."""
     shared = picture.flags.writeable and min(picture.strides) >= 0
     return torch.from_numpy(picture if shared else picture.copy())
 

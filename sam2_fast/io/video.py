@@ -1,4 +1,4 @@
-"""One door for every kind of video."""
+"""`open_video` opens every kind of video."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ __all__ = ["Frame", "FrameGoneError", "FrameSource", "open_video"]
 def open_video(
     source: Any, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES
 ) -> FrameSource:
-    """Open a video; nothing but the first frame is decoded. Close it, or use it in a `with`
-    statement.
+    """Open a video and decode its first frame only. Close it, or use it in a `with` statement.
 
-    source: a directory of numbered images; a video file, or its bytes (needs PyAV:
-        `pip install "sam2-fast[video]"`); a list of arrays, Pillow images, tensors or paths; a
-        numpy array [T, H, W, 3]; a torch tensor [T, 3, H, W] or [T, H, W, 3]; an iterator of frames
-        of unknown length; a camera number; or a `FrameSource`, which is returned as it is.
-    max_pixels, max_frames: limits for files and streams, checked before anything is decoded where
-    the header tells. Raises ValueError for a video that cannot be read or is over a limit,
-    FileNotFoundError, TypeError for another kind of object.
+    source: a directory of numbered images; a video file, or its bytes (needs PyAV: `pip install
+        "sam2-fast[video]"`); a list of arrays, Pillow images, tensors or paths; a numpy array [T,
+        H, W, 3]; a torch tensor [T, 3, H, W] or [T, H, W, 3]; an iterator of frames of unknown
+        length; a camera number; or a `FrameSource`, which is returned unchanged.
+    max_pixels, max_frames: limits for files and streams, checked before decoding if the file's
+        header contains the numbers.
+    Raises ValueError for a video that cannot be read or is over a limit, FileNotFoundError for a
+    path that does not exist, and TypeError for an object of another type.
     """
     if isinstance(source, FrameSource):
         return source

@@ -1,8 +1,8 @@
-"""A video file, or its bytes, read frame by frame through PyAV (FFmpeg) with exact frame numbers.
+"""Read a video file, or its bytes, frame by frame through PyAV (FFmpeg), with exact frame numbers.
 
-The packets are listed once without decoding them; a frame is then found by its time stamp, from the
-nearest key frame before it. Files whose packets do not tell the frames (missing or repeated time
-stamps, hidden frames) are counted by decoding them once.
+The packets are listed once without decoding them. A frame is then located by its time stamp and
+decoded from the nearest key frame before it. If the packets do not identify the frames (missing or
+repeated time stamps, hidden frames), the frames are counted by decoding the whole file once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CONTAINERS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,asf,h264,hevc,obu,ivf,m4v,mjpeg,mxf,apng"
 )
-"""Formats that FFmpeg may try: none that opens further files or addresses, as play lists do."""
+"""Formats that FFmpeg may try. None of them opens further files or addresses, as play lists do."""
 
 ONE_FRAME_A_PACKET = (
     "h264",
@@ -42,14 +42,15 @@ ONE_FRAME_A_PACKET = (
     "png",
     "gif",
 )
+"""Codecs of which every packet holds one frame."""
 
 
 class VideoFile(FrameSource):
     """Random access to a video file by frame number.
 
+    Frame k is the k-th frame that a decoder shows, in order of time. Colours are 8-bit RGB.
     Rotation metadata (multiples of 90 degrees) is applied, as players do; the pixel aspect ratio is
-    not. Colours are 8-bit RGB. A truncated file has the frames that are there. Frame k is the k-th
-    frame that a decoder shows, in order of time.
+    not. A truncated file has the frames before its end.
     """
 
     reads_ahead = True
@@ -83,7 +84,7 @@ class VideoFile(FrameSource):
         rate = self._stream.average_rate or self._stream.guessed_rate
         height, width = first.shape[:2]
         super().__init__(name, len(self._times), height, width, float(rate) if rate else None)
-        self._keep(0, first)
+        self._insert(0, first)
 
     def close(self) -> None:
         super().close()
@@ -91,26 +92,29 @@ class VideoFile(FrameSource):
             self._release()
 
     def _read(self, index: int) -> Frame:
-        """Go on from here where that is shorter than a jump; else jump to a key frame, an earlier
-        one if the frame does not come.
+        """Decode onwards from the current position if that is shorter than a seek.
+
+        Otherwise seek to the last key frame before the frame; if the frame does not appear after
+        it, try the key frame before that one, and then the start.
         """
         backwards = index < self._next
         if not backwards and self._key_before(index) <= self._next:
-            found = self._decode_to(index, keep_from=index)
-            if found is not None:
-                return found
+            frame = self._decode_to(index, keep_from=index)
+            if frame is not None:
+                return frame
         keep_from = index - self.window + 1 if backwards else index
-        for key in dict.fromkeys(
-            (self._key_before(index), self._key_before(max(0, self._key_before(index) - 1)), 0)
-        ):
-            found = self._decode_to(index, keep_from) if self._jump(key) else None
-            if found is not None:
-                return found
+        nearest = self._key_before(index)
+        second = self._key_before(max(0, nearest - 1))
+        for key in dict.fromkeys((nearest, second, 0)):
+            frame = self._decode_to(index, keep_from) if self._seek(key) else None
+            if frame is not None:
+                return frame
         raise ValueError(f"{self.name}: frame {index} cannot be decoded; the file is damaged there")
 
     def _decode_to(self, index: int, keep_from: int) -> Frame | None:
-        """Decode up to frame `index`; frames from `keep_from` on enter the window. None if the
-        frame does not come.
+        """Decode up to frame `index`, or None if the frame does not appear.
+
+        Frames from number `keep_from` on are put into the window.
         """
         for number, frame in self._numbered():
             self._next = number + 1
@@ -119,11 +123,12 @@ class VideoFile(FrameSource):
             if number > index:
                 return None
             if number >= keep_from:
-                self._keep(number, _to_rgb(frame))
+                self._insert(number, _to_rgb(frame))
         self._next = len(self._times)
         return None
 
     def _numbered(self) -> Iterator[tuple[int, VideoFrame]]:
+        """(number, frame) of the frames from the current position on."""
         for frame in self._decoded:
             if not self._timed:
                 yield self._next, frame
@@ -131,13 +136,11 @@ class VideoFile(FrameSource):
                 yield self._number_at[frame.pts], frame
 
     def _key_before(self, index: int) -> int:
-        """The last key frame at or before frame `index`; 0 where only the
-        start can be jumped to.
-        """
+        """The last key frame at or before frame `index`; 0 if only the start can be reached."""
         return self._keys[bisect_right(self._keys, index) - 1]
 
-    def _jump(self, key: int) -> bool:
-        """Go to a key frame; False where the container cannot. The start is always within reach."""
+    def _seek(self, key: int) -> bool:
+        """Seek to a key frame; False if the container cannot. The start can always be reached."""
         if key == 0:
             self._reopen()
             return True
@@ -164,8 +167,9 @@ class VideoFile(FrameSource):
         self._next = 0
 
     def _decode(self) -> Iterator[VideoFrame]:
-        """Frames from here on; packets that cannot be decoded are passed over, so that the frames
-        after them are not lost.
+        """Frames from the current position on.
+
+        Packets that cannot be decoded are skipped, so that the frames after them are not lost.
         """
         for packet in self._packets():
             try:
@@ -174,46 +178,45 @@ class VideoFile(FrameSource):
                 continue
 
     def _packets(self) -> Iterator[Any]:
-        """Packets from here on; data that ends in the middle ends the video."""
+        """Packets from the current position on; the video ends if the data is cut off."""
         try:
             yield from self._container.demux(self._stream)
         except (self._av.error.InvalidDataError, self._av.error.EOFError):
             return
 
     def _list_frames(self, name: str, max_frames: int) -> None:
-        """Set `_times` (one per frame), `_keys` (numbers of key frames),
-        `_timed` and `_number_at`.
-        """
+        """Set `_times` (one per frame), `_keys` (key frames), `_timed` and `_number_at`."""
         listed: list[tuple[int | None, bool]] = []
         for packet in self._packets():
             if packet.size and not packet.is_discard and not packet.is_corrupt:
                 listed.append((packet.pts, packet.is_keyframe))
                 _check_count(len(listed), max_frames, name)
         times = [time for time, _ in listed if time is not None]
-        opening = listed[0] if listed else (None, False)
+        first_packet = listed[0] if listed else (None, False)
         self._timed = len(set(times)) == len(listed) > 0
         # AVI has no time stamps.
-        plain = (
+        one_frame_a_packet = (
             self._stream.codec_context.name in ONE_FRAME_A_PACKET
             and self._container.format.name != "avi"
         )
-        if not (plain and self._timed and opening[1] and opening[0] == min(times)):
+        starts_with_key = first_packet[1] and self._timed and first_packet[0] == min(times)
+        if not (one_frame_a_packet and starts_with_key):
             self._reopen()
-            shown: list[int | None] = []
+            decoded: list[int | None] = []
             for frame in self._decode():
-                shown.append(frame.pts)
-                _check_count(len(shown), max_frames, name)
-            times = [time for time in shown if time is not None]
-            self._timed = len(set(times)) == len(shown) and times == sorted(times)
-            times = times if self._timed else list(range(len(shown)))
+                decoded.append(frame.pts)
+                _check_count(len(decoded), max_frames, name)
+            times = [time for time in decoded if time is not None]
+            self._timed = len(set(times)) == len(decoded) and times == sorted(times)
+            times = times if self._timed else list(range(len(decoded)))
         self._times = sorted(times)
         self._number_at = {time: number for number, time in enumerate(self._times)}
-        keys = (
-            {self._number_at[time] for time, key in listed if key and time in self._number_at}
-            if self._timed
-            else set()
-        )
-        self._keys = sorted(keys | {0})
+        keys = {0}
+        if self._timed:
+            keys |= {
+                self._number_at[time] for time, key in listed if key and time in self._number_at
+            }
+        self._keys = sorted(keys)
         self._reopen()
 
     def _first_frame(self, name: str) -> Frame:
@@ -241,9 +244,9 @@ class VideoFile(FrameSource):
 
 
 def _to_rgb(frame: VideoFrame) -> Frame:
-    turns = round(frame.rotation / 90)
+    quarter_turns = round(frame.rotation / 90)
     rgb = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
-    return np.ascontiguousarray(np.rot90(rgb, turns)) if turns % 4 else rgb
+    return np.ascontiguousarray(np.rot90(rgb, quarter_turns)) if quarter_turns % 4 else rgb
 
 
 def _check_count(count: int, max_frames: int, name: str) -> None:

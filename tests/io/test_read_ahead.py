@@ -98,7 +98,7 @@ def test_lists_are_read_by_whoever_asks() -> None:
     """Their items may be anything, and of any thread."""
     frames = FrameList([np.zeros((4, 6, 3), np.uint8)] * 3)
     frames.read_ahead(1)
-    assert 1 not in frames._kept
+    assert 1 not in frames._recent
 
 
 @pytest.mark.parametrize(

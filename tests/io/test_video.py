@@ -109,7 +109,7 @@ def test_the_window_is_bounded(folder: Path) -> None:
         video.window = 3
         for index in range(12):
             video[index]
-        assert len(video._kept) == 3
+        assert len(video._recent) == 3
     big = open_video([np.zeros((4320, 7680, 3), np.uint8)])
     assert big.window == 2
 
@@ -190,7 +190,7 @@ def test_a_stream_is_pulled_as_it_is_asked_for_and_keeps_a_bounded_window() -> N
     with pytest.raises(FrameGoneError, match="frame 3 is gone; a stream keeps the last 32 frames"):
         video[3]
     assert np.array_equal(video[101], picture(101))
-    assert len(video._kept) <= video.window
+    assert len(video._recent) <= video.window
     with pytest.raises(TypeError, match="not known yet"):
         len(video)
 

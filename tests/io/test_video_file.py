@@ -75,7 +75,7 @@ def test_frames_in_any_order_equal_those_of_a_sequential_decode(
         video.window = 4
         wrong = [index for index in order if not np.array_equal(video[index], expected[index])]
         assert wrong == []
-        assert len(video._kept) <= 4
+        assert len(video._recent) <= 4
 
 
 def test_bytes_are_a_video_too_and_tell_the_frame_rate(make_video: MakeVideo) -> None:
