@@ -121,7 +121,7 @@ def test_a_prompt_file_has_several_objects_and_frames_and_comes_sorted(tmp_path:
         (["--object", "x:point=1,1"], "whole number as id"),
         (["--object", "1:colour=red"], "cannot read 'colour=red'"),
         (["--object", "1"], "expected points, a box or a mask"),
-        (["--object", "1:point=1,1:mask=a.png"], "a mask stands alone"),
+        (["--object", "1:point=1,1:mask=a.png"], "a mask cannot be combined"),
         (["--object", "1:point=1,1", "--point", "2,2"], "prompted twice"),
         (["--prompts", "none.json"], "none.json"),
         (["--object", "1:frame=3:point=1,1"], "an image has frame 0 only"),
@@ -179,7 +179,7 @@ def test_a_wrong_prompt_file_is_named_with_the_place(tmp_path: Path, text: str, 
         ),
         (
             ["track", EXAMPLES / "clip_frames", "--point", "1,1", "--reverse", "--both"],
-            "give one of them",
+            "use only one of them",
         ),
         (
             ["track", EXAMPLES / "clip_frames", "--object", "300:point=1,1", "--format", "davis"],

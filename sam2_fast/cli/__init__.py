@@ -1,13 +1,13 @@
-"""The command `sam2-fast`: segment an image, track a video, cut an image into everything, and say
-what this machine can do.
-"""
+"""The command `sam2-fast`: segmentation, tracking, evaluation, training and kernel checks."""
 
 from __future__ import annotations
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 2 bad usage or input, 3 named weights cannot be
-    had, 130 interrupted.
+    """Run the command line.
+
+    Exit codes: 0 success; 1 out of device memory, or a kernel failed in `doctor`; 2 bad usage or
+    input; 3 weights named by --weights are not available; 130 interrupted.
     """
     from sam2_fast.cli.app import app
 

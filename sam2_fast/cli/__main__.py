@@ -1,4 +1,4 @@
-"""`python -m sam2_fast.cli` is `sam2-fast`."""
+"""`python -m sam2_fast.cli` is the same as `sam2-fast`."""
 
 from sam2_fast.cli import main
 

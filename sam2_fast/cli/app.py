@@ -1,4 +1,4 @@
-"""The eight commands."""
+"""The eight commands of `sam2-fast`."""
 
 from __future__ import annotations
 

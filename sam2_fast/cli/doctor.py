@@ -13,7 +13,7 @@ from sam2_fast.cli.report import guarded
 from sam2_fast.weights.build import choose_device
 
 CPU_SIZE = 256
-"""Default side of the model's input on a CPU, where exact references take their time."""
+"""Default side of the model's input on a CPU, where the exact references are slow."""
 
 
 @guarded
@@ -23,7 +23,8 @@ def doctor(
         list[o.Size] | None,
         typer.Option(
             "--model",
-            help="Whose calls are examined; repeatable. Default: tiny on a GPU, nano on a CPU.",
+            help="Examine the kernel calls of this model size; repeatable. Default: tiny on a GPU, "
+            "nano on a CPU.",
         ),
     ] = None,
     image_size: Annotated[
@@ -31,52 +32,61 @@ def doctor(
         typer.Option(
             "--image-size",
             metavar="PIXELS",
-            help="Side of the model's input, a multiple of 32. Default 1024, on a CPU 256.",
+            help="Side of the model's input, a multiple of 32. Default: 1024 on a GPU, 256 on a "
+            "CPU.",
         ),
     ] = None,
     dtype: Annotated[
         o.Dtype | None,
-        typer.Option("--dtype", help="Number format. Default: bfloat16, on a CPU float32."),
+        typer.Option(
+            "--dtype", help="Number format. Default: bfloat16 on a GPU, float32 on a CPU."
+        ),
     ] = None,
     timing: Annotated[
         bool,
         typer.Option(
-            "--timing/--no-timing", help="Also time what is right, and choose the fastest forms."
+            "--timing/--no-timing",
+            help="Also time the kernels that are correct, and choose the fastest form of each.",
         ),
     ] = True,
     json: o.AsJson = False,
 ) -> None:
-    """Prove every kernel against torch on this machine, and time it. Exit code 1: a kernel is wrong
-    or could not be proved.
+    """Prove every kernel on this machine: compare its results with torch's, and time it.
+
+    Exit code 1: a kernel is wrong or could not be proved.
     """
-    place = choose_device(o.model_options(device, o.Dtype.float32, image_size)["device"])
-    if place.type == "cuda" and place.index is None:
-        place = torch.device("cuda", torch.cuda.current_device())
-    gpu = place.type == "cuda"
+    target = choose_device(o.model_options(device, o.Dtype.float32, image_size)["device"])
+    if target.type == "cuda" and target.index is None:
+        target = torch.device("cuda", torch.cuda.current_device())
+    gpu = target.type == "cuda"
     from sam2_fast.doctor import Options, examine_machine
 
     names = tuple(size.value for size in model or [o.Size.tiny if gpu else o.Size.nano])
-    kind = dtype or (o.Dtype.bfloat16 if gpu else o.Dtype.float32)
+    number_format = dtype or (o.Dtype.bfloat16 if gpu else o.Dtype.float32)
     side = image_size if gpu else image_size or CPU_SIZE
-    report = examine_machine(Options(place, names, getattr(torch, kind.value), side, timing))
+    report = examine_machine(
+        Options(target, names, getattr(torch, number_format.value), side, timing)
+    )
     typer.echo(json_module.dumps(report) if json else as_text(report))
     if report["failed"]:
         raise typer.Exit(1)
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """The report for people: a line for each kernel in each configuration."""
-    card, side = report["card"], report["image_size"] or "its own"
+    """The report as text: one line for each kernel in each configuration."""
+    card = report["card"]
+    image_size = report["image_size"]
+    size = f"image size {image_size}" if image_size else "the default image size"
     lines = [
         f"{card['name']}, driver {card['driver'] or 'none'}, torch {card['torch']}, triton "
         f"{card['triton'] or 'not installed'}",
-        f"calls of {', '.join(report['models'])} at image size {side} in {report['dtype']}, "
+        f"calls of {', '.join(report['models'])} at {size} in {report['dtype']}, "
         f"{report['threads']} threads",
     ]
     if report["matrix_gflops"]:
         lines.append(
-            f"limits: {report['matrix_gflops']} GFLOP/s of a matrix product, "
-            f"{report['copy_gbytes']} GB/s of a copy"
+            f"limits of this machine: {report['matrix_gflops']} GFLOP/s in a matrix product, "
+            f"{report['copy_gbytes']} GB/s in a copy"
         )
     lines += [
         "",
@@ -87,14 +97,14 @@ def as_text(report: dict[str, Any]) -> str:
     cache = report["cache"]
     lines += [
         "",
-        f"cache: {cache['file'] or 'none; it is for GPUs'}",
+        f"cache: {cache['file'] or 'none; only results of a GPU are cached'}",
         *(f"  {note}" for note in cache["notes"]),
     ]
-    lines += [f"  set aside: {name}" for name in cache["set_aside"]]
+    lines += [f"  damaged file, set aside: {name}" for name in cache["set_aside"]]
     proved = sum(row["status"] == "proved" for row in report["rows"])
     lines.append(
         f"{proved} proved, {report['failed']} failed, {report['seconds']} s. Errors are multiples "
-        f"of torch's own, at most 2."
+        f"of torch's own error; at most 2 are allowed."
     )
     return "\n".join(lines)
 
@@ -112,9 +122,9 @@ def _lines(row: dict[str, Any]) -> list[str]:
         lines.append(f"{'':21}{row['reason']}")
     for form in row["forms"]:
         point, key = form["point"]
-        said = form["reason"] or f"{_number(form['milliseconds'], 1, 3)} ms"
-        taken = " (taken)" if form["taken"] else ""
-        lines.append(f"{'':21}{point} {key}: {form['form']}{taken}: {said}")
+        outcome = form["reason"] or f"{_number(form['milliseconds'], 1, 3)} ms"
+        chosen = " (chosen)" if form["taken"] else ""
+        lines.append(f"{'':21}{point} {key}: {form['form']}{chosen}: {outcome}")
     return lines
 
 

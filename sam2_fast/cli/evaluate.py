@@ -16,52 +16,60 @@ from sam2_fast.evaluation import groups_from_csv, score_folders
 @guarded
 def evaluate(
     truth: Annotated[
-        Path, typer.Argument(help="Annotations: a folder a video.", show_default=False)
+        Path,
+        typer.Argument(help="Folder of annotations, one folder per video.", show_default=False),
     ],
     masks: Annotated[
-        Path, typer.Argument(help="Predicted masks: a folder a video.", show_default=False)
+        Path,
+        typer.Argument(help="Folder of predicted masks, one folder per video.", show_default=False),
     ],
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="A .csv or .json file with a row an object."
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write one row per object to this .csv or .json file.",
         ),
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse videos that only one side has.")
+        bool, typer.Option("--strict", help="Fail if a video is in only one of the two folders.")
     ] = False,
     ends: Annotated[
         bool,
         typer.Option(
-            "--ends", help="Judge the first and last annotated frame too; benchmarks do not."
+            "--ends",
+            help="Also score the first and last annotated frame, which benchmarks leave out.",
         ),
     ] = False,
-    processes: Annotated[int, typer.Option("--processes", min=1, help="Videos at a time.")] = 1,
+    processes: o.Processes = 1,
     groups: Annotated[
         Path | None,
         typer.Option(
             "--groups",
             metavar="FILE",
-            help="A CSV with columns video, object (if they differ) and --by.",
+            help="A CSV file with the column video, the column of --by, and the column object if "
+            "the objects of a video differ.",
         ),
     ] = None,
     by: Annotated[
         str | None,
         typer.Option(
-            "--by", metavar="COLUMN", help="Report each value of this column of --groups, too."
+            "--by", metavar="COLUMN", help="Also report each value of this column of --groups."
         ),
     ] = None,
     device: o.Device = None,
     progress: o.Progress = None,
     json: o.AsJson = False,
 ) -> None:
-    """Compare predicted masks with true ones: J, F, J&F, recall and decay of every object, as
-    DAVIS, MOSE, LVOS and SA-V count them.
+    """Compare predicted masks with true ones.
+
+    Reports J, F, J&F, recall and decay of every object, as DAVIS, MOSE, LVOS and SA-V define them.
     """
     if output is not None and output.suffix.lower() not in (".csv", ".json"):
         raise ValueError(f"--output {output}: expected a .csv or .json file")
     if (groups is None) != (by is None):
-        raise ValueError("--groups and --by: give both, or neither")
+        raise ValueError("--groups and --by: use both options together, or neither")
     table = None if groups is None or by is None else groups_from_csv(groups, by)
     shown = sys.stderr.isatty() if progress is None else progress
     summary = Summary("evaluate", masks)
@@ -79,19 +87,19 @@ def evaluate(
     if output is not None:
         report.save(output)
         summary.wrote(output)
-    parts = (
-        {}
-        if table is None
-        else {str(name): part.summary() for name, part in sorted(report.grouped(table).items())}
-    )
+    parts: dict[str, dict[str, float]] = {}
+    if table is not None:
+        grouped = sorted(report.grouped(table).items())
+        parts = {str(name): part.summary() for name, part in grouped}
     if parts:
-        # YouTube-VOS' and LVOS' overall score: J and F of seen and unseen classes count alike
-        of_groups = sum((part["j"] + part["f"]) / 2 for part in parts.values()) / len(parts)
-        summary.facts |= {"groups": parts, "mean_over_groups": of_groups}
-    words = "  ".join(
+        # The overall score of YouTube-VOS and LVOS: J and F of each group have the same weight.
+        group_means = [(part["j"] + part["f"]) / 2 for part in parts.values()]
+        mean_over_groups = sum(group_means) / len(parts)
+        summary.facts |= {"groups": parts, "mean_over_groups": mean_over_groups}
+    scores = "  ".join(
         f"{name} {means[key]:.1f}" for name, key in (("J&F", "j_and_f"), ("J", "j"), ("F", "f"))
     )
-    lines = [f"{words}  ({len(report.objects)} objects in {len(report.by_video())} videos)"]
+    lines = [f"{scores}  ({len(report.objects)} objects in {len(report.by_video())} videos)"]
     lines += [
         f"  {by} {name}: J&F {p['j_and_f']:.1f}  J {p['j']:.1f}  F {p['f']:.1f}  ({p['objects']} "
         f"objects)"

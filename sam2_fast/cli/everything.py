@@ -1,4 +1,4 @@
-"""`sam2-fast everything IMAGE`: masks of all that a grid of clicks finds."""
+"""`sam2-fast everything IMAGE`: masks of everything that a grid of clicks detects."""
 
 from __future__ import annotations
 
@@ -22,22 +22,26 @@ from sam2_fast.io.rle import encode_rle
 def everything(
     image: Annotated[Path, typer.Argument(help="An image file.", show_default=False)],
     points_per_side: Annotated[
-        int, typer.Option(min=1, help="The grid has this many clicks each way.")
+        int, typer.Option(min=1, help="Clicks along each side of the grid.")
     ] = 32,
     points_per_batch: Annotated[
-        int, typer.Option(min=1, help="Clicks at a time; fewer need less memory.")
+        int, typer.Option(min=1, help="Clicks that are processed at once; fewer need less memory.")
     ] = 64,
     pred_iou_thresh: Annotated[
-        float, typer.Option(min=0, max=1, help="Drop masks of lower predicted quality.")
+        float, typer.Option(min=0, max=1, help="Drop masks with a lower predicted IoU.")
     ] = 0.8,
     stability_score_thresh: Annotated[
-        float, typer.Option(min=0, max=1, help="Drop masks of lower stability.")
+        float, typer.Option(min=0, max=1, help="Drop masks with a lower stability score.")
     ] = 0.95,
     crop_n_layers: Annotated[
-        int, typer.Option(min=0, max=4, help="Also look at crops of the image; layer n has 4^n.")
+        int,
+        typer.Option(
+            min=0, max=4, help="Also segment this many layers of crops; layer n has 4^n crops."
+        ),
     ] = 0,
     min_mask_region_area: Annotated[
-        int, typer.Option(min=0, help="Remove specks and holes smaller than this, in pixels.")
+        int,
+        typer.Option(min=0, help="Remove isolated specks and holes of fewer pixels than this."),
     ] = 0,
     weights: o.Weights = None,
     size: o.ModelSize = None,
@@ -45,16 +49,14 @@ def everything(
     device: o.Device = None,
     dtype: o.NumberFormat = o.Dtype.float32,
     output: o.Output = None,
-    format_: Annotated[o.Format, typer.Option("--format", help="Mask files.")] = o.Format.coco_rle,
+    format_: o.MaskFormat = o.Format.coco_rle,
     overlay: o.Overlay = True,
     json: o.AsJson = False,
     max_pixels: o.PixelLimit = o.DEFAULT_PIXELS,
 ) -> None:
-    """Cut an image into everything that is in it. Masks are numbered from 1, the smallest first."""
-    directory, settings = (
-        o.output_directory(output, image),
-        o.model_options(device, dtype, image_size),
-    )
+    """Segment everything in an image. Masks are numbered from 1, the smallest first."""
+    directory = o.output_directory(output, image)
+    settings = o.model_options(device, dtype, image_size)
     pixels = load_image(image, max_pixels=max_pixels)
     from sam2_fast import SAM2AutomaticMaskGenerator, build_sam2
 
@@ -98,7 +100,7 @@ def _save(
 ) -> None:
     if kind is o.Format.davis and len(masks) > 255:
         raise ValueError(
-            f"--format davis holds 255 objects, {len(masks)} were found; use --format png or "
+            f"--format davis: expected at most 255 masks, got {len(masks)}; use --format png or "
             f"coco-rle, or stricter thresholds"
         )
     if kind is o.Format.png:
@@ -125,8 +127,9 @@ def _save(
 
 
 def _entry(number: int, record: dict[str, Any], with_mask: bool) -> dict[str, Any]:
-    """One record of the generator, ready for JSON; the run lengths only where they are the mask
-    file.
+    """One record of the generator, ready for JSON.
+
+    with_mask: add the run lengths, if no other file has the mask.
     """
     entry: dict[str, Any] = {"id": number, "area": int(record["area"])}
     entry |= {key: [float(x) for x in record[key]] for key in ("bbox", "crop_box")}

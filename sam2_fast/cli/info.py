@@ -1,24 +1,24 @@
-"""`sam2-fast info`: versions, devices, which kernels can run here and why not, and which weights
-are at hand.
-"""
+"""`sam2-fast info`: versions, devices, kernels that can run here, and cached weights."""
 
 from __future__ import annotations
 
 import json as json_module
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from sam2_fast import environment
+from sam2_fast.cli import options as o
 from sam2_fast.cli.report import guarded
 
 
 @guarded
 def info(
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json: o.AsJson = False,
 ) -> None:
-    """Say what this machine can do: versions, devices, kernels (yes, or why
-    not), cached weights.
+    """Show what this machine can run: versions, devices, kernels and cached weights.
+
+    For a kernel that cannot run here, the reason is shown.
     """
     facts = environment.info()
     typer.echo(json_module.dumps(facts) if json else _as_text(facts))

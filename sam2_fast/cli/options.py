@@ -1,4 +1,4 @@
-"""The options that commands share, each described once."""
+"""The options that several commands share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sam2_fast.io.limits import MAX_FRAMES, MAX_PIXELS
 
 
 class Size(str, Enum):
-    """Our own model, and the released sizes."""
+    """Model sizes: our own model nano, and the released sizes."""
 
     nano = "nano"
     tiny = "tiny"
@@ -31,9 +31,7 @@ class Dtype(str, Enum):
 
 
 class Format(str, Enum):
-    """Mask files: one PNG per object; one PNG with the DAVIS palette; JSON
-    with COCO run lengths.
-    """
+    """Mask files: PNG per object, PNG with the DAVIS palette, or JSON with COCO run lengths."""
 
     png = "png"
     davis = "davis"
@@ -45,19 +43,21 @@ Points = Annotated[
     typer.Option(
         "--point",
         metavar="X,Y[,LABEL]",
-        help="A click; label 1 object (default), 0 background. Repeatable.",
+        help="A click in pixels; label 1 (default): object, 0: background. Repeatable.",
     ),
 ]
 Boxes = Annotated[
     list[str],
     typer.Option(
-        "--box", metavar="X0,Y0,X1,Y1", help="A box. Several boxes without points: an object each."
+        "--box",
+        metavar="X0,Y0,X1,Y1",
+        help="A box in pixels. Repeatable without points: each box is an object.",
     ),
 ]
 MaskFile = Annotated[
     Path | None,
     typer.Option(
-        "--mask", metavar="FILE", help="A mask image: whatever is not black is the object."
+        "--mask", metavar="FILE", help="A mask image: pixels that are not black are the object."
     ),
 ]
 Objects = Annotated[
@@ -65,9 +65,9 @@ Objects = Annotated[
     typer.Option(
         "--object",
         metavar="ID:KEY=VALUE:...",
-        help="One object of several, such as "
-        "2:frame=10:point=210,350:point=50,60,0:box=9,9,90,90:mask=FILE (mask last). "
-        "Repeatable.",
+        help="Prompts of one object of several, for example "
+        "2:frame=10:point=210,350:point=50,60,0:box=9,9,90,90, or 3:frame=5:mask=FILE (mask "
+        "last). Repeatable.",
     ),
 ]
 PromptFile = Annotated[
@@ -75,7 +75,7 @@ PromptFile = Annotated[
     typer.Option(
         "--prompts",
         metavar="FILE",
-        help="Prompts of several objects and frames as JSON; see docs/cli.md.",
+        help="A JSON file with prompts of several objects and frames; see docs/cli.md.",
     ),
 ]
 Weights = Annotated[
@@ -91,8 +91,8 @@ ModelSize = Annotated[
     Size | None,
     typer.Option(
         "--size",
-        help="Model size. Default: read from --weights, else tiny, or nano where there is no "
-        "network.",
+        help="Model size. Default: read from --weights, else tiny, or nano if its official "
+        "weights cannot be downloaded.",
     ),
 ]
 ImageSize = Annotated[
@@ -100,34 +100,45 @@ ImageSize = Annotated[
     typer.Option(
         "--image-size",
         metavar="PIXELS",
-        help="Side of the model's input, a multiple of 32. Default 1024, of nano 256.",
+        help="Side of the model's input, a multiple of 32. Default: 1024; for nano 256.",
     ),
 ]
 Device = Annotated[
     str | None,
-    typer.Option("--device", help="cpu, cuda, cuda:1... Default: CUDA where there is one."),
+    typer.Option("--device", help="cpu, cuda, cuda:1... Default: cuda if available, else cpu."),
 ]
-NumberFormat = Annotated[Dtype, typer.Option("--dtype", help="Number format.")]
+NumberFormat = Annotated[
+    Dtype, typer.Option("--dtype", help="Number format of weights and computation.")
+]
+MaskFormat = Annotated[Format, typer.Option("--format", help="Format of the mask files.")]
+Processes = Annotated[
+    int, typer.Option("--processes", min=1, help="Number of videos to process in parallel.")
+]
 Output = Annotated[
     Path | None,
     typer.Option(
-        "--output", "-o", metavar="DIR", help="Where files go. Default: <input name>_sam2 here."
+        "--output",
+        "-o",
+        metavar="DIR",
+        help="Directory to write to. Default: <input name>_sam2 in the current directory.",
     ),
 ]
 Overlay = Annotated[
-    bool, typer.Option("--overlay/--no-overlay", help="Also draw the masks over the picture.")
+    bool,
+    typer.Option("--overlay/--no-overlay", help="Also write the input with the masks drawn on it."),
 ]
 AsJson = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on stdout in place of text.")
+    bool, typer.Option("--json", help="Print one JSON object on stdout instead of text.")
 ]
 Progress = Annotated[
     bool | None,
     typer.Option(
-        "--progress/--no-progress", help="Progress bar on stderr. Default: on a terminal."
+        "--progress/--no-progress",
+        help="Show a progress bar on stderr. Default: only if stderr is a terminal.",
     ),
 ]
 PixelLimit = Annotated[
-    int, typer.Option("--max-pixels", min=1, help="Refuse larger images and frames.")
+    int, typer.Option("--max-pixels", min=1, help="Refuse images and frames of more pixels.")
 ]
 
 DEFAULT_PIXELS = MAX_PIXELS
@@ -135,15 +146,15 @@ DEFAULT_FRAMES = MAX_FRAMES
 
 
 def output_directory(output: Path | None, source: Path) -> Path:
-    """Where files go; ValueError if something that is no directory is there."""
+    """The directory to write to. Raises ValueError if the path exists and is not a directory."""
     chosen = output or Path(f"{source.resolve().stem}_sam2")
     if chosen.exists() and not chosen.is_dir():
-        raise ValueError(f"--output {chosen}: is a file, expected a directory")
+        raise ValueError(f"--output {chosen}: expected a directory, got a file")
     return chosen
 
 
 def model_options(device: str | None, dtype: Dtype, image_size: int | None) -> dict[str, Any]:
-    """Checked keyword arguments of the builders."""
+    """Keyword arguments for the model builders, after checking them."""
     if image_size is not None and (image_size <= 0 or image_size % 32):
         raise ValueError(
             f"--image-size: expected a positive multiple of 32 pixels, got {image_size}"

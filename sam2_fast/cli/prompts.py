@@ -1,4 +1,4 @@
-"""Prompts from flags or from a JSON file: which object, on which frame, is where."""
+"""Prompts from command-line flags or from a JSON file."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 Box = tuple[float, float, float, float]
+Click = tuple[float, float, int]  # x, y, label
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One object on one frame: clicks (x, y) in pixels with labels 1 object or 0 background, or a
-    box, or both; or a mask file.
+    """One object on one frame: clicks, a box or both; or a mask file.
+
+    points: (x, y) in pixels.
+    labels: one per point, 1 object or 0 background.
+    box: (x0, y0, x1, y1) in pixels.
     """
 
     object_id: int
@@ -27,10 +31,11 @@ class Prompt:
     def __post_init__(self) -> None:
         name = f"object {self.object_id} on frame {self.frame}"
         if self.frame < 0:
-            raise ValueError(f"{name}: expected a frame number from 0")
+            raise ValueError(f"{name}: expected a frame number of 0 or more")
         if self.mask is not None and (self.points or self.box):
             raise ValueError(
-                f"{name}: a mask stands alone; give the clicks or box another frame or object"
+                f"{name}: a mask cannot be combined with clicks or a box; put those on another "
+                f"frame or object"
             )
         if self.mask is None and not self.points and self.box is None:
             raise ValueError(f"{name}: expected points, a box or a mask")
@@ -49,47 +54,56 @@ def gather(
     file: Path | None,
     frame: int = 0,
 ) -> list[Prompt]:
-    """All prompts of a command line, in order of frame; the simple flags speak of object 1.
-    ValueError where there is none.
+    """All prompts of a command line, ordered by frame.
+
+    points, boxes, mask: prompts of object 1 on `frame`; several boxes are one object each.
+    objects: texts for `parse_object`.
+    file: a JSON file for `read_prompts`.
+    Raises ValueError if there is no prompt, or if an object is prompted twice on one frame.
     """
-    found = [parse_object(text) for text in objects]
+    prompts = [parse_object(text) for text in objects]
     if file is not None:
-        found += read_prompts(file)
+        prompts += read_prompts(file)
     clicks = [_point(text, "--point") for text in points]
     rectangles = [_box(text, "--box") for text in boxes]
     if len(rectangles) > 1 and (clicks or mask):
         raise ValueError(
-            "--box: several boxes are an object each and take no points or mask; use --object to "
-            "mix"
+            "--box: several boxes are one object each and cannot be combined with --point or "
+            "--mask; use --object to mix them"
         )
     if len(rectangles) > 1:
-        found += [Prompt(number, frame, box=box) for number, box in enumerate(rectangles, start=1)]
+        prompts += [
+            Prompt(number, frame, box=box) for number, box in enumerate(rectangles, start=1)
+        ]
     elif clicks or rectangles or mask:
-        places, labels = tuple(click[:2] for click in clicks), tuple(click[2] for click in clicks)
-        found.append(Prompt(1, frame, places, labels, rectangles[0] if rectangles else None, mask))
-    if not found:
+        box = rectangles[0] if rectangles else None
+        prompts.append(Prompt(1, frame, *_split(clicks), box, mask))
+    if not prompts:
         raise ValueError("no prompt: give --point, --box, --mask, --object or --prompts")
-    seen = [(prompt.object_id, prompt.frame) for prompt in found]
+    seen = [(prompt.object_id, prompt.frame) for prompt in prompts]
     twice = next((key for key in seen if seen.count(key) > 1), None)
     if twice is not None:
         raise ValueError(
-            f"object {twice[0]} on frame {twice[1]} is prompted twice; put its points and box "
-            f"together, or give ids with --object"
+            f"object {twice[0]} on frame {twice[1]} is prompted twice; combine its points and box "
+            f"in one prompt, or set other ids with --object"
         )
-    return sorted(found, key=lambda prompt: prompt.frame)
+    return sorted(prompts, key=lambda prompt: prompt.frame)
 
 
 def parse_object(text: str) -> Prompt:
-    """`ID:frame=N:point=X,Y[,LABEL]:box=X0,Y0,X1,Y1:mask=FILE`; the mask comes last, since file
-    names may hold colons.
+    """Parse `ID:frame=N:point=X,Y[,LABEL]:box=X0,Y0,X1,Y1:mask=FILE`.
+
+    The mask must come last, because file names may contain colons.
     """
-    head, found, mask = text.partition(":mask=")
+    head, separator, mask = text.partition(":mask=")
     first, *parts = head.split(":")
     if not first.strip().isdecimal():
         raise ValueError(
-            f"--object {text}: expected ID:point=X,Y or the like, with a whole number as id"
+            f"--object {text}: expected a whole number as id, for example 1:point=40,212"
         )
-    frame, box, clicks = 0, None, []
+    frame = 0
+    box: Box | None = None
+    clicks: list[Click] = []
     for part in parts:
         key, equals, value = part.partition("=")
         if key == "point" and equals:
@@ -103,16 +117,21 @@ def parse_object(text: str) -> Prompt:
                 f"--object {text}: cannot read {part!r}; expected frame=N, point=X,Y[,LABEL], one "
                 f"box=X0,Y0,X1,Y1 or mask=FILE"
             )
-    places, labels = tuple(click[:2] for click in clicks), tuple(click[2] for click in clicks)
-    return Prompt(int(first), frame, places, labels, box, Path(mask) if found else None)
+    return Prompt(int(first), frame, *_split(clicks), box, Path(mask) if separator else None)
+
+
+def _split(clicks: list[Click]) -> tuple[tuple[tuple[float, float], ...], tuple[int, ...]]:
+    """Positions (x, y) and labels of clicks."""
+    return tuple((x, y) for x, y, _ in clicks), tuple(label for _, _, label in clicks)
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """{"objects": [{"id": 1, "frame": 0, "points": [[x, y]], "labels": [1], "box": [x0, y0, x1,
-    y1], "mask": "file.png"}]}
+    """Read prompts from a JSON file, with one entry per object and frame:
 
-    One entry per object and frame. frame defaults to 0, labels to 1 for every point; a mask path is
-    relative to the JSON file.
+      {"objects": [{"id": 1, "frame": 0, "points": [[x, y]], "labels": [1],
+                    "box": [x0, y0, x1, y1], "mask": "file.png"}]}
+
+    `frame` defaults to 0, `labels` to 1 for every point. A mask path is relative to the JSON file.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -166,10 +185,10 @@ def _whole(value: Any, name: str) -> int:
 
 
 def _rows(rows: Any, width: int, name: str) -> list[tuple[float, ...]]:
-    good = isinstance(rows, list) and all(
+    valid = isinstance(rows, list) and all(
         isinstance(row, list) and len(row) == width for row in rows
     )
-    if not good or not all(
+    if not valid or not all(
         type(x) in (int, float) and math.isfinite(x) for row in rows for x in row
     ):
         raise ValueError(f"{name}: expected {width} finite numbers each, got {rows!r}")
@@ -186,7 +205,7 @@ def _numbers(text: str, name: str, counts: tuple[int, ...], shape: str) -> list[
     return numbers
 
 
-def _point(text: str, name: str) -> tuple[float, float, int]:
+def _point(text: str, name: str) -> Click:
     numbers = _numbers(text, name, (2, 3), "X,Y or X,Y,LABEL")
     label = numbers[2] if len(numbers) == 3 else 1
     if label not in (0, 1):

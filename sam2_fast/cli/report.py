@@ -1,5 +1,6 @@
-"""What a command says and how it ends: one line on stderr and an exit code, never a traceback for
-bad input.
+"""How a command reports: results on stdout, errors as one line on stderr with an exit code.
+
+Bad input never causes a traceback.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ P = ParamSpec("P")
 
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
-    """Errors that the caller can mend become one line on stderr; errors in our code keep their
-    traceback.
+    """Wrap a command: an error that the user can fix becomes one line on stderr.
+
+    Defects of this package keep their traceback.
     """
 
     @functools.wraps(command)
@@ -55,20 +57,18 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def fail(message: object, code: int) -> None:
-    """One line on stderr, then the exit code."""
+    """Print one line on stderr and exit with `code`."""
     typer.echo(f"error: {' '.join(str(message).split())}", err=True)
     raise typer.Exit(code)
 
 
 def note(message: str) -> None:
-    """One line on stderr."""
+    """Print a message on stderr."""
     typer.echo(message, err=True)
 
 
 class Summary:
-    """What was done: printed as text, or with --json as one JSON object and
-    nothing else on stdout.
-    """
+    """The result of a command, printed as text, or with --json as one JSON object on stdout."""
 
     def __init__(self, command: str, source: Path) -> None:
         self.facts: dict[str, Any] = {"command": command, "input": str(source)}
@@ -76,7 +76,7 @@ class Summary:
         self._started = time.perf_counter()
 
     def wrote(self, path: Path) -> None:
-        """Remember a file or directory that was written."""
+        """Record a file or directory that was written."""
         self._files.append(str(path))
 
     def show(self, as_json: bool, headline: str) -> None:

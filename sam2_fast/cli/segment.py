@@ -1,4 +1,4 @@
-"""`sam2-fast segment IMAGE`: the objects that points, boxes or masks name in one image."""
+"""`sam2-fast segment IMAGE`: masks of objects in an image, prompted by points, boxes or masks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sam2_fast.io.masks import JsonWriter, Mask, describe, load_mask, save_davis
 from sam2_fast.io.overlay import RGB8, draw_box, draw_masks, draw_points, save_png
 
 HINT_LOGIT = 10.0
-"""A mask file becomes a hint of plus or minus this logit."""
+"""A mask file is passed to the model as logits of plus or minus this value."""
 
 
 @guarded
@@ -35,36 +35,34 @@ def segment(
     device: o.Device = None,
     dtype: o.NumberFormat = o.Dtype.float32,
     output: o.Output = None,
-    format_: Annotated[o.Format, typer.Option("--format", help="Mask files.")] = o.Format.png,
+    format_: o.MaskFormat = o.Format.png,
     overlay: o.Overlay = True,
     json: o.AsJson = False,
     max_pixels: o.PixelLimit = o.DEFAULT_PIXELS,
 ) -> None:
-    """Cut objects out of an image: a mask for each object that the prompts name."""
-    given = gather(point, box, mask, object_, prompts)
-    if any(prompt.frame for prompt in given):
+    """Segment objects in an image: one mask for each prompted object."""
+    all_prompts = gather(point, box, mask, object_, prompts)
+    if any(prompt.frame for prompt in all_prompts):
         raise ValueError("frame: an image has frame 0 only; use `sam2-fast track` for videos")
-    directory, settings = (
-        o.output_directory(output, image),
-        o.model_options(device, dtype, image_size),
-    )
+    directory = o.output_directory(output, image)
+    settings = o.model_options(device, dtype, image_size)
     pixels = load_image(image, max_pixels=max_pixels)
-    hints = {prompt.object_id: load_mask(prompt.mask) for prompt in given if prompt.mask}
+    hints = {prompt.object_id: load_mask(prompt.mask) for prompt in all_prompts if prompt.mask}
     summary = Summary("segment", image)
     predictor, label = _predictor(weights, size, settings)
     predictor.set_image(pixels)
     masks: dict[int, Mask] = {}
     scores: dict[int, float] = {}
-    for prompt in given:
+    for prompt in all_prompts:
         masks[prompt.object_id], scores[prompt.object_id] = _predict(
             predictor, prompt, hints.get(prompt.object_id)
         )
     _save(directory, format_, masks, summary)
     if overlay:
-        save_png(directory / "overlay.png", _draw(pixels, masks, given))
+        save_png(directory / "overlay.png", _draw(pixels, masks, all_prompts))
         summary.wrote(directory / "overlay.png")
-    found = [{"id": key, "score": round(scores[key], 6), **describe(masks[key])} for key in masks]
-    for entry in found:
+    objects = [{"id": key, "score": round(scores[key], 6), **describe(masks[key])} for key in masks]
+    for entry in objects:
         del entry["segmentation"]
     height, width = pixels.shape[:2]
     summary.facts |= {
@@ -73,11 +71,11 @@ def segment(
         "weights": label,
         "device": str(predictor.device),
         "dtype": dtype.value,
-        "objects": found,
+        "objects": objects,
     }
     lines = "".join(
         f"\n  object {entry['id']}: {entry['area']} pixels, score {entry['score']:.3f}"
-        for entry in found
+        for entry in objects
     )
     summary.show(json, f"{image}: {len(masks)} objects, weights {label}{lines}")
 
@@ -94,23 +92,24 @@ def _predictor(
 
 
 def _predict(predictor: Any, prompt: Prompt, hint: Mask | None) -> tuple[Mask, float]:
-    """The mask with the highest predicted IoU; three are asked for where one click leaves it open
-    what is meant.
+    """The mask with the highest predicted IoU, and this IoU.
+
+    A single click is ambiguous, so the model then predicts three masks to choose from.
     """
-    several = len(prompt.points) == 1 and prompt.box is None
+    multimask = len(prompt.points) == 1 and prompt.box is None
     masks, scores, _ = predictor.predict(
         point_coords=np.array(prompt.points, np.float32) if prompt.points else None,
         point_labels=np.array(prompt.labels, np.int32) if prompt.points else None,
         box=np.array(prompt.box, np.float32) if prompt.box else None,
         mask_input=_hint(hint, predictor.model.image_size // 4) if hint is not None else None,
-        multimask_output=several,
+        multimask_output=multimask,
     )
     best = int(np.argmax(scores))
     return np.asarray(masks[best] > 0, dtype=bool), float(scores[best])
 
 
 def _hint(mask: Mask, side: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Mask [H, W] to low-resolution logits [1, side, side]."""
+    """Mask [H, W] as low-resolution logits [1, side, side]."""
     small = Image.fromarray(mask.astype(np.uint8) * 255).resize(
         (side, side), Image.Resampling.BILINEAR
     )

@@ -18,7 +18,7 @@ from sam2_fast.evaluation import User, save_curves, simulate_images, simulate_us
 
 
 class Protocol(str, Enum):
-    """Who prompts when."""
+    """Protocols that decide which frames a simulated user prompts."""
 
     offline = "offline"
     online = "online"
@@ -27,7 +27,7 @@ class Protocol(str, Enum):
 
 
 class Prompt(str, Enum):
-    """What an object is prompted with."""
+    """The first prompt of an object."""
 
     mask = "mask"
     box = "box"
@@ -39,25 +39,34 @@ class Prompt(str, Enum):
 @guarded
 def simulate(
     images: Annotated[
-        Path, typer.Argument(help="Frames: a folder a video, or <video>.mp4.", show_default=False)
+        Path,
+        typer.Argument(
+            help="Folder of videos: a folder of frames or <video>.mp4 for each. With --protocol "
+            "images: a folder of images.",
+            show_default=False,
+        ),
     ],
     annotations: Annotated[
-        Path, typer.Argument(help="True masks: a folder a video.", show_default=False)
+        Path,
+        typer.Argument(
+            help="Folder of true masks, one folder per video. With --protocol images: one .png or "
+            ".json file per image.",
+            show_default=False,
+        ),
     ],
     protocol: Annotated[
-        Protocol, typer.Option("--protocol", help="Who prompts when; see docs/evaluation.md.")
+        Protocol,
+        typer.Option("--protocol", help="When the simulated user prompts; see docs/evaluation.md."),
     ] = Protocol.offline,
     prompt: Annotated[
         Prompt,
-        typer.Option(
-            "--prompt", help="Of semi-supervised tracking: what each object is shown with."
-        ),
+        typer.Option("--prompt", help="With --protocol semi-supervised: the prompt of an object."),
     ] = Prompt.mask,
     frames: Annotated[
-        int, typer.Option("--frames", min=1, help="Frames that are prompted, at most.")
+        int, typer.Option("--frames", min=1, help="Prompt at most this many frames per object.")
     ] = 8,
     clicks: Annotated[
-        int, typer.Option("--clicks", min=1, help="Clicks on each of them, at most.")
+        int, typer.Option("--clicks", min=1, help="At most this many clicks per prompted frame.")
     ] = 3,
     weights: o.Weights = None,
     size: o.ModelSize = None,
@@ -67,21 +76,28 @@ def simulate(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="A .csv or .json file with all rounds."
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write one row per object and round to this .csv or .json file.",
         ),
     ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
-            "--plot", metavar="FILE", help="J&F over prompted frames, as .svg, .png or .pdf."
+            "--plot",
+            metavar="FILE",
+            help="Plot J&F over the number of prompted frames to this .svg, .png or .pdf file.",
         ),
     ] = None,
-    processes: Annotated[int, typer.Option("--processes", min=1, help="Videos at a time.")] = 1,
+    processes: o.Processes = 1,
     progress: o.Progress = None,
     json: o.AsJson = False,
 ) -> None:
-    """Let simulated users prompt every object of every video (offline, online, once) or image, and
-    judge the masks.
+    """Let simulated users prompt every object of a benchmark, and score the masks.
+
+    The protocol decides when an object of a video is prompted: offline, online, or once
+    (semi-supervised). With --protocol images, objects in images are clicked.
     """
     for name, path, kinds in (
         ("--output", output, (".csv", ".json")),
@@ -96,44 +112,45 @@ def simulate(
     arguments = (chosen.config, chosen.path)
     if protocol is Protocol.images:
         if output is not None or plot is not None:
-            raise ValueError("--output, --plot: not with --protocol images; --json has the means")
+            raise ValueError(
+                "--output, --plot: not supported with --protocol images; use --json to get the "
+                "means"
+            )
         scores = simulate_images(
             lambda: SAM2ImagePredictor(build_sam2(*arguments, seed=chosen.seed, **settings)),
             images,
             annotations,
             progress=shown,
         )
-        means = (
-            {
-                count: 100 * sum(row.iou[count] for row in scores) / len(scores)
-                for count in scores[0].iou
-            }
-            if scores
-            else {}
-        )
+        counts = list(scores[0].iou) if scores else []
+        means = {
+            count: 100 * sum(row.iou[count] for row in scores) / len(scores) for count in counts
+        }
         summary.facts |= {
             "weights": chosen.label,
             "protocol": "images",
             "objects": len(scores),
             "iou_by_clicks": means,
         }
-        words = "  ".join(f"{count}: {mean:.1f}" for count, mean in means.items())
+        by_clicks = "  ".join(f"{count}: {mean:.1f}" for count, mean in means.items())
         summary.show(
-            json, f"IoU by clicks {words}  ({len(scores)} objects; weights {chosen.label})"
+            json,
+            f"IoU by number of clicks: {by_clicks}  ({len(scores)} objects; weights "
+            f"{chosen.label})",
         )
         return
     build = partial(build_sam2_video_predictor, *arguments, seed=chosen.seed, **settings)
     user = User(protocol.value, prompt.value, frames, clicks)
-    found = simulate_users(build, images, annotations, user, processes=processes, progress=shown)
-    curve = found.curve()
+    rounds = simulate_users(build, images, annotations, user, processes=processes, progress=shown)
+    curve = rounds.curve()
     summary.facts |= {
         "weights": chosen.label,
         "protocol": protocol.value,
-        "mean_j_and_f": 100 * found.mean(),
+        "mean_j_and_f": 100 * rounds.mean(),
     }
     summary.facts |= {"curve": {count: 100 * value for count, value in curve.items()}}
     if output is not None:
-        found.save(output)
+        rounds.save(output)
         summary.wrote(output)
     if plot is not None:
         save_curves({protocol.value: curve}, plot)
@@ -141,5 +158,6 @@ def simulate(
     points = "  ".join(f"{count}: {100 * value:.1f}" for count, value in curve.items())
     summary.show(
         json,
-        f"J&F {100 * found.mean():.1f}  (by prompted frames: {points}; weights {chosen.label})",
+        f"J&F {100 * rounds.mean():.1f}  (by number of prompted frames: {points}; weights "
+        f"{chosen.label})",
     )

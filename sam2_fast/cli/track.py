@@ -1,6 +1,4 @@
-"""`sam2-fast track VIDEO`: objects followed through a video from prompts on one or more of its
-frames.
-"""
+"""`sam2-fast track VIDEO`: follow objects through a video from prompts on some of its frames."""
 
 from __future__ import annotations
 
@@ -37,22 +35,25 @@ def track(
     mask: o.MaskFile = None,
     frame: Annotated[
         int,
-        typer.Option("--frame", min=0, help="The frame that --point, --box and --mask speak of."),
+        typer.Option("--frame", min=0, help="The frame of --point, --box and --mask."),
     ] = 0,
     object_: o.Objects = [],  # noqa: B006
     prompts: o.PromptFile = None,
     reverse: Annotated[
-        bool, typer.Option("--reverse", help="Track towards the beginning.")
+        bool, typer.Option("--reverse", help="Track towards the beginning of the video.")
     ] = False,
     both: Annotated[
         bool,
         typer.Option(
-            "--both", help="Track to the end, then from the first prompted frame to the beginning."
+            "--both",
+            help="Track to the end, then from the first prompted frame back to the beginning.",
         ),
     ] = False,
     max_frames: Annotated[
         int | None,
-        typer.Option("--max-frames", min=1, help="Track at most this many frames each way."),
+        typer.Option(
+            "--max-frames", min=1, help="Track at most this many frames in each direction."
+        ),
     ] = None,
     weights: o.Weights = None,
     size: o.ModelSize = None,
@@ -60,7 +61,7 @@ def track(
     device: o.Device = None,
     dtype: o.NumberFormat = o.Dtype.float32,
     output: o.Output = None,
-    format_: Annotated[o.Format, typer.Option("--format", help="Mask files.")] = o.Format.png,
+    format_: o.MaskFormat = o.Format.png,
     overlay: o.Overlay = True,
     json: o.AsJson = False,
     progress: o.Progress = None,
@@ -68,35 +69,37 @@ def track(
 ) -> None:
     """Follow objects through a video."""
     if reverse and both:
-        raise ValueError("--reverse and --both: give one of them")
-    given = gather(point, box, mask, object_, prompts, frame)
-    if format_ is o.Format.davis and any(not 1 <= prompt.object_id <= 255 for prompt in given):
+        raise ValueError("--reverse and --both: use only one of them")
+    all_prompts = gather(point, box, mask, object_, prompts, frame)
+    if format_ is o.Format.davis and any(
+        not 1 <= prompt.object_id <= 255 for prompt in all_prompts
+    ):
         raise ValueError(
             "--format davis: object ids must be 1 to 255; use --format png or coco-rle"
         )
-    directory, settings = (
-        o.output_directory(output, video),
-        o.model_options(device, dtype, image_size),
-    )
-    drawn_masks = {prompt: load_mask(prompt.mask) for prompt in given if prompt.mask}
+    directory = o.output_directory(output, video)
+    settings = o.model_options(device, dtype, image_size)
+    mask_prompts = {prompt: load_mask(prompt.mask) for prompt in all_prompts if prompt.mask}
     summary = Summary("track", video)
     with open_video(video, max_pixels=max_pixels) as frames:
-        _check_frames(given, frames)
+        _check_frames(all_prompts, frames)
         predictor, label = _predictor(weights, size, settings)
         state = predictor.init_state(frames, keep="all" if reverse or both else "reachable")
-        for prompt in given:
-            _add(predictor, state, prompt, drawn_masks.get(prompt))
+        for prompt in all_prompts:
+            _add_prompt(predictor, state, prompt, mask_prompts.get(prompt))
         limit = None if max_frames is None else max_frames - 1
-        results = _results(predictor, state, given[0].frame, limit, reverse, both)
-        shown = tqdm(
+        results = _results(predictor, state, all_prompts[0].frame, limit, reverse, both)
+        tracked = tqdm(
             results,
             desc="tracking",
             unit="frame",
             file=sys.stderr,
-            disable=not _wants_bar(progress),
+            disable=not _shows_progress(progress),
         )
-        sink = _Sink(directory, format_, frames, given, overlay, reverse or both, summary)
-        areas = sink.run(shown)
+        writer = _ResultWriter(
+            directory, format_, frames, all_prompts, overlay, reverse or both, summary
+        )
+        areas = writer.run(tracked)
         facts = {
             "height": frames.height,
             "width": frames.width,
@@ -126,7 +129,7 @@ def _predictor(
     ), chosen.label
 
 
-def _wants_bar(progress: bool | None) -> bool:
+def _shows_progress(progress: bool | None) -> bool:
     return sys.stderr.isatty() if progress is None else progress
 
 
@@ -139,7 +142,7 @@ def _check_frames(prompts: list[Prompt], frames: FrameSource) -> None:
             )
 
 
-def _add(predictor: Any, state: Any, prompt: Prompt, mask: Mask | None) -> None:
+def _add_prompt(predictor: Any, state: Any, prompt: Prompt, mask: Mask | None) -> None:
     if mask is not None:
         predictor.add_new_mask(state, prompt.frame, prompt.object_id, mask)
         return
@@ -156,16 +159,17 @@ def _add(predictor: Any, state: Any, prompt: Prompt, mask: Mask | None) -> None:
 def _results(
     predictor: Any, state: Any, start: int, limit: int | None, reverse: bool, both: bool
 ) -> Iterator[Result]:
-    """(frame, {object id: mask [H, W]}) in order of tracking; with `both`, the start frame comes
-    once.
+    """Yield (frame, {object id: mask [H, W]}) in order of tracking.
+
+    With `both`, the start frame is yielded once.
     """
     for backwards in (False, True) if both else (reverse,):
         for frame, object_ids, logits in predictor.propagate_in_video(
             state, start, limit, backwards
         ):
             if not (both and backwards and frame == start):
-                solid = (logits[:, 0] > 0).cpu().numpy()
-                yield frame, dict(zip(object_ids, solid, strict=True))
+                binary = (logits[:, 0] > 0).cpu().numpy()
+                yield frame, dict(zip(object_ids, binary, strict=True))
 
 
 def _objects(areas: dict[int, dict[int, int]]) -> list[dict[str, int]]:
@@ -176,9 +180,11 @@ def _objects(areas: dict[int, dict[int, int]]) -> list[dict[str, int]]:
     ]
 
 
-class _Sink:
-    """Writes results as they come. A video runs forwards, so after a backward pass the overlay is
-    drawn at the end.
+class _ResultWriter:
+    """Writes results as they arrive.
+
+    A video file can only be written forwards, so after a backward pass the overlay is drawn at the
+    end.
     """
 
     def __init__(
@@ -199,7 +205,7 @@ class _Sink:
             if overlay
             else None
         )
-        self._kept: dict[int, dict[int, Rle]] | None = {} if overlay and at_end else None
+        self._encoded: dict[int, dict[int, Rle]] | None = {} if overlay and at_end else None
         self._masks: MaskWriter = (
             JsonWriter(masks, frames.height, frames.width)
             if kind is o.Format.coco_rle
@@ -210,8 +216,9 @@ class _Sink:
             summary.wrote(directory / "overlay.mp4")
 
     def run(self, results: Iterator[Result] | Any) -> dict[int, dict[int, int]]:
-        """Write all results; returns {frame: {object id: area in pixels}}. After an error no
-        incomplete file is left.
+        """Write all results; returns {frame: {object id: area in pixels}}.
+
+        After an error no incomplete file is left.
         """
         areas: dict[int, dict[int, int]] = {}
         finished = False
@@ -220,24 +227,25 @@ class _Sink:
                 self._masks.write(frame, masks)
                 areas[frame] = {object_id: int(mask.sum()) for object_id, mask in masks.items()}
                 self._overlay(frame, masks)
-            for frame in sorted(self._kept or {}):
-                self._draw(
-                    frame,
-                    {
-                        object_id: decode_rle(rle)
-                        for object_id, rle in (self._kept or {})[frame].items()
-                    },
-                )
+            for frame in sorted(self._encoded or {}):
+                encoded = (self._encoded or {})[frame]
+                self._draw(frame, {i: decode_rle(rle) for i, rle in encoded.items()})
             finished = True
         finally:
             for writer in (self._masks, self._video):
-                if writer is not None:
-                    (writer.close if finished else writer.abort)()
+                if writer is None:
+                    continue
+                if finished:
+                    writer.close()
+                else:
+                    writer.abort()
         return areas
 
     def _overlay(self, frame: int, masks: dict[int, Mask]) -> None:
-        if self._kept is not None:
-            self._kept[frame] = {object_id: encode_rle(mask) for object_id, mask in masks.items()}
+        if self._encoded is not None:
+            self._encoded[frame] = {
+                object_id: encode_rle(mask) for object_id, mask in masks.items()
+            }
         elif self._video is not None:
             self._draw(frame, masks)
 

@@ -1,4 +1,4 @@
-"""`sam2-fast train CONFIG`: from a recipe to weights."""
+"""`sam2-fast train CONFIG`: train a model by a recipe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def train(
     recipe: Annotated[
         Path,
         typer.Argument(
-            metavar="CONFIG", help="A recipe as JSON; see docs/training.md.", show_default=False
+            metavar="CONFIG",
+            help="A training recipe as a JSON file; see docs/training.md.",
+            show_default=False,
         ),
     ],
     output: Annotated[
@@ -28,27 +30,27 @@ def train(
             "--output",
             "-o",
             metavar="DIR",
-            help="Where weights, checkpoint and log go. Default: <name>_run.",
+            help="Directory for weights, checkpoint and log. Default: <config name>_run.",
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help=f"Go on from the output's {CHECKPOINT}.")
+        bool, typer.Option("--resume", help=f"Continue from {CHECKPOINT} in the output directory.")
     ] = False,
     every: Annotated[
         int,
-        typer.Option("--every", min=1, metavar="STEPS", help="How often a checkpoint is written."),
+        typer.Option("--every", min=1, metavar="STEPS", help="Steps between two checkpoints."),
     ] = 200,
     workers: Annotated[
-        int, typer.Option("--workers", min=0, help="Processes that prepare clips ahead.")
+        int, typer.Option("--workers", min=0, help="Processes that prepare clips in advance.")
     ] = 0,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write TensorBoard events, too.")
+        bool, typer.Option("--tensorboard", help="Also write TensorBoard events.")
     ] = False,
     device: o.Device = None,
     progress: o.Progress = None,
     json: o.AsJson = False,
 ) -> None:
-    """Train a model, or fine-tune one. Under `torchrun` every process takes a batch of its own."""
+    """Train or fine-tune a model. Under `torchrun`, every process trains on its own batch."""
     shown = sys.stderr.isatty() if progress is None else progress
     chosen = output or Path(f"{recipe.stem}_run")
     summary = Summary("train", recipe)
@@ -67,6 +69,6 @@ def train(
         summary.wrote(chosen / name)
     summary.show(
         json,
-        f"trained: total loss {losses['total']:.3g} over the last steps; weights in "
+        f"trained: mean total loss of the last steps {losses['total']:.3g}; weights in "
         f"{chosen / WEIGHTS}",
     )

@@ -1,5 +1,8 @@
-"""Which weights a command runs with: the named ones or an error; else the official ones; else nano,
-or random ones, said loudly.
+"""Choose the weights of a command.
+
+Weights that are named must be available. Without a name, the official weights are used. If they
+cannot be obtained, the command runs with nano, or with random weights and a loud warning if a size
+was requested.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ from sam2_fast.weights.hub import WeightsUnavailableError
 RANDOM = "random (seed 0)"
 
 
-class Chosen(NamedTuple):
-    """Arguments for the builders, and the words for the report."""
+class WeightsChoice(NamedTuple):
+    """Arguments for the model builders, and a label for the report."""
 
     config: str | None  # None: read from the weights
     path: Path | None
@@ -27,41 +30,42 @@ class Chosen(NamedTuple):
     label: str
 
 
-def choose_weights(weights: str | None, size: Size | None) -> Chosen:
-    """Resolve --weights and --size. Raises WeightsUnavailableError if weights that were named
-    cannot be had.
+def choose_weights(weights: str | None, size: Size | None) -> WeightsChoice:
+    """Resolve --weights and --size.
+
+    Raises WeightsUnavailableError if weights that were named are not available.
     """
     if weights is None and size is Size.nano:
         weights = hub.NANO
     if weights is not None:
-        path = _named(weights)
-        return Chosen(size.value if size else None, path, None, weights)
+        path = _path_of(weights)
+        return WeightsChoice(size.value if size else None, path, None, weights)
     config = (size or Size.tiny).value
     model_id = f"facebook/sam2.1-hiera-{config.replace('_', '-')}"
     try:
         path = hub.cached(model_id) or _download(model_id)
     except WeightsUnavailableError as error:
-        return _without(size, " ".join(str(error).split()))
-    return Chosen(config, path, None, f"{model_id} ({path.name})")
+        return _fallback(size, " ".join(str(error).split()))
+    return WeightsChoice(config, path, None, f"{model_id} ({path.name})")
 
 
-def _without(size: Size | None, reason: str) -> Chosen:
-    """No official weights: `nano`, or random ones of the size that was asked for."""
+def _fallback(size: Size | None, reason: str) -> WeightsChoice:
+    """Weights to use without the official ones: nano, or random ones of the requested size."""
     if size is None:
         note(
-            f"{reason}\nUsing nano, the small model of this package: far from the released ones, "
-            f"see docs/nano.md."
+            f"{reason}\nUsing nano, the small model of this package, instead. Its masks are much "
+            f"worse than those of the released models; see docs/nano.md."
         )
-        return Chosen(None, hub.PACKAGED[hub.NANO], None, hub.NANO)
+        return WeightsChoice(None, hub.PACKAGED[hub.NANO], None, hub.NANO)
     bar = "!" * 78
     note(
-        f"{bar}\nWARNING: RANDOM WEIGHTS (seed 0). The masks mean nothing.\n{reason}\nGive "
-        f"--weights PATH to use real ones.\n{bar}"
+        f"{bar}\nWARNING: RANDOM WEIGHTS (seed 0). The masks are meaningless.\n{reason}\nUse "
+        f"--weights PATH to load trained weights.\n{bar}"
     )
-    return Chosen(size.value, None, 0, RANDOM)
+    return WeightsChoice(size.value, None, 0, RANDOM)
 
 
-def _named(weights: str) -> Path:
+def _path_of(weights: str) -> Path:
     if weights in hub.PACKAGED:
         return hub.PACKAGED[weights]
     if Path(weights).is_file():
@@ -73,8 +77,8 @@ def _named(weights: str) -> Path:
     )
     if not looks_like_id:
         raise WeightsUnavailableError(
-            f"--weights {weights}: no such file; give a .pt or .safetensors file, or a Hub id "
-            f"such as facebook/sam2.1-hiera-tiny"
+            f"--weights {weights}: no such file; expected a .pt or .safetensors file, nano, or a "
+            f"Hub id such as facebook/sam2.1-hiera-tiny"
         )
     return hub.cached(weights) or _download(weights)
 
@@ -91,8 +95,9 @@ def _download(model_id: str) -> Path:
 
 
 def _reachable(endpoint: str) -> bool:
-    """A quick look whether a download can work at all; the Hub client itself tries for half a
-    minute. Proxies are trusted.
+    """Whether the Hub can be reached. If a proxy is configured, always True.
+
+    One quick attempt, because the Hub's own client retries for half a minute.
     """
     if any(
         os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
