@@ -51,7 +51,7 @@ def doctor(
     ] = True,
     json: o.AsJson = False,
 ) -> None:
-    """Prove every kernel on this machine: compare its results with torch's, and time it.
+    """Compare every kernel with torch on this machine, and time it.
 
     Exit code 1: a kernel is wrong or could not be proved.
     """

@@ -58,7 +58,9 @@ def evaluate(
             "--by", metavar="COLUMN", help="Also report each value of this column of --groups."
         ),
     ] = None,
-    device: o.Device = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda, cuda:1... Default: cpu.")
+    ] = None,
     progress: o.Progress = None,
     json: o.AsJson = False,
 ) -> None:

@@ -40,7 +40,7 @@ def segment(
     json: o.AsJson = False,
     max_pixels: o.PixelLimit = o.DEFAULT_PIXELS,
 ) -> None:
-    """Segment objects in an image: one mask for each prompted object."""
+    """Segment the prompted objects in an image, with one mask per object."""
     all_prompts = gather(point, box, mask, object_, prompts)
     if any(prompt.frame for prompt in all_prompts):
         raise ValueError("frame: an image has frame 0 only; use `sam2-fast track` for videos")

@@ -94,7 +94,7 @@ def simulate(
     progress: o.Progress = None,
     json: o.AsJson = False,
 ) -> None:
-    """Let simulated users prompt every object of a benchmark, and score the masks.
+    """Score the masks that simulated users obtain on a benchmark.
 
     The protocol decides when an object of a video is prompted: offline, online, or once
     (semi-supervised). With --protocol images, objects in images are clicked.

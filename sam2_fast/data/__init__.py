@@ -1,5 +1,6 @@
-"""Videos with masks to train and evaluate with: a synthetic world, annotation folders, SA-V and
-SA-1B files.
+"""Videos with masks for training and evaluation: synthetic ones, and readers of annotations.
+
+The readers support annotation folders, SA-V and SA-1B files.
 """
 
 from sam2_fast.data.folders import Annotations, videos_in

@@ -1,7 +1,6 @@
-"""Clicks that a user might give: boxes and points drawn from masks, for training and for programs
-that simulate interaction.
+"""Simulated prompts: boxes and points sampled from masks, for training and evaluation.
 
-Masks are [B, 1, H, W] bool; points are (x, y) pixels, float32; labels int32: 1 object, 0
+Masks are [B, 1, H, W] bool. Points are (x, y) in pixels, float32. Labels are int32: 1 object, 0
 background, 2 and 3 box corners.
 """
 
@@ -24,9 +23,9 @@ def sample_box_points(
     """Corners of each mask's box, [B, 2, 2], and their labels, [B, 2].
 
     noise: each side moves by at most this fraction of the box's width or height, and by at most
-        `noise_bound` pixels; it stays
-    inside the image. draws: [B, 1, 4] uniform numbers of 0 to 1 to use; None draws them. Source:
-    official `sample_box_points`.
+        `noise_bound` pixels. It stays inside the image.
+    draws: [B, 1, 4] uniform numbers from 0 to 1 to use; None draws them.
+    Source: official `sample_box_points`.
     """
     height, width = masks.shape[-2:]
     corners = boxes(masks).float()  # [B, 1, 4]
@@ -46,36 +45,36 @@ def sample_box_points(
 def sample_random_points_from_errors(
     gt_masks: Tensor, pred_masks: Tensor | None, num_pt: int = 1, draws: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`num_pt` points of each mask drawn evenly from where the prediction is wrong: [B, num_pt, 2]
-    and [B, num_pt].
+    """`num_pt` random points per mask where the prediction is wrong: [B, num_pt, 2], [B, num_pt].
 
-    The label says what the pixel should be; where nothing is wrong, the point lies on background.
-    draws: [B, num_pt] uniform numbers of 0 to 1, each of which picks a pixel, the same on every
-    device; None draws one for every pixel, as the official function does.
+    The label is the true class of the pixel. If a mask has no error, the point is on the
+    background.
+    draws: [B, num_pt] uniform numbers from 0 to 1. Each one selects a pixel, the same on every
+        device. None draws one number for every pixel, as the official function does.
     """
     predicted = _check(gt_masks, pred_masks)
     batch, _, _, width = gt_masks.shape
     wrong = gt_masks ^ predicted
-    nothing = ~wrong.flatten(1).any(1)
-    pool = torch.where(nothing[:, None, None, None], ~gt_masks, wrong).flatten(1)
+    no_error = ~wrong.flatten(1).any(1)
+    candidates = torch.where(no_error[:, None, None, None], ~gt_masks, wrong).flatten(1)
     if draws is None:
-        every = torch.rand(batch, num_pt, pool.shape[1], device=gt_masks.device)
-        index = torch.where(pool[:, None], every, -1.0).argmax(-1)
+        scores = torch.rand(batch, num_pt, candidates.shape[1], device=gt_masks.device)
+        index = torch.where(candidates[:, None], scores, -1.0).argmax(-1)
     else:
-        count = pool.cumsum(1)  # int64
-        number = (draws.double() * count[:, -1:]).long().minimum((count[:, -1:] - 1).clamp(min=0))
-        index = torch.searchsorted(count, number + 1).clamp(max=pool.shape[1] - 1)
-    labels = gt_masks.flatten(1).gather(1, index) & pool.gather(1, index)
+        count = candidates.cumsum(1)  # int64: candidates up to and including each pixel
+        rank = (draws.double() * count[:, -1:]).long().minimum((count[:, -1:] - 1).clamp(min=0))
+        index = torch.searchsorted(count, rank + 1).clamp(max=candidates.shape[1] - 1)
+    labels = gt_masks.flatten(1).gather(1, index) & candidates.gather(1, index)
     return _as_points(index, width), labels.to(torch.int32)
 
 
 def sample_one_point_from_error_center(
     gt_masks: Tensor, pred_masks: Tensor | None, padding: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """The point deepest inside the wrong region of each mask: [B, 1, 2] and [B, 1].
+    """The point deepest inside the wrong region of each mask: [B, 1, 2], and its label, [B, 1].
 
-    padding: the border of the image counts as an edge of the region. Source: official function;
-        distances are exact, no OpenCV.
+    padding: the border of the image counts as an edge of the region.
+    Source: official function. Distances are exact, and OpenCV is not needed.
     """
     predicted = _check(gt_masks, pred_masks)
     width = gt_masks.shape[-1]
@@ -89,8 +88,9 @@ def sample_one_point_from_error_center(
 def get_next_point(
     gt_masks: Tensor, pred_masks: Tensor | None, method: str
 ) -> tuple[Tensor, Tensor]:
-    """One point, "uniform" over the errors or at the "center" of the deepest one. Raises ValueError
-    for another method.
+    """One point per mask: "uniform" over the errors, or at the "center" of the deepest error.
+
+    Raises ValueError for another method.
     """
     if method == "uniform":
         return sample_random_points_from_errors(gt_masks, pred_masks)
@@ -100,39 +100,36 @@ def get_next_point(
 
 
 def squared_distance_to_background(masks: Tensor, border: bool = True) -> Tensor:
-    """masks: [B, H, W] bool -> [B, H, W] float32: squared Euclidean distance of each pixel to the
-    nearest background pixel, exact.
+    """Squared Euclidean distance of each pixel to the nearest background pixel, exact.
 
-    border: pixels outside the image are background. Without it, a mask that covers everything has
-        infinite distances.
+    masks: [B, H, W] bool -> [B, H, W] float32.
+    border: pixels outside the image count as background. Without it, the distances in a mask that
+        covers the whole image are infinite.
     """
     far = float("inf")
     padded = torch.nn.functional.pad(masks, (1, 1, 1, 1), value=not border)
-    found = torch.where(padded, far, 0.0)
+    distances = torch.where(padded, far, 0.0)
     for axis in (-1, -2):
-        found = _spread(found, axis)
-    return found[:, 1:-1, 1:-1]
+        distances = _minimum_along(distances, axis)
+    return distances[:, 1:-1, 1:-1]
 
 
-def _spread(squared: Tensor, axis: int) -> Tensor:
-    """For every pixel of a line the minimum over its line of squared + offset ** 2, until no larger
-    offset can win.
+def _minimum_along(squared: Tensor, axis: int) -> Tensor:
+    """For each pixel of a line, the minimum over the line of squared value plus squared offset.
+
+    Stops at the offset from which on no value can become smaller.
     """
     best, length = squared.clone(), squared.shape[axis]
     for offset in range(1, length):
         worst = best[best.isfinite()].amax() if best.isfinite().all() else float("inf")
         if offset * offset >= worst:
             break
-        near, shifted = (
-            best.narrow(axis, offset, length - offset),
-            squared.narrow(axis, 0, length - offset),
-        )
-        near.copy_(torch.minimum(near, shifted + offset * offset))
-        near, shifted = (
-            best.narrow(axis, 0, length - offset),
-            squared.narrow(axis, offset, length - offset),
-        )
-        near.copy_(torch.minimum(near, shifted + offset * offset))
+        after = best.narrow(axis, offset, length - offset)
+        from_before = squared.narrow(axis, 0, length - offset) + offset * offset
+        after.copy_(torch.minimum(after, from_before))
+        before = best.narrow(axis, 0, length - offset)
+        from_after = squared.narrow(axis, offset, length - offset) + offset * offset
+        before.copy_(torch.minimum(before, from_after))
     return best
 
 
@@ -146,7 +143,7 @@ def _check(gt_masks: Tensor, pred_masks: Tensor | None) -> Tensor:
             or masks.shape != gt_masks.shape
         ):
             raise ValueError(
-                f"{name}: expected bool [B, 1, H, W], both of one shape, got {masks.dtype} "
+                f"{name}: expected bool [B, 1, H, W], the same shape for both, got {masks.dtype} "
                 f"{tuple(masks.shape)}"
             )
     return predicted

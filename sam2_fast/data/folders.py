@@ -1,8 +1,9 @@
-"""Annotation folders as benchmarks publish them.
+"""Annotation folders in the layouts of the benchmarks.
 
-A video is a folder either of palette images, `<video>/<frame>.png` whose pixels are object ids
-(DAVIS, MOSE, YouTube-VOS, LVOS), or of a folder an object, `<video>/<object>/<frame>.png` whose
-pixels that are not zero are the object (SA-V). Each video decides for itself.
+A video is a folder in one of two layouts, which is detected for each video:
+* one palette image per frame, `<video>/<frame>.png`, of object ids (DAVIS, MOSE, YouTube-VOS,
+    LVOS);
+* one folder per object, `<video>/<object>/<frame>.png`, with non-zero pixels on the object (SA-V).
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from sam2_fast.io.images import open_image
 Mask = npt.NDArray[np.bool_]
 PathLike = str | os.PathLike[str]
 VOID = 255
-"""The id of pixels that DAVIS leaves unjudged."""
+"""The value of pixels that DAVIS excludes from scoring."""
 
 
 class Annotations:
-    """The masks of one video on disk. Frames are names without suffix, in order."""
+    """The masks of one video on disk. Frames are file names without suffix, in order."""
 
     def __init__(self, folder: PathLike) -> None:
         self.folder = Path(folder)
@@ -47,11 +48,11 @@ class Annotations:
             )
 
     def objects(self) -> set[str]:
-        """Names of the objects' folders, where they have some."""
+        """Names of the object folders; empty for a video of palette images."""
         return set(self._folders)
 
     def frames(self) -> list[str]:
-        """Every frame that has a file."""
+        """Names of all frames that have a file."""
         folders = self._folders.values() if self.one_file_an_object else [self.folder]
         return sorted(
             {
@@ -63,37 +64,36 @@ class Annotations:
         )
 
     def read(self, frame: str) -> dict[int, Mask]:
-        """The masks [H, W] of a frame's objects. Raises FileNotFoundError, naming the file, where
-        the frame has none.
+        """The masks [H, W] of a frame's objects.
+
+        Raises FileNotFoundError, which names the file, if a mask of the frame is missing.
         """
         if not self.one_file_an_object:
             return read_labels(self.folder / f"{frame}.png")
-        found = {_number(folder): folder / f"{frame}.png" for folder in self._folders.values()}
-        missing = [path for path in found.values() if not path.is_file()]
+        paths = {_number(folder): folder / f"{frame}.png" for folder in self._folders.values()}
+        missing = [path for path in paths.values() if not path.is_file()]
         if missing:
             raise FileNotFoundError(
-                f"annotations {missing[0]}: no such file, and frame {frame} is to be judged"
+                f"annotations {missing[0]}: no such file, but frame {frame} is needed"
             )
-        return {i: _labels(path) != 0 for i, path in found.items()}
+        return {i: _labels(path) != 0 for i, path in paths.items()}
 
     def void(self, frame: str) -> Mask | None:
-        """Pixels that are not judged, or None."""
+        """Pixels [H, W] that are not scored, or None."""
         if self.one_file_an_object:
             return None
-        unjudged = _labels(self.folder / f"{frame}.png") == VOID
-        return unjudged if unjudged.any() else None
+        unscored = _labels(self.folder / f"{frame}.png") == VOID
+        return unscored if unscored.any() else None
 
 
 def read_labels(path: Path) -> dict[int, Mask]:
-    """The masks [H, W] of an image whose pixels are ids; 0 and 255 are none."""
+    """The masks [H, W] of an image of object ids; 0 and 255 are not objects."""
     labels = _labels(path)
     return {int(i): labels == i for i in np.unique(labels) if i not in (0, VOID)}
 
 
 def videos_in(root: PathLike) -> list[str]:
-    """Names of the videos below `root`, in order; "Annotations" folders of the published layouts
-    are looked through.
-    """
+    """Names of the videos, which are the folders in `root`, in order."""
     if not Path(root).is_dir():
         raise FileNotFoundError(f"annotations {root}: no such folder")
     return sorted(
@@ -114,7 +114,7 @@ def _labels(path: Path) -> npt.NDArray[np.uint8]:
         labels = np.asarray(image)
     if labels.ndim != 2:
         raise ValueError(
-            f"annotations {path}: expected a palette or grey image whose pixels are ids, got one "
-            f"with colours"
+            f"annotations {path}: expected a palette or grey image of object ids, got one with "
+            f"colours"
         )
     return labels

@@ -1,5 +1,6 @@
-"""How synthetic objects and cameras move: smooth functions of the frame number, so that any frame
-of any length can be had at once.
+"""How synthetic objects move: smooth functions of the frame number.
+
+Any frame can be computed at once, without the frames before it.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ TAU = 2 * np.pi
 
 @dataclass(frozen=True)
 class Wander:
-    """A number that wanders: a mean and a sum of slow sines."""
+    """A number that varies smoothly around a mean: a sum of slow sines."""
 
     mean: float
-    waves: npt.NDArray[np.float64]  # [count, 3]: amplitude, cycles a frame, phase
+    waves: npt.NDArray[np.float64]  # [count, 3]: amplitude, cycles per frame, phase
 
     @classmethod
     def random(
         cls, rng: np.random.Generator, mean: float, amplitude: float, slowest: float, fastest: float
     ) -> Wander:
-        """amplitude: of the sum, about; slowest, fastest: frames of a cycle."""
+        """A random value with this mean.
+
+        amplitude: approximate amplitude of the sum.
+        slowest, fastest: longest and shortest cycle in frames.
+        """
         count = 3
         waves = np.stack(
             [
@@ -46,7 +51,7 @@ class Wander:
 
 @dataclass(frozen=True)
 class Pose:
-    """Where an object is: centre and radius in pixels, angle in radians."""
+    """The position of an object on one frame: centre and radius in pixels, angle in radians."""
 
     x: float
     y: float
@@ -56,9 +61,7 @@ class Pose:
 
 @dataclass(frozen=True)
 class Path:
-    """A pose by frame. Units: the shorter side of the image; speeds by how many frames a swing
-    takes.
-    """
+    """The pose of an object on every frame, in units of the image's size."""
 
     x: Wander
     y: Wander
@@ -68,8 +71,10 @@ class Path:
 
     @classmethod
     def random(cls, rng: np.random.Generator, speed: float, size: tuple[float, float]) -> Path:
-        """speed: 1 crosses the image in some 30 frames; size: range of radii. A swing may leave the
-        image.
+        """A random path, which may leave the image.
+
+        speed: 1 crosses the image in about 30 frames.
+        size: range of the radius.
         """
         slow, fast = 240 / speed, 60 / speed
         radius = float(rng.uniform(*size))
@@ -97,8 +102,9 @@ class Path:
 
 
 def happens(seed: int, kind: int, t: int, length: int, probability: float) -> bool:
-    """Whether something that is drawn anew every `length` frames holds on frame t; never during the
-    first of them.
+    """Whether an event holds on frame t. It is drawn anew for every period of `length` frames.
+
+    It never holds during the first period.
     """
-    stretch = t // length
-    return stretch > 0 and bool(np.random.default_rng([seed, kind, stretch]).random() < probability)
+    period = t // length
+    return period > 0 and bool(np.random.default_rng([seed, kind, period]).random() < probability)

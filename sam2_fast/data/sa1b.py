@@ -1,4 +1,4 @@
-"""SA-1B: `sa_<n>.jpg` with `sa_<n>.json`, masks as COCO run lengths."""
+"""SA-1B: `sa_<n>.jpg` with `sa_<n>.json`, which holds masks as COCO run lengths."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ class Sa1bAnnotations:
     """The masks of one image."""
 
     def __init__(self, path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> None:
-        self.path, self._max_pixels = Path(path), max_pixels
+        self.path = Path(path)
+        self._max_pixels = max_pixels
         try:
-            found: Any = json.loads(self.path.read_text(encoding="utf-8"))
+            document: Any = json.loads(self.path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"annotations {path}: not JSON ({error})") from error
-        masks = found.get("annotations") if isinstance(found, dict) else None
+        masks = document.get("annotations") if isinstance(document, dict) else None
         if not isinstance(masks, list) or not all(
             isinstance(m, dict) and "segmentation" in m for m in masks
         ):
             raise ValueError(
-                f"annotations {path}: expected SA-1B's keys, of them `annotations`: a list with a "
-                f"`segmentation` each"
+                f"annotations {path}: expected SA-1B's keys, with `annotations` a list of objects "
+                f"that have a `segmentation`"
             )
         self._masks = masks
 
@@ -39,5 +40,5 @@ class Sa1bAnnotations:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, number: int) -> Mask:
-        """Mask [H, W] number `number`."""
+        """The mask [H, W] of number `number`."""
         return decode_rle(self._masks[number]["segmentation"], max_pixels=self._max_pixels)

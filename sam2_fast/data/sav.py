@@ -1,5 +1,6 @@
-"""SA-V annotations: `<video>_manual.json` and `_auto.json`, masks as COCO run lengths, one list of
-objects for each annotated frame.
+"""SA-V annotations: `<video>_manual.json` and `<video>_auto.json`, masks as COCO run lengths.
+
+Each annotated frame has a list with one mask per object.
 """
 
 from __future__ import annotations
@@ -18,42 +19,40 @@ STEP = 4
 
 
 class SavAnnotations:
-    """The masks of one file. Frames are numbered as the annotations are: `frame` is frame
-    `4 * frame` of the video.
-    """
+    """The masks of one file. Annotated frame `frame` is frame `4 * frame` of the video."""
 
     def __init__(self, path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> None:
-        self.path, self._max_pixels = Path(path), max_pixels
+        self.path = Path(path)
+        self._max_pixels = max_pixels
         try:
-            found: Any = json.loads(self.path.read_text(encoding="utf-8"))
+            document: Any = json.loads(self.path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"annotations {path}: not JSON ({error})") from error
-        masklets = found.get("masklet") if isinstance(found, dict) else None
+        masklets = document.get("masklet") if isinstance(document, dict) else None
         if not isinstance(masklets, list) or not all(isinstance(frame, list) for frame in masklets):
             raise ValueError(
-                f"annotations {path}: expected SA-V's keys, of them `masklet`: a list of frames, "
-                f"each a list of run lengths"
+                f"annotations {path}: expected SA-V's keys, with `masklet` a list of frames, each "
+                f"a list of run lengths"
             )
-        ids = found.get("masklet_id", list(range(len(masklets[0]) if masklets else 0)))
+        ids = document.get("masklet_id", list(range(len(masklets[0]) if masklets else 0)))
         if any(len(frame) != len(ids) for frame in masklets):
             raise ValueError(
-                f"annotations {path}: expected {len(ids)} objects on every frame, as `masklet_id` "
-                f"says"
+                f"annotations {path}: expected {len(ids)} objects on every frame, one for each "
+                f"`masklet_id`"
             )
-        self.video_id = str(found.get("video_id", self.path.stem))
+        self.video_id = str(document.get("video_id", self.path.stem))
         self.ids = [int(i) for i in ids]
-        self.height, self.width = (
-            int(found.get("video_height", 0)),
-            int(found.get("video_width", 0)),
-        )
+        self.height = int(document.get("video_height", 0))
+        self.width = int(document.get("video_width", 0))
         self._masklets = masklets
 
     def __len__(self) -> int:
         return len(self._masklets)
 
     def read(self, frame: int) -> dict[int, Mask]:
-        """The masks [H, W] of the objects of one annotated frame; absent ones are empty. Raises
-        IndexError outside the annotations.
+        """The masks [H, W] of the objects of one annotated frame; absent objects have empty masks.
+
+        Raises IndexError if the frame is outside the annotations.
         """
         if not 0 <= frame < len(self):
             raise IndexError(
@@ -67,5 +66,5 @@ class SavAnnotations:
 
     @staticmethod
     def video_frame(frame: int) -> int:
-        """The number, in the video of 24 frames a second, of an annotated frame."""
+        """The number of an annotated frame in the video of 24 frames per second."""
         return STEP * frame

@@ -1,5 +1,6 @@
-"""Outlines and surfaces of synthetic objects: functions of a place on the object, so that they
-move, turn and grow with it.
+"""Outlines and surfaces of synthetic objects, as functions of a point (u, v) on the object.
+
+In these coordinates a shape moves, rotates and grows with its object.
 """
 
 from __future__ import annotations
@@ -16,22 +17,23 @@ TAU = 2 * np.pi
 
 @dataclass(frozen=True)
 class Shape:
-    """An outline around the origin, about 1 away at most. Radius by angle: a base curve times waves
-    that travel (deformation).
+    """An outline around the origin with a radius of about 1 at most.
+
+    The radius by angle is a base curve times travelling waves, which deform the shape.
     """
 
     kind: str
-    corners: int  # of a polygon, points of a star
-    depth: float  # of a star's or flower's dents
+    corners: int  # corners of a polygon, or points of a star
+    depth: float  # depth of the dents of a star or flower
     aspect: float  # height over width
-    # Number along the outline, amplitude, phase, turns a frame.
+    # Number of waves along the outline, amplitude, phase, cycles per frame.
     waves: tuple[tuple[int, float, float, float], ...]
     hole: float  # radius of the hole of a ring, else 0
-    bite: float  # how far a second disk cuts into a crescent, else 0
+    bite: float  # offset of the disk that is cut out of a crescent, else 0
 
     @classmethod
     def random(cls, rng: np.random.Generator, deformation: float = 1.0) -> Shape:
-        """Any of the kinds; deformation: how deep the waves along the outline are."""
+        """A shape of a random kind. deformation: factor of the waves along the outline."""
         kind = str(rng.choice(["blob", "polygon", "star", "flower", "ring", "crescent"]))
         waves = tuple(
             (
@@ -52,21 +54,21 @@ class Shape:
             float(rng.uniform(0.4, 0.8)) if kind == "crescent" else 0.0,
         )
 
-    def inside(self, u: Array, v: Array, t: float) -> npt.NDArray[np.bool_]:
-        """Which places (u, v) belong to the object on frame t."""
+    def contains(self, u: Array, v: Array, t: float) -> npt.NDArray[np.bool_]:
+        """Which points (u, v) belong to the object on frame t."""
         v = np.asarray(v / self.aspect, dtype=np.float32)
         distance, angle = np.hypot(u, v), np.arctan2(v, u)
         limit = self._radius(angle)
-        for number, amplitude, phase, turns in self.waves:
+        for number, amplitude, phase, cycles in self.waves:
             limit = limit * np.asarray(
-                1 + amplitude * np.sin(number * angle + phase + TAU * turns * t), dtype=np.float32
+                1 + amplitude * np.sin(number * angle + phase + TAU * cycles * t), dtype=np.float32
             )
-        found = distance <= limit
+        covered = distance <= limit
         if self.hole:
-            found &= distance >= self.hole
+            covered &= distance >= self.hole
         if self.bite:
-            found &= np.hypot(u - self.bite, v) >= 0.75
-        return found
+            covered &= np.hypot(u - self.bite, v) >= 0.75
+        return covered
 
     def _radius(self, angle: Array) -> Array:
         if self.kind == "polygon":
@@ -86,18 +88,19 @@ class Shape:
 
 @dataclass(frozen=True)
 class Texture:
-    """Colours of a surface: two of them, mixed by a pattern, with fine grain over it."""
+    """Colours of a surface: two colours mixed by a pattern, with fine grain on top."""
 
     kind: str
     colours: Array  # [2, 3], 0 to 255
     waves: Array  # [count, 3]: frequency along u and v, phase
-    grain: Array  # the same, fine
+    grain: Array  # waves of the grain, in the same format
     contrast: float
 
     @classmethod
     def random(cls, rng: np.random.Generator, scale: float = 1.0, variety: float = 1.0) -> Texture:
-        """Any of the kinds; scale: how many patterns lie between the middle and a distance of 1;
-        variety: how far apart its colours are.
+        """A texture of a random kind.
+
+        scale: factor of the frequencies. variety: difference between the two colours, 0 to 1.
         """
         kind = str(rng.choice(["noise", "stripes", "checks", "dots", "gradient"]))
         colours = rng.uniform(0, 255, (2, 3)).astype(np.float32)
@@ -115,7 +118,7 @@ class Texture:
         )
 
     def colour(self, u: Array, v: Array) -> Array:
-        """Colours [..., 3] at places (u, v)."""
+        """Colours [..., 3] at points (u, v)."""
         kinds: dict[str, Callable[[], Array]] = {
             "noise": lambda: np.asarray(self._sum(self.waves, u, v) / 2 + 0.5, dtype=np.float32),
             "stripes": lambda: (self._sum(self.waves[:1], u, v) > 0).astype(np.float32),

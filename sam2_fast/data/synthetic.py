@@ -1,8 +1,7 @@
-"""A synthetic world: textured objects that move, turn, grow, deform, cover each other, leave,
-vanish and come back, among look-alikes.
+"""Synthetic videos: textured objects that move, rotate, grow, deform, cover each other and vanish.
 
-Every frame is a function of (seed, frame number): videos have any length, frames can be had in any
-order, and masks are exact.
+Every frame is a function of (seed, frame number). A video can have any length, frames can be
+rendered in any order, and masks are exact. Objects may leave and come back, and some look alike.
 """
 
 from __future__ import annotations
@@ -24,22 +23,22 @@ ABSENT, CUT = 1, 2  # kinds of events
 
 @dataclass(frozen=True)
 class World:
-    """What videos look like. Sizes are shares of the image's shorter side, times are frames."""
+    """Settings of a video. Sizes are fractions of the image's shorter side, times are in frames."""
 
     height: int = 256
     width: int = 256
-    objects: tuple[int, int] = (2, 6)  # at least and at most
-    size: tuple[float, float] = (0.08, 0.3)  # radii
-    speed: float = 1.0  # 1: across the image in some 30 frames
-    deformation: float = 1.0  # how deep the waves along an outline are; 0: rigid objects
-    variety: float = 1.0  # how far apart the two colours of a surface are, 0 to 1
-    look_alikes: float = 0.3  # how often an object is a copy of another one, on a path of its own
-    absences: float = 0.15  # how often an object is away for a stretch
-    absence: int = 12  # frames of a stretch
-    cuts: float = 0.0  # how often a stretch begins with a cut: another background, other paths
-    scene: int = 40  # frames of a stretch
-    noise: float = 4.0  # of each pixel, 0 to 255
-    backgrounds: Sequence[Image] = ()  # photographs [H, W, 3]; where there are none, textures
+    objects: tuple[int, int] = (2, 6)  # least and greatest number
+    size: tuple[float, float] = (0.08, 0.3)  # range of radii
+    speed: float = 1.0  # 1: across the image in about 30 frames
+    deformation: float = 1.0  # factor of the waves along an outline; 0: rigid objects
+    variety: float = 1.0  # difference between the two colours of a surface, 0 to 1
+    look_alikes: float = 0.3  # probability that an object copies another, with a different path
+    absences: float = 0.15  # probability that an object is absent for a period
+    absence: int = 12  # frames of such a period
+    cuts: float = 0.0  # probability that a period begins with a cut: new background, new paths
+    scene: int = 40  # frames of such a period
+    noise: float = 4.0  # standard deviation for each pixel, which has values 0 to 255
+    backgrounds: Sequence[Image] = ()  # photographs [H, W, 3]; without any, textures
 
     def __post_init__(self) -> None:
         if not 1 <= self.objects[0] <= self.objects[1] <= 254:
@@ -50,7 +49,7 @@ class World:
             )
         if self.deformation < 0 or not 0 <= self.variety <= 1:
             raise ValueError(
-                f"deformation, variety: expected 0 or more, 0 to 1, got {self.deformation} and "
+                f"deformation, variety: expected 0 or more and 0 to 1, got {self.deformation} and "
                 f"{self.variety}"
             )
         if min(self.absence, self.scene) < 1 or self.speed <= 0:
@@ -61,47 +60,50 @@ class World:
 
 
 class Frame(NamedTuple):
-    """One picture and what it shows."""
+    """One picture and the visible object of each pixel."""
 
     image: Image  # [H, W, 3] uint8
-    labels: npt.NDArray[np.uint8]  # [H, W]: the object that is seen, 0 background
+    labels: npt.NDArray[np.uint8]  # [H, W]: the object that is visible, 0 background
 
     def masks(self) -> dict[int, npt.NDArray[np.bool_]]:
-        """Masks [H, W] of the objects that are seen."""
+        """Masks [H, W] of the visible objects."""
         return {int(i): self.labels == i for i in np.unique(self.labels) if i}
 
 
 @dataclass(frozen=True)
-class _Thing:
+class _Object:
     shape: Shape
     texture: Texture
     size: tuple[float, float]
 
 
 class SyntheticVideo(Sequence[Frame]):
-    """`length` frames of one world by seed. The same arguments give the same pixels, on any machine
-    with the same NumPy.
+    """`length` frames of a world, drawn from `seed`.
+
+    The same arguments give the same pixels on any machine with the same NumPy.
     """
 
     def __init__(self, seed: int, length: int, world: World | None = None) -> None:
         if length < 1:
             raise ValueError(f"length: expected 1 frame or more, got {length}")
-        self.seed, self.length, self.world = seed, length, world or World()
+        self.seed = seed
+        self.length = length
+        self.world = world or World()
         rng = np.random.default_rng([seed, 0])
-        things: list[_Thing] = []
+        objects: list[_Object] = []
         for _ in range(int(rng.integers(self.world.objects[0], self.world.objects[1] + 1))):
-            if things and rng.random() < self.world.look_alikes:
-                things.append(things[int(rng.integers(len(things)))])
+            if objects and rng.random() < self.world.look_alikes:
+                objects.append(objects[int(rng.integers(len(objects)))])
             else:
                 radius = float(rng.uniform(*self.world.size))
-                things.append(
-                    _Thing(
+                objects.append(
+                    _Object(
                         Shape.random(rng, self.world.deformation),
                         Texture.random(rng, 1.5, self.world.variety),
                         (0.9 * radius, 1.1 * radius),
                     )
                 )
-        self._things = things
+        self._objects = objects
         self._scene = lru_cache(maxsize=4)(self._make_scene)
 
     def __len__(self) -> int:
@@ -116,32 +118,30 @@ class SyntheticVideo(Sequence[Frame]):
         return (self._render(t) for t in range(self.length))
 
     def images(self) -> Sequence[Image]:
-        """The pictures alone, rendered when they are asked for: what `init_state` takes."""
+        """The pictures without labels, rendered on demand; accepted by `init_state`."""
         return _Images(self)
 
     def ids(self) -> range:
-        """Numbers of the objects, far ones first: a later one covers an earlier one."""
-        return range(1, len(self._things) + 1)
+        """Numbers of the objects, the farthest first: a later object covers an earlier one."""
+        return range(1, len(self._objects) + 1)
 
     def present(self, number: int, t: int) -> bool:
-        """Whether the object is in the world on frame t; it may still be covered, or outside the
-        image.
-        """
+        """Whether the object exists on frame t; it may be covered, or outside the image."""
         return not happens(
             self.seed * 1000 + number, ABSENT, t, self.world.absence, self.world.absences
         )
 
     def scene(self, t: int) -> int:
-        """How many cuts there were before and on frame t."""
-        stretches = range(1, t // self.world.scene + 1)
+        """Number of cuts up to and including frame t."""
+        periods = range(1, t // self.world.scene + 1)
         return sum(
             happens(self.seed, CUT, s * self.world.scene, self.world.scene, self.world.cuts)
-            for s in stretches
+            for s in periods
         )
 
     def _make_scene(self, number: int) -> tuple[list[Path], npt.NDArray[np.float32]]:
         rng = np.random.default_rng([self.seed, 1, number])
-        paths = [Path.random(rng, self.world.speed, thing.size) for thing in self._things]
+        paths = [Path.random(rng, self.world.speed, item.size) for item in self._objects]
         return paths, self._background(rng)
 
     def _background(self, rng: np.random.Generator) -> npt.NDArray[np.float32]:
@@ -152,7 +152,7 @@ class SyntheticVideo(Sequence[Frame]):
             )
             return Texture.random(rng, 1.0, self.world.variety).colour(x, y)
         photo = self.world.backgrounds[int(rng.integers(len(self.world.backgrounds)))]
-        # A part of the photograph, from its corner.
+        # A random part of the photograph, from its top left corner.
         rows, columns = (np.linspace(0, 1, size) * rng.uniform(0.5, 1) for size in (height, width))
         return np.asarray(
             photo[(rows * (photo.shape[0] - 1)).astype(int)][
@@ -164,10 +164,11 @@ class SyntheticVideo(Sequence[Frame]):
     def _render(self, t: int) -> Frame:
         paths, background = self._scene(self.scene(t))
         height, width = self.world.height, self.world.width
-        image, labels = background.copy(), np.zeros((height, width), dtype=np.uint8)
-        for number, (thing, path) in enumerate(zip(self._things, paths, strict=True), start=1):
+        image = background.copy()
+        labels = np.zeros((height, width), dtype=np.uint8)
+        for number, (item, path) in enumerate(zip(self._objects, paths, strict=True), start=1):
             if self.present(number, t):
-                _draw(thing, path.at(t, height, width), t, number, image, labels)
+                _draw(item, path.at(t, height, width), t, number, image, labels)
         if self.world.noise:
             image += (
                 np.random.default_rng([self.seed, 2, t])
@@ -189,26 +190,24 @@ class _Images(Sequence[Image]):
 
 
 def _draw(
-    thing: _Thing,
+    item: _Object,
     pose: Pose,
     t: int,
     number: int,
     image: npt.NDArray[np.float32],
     labels: npt.NDArray[np.uint8],
 ) -> None:
-    """Onto what is there, within the square that holds the object."""
+    """Draw an object over `image` and `labels`, in the square that contains it."""
     reach = 1.5 * pose.radius
     top, left = max(int(pose.y - reach), 0), max(int(pose.x - reach), 0)
-    bottom, right = (
-        min(int(pose.y + reach) + 1, labels.shape[0]),
-        min(int(pose.x + reach) + 1, labels.shape[1]),
-    )
+    bottom = min(int(pose.y + reach) + 1, labels.shape[0])
+    right = min(int(pose.x + reach) + 1, labels.shape[1])
     if top >= bottom or left >= right:
         return
     y, x = np.mgrid[top:bottom, left:right].astype(np.float32)
     across, down = (x - pose.x) / pose.radius, (y - pose.y) / pose.radius
     cos, sin = np.float32(np.cos(pose.angle)), np.float32(np.sin(pose.angle))
     u, v = cos * across + sin * down, cos * down - sin * across
-    on = thing.shape.inside(u, v, t)
-    image[top:bottom, left:right][on] = thing.texture.colour(u[on], v[on])
-    labels[top:bottom, left:right][on] = number
+    covered = item.shape.contains(u, v, t)
+    image[top:bottom, left:right][covered] = item.texture.colour(u[covered], v[covered])
+    labels[top:bottom, left:right][covered] = number

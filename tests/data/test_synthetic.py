@@ -80,7 +80,7 @@ def test_every_shape_fits_the_square_that_is_drawn(kind: str) -> None:
         shape = Shape.random(np.random.default_rng(seed))
         if shape.kind == kind:
             for t in (0, 17, 400):
-                inside = shape.inside(x, y, t)
+                inside = shape.contains(x, y, t)
                 assert inside.any() and not inside[np.maximum(abs(x), abs(y)) > 1.5].any()
             found += 1
     assert found >= 3
@@ -91,7 +91,7 @@ def test_shapes_deform_and_stay_one_object() -> None:
     shape = next(
         s for s in (Shape.random(np.random.default_rng(i)) for i in range(50)) if s.kind == "blob"
     )
-    assert (shape.inside(x, y, 0) ^ shape.inside(x, y, 40)).any()
+    assert (shape.contains(x, y, 0) ^ shape.inside(x, y, 40)).any()
 
 
 def test_later_objects_cover_earlier_ones() -> None:
@@ -101,7 +101,7 @@ def test_later_objects_cover_earlier_ones() -> None:
     hidden = 0
     for t in (0, 10, 20):
         alone = []
-        for number, (thing, path) in enumerate(zip(clip._things, paths, strict=True), start=1):
+        for number, (thing, path) in enumerate(zip(clip._objects, paths, strict=True), start=1):
             labels = np.zeros((64, 96), np.uint8)
             _draw(thing, path.at(t, 64, 96), t, number, np.zeros((64, 96, 3), np.float32), labels)
             alone.append(labels > 0)
@@ -142,7 +142,7 @@ def test_cuts_change_the_background_and_nothing_else_does() -> None:
 
 def test_look_alikes_share_shape_and_surface_and_not_the_path() -> None:
     clip = video(0, objects=(6, 6), look_alikes=1.0)
-    assert all(thing is clip._things[0] for thing in clip._things)
+    assert all(thing is clip._objects[0] for thing in clip._objects)
     paths, _ = clip._scene(0)
     assert len({path.at(0, 64, 96) for path in paths}) == 6
 
