@@ -13,7 +13,7 @@ from sam2_fast import build_sam2_video_predictor
 from sam2_fast.data import SyntheticVideo, World
 from sam2_fast.data.motion import Path, Pose, happens
 from sam2_fast.data.shapes import Shape, Texture
-from sam2_fast.data.synthetic import _draw, _Thing
+from sam2_fast.data.synthetic import _draw, _Object
 
 
 def video(seed: int = 0, length: int = 40, **changes: object) -> SyntheticVideo:
@@ -59,7 +59,7 @@ def test_a_plain_disk_is_drawn_where_it_is_and_no_larger() -> None:
     disk = Shape("blob", 3, 0.3, 1.0, (), 0.0, 0.0)
     image, labels = np.zeros((64, 96, 3), np.float32), np.zeros((64, 96), np.uint8)
     _draw(
-        _Thing(disk, Texture.random(rng), (0.1, 0.1)),
+        _Object(disk, Texture.random(rng), (0.1, 0.1)),
         Pose(40.0, 30.0, 12.0, 0.7),
         0,
         9,
