@@ -6,5 +6,5 @@ from sam2_fast.ops.connected_components import connected_components
 
 
 def get_connected_componnets(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """inputs: [N, 1, H, W] uint8 -> labels and areas, int32 of the same shape."""
+    """Labels and areas of connected components, int32. inputs: [N, 1, H, W] uint8."""
     return connected_components(inputs)

@@ -1,12 +1,11 @@
-"""Programs written for the official package, unmodified: `import sam2...` resolves to this package,
-on request only.
+"""Run programs written for the official package unmodified: `import sam2...` imports this package.
 
     python -m sam2_fast.compat script.py ARGUMENTS...        run a script
     python -m sam2_fast.compat -m package.module ARGUMENTS...  run a module
-    import sam2_fast.compat; sam2_fast.compat.install()      in a program of one's own
+    import sam2_fast.compat; sam2_fast.compat.install()      in your own program
 
-Nothing is installed on import, and an installed `sam2` is shadowed only in the process that asks
-for it.
+Importing this module installs nothing. An installed `sam2` is hidden only in the process that calls
+`install`.
 """
 
 from __future__ import annotations
@@ -24,8 +23,9 @@ _DUNDERS = ("__doc__", "__all__", "__getattr__")
 
 
 class _Alias(Loader):
-    """Fills `sam2.x` with the names of `sam2_fast.compat.x`. The two stay separate modules: neither
-    carries the other's spec.
+    """Fills `sam2.x` with the names of `sam2_fast.compat.x`.
+
+    The two stay separate modules, each with its own spec.
     """
 
     def __init__(self, target: str) -> None:
@@ -51,21 +51,20 @@ class _Finder(MetaPathFinder):
         if fullname != NAME and not fullname.startswith(NAME + "."):
             return None
         ours = __name__ + ".official" if fullname == NAME else __name__ + fullname[len(NAME) :]
-        found = find_spec(ours)
-        if found is None:
+        spec = find_spec(ours)
+        if spec is None:
             return None
-        package = fullname == NAME or found.submodule_search_locations is not None
-        return ModuleSpec(fullname, _Alias(ours), origin=found.origin, is_package=package)
+        package = fullname == NAME or spec.submodule_search_locations is not None
+        return ModuleSpec(fullname, _Alias(ours), origin=spec.origin, is_package=package)
 
 
 _finder = _Finder()
 
 
 def install() -> None:
-    """From now on `import sam2...` in this process means this package. Calling it twice is fine.
+    """Make `import sam2...` in this process import this package. Calling it twice is harmless.
 
-    Raises RuntimeError where another `sam2` is imported already: its classes would not mix with
-    ours.
+    Raises RuntimeError if another `sam2` is already imported: its classes would not mix with ours.
     """
     loaded = sys.modules.get(NAME)
     if loaded is not None and not isinstance(getattr(loaded.__spec__, "loader", None), _Alias):
@@ -78,7 +77,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Undo `install`: later imports of `sam2` find what is installed, if anything."""
+    """Undo `install`: later imports of `sam2` find the installed package, if there is one."""
     if _finder in sys.meta_path:
         sys.meta_path.remove(_finder)
     for name, module in list(sys.modules.items()):

@@ -1,6 +1,4 @@
-"""`python -m sam2_fast.compat script.py ARGUMENTS...`: run a program as Python would, with `sam2`
-meaning this package.
-"""
+"""`python -m sam2_fast.compat script.py ARGUMENTS...`: run a program with `sam2` replaced."""
 
 from __future__ import annotations
 
@@ -14,8 +12,9 @@ USAGE = "usage: python -m sam2_fast.compat (script.py | -m package.module) [argu
 
 
 def main(arguments: list[str]) -> None:
-    """Run the program; exit code 2 with the usage where there is none. Its own exit code and errors
-    pass through.
+    """Run the program as Python would; its exit code and errors are passed on.
+
+    Without a program, print the usage and exit with code 2.
     """
     if arguments[:1] == ["-m"] and len(arguments) > 1:
         install()
@@ -33,7 +32,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(2)
     install()
     sys.argv = arguments
-    # Where Python puts the script's own folder.
+    # Python puts the folder of the script here.
     sys.path[0] = os.path.dirname(os.path.abspath(arguments[0]))
     runpy.run_path(arguments[0], run_name="__main__")
 

@@ -15,8 +15,9 @@ from sam2_fast.weights.hub import download
 
 
 def _load_checkpoint(model: Sam2, ckpt_path: str | Path | None) -> None:
-    """Load weights strictly; None leaves the model as it is. Raises RuntimeError, as upstream, for
-    keys that do not fit.
+    """Load weights strictly; None leaves the model as it is.
+
+    Raises RuntimeError for keys that do not match, as the official function does.
     """
     if ckpt_path is None:
         return
@@ -27,5 +28,5 @@ def _load_checkpoint(model: Sam2, ckpt_path: str | Path | None) -> None:
 
 
 def _hf_download(model_id: str) -> tuple[str, str]:
-    """(official configuration name, path of the weights) of a Hub id."""
+    """(official configuration name, path of the weights) for a Hub id."""
     return HF_MODEL_ID_TO_FILENAMES[model_id][0], str(download(model_id))

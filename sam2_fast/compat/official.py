@@ -1,1 +1,1 @@
-"""The top of the official package: `import sam2`."""
+"""The contents of the official package's top level: `import sam2`."""

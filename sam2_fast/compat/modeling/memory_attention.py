@@ -1,5 +1,6 @@
-"""`sam2.modeling.memory_attention`: the class of our models, for `isinstance`; its constructor
-takes our configuration.
+"""`sam2.modeling.memory_attention`: the classes in our models, for `isinstance`.
+
+Their constructors take our configuration.
 """
 
 from sam2_fast.model.memory_attention import MemoryAttention as MemoryAttention

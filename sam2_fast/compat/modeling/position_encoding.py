@@ -10,8 +10,9 @@ PositionEmbeddingRandom = RandomPosition
 
 
 class PositionEmbeddingSine(nn.Module):
-    """Sine encoding of the places of a feature map, as all released models use it (normalised to
-    one turn).
+    """Sine encoding of the positions of a feature map, normalised to one period.
+
+    All released models use this form.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class PositionEmbeddingSine(nn.Module):
         self.temperature = temperature
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [B, C, H, W] -> [B, num_pos_feats, H, W] float32 on its device."""
+        """Encoding [B, num_pos_feats, H, W] float32 on the device of x: [B, C, H, W]."""
         table = sine_position(
             self.num_pos_feats, x.shape[-2], x.shape[-1], float(self.temperature)
         ).to(x.device)

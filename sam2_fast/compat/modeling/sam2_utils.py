@@ -26,19 +26,18 @@ from sam2_fast.model.position import sine_age
 def select_closest_cond_frames(
     frame_idx: int, cond_frame_outputs: Mapping[int, Any], max_cond_frame_num: int
 ) -> tuple[dict[int, Any], dict[int, Any]]:
-    """Split prompted frames into those attended to and the rest: the nearest before, the nearest
-    after, then by distance.
+    """Split the prompted frames into those to attend to and the rest.
 
+    The nearest frame before `frame_idx` is chosen, the nearest one after it, then others by
+    distance.
     max_cond_frame_num: -1 for all, else 2 or more.
     """
     if max_cond_frame_num == -1 or len(cond_frame_outputs) <= max_cond_frame_num:
         return dict(cond_frame_outputs), {}
     if max_cond_frame_num < 2:
         raise ValueError(f"max_cond_frame_num: expected -1 or at least 2, got {max_cond_frame_num}")
-    before, after = (
-        [t for t in cond_frame_outputs if t < frame_idx],
-        [t for t in cond_frame_outputs if t >= frame_idx],
-    )
+    before = [t for t in cond_frame_outputs if t < frame_idx]
+    after = [t for t in cond_frame_outputs if t >= frame_idx]
     chosen = [*([max(before)] if before else []), *([min(after)] if after else [])]
     rest = sorted(
         (t for t in cond_frame_outputs if t not in chosen), key=lambda t: abs(t - frame_idx)
@@ -50,12 +49,12 @@ def select_closest_cond_frames(
 
 
 def get_1d_sine_pe(pos_inds: Tensor, dim: int, temperature: float = 10000) -> Tensor:
-    """pos_inds [...] -> [..., dim]: sines, then cosines."""
+    """Sines, then cosines, of positions: [..., dim]. pos_inds: [...]."""
     return sine_age(pos_inds, dim, temperature)
 
 
 def get_activation_fn(activation: str) -> Callable[[Tensor], Tensor]:
-    """ "relu", "gelu" or "glu" as a function. Raises RuntimeError for another name."""
+    """The function named "relu", "gelu" or "glu". Raises RuntimeError for another name."""
     known: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "glu": F.glu}
     if activation not in known:
         raise RuntimeError(f"activation should be relu/gelu, not {activation}.")
@@ -68,7 +67,7 @@ def get_clones(module: nn.Module, N: int) -> nn.ModuleList:  # noqa: N803
 
 
 class DropPath(nn.Module):
-    """Drop whole samples of a residual branch while training."""
+    """Drops whole samples of a residual branch during training."""
 
     def __init__(self, drop_prob: float = 0.0, scale_by_keep: bool = True) -> None:
         super().__init__()
@@ -80,7 +79,6 @@ class DropPath(nn.Module):
         if self.drop_prob == 0.0 or not self.training:
             return x
         keep = 1.0 - self.drop_prob
-        kept = torch.empty(
-            (x.shape[0],) + (1,) * (x.ndim - 1), dtype=x.dtype, device=x.device
-        ).bernoulli_(keep)
-        return x * (kept / keep if self.scale_by_keep and keep > 0.0 else kept)
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        mask = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(keep)
+        return x * (mask / keep if self.scale_by_keep and keep > 0.0 else mask)

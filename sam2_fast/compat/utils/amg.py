@@ -26,27 +26,29 @@ from sam2_fast.masks import boxes, stability_score, without_small_regions
 
 
 def mask_to_rle_pytorch(tensor: Tensor) -> list[Rle]:
-    """[N, H, W] bool -> N plain run lengths; see `io.rle.mask_to_rle`."""
+    """Plain run lengths of N masks [N, H, W] bool; see `io.rle.mask_to_rle`."""
     return mask_to_rle(tensor)
 
 
 def coco_encode_rle(uncompressed_rle: Any) -> Rle:
-    """Plain run lengths -> COCO's compressed ones, counts as str; needs no pycocotools."""
+    """COCO's compressed form of plain run lengths, with str counts; needs no pycocotools."""
     return compress_rle(uncompressed_rle)
 
 
 def calculate_stability_score(
     masks: Tensor, mask_threshold: float, threshold_offset: float
 ) -> Tensor:
-    """[..., H, W] logits -> [...]: IoU of the masks at `mask_threshold` + and
-    - `threshold_offset`.
+    """IoU [...] of the masks at `mask_threshold` plus and minus `threshold_offset`.
+
+    masks: [..., H, W] logits.
     """
     return stability_score(masks, mask_threshold, threshold_offset)
 
 
 def batched_mask_to_box(masks: Tensor) -> Tensor:
-    """[..., H, W] bool -> [..., 4] boxes (x0, y0, x1, y1), last pixel included; zeros for an empty
-    mask.
+    """Boxes [..., 4] as (x0, y0, x1, y1), last pixel included; zeros for an empty mask.
+
+    masks: [..., H, W] bool.
     """
     return boxes(masks)
 
@@ -54,11 +56,11 @@ def batched_mask_to_box(masks: Tensor) -> Tensor:
 def remove_small_regions(
     mask: npt.NDArray[Any], area_thresh: float, mode: str
 ) -> tuple[npt.NDArray[np.bool_], bool]:
-    """mask [H, W] without holes (mode "holes") or specks ("islands") of fewer than `area_thresh`
-    pixels, and whether it changed.
+    """The mask [H, W] without small holes or islands, and whether it changed.
 
-    Components are 8-connected. Where every island is small, the largest stays (the first of them in
-    a tie). Needs no OpenCV.
+    mode: "holes" or "islands". Regions of fewer than `area_thresh` pixels are removed. Components
+        are 8-connected. If every island is small, the largest one stays (the first of them if
+        several are equally large). Needs no OpenCV.
     """
     if mode not in ("holes", "islands"):
         raise ValueError(f"mode: expected 'holes' or 'islands', got {mode!r}")

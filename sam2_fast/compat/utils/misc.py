@@ -1,4 +1,4 @@
-"""`sam2.utils.misc`: components, boxes, and frames of a video as one tensor."""
+"""`sam2.utils.misc`: connected components, boxes, and the frames of a video as one tensor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sam2_fast.ops.connected_components import connected_components
 
 
 def get_sdpa_settings() -> tuple[bool, bool, bool]:
-    """(old GPU, flash attention usable, math kernel wanted), as the official code would choose."""
+    """(old GPU, use flash attention, use the math kernel), as the official code chooses them."""
     if not torch.cuda.is_available():
         return True, False, True
     major = torch.cuda.get_device_properties(0).major
@@ -25,15 +25,17 @@ def get_sdpa_settings() -> tuple[bool, bool, bool]:
 
 
 def get_connected_components(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """mask: [N, 1, H, W] bool or numeric, non-zero is foreground -> labels and areas, int32 of the
-    same shape, 8-connected.
+    """Labels and areas of 8-connected components, int32 of the same shape as the mask.
+
+    mask: [N, 1, H, W] bool or numeric; non-zero is foreground.
     """
     return connected_components(mask != 0)
 
 
 def fill_holes_in_mask_scores(mask: Tensor, max_area: int) -> Tensor:
-    """mask: [N, 1, H, W] logits -> holes of at most `max_area` pixels at 0.1. Raises ValueError
-    where max_area is not positive.
+    """The mask logits with holes of at most `max_area` pixels set to 0.1.
+
+    mask: [N, 1, H, W] logits. Raises ValueError if max_area is not positive.
     """
     if max_area <= 0:
         raise ValueError(f"max_area: expected a positive number of pixels, got {max_area}")
@@ -41,8 +43,9 @@ def fill_holes_in_mask_scores(mask: Tensor, max_area: int) -> Tensor:
 
 
 def mask_to_box(masks: Tensor) -> Tensor:
-    """masks: [B, 1, H, W] bool -> [B, 1, 4] int32 (x0, y0, x1, y1), last pixel included; (W, H, -1,
-    -1) for an empty mask.
+    """Boxes [B, 1, 4] int32 as (x0, y0, x1, y1), last pixel included.
+
+    masks: [B, 1, H, W] bool. The box of an empty mask is (W, H, -1, -1).
     """
     height, width = masks.shape[-2:]
     x = torch.arange(width, device=masks.device, dtype=torch.int32)
@@ -56,7 +59,7 @@ def mask_to_box(masks: Tensor) -> Tensor:
 def concat_points(
     old_point_inputs: dict[str, Tensor] | None, new_points: Tensor, new_labels: Tensor
 ) -> dict[str, Tensor]:
-    """Points [B, P, 2] and labels [B, P] after those of earlier point inputs."""
+    """Append points [B, P, 2] and labels [B, P] to earlier point inputs."""
     if old_point_inputs is not None:
         new_points = torch.cat([old_point_inputs["point_coords"], new_points], dim=1)
         new_labels = torch.cat([old_point_inputs["point_labels"], new_labels], dim=1)
@@ -64,10 +67,10 @@ def concat_points(
 
 
 class AsyncVideoFrameLoader:
-    """Frames [3, S, S] float32, normalised, decoded when asked for and then kept; `video_height`
-    and `video_width` in pixels.
+    """Frames [3, S, S] float32, normalised, decoded when they are read and then kept in memory.
 
-    The official class decodes ahead in a thread; here nothing runs that was not asked for.
+    video_height, video_width: in pixels.
+    The official class decodes ahead in a thread; this one decodes only frames that are read.
     """
 
     def __init__(
@@ -79,16 +82,14 @@ class AsyncVideoFrameLoader:
         img_std: Tensor,
         compute_device: torch.device | str,
     ) -> None:
-        """img_paths: image files in order, or a video as `open_video` takes it."""
+        """img_paths: image files in order, or a video as `open_video` accepts it."""
         self._frames: Any = (
             [str(path) for path in img_paths]
             if isinstance(img_paths, (list, tuple))
             else open_video(img_paths)
         )
-        self._size, self._device = (
-            image_size,
-            torch.device("cpu") if offload_video_to_cpu else torch.device(compute_device),
-        )
+        self._size = image_size
+        self._device = torch.device("cpu" if offload_video_to_cpu else compute_device)
         self._mean, self._std = img_mean, img_std
         self.images: list[Tensor | None] = [None] * len(self._frames)
         self.video_height: int | None = None
@@ -99,14 +100,15 @@ class AsyncVideoFrameLoader:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
-        found = self.images[index]
-        if found is None:
+        image = self.images[index]
+        if image is None:
             frame = self._frames[index]
             pixels = load_image(frame) if isinstance(frame, str) else frame
             self.video_height, self.video_width = pixels.shape[:2]
             planes = resize_frame(pixels, self._size).permute(2, 0, 1).float() / 255.0
-            found = self.images[index] = ((planes - self._mean) / self._std).to(self._device)
-        return found
+            image = ((planes - self._mean) / self._std).to(self._device)
+            self.images[index] = image
+        return image
 
 
 def load_video_frames(
@@ -118,12 +120,12 @@ def load_video_frames(
     async_loading_frames: bool = False,
     compute_device: torch.device | str | None = None,
 ) -> tuple[Any, int, int]:
-    """All frames of a video as [N, 3, image_size, image_size] float32, normalised, and its height
-    and width in pixels.
+    """All frames of a video, and its height and width in pixels.
 
-    12 MB a frame at 1024 pixels: `SAM2VideoPredictor.init_state` reads lazily instead.
-        async_loading_frames: a loader in place of
-    the tensor. compute_device: None takes CUDA where there is one.
+    The frames are one tensor [N, 3, image_size, image_size] float32, normalised. A frame takes 12
+    MB at 1024 pixels; `SAM2VideoPredictor.init_state` reads frames on demand instead.
+    async_loading_frames: return a loader instead of the tensor.
+    compute_device: None selects CUDA if available, else the CPU.
     """
     device = compute_device or ("cuda" if torch.cuda.is_available() else "cpu")
     mean, std = (
@@ -140,7 +142,7 @@ def load_video_frames(
 def load_video_frames_from_jpg_images(
     video_path: str, *args: Any, **kwargs: Any
 ) -> tuple[Any, int, int]:
-    """`load_video_frames` of a folder of numbered images. Raises NotADirectoryError."""
+    """`load_video_frames` for a folder of numbered images; NotADirectoryError for another path."""
     if not os.path.isdir(video_path):
         raise NotADirectoryError(
             f"video_path: expected a folder of numbered images, got {video_path}"
@@ -151,5 +153,5 @@ def load_video_frames_from_jpg_images(
 def load_video_frames_from_video_file(
     video_path: Any, *args: Any, **kwargs: Any
 ) -> tuple[Any, int, int]:
-    """`load_video_frames` of a video file; frames are resized as a folder of images would be."""
+    """`load_video_frames` for a video file; frames are resized like those of an image folder."""
     return load_video_frames(video_path, *args, **kwargs)
