@@ -91,7 +91,7 @@ def test_shapes_deform_and_stay_one_object() -> None:
     shape = next(
         s for s in (Shape.random(np.random.default_rng(i)) for i in range(50)) if s.kind == "blob"
     )
-    assert (shape.contains(x, y, 0) ^ shape.inside(x, y, 40)).any()
+    assert (shape.contains(x, y, 0) ^ shape.contains(x, y, 40)).any()
 
 
 def test_later_objects_cover_earlier_ones() -> None:
