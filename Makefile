@@ -15,10 +15,12 @@ FLOOR_TESTS := tests/ops/test_triton_sizes.py tests/test_all_in_triton.py tests/
 # What packs for a GPU machine: its Python and the same versions.
 GPU ?= .venv-gpu
 GPU_PYTHON ?= python3.12
+DOCS_PACKAGES := "mkdocs-material>=9.6,<10" "mkdocstrings-python>=1.16"
 TEST_PACKAGES := pytest pytest-timeout pytest-xdist hypothesis pillow safetensors tqdm huggingface_hub typer av scipy \
   onnx onnxscript onnxruntime
 
-.PHONY: setup demo test test-slow test-floor bench lint format build clean floor-packages gpu-setup pack-gpu dry-run generated
+.PHONY: setup demo test test-slow test-floor bench lint format build clean floor-packages \
+  gpu-setup pack-gpu dry-run generated pictures docs docs-serve
 
 setup: $(STAMP)
 
@@ -78,6 +80,25 @@ generated: $(STAMP)  ## write what follows from the sources: floor plan, names o
 	$(PY) -m tools.floor_plan --write
 	$(PY) -m tools.op_names --write
 	$(PY) -m tools.status --write
+	$(PY) -m tools.readme --write
+	$(PY) -m tools.pictures
+
+pictures: $(STAMP)  ## the moving picture and the still of the documents, by the shipped commands
+	$(VENV)/bin/sam2-fast track examples/clip.mp4 --prompts examples/clip_prompts.json \
+	  --weights nano --device cpu --overlay-format webp --output build/pictures/track
+	$(VENV)/bin/sam2-fast segment examples/clip_frames/00000.jpg --weights nano --device cpu \
+	  --object 1:box=1,172,79,251:point=40,212 --object 2:box=340,118,440,218 \
+	  --object 3:point=301,50:point=301,100,0 --output build/pictures/segment
+	cp build/pictures/track/overlay.webp docs/assets/tracked.webp
+	cp build/pictures/segment/overlay.png docs/assets/segmented.png
+
+docs: $(STAMP)  ## the documentation site, into build/site; strict
+	$(PIP) install $(DOCS_PACKAGES)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build
+	$(PY) -m tools.check_site
+
+docs-serve: docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs serve
 
 bench: $(STAMP)
 	$(PY) -m benchmarks.run

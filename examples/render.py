@@ -9,7 +9,6 @@ encoder decides the bytes of the MP4.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -160,7 +159,7 @@ def writing(
 
 
 def main() -> None:
-    """Write clip.mp4, pan.mp4, clip_frames/, still.png, the two truth files and the prompts."""
+    """Write clip.mp4, pan.mp4, clip_frames/, still.png and the two truth files."""
     (HERE / "clip_frames").mkdir(exist_ok=True)
     truth = JsonWriter(HERE / "clip_truth.json", HEIGHT, WIDTH)
     with writing("clip.mp4", HEIGHT, WIDTH) as write:
@@ -179,25 +178,6 @@ def main() -> None:
     still = JsonWriter(HERE / "still_truth.json", HEIGHT, WIDTH)
     still.write(0, masks)
     still.close()
-    prompts = [
-        {"id": 1, "frame": 0, "points": [[40, 212]], "labels": [1]},
-        {"id": 2, "frame": 0, "box": [340, 118, 440, 218]},
-        {"id": 3, "frame": 0, "points": [[301, 50], [301, 100]], "labels": [1, 0]},
-        # A correction: the ball comes out from behind the others.
-        {
-            "id": 1,
-            "frame": 26,
-            "points": [[311, 150]],
-            "labels": [1],
-        },
-    ]
-    (HERE / "clip_prompts.json").write_text(json.dumps({"objects": prompts}, indent=1) + "\n")
-    on_still = [
-        {"id": 1, "points": [[96, 163]], "labels": [1]},
-        {"id": 2, "box": [310, 127, 412, 229]},
-        {"id": 3, "points": [[333, 77]], "labels": [1]},
-    ]
-    (HERE / "still_prompts.json").write_text(json.dumps({"objects": on_still}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

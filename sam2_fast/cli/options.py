@@ -38,6 +38,13 @@ class Format(str, Enum):
     coco_rle = "coco-rle"
 
 
+class VideoFormat(str, Enum):
+    """Formats of the video with the masks drawn on it."""
+
+    mp4 = "mp4"
+    webp = "webp"
+
+
 Points = Annotated[
     list[str],
     typer.Option(
@@ -126,6 +133,10 @@ Output = Annotated[
 Overlay = Annotated[
     bool,
     typer.Option("--overlay/--no-overlay", help="Also write the input with the masks drawn on it."),
+]
+OverlayFormat = Annotated[
+    VideoFormat,
+    typer.Option("--overlay-format", help="Format of the overlay: a video or an animated WebP."),
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout instead of text.")

@@ -63,6 +63,7 @@ def track(
     output: o.Output = None,
     format_: o.MaskFormat = o.Format.png,
     overlay: o.Overlay = True,
+    overlay_format: o.OverlayFormat = o.VideoFormat.mp4,
     json: o.AsJson = False,
     progress: o.Progress = None,
     max_pixels: o.PixelLimit = o.DEFAULT_PIXELS,
@@ -96,8 +97,9 @@ def track(
             file=sys.stderr,
             disable=not _shows_progress(progress),
         )
+        overlay_path = directory / f"overlay.{overlay_format.value}" if overlay else None
         writer = _ResultWriter(
-            directory, format_, frames, all_prompts, overlay, reverse or both, summary
+            directory, format_, frames, all_prompts, overlay_path, reverse or both, summary
         )
         areas = writer.run(tracked)
         facts = {
@@ -193,7 +195,7 @@ class _ResultWriter:
         kind: o.Format,
         frames: FrameSource,
         prompts: list[Prompt],
-        overlay: bool,
+        overlay: Path | None,
         at_end: bool,
         summary: Summary,
     ) -> None:
@@ -201,19 +203,21 @@ class _ResultWriter:
         self._frames = frames
         self._prompts = prompts
         self._video = (
-            VideoWriter(directory / "overlay.mp4", frames.height, frames.width, frames.fps or 24.0)
-            if overlay
+            VideoWriter(overlay, frames.height, frames.width, frames.fps or 24.0)
+            if overlay is not None
             else None
         )
-        self._encoded: dict[int, dict[int, Rle]] | None = {} if overlay and at_end else None
+        self._encoded: dict[int, dict[int, Rle]] | None = (
+            {} if overlay is not None and at_end else None
+        )
         self._masks: MaskWriter = (
             JsonWriter(masks, frames.height, frames.width)
             if kind is o.Format.coco_rle
             else _png_writer(kind, masks)
         )
         summary.wrote(masks)
-        if overlay:
-            summary.wrote(directory / "overlay.mp4")
+        if overlay is not None:
+            summary.wrote(overlay)
 
     def run(self, results: Iterator[Result] | Any) -> dict[int, dict[int, int]]:
         """Write all results; returns {frame: {object id: area in pixels}}.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, cast
 
@@ -83,13 +83,31 @@ def save_png(path: str | os.PathLike[str], image: RGB8) -> None:
         Image.fromarray(np.ascontiguousarray(image)).save(beside, format="PNG")
 
 
-class VideoWriter:
-    """Writes frames [H, W, 3] uint8 to an MP4 file, one at a time.
+_CODEC_OPTIONS = {
+    "libx264": {"crf": "20", "preset": "veryfast"},
+    "mpeg4": {"qscale": "3"},
+    "libwebp_anim": {"quality": "75"},
+}
 
-    The file appears when the writer is closed, and not after an error. The codec is H.264 if the
-    installed FFmpeg can write it, else MPEG-4. Both need even sizes, so an odd height or width is
-    padded by one row or column. Use as a context manager, or call `close` or `abort`. Needs PyAV:
-    `pip install "sam2-fast[video]"`.
+
+def _codec(animated: bool, available: Container[str]) -> str:
+    if not animated:
+        return "libx264" if "libx264" in available else "mpeg4"
+    if "libwebp_anim" not in available:
+        raise ValueError("path: the installed PyAV cannot write animated WebP; use a .mp4 path")
+    return "libwebp_anim"
+
+
+class VideoWriter:
+    """Writes frames [H, W, 3] uint8 to a video file, one at a time.
+
+    A path that ends in .webp becomes an animated WebP, which loops and which browsers show like an
+    image; any other path becomes an MP4. The codec of an MP4 is H.264 if the installed FFmpeg can
+    write it, else MPEG-4. All need even sizes, so an odd height or width is padded by one row or
+    column.
+
+    The file appears when the writer is closed, and not after an error. Use as a context manager, or
+    call `close` or `abort`. Needs PyAV: `pip install "sam2-fast[video]"`.
     """
 
     def __init__(
@@ -103,19 +121,23 @@ class VideoWriter:
             ) from error
         if not 0 < fps <= 1000:
             raise ValueError(f"fps: expected a number above 0 and up to 1000, got {fps}")
+        animated = os.fspath(path).lower().endswith(".webp")
+        codec = _codec(animated, av.codecs_available)
         self._size = (height, width)
         self._frame: Any = av.VideoFrame
         self._pending = PendingFile(path)
-        self._container: Any = av.open(os.fspath(self._pending.beside), mode="w", format="mp4")
-        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+        self._container: Any = av.open(
+            os.fspath(self._pending.beside),
+            mode="w",
+            format="webp" if animated else "mp4",
+            options={"loop": "0"} if animated else {},
+        )
         self._stream = cast(
             Any, self._container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
         )
         self._stream.height, self._stream.width = height + height % 2, width + width % 2
         self._stream.pix_fmt = "yuv420p"
-        self._stream.options = (
-            {"crf": "20", "preset": "veryfast"} if codec == "libx264" else {"qscale": "3"}
-        )
+        self._stream.options = _CODEC_OPTIONS[codec]
 
     def write(self, frame: RGB8) -> None:
         """Append one frame. Raises ValueError unless it is uint8 [height, width, 3]."""
