@@ -1,8 +1,7 @@
-"""Choices between forms of the same computation: tile sizes of a kernel, or a library's product in
-its place.
+"""Choices between forms of a computation: different tile sizes of a kernel, or a library call.
 
-A form changes the speed and the rounding of a result, never what is computed. The default comes
-from a rule for the architecture; a table of forms that were measured on the device replaces it.
+A form changes the speed and the rounding of a result, never what is computed. The default follows
+from the architecture; a table of forms that were measured on the device overrides it.
 """
 
 from __future__ import annotations
@@ -15,18 +14,18 @@ from dataclasses import dataclass, field
 import torch
 
 Form = tuple[int, ...] | str
-"""Tile sizes, warps and stages of a kernel, or the name of another way to compute the same."""
+"""Tile sizes, warps and stages of a kernel, or the name of another implementation."""
 Key = tuple[int | str, ...]
-"""What a choice depends on: sizes, bytes of an element, options."""
+"""What a choice depends on: sizes, bytes per element, options."""
 
 
 @dataclass
 class Trial:
-    """The choices that are met while a computation runs, and the forms that are forced on it."""
+    """Choices that a computation makes within `trying`, and the forms that are forced on it."""
 
     forced: dict[tuple[str, Key], Form] = field(default_factory=dict)
-    met: dict[tuple[str, Key], tuple[Form, tuple[Form, ...]]] = field(default_factory=dict)
-    """For each choice the form that was taken and all forms that could have been."""
+    choices: dict[tuple[str, Key], tuple[Form, tuple[Form, ...]]] = field(default_factory=dict)
+    """For each choice the form that was used, and all possible forms, the default first."""
 
 
 _trial: ContextVar[Trial | None] = ContextVar("sam2_fast_trial", default=None)
@@ -35,21 +34,20 @@ _load: list[Callable[[torch.device], Mapping[tuple[str, Key], Form]]] = []
 
 
 def choose(
-    device: torch.device, point: str, key: Key, default: Form, others: Sequence[Form] = ()
+    device: torch.device, point: str, key: Key, default: Form, alternatives: Sequence[Form] = ()
 ) -> Form:
-    """The form in which `point` is computed for `key` on `device`: the one of its table, or
-    `default`.
+    """The form to use for `point` and `key` on `device`: that of the device's table, or `default`.
 
-    others: the forms that may be taken instead of `default`. A form of the table that is not among
-    them is left out of account.
+    alternatives: forms that may be used instead of `default`. A form of the table that is not one
+        of them is ignored.
     """
-    forms = (default, *(form for form in others if form != default))
+    forms = (default, *(form for form in alternatives if form != default))
     trial = _trial.get()
     if trial is not None:
         forced = trial.forced.get((point, key))
         form = _table(device).get((point, key), default) if forced is None else forced
         form = form if form in forms else default
-        trial.met[point, key] = (form, forms)
+        trial.choices[point, key] = (form, forms)
         return form
     form = _table(device).get((point, key), default)
     return form if form in forms else default
@@ -57,7 +55,7 @@ def choose(
 
 @contextmanager
 def trying(forced: Mapping[tuple[str, Key], Form] | None = None) -> Iterator[Trial]:
-    """Choices of this thread inside are noted, and made as `forced` says."""
+    """Context in which choices of this thread are recorded, and follow `forced` if it has them."""
     trial = Trial(dict(forced or {}))
     token = _trial.set(trial)
     try:
@@ -67,20 +65,23 @@ def trying(forced: Mapping[tuple[str, Key], Form] | None = None) -> Iterator[Tri
 
 
 def install(device: torch.device, table: Mapping[tuple[str, Key], Form]) -> None:
-    """Take the forms of `table` on `device` from now on."""
+    """Use the forms of `table` on `device` from now on."""
     _tables[device] = dict(table)
 
 
 def load_with(load: Callable[[torch.device], Mapping[tuple[str, Key], Form]]) -> None:
-    """Take what `load` returns as the table of a device, when a choice is first made there."""
+    """Discard all tables; call `load` for the table of a device when it is first needed."""
     _load[:] = [load]
     _tables.clear()
 
 
 @contextmanager
-def separate(load: Callable[[torch.device], Mapping[tuple[str, Key], Form]]) -> Iterator[None]:
-    """Other tables in this process inside, loaded by `load`; then those from before."""
-    tables, loaders = dict(_tables), list(_load)
+def separate_tables(
+    load: Callable[[torch.device], Mapping[tuple[str, Key], Form]],
+) -> Iterator[None]:
+    """Context in which this process uses tables that `load` returns instead of the present ones."""
+    tables = dict(_tables)
+    loaders = list(_load)
     load_with(load)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Convolutions with a layer norm behind them, and how torch computes them."""
+"""Weights of a convolution with the layer norm after it, and its computation by torch."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from torch import Tensor
 
 
 class Convolution(NamedTuple):
-    """A convolution and the layer norm behind it."""
+    """Weights of a convolution and of the layer norm after it."""
 
     weight: Tensor
-    """[taps, K, C] or, of each channel alone, [taps, C]; the first convolution's [C, taps]."""
+    """In the kernel's layout: [taps, K, C]; depthwise [taps, C]; first convolution [C, taps]."""
     bias: Tensor
     norm_weight: Tensor
     norm_bias: Tensor
-    plain: Tensor
-    """The weight as torch has it: [C, K or 1, side, side]."""
+    torch_weight: Tensor
+    """The weight in torch's layout: [C, K or 1, side, side]."""
 
 
-def convolved(
+def torch_convolution(
     x: Tensor, convolution: Convolution, eps: float, stride: int, padding: int, groups: int
 ) -> Tensor:
-    """A convolution of x [B, H, W, K] and its norm by torch."""
+    """Convolution and layer norm of x [B, H, W, K] by torch: [B, H', W', C]."""
     norm_weight = convolution.norm_weight.to(x.dtype)
     norm_bias = convolution.norm_bias.to(x.dtype)
-    weight = convolution.plain.to(x.dtype)
+    weight = convolution.torch_weight.to(x.dtype)
     bias = convolution.bias.to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
         image = x.permute(0, 3, 1, 2)

@@ -1,5 +1,4 @@
-"""What kernels of the mask decoder's prompt tokens share: tokens from partial sums, projections and
-attention of one head."""
+"""Device functions for the mask decoder's prompt tokens: partial sums, projections, attention."""
 
 from __future__ import annotations
 
@@ -10,14 +9,14 @@ from sam2_fast.kernels.layer_norm import normalize_rows
 
 @triton.jit
 def load_tokens(x, stride, batch, start, count, ROWS: tl.constexpr, DIM: tl.constexpr):
-    """Tokens of one object from `start` on as [ROWS, DIM] float32, zeros past `count`.
+    """Tokens `start` to `start + ROWS` of one object: [ROWS, DIM] float32, zeros past `count`.
 
-    x: [., count, DIM], objects `stride` elements apart.
+    x: [., count, DIM], with `stride` elements from one object to the next.
     """
     row = start + tl.arange(0, ROWS)
     channel = tl.arange(0, DIM)
-    tokens_at = x + batch * stride + row[:, None] * DIM + channel[None, :]
-    return tl.load(tokens_at, mask=(row < count)[:, None], other=0.0).to(tl.float32)
+    token_ptrs = x + batch * stride + row[:, None] * DIM + channel[None, :]
+    return tl.load(token_ptrs, mask=(row < count)[:, None], other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -34,28 +33,28 @@ def sum_and_normalize(
     ROWS: tl.constexpr,
     DIM: tl.constexpr,
 ):
-    """norm(sum of parts [B, PARTS, count, DIM] + bias + residual where ADD), from token `start` on:
-    [ROWS, DIM] float32.
+    """norm(sum of parts + bias + residual), tokens `start` to `start + ROWS`: [ROWS, DIM] float32.
 
-    pending: parts, bias, residual, weight and bias of the norm. residual, tokens: [B, count, DIM]
-    float32; `tokens` is written by program 0.
+    pending: parts [B, PARTS, count, DIM] float32; bias [DIM]; residual [B, count, DIM] float32,
+        added if ADD; weight and bias of the norm [DIM].
+    tokens: [B, count, DIM] float32; program 0 also stores the result there.
     """
     parts, bias, residual, norm_weight, norm_bias = pending
     channel = tl.arange(0, DIM)
     row = start + tl.arange(0, ROWS)
-    total = tl.zeros([ROWS, DIM], tl.float32) + tl.load(bias + channel).to(tl.float32)[None, :]
+    x = tl.zeros([ROWS, DIM], tl.float32) + tl.load(bias + channel).to(tl.float32)[None, :]
     if ADD:
-        total += load_tokens(residual, count * DIM, batch, start, count, ROWS, DIM)
-    in_flight: tl.constexpr = 4 if ROWS == 16 else 1  # loads: more need too many registers
-    for first in range(0, PARTS, in_flight):
+        x += load_tokens(residual, count * DIM, batch, start, count, ROWS, DIM)
+    in_flight: tl.constexpr = 4 if ROWS == 16 else 1  # parallel loads; limited by registers
+    for first_part in range(0, PARTS, in_flight):
         for i in tl.static_range(in_flight):
-            part = tl.minimum(first + i, PARTS - 1)
+            part = tl.minimum(first_part + i, PARTS - 1)
             addend = load_tokens(parts, count * DIM, batch * PARTS + part, start, count, ROWS, DIM)
-            total += tl.where(first + i < PARTS, addend, 0.0)
-    total = normalize_rows(total, norm_weight, norm_bias, channel, eps, DIM)
-    tokens_at = tokens + batch * count * DIM + row[:, None] * DIM + channel[None, :]
-    tl.store(tokens_at, total, mask=(row < tl.where(program == 0, count, 0))[:, None])
-    return total
+            x += tl.where(first_part + i < PARTS, addend, 0.0)
+    x = normalize_rows(x, norm_weight, norm_bias, channel, eps, DIM)
+    token_ptrs = tokens + batch * count * DIM + row[:, None] * DIM + channel[None, :]
+    tl.store(token_ptrs, x, mask=(row < tl.where(program == 0, count, 0))[:, None])
+    return x
 
 
 @triton.jit
@@ -63,19 +62,19 @@ def load_head_rows(weight, head, SIZE: tl.constexpr, WIDE: tl.constexpr, DIM: tl
     """A head's SIZE rows of weight [heads * SIZE, DIM] as [WIDE, DIM], zeros past SIZE."""
     unit = tl.arange(0, WIDE)
     channel = tl.arange(0, DIM)
-    weight_at = weight + (head * SIZE + unit)[:, None] * DIM + channel[None, :]
-    return tl.load(weight_at, mask=(unit < SIZE)[:, None], other=0.0)
+    weight_ptrs = weight + (head * SIZE + unit)[:, None] * DIM + channel[None, :]
+    return tl.load(weight_ptrs, mask=(unit < SIZE)[:, None], other=0.0)
 
 
 @triton.jit
 def load_head_columns(
     weight, head, inner, SIZE: tl.constexpr, WIDE: tl.constexpr, DIM: tl.constexpr
 ):
-    """A head's SIZE columns of weight [DIM, inner], transposed: [WIDE, DIM], zeros past SIZE."""
+    """A head's SIZE columns of weight [DIM, inner] as [WIDE, DIM], transposed, zeros past SIZE."""
     unit = tl.arange(0, WIDE)
     channel = tl.arange(0, DIM)
-    weight_at = weight + channel[None, :] * inner + (head * SIZE + unit)[:, None]
-    return tl.load(weight_at, mask=(unit < SIZE)[:, None], other=0.0)
+    weight_ptrs = weight + channel[None, :] * inner + (head * SIZE + unit)[:, None]
+    return tl.load(weight_ptrs, mask=(unit < SIZE)[:, None], other=0.0)
 
 
 @triton.jit
@@ -97,7 +96,7 @@ def project_head(
     DIM: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """x [TOKENS, DIM] through a head's rows of a projection: [TOKENS, WIDE] float32."""
+    """A head's projection of x [TOKENS, DIM]: [TOKENS, WIDE] float32."""
     precision: tl.constexpr = "ieee" if EXACT else "tf32"
     rows = load_head_rows(weight, head, SIZE, WIDE, DIM)
     projected = tl.dot(x, tl.trans(rows), input_precision=precision)
@@ -120,8 +119,10 @@ def project_queries_keys_values(
     DIM: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """A head's queries and keys of with_position, and values of x [ROWS, DIM], matrices of one
-    dtype: three of [ROWS, WIDE] in it."""
+    """A head's queries, keys and values, [ROWS, WIDE] each in the dtype of the matrices.
+
+    x: [ROWS, DIM], projected to values; with_position: [ROWS, DIM], projected to queries and keys.
+    """
     dtype = q.dtype.element_ty
     queries = project_head(with_position, q, q_bias, head, SIZE, WIDE, DIM, EXACT).to(dtype)
     keys = project_head(with_position, k, k_bias, head, SIZE, WIDE, DIM, EXACT).to(dtype)
@@ -131,7 +132,7 @@ def project_queries_keys_values(
 
 @triton.jit
 def concatenate_rows(x, y):
-    """x over y, [ROWS, WIDE] each: [2 * ROWS, WIDE]."""
+    """Concatenation of x and y, each [ROWS, WIDE], along rows: [2 * ROWS, WIDE]."""
     both = tl.permute(tl.join(x, y), [2, 0, 1])
     return tl.reshape(both, [2 * x.shape[0], x.shape[1]])
 
@@ -141,7 +142,7 @@ def attend_head(
     queries,
     keys,
     values,
-    allowed,
+    key_mask,
     out,
     scale,
     head,
@@ -150,13 +151,14 @@ def attend_head(
     DIM: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """A head's attention, through its part of the output projection: [ROWS, DIM] float32.
+    """Attention and output projection of one head, without the output bias: [ROWS, DIM] float32.
 
-    queries: [ROWS, WIDE]; keys, values: [TOKENS, WIDE]; allowed: [TOKENS].
+    queries: [ROWS, WIDE]; keys, values: [TOKENS, WIDE]; key_mask: [TOKENS], keys to attend to.
+    out: output matrix [DIM, DIM].
     """
     precision: tl.constexpr = "ieee" if EXACT else "tf32"
     scores = tl.dot(queries, tl.trans(keys), input_precision=precision) * scale
-    scores = tl.where(allowed[None, :], scores, float("-inf"))
+    scores = tl.where(key_mask[None, :], scores, float("-inf"))
     weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
     weights = (weights / tl.sum(weights, 1)[:, None]).to(out.dtype.element_ty)
     attended = tl.dot(weights, values, input_precision=precision).to(out.dtype.element_ty)

@@ -1,5 +1,4 @@
-"""The MLP of the mask decoder's prompt tokens in Triton: a program takes a part of the hidden
-units."""
+"""The MLP of the mask decoder's prompt tokens in Triton, split over its hidden units."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from sam2_fast.kernels.launch import kernel, multiprocessors_of
 from torch import Tensor
 
 HIDDEN = 32  # hidden units that a program computes at once
-SLICES = 16  # programs that share an object's hidden units, at most
+MAX_SLICES = 16  # maximum number of programs that hidden units are split over, per object
 
 
 @kernel
@@ -39,19 +38,21 @@ def token_mlp_kernel(
     BLOCK: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """The tokens, norm(sum of parts + bias + residual), then the share of `span` of the MLP's
-    hidden units in its result, before the second bias; ReLU between.
+    """The tokens, norm(sum of parts + bias + residual), and a partial sum of their MLP.
+
+    The partial sum is the contribution of `span` hidden units, after ReLU and the second matrix,
+    without the second bias.
 
     Pointers, all contiguous:
     parts: partial sums [B, PARTS, count, DIM] float32.
-    bias: of the sum [DIM], any float dtype.
+    bias: added to the sum of the parts [DIM], any float dtype.
     residual: [B, count, DIM] float32.
     norm_weight, norm_bias: of the layer norm [DIM], any float dtype.
-    tokens: the tokens that are made [B, count, DIM] float32.
+    tokens: result, the tokens [B, count, DIM] float32.
     weight1: [hidden, DIM], compute dtype.
     bias1: [hidden], any float dtype.
     weight2: [DIM, hidden], compute dtype.
-    mlp_parts: shares of the result [B, programs, count, DIM] float32.
+    mlp_parts: result, partial sums of the MLP [B, programs, count, DIM] float32.
 
     count, hidden: int. span: int, hidden units of a program. eps: float, of the layer norm.
     Grid: (programs, B).
@@ -65,42 +66,40 @@ def token_mlp_kernel(
     x = sum_and_normalize(
         pending, tokens, batch, 0, count, eps, program, True, PARTS, TOKENS, DIM
     ).to(weight1.dtype.element_ty)
-    start = tl.program_id(0) * span
+    start = program * span
     end = tl.minimum(start + span, hidden)
     accumulator = tl.zeros([TOKENS, DIM], tl.float32)
-    for first in range(start, end, BLOCK):
-        unit = first + tl.arange(0, BLOCK)
-        in_hidden = unit < end
-        rows_at = weight1 + unit[None, :] * DIM + channel[:, None]
-        rows = tl.load(rows_at, mask=in_hidden[None, :], other=0.0)
-        inner = tl.dot(x, rows, input_precision=precision)
-        inner += tl.load(bias1 + unit, mask=in_hidden, other=0.0).to(tl.float32)[None, :]
-        inner = tl.maximum(inner, 0.0).to(weight2.dtype.element_ty)
-        columns_at = weight2 + channel[None, :] * hidden + unit[:, None]
-        columns = tl.load(columns_at, mask=in_hidden[:, None], other=0.0)
-        accumulator = tl.dot(inner, columns, accumulator, input_precision=precision)
-    part = batch * tl.num_programs(0) + tl.program_id(0)
-    part_at = mlp_parts + (part * count + row)[:, None] * DIM + channel[None, :]
-    tl.store(part_at, accumulator, mask=(row < count)[:, None])
+    for block_start in range(start, end, BLOCK):
+        unit = block_start + tl.arange(0, BLOCK)
+        unit_mask = unit < end
+        row_ptrs = weight1 + unit[None, :] * DIM + channel[:, None]
+        rows = tl.load(row_ptrs, mask=unit_mask[None, :], other=0.0)
+        hidden_tile = tl.dot(x, rows, input_precision=precision)
+        hidden_tile += tl.load(bias1 + unit, mask=unit_mask, other=0.0).to(tl.float32)[None, :]
+        hidden_tile = tl.maximum(hidden_tile, 0.0).to(weight2.dtype.element_ty)
+        column_ptrs = weight2 + channel[None, :] * hidden + unit[:, None]
+        columns = tl.load(column_ptrs, mask=unit_mask[:, None], other=0.0)
+        accumulator = tl.dot(hidden_tile, columns, accumulator, input_precision=precision)
+    part = batch * tl.num_programs(0) + program
+    part_ptrs = mlp_parts + (part * count + row)[:, None] * DIM + channel[None, :]
+    tl.store(part_ptrs, accumulator, mask=(row < count)[:, None])
 
 
-def slices(objects: int, hidden: int, processors: int) -> int:
-    """In how many parts the MLP's hidden units are taken: powers of two, so that few kernels are
-    compiled."""
-    most = max(min(2 * processors // objects, SLICES, triton.cdiv(hidden, HIDDEN)), 1)
-    return 1 << (most.bit_length() - 1)
+def num_slices(objects: int, hidden: int, multiprocessors: int) -> int:
+    """Number of programs per object: a power of two, so that few kernels are compiled."""
+    limit = max(min(2 * multiprocessors // objects, MAX_SLICES, triton.cdiv(hidden, HIDDEN)), 1)
+    return 1 << (limit.bit_length() - 1)
 
 
 def token_mlp(pending: Pending, weights: Sequence[Tensor], eps: float) -> tuple[Tensor, Tensor]:
-    """Tokens that are pending [B, T, C] float32, and what the parts of an MLP's hidden units add to
-    them [B, P, T, C] float32.
+    """The pending tokens [B, T, C] float32, and partial sums of their MLP [B, P, T, C] float32.
 
-    weights: first matrix and bias, second matrix. On the current stream.
+    weights: first matrix and bias, second matrix. Computed on the current stream.
     """
     weight1, bias1, weight2 = weights
     batch, _, count, dim = pending.parts.shape
     hidden = weight1.shape[0]
-    programs = slices(batch, hidden, multiprocessors_of(weight1))
+    programs = num_slices(batch, hidden, multiprocessors_of(weight1))
     span = triton.cdiv(triton.cdiv(hidden, programs), HIDDEN) * HIDDEN
     programs = triton.cdiv(hidden, span)
     tokens = weight1.new_empty(batch, count, dim, dtype=torch.float32)

@@ -34,11 +34,10 @@ def _tokens(
     ROWS: tl.constexpr,
     DIM: tl.constexpr,
 ):
-    """Tokens from `start` on without and with their positions, the prompts: two of [ROWS, DIM]
-    float32.
+    """Tokens `start` to `start + ROWS`, without and with position: two of [ROWS, DIM] float32.
 
-    FROM_PROMPTS: the tokens are the prompts; else norm(sum of parts + bias + residual) of
-    `pending`, written to `tokens`.
+    The position of a token is its prompt. FROM_PROMPTS: the tokens are the prompts, and no position
+    is added; else they are norm(sum of parts + bias + residual) of `pending`, row_mask in `tokens`.
     """
     position = load_tokens(prompts, prompt_stride, batch, start, count, ROWS, DIM)
     if FROM_PROMPTS:
@@ -102,57 +101,60 @@ def token_step_kernel(
     DIM: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """The tokens, norm(sum of parts + bias + residual) or FROM_PROMPTS the prompts, and then the
-    roles that are asked for, one program for each head (TOKENS > 32: SELF alone, or the others):
+    """The tokens, and one head of up to two of the computations that follow them (roles).
 
-    SELF: self-attention, a head's share before the output's bias.
+    The tokens are norm(sum of parts + bias + residual), or FROM_PROMPTS the prompts. The roles are
+    selected by flags, of which SELF excludes TO_IMAGE, and with TOKENS > 32 also TO_TOKEN:
+
+    SELF: self-attention, as one partial sum per head without the output bias.
     TO_IMAGE: queries of the token-to-image attention, folded with its key matrix.
     TO_TOKEN: keys and values of the image-to-token attention, folded with its query and output
         matrices.
 
-    Pointers, contiguous but for prompts; matrices are [out, in], in the compute dtype:
-    prompts: prompt tokens, which are positions, too [B, count, DIM], any float dtype; objects lie
-        prompt_stride elements apart.
-    present: which tokens exist [B, count] uint8; MASKED.
-    parts: partial sums [B, PARTS, count, DIM] float32; not FROM_PROMPTS.
-    bias: of the sum [DIM], any float dtype; not FROM_PROMPTS.
-    residual: [B, count, DIM] float32; ADD.
-    norm_weight, norm_bias: of the layer norm [DIM], any float dtype; not FROM_PROMPTS.
-    tokens: the tokens that are made [B, count, DIM] float32; not FROM_PROMPTS.
-    self_q, self_k, self_v, self_out: self-attention's matrices [DIM, DIM]; SELF.
-    self_q_bias, self_k_bias, self_v_bias: [DIM], any float dtype; SELF.
-    self_parts: self-attention's shares [B, HEADS, count, DIM] float32; SELF.
-    to_image_q, to_image_k: token-to-image attention's matrices [DIM / 2, DIM]; TO_IMAGE.
-    to_image_q_bias: [DIM / 2], any float dtype; TO_IMAGE.
-    queries: folded [B, HEADS * rows, DIM], compute dtype; TO_IMAGE.
-    to_token_q, to_token_k, to_token_v: image-to-token attention's matrices [DIM / 2, DIM];
-        TO_TOKEN.
-    to_token_q_bias, to_token_k_bias, to_token_v_bias: [DIM / 2], any float dtype; TO_TOKEN.
-    to_token_out: [DIM, DIM / 2]; TO_TOKEN.
-    keys, values: folded [B, HEADS * rows, DIM], compute dtype; TO_TOKEN.
-    offsets: of scores, -inf where no token is [B, HEADS * rows] float32; TO_TOKEN.
+    Pointers, all contiguous except prompts; matrices are [out, in], in the compute dtype:
+    prompts: prompt tokens, also the positions [B, count, DIM], any float dtype; prompt_stride is
+        the stride between objects, in elements.
+    present: MASKED: which tokens exist [B, count] uint8.
+    parts: not FROM_PROMPTS: partial sums [B, PARTS, count, DIM] float32.
+    bias: not FROM_PROMPTS: added to the sum of the parts [DIM], any float dtype.
+    residual: ADD: [B, count, DIM] float32.
+    norm_weight, norm_bias: not FROM_PROMPTS: of the layer norm [DIM], any float dtype.
+    tokens: not FROM_PROMPTS: result, the tokens [B, count, DIM] float32.
+    self_q, self_k, self_v, self_out: SELF: matrices of the self-attention [DIM, DIM].
+    self_q_bias, self_k_bias, self_v_bias: SELF: [DIM], any float dtype.
+    self_parts: SELF: result, partial sums [B, HEADS, count, DIM] float32.
+    to_image_q, to_image_k: TO_IMAGE: matrices of the token-to-image attention [DIM / 2, DIM].
+    to_image_q_bias: TO_IMAGE: [DIM / 2], any float dtype.
+    queries: TO_IMAGE: result, folded queries [B, HEADS * rows, DIM], compute dtype.
+    to_token_q, to_token_k, to_token_v: TO_TOKEN: matrices of the image-to-token attention
+        [DIM / 2, DIM].
+    to_token_q_bias, to_token_k_bias, to_token_v_bias: TO_TOKEN: [DIM / 2], any float dtype.
+    to_token_out: TO_TOKEN: [DIM, DIM / 2].
+    keys, values: TO_TOKEN: results, folded [B, HEADS * rows, DIM], compute dtype.
+    offsets: TO_TOKEN: result, added to scores, -inf for absent tokens [B, HEADS * rows] float32.
 
-    prompt_stride, count: int. rows: int, folded rows of a head. self_scale: float, of
-    self-attention's scores to logarithms of 2. eps: float, of the layer norm.
+    prompt_stride, count: int. rows: int, folded rows of a head. self_scale: float, factor that
+    turns scores of the self-attention into base-2 logits. eps: float, of the layer norm.
     Grid: (HEADS * roles, B).
     """
     precision: tl.constexpr = "ieee" if EXACT else "tf32"
     size: tl.constexpr = DIM // HEADS
-    wide: tl.constexpr = size if size > 16 else 16
+    padded_size: tl.constexpr = size if size > 16 else 16
     half: tl.constexpr = DIM // 2 // HEADS
-    half_wide: tl.constexpr = half if half > 16 else 16
-    second: tl.constexpr = 1 if TO_TOKEN else 0  # the role of SELF or TO_IMAGE
+    padded_half: tl.constexpr = half if half > 16 else 16
+    token_role: tl.constexpr = 1 if TO_TOKEN else 0  # of SELF or TO_IMAGE; TO_TOKEN has role 0
     batch = tl.program_id(1).to(tl.int64)
     head = tl.program_id(0) % HEADS
     role = tl.program_id(0) // HEADS
     row = tl.arange(0, TOKENS)
     channel = tl.arange(0, DIM)
     dtype = self_q.dtype.element_ty
-    allowed = row < count
+    key_mask = row < count
     if MASKED:
         is_present = tl.load(present + batch * count + row, mask=row < count, other=0)
-        allowed = allowed & (is_present != 0)
-    rows_at_once: tl.constexpr = 32 if SELF and TOKENS > 32 else TOKENS  # more are spilled
+        key_mask = key_mask & (is_present != 0)
+    # more than 32 rows of the self-attention would spill registers
+    rows_at_once: tl.constexpr = 32 if SELF and TOKENS > 32 else TOKENS
     tl.static_assert(not (TO_TOKEN and rows_at_once < TOKENS))
     pending = (parts, bias, residual, norm_weight, norm_bias)
     x, with_position = _tokens(
@@ -173,9 +175,9 @@ def token_step_kernel(
     with_position = with_position.to(dtype)
     x = x.to(dtype)
     folded_row = (batch * HEADS * rows + head * rows + row)[:, None] * DIM + channel[None, :]
-    stored = (row < rows)[:, None]
-    if SELF:  # noqa: SIM102  known when it is compiled; the role is not
-        if role == second:
+    row_mask = (row < rows)[:, None]
+    if SELF:  # noqa: SIM102  a compile-time condition; the role is not
+        if role == token_role:
             first_rows = tl.arange(0, rows_at_once)
             self_part = self_parts + (batch * HEADS + head) * count * DIM
             query, key, value = project_queries_keys_values(
@@ -189,12 +191,12 @@ def token_step_kernel(
                 self_v_bias,
                 head,
                 size,
-                wide,
+                padded_size,
                 DIM,
                 EXACT,
             )
             if rows_at_once < TOKENS:
-                # the matrices are loaded again: held for so long they would be spilled
+                # the barrier makes the compiler load the matrices again instead of spilling them
                 tl.debug_barrier()
                 x, with_position = _tokens(
                     prompts,
@@ -224,7 +226,7 @@ def token_step_kernel(
                     self_v_bias,
                     head,
                     size,
-                    wide,
+                    padded_size,
                     DIM,
                     EXACT,
                 )
@@ -234,47 +236,57 @@ def token_step_kernel(
                     query2,
                     key,
                     value,
-                    allowed,
+                    key_mask,
                     self_out,
                     self_scale,
                     head,
                     size,
-                    wide,
+                    padded_size,
                     DIM,
                     EXACT,
                 )
                 second_rows = rows_at_once + first_rows
-                part_at = self_part + second_rows[:, None] * DIM + channel[None, :]
-                tl.store(part_at, attended, mask=(second_rows < count)[:, None])
+                part_ptrs = self_part + second_rows[:, None] * DIM + channel[None, :]
+                tl.store(part_ptrs, attended, mask=(second_rows < count)[:, None])
             attended = attend_head(
-                query, key, value, allowed, self_out, self_scale, head, size, wide, DIM, EXACT
+                query,
+                key,
+                value,
+                key_mask,
+                self_out,
+                self_scale,
+                head,
+                size,
+                padded_size,
+                DIM,
+                EXACT,
             )
-            part_at = self_part + first_rows[:, None] * DIM + channel[None, :]
-            tl.store(part_at, attended, mask=(first_rows < count)[:, None])
-    if TO_IMAGE:  # noqa: SIM102  known when it is compiled; the role is not
-        if role == second:
+            part_ptrs = self_part + first_rows[:, None] * DIM + channel[None, :]
+            tl.store(part_ptrs, attended, mask=(first_rows < count)[:, None])
+    if TO_IMAGE:  # noqa: SIM102  a compile-time condition; the role is not
+        if role == token_role:
             query = project_head(
-                with_position, to_image_q, to_image_q_bias, head, half, half_wide, DIM, EXACT
+                with_position, to_image_q, to_image_q_bias, head, half, padded_half, DIM, EXACT
             ).to(dtype)
-            matrix = load_head_rows(to_image_k, head, half, half_wide, DIM)
+            matrix = load_head_rows(to_image_k, head, half, padded_half, DIM)
             query = tl.dot(query, matrix, input_precision=precision)
-            tl.store(queries + folded_row, query.to(dtype), mask=stored)
-    if TO_TOKEN:  # noqa: SIM102  known when it is compiled; the role is not
+            tl.store(queries + folded_row, query.to(dtype), mask=row_mask)
+    if TO_TOKEN:  # noqa: SIM102  a compile-time condition; the role is not
         if role == 0:
             key = project_head(
-                with_position, to_token_k, to_token_k_bias, head, half, half_wide, DIM, EXACT
+                with_position, to_token_k, to_token_k_bias, head, half, padded_half, DIM, EXACT
             ).to(dtype)
             offset = key.to(tl.float32)
-            offset = offset * load_head_bias(to_token_q_bias, head, half, half_wide)
+            offset = offset * load_head_bias(to_token_q_bias, head, half, padded_half)
             offset = tl.sum(offset, 1)
-            offset = tl.where(allowed, offset, float("-inf"))
+            offset = tl.where(key_mask, offset, float("-inf"))
             tl.store(offsets + batch * HEADS * rows + head * rows + row, offset, mask=row < rows)
-            matrix = load_head_rows(to_token_q, head, half, half_wide, DIM)
+            matrix = load_head_rows(to_token_q, head, half, padded_half, DIM)
             key = tl.dot(key, matrix, input_precision=precision)
-            tl.store(keys + folded_row, key.to(dtype), mask=stored)
+            tl.store(keys + folded_row, key.to(dtype), mask=row_mask)
             value = project_head(
-                x, to_token_v, to_token_v_bias, head, half, half_wide, DIM, EXACT
+                x, to_token_v, to_token_v_bias, head, half, padded_half, DIM, EXACT
             ).to(dtype)
-            matrix = load_head_columns(to_token_out, head, DIM // 2, half, half_wide, DIM)
+            matrix = load_head_columns(to_token_out, head, DIM // 2, half, padded_half, DIM)
             value = tl.dot(value, matrix, input_precision=precision)
-            tl.store(values + folded_row, value.to(dtype), mask=stored)
+            tl.store(values + folded_row, value.to(dtype), mask=row_mask)

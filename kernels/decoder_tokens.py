@@ -1,10 +1,8 @@
-"""The mask decoder's prompt tokens in Triton: what a few tokens go through between passes over the
-image.
+"""Layers of the mask decoder's prompt tokens in Triton, between the passes over the image.
 
-A large matrix is read by many programs, a part each, so every launch ends with partial sums [B,
-parts, T, DIM] and the next one begins with them: their sum, a bias, the residual and a norm are the
-tokens. T <= TOKENS prompt tokens of an object; rows past T hold finite numbers that no program
-reads.
+A large matrix is split over many programs. Every launch therefore ends with partial sums [B, parts,
+T, DIM], and the next launch first computes the tokens from them as norm(sum of parts + bias +
+residual). An object has T <= TOKENS prompt tokens; rows past T hold finite values and are not used.
 """
 
 from __future__ import annotations
@@ -23,17 +21,17 @@ STAGES = 2
 
 
 class Pending(NamedTuple):
-    """Tokens that the next launch makes: norm(sum of parts + bias + residual)."""
+    """Tokens that the next launch computes as norm(sum of parts + bias + residual)."""
 
     parts: Tensor  # [B, P, T, C] float32
     bias: Tensor
-    residual: Tensor | None  # [B, T, C] float32; None: 0
+    residual: Tensor | None  # [B, T, C] float32, or None for zero
     norm_weight: Tensor
     norm_bias: Tensor
 
 
 class Projections(NamedTuple):
-    """An attention's matrices [out, in] and biases; the bias of its output is part of `Pending`."""
+    """Matrices [out, in] and biases of an attention; the output bias is part of `Pending`."""
 
     q: Tensor
     q_bias: Tensor
@@ -45,8 +43,7 @@ class Projections(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Results of one launch of `token_step_kernel`; None where it was not asked for. R rows as
-    `token_step` has them."""
+    """Results of `token_step`, or None for those not requested. R: rows of folded prompts."""
 
     tokens: Tensor  # [B, T, C] float32
     self_parts: Tensor | None  # [B, heads, T, C] float32
@@ -56,7 +53,7 @@ class Step(NamedTuple):
 
 
 def tile_rows(tokens: int, rows: int) -> int:
-    """Rows of a tile that holds `tokens` tokens, and the `rows` rows a head has of folded ones."""
+    """Rows of a tile that holds `tokens` tokens, or the `rows` folded rows of a head."""
     return max(triton.next_power_of_2(max(tokens, rows)), 16)
 
 
@@ -71,34 +68,39 @@ def token_step(
     to_image: Sequence[Tensor] | None = None,
     to_token: Projections | None = None,
 ) -> Step:
-    """Tokens that are pending (None: the prompts), and what of the next attention depends on
-    nothing else.
+    """The pending tokens, and the computations of the following attentions that need only tokens.
 
-    prompts: [B, T, C], contiguous but for the first stride; present: [B, T] uint8. to_image: query
-    matrix, bias, key matrix of the token-to-image attention; to_token: the image-to-token
-    attention's. All matrices in the compute dtype. Folded prompts have R = heads * rows rows.
-    On the current stream.
+    prompts: [B, T, C], contiguous except for the first stride.
+    present: which tokens exist [B, T] uint8, or None for all.
+    pending: or None, if the tokens are the prompts.
+    rows: rows of a head in folded prompts, which have R = heads * rows rows.
+    self_attention: projections, to compute the self-attention.
+    to_image: query matrix, bias and key matrix of the token-to-image attention, to fold its
+        queries.
+    to_token: projections of the image-to-token attention, to fold its keys and values.
+    All matrices are in the compute dtype. Computed on the current stream.
     """
     batch, count, dim = prompts.shape
     if self_attention is not None and to_token is not None and tile_rows(count, rows) > 32:
         first = token_step(prompts, present, pending, heads, rows, eps, self_attention)
-        then = token_step(prompts, present, pending, heads, rows, eps, None, to_image, to_token)
-        return then._replace(self_parts=first.self_parts)
+        second = token_step(prompts, present, pending, heads, rows, eps, None, to_image, to_token)
+        return second._replace(self_parts=first.self_parts)
+    # any tensor in the compute dtype; the kernel gets it for pointers that it does not use
     like = next(w for w in (self_attention, to_image, to_token) if w is not None)[0]
 
-    def space(*size: int, wanted: bool = True, dtype: torch.dtype = torch.float32) -> Tensor:
-        return like.new_empty(size if wanted else (0,), dtype=dtype)
+    def empty_if(used: bool, *size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return like.new_empty(size if used else (0,), dtype=dtype)
 
     folded = (batch, heads * rows, dim)
-    tokens = space(batch, count, dim, wanted=pending is not None)
-    self_parts = space(batch, heads, count, dim, wanted=self_attention is not None)
-    queries = space(*folded, wanted=to_image is not None, dtype=like.dtype)
-    keys = space(*folded, wanted=to_token is not None, dtype=like.dtype)
-    values = space(*folded, wanted=to_token is not None, dtype=like.dtype)
-    offsets = space(batch, heads * rows, wanted=to_token is not None)
-    source = pending or Pending(tokens, like, None, like, like)
+    tokens = empty_if(pending is not None, batch, count, dim)
+    self_parts = empty_if(self_attention is not None, batch, heads, count, dim)
+    queries = empty_if(to_image is not None, *folded, dtype=like.dtype)
+    keys = empty_if(to_token is not None, *folded, dtype=like.dtype)
+    values = empty_if(to_token is not None, *folded, dtype=like.dtype)
+    offsets = empty_if(to_token is not None, batch, heads * rows)
+    inputs = pending or Pending(tokens, like, None, like, like)
     unused = Projections(*[like] * len(Projections._fields))
-    own = self_attention or unused
+    token_to_token = self_attention or unused
     image_to_token = to_token or unused
     to_image_q, to_image_q_bias, to_image_k = to_image or [like] * 3
     roles = sum(w is not None for w in (self_attention or to_image, to_token))
@@ -106,19 +108,19 @@ def token_step(
         decoder_step.token_step_kernel[heads * roles, batch](
             prompts=prompts,
             present=like if present is None else present,
-            parts=source.parts,
-            bias=source.bias,
-            residual=tokens if source.residual is None else source.residual,
-            norm_weight=source.norm_weight,
-            norm_bias=source.norm_bias,
+            parts=inputs.parts,
+            bias=inputs.bias,
+            residual=tokens if inputs.residual is None else inputs.residual,
+            norm_weight=inputs.norm_weight,
+            norm_bias=inputs.norm_bias,
             tokens=tokens,
-            self_q=own.q,
-            self_q_bias=own.q_bias,
-            self_k=own.k,
-            self_k_bias=own.k_bias,
-            self_v=own.v,
-            self_v_bias=own.v_bias,
-            self_out=own.out,
+            self_q=token_to_token.q,
+            self_q_bias=token_to_token.q_bias,
+            self_k=token_to_token.k,
+            self_k_bias=token_to_token.k_bias,
+            self_v=token_to_token.v,
+            self_v_bias=token_to_token.v_bias,
+            self_out=token_to_token.out,
             self_parts=self_parts,
             to_image_q=to_image_q,
             to_image_q_bias=to_image_q_bias,
@@ -140,12 +142,12 @@ def token_step(
             self_scale=LOG2_E * (dim // heads) ** -0.5,
             eps=eps,
             FROM_PROMPTS=pending is None,
-            ADD=source.residual is not None,
+            ADD=inputs.residual is not None,
             MASKED=present is not None,
             TO_TOKEN=to_token is not None,
             SELF=self_attention is not None,
             TO_IMAGE=to_image is not None,
-            PARTS=1 if pending is None else source.parts.shape[1],
+            PARTS=1 if pending is None else inputs.parts.shape[1],
             HEADS=heads,
             TOKENS=tile_rows(count, rows),
             DIM=dim,

@@ -1,5 +1,7 @@
-"""The MLP of a Hiera block with few channels as one Triton kernel; the block's other products are
-`linear`."""
+"""The MLP of a Hiera block with few channels as one Triton kernel.
+
+The other linear layers of the block are `linear.linear`.
+"""
 
 from __future__ import annotations
 
@@ -10,34 +12,34 @@ from sam2_fast.kernels.activations import gelu
 from sam2_fast.kernels.launch import HOPPER, capability_of, kernel
 from torch import Tensor
 
-MLP_CHANNELS = 160  # up to which the MLP is one launch (docs/kernels/hiera_block.md)
+MLP_CHANNELS = 160  # maximum for the MLP in one launch (docs/kernels/hiera_block.md)
 
 
 @triton.jit
 def _normalized(
-    x, norm_weight, norm_bias, row, in_rows, channel, channels, mean, rstd, dtype: tl.constexpr
+    x, norm_weight, norm_bias, row, row_mask, channel, channels, mean, rstd, dtype: tl.constexpr
 ):
-    """Some channels of rows after the layer norm, rounded to `dtype`."""
-    in_channels = channel < channels
-    x_at = x + row[:, None] * channels + channel[None, :]
-    inside = in_rows[:, None] & in_channels[None, :]
-    tile = tl.load(x_at, mask=inside, other=0.0).to(tl.float32)
-    scale = tl.load(norm_weight + channel, mask=in_channels, other=0.0)
-    shift = tl.load(norm_bias + channel, mask=in_channels, other=0.0)
+    """Channels `channel` of rows after the layer norm, rounded to `dtype`."""
+    channel_mask = channel < channels
+    x_ptrs = x + row[:, None] * channels + channel[None, :]
+    mask = row_mask[:, None] & channel_mask[None, :]
+    tile = tl.load(x_ptrs, mask=mask, other=0.0).to(tl.float32)
+    scale = tl.load(norm_weight + channel, mask=channel_mask, other=0.0)
+    shift = tl.load(norm_bias + channel, mask=channel_mask, other=0.0)
     normed = (tile - mean[:, None]) * rstd[:, None] * scale.to(tl.float32)[None, :]
     return (normed + shift.to(tl.float32)[None, :]).to(dtype)
 
 
 @triton.jit
-def _store(out, x, bias, accumulator, row, in_rows, channel, channels):
-    """Store some channels of the result: accumulator, bias and residual."""
-    in_channels = channel < channels
+def _store(out, x, bias, accumulator, row, row_mask, channel, channels):
+    """Store channels `channel` of accumulator + bias + residual."""
+    channel_mask = channel < channels
     offsets = row[:, None] * channels + channel[None, :]
-    inside = in_rows[:, None] & in_channels[None, :]
-    shift = tl.load(bias + channel, mask=in_channels, other=0.0).to(tl.float32)
+    mask = row_mask[:, None] & channel_mask[None, :]
+    shift = tl.load(bias + channel, mask=channel_mask, other=0.0).to(tl.float32)
     result = accumulator + shift[None, :]
-    result = result + tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + offsets, result.to(out.dtype.element_ty), mask=inside)
+    result = result + tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + offsets, result.to(out.dtype.element_ty), mask=mask)
 
 
 @kernel
@@ -60,8 +62,9 @@ def mlp_kernel(
     BLOCK_H: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """x + MLP(norm(x)) of BLOCK_M rows with GELU, BLOCK_H hidden channels at a time: the hidden
-    layer is never written.
+    """x + MLP(norm(x)) of BLOCK_M rows, with GELU.
+
+    BLOCK_H hidden channels are computed at a time; the hidden layer is never stored.
 
     Pointers, all contiguous:
     x: [rows, channels], any float dtype.
@@ -72,86 +75,88 @@ def mlp_kernel(
     bias2: [channels], any float dtype.
     out: [rows, channels], dtype of x.
 
-    rows, channels, hidden: int. eps: float, of the layer norm. Channels are taken as LOW + REST
-    powers of two (REST 0: LOW alone), of which the last may not exist.
+    rows, channels, hidden: int. eps: float, of the layer norm. LOW + REST >= channels: the
+    channels are processed in two parts of power-of-two size; REST may be 0.
     Grid: (cdiv(rows, BLOCK_M),).
     """
     precision: tl.constexpr = "ieee" if EXACT else "tf32"
     dtype: tl.constexpr = weight1.dtype.element_ty
     row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    in_rows = row < rows
+    row_mask = row < rows
     low = tl.arange(0, LOW)
-    low_inside = in_rows[:, None] & (low < channels)[None, :]
-    low_at = x + row[:, None] * channels + low[None, :]
-    low_tile = tl.load(low_at, mask=low_inside, other=0.0).to(tl.float32)
+    low_mask = row_mask[:, None] & (low < channels)[None, :]
+    low_ptrs = x + row[:, None] * channels + low[None, :]
+    low_tile = tl.load(low_ptrs, mask=low_mask, other=0.0).to(tl.float32)
     mean = tl.sum(low_tile, 1)
     if REST > 0:
         rest = LOW + tl.arange(0, REST)
-        rest_inside = in_rows[:, None] & (rest < channels)[None, :]
-        rest_at = x + row[:, None] * channels + rest[None, :]
-        rest_tile = tl.load(rest_at, mask=rest_inside, other=0.0).to(tl.float32)
+        rest_mask = row_mask[:, None] & (rest < channels)[None, :]
+        rest_ptrs = x + row[:, None] * channels + rest[None, :]
+        rest_tile = tl.load(rest_ptrs, mask=rest_mask, other=0.0).to(tl.float32)
         mean += tl.sum(rest_tile, 1)
     mean = mean / channels
-    low_centered = tl.where(low_inside, low_tile - mean[:, None], 0.0)
+    low_centered = tl.where(low_mask, low_tile - mean[:, None], 0.0)
     variance = tl.sum(low_centered * low_centered, 1)
     if REST > 0:
-        rest_centered = tl.where(rest_inside, rest_tile - mean[:, None], 0.0)
+        rest_centered = tl.where(rest_mask, rest_tile - mean[:, None], 0.0)
         variance += tl.sum(rest_centered * rest_centered, 1)
         rest_accumulator = tl.zeros([BLOCK_M, REST], tl.float32)
     rstd = tl.rsqrt(variance / channels + eps)
     low_normed = _normalized(
-        x, norm_weight, norm_bias, row, in_rows, low, channels, mean, rstd, dtype
+        x, norm_weight, norm_bias, row, row_mask, low, channels, mean, rstd, dtype
     )
     if REST > 0:
         rest_normed = _normalized(
-            x, norm_weight, norm_bias, row, in_rows, rest, channels, mean, rstd, dtype
+            x, norm_weight, norm_bias, row, row_mask, rest, channels, mean, rstd, dtype
         )
     low_accumulator = tl.zeros([BLOCK_M, LOW], tl.float32)
-    for first in range(0, hidden, BLOCK_H):
-        unit = first + tl.arange(0, BLOCK_H)
-        in_hidden = unit < hidden
-        weight_at = weight1 + unit[None, :] * channels + low[:, None]
-        inside = in_hidden[None, :] & (low < channels)[:, None]
-        matrix = tl.load(weight_at, mask=inside, other=0.0)
+    for start in range(0, hidden, BLOCK_H):
+        unit = start + tl.arange(0, BLOCK_H)
+        hidden_mask = unit < hidden
+        weight_ptrs = weight1 + unit[None, :] * channels + low[:, None]
+        mask = hidden_mask[None, :] & (low < channels)[:, None]
+        matrix = tl.load(weight_ptrs, mask=mask, other=0.0)
         value = tl.dot(low_normed, matrix, input_precision=precision)
         if REST > 0:
-            weight_at = weight1 + unit[None, :] * channels + rest[:, None]
-            inside = in_hidden[None, :] & (rest < channels)[:, None]
-            matrix = tl.load(weight_at, mask=inside, other=0.0)
+            weight_ptrs = weight1 + unit[None, :] * channels + rest[:, None]
+            mask = hidden_mask[None, :] & (rest < channels)[:, None]
+            matrix = tl.load(weight_ptrs, mask=mask, other=0.0)
             value = tl.dot(rest_normed, matrix, value, input_precision=precision)
-        value += tl.load(bias1 + unit, mask=in_hidden, other=0.0).to(tl.float32)[None, :]
+        value += tl.load(bias1 + unit, mask=hidden_mask, other=0.0).to(tl.float32)[None, :]
         value = gelu(value).to(dtype)
-        weight_at = weight2 + low[None, :] * hidden + unit[:, None]
-        inside = (low < channels)[None, :] & in_hidden[:, None]
-        matrix = tl.load(weight_at, mask=inside, other=0.0)
+        weight_ptrs = weight2 + low[None, :] * hidden + unit[:, None]
+        mask = (low < channels)[None, :] & hidden_mask[:, None]
+        matrix = tl.load(weight_ptrs, mask=mask, other=0.0)
         low_accumulator = tl.dot(value, matrix, low_accumulator, input_precision=precision)
         if REST > 0:
-            weight_at = weight2 + rest[None, :] * hidden + unit[:, None]
-            inside = (rest < channels)[None, :] & in_hidden[:, None]
-            matrix = tl.load(weight_at, mask=inside, other=0.0)
+            weight_ptrs = weight2 + rest[None, :] * hidden + unit[:, None]
+            mask = (rest < channels)[None, :] & hidden_mask[:, None]
+            matrix = tl.load(weight_ptrs, mask=mask, other=0.0)
             rest_accumulator = tl.dot(value, matrix, rest_accumulator, input_precision=precision)
-    _store(out, x, bias2, low_accumulator, row, in_rows, low, channels)
+    _store(out, x, bias2, low_accumulator, row, row_mask, low, channels)
     if REST > 0:
-        _store(out, x, bias2, rest_accumulator, row, in_rows, rest, channels)
+        _store(out, x, bias2, rest_accumulator, row, row_mask, rest, channels)
 
 
-def parts(channels: int) -> tuple[int, int]:
-    """Channels as one power of two, or two where that leaves fewer that do not exist: 96 = 64 + 32,
-    112 in 128, 144 = 128 + 16."""
-    whole = max(triton.next_power_of_2(channels), 16)
-    low = whole // 2
-    rest = max(triton.next_power_of_2(channels - low), 16)
-    return (low, rest) if low >= 16 and low + rest < whole else (whole, 0)
+def split_channels(channels: int) -> tuple[int, int]:
+    """LOW and REST of `mlp_kernel`: two powers of two if they need less padding than one.
 
-
-def mlp_tile(size: int, stream: int, capability: int) -> tuple[int, int, int]:
-    """Rows, hidden channels and stages of `mlp_kernel`, eight warps.
-
-    size, stream: bytes of a matrix's element and of a token's.
+    96 channels are 64 + 32, 144 are 128 + 16; 112 are padded to 128 + 0.
     """
-    if size == 4:
+    padded = max(triton.next_power_of_2(channels), 16)
+    low = padded // 2
+    rest = max(triton.next_power_of_2(channels - low), 16)
+    return (low, rest) if low >= 16 and low + rest < padded else (padded, 0)
+
+
+def mlp_tile(weight_bytes: int, token_bytes: int, capability: int) -> tuple[int, int, int]:
+    """Rows, hidden channels and stages of `mlp_kernel`, which has eight warps.
+
+    weight_bytes, token_bytes: per element.
+    """
+    if weight_bytes == 4:
         return 32, 32, 1
-    return (128, 32, 2) if stream == 2 or capability in HOPPER else (64, 32, 1)
+    return (128, 32, 2) if token_bytes == 2 or capability in HOPPER else (64, 32, 1)
 
 
 def mlp(
@@ -160,11 +165,10 @@ def mlp(
     weights: tuple[Tensor, Tensor, Tensor, Tensor],
     eps: float,
 ) -> Tensor:
-    """x: [rows, C] -> x + MLP(norm(x)), [rows, C] in the dtype of x, in one launch on the current
-    stream.
+    """x + MLP(norm(x)) [rows, C] in the dtype of x, in one launch on the current stream.
 
-    norm: weight and bias; weights: [H, C], [H], [C, H], [C], all contiguous; C up to
-    `MLP_CHANNELS`.
+    x: [rows, C] with C <= `MLP_CHANNELS`. norm: weight and bias. weights: [H, C], [H], [C, H], [C].
+    All contiguous.
     """
     out = torch.empty_like(x)
     rows, channels = x.shape
@@ -172,7 +176,7 @@ def mlp(
         return out
     norm_weight, norm_bias = norm
     weight1, bias1, weight2, bias2 = weights
-    low, rest = parts(channels)
+    low, rest = split_channels(channels)
     block, hidden_block, stages = mlp_tile(
         weight1.element_size(), x.element_size(), capability_of(x)
     )

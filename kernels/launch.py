@@ -1,5 +1,4 @@
-"""How kernels are launched: one decorator for all of them, so that launches can be compiled without
-being run."""
+"""The decorator of kernels that Python launches, and compilation without launching."""
 
 from __future__ import annotations
 
@@ -20,24 +19,27 @@ from triton.runtime.jit import JITFunction
 HOPPER = (90, 100, 103)
 """Compute capabilities with wgmma or tcgen05, which read both operands from shared memory."""
 
-ROOMY = (80, *HOPPER)
-"""Those with 160 KB of shared memory a block, or more; others have 99."""
+LARGE_SHARED_MEMORY = (80, *HOPPER)
+"""Compute capabilities with at least 160 KB of shared memory per block; others have 99."""
 
 _only_compile: ContextVar[bool] = ContextVar("sam2_fast_only_compile", default=False)
 
 
 class Kernel(JITFunction):  # type: ignore[misc, type-arg]
-    """A Triton kernel whose launches are compiled and left out inside `only_compile`."""
+    """A Triton kernel. Within `only_compile` it is compiled but not launched."""
 
     def run(self, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-        """Compile where necessary and launch; `warmup` compiles only."""
-        only = warmup or _only_compile.get()
+        """Compile if necessary and launch; with `warmup`, only compile."""
+        compile_only = warmup or _only_compile.get()
         options.setdefault("enable_fp_fusion", True)  # Triton 3.10 changes the default
-        return super().run(*args, grid=grid, warmup=only, **options)
+        return super().run(*args, grid=grid, warmup=compile_only, **options)
 
     def create_binder(self) -> Any:
-        """What Triton keeps for a device; its compiler also makes the launcher of a kernel that is
-        not run at once."""
+        """The binder that Triton caches for a device.
+
+        It also replaces `self.compile` by a function that, within `only_compile`, builds the
+        launcher of a kernel right after compiling it.
+        """
         binder = super().create_binder()
         compile_kernel = self.compile
 
@@ -46,7 +48,7 @@ class Kernel(JITFunction):  # type: ignore[misc, type-arg]
             if _only_compile.get():
                 make_launcher = getattr(driver.active, "launcher_cls", None)
                 if make_launcher is not None:
-                    # Triton 3.6 compiles C for it, and caches the result
+                    # in Triton 3.6 this compiles C and caches the result
                     make_launcher(compiled.src, compiled.metadata)
             return compiled
 
@@ -55,10 +57,10 @@ class Kernel(JITFunction):  # type: ignore[misc, type-arg]
 
 
 def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
-    """`triton.jit` for what is launched from Python; functions that kernels call keep `triton.jit`.
+    """`triton.jit` for kernels that Python launches; device functions use `triton.jit` itself.
 
-    options: those of `triton.jit`. Where Triton interprets (TRITON_INTERPRET), it is `triton.jit`.
-    Arguments are passed by keyword, so that their order cannot be mixed up.
+    options: those of `triton.jit`. In the interpreter (TRITON_INTERPRET) it equals `triton.jit`.
+    Kernels are launched with keyword arguments, so that their order cannot be mixed up.
     """
     if function is None:
         return lambda decorated: kernel(decorated, **options)
@@ -71,7 +73,7 @@ def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 
 @contextmanager
 def only_compile() -> Iterator[None]:
-    """Launches of this thread inside are compiled, not run: results keep their contents."""
+    """Context in which kernels of this thread are compiled, not run: outputs are not written."""
     token = _only_compile.set(True)
     try:
         yield
@@ -80,24 +82,24 @@ def only_compile() -> Iterator[None]:
 
 
 def is_only_compiling() -> bool:
-    """Whether this thread is inside `only_compile`: kernels do not write their results."""
+    """Whether this thread is within `only_compile`, so that kernels do not write their outputs."""
     return _only_compile.get()
 
 
 class _Workers(ThreadPoolExecutor):
-    """Threads that see the context variables of the submitting thread."""
+    """Thread pool that runs each task with the context variables of the submitting thread."""
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
         return super().submit(copy_context().run, function, *args, **options)
 
 
 def compile_ahead(run: Callable[[], object], workers: int | None = None) -> None:
-    """Compile what `run` would launch, several kernels at once, and launch nothing.
+    """Compile the kernels that `run` would launch, several at once, without launching them.
 
-    `run` is called once; operations of torch in it are executed, so that what kernels would have
-    written is read as it happens to be. workers: threads; None: one for each processor, up to 16.
-    Triton releases Python's lock in its passes, in LLVM and in ptxas. A kernel that does not
-    compile is left to its launch, which says why.
+    `run` is called once. Its torch operations are executed, on outputs of kernels that hold
+    uninitialised memory. A kernel that fails to compile is skipped; its launch raises the error.
+    workers: number of threads, or None for one per processor, up to 16. Triton releases the GIL in
+        its passes, in LLVM and in ptxas.
     """
     if triton.knobs.runtime.interpret:
         return
@@ -107,8 +109,7 @@ def compile_ahead(run: Callable[[], object], workers: int | None = None) -> None
 
 
 def capability_of(tensor: Tensor) -> int:
-    """Compute capability of the device of `tensor`: 80, 89, 90...; 90 for a CPU, where Triton
-    interprets."""
+    """Compute capability of the tensor's device: 80, 89, 90...; 90 for a CPU (the interpreter)."""
     if not tensor.is_cuda:
         return 90
     major, minor = torch.cuda.get_device_capability(tensor.device)
@@ -116,7 +117,7 @@ def capability_of(tensor: Tensor) -> int:
 
 
 def multiprocessors_of(tensor: Tensor) -> int:
-    """Multiprocessors of the device of `tensor`; 2 for a CPU, where Triton interprets."""
+    """Number of multiprocessors of the tensor's device; 2 for a CPU (the interpreter)."""
     if not tensor.is_cuda:
         return 2
     return int(torch.cuda.get_device_properties(tensor.device).multi_processor_count)

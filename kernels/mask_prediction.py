@@ -1,5 +1,7 @@
-"""The mask decoder's upscaling and mask prediction in Triton: image tokens become masks in one
-launch, and the upscaled map is never written."""
+"""Upscaling and mask prediction of the mask decoder in Triton.
+
+Masks are computed from image tokens in one launch; the upscaled features are never stored.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,10 @@ def upscale_and_predict_masks_kernel(
     bias1,
     norm_weight,
     norm_bias,
-    mid,
+    mid_features,
     up2,
     bias2,
-    high,
+    high_features,
     hypernetwork,
     iou,
     logits,
@@ -43,101 +45,107 @@ def upscale_and_predict_masks_kernel(
     BLOCK: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """BLOCK image tokens of one object through two transposed convolutions of stride 2, then the
-    product with the outputs of the hypernetworks.
+    """Upscale BLOCK image tokens of one object and predict their part of the masks.
 
-    Pointers, contiguous but for mid and high:
-    image: image tokens [B, count, DIM], any float dtype; `width` are a row of the grid.
-    up1: first transposed convolution [DIM, DIM], rows by place in the 2 x 2 cell, then channel,
-        compute dtype.
+    Upscaling is two transposed convolutions of stride 2; a mask is the product of the upscaled
+    features with the mask's hypernetwork output.
+
+    Pointers, all contiguous except mid_features and high_features:
+    image: image tokens [B, count, DIM], any float dtype.
+    up1: first transposed convolution [4 * DIM / 4, DIM], output rows ordered by position in the
+        2 x 2 cell, then by channel, compute dtype.
     bias1: [DIM / 4], any float dtype.
     norm_weight, norm_bias: of the layer norm after it [DIM / 4], any float dtype.
-    mid: feature map of stride 8 [1 or B, 2h, 2w, DIM / 4], any float dtype; objects lie mid_stride
-        elements apart.
-    up2: second transposed convolution [DIM / 2, DIM / 4], as up1, compute dtype.
+    mid_features: feature map of stride 8 [1 or B, 2h, 2w, DIM / 4], any float dtype; mid_stride is
+        the stride between objects, in elements.
+    up2: second transposed convolution [4 * DIM / 8, DIM / 4], rows as in up1, compute dtype.
     bias2: [DIM / 8], any float dtype.
-    high: feature map of stride 4 [1 or B, 4h, 4w, DIM / 8], any float dtype; objects lie
-        high_stride elements apart.
+    high_features: feature map of stride 4 [1 or B, 4h, 4w, DIM / 8], any float dtype; high_stride
+        is the stride between objects, in elements.
     hypernetwork: outputs of the hypernetworks [B, num_masks, DIM / 8] float32.
-    iou: predicted IoU [B, iou_count] float32; CHOOSE.
-    logits: [B, MASKS, 4h, 4w] float32.
+    iou: CHOOSE: predicted IoU [B, iou_count] float32.
+    logits: result [B, MASKS, 4h, 4w] float32.
 
-    count, width: int. mid_stride, high_stride: int, 0 where objects share the map. iou_count,
-    first_value, num_masks: int; CHOOSE: of the masks the one alone (MASKS = 1) whose IoU, from
-    first_value on, is highest, the first of equals. eps: float, of the layer norm.
-    Grid: (cdiv(count, BLOCK), B).
+    count: int. width: int, of the token grid. mid_stride, high_stride: int, 0 if all objects have
+    the same map. CHOOSE: MASKS is 1, and only the mask of highest IoU (the first among equals) is
+    predicted. iou_count: int. first_value: int, index of the first mask's IoU. num_masks: int.
+    eps: float, of the layer norm. Grid: (cdiv(count, BLOCK), B).
     """
     precision: tl.constexpr = "ieee" if EXACT else "tf32"
-    wide: tl.constexpr = DIM // 4
-    narrow: tl.constexpr = DIM // 8
+    mid_dim: tl.constexpr = DIM // 4
+    high_dim: tl.constexpr = DIM // 8
     batch = tl.program_id(1).to(tl.int64)
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = token < count
+    token_mask = token < count
     y = token // width
     x = token % width
     channel = tl.arange(0, DIM)
-    quarter = tl.arange(0, wide)
-    eighth = tl.arange(0, narrow)
+    mid_channel = tl.arange(0, mid_dim)
+    high_channel = tl.arange(0, high_dim)
     offsets = (batch * count + token)[:, None] * DIM + channel[None, :]
-    tile = tl.load(image + offsets, mask=inside[:, None], other=0.0).to(up1.dtype.element_ty)
-    scale = tl.load(norm_weight + quarter).to(tl.float32)
-    shift = tl.load(norm_bias + quarter).to(tl.float32)
+    tile = tl.load(image + offsets, mask=token_mask[:, None], other=0.0).to(up1.dtype.element_ty)
+    scale = tl.load(norm_weight + mid_channel).to(tl.float32)
+    shift = tl.load(norm_bias + mid_channel).to(tl.float32)
     chosen = 0
     if CHOOSE:
         candidate = tl.arange(0, VALUES)
-        iou_at = iou + batch * iou_count + first_value + candidate
-        scores = tl.load(iou_at, mask=candidate < num_masks, other=float("-inf"))
+        iou_ptrs = iou + batch * iou_count + first_value + candidate
+        scores = tl.load(iou_ptrs, mask=candidate < num_masks, other=float("-inf"))
         chosen = tl.minimum(tl.argmax(scores, 0), num_masks - 1)
-    shift1 = tl.load(bias1 + quarter).to(tl.float32)
-    shift2 = tl.load(bias2 + eighth).to(tl.float32)
-    for place1 in range(4):
-        matrix1 = tl.load(up1 + (place1 * wide + quarter)[None, :] * DIM + channel[:, None])
-        y2 = 2 * y + place1 // 2
-        x2 = 2 * x + place1 % 2
+    shift1 = tl.load(bias1 + mid_channel).to(tl.float32)
+    shift2 = tl.load(bias2 + high_channel).to(tl.float32)
+    for position1 in range(4):
+        row1 = position1 * mid_dim + mid_channel
+        matrix1 = tl.load(up1 + row1[None, :] * DIM + channel[:, None])
+        y2 = 2 * y + position1 // 2
+        x2 = 2 * x + position1 % 2
         mid_pixel = y2 * 2 * width + x2
-        mid_at = mid + batch * mid_stride + mid_pixel[:, None] * wide + quarter[None, :]
-        mid_feature = tl.load(mid_at, mask=inside[:, None], other=0.0)
+        mid_rows = mid_features + batch * mid_stride + mid_pixel[:, None] * mid_dim
+        mid_tile = tl.load(mid_rows + mid_channel[None, :], mask=token_mask[:, None], other=0.0)
         value = tl.dot(tile, matrix1, input_precision=precision) + shift1[None, :]
-        value = value + mid_feature.to(tl.float32)
-        centered = value - (tl.sum(value, 1) / wide)[:, None]
-        value = centered * tl.rsqrt(tl.sum(centered * centered, 1) / wide + eps)[:, None]
+        value = value + mid_tile.to(tl.float32)
+        centered = value - (tl.sum(value, 1) / mid_dim)[:, None]
+        value = centered * tl.rsqrt(tl.sum(centered * centered, 1) / mid_dim + eps)[:, None]
         value = value * scale[None, :] + shift[None, :]
         value = gelu(value).to(up2.dtype.element_ty)
-        for place2 in range(4):
-            matrix2 = tl.load(up2 + (place2 * narrow + eighth)[None, :] * wide + quarter[:, None])
-            y4 = 2 * y2 + place2 // 2
-            x4 = 2 * x2 + place2 % 2
+        for position2 in range(4):
+            row2 = position2 * high_dim + high_channel
+            matrix2 = tl.load(up2 + row2[None, :] * mid_dim + mid_channel[:, None])
+            y4 = 2 * y2 + position2 // 2
+            x4 = 2 * x2 + position2 % 2
             pixel = y4 * 4 * width + x4
-            high_at = high + batch * high_stride + pixel[:, None] * narrow + eighth[None, :]
-            high_feature = tl.load(high_at, mask=inside[:, None], other=0.0)
+            high_rows = high_features + batch * high_stride + pixel[:, None] * high_dim
+            high_ptrs = high_rows + high_channel[None, :]
+            high_tile = tl.load(high_ptrs, mask=token_mask[:, None], other=0.0)
             upscaled = tl.dot(value, matrix2, input_precision=precision) + shift2[None, :]
-            upscaled = gelu(upscaled + high_feature.to(tl.float32))
+            upscaled = gelu(upscaled + high_tile.to(tl.float32))
             for mask in range(MASKS):
                 output_row = batch * num_masks + chosen + mask
-                output = tl.load(hypernetwork + output_row * narrow + eighth)
-                logits_at = logits + (batch * MASKS + mask) * 16 * count + pixel
-                tl.store(logits_at, tl.sum(upscaled * output[None, :], 1), mask=inside)
+                output = tl.load(hypernetwork + output_row * high_dim + high_channel)
+                logits_ptrs = logits + (batch * MASKS + mask) * 16 * count + pixel
+                tl.store(logits_ptrs, tl.sum(upscaled * output[None, :], 1), mask=token_mask)
 
 
 def upscale_and_predict_masks(
     image: Tensor,
     width: int,
-    mid: Tensor,
-    high: Tensor,
+    mid_features: Tensor,
+    high_features: Tensor,
     weights: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor],
     hypernetwork: Tensor,
     eps: float,
     iou: Tensor | None = None,
     first_value: int = 0,
 ) -> Tensor:
-    """Image tokens [B, N, C] to logits [B, M or 1, 4h, 4w] float32, by outputs of the hypernetworks
-    [B, M, C / 8] float32.
+    """Mask logits [B, M or 1, 4h, 4w] float32 of image tokens [B, N, C].
 
-    weights: first matrix and bias, norm, second matrix and bias. iou: [B, K] float32; of the M
-    masks, whose values begin at first_value, only that of highest iou (None: all).
-
-    mid, high: [1 or B, ...] as in `sam2_fast.ops.mask_decoder`. All contiguous, on the current
-    stream.
+    mid_features, high_features: `mid` and `high` of `sam2_fast.ops.mask_decoder`,
+        [1 or B, 2h, 2w, C / 4] and [1 or B, 4h, 4w, C / 8].
+    weights: first matrix and bias, norm weight and bias, second matrix and bias.
+    hypernetwork: outputs of the hypernetworks [B, M, C / 8] float32.
+    iou: [B, K] float32, to predict only the mask of highest IoU, or None for all masks.
+    first_value: index in `iou` of the first mask.
+    All contiguous; computed on the current stream.
     """
     batch, count, dim = image.shape
     num_masks = hypernetwork.shape[1]
@@ -152,17 +160,17 @@ def upscale_and_predict_masks(
             bias1=bias1,
             norm_weight=norm_weight,
             norm_bias=norm_bias,
-            mid=mid,
+            mid_features=mid_features,
             up2=up2,
             bias2=bias2,
-            high=high,
+            high_features=high_features,
             hypernetwork=hypernetwork,
             iou=hypernetwork if iou is None else iou,
             logits=logits,
             count=count,
             width=width,
-            mid_stride=0 if len(mid) == 1 else mid.stride(0),
-            high_stride=0 if len(high) == 1 else high.stride(0),
+            mid_stride=0 if len(mid_features) == 1 else mid_features.stride(0),
+            high_stride=0 if len(high_features) == 1 else high_features.stride(0),
             iou_count=0 if iou is None else iou.shape[1],
             first_value=first_value,
             num_masks=num_masks,

@@ -1,5 +1,7 @@
-"""Projections of memory attention in Triton: keys of memories, and tokens behind a layer norm,
-rotated as they are written."""
+"""Projections of memory attention in Triton, with rotary encoding applied before the store.
+
+One kernel projects memories to keys, one applies a layer norm and a linear layer to tokens.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from sam2_fast.kernels.layer_norm import normalize_rows
 from sam2_fast.kernels.linear import Layer
 from torch import Tensor
 
-BLOCK = 64  # tokens of a program that makes keys
+BLOCK = 64  # tokens of a program of `keys_kernel`
 SLOT_FIELDS = tl.constexpr(memory_slots.SLOT_FIELDS)
 SLOT_TOKENS_ADDRESS = tl.constexpr(memory_slots.SLOT_TOKENS_ADDRESS)
 SLOT_ADDED_ADDRESS = tl.constexpr(memory_slots.SLOT_ADDED_ADDRESS)
@@ -43,70 +45,73 @@ def keys_kernel(
 ):
     """Keys of BLOCK tokens of one slot for all layers, and with COPY the tokens as values.
 
-    A map's tokens get position and temporal row and are rotated; pointer tokens get what lies at
-    the slot's address of what is added.
+    The encoding of a map's tokens is position + temporal row, and their keys are rotated; the
+    encoding of pointer tokens is loaded from the slot's added_address.
 
-    Pointers, contiguous but for keys:
-    slots: [S, SLOT_FIELDS] int64, a `memory_slots.Slot` each; addresses are of the dtype of values.
+    Pointers, all contiguous except keys:
+    slots: a `memory_slots.Slot` per row [S, SLOT_FIELDS] int64; addresses point to the dtype of
+        values.
     position: positional encoding of a map [tokens, channels], any float dtype.
     temporal: temporal encodings [T, channels], any float dtype.
-    table: cosines, then sines, of a map's tokens [2, tokens, HALF] float32.
-    weight: projections of the layers [layers, 2 * HALF, channels], compute dtype.
+    table: rotary table of a map's tokens, cosines, then sines [2, tokens, HALF] float32.
+    weight: key projections of the layers [layers, 2 * HALF, channels], compute dtype.
     bias: [layers, 2 * HALF], any float dtype.
-    keys: [even channels | odd channels] [layers, ., 2 * HALF], compute dtype; layers lie
-        layer_stride elements apart.
-    values: [., channels], compute dtype; written with COPY.
+    keys: result, channels as [even channels | odd channels] [layers, all keys, 2 * HALF], compute
+        dtype; layer_stride is the stride between layers, in elements.
+    values: COPY: result [all keys, channels], compute dtype.
 
-    tokens, channels, layers, layer_stride: int; channels: memory_dim.
-    Grid: (cdiv(most tokens of a slot, BLOCK), S).
+    tokens, layers, layer_stride: int. channels: int, memory_dim; NARROW: the same as a power of
+    two. Grid: (cdiv(maximum tokens of a slot, BLOCK), S).
     """
     precision: tl.constexpr = "ieee" if EXACT else "tf32"
     slot = slots + tl.program_id(1) * SLOT_FIELDS
     memory = tl.load(slot + SLOT_TOKENS_ADDRESS).to(tl.pointer_type(values.dtype.element_ty))
     added = tl.load(slot + SLOT_ADDED_ADDRESS)
-    first = tl.load(slot + SLOT_FIRST_KEY)
+    first_key = tl.load(slot + SLOT_FIRST_KEY)
     count = tl.load(slot + SLOT_NUM_TOKENS)
     temporal_row = tl.load(slot + SLOT_TEMPORAL_ROW)
-    if tl.program_id(0) * BLOCK >= count:  # a slot that is not in use, or a short one
+    if tl.program_id(0) * BLOCK >= count:  # the slot is unused, or has fewer tokens
         return
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     channel = tl.arange(0, NARROW)
     half = tl.arange(0, HALF)
-    in_tokens = (token < count)[:, None]
-    inside = in_tokens & (channel < channels)[None, :]
+    token_mask = (token < count)[:, None]
+    mask = token_mask & (channel < channels)[None, :]
     offsets = token[:, None] * channels + channel[None, :]
-    x = tl.load(memory + offsets, mask=inside, other=0.0)
+    x = tl.load(memory + offsets, mask=mask, other=0.0)
     if COPY:
-        value_at = values + (first + token)[:, None] * channels + channel[None, :]
-        tl.store(value_at, x, mask=inside)
+        value_ptrs = values + (first_key + token)[:, None] * channels + channel[None, :]
+        tl.store(value_ptrs, x, mask=mask)
     if added == 0:
-        temporal_at = temporal + temporal_row * channels + channel
-        time = tl.load(temporal_at, mask=channel < channels, other=0.0).to(tl.float32)
-        encoding = tl.load(position + offsets, mask=inside, other=0.0).to(tl.float32)
+        temporal_ptrs = temporal + temporal_row * channels + channel
+        time = tl.load(temporal_ptrs, mask=channel < channels, other=0.0).to(tl.float32)
+        encoding = tl.load(position + offsets, mask=mask, other=0.0).to(tl.float32)
         encoding = encoding + time[None, :]
     else:
-        added_at = added.to(tl.pointer_type(values.dtype.element_ty)) + offsets
-        encoding = tl.load(added_at, mask=inside, other=0.0).to(tl.float32)
+        added_ptrs = added.to(tl.pointer_type(values.dtype.element_ty)) + offsets
+        encoding = tl.load(added_ptrs, mask=mask, other=0.0).to(tl.float32)
     x = (x.to(tl.float32) + encoding.to(x.dtype).to(tl.float32)).to(x.dtype)
-    in_channels = (channel < channels)[:, None]
+    channel_mask = (channel < channels)[:, None]
     angle = token[:, None] * HALF + half[None, :]
-    rotated = (token < tl.where(added == 0, count, 0))[:, None] & (half < HALF)[None, :]
-    cos = tl.load(table + angle, mask=rotated, other=1.0)
-    sin = tl.load(table + tokens * HALF + angle, mask=rotated, other=0.0)
-    weight_at = weight + 2 * half[None, :] * channels + channel[:, None]
-    key_at = keys + (first + token)[:, None] * (2 * HALF) + half[None, :]
+    rotate_mask = (token < tl.where(added == 0, count, 0))[:, None] & (half < HALF)[None, :]
+    cos = tl.load(table + angle, mask=rotate_mask, other=1.0)
+    sin = tl.load(table + tokens * HALF + angle, mask=rotate_mask, other=0.0)
+    weight_ptrs = weight + 2 * half[None, :] * channels + channel[:, None]
+    key_ptrs = keys + (first_key + token)[:, None] * (2 * HALF) + half[None, :]
     for layer in range(layers):
-        bias_at = bias + layer * 2 * HALF + 2 * half
-        even_weight = tl.load(weight_at, mask=in_channels, other=0.0)
+        bias_ptrs = bias + layer * 2 * HALF + 2 * half
+        even_weight = tl.load(weight_ptrs, mask=channel_mask, other=0.0)
         even = tl.dot(x, even_weight, input_precision=precision)
-        even = even + tl.load(bias_at).to(tl.float32)[None, :]
-        odd_weight = tl.load(weight_at + channels, mask=in_channels, other=0.0)
+        even = even + tl.load(bias_ptrs).to(tl.float32)[None, :]
+        odd_weight = tl.load(weight_ptrs + channels, mask=channel_mask, other=0.0)
         odd = tl.dot(x, odd_weight, input_precision=precision)
-        odd += tl.load(bias_at + 1).to(tl.float32)[None, :]
-        tl.store(key_at, (even * cos - odd * sin).to(keys.dtype.element_ty), mask=in_tokens)
-        tl.store(key_at + HALF, (even * sin + odd * cos).to(keys.dtype.element_ty), mask=in_tokens)
-        weight_at += 2 * HALF * channels
-        key_at += layer_stride
+        odd += tl.load(bias_ptrs + 1).to(tl.float32)[None, :]
+        tl.store(key_ptrs, (even * cos - odd * sin).to(keys.dtype.element_ty), mask=token_mask)
+        tl.store(
+            key_ptrs + HALF, (even * sin + odd * cos).to(keys.dtype.element_ty), mask=token_mask
+        )
+        weight_ptrs += 2 * HALF * channels
+        key_ptrs += layer_stride
 
 
 @kernel
@@ -128,73 +133,74 @@ def project_kernel(
     BLOCK_N: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """BLOCK tokens through a layer norm and 2 * BLOCK_N columns of a linear layer.
+    """Layer norm and 2 * BLOCK_N columns of a linear layer for BLOCK tokens.
 
-    The first parts are rotated and written as [even channels | odd channels], the others as they
-    are. Rows are read whole, so that they are normalized once.
+    The output has parts of CHANNELS columns. The first rotated_parts are rotated, with channels
+    stored as [even channels | odd channels]; the other parts are stored in their usual order.
 
     Pointers, all contiguous:
     x: tokens [rows, CHANNELS], any float dtype.
     norm_weight, norm_bias: of the layer norm [CHANNELS], any float dtype.
-    table: cosines, then sines, [2, tokens, HALF] float32; it repeats every `tokens` rows.
+    table: rotary table, cosines, then sines [2, tokens, HALF] float32; repeats every `tokens` rows.
     weight: [parts * CHANNELS, CHANNELS], compute dtype.
     bias: [parts * CHANNELS], any float dtype.
     out: [parts, rows, CHANNELS], compute dtype.
 
-    rows, tokens: int. rotated_parts: int, how many of the first parts are rotated. eps: float, of
-    the layer norm. Grid: (cdiv(rows, BLOCK), parts * cdiv(HALF, BLOCK_N)).
+    rows, tokens: int. rotated_parts: int, number of rotated parts. eps: float, of the layer norm.
+    Grid: (cdiv(rows, BLOCK), parts * cdiv(HALF, BLOCK_N)).
     """
     precision: tl.constexpr = "ieee" if EXACT else "tf32"
-    steps: tl.constexpr = (HALF + BLOCK_N - 1) // BLOCK_N
+    column_blocks: tl.constexpr = (HALF + BLOCK_N - 1) // BLOCK_N
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     channel = tl.arange(0, CHANNELS)
-    part = tl.program_id(1) // steps
-    step = tl.program_id(1) % steps
-    column = step * BLOCK_N + tl.arange(0, BLOCK_N)
-    in_rows = (row < rows)[:, None]
-    x_at = x + row.to(tl.int64)[:, None] * CHANNELS + channel[None, :]
-    tile = tl.load(x_at, mask=in_rows, other=0.0).to(tl.float32)
+    part = tl.program_id(1) // column_blocks
+    column_block = tl.program_id(1) % column_blocks
+    column = column_block * BLOCK_N + tl.arange(0, BLOCK_N)
+    row_mask = (row < rows)[:, None]
+    x_ptrs = x + row.to(tl.int64)[:, None] * CHANNELS + channel[None, :]
+    tile = tl.load(x_ptrs, mask=row_mask, other=0.0).to(tl.float32)
     normed = normalize_rows(tile, norm_weight, norm_bias, channel, eps, CHANNELS)
     normed = normed.to(weight.dtype.element_ty)
     is_rotated = part < rotated_parts
     first = part * CHANNELS + tl.where(is_rotated, 2 * column, column)
     second = tl.where(is_rotated, first + 1, first + HALF)
-    in_columns = column < HALF
-    first_at = weight + first[None, :] * CHANNELS + channel[:, None]
-    first_weight = tl.load(first_at, mask=in_columns[None, :], other=0.0)
-    second_at = weight + second[None, :] * CHANNELS + channel[:, None]
-    second_weight = tl.load(second_at, mask=in_columns[None, :], other=0.0)
+    column_mask = column < HALF
+    first_ptrs = weight + first[None, :] * CHANNELS + channel[:, None]
+    first_weight = tl.load(first_ptrs, mask=column_mask[None, :], other=0.0)
+    second_ptrs = weight + second[None, :] * CHANNELS + channel[:, None]
+    second_weight = tl.load(second_ptrs, mask=column_mask[None, :], other=0.0)
     first_result = tl.dot(normed, first_weight, input_precision=precision)
     second_result = tl.dot(normed, second_weight, input_precision=precision)
-    first_result += tl.load(bias + first, mask=in_columns, other=0.0).to(tl.float32)[None, :]
-    second_result += tl.load(bias + second, mask=in_columns, other=0.0).to(tl.float32)[None, :]
+    first_result += tl.load(bias + first, mask=column_mask, other=0.0).to(tl.float32)[None, :]
+    second_result += tl.load(bias + second, mask=column_mask, other=0.0).to(tl.float32)[None, :]
     angle = (row % tokens)[:, None] * HALF + column[None, :]
-    stored = in_rows & in_columns[None, :]
-    rotated = (row < tl.where(is_rotated, rows, 0))[:, None] & in_columns[None, :]
-    cos = tl.load(table + angle, mask=rotated, other=1.0)
-    sin = tl.load(table + tokens * HALF + angle, mask=rotated, other=0.0)
-    out_at = out + (part.to(tl.int64) * rows + row)[:, None] * CHANNELS + column[None, :]
+    store_mask = row_mask & column_mask[None, :]
+    rotate_mask = (row < tl.where(is_rotated, rows, 0))[:, None] & column_mask[None, :]
+    cos = tl.load(table + angle, mask=rotate_mask, other=1.0)
+    sin = tl.load(table + tokens * HALF + angle, mask=rotate_mask, other=0.0)
+    out_ptrs = out + (part.to(tl.int64) * rows + row)[:, None] * CHANNELS + column[None, :]
     result = first_result * cos - second_result * sin
-    tl.store(out_at, result.to(out.dtype.element_ty), mask=stored)
+    tl.store(out_ptrs, result.to(out.dtype.element_ty), mask=store_mask)
     result = first_result * sin + second_result * cos
-    tl.store(out_at + HALF, result.to(out.dtype.element_ty), mask=stored)
+    tl.store(out_ptrs + HALF, result.to(out.dtype.element_ty), mask=store_mask)
 
 
 def projection_tile(size: int) -> tuple[int, int, int]:
-    """Tokens and half of the columns of a program of `project_kernel`, and its warps.
+    """BLOCK, BLOCK_N and warps of `project_kernel`.
 
-    size: bytes of an element.
+    size: bytes per element.
     """
     return (16, 16, 4) if size == 4 else (64, 64, 4)
 
 
-def project(x: Tensor, layer: Layer, table: Tensor, rotated: int) -> Tensor:
-    """x: [B, N, C] through a layer norm and a linear layer of a multiple of C columns -> [parts, B,
-    N, C].
+def project(x: Tensor, layer: Layer, table: Tensor, rotated_parts: int) -> Tensor:
+    """Layer norm and linear layer of x [B, N, C]: [parts, B, N, C] in the dtype of the weight.
 
-    The first `rotated` parts are rotated by table [2, N, C / 2], and have [even channels | odd
-    channels]. The result has the dtype of the weight. All contiguous; C is a power of two. On the
-    current stream.
+    layer: weight [parts * C, C]; C is a power of two.
+    table: rotary table [2, N, C / 2] float32.
+    rotated_parts: number of parts that are rotated, from the first on; their channels are stored as
+        [even channels | odd channels].
+    All contiguous; computed on the current stream.
     """
     batch, tokens, channels = x.shape
     half = channels // 2
@@ -215,7 +221,7 @@ def project(x: Tensor, layer: Layer, table: Tensor, rotated: int) -> Tensor:
             out=out,
             rows=batch * tokens,
             tokens=tokens,
-            rotated_parts=rotated,
+            rotated_parts=rotated_parts,
             eps=norm.eps,
             CHANNELS=channels,
             HALF=half,
@@ -230,27 +236,29 @@ def project(x: Tensor, layer: Layer, table: Tensor, rotated: int) -> Tensor:
 
 @kernel
 def gather_kernel(addresses, like, out, channels, BLOCK: tl.constexpr):
-    """One row from an address; zeros where the address is 0.
+    """Copy one row from its address, or zeros if the address is 0.
 
     Pointers, all contiguous:
-    addresses: of rows of `channels` numbers of the dtype of `like`, [R] int64.
-    like: anything of the rows' dtype; not read.
+    addresses: of rows with `channels` elements in the dtype of `like` [R] int64.
+    like: any tensor in the dtype of the rows; not loaded.
     out: [R, channels], any float dtype.
 
     channels: int <= BLOCK. Grid: (R,).
     """
     channel = tl.arange(0, BLOCK)
     address = tl.load(addresses + tl.program_id(0))
-    loaded = channel < tl.where(address == 0, 0, channels)
-    row_at = address.to(tl.pointer_type(like.dtype.element_ty)) + channel
-    row = tl.load(row_at, mask=loaded, other=0.0)
-    out_at = out + tl.program_id(0) * channels + channel
-    tl.store(out_at, row.to(out.dtype.element_ty), mask=channel < channels)
+    mask = channel < tl.where(address == 0, 0, channels)
+    row_ptrs = address.to(tl.pointer_type(like.dtype.element_ty)) + channel
+    row = tl.load(row_ptrs, mask=mask, other=0.0)
+    out_ptrs = out + tl.program_id(0) * channels + channel
+    tl.store(out_ptrs, row.to(out.dtype.element_ty), mask=channel < channels)
 
 
 def gather_rows(addresses: Tensor, like: Tensor, out: Tensor) -> None:
-    """Fill `out` [R, C] with rows that lie at `addresses` [R] int64 in the dtype of `like`, on the
-    current stream."""
+    """Fill `out` [R, C] with the rows at `addresses` [R] int64, on the current stream.
+
+    The rows have the dtype of `like`; a row with address 0 is filled with zeros.
+    """
     with torch.cuda.device_of(out):
         gather_kernel[(len(out),)](
             addresses=addresses,
@@ -264,7 +272,7 @@ def gather_rows(addresses: Tensor, like: Tensor, out: Tensor) -> None:
 
 def memory_keys(
     slots: Tensor,
-    most: int,
+    max_tokens: int,
     position: Tensor,
     temporal: Tensor,
     table: Tensor,
@@ -274,14 +282,17 @@ def memory_keys(
     values: Tensor,
     copy: bool,
 ) -> None:
-    """Fill `keys` [layers, ., C] from all slots, on the current stream, and with `copy` also
-    `values` [., memory_dim]; C is a power of two.
+    """Fill `keys` [layers, all keys, C], and with `copy` also `values` [all keys, memory_dim].
 
-    weight: [layers, C, memory_dim]; bias: [layers, C]; most: the most tokens of a slot. What
-    `slots` points to has the dtype of `values`, is contiguous, and must outlive the launch.
+    slots: [S, SLOT_FIELDS] int64; the tensors that they point to are contiguous, in the dtype of
+        `values`, and must outlive the launch.
+    max_tokens: maximum number of tokens of a slot.
+    position, temporal, table: as in `keys_kernel`.
+    weight: [layers, C, memory_dim]; bias: [layers, C]; C is a power of two.
+    Computed on the current stream.
     """
     with torch.cuda.device_of(keys):
-        keys_kernel[triton.cdiv(most, BLOCK), len(slots)](
+        keys_kernel[triton.cdiv(max_tokens, BLOCK), len(slots)](
             slots=slots,
             position=position,
             temporal=temporal,

@@ -1,5 +1,4 @@
-"""The memory encoder's convolutions in Triton: each with the norm and the activation that follow
-it, channels innermost.
+"""The memory encoder's convolutions in Triton, channels last, fused with norm and activation.
 
 Its linear layers are `linear.linear`.
 """
@@ -12,22 +11,25 @@ import triton
 import triton.language as tl
 from sam2_fast.kernels.activations import gelu
 from sam2_fast.kernels.choices import Form, choose
-from sam2_fast.kernels.convolution import Convolution, convolved
+from sam2_fast.kernels.convolution import Convolution, torch_convolution
 from sam2_fast.kernels.launch import HOPPER, capability_of, kernel
 from sam2_fast.kernels.layer_norm import normalize_tile
 from torch import Tensor
 
-FIRST = 128  # pixels of a program of the first convolution
-TOKENS = 16  # of a program of the depthwise one
+FIRST_BLOCK = 128  # pixels of a program of `first_kernel`
+DEPTHWISE_BLOCK = 16  # pixels of a program of `depthwise_kernel`
 
 
 @triton.jit
-def _samples(i, size, full):
-    """Between which two of `size` samples pixel i of `full` lies, and the weight of the second;
-    corners not aligned."""
-    at = tl.maximum((i.to(tl.float32) + 0.5) * (size / full) - 0.5, 0.0)
-    first = tl.minimum(at.to(tl.int32), size - 1)
-    return first, tl.minimum(first + 1, size - 1), tl.minimum(at - first.to(tl.float32), 1.0)
+def _samples(i, low_size, size):
+    """The two of `low_size` samples around pixel i of `size`, and the weight of the second.
+
+    As with align_corners=False.
+    """
+    position = tl.maximum((i.to(tl.float32) + 0.5) * (low_size / size) - 0.5, 0.0)
+    first = tl.minimum(position.to(tl.int32), low_size - 1)
+    second = tl.minimum(first + 1, low_size - 1)
+    return first, second, tl.minimum(position - first.to(tl.float32), 1.0)
 
 
 @kernel
@@ -48,8 +50,9 @@ def first_kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """BLOCK pixels of the 3 x 3 convolution of stride 2 of a mask, then norm and GELU; the mask is
-    interpolated from logits and never written.
+    """BLOCK pixels of the first 3 x 3 convolution of stride 2, of a mask, then norm and GELU.
+
+    The mask is interpolated from logits and never stored.
 
     Pointers, all contiguous:
     logits: [B, low_height, low_width], any float dtype.
@@ -58,14 +61,14 @@ def first_kernel(
     norm_weight, norm_bias: of the layer norm [channels], any float dtype.
     out: [B, height / 2, width / 2, channels], any float dtype.
 
-    low_height, low_width, height, width, channels: int; the mask has height x width pixels. eps:
-    float, of the layer norm. A pixel is 20 sigmoid(logit) - 10, or BINARIZE: 10 where the logit is
-    above zero, else -10. Grid: (cdiv(height / 2 * width / 2, BLOCK), B).
+    low_height, low_width, height, width, channels: int; the mask has height x width pixels, and
+    channels <= WIDE. eps: float, of the layer norm. A pixel is 20 sigmoid(logit) - 10; BINARIZE: it
+    is 10 if the logit is above zero, else -10. Grid: (cdiv(height / 2 * width / 2, BLOCK), B).
     """
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     channel = tl.arange(0, WIDE)
-    in_pixels = pixel < (height // 2) * (width // 2)
-    in_channels = channel < channels
+    pixel_mask = pixel < (height // 2) * (width // 2)
+    channel_mask = channel < channels
     y = pixel // (width // 2)
     x = pixel % (width // 2)
     image = logits + tl.program_id(1).to(tl.int64) * low_height * low_width
@@ -73,29 +76,29 @@ def first_kernel(
     for tap in range(9):
         row = 2 * y + tap // 3 - 1
         column = 2 * x + tap % 3 - 1
-        inside = in_pixels & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        above, below, down = _samples(row, low_height, height)
-        left, right, across = _samples(column, low_width, width)
-        above_left = tl.load(image + above * low_width + left, inside, 0.0).to(tl.float32)
-        above_right = tl.load(image + above * low_width + right, inside, 0.0).to(tl.float32)
-        upper = (1 - across) * above_left + across * above_right
-        below_left = tl.load(image + below * low_width + left, inside, 0.0).to(tl.float32)
-        below_right = tl.load(image + below * low_width + right, inside, 0.0).to(tl.float32)
-        lower = (1 - across) * below_left + across * below_right
-        logit = (1 - down) * upper + down * lower
+        mask = pixel_mask & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        above, below, weight_y = _samples(row, low_height, height)
+        left, right, weight_x = _samples(column, low_width, width)
+        above_left = tl.load(image + above * low_width + left, mask, 0.0).to(tl.float32)
+        above_right = tl.load(image + above * low_width + right, mask, 0.0).to(tl.float32)
+        upper = (1 - weight_x) * above_left + weight_x * above_right
+        below_left = tl.load(image + below * low_width + left, mask, 0.0).to(tl.float32)
+        below_right = tl.load(image + below * low_width + right, mask, 0.0).to(tl.float32)
+        lower = (1 - weight_x) * below_left + weight_x * below_right
+        logit = (1 - weight_y) * upper + weight_y * lower
         value = tl.where(logit > 0, 1.0, 0.0) if BINARIZE else 1.0 / (1.0 + tl.exp(-logit))
-        value = tl.where(inside, value * 20.0 - 10.0, 0.0)[:, None]
-        tap_weight = tl.load(weight + channel * 9 + tap, in_channels, 0.0).to(tl.float32)
+        value = tl.where(mask, value * 20.0 - 10.0, 0.0)[:, None]
+        tap_weight = tl.load(weight + channel * 9 + tap, channel_mask, 0.0).to(tl.float32)
         accumulator += value * tap_weight[None, :]
-    accumulator += tl.load(bias + channel, in_channels, 0.0).to(tl.float32)[None, :]
+    accumulator += tl.load(bias + channel, channel_mask, 0.0).to(tl.float32)[None, :]
     normed = normalize_tile(
-        accumulator, in_channels, channels, norm_weight, norm_bias, channel, eps
+        accumulator, channel_mask, channels, norm_weight, norm_bias, channel, eps
     )
     value = gelu(normed)
     base = tl.program_id(1).to(tl.int64) * (height // 2) * (width // 2)
     offsets = (base + pixel)[:, None] * channels + channel[None, :]
     result = value.to(out.dtype.element_ty)
-    tl.store(out + offsets, result, in_pixels[:, None] & in_channels[None, :])
+    tl.store(out + offsets, result, pixel_mask[:, None] & channel_mask[None, :])
 
 
 @kernel
@@ -132,9 +135,9 @@ def down_kernel(
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     channel = tl.arange(0, WIDE)
     in_channel = tl.arange(0, DEEP)
-    in_pixels = pixel < (height // 2) * (width // 2)
-    in_outer = channel < outer
-    in_inner = in_channel < inner
+    pixel_mask = pixel < (height // 2) * (width // 2)
+    outer_mask = channel < outer
+    inner_mask = in_channel < inner
     first_row = 2 * (pixel // (width // 2)) - 1
     first_column = 2 * (pixel % (width // 2)) - 1
     image = x + tl.program_id(1).to(tl.int64) * height * width * inner
@@ -142,20 +145,20 @@ def down_kernel(
     for tap in range(9):
         row = first_row + tap // 3
         column = first_column + tap % 3
-        inside = in_pixels & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        tile_at = image + (row * width + column)[:, None] * inner + in_channel[None, :]
-        tile = tl.load(tile_at, inside[:, None] & in_inner[None, :], 0.0)
-        weight_at = weight + ((tap * inner + in_channel[:, None]) * outer + channel[None, :])
-        matrix = tl.load(weight_at, in_outer[None, :] & in_inner[:, None], 0.0)
+        mask = pixel_mask & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        tile_ptrs = image + (row * width + column)[:, None] * inner + in_channel[None, :]
+        tile = tl.load(tile_ptrs, mask[:, None] & inner_mask[None, :], 0.0)
+        weight_ptrs = weight + ((tap * inner + in_channel[:, None]) * outer + channel[None, :])
+        matrix = tl.load(weight_ptrs, outer_mask[None, :] & inner_mask[:, None], 0.0)
         matrix = matrix.to(tile.dtype)
         accumulator = tl.dot(tile, matrix, accumulator, input_precision=precision)
-    accumulator += tl.load(bias + channel, in_outer, 0.0).to(tl.float32)[None, :]
-    normed = normalize_tile(accumulator, in_outer, outer, norm_weight, norm_bias, channel, eps)
+    accumulator += tl.load(bias + channel, outer_mask, 0.0).to(tl.float32)[None, :]
+    normed = normalize_tile(accumulator, outer_mask, outer, norm_weight, norm_bias, channel, eps)
     value = gelu(normed)
     base = tl.program_id(1).to(tl.int64) * (height // 2) * (width // 2)
     offsets = (base + pixel)[:, None] * outer + channel[None, :]
     result = value.to(out.dtype.element_ty)
-    tl.store(out + offsets, result, in_pixels[:, None] & in_outer[None, :])
+    tl.store(out + offsets, result, pixel_mask[:, None] & outer_mask[None, :])
 
 
 @kernel
@@ -173,7 +176,7 @@ def depthwise_kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """BLOCK pixels of a 7 x 7 convolution of each channel alone, and the norm after it.
+    """BLOCK pixels of a depthwise 7 x 7 convolution, then norm.
 
     Pointers, all contiguous:
     x: [B, height, width, channels], any float dtype.
@@ -187,8 +190,8 @@ def depthwise_kernel(
     """
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     channel = tl.arange(0, WIDE)
-    in_pixels = pixel < height * width
-    in_channels = channel < channels
+    pixel_mask = pixel < height * width
+    channel_mask = channel < channels
     first_row = pixel // width - 3
     first_column = pixel % width - 3
     base = tl.program_id(1).to(tl.int64) * height * width
@@ -196,20 +199,22 @@ def depthwise_kernel(
     for tap in range(49):
         row = first_row + tap // 7
         column = first_column + tap % 7
-        inside = in_pixels & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        x_at = x + (base + row * width + column)[:, None] * channels + channel[None, :]
-        tile = tl.load(x_at, inside[:, None] & in_channels[None, :], 0.0)
+        mask = pixel_mask & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        x_ptrs = x + (base + row * width + column)[:, None] * channels + channel[None, :]
+        tile = tl.load(x_ptrs, mask[:, None] & channel_mask[None, :], 0.0)
         tile = tile.to(tl.float32)
-        tap_weight = tl.load(weight + tap * channels + channel, in_channels, 0.0).to(tl.float32)
+        tap_weight = tl.load(weight + tap * channels + channel, channel_mask, 0.0).to(tl.float32)
         accumulator += tile * tap_weight[None, :]
-    accumulator += tl.load(bias + channel, in_channels, 0.0).to(tl.float32)[None, :]
-    value = normalize_tile(accumulator, in_channels, channels, norm_weight, norm_bias, channel, eps)
+    accumulator += tl.load(bias + channel, channel_mask, 0.0).to(tl.float32)[None, :]
+    value = normalize_tile(
+        accumulator, channel_mask, channels, norm_weight, norm_bias, channel, eps
+    )
     offsets = (base + pixel)[:, None] * channels + channel[None, :]
     result = value.to(out.dtype.element_ty)
-    tl.store(out + offsets, result, in_pixels[:, None] & in_channels[None, :])
+    tl.store(out + offsets, result, pixel_mask[:, None] & channel_mask[None, :])
 
 
-def first(
+def first_convolution(
     logits: Tensor,
     size: tuple[int, int],
     convolution: Convolution,
@@ -217,13 +222,16 @@ def first(
     eps: float,
     dtype: torch.dtype,
 ) -> Tensor:
-    """logits: [B, H, W] -> [B, size / 2, C] in dtype. The weight is [C, 9]; all contiguous."""
+    """First convolution of the masks, after norm and GELU: [B, size / 2, C] in dtype.
+
+    logits: [B, h, w], interpolated to masks of `size`. The weight is [C, 9]; all contiguous.
+    """
     batch, low_height, low_width = logits.shape
     height, width = size
     channels = len(convolution.bias)
     out = logits.new_empty(batch, height // 2, width // 2, channels, dtype=dtype)
     with torch.cuda.device_of(logits):
-        first_kernel[triton.cdiv((height // 2) * (width // 2), FIRST), batch](
+        first_kernel[triton.cdiv((height // 2) * (width // 2), FIRST_BLOCK), batch](
             logits=logits,
             weight=convolution.weight,
             bias=convolution.bias,
@@ -238,40 +246,40 @@ def first(
             eps=eps,
             BINARIZE=binarize,
             WIDE=max(triton.next_power_of_2(channels), 4),
-            BLOCK=FIRST,
+            BLOCK=FIRST_BLOCK,
             num_warps=4,
         )
     return out
 
 
-def down_form(wide: int, size: int, capability: int) -> tuple[int, int, int]:
-    """Pixels of a program of `down_kernel`, warps and stages.
+def down_form(padded_outer: int, size: int, capability: int) -> tuple[int, int, int]:
+    """BLOCK, warps and stages of `down_kernel`.
 
-    wide: channels that it writes, as a power of two; size: bytes of an element.
+    padded_outer: output channels as a power of two; size: bytes per element.
     """
     if size == 4:
         return 32, 4, 1
-    if wide > 64:
+    if padded_outer > 64:
         return (64, 8, 2) if capability in HOPPER else (32, 8, 1)
-    return (64 if wide > 16 else 128), 4, 2
+    return (64 if padded_outer > 16 else 128), 4, 2
 
 
-def down(x: Tensor, convolution: Convolution, eps: float) -> Tensor:
-    """x: [B, H, W, K] contiguous -> [B, H / 2, W / 2, C], after norm and GELU."""
+def downsample(x: Tensor, convolution: Convolution, eps: float) -> Tensor:
+    """Convolution of stride 2, norm and GELU of contiguous x [B, H, W, K]: [B, H / 2, W / 2, C]."""
     batch, height, width, inner = x.shape
     outer = convolution.weight.shape[2]
     out = x.new_empty(batch, height // 2, width // 2, outer)
-    wide = max(triton.next_power_of_2(outer), 16)
+    padded_outer = max(triton.next_power_of_2(outer), 16)
     size = x.element_size()
-    default = down_form(wide, size, capability_of(x))
+    default = down_form(padded_outer, size, capability_of(x))
     forms: list[Form] = [(64, 8, 2), (32, 8, 1), (64, 4, 2), (128, 4, 2), "library"]
-    others = [] if size == 4 else forms
-    if wide > 64:
+    alternatives = [] if size == 4 else forms
+    if padded_outer > 64:
         spilling = ((64, 4, 2), (128, 4, 2))
-        others = [form for form in others if form not in spilling]
-    form = choose(x.device, "down", (size, inner, outer, height, width), default, others)
+        alternatives = [form for form in alternatives if form not in spilling]
+    form = choose(x.device, "down", (size, inner, outer, height, width), default, alternatives)
     if isinstance(form, str):
-        y = convolved(x, convolution, eps, stride=2, padding=1, groups=1)
+        y = torch_convolution(x, convolution, eps, stride=2, padding=1, groups=1)
         return F.gelu(y).contiguous()
     block, warps, stages = form
     with torch.cuda.device_of(x):
@@ -288,7 +296,7 @@ def down(x: Tensor, convolution: Convolution, eps: float) -> Tensor:
             outer=outer,
             eps=eps,
             DEEP=max(triton.next_power_of_2(inner), 16),
-            WIDE=wide,
+            WIDE=padded_outer,
             BLOCK=block,
             EXACT=x.dtype == torch.float32,
             num_warps=warps,
@@ -297,16 +305,22 @@ def down(x: Tensor, convolution: Convolution, eps: float) -> Tensor:
     return out
 
 
-def depthwise(x: Tensor, convolution: Convolution, eps: float, dtype: torch.dtype) -> Tensor:
-    """x: [B, h, w, C] -> [B, h, w, C] in dtype, after the norm. weight [49, C]; all contiguous."""
+def depthwise_convolution(
+    x: Tensor, convolution: Convolution, eps: float, dtype: torch.dtype
+) -> Tensor:
+    """Depthwise convolution and norm of x [B, h, w, C]: the same shape, in dtype.
+
+    The weight is [49, C]; all contiguous.
+    """
     batch, height, width, channels = x.shape
     out = torch.empty_like(x, dtype=dtype)
     size = x.element_size()
     forms: list[Form] = [(16, 8), (8, 4), (32, 8), "library"]
-    others = [] if size == 4 else forms
-    form = choose(x.device, "depthwise", (size, channels, height, width), (TOKENS, 4), others)
+    alternatives = [] if size == 4 else forms
+    key = (size, channels, height, width)
+    form = choose(x.device, "depthwise", key, (DEPTHWISE_BLOCK, 4), alternatives)
     if isinstance(form, str):
-        y = convolved(x, convolution, eps, stride=1, padding=3, groups=channels)
+        y = torch_convolution(x, convolution, eps, stride=1, padding=3, groups=channels)
         return y.to(dtype).contiguous()
     block, warps = form
     with torch.cuda.device_of(x):

@@ -1,6 +1,6 @@
-"""Integers of a memory slot: a row of the table that says where the tokens of a memory are.
+"""The fields of a memory slot: a row of the table of addresses of memory tokens.
 
-Free of Triton, since tables are built where it is not installed, too.
+This module does not import Triton, since tables are also built without it.
 """
 
 from __future__ import annotations
@@ -9,19 +9,21 @@ from typing import NamedTuple
 
 
 class Slot(NamedTuple):
-    """A map's tokens, or the pointer tokens of an object; `Slot()` is one that is not in use."""
+    """The tokens of a map, or the pointer tokens of an object; `Slot()` is an unused slot."""
 
     tokens_address: int = 0
     """Address of the tokens [num_tokens, memory_dim]."""
     added_address: int = 0
-    """Address of what is added to the tokens for their keys, of the same shape; 0 for a map, whose
-    keys get position and temporal row, and are rotated."""
+    """Address of the encoding that is added to pointer tokens for their keys, same shape; else 0.
+
+    For a map, which has 0, position and temporal row are added, and the keys are rotated.
+    """
     first_key: int = 0
     """Row of the first key among the keys of all objects."""
     num_tokens: int = 0
-    """0 for a slot that is not in use."""
+    """0 for an unused slot."""
     temporal_row: int = 0
-    """Row of the temporal table, for a map."""
+    """Row of the temporal encodings, for a map."""
 
 
 SLOT_FIELDS = len(Slot._fields)

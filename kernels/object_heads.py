@@ -1,5 +1,8 @@
-"""Object scores, object pointers and masks of a tracked frame, from the mask decoder's results, in
-Triton: presence and pointer of an object, then the mask that is kept."""
+"""Object scores, object pointers and masks of a tracked frame, in Triton.
+
+From the mask decoder's results, one kernel computes presence and pointer of each object, and a
+second one selects the mask.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from sam2_fast.kernels.decoder_heads import HIDDEN, last_layer, two_layers
 from sam2_fast.kernels.launch import kernel
 from torch import Tensor
 
-PIXELS = 4096  # of a program
+PIXELS = 4096  # pixels of a program
 
 
 @kernel
@@ -51,13 +54,15 @@ def object_state_kernel(
     BLOCK: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
-    """Program 0 of an object: token 0 through three layers, its presence. Program 1: the token of
-    its mask through three layers, its pointer. Others: of PIXELS logits of the first mask, how many
-    are above delta and -delta.
+    """Presence and pointer of an object, and counts of its first mask's pixels for the stability.
+
+    Program 0 of an object computes its presence from token 0, program 1 its pointer from the token
+    of its mask, each by three layers. Of PIXELS logits of the first mask, each other program counts
+    those above delta and those above -delta.
 
     Pointers, all contiguous; matrices are [out, in], of any float dtype:
     logits: [B, num_masks, size], any float dtype.
-    iou: predicted IoU [B, iou_count], any float dtype; BEST.
+    iou: BEST: predicted IoU [B, iou_count], any float dtype.
     tokens: [B, count, DIM], any float dtype.
     presence1, presence1_bias: first layer of presence [presence_hidden, DIM], [presence_hidden].
     presence2, presence2_bias: second layer [presence_hidden, presence_hidden], [presence_hidden].
@@ -65,13 +70,14 @@ def object_state_kernel(
     pointer1, pointer1_bias: first layer of the pointer [pointer_hidden, DIM], [pointer_hidden].
     pointer2, pointer2_bias: second layer [pointer_hidden, pointer_hidden], [pointer_hidden].
     pointer3, pointer3_bias: last layer [DIM, pointer_hidden], [DIM].
-    presence: logits [B], any float dtype.
-    pointer: [B, DIM] float32.
-    counts: [B, programs - 2, 2] int32.
+    presence: result, logits [B], any float dtype.
+    pointer: result [B, DIM] float32.
+    counts: result [B, programs - 2, 2] int32.
 
-    count, size, num_masks, iou_count, presence_hidden, pointer_hidden: int. first_mask: int, the
-    token of the mask; BEST: the first of those to choose from by highest iou. delta: float.
-    Grid: (2 + cdiv(size, PIXELS) or 2, B).
+    count: int, number of tokens. size: int, pixels of a mask. num_masks, iou_count,
+    presence_hidden, pointer_hidden: int. first_mask: int, index of the mask's token; BEST: of the
+    first mask token, from which on the one of highest IoU is used. delta: float.
+    Grid: (2 + cdiv(size, PIXELS), B), or (2, B) if pixels are not counted.
     """
     batch = tl.program_id(1).to(tl.int64)
     program = tl.program_id(0)
@@ -96,8 +102,8 @@ def object_state_kernel(
         if BEST:
             value = tl.arange(0, VALUES)
             candidates = value < iou_count - (first_mask - 2)
-            iou_at = iou + batch * iou_count + first_mask - 2 + value
-            scores = tl.load(iou_at, mask=candidates, other=float("-inf")).to(tl.float32)
+            iou_ptrs = iou + batch * iou_count + first_mask - 2 + value
+            scores = tl.load(iou_ptrs, mask=candidates, other=float("-inf")).to(tl.float32)
             token += tl.minimum(tl.argmax(scores, 0), iou_count - (first_mask - 2) - 1)
         x = tl.load(tokens + (batch * count + token) * DIM + channel).to(tl.float32)
         y = two_layers(
@@ -111,22 +117,22 @@ def object_state_kernel(
             POINTER,
             BLOCK,
         )
-        for first in range(0, DIM, BLOCK):
+        for start in range(0, DIM, BLOCK):
             part = last_layer(
-                y, pointer3, pointer3_bias, pointer_hidden, first, DIM, POINTER, BLOCK
+                y, pointer3, pointer3_bias, pointer_hidden, start, DIM, POINTER, BLOCK
             )
-            tl.store(pointer + batch * DIM + first + tl.arange(0, BLOCK), part)
+            tl.store(pointer + batch * DIM + start + tl.arange(0, BLOCK), part)
     if program > 1:
         pixel = (program - 2) * PIXELS + tl.arange(0, PIXELS)
-        logits_at = logits + batch * num_masks * size + pixel
-        logit = tl.load(logits_at, mask=pixel < size, other=float("-inf")).to(tl.float32)
-        counts_at = counts + (batch * (tl.num_programs(0) - 2) + program - 2) * 2
-        tl.store(counts_at, tl.sum((logit > delta).to(tl.int32), 0))
-        tl.store(counts_at + 1, tl.sum((logit > -delta).to(tl.int32), 0))
+        logit_ptrs = logits + batch * num_masks * size + pixel
+        logit = tl.load(logit_ptrs, mask=pixel < size, other=float("-inf")).to(tl.float32)
+        count_ptrs = counts + (batch * (tl.num_programs(0) - 2) + program - 2) * 2
+        tl.store(count_ptrs, tl.sum((logit > delta).to(tl.int32), 0))
+        tl.store(count_ptrs + 1, tl.sum((logit > -delta).to(tl.int32), 0))
 
 
 @kernel
-def tracked_kernel(
+def select_mask_kernel(
     logits,
     iou,
     presence,
@@ -134,7 +140,7 @@ def tracked_kernel(
     counts,
     absent_pointer,
     mask,
-    mixed,
+    out_pointer,
     size,
     num_masks,
     iou_count,
@@ -148,24 +154,24 @@ def tracked_kernel(
     DIM: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
-    """PIXELS of the mask that is kept, absent_logit where the object is absent. Program 0 of an
-    object also stores its pointer.
+    """Copy PIXELS of the selected mask, or fill them with absent_logit if the object is absent.
 
-    CHOOSE: of several masks the first where it is stable by counts, else the other one of highest
-    iou; else the first.
+    Program 0 of an object also stores its pointer. The first mask is selected, except with CHOOSE
+    if it is not stable: then it is the one of highest IoU among the others.
 
     Pointers, all contiguous:
     logits: [B, num_masks, size], any float dtype.
-    iou: predicted IoU [B, iou_count], any float dtype; CHOOSE.
-    presence: logits [B], any float dtype; an object is present above 0.
+    iou: CHOOSE: predicted IoU [B, iou_count], any float dtype.
+    presence: logits [B], any float dtype; an object is present if its logit is above 0.
     pointer: [B, DIM] float32.
-    counts: pixels of the first mask above delta and -delta [B, blocks, 2] int32; CHOOSE.
+    counts: CHOOSE: pixels of the first mask above delta and -delta [B, blocks, 2] int32.
     absent_pointer: [DIM], any float dtype.
-    mask: [B, size], any float dtype.
-    mixed: pointer where present, else absent_pointer [B, DIM], any float dtype.
+    mask: result [B, size], any float dtype.
+    out_pointer: result, pointer, or absent_pointer of an absent object [B, DIM], any float dtype.
 
-    size, num_masks, iou_count, blocks: int. first_value: int, the first of the masks' iou.
-    threshold: float, of stability. absent_logit: float. Grid: (cdiv(size, PIXELS), B).
+    size: int, pixels of a mask. num_masks, iou_count, blocks: int. first_value: int, index of the
+    first mask's IoU. threshold: float, minimum stability. absent_logit: float.
+    Grid: (cdiv(size, PIXELS), B).
     """
     batch = tl.program_id(1).to(tl.int64)
     program = tl.program_id(0)
@@ -174,29 +180,29 @@ def tracked_kernel(
     if CHOOSE:
         block = tl.arange(0, BLOCKS)
         value = tl.arange(0, VALUES)
-        counts_at = counts + (batch * blocks + block) * 2
-        inner = tl.sum(tl.load(counts_at, mask=block < blocks, other=0), 0).to(tl.float32)
-        outer = tl.sum(tl.load(counts_at + 1, mask=block < blocks, other=0), 0).to(tl.float32)
+        count_ptrs = counts + (batch * blocks + block) * 2
+        inner = tl.sum(tl.load(count_ptrs, mask=block < blocks, other=0), 0).to(tl.float32)
+        outer = tl.sum(tl.load(count_ptrs + 1, mask=block < blocks, other=0), 0).to(tl.float32)
         stability = tl.where(outer > 0, tl.div_rn(inner, tl.maximum(outer, 1.0)), 1.0)
-        others = (value > 0) & (value < num_masks)
-        iou_at = iou + batch * iou_count + first_value + value
-        scores = tl.load(iou_at, mask=others, other=float("-inf")).to(tl.float32)
+        candidates = (value > 0) & (value < num_masks)
+        iou_ptrs = iou + batch * iou_count + first_value + value
+        scores = tl.load(iou_ptrs, mask=candidates, other=float("-inf")).to(tl.float32)
         best = tl.maximum(tl.minimum(tl.argmax(scores, 0), num_masks - 1), 1)
         chosen = tl.where(stability >= threshold, 0, best)
     pixel = program * PIXELS + tl.arange(0, PIXELS)
-    inside = pixel < size
-    logits_at = logits + (batch * num_masks + chosen) * size + pixel
-    logit = tl.load(logits_at, mask=inside, other=0.0)
-    mask_at = mask + batch * size + pixel
-    kept = tl.where(present, logit.to(tl.float32), absent_logit)
-    tl.store(mask_at, kept.to(mask.dtype.element_ty), mask=inside)
+    in_bounds = pixel < size
+    logit_ptrs = logits + (batch * num_masks + chosen) * size + pixel
+    logit = tl.load(logit_ptrs, mask=in_bounds, other=0.0)
+    mask_ptrs = mask + batch * size + pixel
+    mask_logit = tl.where(present, logit.to(tl.float32), absent_logit)
+    tl.store(mask_ptrs, mask_logit.to(mask.dtype.element_ty), mask=in_bounds)
     if program == 0:
         channel = tl.arange(0, DIM)
         present_pointer = tl.load(pointer + batch * DIM + channel)
-        constant = tl.load(absent_pointer + channel).to(tl.float32)
-        mixed_at = mixed + batch * DIM + channel
-        kept_pointer = tl.where(present, present_pointer, constant)
-        tl.store(mixed_at, kept_pointer.to(mixed.dtype.element_ty))
+        constant_pointer = tl.load(absent_pointer + channel).to(tl.float32)
+        pointer_ptrs = out_pointer + batch * DIM + channel
+        selected_pointer = tl.where(present, present_pointer, constant_pointer)
+        tl.store(pointer_ptrs, selected_pointer.to(out_pointer.dtype.element_ty))
 
 
 def object_state(
@@ -209,9 +215,12 @@ def object_state(
     delta: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Presence logits [B, 1] in `dtype`, pointers [B, C] float32 without regard to presence, and
-    for several masks counts of the first one's pixels [B, P, 2] int32. As `ops.object_heads`; on
-    the current stream."""
+    """Presence logits [B, 1] in `dtype`, pointers [B, C] float32, and pixel counts [B, P, 2] int32.
+
+    The pointers do not depend on presence. The counts are those of the first mask's pixels above
+    delta and above -delta, one row per program; with a single mask P is 0. Arguments are those of
+    `ops.object_heads`. Computed on the current stream.
+    """
     presence1, presence1_bias, presence2, presence2_bias, presence3, presence3_bias = weights[:6]
     pointer1, pointer1_bias, pointer2, pointer2_bias, pointer3, pointer3_bias = weights[6:]
     batch, masks, height, width = logits.shape
@@ -264,7 +273,7 @@ def object_state(
     return presence, pointer, counts
 
 
-def tracked(
+def select_mask(
     logits: Tensor,
     iou: Tensor,
     presence: Tensor,
@@ -276,15 +285,17 @@ def tracked(
     absent_logit: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """Masks [B, 1, H, W] float32 and pointers [B, C] in `dtype`, from the results of
-    `object_state`; on the current stream."""
+    """Masks [B, 1, H, W] float32 and pointers [B, C] in `dtype`, from results of `object_state`.
+
+    Computed on the current stream.
+    """
     batch, masks, height, width = logits.shape
     dim = pointer.shape[1]
     blocks = counts.shape[1]
     mask = logits.new_empty(batch, 1, height, width)
-    mixed = logits.new_empty(batch, dim, dtype=dtype)
+    out_pointer = logits.new_empty(batch, dim, dtype=dtype)
     with torch.cuda.device_of(logits):
-        tracked_kernel[triton.cdiv(height * width, PIXELS), batch](
+        select_mask_kernel[triton.cdiv(height * width, PIXELS), batch](
             logits=logits,
             iou=iou,
             presence=presence,
@@ -292,7 +303,7 @@ def tracked(
             counts=counts,
             absent_pointer=absent_pointer,
             mask=mask,
-            mixed=mixed,
+            out_pointer=out_pointer,
             size=height * width,
             num_masks=masks,
             iou_count=iou.shape[1],
@@ -307,4 +318,4 @@ def tracked(
             PIXELS=PIXELS,
             num_warps=4,
         )
-    return mask, mixed
+    return mask, out_pointer

@@ -1,8 +1,7 @@
-"""Pictures to model input in one launch: resampled along one axis for each tap of the other, then
-normalized.
+"""Images to model input in one launch: resampling along both axes, then normalization.
 
-Bicubic is Pillow's, in fixed point and rounded to bytes after each axis: the same bytes. Bilinear
-is float32 with antialiasing.
+Bicubic resampling computes the same bytes as Pillow, in fixed point and rounded after each axis.
+Bilinear resampling is antialiased, in float32.
 """
 
 from __future__ import annotations
@@ -19,35 +18,35 @@ import triton.language as tl
 from sam2_fast.kernels.launch import kernel
 from torch import Tensor
 
-FIXED = 22  # bits of a weight after the point: 32 less 8 of a pixel, less 2 for a sum's overshoot
-_SIZES = (
+FIXED = 22  # fractional bits of a weight: 32 - 8 for a pixel - 2 for overshoot of a sum
+_IMAGE_ARGUMENTS = (
     "first_taps",
     "first_edge",
     "second_taps",
     "second_edge",
-    "from_picture",
-    "from_channel",
-    "from_first",
-    "from_second",
+    "source_image_stride",
+    "source_channel_stride",
+    "source_first_stride",
+    "source_second_stride",
 )
-"""What differs from picture to picture: a kernel for all of them, compiled once."""
-LONG, SHORT = 64, 8  # pixels of a block: of a row, of a column
+"""Arguments that depend on the image; the kernel is not specialized on them, but compiled once."""
+LONG, SHORT = 64, 8  # pixels of a block along a row, and along a column
 
 
 class Taps(NamedTuple):
-    """Of which source pixels each of S resampled ones is made."""
+    """The source pixels of each of S resampled pixels along an axis, and their weights."""
 
-    first: Tensor  # [S] int32
-    weights: Tensor  # [K, S] int32 in fixed point, or float32; zeros past a pixel's last
+    starts: Tensor  # first source pixel [S] int32
+    weights: Tensor  # [K, S] int32 in fixed point, or float32; zeros past a pixel's last tap
 
 
-@kernel(do_not_specialize=_SIZES)
+@kernel(do_not_specialize=_IMAGE_ARGUMENTS)
 def resample_kernel(
     source,
     out,
-    first,
+    first_starts,
     first_weights,
-    second,
+    second_starts,
     second_weights,
     statistics,
     size,
@@ -55,79 +54,84 @@ def resample_kernel(
     first_edge,
     second_taps,
     second_edge,
-    from_picture,
-    from_channel,
-    from_first,
-    from_second,
-    to_picture,
-    to_channel,
-    to_first,
-    to_second,
+    source_image_stride,
+    source_channel_stride,
+    source_first_stride,
+    source_second_stride,
+    out_image_stride,
+    out_channel_stride,
+    out_first_stride,
+    out_second_stride,
     BICUBIC: tl.constexpr,
     PLANES: tl.constexpr,
     SECOND: tl.constexpr,
     FIRST: tl.constexpr,
     FIXED: tl.constexpr,
 ):
-    """SECOND x FIRST pixels of one channel of one picture: for each tap of the axis that goes
-    second, a sum along the axis that goes first.
+    """Resample SECOND x FIRST pixels of one channel of one image.
 
-    Pointers, contiguous but for source and out, whose strides are arguments:
-    source: pictures of three channels and first_edge x second_edge pixels, uint8.
-    out: [B, 3, size, size] float32, (x / 255 - mean) / deviation, where PLANES, else bytes uint8.
-    first: first source pixel of each pixel along the axis that goes first [size] int32.
-    first_weights: [first_taps, size] int32 in fixed point where BICUBIC, else float32.
-    second: first source pixel of each pixel along the axis that goes second [size] int32.
+    For each tap of the second axis, a weighted sum is computed along the first axis.
+
+    Pointers, all contiguous except source and out:
+    source: B images of three channels and first_edge x second_edge pixels, uint8.
+    out: result for B images of size x size pixels; PLANES: (x / 255 - mean) / std, float32; else
+        bytes, uint8.
+    first_starts: first source pixel of each pixel along the first axis [size] int32.
+    first_weights: [first_taps, size]; BICUBIC: int32 in fixed point; else float32.
+    second_starts: first source pixel of each pixel along the second axis [size] int32.
     second_weights: [second_taps, size], dtype of first_weights.
-    statistics: means, then deviations of the channels [6] float32; PLANES.
+    statistics: PLANES: means, then standard deviations of the channels [6] float32.
 
-    size, first_taps, first_edge, second_taps, second_edge: int. from_picture, from_channel,
-    from_first, from_second: int, strides of source in elements; to_picture, to_channel, to_first,
-    to_second: those of out. FIXED: bits of a weight after the point.
+    size, first_taps, first_edge, second_taps, second_edge: int. source_image_stride,
+    source_channel_stride, source_first_stride, source_second_stride: int, strides of source in
+    elements. out_image_stride, out_channel_stride, out_first_stride, out_second_stride: int,
+    strides of out. FIXED: fractional bits of a weight.
     Grid: (cdiv(size, FIRST), cdiv(size, SECOND), 3 * B).
     """
-    picture = (tl.program_id(2) // 3).to(tl.int64)
+    image = (tl.program_id(2) // 3).to(tl.int64)
     channel = tl.program_id(2) % 3
     i = tl.program_id(0) * FIRST + tl.arange(0, FIRST)
     k = tl.program_id(1) * SECOND + tl.arange(0, SECOND)
-    inside = (k < size)[:, None] & (i < size)[None, :]
-    base = source + picture * from_picture + channel * from_channel
-    begin_first = tl.load(first + i, i < size, 0)
-    begin_second = tl.load(second + k, k < size, 0)
+    mask = (k < size)[:, None] & (i < size)[None, :]
+    base = source + image * source_image_stride + channel * source_channel_stride
+    first_start = tl.load(first_starts + i, i < size, 0)
+    second_start = tl.load(second_starts + k, k < size, 0)
     half = 1 << (FIXED - 1)
     if BICUBIC:
-        total = tl.full([SECOND, FIRST], half, tl.int32)
+        accumulator = tl.full([SECOND, FIRST], half, tl.int32)
     else:
-        total = tl.zeros([SECOND, FIRST], tl.float32)
+        accumulator = tl.zeros([SECOND, FIRST], tl.float32)
     for j in range(second_taps):
-        second_pixel = tl.minimum(begin_second + j, second_edge - 1).to(tl.int64)
-        line = base + second_pixel[:, None] * from_second
+        second_pixel = tl.minimum(second_start + j, second_edge - 1).to(tl.int64)
+        line = base + second_pixel[:, None] * source_second_stride
         if BICUBIC:
-            part = tl.full([SECOND, FIRST], half, tl.int32)
+            line_sum = tl.full([SECOND, FIRST], half, tl.int32)
         else:
-            part = tl.zeros([SECOND, FIRST], tl.float32)
+            line_sum = tl.zeros([SECOND, FIRST], tl.float32)
         for n in range(first_taps):
             weight = tl.load(first_weights + n * size + i, i < size, 0)
-            first_pixel = tl.minimum(begin_first + n, first_edge - 1).to(tl.int64)
-            pixel = tl.load(line + first_pixel[None, :] * from_first, inside, 0)
-            part += pixel.to(total.dtype) * weight[None, :]
+            first_pixel = tl.minimum(first_start + n, first_edge - 1).to(tl.int64)
+            pixel = tl.load(line + first_pixel[None, :] * source_first_stride, mask, 0)
+            line_sum += pixel.to(accumulator.dtype) * weight[None, :]
         if BICUBIC:
-            part = tl.minimum(tl.maximum(part >> FIXED, 0), 255)
-        total += part * tl.load(second_weights + j * size + k, k < size, 0)[:, None]
+            line_sum = tl.minimum(tl.maximum(line_sum >> FIXED, 0), 255)
+        accumulator += line_sum * tl.load(second_weights + j * size + k, k < size, 0)[:, None]
     if BICUBIC:
-        total = tl.minimum(tl.maximum(total >> FIXED, 0), 255)
-    value = total
+        accumulator = tl.minimum(tl.maximum(accumulator >> FIXED, 0), 255)
+    value = accumulator
     if PLANES:
-        share = tl.math.div_rn(total.to(tl.float32), 255.0)
+        scaled = tl.math.div_rn(accumulator.to(tl.float32), 255.0)
         mean = tl.load(statistics + channel)
-        value = tl.math.div_rn(share - mean, tl.load(statistics + 3 + channel))
-    out_at = out + picture * to_picture + channel * to_channel
-    out_at += k.to(tl.int64)[:, None] * to_second + i.to(tl.int64)[None, :] * to_first
-    tl.store(out_at, value.to(out.dtype.element_ty), inside)
+        value = tl.math.div_rn(scaled - mean, tl.load(statistics + 3 + channel))
+    out_ptrs = out + image * out_image_stride + channel * out_channel_stride
+    out_ptrs += (
+        k.to(tl.int64)[:, None] * out_second_stride + i.to(tl.int64)[None, :] * out_first_stride
+    )
+    tl.store(out_ptrs, value.to(out.dtype.element_ty), mask)
 
 
 def cubic(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Keys' cubic convolution with a = -1/2."""
+    """Keys' cubic convolution filter with a = -1/2."""
     x = np.abs(x)
     near = (1.5 * x - 2.5) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * -0.5
@@ -135,99 +139,107 @@ def cubic(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def triangle(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Of half width 1."""
+    """Triangle (bilinear) filter of half width 1."""
     return np.maximum(1 - np.abs(x), 0)
 
 
 def windows(
     edge: int, size: int, bicubic: bool
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
-    """First source pixels [size] and weights [K, size], which sum to 1: from `edge` pixels to
-    `size`, in float64 as Pillow does."""
+    """First source pixels [size] and weights [K, size] to resample `edge` pixels to `size`.
+
+    The K weights of a pixel sum to 1. Computed in float64, as in Pillow.
+    """
     if edge == size:
         return np.arange(size, dtype=np.int32), np.ones((1, size))
     scale = edge / size
     stretch = max(scale, 1.0)
     support = (2.0 if bicubic else 1.0) * stretch
     center = (np.arange(size) + 0.5) * scale
-    first = np.maximum(np.trunc(center - support + 0.5), 0).astype(np.int64)
+    start = np.maximum(np.trunc(center - support + 0.5), 0).astype(np.int64)
     end = np.minimum(np.trunc(center + support + 0.5), edge).astype(np.int64)
-    tap = np.arange((end - first).max())[:, None]
-    distance = (tap + first - center + 0.5) * (1.0 / stretch)
-    weights = (cubic if bicubic else triangle)(distance) * (tap < end - first)
-    total = np.zeros(size)
-    for row in weights:  # one after the other, as Pillow sums
-        total += row
-    return first.astype(np.int32), weights / total
+    tap = np.arange((end - start).max())[:, None]
+    distance = (tap + start - center + 0.5) * (1.0 / stretch)
+    weights = (cubic if bicubic else triangle)(distance) * (tap < end - start)
+    weight_sum = np.zeros(size)
+    for row in weights:  # in this order, as in Pillow
+        weight_sum += row
+    return start.astype(np.int32), weights / weight_sum
 
 
 @lru_cache(maxsize=64)
 def taps_of(edge: int, size: int, bicubic: bool, device: torch.device) -> Taps:
-    """The tables of an axis, made once a device; the first time waits for the copy, so that any
-    stream may use them."""
-    first, weights = windows(edge, size, bicubic)
-    numbers = weights.astype(np.float32)
+    """Taps of an axis, cached per device.
+
+    The first call waits for the copy to the device, so that any stream may use the tables.
+    """
+    starts, weights = windows(edge, size, bicubic)
+    converted = weights.astype(np.float32)
     if bicubic:
-        numbers = np.trunc(weights * (1 << FIXED) + np.copysign(0.5, weights)).astype(np.int32)
+        converted = np.trunc(weights * (1 << FIXED) + np.copysign(0.5, weights)).astype(np.int32)
     with torch.inference_mode(False):
         return Taps(
-            _placed(torch.from_numpy(first), device), _placed(torch.from_numpy(numbers), device)
+            _on_device(torch.from_numpy(starts), device),
+            _on_device(torch.from_numpy(converted), device),
         )
 
 
 @lru_cache(maxsize=16)
 def statistics_of(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Tensor:
-    """[6] float32."""
+    """Means, then standard deviations of the channels [6] float32, cached per device."""
     with torch.inference_mode(False):
-        return _placed(torch.tensor([*mean, *std], dtype=torch.float32), device)
+        return _on_device(torch.tensor([*mean, *std], dtype=torch.float32), device)
 
 
-def _placed(table: Tensor, device: torch.device) -> Tensor:
-    moved = table.to(device)
+def _on_device(table: Tensor, device: torch.device) -> Tensor:
+    """The table on `device`, after the copy has finished."""
+    copy = table.to(device)
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
-    return moved
+    return copy
 
 
 def resample(
-    pictures: Tensor,
+    images: Tensor,
     size: int,
     bicubic: bool,
     columns_first: bool,
     mean: Sequence[float] | None = None,
     std: Sequence[float] = (),
 ) -> Tensor:
-    """pictures: [B, H, W, 3] uint8 of any strides -> [B, 3, S, S] float32, normalized by mean and
-    std; without them [B, S, S, 3] uint8.
+    """Resampled images: [B, 3, S, S] float32, normalized by mean and std, or [B, S, S, 3] uint8.
 
-    On the current stream. columns_first: which axis goes first, see `columns_before_rows`; only
-    rounding depends on it.
+    images: [B, H, W, 3] uint8 of any strides.
+    columns_first: whether columns are resampled before rows, which affects only rounding; see
+        `columns_before_rows`.
+    mean, std: of the three channels; without mean the result is uint8.
+    Computed on the current stream.
     """
-    count = len(pictures)
-    source = pictures.permute(0, 3, 1, 2)
+    count = len(images)
+    source = images.permute(0, 3, 1, 2)
     if mean:
-        out = planes = pictures.new_empty(count, 3, size, size, dtype=torch.float32)
+        out = planes = images.new_empty(count, 3, size, size, dtype=torch.float32)
     else:
-        out = pictures.new_empty(count, size, size, 3)
+        out = images.new_empty(count, size, size, 3)
         planes = out.permute(0, 3, 1, 2)
     if not count:
         return out
-    device = pictures.device
+    device = images.device
     statistics = statistics_of(tuple(mean or (0.0,) * 3), tuple(std or (1.0,) * 3), device)
     first_axis, second_axis = (2, 3) if columns_first else (3, 2)
     first_edge = source.shape[first_axis]
     second_edge = source.shape[second_axis]
     first = taps_of(first_edge, size, bicubic, device)
     second = taps_of(second_edge, size, bicubic, device)
-    wide, narrow = (SHORT, LONG) if columns_first else (LONG, SHORT)
-    grid = (triton.cdiv(size, wide), triton.cdiv(size, narrow), 3 * count)
-    with torch.cuda.device_of(pictures):
+    first_block, second_block = (SHORT, LONG) if columns_first else (LONG, SHORT)
+    grid = (triton.cdiv(size, first_block), triton.cdiv(size, second_block), 3 * count)
+    with torch.cuda.device_of(images):
         resample_kernel[grid](
             source=source,
             out=planes,
-            first=first.first,
+            first_starts=first.starts,
             first_weights=first.weights,
-            second=second.first,
+            second_starts=second.starts,
             second_weights=second.weights,
             statistics=statistics,
             size=size,
@@ -235,18 +247,18 @@ def resample(
             first_edge=first_edge,
             second_taps=len(second.weights),
             second_edge=second_edge,
-            from_picture=source.stride(0),
-            from_channel=source.stride(1),
-            from_first=source.stride(first_axis),
-            from_second=source.stride(second_axis),
-            to_picture=planes.stride(0),
-            to_channel=planes.stride(1),
-            to_first=planes.stride(first_axis),
-            to_second=planes.stride(second_axis),
+            source_image_stride=source.stride(0),
+            source_channel_stride=source.stride(1),
+            source_first_stride=source.stride(first_axis),
+            source_second_stride=source.stride(second_axis),
+            out_image_stride=planes.stride(0),
+            out_channel_stride=planes.stride(1),
+            out_first_stride=planes.stride(first_axis),
+            out_second_stride=planes.stride(second_axis),
             BICUBIC=bicubic,
             PLANES=mean is not None,
-            SECOND=narrow,
-            FIRST=wide,
+            SECOND=second_block,
+            FIRST=first_block,
             FIXED=FIXED,
             num_warps=4,
         )

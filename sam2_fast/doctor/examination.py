@@ -82,7 +82,7 @@ def examine_machine(options: Options) -> dict[str, Any]:
     device = options.device
     examination = Examination(options)
     # a lost device is a row then
-    with torch.no_grad(), choices.separate(examination.table), suppress(LostDeviceError):
+    with torch.no_grad(), choices.separate_tables(examination.table), suppress(LostDeviceError):
         for model in options.models:
             examination.model(model)
         examination.finish()

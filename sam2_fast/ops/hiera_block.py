@@ -178,7 +178,7 @@ def _triton_block(
     shortcut."""
     from sam2_fast.kernels.choices import choose as choose_form
     from sam2_fast.kernels.hiera_block import MLP_CHANNELS, mlp
-    from sam2_fast.kernels.linear import GELU, behind_norm, linear, measured_linear
+    from sam2_fast.kernels.linear import GELU, fold_or_apply_norm, linear, linear_with_statistics
     from sam2_fast.kernels.window_attention import window_attention as attend
 
     dtype = compute_dtype(weights.first_matrix)
@@ -186,7 +186,7 @@ def _triton_block(
         w, layers = derive(weights, f"triton {dtype} {eps}", lambda: _prepared(weights, dtype, eps))
         batch, height, width, dim = x.shape
         tokens = x.detach().contiguous().view(-1, dim)
-        normed, statistics = behind_norm(tokens, layers["qkv"])
+        normed, statistics = fold_or_apply_norm(tokens, layers["qkv"])
         qkv = linear(normed, layers["qkv"], statistics).view(batch, height, width, -1)
         shortcut = tokens
         if pool:
@@ -198,17 +198,17 @@ def _triton_block(
             key = dtype.itemsize, x.element_size(), dim_out, height, width
             form = choose_form(x.device, "mlp", key, "one launch", ("two products",))
             small = form == "one launch"
-        y, statistics = measured_linear(
+        y, statistics = linear_with_statistics(
             attended.flatten(0, 2),
             layers["proj"],
             residual=shortcut,
             dtype=x.dtype,
-            measure=not small,
+            return_statistics=not small,
         )
         if small:
             second = w.fc1.weight, w.fc1.bias, w.fc2.weight, w.fc2.bias
             return mlp(y, (w.norm2.weight, w.norm2.bias), second, eps).view(*attended.shape)
-        normed, statistics = behind_norm(y, layers["fc1"], statistics)
+        normed, statistics = fold_or_apply_norm(y, layers["fc1"], statistics)
         hidden = linear(normed, layers["fc1"], statistics, activation=GELU)
         out = linear(hidden, layers["fc2"], residual=y, dtype=x.dtype)
         return out.view(*attended.shape)
@@ -299,7 +299,7 @@ _OP = Op(
                 computes_in(*HALF),
                 fits(_triton_refuses),
             ),
-            kernels=("moments", "linear", "window", "mlp"),
+            kernels=("row_statistics", "linear", "window", "mlp"),
         ),
         Backend(
             "cpu",

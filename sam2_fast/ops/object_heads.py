@@ -152,7 +152,7 @@ def _triton_heads(
     threshold: float,
     absent_logit: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from sam2_fast.kernels.object_heads import object_state, tracked
+    from sam2_fast.kernels.object_heads import object_state, select_mask
 
     dtype = compute_dtype(weights.first_matrix)
     with torch.no_grad():
@@ -161,7 +161,7 @@ def _triton_heads(
         presence, pointer, counts = object_state(
             logits, iou, tokens, w, first_mask_token, best, delta, dtype
         )
-        mask, pointer = tracked(
+        mask, pointer = select_mask(
             logits,
             iou,
             presence,
@@ -230,7 +230,7 @@ _OP = Op(
                 computes_in(*HALF),
                 fits(_refuses),
             ),
-            kernels=("object_state", "tracked"),
+            kernels=("object_state", "select_mask"),
         ),
     ),
     rule=Rule(_configuration, first_rows(3), align=_align),

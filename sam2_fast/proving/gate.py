@@ -289,7 +289,7 @@ def using(gate: Gate) -> Iterator[Gate]:
     """Another gate for this thread inside, and its tables of choices for the process."""
     token = _current.set(gate)
     try:
-        with choices.separate(gate.table):
+        with choices.separate_tables(gate.table):
             yield gate
     finally:
         _current.reset(token)

@@ -86,7 +86,7 @@ def examine_more(finding: Finding, case: Case, kernel: Callable[..., Any]) -> No
     forced = {point: tried.form for point, tried in finding.taken.items()}
     with choices.trying(forced) as trial:
         outcome = case.check(kernel)
-    finding.forms |= {point: form for point, (form, _) in trial.met.items()}
+    finding.forms |= {point: form for point, (form, _) in trial.choices.items()}
     errors = [e for e in (finding.outcome.error, outcome.error) if e is not None]
     finding.outcome = Outcome(outcome.reason, max(errors, default=None))
     if outcome.reason is not None:
@@ -129,7 +129,7 @@ def first_right(case: Case, kernel: Callable[..., Any]) -> tuple[Outcome, dict[P
     with choices.trying() as trial:
         first = case.check(kernel)
     if first.reason is None:
-        return first, {}, trial.met
+        return first, {}, trial.choices
     until = time.monotonic() + RESCUE_SECONDS
     for forms in _others(trial):
         if time.monotonic() > until:
@@ -137,15 +137,17 @@ def first_right(case: Case, kernel: Callable[..., Any]) -> tuple[Outcome, dict[P
         with choices.trying(forms) as other:
             found = case.check(kernel)
         if found.reason is None:
-            return found, forms, other.met
-    return first, {}, trial.met
+            return found, forms, other.choices
+    return first, {}, trial.choices
 
 
 def _others(trial: Trial) -> Iterator[dict[Point, Form]]:
-    defaults = {point: forms[0] for point, (form, forms) in trial.met.items() if form != forms[0]}
+    defaults = {
+        point: forms[0] for point, (form, forms) in trial.choices.items() if form != forms[0]
+    }
     if defaults:
         yield defaults
-    for point, (taken, forms) in trial.met.items():
+    for point, (taken, forms) in trial.choices.items():
         for form in forms:
             if form != taken and {point: form} != defaults:
                 yield {point: form}
@@ -180,8 +182,10 @@ class Tuner:
         while True:
             with choices.trying(self._forms) as trial:
                 self._case.run(self._kernel)
-            self._finding.forms = {point: form for point, (form, _) in trial.met.items()}
-            left = [p for p, (_, forms) in trial.met.items() if p not in done and len(forms) > 1]
+            self._finding.forms = {point: form for point, (form, _) in trial.choices.items()}
+            left = [
+                p for p, (_, forms) in trial.choices.items() if p not in done and len(forms) > 1
+            ]
             if not left:
                 return changed
             if time.monotonic() >= self._until:
@@ -189,7 +193,7 @@ class Tuner:
                 return False
             point = left[0]
             done.add(point)
-            taken, forms = trial.met[point]
+            taken, forms = trial.choices[point]
             changed |= self._settle(point, taken, forms)
 
     def _settle(self, point: Point, taken: Form, forms: tuple[Form, ...]) -> bool:

@@ -31,9 +31,9 @@ for arguments in {cases}:
         else (*(x.half() for x in given[:3]), *given[3:])
     )
     case = Case(reference, rule_of(OP), Call((*given, *rest), {{}}))
-    with trying() as met:
+    with trying() as trial:
         assert case.check(kernel).reason is None
-    for point, (taken, forms) in met.met.items():
+    for point, (taken, forms) in trial.choices.items():
         for form in forms:
             if form != taken and (point[0], form) not in tried:
                 with trying({{point: form}}):

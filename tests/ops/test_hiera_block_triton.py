@@ -70,7 +70,7 @@ def test_the_mlp_compiles_without_spills_and_fits(
     }
     kinds |= dict.fromkeys(("rows", "channels", "hidden"), "i32")
     block, deep, stages = kernels.mlp_tile(2, 2 if stream == "*bf16" else 4, capability)
-    low, rest = kernels.parts(channels)
+    low, rest = kernels.split_channels(channels)
     constants = {"LOW": low, "REST": rest, "BLOCK_M": block, "BLOCK_H": deep, "EXACT": False}
     found = resources(
         kernels.mlp_kernel, kinds, constants, capability, 8, stages, ("channels", "hidden")
@@ -91,9 +91,9 @@ def test_the_mlp_compiles_without_spills_and_fits(
 )
 def test_channels_are_taken_as_powers_of_two(channels: int, taken: tuple[int, int]) -> None:
     pytest.importorskip("triton")
-    from sam2_fast.kernels.hiera_block import parts
+    from sam2_fast.kernels.hiera_block import split_channels
 
-    assert parts(channels) == taken
+    assert split_channels(channels) == taken
 
 
 def test_says_why_it_refuses() -> None:

@@ -13,7 +13,7 @@ import torch
 triton = pytest.importorskip("triton")
 
 from sam2_fast.kernels import choices, launch  # noqa: E402
-from sam2_fast.kernels.linear import Layer, linear, moments  # noqa: E402
+from sam2_fast.kernels.linear import Layer, linear, row_statistics  # noqa: E402
 
 from tools.gpu.fake import FakeGpu  # noqa: E402
 
@@ -42,7 +42,7 @@ def work(channels: int = 48) -> Callable[[], None]:
 
     def run() -> None:
         for _ in range(2):
-            moments(x)
+            row_statistics(x)
             linear(x, layer)
 
     return run
@@ -51,7 +51,7 @@ def work(channels: int = 48) -> Callable[[], None]:
 def test_kernels_are_compiled_once_and_found_by_the_launch(compiled: list[str]) -> None:
     run = work()
     launch.compile_ahead(run, workers=2)
-    assert sorted(compiled) == ["linear_kernel", "moments_kernel"]
+    assert sorted(compiled) == ["linear_kernel", "row_statistics_kernel"]
     run()
     assert len(compiled) == 2
 
@@ -83,17 +83,17 @@ def test_a_kernel_that_does_not_compile_is_left_to_its_launch(
         return plain(source, **options)
 
     monkeypatch.setattr(triton.compiler, "compile", fails)
-    from sam2_fast.kernels.layer_norm import moments_kernel
+    from sam2_fast.kernels.layer_norm import row_statistics_kernel
     from sam2_fast.kernels.linear import linear_kernel
 
-    for kernel in (linear_kernel, moments_kernel):
+    for kernel in (linear_kernel, row_statistics_kernel):
         kernel.device_caches.clear()
     run = work(80)
     launch.compile_ahead(run, workers=2)
-    assert compiled == ["moments_kernel"]
+    assert compiled == ["row_statistics_kernel"]
     with pytest.raises(RuntimeError, match="no such instruction"):
         run()
-    for kernel in (linear_kernel, moments_kernel):
+    for kernel in (linear_kernel, row_statistics_kernel):
         kernel.device_caches.clear()
 
 
@@ -118,6 +118,9 @@ def test_a_form_of_the_table_is_taken_where_it_is_one_of_the_choice() -> None:
         with choices.trying({("tile", (3,)): (64, 64)}) as trial:
             assert choices.choose(device, "tile", (3,), forms[0], forms) == (64, 64)
             assert choices.choose(device, "tile", (1,), forms[0], forms) == (64, 64)
-        assert trial.met == {("tile", (3,)): ((64, 64), forms), ("tile", (1,)): ((64, 64), forms)}
+        assert trial.choices == {
+            ("tile", (3,)): ((64, 64), forms),
+            ("tile", (1,)): ((64, 64), forms),
+        }
     finally:
         choices.install(device, {})

@@ -19,8 +19,8 @@ from sam2_fast.kernels.linear import (
     Norm,
     fold,
     linear,
-    measured_linear,
-    moments,
+    linear_with_statistics,
+    row_statistics,
     normalize,
 )
 
@@ -83,15 +83,15 @@ for name, (rows, inner, outer, normed, activation, scaled, added, width) in case
     layer = fold(weight, bias, Norm(*norm, 1e-6)) if normed else Layer(weight, bias)
     options = dict(activation=activation, gamma=gamma, residual=residual, width=width)
     for key in (None, "library"):
-        with trying() as met:
-            measured = moments(x) if normed else None
-            linear(x, layer, measured, **options)
-        forced = {k: forms[1][-1] if key else forms[0] for k, forms in met.met.items()}
+        with trying() as trial:
+            statistics = row_statistics(x) if normed else None
+            linear(x, layer, statistics, **options)
+        forced = {k: forms[1][-1] if key else forms[0] for k, forms in trial.choices.items()}
         with trying(forced):
-            found, after = measured_linear(x, layer, measured, **options)
+            found, after = linear_with_statistics(x, layer, statistics, **options)
         check(found, torchs, exact, (name, key))
         values = found.double()
-        groups = values.split(after.group, 1)
+        groups = values.split(after.group_size, 1)
         assert torch.allclose(
             after.values[:, :, 0].double(), torch.stack([g.mean(1) for g in groups], 1), atol=1e-5
         ), name
@@ -107,9 +107,9 @@ for name, (rows, inner, outer, normed, activation, scaled, added, width) in case
             name,
         )
         first = Layer(torch.randn(inner, inner).to(half) / 8, torch.randn(inner).to(half))
-        y, measured = measured_linear(x, first)
+        y, statistics = linear_with_statistics(x, first)
         options["residual"] = residual
-        found = linear(y, layer, measured, **options)
+        found = linear(y, layer, statistics, **options)
         rest = given(torch.float64)[1:]
         check(found, reference(y, *given(half)[1:]), reference(y.double(), *rest), ("chain", name))
 """
@@ -144,10 +144,10 @@ def test_compiles_without_spills_and_fits(
     from sam2_fast.kernels import linear as kernels
 
     inner, outer, parts = layer["inner"], layer["outer"], layer.get("parts", 0)
-    form = kernels.tiles(layer.get("rows", 65536), inner, outer, 2, capability, 132)
+    form = kernels.default_form(layer.get("rows", 65536), inner, outer, 2, capability, 132)
     pointers = ("x", "weight", "bias", "gamma", "residual", "out")
     kinds = dict.fromkeys(pointers, "*bf16") | dict.fromkeys(
-        ("moments", "column_sums", "out_moments"), "*fp32"
+        ("in_statistics", "column_sums", "out_statistics"), "*fp32"
     )
     kinds |= dict.fromkeys(("rows", "inner", "outer", "width", "part_size"), "i32") | {
         "eps": "fp32"
@@ -178,21 +178,21 @@ def test_compiles_without_spills_and_fits(
 
 @pytest.mark.parametrize("channels", [96, 144, 1152])
 @pytest.mark.parametrize("capability", [80, 90, 120])
-def test_moments_compile_without_spills(capability: int, channels: int) -> None:
+def test_row_statistics_compile_without_spills(capability: int, channels: int) -> None:
     pytest.importorskip("triton")
     from sam2_fast.kernels import layer_norm as kernels
 
     block, wide = kernels._rows_at_once(channels)
     kinds = {
         "x": "*bf16",
-        "moments": "*fp32",
+        "statistics": "*fp32",
         "weight": "*bf16",
         "bias": "*bf16",
         "out": "*bf16",
         "eps": "fp32",
     }
     kinds |= dict.fromkeys(("rows", "channels"), "i32")
-    for kernel in (kernels.moments_kernel, kernels.normalize_kernel):
+    for kernel in (kernels.row_statistics_kernel, kernels.normalize_kernel):
         assert (
             resources(
                 kernel, kinds, {"BLOCK": block, "WIDE": wide}, capability, 8, 1, ("channels",)

@@ -270,7 +270,7 @@ def test_the_mlp_of_the_tokens_compiles_without_spills_and_fits(
 def test_the_heads_compile_without_spills_and_fit(capability: int, shared: int) -> None:
     pytest.importorskip("triton")
     from sam2_fast.kernels import decoder_heads as kernels
-    from sam2_fast.kernels.mask_decoder import MOST_SPANS
+    from sam2_fast.kernels.mask_decoder import MAX_SPANS
 
     floats = dict.fromkeys(
         (
@@ -300,7 +300,7 @@ def test_the_heads_compile_without_spills_and_fit(capability: int, shared: int) 
     for kernel, constants, warps in (
         (
             kernels.token_to_image_output_kernel,
-            {"SPANS": MOST_SPANS, "TOGETHER": 1, "HEADS": 8, "DIM": 256},
+            {"SPANS": MAX_SPANS, "TOGETHER": 1, "HEADS": 8, "DIM": 256},
             4,
         ),
         (

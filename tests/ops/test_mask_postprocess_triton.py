@@ -38,7 +38,7 @@ for low, size, canvas, origin in INTERPRETED_SHAPES:
         logits[0], logits[1], logits[2] = -1.0, 1.0, torch.nan
         logits[2, 0, 0] = 1.0
         wanted = mask_postprocess_reference(logits, size, 0.1, 0.5, canvas, origin)
-        for kernels.AT_ONCE in (2**31, 2 * size[0] * size[1])[: 1 if size[0] > 100 else 2]:
+        for kernels.MAX_PIXELS in (2**31, 2 * size[0] * size[1])[: 1 if size[0] > 100 else 2]:
             found = Judged(*kernels.mask_postprocess(logits, size, -0.4, 0.1, 0.6, canvas, origin))
             assert same(found, wanted), (low, size, canvas, origin, smooth)
             for chosen in ([], [0], [1, 4], [0, 1, 2, 3, 4]):
@@ -88,9 +88,9 @@ def test_compiles_without_spills(name: str, capability: int) -> None:
         "stats": "*i32",
         "counts": "*i32",
         "ends": "*i64",
-        "places": "*i32",
+        "changes": "*i32",
     }
-    kinds |= dict.fromkeys(("low", "middle", "high"), "fp32")
+    kinds |= dict.fromkeys(("lower_threshold", "threshold", "upper_threshold"), "fp32")
     kinds["selected"] = "*u8"
     constants = {
         "CHOOSE": False,
@@ -121,7 +121,7 @@ def test_no_products_are_fused_as_it_is_launched() -> None:
         "stats": "*i32",
         "selected": "*u8",
     }
-    kinds |= dict.fromkeys(("low", "middle", "high"), "fp32")
+    kinds |= dict.fromkeys(("lower_threshold", "threshold", "upper_threshold"), "fp32")
     code = compiled(
         kernel,
         kinds,

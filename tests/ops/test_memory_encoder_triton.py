@@ -94,8 +94,8 @@ def test_the_others_compile_without_spills(capability: int) -> None:
 
     pointers = dict.fromkeys(("x", "weight", "bias", "norm_weight", "norm_bias", "out"), "*bf16")
     for kernel, constants in (
-        (kernels.first_kernel, {"BINARIZE": False, "WIDE": 4, "BLOCK": kernels.FIRST}),
-        (kernels.depthwise_kernel, {"WIDE": 256, "BLOCK": kernels.TOKENS}),
+        (kernels.first_kernel, {"BINARIZE": False, "WIDE": 4, "BLOCK": kernels.FIRST_BLOCK}),
+        (kernels.depthwise_kernel, {"WIDE": 256, "BLOCK": kernels.DEPTHWISE_BLOCK}),
     ):
         kinds = (
             dict.fromkeys(kernel.arg_names, "i32") | {"eps": "fp32", "logits": "*fp32"} | pointers

@@ -127,7 +127,7 @@ def test_compiles_without_fused_products(capability: int) -> None:
     kinds = {
         "boxes": "*fp32",
         "idxs": "*i64",
-        "over": "*i32",
+        "overlaps": "*i32",
         "alive": "*u8",
         "kept": "*u8",
         "count": "i32",

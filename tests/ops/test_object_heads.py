@@ -218,7 +218,11 @@ def test_compiles_without_spills(capability: int, masks: int) -> None:
             },
             8,
         ),
-        (kernels.tracked_kernel, {"CHOOSE": masks > 1, "VALUES": 4, "BLOCKS": 16, "DIM": 256}, 4),
+        (
+            kernels.select_mask_kernel,
+            {"CHOOSE": masks > 1, "VALUES": 4, "BLOCKS": 16, "DIM": 256},
+            4,
+        ),
     ):
         names = [n for n in kernel.arg_names if n not in constants and n != "PIXELS"]
         numbers = {

@@ -91,8 +91,8 @@ def test_compiles_without_spills(constants: tuple[bool, bool], capability: int) 
 
     bicubic, planes = constants
     kinds = dict.fromkeys(kernels.resample_kernel.arg_names, "i32") | {
-        "first": "*i32",
-        "second": "*i32",
+        "first_starts": "*i32",
+        "second_starts": "*i32",
         "statistics": "*fp32",
     }
     kinds |= {"source": "*u8", "out": "*fp32" if planes else "*u8"}

@@ -69,10 +69,10 @@ def test_compiles_without_spills_and_fits(capability: int, shared: int, values: 
         "first_keys": "*i32",
     }
     numbers = {"num_queries": "i32", "num_keys": "i32", "shared": "i32", "scale": "fp32"}
-    rows, columns, warps, stages = kernels.blocks(values, 2, capability)
+    rows, columns, warps, stages = kernels.default_form(values, 2, capability)
     constants = {"WIDE": 256, "VALUES": values, "BLOCK_Q": rows, "BLOCK_K": columns}
-    constants |= {"EXACT": False, "values": values}
-    for alone, ragged in ((False, True), (kernels.least_spans(values) == 1, False)):
+    constants |= {"EXACT": False, "value_dim": values}
+    for alone, ragged in ((False, True), (kernels.min_spans(values) == 1, False)):
         chosen = constants | {"ALONE": alone, "RAGGED": ragged}
         chosen["PEELED"] = capability in kernels.HOPPER
         sixteens = ("num_queries", "num_keys")  # as at 1024 pixels
@@ -95,13 +95,19 @@ def test_compiles_without_spills_and_fits(capability: int, shared: int, values: 
         == 0
     )
     merged = {n: pointers[n] for n in ("span_accumulators", "span_maxima", "span_sums", "out")}
-    merged |= dict.fromkeys(("num_queries", "values", "spans"), "i32")
+    merged |= dict.fromkeys(("num_queries", "value_dim", "spans"), "i32")
     for spans in (2, 8, 64):
         block, wide = kernels.merge_tile(spans)
         merging = {"SPANS": wide, "BLOCK": block, "VALUES": kernels.MERGE_CHANNELS}
         assert (
             resources(
-                kernels.merge_kernel, merged, merging, capability, 4, 2, ("num_queries", "values")
+                kernels.merge_kernel,
+                merged,
+                merging,
+                capability,
+                4,
+                2,
+                ("num_queries", "value_dim"),
             )[1]
             == 0
         )

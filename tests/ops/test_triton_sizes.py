@@ -48,7 +48,8 @@ HALVES |= dict.fromkeys(
     "*bf16",
 )
 FLOATS = dict.fromkeys(
-    ("logits", "table", "statistics", "moments", "boxes", "column_sums", "out_moments"), "*fp32"
+    ("logits", "table", "statistics", "in_statistics", "out_statistics", "boxes", "column_sums"),
+    "*fp32",
 )
 FLOATS |= dict.fromkeys(("span_accumulators", "span_maxima", "span_sums"), "*fp32")
 WORDS = dict.fromkeys(
@@ -58,11 +59,11 @@ WORDS = dict.fromkeys(
         "bits",
         "stats",
         "counts",
-        "places",
+        "changes",
         "first_keys",
-        "first",
-        "second",
-        "over",
+        "first_starts",
+        "second_starts",
+        "overlaps",
     ),
     "*i32",
 )
@@ -71,7 +72,9 @@ BYTES = dict.fromkeys(("masks", "source", "selected", "alive", "kept"), "*u8")
 POINTERS = (
     HALVES | FLOATS | WORDS | BYTES | dict.fromkeys(("slots", "ends", "addresses", "idxs"), "*i64")
 )
-DECODER = dict.fromkeys(("image", "queries", "up1", "mid", "up2", "high"), "*bf16")
+DECODER = dict.fromkeys(
+    ("image", "queries", "up1", "mid_features", "up2", "high_features"), "*bf16"
+)
 DECODER |= dict.fromkeys(
     (
         "offsets",
@@ -87,7 +90,7 @@ DECODER |= dict.fromkeys(
     "*fp32",
 )
 DECODER |= dict.fromkeys(
-    ("absent_pointer", "presence", "prompts", "mixed", "v", "v_bias", "out"), "*bf16"
+    ("absent_pointer", "presence", "prompts", "out_pointer", "v", "v_bias", "out"), "*bf16"
 )
 DECODER |= dict.fromkeys(
     (f"{a}_{b}{c}" for a in ("self", "to_image", "to_token") for b in "qkv" for c in ("", "_bias")),
@@ -108,7 +111,7 @@ DECODER |= dict.fromkeys(("self_out", "to_token_out", "to_image_q"), "*bf16") | 
 }
 DECODER |= dict.fromkeys(("self_scale", "delta", "absent_logit"), "fp32")
 STATE = {"tokens": "*fp32"}  # between launches; the final tokens are in the dtype of the prompts
-SCALARS = dict.fromkeys(("scale", "low", "middle", "high", "eps", "threshold"), "fp32")
+SCALARS = dict.fromkeys(("scale", "lower_threshold", "upper_threshold", "eps", "threshold"), "fp32")
 FLAGS = {
     "ADD",
     "ALONE",
@@ -140,7 +143,7 @@ _KERNELS: list[tuple[str, str, dict[str, Any]]] = [
         ("connected_components", name, {"BLOCK": 256})
         for name in ("init", "merge", "count", "spread")
     ],
-    *[("layer_norm", name, {"BLOCK": 16, "WIDE": 16}) for name in ("moments", "normalize")],
+    *[("layer_norm", name, {"BLOCK": 16, "WIDE": 16}) for name in ("row_statistics", "normalize")],
     (
         "linear",
         "linear",
@@ -215,7 +218,7 @@ _KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     ),
     (
         "object_heads",
-        "tracked",
+        "select_mask",
         {"CHOOSE": True, "VALUES": 4, "BLOCKS": 4, "DIM": 128, "PIXELS": 256},
     ),
     (
@@ -232,7 +235,7 @@ _KERNELS: list[tuple[str, str, dict[str, Any]]] = [
             "VALUES": 16,
             "BLOCK_Q": 16,
             "BLOCK_K": 16,
-            "values": 8,
+            "value_dim": 8,
             "RAGGED": True,
             "ALONE": False,
             "PEELED": True,
@@ -244,7 +247,7 @@ _KERNELS: list[tuple[str, str, dict[str, Any]]] = [
         "window_attention",
         "window",
         {
-            "head": 16,
+            "head_dim": 16,
             "BLOCK_Q": 16,
             "BLOCK_K": 16,
             "PACK": 2,
@@ -254,8 +257,8 @@ _KERNELS: list[tuple[str, str, dict[str, Any]]] = [
             "PADDED": True,
             "REGULAR": False,
             "EXACT": False,
-            "tall": 4,
-            "wide": 4,
+            "window_height": 4,
+            "window_width": 4,
         },
     ),
 ]

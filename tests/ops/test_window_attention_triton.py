@@ -58,15 +58,15 @@ def test_compiles_without_spills_and_fits(
 
     window, pool, head, side = block
     tall, by = window or side, 2 if pool else 1
-    padded, pack = bool(window and side % window), kernels.shape(tall, tall, by)[2]
+    padded, pack = bool(window and side % window), kernels.tile_shape(tall, tall, by)[2]
     form = kernels.forms(tall, tall, by, head, capability, padded, 2)[0]
-    low, rest = kernels.parts(head)
+    low, rest = kernels.split_head_dim(head)
     numbers = ("height", "width", "columns", "count", "blocks", "heads")
     kinds = {"qkv": "*bf16", "pad": "*bf16", "out": "*bf16", "scale": "fp32"} | dict.fromkeys(
         numbers, "i32"
     )
     constants = {
-        "head": head,
+        "head_dim": head,
         "BLOCK_Q": form[0],
         "BLOCK_K": form[1],
         "PACK": pack,
@@ -76,7 +76,7 @@ def test_compiles_without_spills_and_fits(
         "EXACT": False,
     }
     regular = pack == 1 and not padded and kernels.is_regular(tall, tall, form[1])
-    constants |= {"PADDED": padded, "REGULAR": regular, "tall": tall, "wide": tall}
+    constants |= {"PADDED": padded, "REGULAR": regular, "window_height": tall, "window_width": tall}
     found = resources(
         kernels.window_kernel, kinds, constants, capability, *form[2:], ("height", "width")
     )

@@ -64,7 +64,7 @@ def tried(kernel: Tiled, seconds: float = 60.0, **options: Any) -> dict[Any, Any
 
 @contextmanager
 def no_table() -> Iterator[None]:
-    with choices.separate(lambda device: {}):
+    with choices.separate_tables(lambda device: {}):
         yield
 
 
@@ -113,7 +113,7 @@ def test_where_the_default_fails_another_form_is_taken() -> None:
 
 def test_a_shipped_form_that_fails_gives_way_to_the_default() -> None:
     kernel = Tiled(("1", "raises"))
-    with choices.separate(lambda device: {FIRST: "raises"}):
+    with choices.separate_tables(lambda device: {FIRST: "raises"}):
         assert tried(kernel, seconds=0) == {FIRST: "1"}
 
 
@@ -196,6 +196,6 @@ def test_two_ops_do_not_undo_each_others_choices(tmp_path: Path) -> None:
 def test_tables_of_the_process_are_as_before() -> None:
     with no_table():
         choices.install(CPU, {FIRST: "0"})
-        with choices.separate(lambda device: {FIRST: "1"}):
+        with choices.separate_tables(lambda device: {FIRST: "1"}):
             assert choices.choose(CPU, *FIRST, "2", ("0", "1")) == "1"
         assert choices.choose(CPU, *FIRST, "2", ("0", "1")) == "0"

@@ -27,7 +27,7 @@ def launch_bytes(arguments: Arguments) -> int:
 def _attend(a: Arguments) -> int:
     """Keys of ragged objects are counted one by one: `num_keys` is only the most that an object may
     have."""
-    width = a["q"].shape[-1] + a["values"]
+    width = a["q"].shape[-1] + a["value_dim"]
     if a["RAGGED"]:
         return 2 * a["num_queries"] * int(a["first_keys"][-1]) * width
     return 2 * a["num_queries"] * a["k"].shape[0] * a["num_keys"] * width
@@ -35,7 +35,7 @@ def _attend(a: Arguments) -> int:
 
 def _window(a: Arguments) -> int:
     queries = a["qkv"].shape[0] * a["height"] * a["width"] // (4 if a["POOL"] else 1)
-    return 4 * queries * a["tall"] * a["wide"] * a["heads"] * a["head"]
+    return 4 * queries * a["window_height"] * a["window_width"] * a["heads"] * a["head_dim"]
 
 
 def _token_to_image_attention(a: Arguments) -> int:

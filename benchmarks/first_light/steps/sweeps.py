@@ -94,7 +94,7 @@ def _attention(context: Context, name: str, keys: int, values: int) -> None:
 
 def _products(context: Context, name: str, rows: int, inner: int, outer: int, norm: bool) -> None:
     """A linear layer, with the norm in front of it if there is one; the libraries are a form."""
-    from sam2_fast.kernels.linear import Layer, Norm, fold, linear, moments
+    from sam2_fast.kernels.linear import Layer, Norm, fold, linear, row_statistics
 
     shapes = ((rows, inner), (outer, inner), (outer,))
     x, weight, bias = (_random(context, *shape) for shape in shapes)
@@ -102,7 +102,7 @@ def _products(context: Context, name: str, rows: int, inner: int, outer: int, no
     if norm:
         layer = fold(weight, bias, Norm(_random(context, inner), _random(context, inner), 1e-6))
     flops = 2.0 * rows * inner * outer
-    _forms(context, name, lambda: linear(x, layer, moments(x) if norm else None), flops)
+    _forms(context, name, lambda: linear(x, layer, row_statistics(x) if norm else None), flops)
 
 
 def _windows(
@@ -127,7 +127,7 @@ def _forms(context: Context, name: str, function: Callable[[], Tensor], flops: f
     present: list[Tensor] = []
     with choices.trying() as trial:
         context.attempt(f"{name} present form", lambda: present.append(function()), again=True)
-    for point, (_, forms) in trial.met.items():
+    for point, (_, forms) in trial.choices.items():
         for form in forms:
             with choices.trying({point: form}):
                 if context.cuda and present:

@@ -313,7 +313,7 @@ _OP = Op(
                 computes_in(*HALF),
                 fits(_triton_refuses),
             ),
-            kernels=("moments", "project", "gather", "keys", "attend", "merge", "linear"),
+            kernels=("row_statistics", "project", "gather", "keys", "attend", "merge", "linear"),
         ),
         Backend(
             "cpu",

@@ -96,7 +96,7 @@ def memory_attention_at(
     Returns [B, N, C].
     """
     from sam2_fast.kernels.attention import attend
-    from sam2_fast.kernels.linear import RELU, behind_norm, linear, measured_linear
+    from sam2_fast.kernels.linear import RELU, fold_or_apply_norm, linear, linear_with_statistics
     from sam2_fast.kernels.memory_attention import memory_keys, project
 
     if (reason := tracing.recording_reason()) is not None:
@@ -118,11 +118,11 @@ def memory_attention_at(
         values = place.new_empty(memories.keys, memory_dim)
         y = x.detach().contiguous()
         for i, layer in enumerate(layers):
-            q, k, v = project(y, layer["self"], table, rotated=2)
+            q, k, v = project(y, layer["self"], table, rotated_parts=2)
             attended = attend(q, k, v, dim, spans=spans).view(-1, dim)
             tokens = y.view(-1, dim)
             y = linear(attended, layer["self_out"], residual=tokens, dtype=x.dtype).view(y.shape)
-            (q,) = project(y, layer["query"], table, rotated=1)
+            (q,) = project(y, layer["query"], table, rotated_parts=1)
             if i % together == 0:
                 some = slice(i, i + together)
                 memory_keys(
@@ -140,10 +140,10 @@ def memory_attention_at(
             attended = attend(q, keys[i % together], values, dim, firsts, memories.longest, spans)
             # from here on objects that share a frame differ
             tokens = y.expand(objects, -1, -1).reshape(-1, dim)
-            tokens, statistics = measured_linear(
+            tokens, statistics = linear_with_statistics(
                 attended.view(-1, memory_dim), layer["out"], residual=tokens, dtype=x.dtype
             )
-            normed, statistics = behind_norm(tokens, layer["linear1"], statistics)
+            normed, statistics = fold_or_apply_norm(tokens, layer["linear1"], statistics)
             hidden = linear(normed, layer["linear1"], statistics, activation=RELU)
             y = linear(hidden, layer["linear2"], residual=tokens, dtype=x.dtype)
             y = y.view(objects, -1, dim)

@@ -186,7 +186,11 @@ def _triton_encoder(
     """Four convolutions with their norms, two projections; for each block a convolution and two
     linear layers; the last projection."""
     from sam2_fast.kernels.linear import GELU, linear
-    from sam2_fast.kernels.memory_encoder import depthwise, down, first
+    from sam2_fast.kernels.memory_encoder import (
+        depthwise_convolution,
+        downsample,
+        first_convolution,
+    )
 
     dtype = compute_dtype(weights.first_matrix)
     with torch.no_grad():
@@ -196,15 +200,17 @@ def _triton_encoder(
         objects, dim = len(logits), low.shape[3]
         height, width = low.shape[1:3]
         size = STRIDE * height, STRIDE * width
-        x = first(logits.detach().contiguous(), size, convolutions[0], binarize, eps, dtype)
+        x = first_convolution(
+            logits.detach().contiguous(), size, convolutions[0], binarize, eps, dtype
+        )
         for convolution in convolutions[1:]:
-            x = down(x, convolution, eps)
+            x = downsample(x, convolution, eps)
         frame = linear(low.detach().contiguous().view(-1, dim), layers["low"])
         frame = frame.view(len(low), -1, dim).expand(objects, -1, -1).contiguous().view(-1, dim)
         tokens = linear(x.view(-1, x.shape[3]), layers["mask"], residual=frame)
         for convolution, fc1, fc2, gamma in blocks:
             maps = tokens.view(objects, height, width, dim)
-            inner = depthwise(maps, convolution, eps, dtype).view(-1, dim)
+            inner = depthwise_convolution(maps, convolution, eps, dtype).view(-1, dim)
             hidden = linear(inner, fc1, activation=GELU)
             tokens = linear(hidden, fc2, gamma=gamma, residual=tokens)
         return linear(tokens, layers["out"]).view(objects, height * width, -1)
