@@ -39,7 +39,7 @@ def update_online_softmax(
     """Return running maximum (of raw scores), running sum and accumulator after one more key tile.
 
     keys, values: pointers to the first row of the tile. value_dim: channels of a value; VALUES: the
-    same rounded up to a power of two. MASKED: only rows in `key_mask` exist.
+    same as a power of two. MASKED: only rows in `key_mask` exist.
     """
     channel_mask = (tl.arange(0, VALUES) < value_dim)[None, :]
     if MASKED:
@@ -92,14 +92,15 @@ def attend_kernel(
 
     Pointers, all contiguous:
     q: queries [1 if shared else B, num_queries, WIDE], compute dtype.
-    k: keys [B, num_keys, WIDE], compute dtype; RAGGED: [total keys, WIDE].
-    v: values [B, num_keys, value_dim], compute dtype; RAGGED: [total keys, value_dim].
-    first_keys: RAGGED: row of each object's first key, then the total number of keys, [B + 1]
-        int32 or int64.
-    out: ALONE: [B, num_queries, value_dim], compute dtype.
-    span_accumulators: not ALONE: [B, spans, num_queries, value_dim] float32.
-    span_maxima: not ALONE: running maxima of base-2 scores [B, spans, num_queries] float32.
-    span_sums: not ALONE: running sums of weights [B, spans, num_queries] float32.
+    k: keys [B, num_keys, WIDE], or [total keys, WIDE] if RAGGED, compute dtype.
+    v: values [B, num_keys, value_dim], or [total keys, value_dim] if RAGGED, compute dtype.
+    first_keys: row of each object's first key, then the total number of keys, [B + 1] int32 or
+        int64; only if RAGGED.
+    out: result if ALONE [B, num_queries, value_dim], compute dtype.
+    span_accumulators: result unless ALONE [B, spans, num_queries, value_dim] float32.
+    span_maxima: result unless ALONE, running maxima of base-2 scores [B, spans, num_queries]
+        float32.
+    span_sums: result unless ALONE, running sums of weights [B, spans, num_queries] float32.
 
     num_queries: int. shared: int, 1 if all objects have the same queries. num_keys: int, ignored
     if RAGGED. value_dim: channels of a value. scale: float, factor that turns scores into base-2

@@ -18,7 +18,7 @@ BLOCK = 1024  # pixels of a program: 4 per thread with 8 warps
 
 @triton.jit
 def _find_root(parent, index, active):
-    """Root of each active index: follow parents until none of the block changes any more."""
+    """The roots of all active indices of the block."""
     next_index = tl.load(parent + index, mask=active, other=0, volatile=True)
     next_index = tl.where(active, next_index, index)
     while tl.max((next_index != index).to(tl.int32), axis=0) > 0:

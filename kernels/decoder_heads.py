@@ -178,7 +178,7 @@ def token_heads_kernel(
     bias: added to the sum of the parts [DIM], any float dtype.
     residual: [B, count, DIM] float32.
     norm_weight, norm_bias: of the layer norm [DIM], any float dtype.
-    present: MASKED: which tokens exist [B, count] uint8.
+    present: which tokens exist [B, count] uint8; only if MASKED.
     tokens: result, the tokens, zeros if not present [B, count, DIM], any float dtype.
     iou1, iou1_bias: first layer of the IoU head [hidden, DIM], [hidden].
     iou2, iou2_bias: second layer of the IoU head [hidden, hidden], [hidden].

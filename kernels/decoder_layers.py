@@ -45,7 +45,7 @@ def sum_and_normalize(
     x = tl.zeros([ROWS, DIM], tl.float32) + tl.load(bias + channel).to(tl.float32)[None, :]
     if ADD:
         x += load_tokens(residual, count * DIM, batch, start, count, ROWS, DIM)
-    in_flight: tl.constexpr = 4 if ROWS == 16 else 1  # parallel loads; limited by registers
+    in_flight: tl.constexpr = 4 if ROWS == 16 else 1  # concurrent loads, limited by registers
     for first_part in range(0, PARTS, in_flight):
         for i in tl.static_range(in_flight):
             part = tl.minimum(first_part + i, PARTS - 1)

@@ -34,10 +34,10 @@ def _tokens(
     ROWS: tl.constexpr,
     DIM: tl.constexpr,
 ):
-    """Tokens `start` to `start + ROWS`, without and with position: two of [ROWS, DIM] float32.
+    """Tokens `start` to `start + ROWS` without and with position, [ROWS, DIM] float32 each.
 
     The position of a token is its prompt. FROM_PROMPTS: the tokens are the prompts, and no position
-    is added; else they are norm(sum of parts + bias + residual) of `pending`, row_mask in `tokens`.
+    is added; else they are norm(sum of parts + bias + residual) of `pending`, stored in `tokens`.
     """
     position = load_tokens(prompts, prompt_stride, batch, start, count, ROWS, DIM)
     if FROM_PROMPTS:
@@ -114,24 +114,27 @@ def token_step_kernel(
     Pointers, all contiguous except prompts; matrices are [out, in], in the compute dtype:
     prompts: prompt tokens, also the positions [B, count, DIM], any float dtype; prompt_stride is
         the stride between objects, in elements.
-    present: MASKED: which tokens exist [B, count] uint8.
-    parts: not FROM_PROMPTS: partial sums [B, PARTS, count, DIM] float32.
-    bias: not FROM_PROMPTS: added to the sum of the parts [DIM], any float dtype.
-    residual: ADD: [B, count, DIM] float32.
-    norm_weight, norm_bias: not FROM_PROMPTS: of the layer norm [DIM], any float dtype.
-    tokens: not FROM_PROMPTS: result, the tokens [B, count, DIM] float32.
-    self_q, self_k, self_v, self_out: SELF: matrices of the self-attention [DIM, DIM].
-    self_q_bias, self_k_bias, self_v_bias: SELF: [DIM], any float dtype.
-    self_parts: SELF: result, partial sums [B, HEADS, count, DIM] float32.
-    to_image_q, to_image_k: TO_IMAGE: matrices of the token-to-image attention [DIM / 2, DIM].
-    to_image_q_bias: TO_IMAGE: [DIM / 2], any float dtype.
-    queries: TO_IMAGE: result, folded queries [B, HEADS * rows, DIM], compute dtype.
-    to_token_q, to_token_k, to_token_v: TO_TOKEN: matrices of the image-to-token attention
-        [DIM / 2, DIM].
-    to_token_q_bias, to_token_k_bias, to_token_v_bias: TO_TOKEN: [DIM / 2], any float dtype.
-    to_token_out: TO_TOKEN: [DIM, DIM / 2].
-    keys, values: TO_TOKEN: results, folded [B, HEADS * rows, DIM], compute dtype.
-    offsets: TO_TOKEN: result, added to scores, -inf for absent tokens [B, HEADS * rows] float32.
+    present: which tokens exist [B, count] uint8; only if MASKED.
+    Unless FROM_PROMPTS:
+    parts: partial sums [B, PARTS, count, DIM] float32.
+    bias: added to the sum of the parts [DIM], any float dtype.
+    residual: [B, count, DIM] float32; only if ADD.
+    norm_weight, norm_bias: of the layer norm [DIM], any float dtype.
+    tokens: result, the tokens [B, count, DIM] float32.
+    If SELF:
+    self_q, self_k, self_v, self_out: matrices of the self-attention [DIM, DIM].
+    self_q_bias, self_k_bias, self_v_bias: [DIM], any float dtype.
+    self_parts: result, partial sums [B, HEADS, count, DIM] float32.
+    If TO_IMAGE:
+    to_image_q, to_image_k: matrices of the token-to-image attention [DIM / 2, DIM].
+    to_image_q_bias: [DIM / 2], any float dtype.
+    queries: result, folded queries [B, HEADS * rows, DIM], compute dtype.
+    If TO_TOKEN:
+    to_token_q, to_token_k, to_token_v: matrices of the image-to-token attention [DIM / 2, DIM].
+    to_token_q_bias, to_token_k_bias, to_token_v_bias: [DIM / 2], any float dtype.
+    to_token_out: output matrix of the image-to-token attention [DIM, DIM / 2].
+    keys, values: results, folded keys and values [B, HEADS * rows, DIM], compute dtype.
+    offsets: result, added to scores, -inf for absent tokens [B, HEADS * rows] float32.
 
     prompt_stride, count: int. rows: int, folded rows of a head. self_scale: float, factor that
     turns scores of the self-attention into base-2 logits. eps: float, of the layer norm.

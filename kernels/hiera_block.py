@@ -152,7 +152,7 @@ def split_channels(channels: int) -> tuple[int, int]:
 def mlp_tile(weight_bytes: int, token_bytes: int, capability: int) -> tuple[int, int, int]:
     """Rows, hidden channels and stages of `mlp_kernel`, which has eight warps.
 
-    weight_bytes, token_bytes: per element.
+    weight_bytes, token_bytes: bytes per element of the matrices and of the tokens.
     """
     if weight_bytes == 4:
         return 32, 32, 1
@@ -167,8 +167,8 @@ def mlp(
 ) -> Tensor:
     """x + MLP(norm(x)) [rows, C] in the dtype of x, in one launch on the current stream.
 
-    x: [rows, C] with C <= `MLP_CHANNELS`. norm: weight and bias. weights: [H, C], [H], [C, H], [C].
-    All contiguous.
+    x: [rows, C], with C up to `MLP_CHANNELS`. norm: weight and bias. weights: [H, C], [H], [C, H],
+    [C]. All contiguous.
     """
     out = torch.empty_like(x)
     rows, channels = x.shape

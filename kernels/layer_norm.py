@@ -35,7 +35,7 @@ def mean_and_rstd(statistics, row, mask, channels, size, eps, PARTS: tl.constexp
 
 @triton.jit
 def normalize_tile(x, channel_mask, channels, weight, bias, channel, eps):
-    """Layer norm of rows [., WIDE] float32 over their first `channels` channels."""
+    """Layer norm of x [rows, WIDE] float32 over its first `channels` channels."""
     mean = tl.sum(tl.where(channel_mask[None, :], x, 0.0), 1) / channels
     centered = tl.where(channel_mask[None, :], x - mean[:, None], 0.0)
     x = centered * tl.rsqrt(tl.sum(centered * centered, 1) / channels + eps)[:, None]
@@ -45,7 +45,7 @@ def normalize_tile(x, channel_mask, channels, weight, bias, channel, eps):
 
 @triton.jit
 def normalize_rows(x, weight, bias, channel, eps, DIM: tl.constexpr):
-    """Layer norm of rows [., DIM] float32 without padded channels."""
+    """Layer norm of x [rows, DIM] float32, which has no padded channels."""
     centered = x - (tl.sum(x, 1) / DIM)[:, None]
     rstd = tl.rsqrt(tl.sum(centered * centered, 1) / DIM + eps)
     scale = tl.load(weight + channel).to(tl.float32)

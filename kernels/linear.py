@@ -83,19 +83,19 @@ def linear_kernel(
 
     Pointers, all contiguous:
     x: [rows, inner], any float dtype; converted to the dtype of weight.
-    in_statistics: PARTS > 0 (a layer norm is folded in): mean and centred sum of squares of PARTS
-        channel groups of each row of x [rows, PARTS, 2] float32.
-    column_sums: PARTS > 0: sums of weight over inner [outer] float32.
+    in_statistics: mean and centred sum of squares of the PARTS channel groups of each row of x
+        [rows, PARTS, 2] float32; only if PARTS > 0, which means that a layer norm is folded in.
+    column_sums: sums of weight over inner [outer] float32; only if PARTS > 0.
     weight: [outer, inner], compute dtype.
     bias: [outer], any float dtype.
-    gamma: SCALE: scale of each channel [outer], any float dtype.
-    residual: ADD: [rows, outer], any float dtype.
-    out: [rows, outer], any float dtype; POOL: [rows / 4, outer].
-    out_statistics: MEASURE: mean and centred sum of squares of each block of columns of each row
-        of out [rows, cdiv(outer, BLOCK_N), 2] float32.
+    gamma: scale of each channel [outer], any float dtype; only if SCALE.
+    residual: same shape as out, any float dtype; only if ADD.
+    out: [rows, outer], or [rows / 4, outer] if POOL, any float dtype.
+    out_statistics: result if MEASURE, mean and centred sum of squares of each block of columns of
+        each row of out [rows of out, cdiv(outer, BLOCK_N), 2] float32.
 
-    rows, inner, outer: int. width: int, width of the token grid of which x holds the rows. POOL:
-    the 4 tokens of each 2 x 2 cell of the grid are max-pooled. part_size: int, channels of a group
+    rows, inner, outer: int. width: int, width of the grid of tokens in x. POOL: the 4 tokens of
+    each 2 x 2 cell of the grid are max-pooled. part_size: int, channels of a group
     of in_statistics. eps: float, of the layer norm. EVEN: inner is a multiple of BLOCK_K.
     Consecutive programs compute GROUP blocks of rows before the next block of columns, so that
     tiles of x and weight stay in the L2 cache. Grid: (cdiv(rows, BLOCK_M) * cdiv(outer, BLOCK_N),).
@@ -111,7 +111,7 @@ def linear_kernel(
     column = column_block * BLOCK_N + tl.arange(0, BLOCK_N)
     row_mask = out_row < rows
     column_mask = column < outer
-    # out-of-range rows and columns repeat the last one, and are not store_mask
+    # out-of-range rows and columns repeat the last one, and are not stored
     row = tl.minimum(out_row, rows - 1).to(tl.int64)
     if POOL:
         cell = row // 4

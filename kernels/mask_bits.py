@@ -19,14 +19,14 @@ def changed_bits(bits, mask, x, word, height, width, words, canvas_height, canva
     """Words [COLUMNS, WORDS] with a bit set for each pixel that differs from the previous pixel.
 
     Pixels are in the column-major order of the canvas. Bit `height` of a column stands for the
-    margin below it.
+    pixel after it, in the margin.
     """
     in_bounds = (x < width)[:, None] & (word < words)[None, :]
     column = bits + (mask * width + x)[:, None] * words
     current = tl.load(column + word[None, :], in_bounds, 0).to(tl.uint32, bitcast=True)
     previous_word = tl.load(column + word[None, :] - 1, in_bounds & (word > 0)[None, :], 0)
     carry = previous_word.to(tl.uint32, bitcast=True) >> 31
-    # full height: the previous pixel of a column's first one is the last of the previous column
+    # at full height, the pixel before a column's first one is the last of the previous column
     # (`x * 0 +` makes a block, since the interpreter does not accept a scalar mask)
     full_height = x * 0 + height == canvas_height
     last_ptrs = bits + (mask * width + x - 1) * words + (height - 1) // 32
@@ -34,7 +34,7 @@ def changed_bits(bits, mask, x, word, height, width, words, canvas_height, canva
     last_bit = (last_word.to(tl.uint32, bitcast=True) >> ((height - 1) % 32)) & 1
     carry = tl.where((word == 0)[None, :], last_bit[:, None], carry)
     changed = current ^ ((current << 1) | carry)
-    # no margin below: the next column follows, which makes the comparison, or the canvas ends
+    # without a margin below a column, its end is compared by the next column, or is not a change
     no_margin = full_height & (x < width - 1)
     is_canvas_end = (left + x + 1 == canvas_width) & (x * 0 + top + height == canvas_height)
     no_margin = no_margin | is_canvas_end

@@ -21,7 +21,7 @@ from torch import Tensor
 COLUMNS = 8  # image columns of a block
 ROWS = 128  # pixels of a column that a block turns into bits at once
 WORDS = 32  # 32-bit words of a column that a block loads at once
-MAX_PIXELS = 2**31  # pixels of masks that are in memory as bits at the same time
+MAX_PIXELS = 2**31  # pixels of all masks that are stored as bits at the same time
 _SHAPE = ("low_height", "low_width", "height", "width", "words")
 _CANVAS = ("canvas_height", "canvas_width", "top", "left")
 
@@ -63,8 +63,8 @@ def bits_kernel(
 
     Pointers, all contiguous:
     logits: [N, low_height, low_width] float32.
-    selected: CHOOSE: which masks are processed; others count as empty [N] uint8.
-    bits: STORE: result, pixel y of a column in bit y % 32 of word y // 32, zeros past the height
+    selected: which masks are processed [N] uint8, others count as empty; only if CHOOSE.
+    bits: result if STORE, pixel y of a column in bit y % 32 of word y // 32, zeros past the height
         [N, width, words] int32.
     stats: result, updated by atomics: pixels above upper_threshold, pixels above lower_threshold,
         first column, first row, last column, last row [N, 6] int32.

@@ -63,7 +63,7 @@ def upscale_and_predict_masks_kernel(
     high_features: feature map of stride 4 [1 or B, 4h, 4w, DIM / 8], any float dtype; high_stride
         is the stride between objects, in elements.
     hypernetwork: outputs of the hypernetworks [B, num_masks, DIM / 8] float32.
-    iou: CHOOSE: predicted IoU [B, iou_count] float32.
+    iou: predicted IoU [B, iou_count] float32; only if CHOOSE.
     logits: result [B, MASKS, 4h, 4w] float32.
 
     count: int. width: int, of the token grid. mid_stride, high_stride: int, 0 if all objects have

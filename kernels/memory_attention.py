@@ -49,8 +49,8 @@ def keys_kernel(
     encoding of pointer tokens is loaded from the slot's added_address.
 
     Pointers, all contiguous except keys:
-    slots: a `memory_slots.Slot` per row [S, SLOT_FIELDS] int64; addresses point to the dtype of
-        values.
+    slots: a `memory_slots.Slot` per row [S, SLOT_FIELDS] int64; addresses are those of tensors in
+        the dtype of values.
     position: positional encoding of a map [tokens, channels], any float dtype.
     temporal: temporal encodings [T, channels], any float dtype.
     table: rotary table of a map's tokens, cosines, then sines [2, tokens, HALF] float32.
@@ -58,7 +58,7 @@ def keys_kernel(
     bias: [layers, 2 * HALF], any float dtype.
     keys: result, channels as [even channels | odd channels] [layers, all keys, 2 * HALF], compute
         dtype; layer_stride is the stride between layers, in elements.
-    values: COPY: result [all keys, channels], compute dtype.
+    values: result if COPY [all keys, channels], compute dtype.
 
     tokens, layers, layer_stride: int. channels: int, memory_dim; NARROW: the same as a power of
     two. Grid: (cdiv(maximum tokens of a slot, BLOCK), S).
@@ -70,7 +70,7 @@ def keys_kernel(
     first_key = tl.load(slot + SLOT_FIRST_KEY)
     count = tl.load(slot + SLOT_NUM_TOKENS)
     temporal_row = tl.load(slot + SLOT_TEMPORAL_ROW)
-    if tl.program_id(0) * BLOCK >= count:  # the slot is unused, or has fewer tokens
+    if tl.program_id(0) * BLOCK >= count:  # the slot is unused, or has no token in this block
         return
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     channel = tl.arange(0, NARROW)

@@ -50,7 +50,7 @@ def first_kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """BLOCK pixels of the first 3 x 3 convolution of stride 2, of a mask, then norm and GELU.
+    """BLOCK pixels of a 3 x 3 convolution of stride 2 of a mask, then norm and GELU.
 
     The mask is interpolated from logits and never stored.
 

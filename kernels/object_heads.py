@@ -62,7 +62,7 @@ def object_state_kernel(
 
     Pointers, all contiguous; matrices are [out, in], of any float dtype:
     logits: [B, num_masks, size], any float dtype.
-    iou: BEST: predicted IoU [B, iou_count], any float dtype.
+    iou: predicted IoU [B, iou_count], any float dtype; only if BEST.
     tokens: [B, count, DIM], any float dtype.
     presence1, presence1_bias: first layer of presence [presence_hidden, DIM], [presence_hidden].
     presence2, presence2_bias: second layer [presence_hidden, presence_hidden], [presence_hidden].
@@ -75,8 +75,8 @@ def object_state_kernel(
     counts: result [B, programs - 2, 2] int32.
 
     count: int, number of tokens. size: int, pixels of a mask. num_masks, iou_count,
-    presence_hidden, pointer_hidden: int. first_mask: int, index of the mask's token; BEST: of the
-    first mask token, from which on the one of highest IoU is used. delta: float.
+    presence_hidden, pointer_hidden: int. first_mask: int, index of the mask's token; if BEST,
+    of the first of the mask tokens, of which that of highest IoU is used. delta: float.
     Grid: (2 + cdiv(size, PIXELS), B), or (2, B) if pixels are not counted.
     """
     batch = tl.program_id(1).to(tl.int64)
@@ -156,15 +156,15 @@ def select_mask_kernel(
 ):
     """Copy PIXELS of the selected mask, or fill them with absent_logit if the object is absent.
 
-    Program 0 of an object also stores its pointer. The first mask is selected, except with CHOOSE
-    if it is not stable: then it is the one of highest IoU among the others.
+    Program 0 of an object also stores its pointer. The first mask is selected; if CHOOSE and
+    it is not stable, the one of highest IoU among the others is selected.
 
     Pointers, all contiguous:
     logits: [B, num_masks, size], any float dtype.
-    iou: CHOOSE: predicted IoU [B, iou_count], any float dtype.
+    iou: predicted IoU [B, iou_count], any float dtype; only if CHOOSE.
     presence: logits [B], any float dtype; an object is present if its logit is above 0.
     pointer: [B, DIM] float32.
-    counts: CHOOSE: pixels of the first mask above delta and -delta [B, blocks, 2] int32.
+    counts: pixels of the first mask above delta and -delta [B, blocks, 2] int32; only if CHOOSE.
     absent_pointer: [DIM], any float dtype.
     mask: result [B, size], any float dtype.
     out_pointer: result, pointer, or absent_pointer of an absent object [B, DIM], any float dtype.

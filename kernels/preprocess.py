@@ -74,13 +74,13 @@ def resample_kernel(
 
     Pointers, all contiguous except source and out:
     source: B images of three channels and first_edge x second_edge pixels, uint8.
-    out: result for B images of size x size pixels; PLANES: (x / 255 - mean) / std, float32; else
+    out: result, B images of size x size pixels: if PLANES, (x / 255 - mean) / std in float32, else
         bytes, uint8.
     first_starts: first source pixel of each pixel along the first axis [size] int32.
-    first_weights: [first_taps, size]; BICUBIC: int32 in fixed point; else float32.
+    first_weights: [first_taps, size], int32 in fixed point if BICUBIC, else float32.
     second_starts: first source pixel of each pixel along the second axis [size] int32.
     second_weights: [second_taps, size], dtype of first_weights.
-    statistics: PLANES: means, then standard deviations of the channels [6] float32.
+    statistics: means, then standard deviations of the channels [6] float32; only if PLANES.
 
     size, first_taps, first_edge, second_taps, second_edge: int. source_image_stride,
     source_channel_stride, source_first_stride, source_second_stride: int, strides of source in

@@ -135,8 +135,10 @@ def window_kernel(
 
     Pointers, all contiguous:
     qkv: [B, height, width, 3 * heads * head_dim], compute dtype.
-    pad: PADDED: query, key and value of a padded token [3 * heads * head_dim], compute dtype.
-    out: [B, height, width, heads * head_dim], compute dtype; POOL: [B, height / 2, width / 2, .].
+    pad: query, key and value of a padded token [3 * heads * head_dim], compute dtype; only if
+        PADDED.
+    out: [B, height, width, heads * head_dim], or [B, height / 2, width / 2, heads * head_dim] if
+        POOL, compute dtype.
 
     height, width: int, of the grid of tokens. columns: int, windows in a row of the grid. count:
     int, windows of an image. blocks: int, blocks of queries for PACK windows. heads: int. scale:
