@@ -191,7 +191,7 @@ def token_heads_kernel(
     hypernetwork: result, outputs of the hypernetworks [B, num_masks, DIM / 8] float32.
 
     count, hidden, iou_count, first_mask, iou_token, num_masks: int. eps: float, of the layer norm.
-    WIDE: hidden as a power of two. Grid: (count, B).
+    WIDE and VALUES: hidden and iou_count as powers of two. Grid: (count, B).
     """
     batch = tl.program_id(1).to(tl.int64)
     token = tl.program_id(0)

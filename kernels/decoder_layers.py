@@ -1,4 +1,7 @@
-"""Device functions for the mask decoder's prompt tokens: partial sums, projections, attention."""
+"""Device functions for the mask decoder's prompt tokens: partial sums, projections, attention.
+
+SIZE is the number of channels of a head; WIDE is the same padded to a power of two of at least 16.
+"""
 
 from __future__ import annotations
 

@@ -68,8 +68,9 @@ def upscale_and_predict_masks_kernel(
 
     count: int. width: int, of the token grid. mid_stride, high_stride: int, 0 if all objects have
     the same map. CHOOSE: MASKS is 1, and only the mask of highest IoU (the first among equals) is
-    predicted. iou_count: int. first_value: int, index of the first mask's IoU. num_masks: int.
-    eps: float, of the layer norm. Grid: (cdiv(count, BLOCK), B).
+    predicted. iou_count: int. first_value: int, index of the first mask's IoU. num_masks: int;
+    VALUES: the same as a power of two. eps: float, of the layer norm.
+    Grid: (cdiv(count, BLOCK), B).
     """
     precision: tl.constexpr = "ieee" if EXACT else "tf32"
     mid_dim: tl.constexpr = DIM // 4

@@ -76,7 +76,8 @@ def object_state_kernel(
 
     count: int, number of tokens. size: int, pixels of a mask. num_masks, iou_count,
     presence_hidden, pointer_hidden: int. first_mask: int, index of the mask's token; if BEST,
-    of the first of the mask tokens, of which that of highest IoU is used. delta: float.
+    of the first of the mask tokens, of which that of highest IoU is used. delta: float. PRESENCE,
+    POINTER and VALUES: presence_hidden, pointer_hidden and iou_count as powers of two.
     Grid: (2 + cdiv(size, PIXELS), B), or (2, B) if pixels are not counted.
     """
     batch = tl.program_id(1).to(tl.int64)
@@ -170,7 +171,8 @@ def select_mask_kernel(
     out_pointer: result, pointer, or absent_pointer of an absent object [B, DIM], any float dtype.
 
     size: int, pixels of a mask. num_masks, iou_count, blocks: int. first_value: int, index of the
-    first mask's IoU. threshold: float, minimum stability. absent_logit: float.
+    first mask's IoU. threshold: float, minimum stability. absent_logit: float. VALUES and BLOCKS:
+    num_masks and blocks as powers of two.
     Grid: (cdiv(size, PIXELS), B).
     """
     batch = tl.program_id(1).to(tl.int64)
