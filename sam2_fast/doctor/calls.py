@@ -24,7 +24,7 @@ Keep = Callable[[str, Call], None]
 @contextmanager
 def only(source: str) -> Iterator[None]:
     """Every op runs in the backend `source`, or in torch where it has no such implementation."""
-    with registry.instead(_of(source)):
+    with registry.replaced_by(_of(source)):
         yield
 
 
@@ -35,7 +35,7 @@ def recorded(keep: Keep, source: str = "torch") -> Iterator[None]:
         key: Implementation(*key, _telling(keep, key[0], plain.run), lambda *_: None)
         for key, plain in _of(source).items()
     }
-    with registry.instead(watched):
+    with registry.replaced_by(watched):
         yield
 
 

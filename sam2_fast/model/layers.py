@@ -168,7 +168,7 @@ def held_by(model: nn.Module) -> list[object]:
             if isinstance(value, Cache):
                 held.append(value.value)
             elif isinstance(value, WeightsCache):
-                held += value.held
+                held += value.cached_values
     return held
 
 

@@ -2,8 +2,8 @@
 
     from sam2_fast.ops import connected_components, memory_attention, window_attention
 
-Every module of this folder that is not `core` is an op or several. Their public names, `__all__`,
-are names of this package; they are found when it is imported, so that a new op edits no list.
+Every module of this folder except `core` has one op or several. The names in its `__all__` become
+names of this package at import, so that a new op needs no entry in a list.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _modules = [
     for module in iter_modules(__path__)
     if module.name != "core"
 ]
-# only now: importing a module makes it an attribute of this package, a function of the same name
-# wins
+# This must come after the imports: importing a module makes it an attribute of this package, and
+# the function of the same name must replace it.
 __all__ = []
 for _module in _modules:
     for _name in _module.__all__:

@@ -1,4 +1,4 @@
-"""Scale and shift by channel, as one op. The template of ops: docs/adding_a_kernel.md."""
+"""Scale and shift by channel, as one op. A template for new ops: docs/adding_a_kernel.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sam2_fast.proving.rules import Call, Rule
 
 __all__ = ["AffineWeights", "affine"]
 
-_PROVED_ROWS = 100  # a whole program of the Triton kernel and a part of another
+_PROVED_ROWS = 100  # one whole program of the Triton kernel and a part of a second one
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ def affine(x: Tensor, weights: AffineWeights, *, backend: str = "auto") -> Tenso
     """x * weight + bias by channel, computed in float32 or wider.
 
     x: [..., C]. backend: "auto", "triton", "cpu" or "torch". Returns the shape and dtype of x.
-    Raises ValueError for shapes that do not fit, BackendError where the named backend cannot run.
+    Raises ValueError for shapes that do not fit, BackendError if the named backend cannot run.
     """
     channels = weights.weight.shape[0]
     if x.ndim < 1 or x.shape[-1] != channels:
@@ -43,18 +43,18 @@ def affine(x: Tensor, weights: AffineWeights, *, backend: str = "auto") -> Tenso
 
 def affine_reference(x: Tensor, weights: AffineWeights) -> Tensor:
     """The definition, in torch."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return (x.to(wide) * weights.weight.to(wide) + weights.bias.to(wide)).to(x.dtype)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return (x.to(dtype) * weights.weight.to(dtype) + weights.bias.to(dtype)).to(x.dtype)
 
 
 def _native_affine(x: Tensor, weights: AffineWeights, isa: str | None = None) -> Tensor:
-    """isa: a narrower instruction set than this CPU's, for tests."""
+    """Run the CPU kernel. isa: an older instruction set than this CPU's, for tests."""
     module = native()
     assert module is not None
-    held = derive(weights, "cpu", lambda: module.AffineWeights(for_cpu(weights, torch.float32)))
+    prepared = derive(weights, "cpu", lambda: module.AffineWeights(for_cpu(weights, torch.float32)))
     rows = x.detach().reshape(-1, x.shape[-1]).contiguous()
     out = rows.new_empty(rows.shape)
-    module.affine(rows, held, out, torch.get_num_threads(), isa or module.cpu_isa())
+    module.affine(rows, prepared, out, torch.get_num_threads(), isa or module.cpu_isa())
     return out.view(x.shape)
 
 
@@ -67,7 +67,7 @@ def _triton_affine(x: Tensor, weights: AffineWeights) -> Tensor:
 
 
 def _refuses(x: Tensor, weights: AffineWeights) -> str | None:
-    return "x is empty: it takes one number or more" if x.numel() == 0 else None
+    return "x is empty; at least one element is required" if x.numel() == 0 else None
 
 
 def _result(x: Tensor, weights: list[Tensor]) -> Tensor:

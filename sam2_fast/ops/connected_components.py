@@ -1,5 +1,4 @@
-"""Connected components of masks (8-connected): labels, areas, and the pixels of small
-components."""
+"""8-connected components of masks: labels, areas, and the pixels of small components."""
 
 from __future__ import annotations
 
@@ -25,26 +24,27 @@ def connected_components(
 
     masks: [N, H, W] or [N, 1, H, W], bool or uint8 (non-zero is foreground), any strides, any
     device.
-    Returns labels and areas, int32 of the same shape: a label is 1 + the row-major index of the
-    component's first pixel, so that all backends return the same; an area is in pixels; both are 0
-    on background.
+    Returns labels and areas, int32 of the same shape, both 0 on background. A label is 1 + the
+    row-major index of the component's first pixel; all backends return equal labels. An area is in
+    pixels. Partition and areas are those of the official `get_connected_components`.
     out: labels and areas to write to and return, contiguous: on a CPU, fresh memory for many large
     masks costs more than the labelling.
     backend: "auto", "cuda", "triton", "cpu" or "torch". Raises TypeError for other dtypes,
-    ValueError for other shapes, BackendError where the named backend cannot run. Same partition and
-    areas as the official `get_connected_components`.
+    ValueError for other shapes, BackendError if the named backend cannot run.
     """
     flat = _as_masks(masks)
-    into = None if out is None else _as_results(out, masks, flat)
-    run, given = _COMPONENTS.select(backend, flat)
-    found = run(*given, into) if run is _native_components else run(*given)
-    if into is not None and found is not into:
-        into[0].copy_(found[0]), into[1].copy_(found[1])
-    labels, areas = found if out is None else out
+    flat_out = None if out is None else _flat_out(out, masks, flat)
+    run, inputs = _COMPONENTS.select(backend, flat)
+    result = run(*inputs, flat_out) if run is _native_components else run(*inputs)
+    if flat_out is not None and result is not flat_out:
+        flat_out[0].copy_(result[0])
+        flat_out[1].copy_(result[1])
+    labels, areas = result if out is None else out
     return labels.view(masks.shape), areas.view(masks.shape)
 
 
-def _as_results(out: tuple[Tensor, Tensor], masks: Tensor, flat: Tensor) -> tuple[Tensor, Tensor]:
+def _flat_out(out: tuple[Tensor, Tensor], masks: Tensor, flat: Tensor) -> tuple[Tensor, Tensor]:
+    """`out` in the shape of `flat`. Raises ValueError for tensors that cannot be written to."""
     for name, x in zip(("labels", "areas"), out, strict=True):
         if (
             x.dtype != torch.int32
@@ -52,10 +52,10 @@ def _as_results(out: tuple[Tensor, Tensor], masks: Tensor, flat: Tensor) -> tupl
             or x.device != masks.device
             or not x.is_contiguous()
         ):
-            wanted = f"contiguous int32 of shape {tuple(masks.shape)} on {masks.device}"
+            expected = f"contiguous int32 of shape {tuple(masks.shape)} on {masks.device}"
             raise ValueError(
-                f"out: {name}: expected {wanted}, got {x.dtype} of shape {tuple(x.shape)}, strides "
-                f"{x.stride()} on {x.device}"
+                f"out: {name}: expected {expected}, got {x.dtype} of shape {tuple(x.shape)}, "
+                f"strides {x.stride()} on {x.device}"
             )
         if x.is_neg() or x._is_zerotensor():
             raise ValueError(
@@ -63,14 +63,12 @@ def _as_results(out: tuple[Tensor, Tensor], masks: Tensor, flat: Tensor) -> tupl
                 "zero tensor; pass torch.empty"
             )
     if out[0].data_ptr() == out[1].data_ptr() and out[0].numel():
-        raise ValueError(
-            "out: expected labels and areas in memory of their own, got the same for both"
-        )
+        raise ValueError("out: expected separate memory for labels and areas, got the same")
     return out[0].view(flat.shape), out[1].view(flat.shape)
 
 
 def small_components(masks: Tensor, max_area: int, *, backend: str = "auto") -> Tensor:
-    """Which foreground pixels belong to a component of at most `max_area` pixels.
+    """The foreground pixels of components of at most `max_area` pixels.
 
     masks as in `connected_components`; max_area: pixels, 0 or more. Returns bool of the same shape.
     """
@@ -99,10 +97,12 @@ def _as_masks(masks: Tensor) -> Tensor:
 
 
 def connected_components_reference(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """The definition: every foreground pixel takes the smallest index around it until nothing
-    changes. masks: [N, H, W]."""
+    """The definition, in torch. masks: [N, H, W].
+
+    Every foreground pixel takes the smallest index of its neighbours, until no index changes.
+    """
     count, height, width = masks.shape
-    on = masks != 0
+    foreground = masks != 0
     if masks.numel() == 0:
         return torch.zeros_like(masks, dtype=torch.int32), torch.zeros_like(
             masks, dtype=torch.int32
@@ -111,26 +111,27 @@ def connected_components_reference(masks: Tensor) -> tuple[Tensor, Tensor]:
     index = torch.arange(1, height * width + 1, device=masks.device, dtype=torch.float64).view(
         1, height, width
     )
-    nothing = -torch.inf
-    value = torch.where(on, -index, nothing)
+    background = -torch.inf
+    value = torch.where(foreground, -index, background)
     while True:
         spread = torch.where(
-            on, F.max_pool2d(value[:, None], 3, stride=1, padding=1)[:, 0], nothing
+            foreground, F.max_pool2d(value[:, None], 3, stride=1, padding=1)[:, 0], background
         )
-        # jump to what one's own representative has found: long thin components need few rounds
-        target = (-torch.where(on, spread, -1.0)).long() - 1
+        # also take the value of the pixel whose index this one has: long thin components then need
+        # few rounds
+        target = (-torch.where(foreground, spread, -1.0)).long() - 1
         spread = torch.where(
-            on,
+            foreground,
             torch.maximum(spread, spread.flatten(1).gather(1, target.flatten(1)).view_as(spread)),
-            nothing,
+            background,
         )
         if torch.equal(spread, value):
             break
         value = spread
-    labels = torch.where(on, -value, 0.0).to(torch.int64)
+    labels = torch.where(foreground, -value, 0.0).to(torch.int64)
     counts = torch.zeros(count, height * width + 1, dtype=torch.int32, device=masks.device)
     counts.scatter_add_(1, labels.flatten(1), torch.ones_like(labels.flatten(1), dtype=torch.int32))
-    areas = torch.where(on, counts.gather(1, labels.flatten(1)).view_as(labels), 0)
+    areas = torch.where(foreground, counts.gather(1, labels.flatten(1)).view_as(labels), 0)
     return labels.to(torch.int32), areas
 
 
@@ -178,15 +179,17 @@ def _refuses(masks: Tensor, *_: object) -> str | None:
     height, width = masks.shape[1:3]
     if height * width < 2**31:
         return None
-    return f"a mask of {height} x {width} pixels, it takes fewer than 2^31"
+    return f"a mask has {height} x {width} pixels; supported: fewer than 2^31"
 
 
-def _backends(on_device: Callable[..., Any], in_triton: Callable[..., Any]) -> tuple[Backend, ...]:
+def _backends(
+    run_native: Callable[..., Any], run_triton: Callable[..., Any]
+) -> tuple[Backend, ...]:
     on_gpu, on_cpu = ((on_one(kind), plain, fits(_refuses)) for kind in ("cuda", "cpu"))
     return (
-        Backend("cuda", on_device, on_gpu),
-        Backend("triton", in_triton, on_gpu, kernels=("init", "merge", "count", "spread")),
-        Backend("cpu", on_device, on_cpu),
+        Backend("cuda", run_native, on_gpu),
+        Backend("triton", run_triton, on_gpu, kernels=("init", "merge", "count", "spread")),
+        Backend("cpu", run_native, on_cpu),
     )
 
 
@@ -199,7 +202,7 @@ def _small_configuration(masks: Tensor, max_area: int) -> Hashable:
 
 
 def _sample(call: Call) -> Call:
-    """The first masks, and one of many tangled components: real masks may be empty."""
+    """The first masks, and one with many tangled components, since real masks may be empty."""
     masks, *rest = call.arguments
     index = torch.arange(masks.shape[1] * masks.shape[2], device=masks.device)
     tangled = ((index * 40503 % 65537) % 5 < 3).view(1, *masks.shape[1:]).to(masks.dtype)
@@ -216,8 +219,8 @@ def _small_result(masks: Tensor, max_area: int) -> Tensor:
 
 
 _FIXED = (
-    "its definition repeats until nothing changes, so that a recording would hold for the recorded "
-    "masks only"
+    "its definition repeats until no index changes, so that a recording would be valid for the "
+    "recorded masks only"
 )
 _COMPONENTS = Op(
     "connected_components",

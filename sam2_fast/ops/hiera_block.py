@@ -52,7 +52,7 @@ class HieraBlockWeights(Weights, root=True):
     fc1: Linear = linear("F", "D")
     fc2: Linear = linear("D", "F")
     shortcut: Linear | None = optional(Linear, O="D", I="C")
-    """Only where queries are pooled."""
+    """Present exactly if queries are pooled."""
 
 
 def hiera_block(
@@ -68,23 +68,23 @@ def hiera_block(
 ) -> Tensor:
     """A pre-norm block: y = s(x) + attention(norm(x)); y + MLP(norm(y)) with GELU in the MLP.
 
-    x: [B, H, W, C]. weights: of a block from C to D channels, with a shortcut where `pool`.
-    window: attention stays inside windows of `window` x `window` tokens; windows that stick out of
-        the grid attend to the outside as tokens of zeros, unmasked; 0: every token attends to all.
+    x: [B, H, W, C]. weights: of a block from C to D channels, with a shortcut exactly if `pool`.
+    window: attention stays inside windows of `window` x `window` tokens. A window that extends
+        beyond the grid is padded with tokens of zeros, unmasked. 0: every token attends to all.
     pool: queries and the shortcut norm(x) -> s are max-pooled 2 x 2; else s(x) = x and D = C.
-    eps: of the norms. overwrite: x is not needed any more; where it can, the kernel writes to its
-        memory, since fresh memory costs page faults.
+    eps: of the norms. overwrite: the caller does not need x any more; the kernel then writes to its
+        memory if it can, since fresh memory costs page faults.
     backend: "auto", "triton", "cpu" or "torch".
-    Returns [B, H, W, D], where pooled [B, H / 2, W / 2, D], in the dtype of x. Under autocast
+    Returns [B, H, W, D], or with `pool` [B, H / 2, W / 2, D], in the dtype of x. Under autocast
     products are computed in its dtype.
-    Raises ValueError for shapes that do not fit, BackendError where the named backend cannot run.
+    Raises ValueError for shapes that do not fit, BackendError if the named backend cannot run.
     Source: official `MultiScaleBlock`.
     """
     _check(x, weights, num_heads, window, pool)
-    run, given = _OP.select(backend, x, weights, num_heads, window, pool, eps)
-    if overwrite and not pool and run is _native_block and given[0].is_contiguous():
-        return run(*given, out=given[0].detach())
-    return run(*given)
+    run, inputs = _OP.select(backend, x, weights, num_heads, window, pool, eps)
+    if overwrite and not pool and run is _native_block and inputs[0].is_contiguous():
+        return run(*inputs, out=inputs[0].detach())
+    return run(*inputs)
 
 
 def _check(x: Tensor, weights: HieraBlockWeights, num_heads: int, window: int, pool: bool) -> None:
@@ -93,16 +93,14 @@ def _check(x: Tensor, weights: HieraBlockWeights, num_heads: int, window: int, p
     if (weights.shortcut is not None) != pool:
         got = "none" if weights.shortcut is None else "one"
         raise ValueError(
-            f"weights.shortcut: expected one exactly where queries are pooled, got {got} with "
+            f"weights.shortcut: expected one exactly if queries are pooled, got {got} with "
             f"pool={pool}"
         )
     dim, dim_out = weights.norm1.weight.shape[0], weights.norm2.weight.shape[0]
     if x.shape[3] != dim:
         raise ValueError(f"x: expected the {dim} channels of the weights, got {x.shape[3]}")
     if not pool and dim != dim_out:
-        raise ValueError(
-            f"weights: expected {dim} channels out where nothing is pooled, got {dim_out}"
-        )
+        raise ValueError(f"weights: expected {dim} output channels without pooling, got {dim_out}")
     if num_heads < 1 or dim_out % num_heads:
         raise ValueError(f"num_heads: expected a divisor of {dim_out} channels, got {num_heads}")
     if window < 0:
@@ -120,12 +118,12 @@ def hiera_block_reference(
         projected = project(normed, w.shortcut)
         shortcut = F.max_pool2d(projected.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
     qkv = project(normed, w.qkv)
-    # zeros are padded after the norm, so a padded token is the projection's bias
+    # padding with zeros comes after the norm, so a padded token projects to the bias
     inputs = qkv, w.qkv.bias.to(qkv.dtype), num_heads, window, pool
     if qkv.device.type == "cpu":
         attended = window_attention_reference(*inputs)
     else:
-        attended = window_attention(*inputs)  # which has a kernel for GPUs
+        attended = window_attention(*inputs)  # it has a kernel for GPUs
     y = shortcut + project(attended, w.proj)
     hidden = F.gelu(project(layer_norm(y, w.norm2, eps), w.fc1))
     return y + project(hidden, w.fc2)
@@ -141,24 +139,24 @@ def _native_block(
     isa: str | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """isa: a narrower instruction set than this CPU's, for tests. out: may be x without pooling.
+    """Run the CPU kernel. isa: an older instruction set than this CPU's, for tests.
 
-    No window reads what another has written, and where every token attends to all, all are read
-    first.
+    out: may be x without pooling. No window reads the output of another one, and if every token
+    attends to all, all are read first.
     """
     module = native()
     assert module is not None
     dtype = compute_dtype(weights.first_matrix)
-    held = derive(
+    prepared = derive(
         weights, f"cpu {dtype}", lambda: module.HieraBlockWeights(for_cpu(weights, dtype))
     )
     if out is None:
-        by = 2 if pool else 1
+        stride = 2 if pool else 1
         dim_out = weights.proj.weight.shape[0]
-        out = x.new_empty(x.shape[0], x.shape[1] // by, x.shape[2] // by, dim_out)
+        out = x.new_empty(x.shape[0], x.shape[1] // stride, x.shape[2] // stride, dim_out)
     module.hiera_block(
         x.detach().contiguous(),
-        held,
+        prepared,
         out,
         num_heads,
         window,
@@ -173,9 +171,11 @@ def _native_block(
 def _triton_block(
     x: Tensor, weights: HieraBlockWeights, num_heads: int, window: int, pool: bool, eps: float
 ) -> Tensor:
-    """Queries, keys and values; attention; projection; MLP (two layers, or one launch where
-    channels are few), each a launch, besides mean and rstd of the tokens, and with `pool` the
-    shortcut."""
+    """Launch the Triton kernels of a block.
+
+    One launch each: queries, keys and values; attention; projection; both layers of the MLP (in one
+    launch with few channels); mean and rstd of the tokens; with `pool` the shortcut.
+    """
     from sam2_fast.kernels.choices import choose as choose_form
     from sam2_fast.kernels.hiera_block import MLP_CHANNELS, mlp
     from sam2_fast.kernels.linear import GELU, fold_or_apply_norm, linear, linear_with_statistics
@@ -193,21 +193,22 @@ def _triton_block(
             shortcut = linear(normed, layers["shortcut"], statistics, dtype=x.dtype, width=width)
         attended = attend(qkv, w.qkv.bias.to(dtype), num_heads, window, pool)
         dim_out = layers["proj"].weight.shape[0]
-        small = dim_out <= MLP_CHANNELS
-        if small:
+        fused = dim_out <= MLP_CHANNELS
+        if fused:
             key = dtype.itemsize, x.element_size(), dim_out, height, width
             form = choose_form(x.device, "mlp", key, "one launch", ("two products",))
-            small = form == "one launch"
+            fused = form == "one launch"
         y, statistics = linear_with_statistics(
             attended.flatten(0, 2),
             layers["proj"],
             residual=shortcut,
             dtype=x.dtype,
-            return_statistics=not small,
+            return_statistics=not fused,
         )
-        if small:
-            second = w.fc1.weight, w.fc1.bias, w.fc2.weight, w.fc2.bias
-            return mlp(y, (w.norm2.weight, w.norm2.bias), second, eps).view(*attended.shape)
+        if fused:
+            layers_of_mlp = w.fc1.weight, w.fc1.bias, w.fc2.weight, w.fc2.bias
+            out = mlp(y, (w.norm2.weight, w.norm2.bias), layers_of_mlp, eps)
+            return out.view(*attended.shape)
         normed, statistics = fold_or_apply_norm(y, layers["fc1"], statistics)
         hidden = linear(normed, layers["fc1"], statistics, activation=GELU)
         out = linear(hidden, layers["fc2"], residual=y, dtype=x.dtype)
@@ -217,8 +218,10 @@ def _triton_block(
 def _prepared(
     weights: HieraBlockWeights, dtype: torch.dtype, eps: float
 ) -> tuple[HieraBlockWeights, dict[str, Any]]:
-    """Weights with matrices in the compute dtype, and the linear layers as the Triton kernels take
-    them, norms folded in."""
+    """Weights with matrices in the compute dtype, and the linear layers of the Triton kernels.
+
+    The norms are folded into the layers that follow them.
+    """
     from sam2_fast.kernels.linear import Layer, fold
     from sam2_fast.kernels.linear import Norm as FoldedNorm
 
@@ -243,8 +246,8 @@ def _refuses(
     hidden = weights.fc1.weight.shape[0]
     if head % 2 or x.shape[3] % 2 or hidden % 2 or window > _MAX_WINDOW:
         return (
-            f"{x.shape[3]} channels, {head} a head, window {window}: it takes even widths and "
-            f"windows up to {_MAX_WINDOW}"
+            f"x has {x.shape[3]} channels, a head {head}, the MLP {hidden}, window is {window}; "
+            f"supported: even numbers of channels, window up to {_MAX_WINDOW}"
         )
     return _cannot_pool(x, window) if pool else None
 
@@ -255,8 +258,8 @@ def _triton_refuses(
     head = weights.proj.weight.shape[0] // num_heads
     if x.numel() == 0 or head > _MAX_HEAD or x.shape[3] > _MAX_TRITON_CHANNELS:
         return (
-            f"x is {tuple(x.shape)} with {head} channels a head: it takes a token or more, heads "
-            f"up to {_MAX_HEAD} channels"
+            f"x has shape {tuple(x.shape)}, a head {head} channels; supported: at least one token, "
+            f"x up to {_MAX_TRITON_CHANNELS} channels, a head up to {_MAX_HEAD}"
         )
     return _cannot_pool(x, window) if pool else None
 
@@ -268,9 +271,9 @@ def _cannot_pool(x: Tensor, window: int) -> str | None:
 def _result(
     x: Tensor, weights: list[Tensor], num_heads: int, window: int, pool: bool, eps: float
 ) -> Tensor:
-    by = 2 if pool else 1
+    stride = 2 if pool else 1
     dim_out = HieraBlockWeights.unflatten(weights).proj.bias.shape[0]
-    return x.new_empty(x.shape[0], x.shape[1] // by, x.shape[2] // by, dim_out)
+    return x.new_empty(x.shape[0], x.shape[1] // stride, x.shape[2] // stride, dim_out)
 
 
 def _configuration(

@@ -16,7 +16,7 @@ class _Part:
         self._state = State(self._members.tensors)
 
     def same(self) -> bool:
-        return self._members.same() and self._state.same()
+        return self._members.is_unchanged() and self._state.is_unchanged()
 
     @property
     def plain(self) -> bool:

@@ -222,7 +222,7 @@ def test_auto_is_the_native_kernel_on_a_cpu() -> None:
         (lambda x, w, h, s, p: (x.to("meta"), w, h, s, p), "meta"),
         (lambda x, w, h, s, p: (x[:, :15], w, h, s, p), "pools even windows on even grids"),
         (lambda x, w, h, s, p: (x, w, h, 0, p), "pools even windows"),
-        (lambda x, w, h, s, p: (x, w, 8, s, p), "even widths"),
+        (lambda x, w, h, s, p: (x, w, 8, s, p), "even numbers of channels"),
     ],
 )
 def test_the_kernel_says_why_it_refuses(change: Callable[..., Case], reason: str) -> None:
@@ -242,11 +242,11 @@ def test_the_kernel_says_why_it_refuses(change: Callable[..., Case], reason: str
         ),
         (
             lambda x, w, h, s, p: (x, replace(w, shortcut=None), h, s, p),
-            "weights.shortcut: expected one exactly where",
+            "weights.shortcut: expected one exactly if",
         ),
         (
             lambda x, w, h, s, p: (x, replace(w, shortcut=None), h, s, False),
-            "as many|12 channels out",
+            "12 output channels without pooling",
         ),
         (
             lambda x, w, h, s, p: (x, w.with_tensors({"qkv.weight": w.qkv.weight[:-1]}), h, s, p),

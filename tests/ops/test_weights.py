@@ -289,7 +289,9 @@ def test_modules_gather_their_weights_when_they_are_placed_or_changed() -> None:
 def test_copies_and_pickles_of_a_cache_start_empty() -> None:
     held: WeightsCache[WithOption] = WeightsCache()
     held.get(list, lambda: WithOption.unflatten([torch.zeros(2, 2), torch.zeros(2)]))
-    assert held.held and not copy.deepcopy(held).held and not pickle.loads(pickle.dumps(held)).held
+    assert held.cached_values
+    assert not copy.deepcopy(held).cached_values
+    assert not pickle.loads(pickle.dumps(held)).cached_values
 
 
 def pickled(weights: Weights) -> Any:
@@ -304,8 +306,8 @@ def test_weights_that_kernels_have_read_can_be_copied(op: str, copied: Callable[
     place = next(i for i, x in enumerate(inputs) if isinstance(x, Weights))
     before, weights = run(*inputs, backend="cpu"), inputs[place]
     other = inputs[place] = copied(weights)
-    assert type(other) is type(weights) and weights.state.held
-    assert other.state is not weights.state and not other.state.held
+    assert type(other) is type(weights) and weights.state.cached_values
+    assert other.state is not weights.state and not other.state.cached_values
     pairs = zip(other.flatten(), weights.flatten(), strict=True)
     assert all(torch.equal(a, b) and (a is b) == (copied is copy.copy) for a, b in pairs)
     after = run(*inputs, backend="cpu")

@@ -1,1 +1,1 @@
-"""What ops are made of: the registry, the native module, dtypes, weights."""
+"""Building blocks of ops: the registry, the native module, dtypes, weights."""

@@ -1,4 +1,4 @@
-"""In which dtype products are computed: the caller's autocast decides, else the weights."""
+"""The compute dtype of ops: that of autocast if it is enabled, else that of the weights."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from torch import Tensor
 
 from sam2_fast.ops.core.cache import derive
 from sam2_fast.ops.core.layout import Leaf
-from sam2_fast.ops.core.native import wants_gradients
+from sam2_fast.ops.core.native import is_differentiated
 from sam2_fast.ops.core.weights import Weights
 
 W = TypeVar("W", bound=Weights)
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype of products with `weight`: that of autocast where it is enabled."""
+    """The dtype of products with `weight`: that of autocast if enabled, else that of `weight`."""
     kind = weight.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def in_compute_dtype(weights: W) -> W:
-    """`weights` with their matrices in the dtype of the caller's autocast, cast once and held.
+    """`weights` with their matrices cast to the dtype of autocast, once: the result is cached.
 
-    As they are without autocast, or where gradients are computed. Convolution kernels become
-    channels_last.
+    Returns `weights` itself without autocast, and if gradients are computed. Convolution kernels
+    become channels_last.
     """
     tensors = weights.tensors
     kind = tensors[0].device.type
     enabled = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
-    if not enabled or wants_gradients(*tensors):
+    if not enabled or is_differentiated(*tensors):
         return weights
     dtype = torch.get_autocast_dtype(kind)
 

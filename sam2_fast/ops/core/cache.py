@@ -1,4 +1,4 @@
-"""What is computed from weights once and held while they stay as they are."""
+"""Values computed from weights, cached until the weights change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sam2_fast.ops.core import tracing
 from sam2_fast.ops.core.layout import Leaf
-from sam2_fast.ops.core.native import wants_gradients
+from sam2_fast.ops.core.native import is_differentiated
 from sam2_fast.ops.core.state import Members, State
 from sam2_fast.ops.core.weights import Weights
 from sam2_fast.proving.device import capturing
@@ -22,95 +22,95 @@ W = TypeVar("W", bound=Weights)
 _computations = count(1)
 
 
-class _Held(NamedTuple):
+class _Entry(NamedTuple):
     state: State
     key: tuple[object, ...]
     value: Any
 
 
 class Cache(Generic[Value]):
-    """What was last computed from parameters, held while they stay as they are.
+    """The last value that was computed from parameters, valid until they change.
 
-    Copies and pickles of a model start without it.
+    Copies and pickles of a model start with an empty cache.
     """
 
     computations: ClassVar[int] = 0
-    """Another number whenever a value has been computed, which other streams have to wait for."""
+    """Changes whenever a value has been computed. Other streams must then wait for the value."""
 
     def __init__(self) -> None:
-        self._held: _Held | None = None
+        self._entry: _Entry | None = None
 
     def get(
         self, make: Callable[[], Value], parameters: Sequence[Tensor], *arguments: object
     ) -> Value:
-        """`make()`, or what it returned before for the same `parameters` and `arguments`.
+        """`make()`, or its earlier result for the same unchanged `parameters` and `arguments`.
 
-        Where gradients are computed or operations recorded, always `make()`.
+        Always calls `make()` if gradients are computed or operations are recorded.
         """
-        if tracing.recording_reason() is not None or wants_gradients(*parameters):
-            return make()  # a recording computes it from the parameters, later calls cannot use it
+        if tracing.recording_reason() is not None or is_differentiated(*parameters):
+            return make()  # the computation is part of the recording; later calls cannot use it
         key = (*arguments, torch.is_inference_mode_enabled())
-        held = self._held
-        if held is not None and held.key == key and held.state.same_of(parameters):
-            return cast(Value, held.value)
+        entry = self._entry
+        if entry is not None and entry.key == key and entry.state.is_unchanged_for(parameters):
+            return cast(Value, entry.value)
         state = State(parameters)
         if not state.counts_writes or any(map(capturing, parameters)):
-            return make()  # what is captured exists once the graph is replayed
+            return make()  # a captured value exists only after the graph has been replayed
         value = make()
-        self._held = _Held(state, key, value)
+        self._entry = _Entry(state, key, value)
         Cache.computations = next(_computations)
         return value
 
     def clear(self) -> None:
-        """Forget it: for changes that leave no trace, such as `module.half()`."""
-        self._held = None
+        """Drop the value, after changes that cannot be detected, such as `module.half()`."""
+        self._entry = None
 
     @property
     def value(self) -> Value | None:
-        """What is held now, or None."""
-        return None if self._held is None else cast(Value, self._held.value)
+        """The cached value, or None."""
+        return None if self._entry is None else cast(Value, self._entry.value)
 
     def __reduce__(self) -> tuple[type[Cache[Value]], tuple[()]]:
         return Cache, ()
 
 
 class WeightsCache(Generic[W]):
-    """The weights of an op, gathered from modules and checked when they are placed or changed.
+    """The weights of an op, gathered from modules, valid until a module or parameter changes.
 
-    Copies and pickles of a model start without them.
+    Copies and pickles of a model start with an empty cache.
     """
 
     def __init__(self) -> None:
-        self._held: tuple[Members, W] | None = None
+        self._entry: tuple[Members, W] | None = None
 
     def get(self, modules: Callable[[], Sequence[nn.Module]], gather: Callable[[], W]) -> W:
-        """`gather()`, or what it returned before while all modules and parameters stay as they are.
+        """`gather()`, or its earlier result if all modules and parameters are unchanged.
 
-        modules: gives those that `gather` reads.
+        modules: returns the modules that `gather` reads.
         """
         if tracing.recording_reason() is not None:
             return gather()
-        if self._held is not None:
-            members, weights = self._held
+        if self._entry is not None:
+            members, weights = self._entry
             state = weights.state
-            if state is not None and members.same() and state.same():
+            if state is not None and members.is_unchanged() and state.is_unchanged():
                 return weights
         weights = gather()
         if weights.state is not None and weights.state.plain:
-            self._held = Members(modules()), weights
+            self._entry = Members(modules()), weights
         return weights
 
     def clear(self) -> None:
-        """Forget them: for changes that leave no trace, such as `module.half()`."""
-        self._held = None
+        """Drop the weights, after changes that cannot be detected, such as `module.half()`."""
+        self._entry = None
 
     @property
-    def held(self) -> list[object]:
-        """The weights and what was derived from them; empty before there are any."""
-        if self._held is None:
+    def cached_values(self) -> list[object]:
+        """The weights and the values derived from them; empty if nothing is cached."""
+        if self._entry is None:
             return []
-        weights = self._held[1]
-        derived = [] if weights.state is None else weights.state.held
+        weights = self._entry[1]
+        derived = [] if weights.state is None else weights.state.cached_values
         return [weights, *derived]
 
     def __reduce__(self) -> tuple[type[WeightsCache[W]], tuple[()]]:
@@ -118,30 +118,31 @@ class WeightsCache(Generic[W]):
 
 
 def derive(weights: Weights, name: str, make: Callable[[], Value]) -> Value:
-    """`make()`, which depends on nothing but `weights` and `name`, or what it returned before.
+    """`make()`, or its earlier result for the same unchanged `weights` and `name`.
 
-    It is held with `weights` while its tensors are neither written nor moved. Where gradients are
-    computed or operations recorded, always `make()`.
+    `make` must depend on nothing else. The result is cached with `weights` until one of their
+    tensors is written or moved. Always calls `make()` if gradients are computed or operations are
+    recorded.
     """
     state = weights.state
     if state is None or not state.counts_writes or tracing.recording_reason() is not None:
         return make()
-    if wants_gradients(*state.tensors):
+    if is_differentiated(*state.tensors):
         return make()
     values = state.values()
     if name not in values:
-        # tensors of inference mode count no writes: nothing derived from them could be held
+        # inference-mode tensors have no version counter: what is derived from them is not cached
         with torch.inference_mode(False), torch.no_grad():
             value = make()
         if any(map(capturing, state.tensors)):
-            return value  # exists once the graph is replayed, other streams cannot read it before
+            return value  # exists only after a replay of the graph; other streams cannot read it
         values.setdefault(name, value)
         Cache.computations = next(_computations)
     return cast(Value, values[name])
 
 
 def for_cpu(weights: W, dtype: torch.dtype) -> W:
-    """What kernels for CPUs read: matrices in `dtype`, all else in float32, contiguous."""
+    """Weights as CPU kernels read them: matrices in `dtype`, the rest in float32, contiguous."""
 
     def change(leaf: Leaf, x: Tensor) -> Tensor:
         return x.detach().to(dtype if leaf.matrix else torch.float32).contiguous()
@@ -150,7 +151,7 @@ def for_cpu(weights: W, dtype: torch.dtype) -> W:
 
 
 def for_gpu(weights: W, dtype: torch.dtype) -> W:
-    """What Triton kernels read: matrices in `dtype`, all else as it is, contiguous."""
+    """Weights as Triton kernels read them: matrices in `dtype`, the rest unchanged, contiguous."""
 
     def change(leaf: Leaf, x: Tensor) -> Tensor:
         return (x.detach().to(dtype) if leaf.matrix else x.detach()).contiguous()

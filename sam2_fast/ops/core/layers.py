@@ -1,4 +1,4 @@
-"""Linear layers and norms as the definitions of ops use them."""
+"""Linear layers and norms in the definitions of ops."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def project(x: Tensor, layer: Linear) -> Tensor:
 
 def layer_norm(x: Tensor, norm: Norm, eps: float) -> Tensor:
     """Layer norm over the last dimension. x: [..., C] -> the same shape."""
-    # a plain int: while torch.jit traces, sizes are tensors; the ONNX exporter needs this number
+    # int(): sizes are tensors while torch.jit traces, and the ONNX exporter needs a number
     return F.layer_norm(x, (int(x.shape[-1]),), norm.weight, norm.bias, eps)

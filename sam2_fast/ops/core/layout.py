@@ -9,7 +9,7 @@ from typing import NamedTuple
 _EXPRESSION = re.compile(r"(?:(\d+)\*)?([A-Za-z_]\w*)(?:/(\d+))?$")
 
 Sizes = Mapping[str, int]
-"""What symbols stand for."""
+"""The size of each symbol."""
 
 
 class Dim(NamedTuple):
@@ -24,20 +24,20 @@ class Dim(NamedTuple):
         """From "C", "3*C", "C/2", "3*C/2" or a number. Raises ValueError for anything else."""
         if isinstance(text, int):
             return cls(None, text)
-        found = _EXPRESSION.match(text)
-        if found is None:
+        match = _EXPRESSION.match(text)
+        if match is None:
             raise ValueError(f"dimension: expected a symbol such as 'C' or '3*C', got {text!r}")
-        return cls(found[2], int(found[1] or 1), int(found[3] or 1))
+        return cls(match[2], int(match[1] or 1), int(match[3] or 1))
 
     def substituted(self, symbols: Mapping[str, Dim]) -> Dim:
-        """With its symbol replaced by what it stands for outside; other symbols stay."""
+        """The dimension with its symbol replaced by its value in `symbols`, if it is in there."""
         outer = None if self.symbol is None else symbols.get(self.symbol)
         if outer is None:
             return self
         return Dim(outer.symbol, self.times * outer.times, self.over * outer.over)
 
     def value(self, sizes: Sizes) -> int:
-        """The number. Raises KeyError for a symbol that `sizes` lacks."""
+        """The size as a number. Raises KeyError for a symbol that `sizes` lacks."""
         return self.times * (1 if self.symbol is None else sizes[self.symbol]) // self.over
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class Leaf(NamedTuple):
 
     name: str  # such as "layers[1].self_q.weight"
     dims: tuple[Dim, ...]
-    matrix: bool  # whether products are computed with it, in the compute dtype
+    matrix: bool  # whether matrix products use it, in the compute dtype
 
     def described(self) -> str:
         """The shape in symbols."""
@@ -61,25 +61,25 @@ class Leaf(NamedTuple):
 
 
 def bind(leaves: Sequence[Leaf], shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:
-    """What the symbols stand for: each is taken from the first dimension that it is all of.
+    """The size of each symbol, from the first dimension that is the symbol alone.
 
-    Raises ValueError that names the first tensor whose shape does not fit.
+    Raises ValueError for the first tensor whose shape does not fit.
     """
     sizes: dict[str, int] = {}
     for leaf, shape in zip(leaves, shapes, strict=True):
         if len(shape) != len(leaf.dims):
-            _refuse(leaf, f"{len(leaf.dims)} dimensions", shape)
+            _raise_shape_error(leaf, f"{len(leaf.dims)} dimensions", shape)
         for dim, size in zip(leaf.dims, shape, strict=True):
             if dim.symbol is not None and dim.times == dim.over == 1:
                 sizes.setdefault(dim.symbol, size)
     for leaf, shape in zip(leaves, shapes, strict=True):
         expected = tuple(dim.value(sizes) for dim in leaf.dims)
         if tuple(shape) != expected:
-            _refuse(leaf, f"shape {expected}", shape)
+            _raise_shape_error(leaf, f"shape {expected}", shape)
     return sizes
 
 
-def _refuse(leaf: Leaf, expected: str, shape: tuple[int, ...]) -> None:
+def _raise_shape_error(leaf: Leaf, expected: str, shape: tuple[int, ...]) -> None:
     raise ValueError(
         f"weights.{leaf.name}: expected {expected}, {leaf.described()}, got {tuple(shape)}"
     )

@@ -1,4 +1,4 @@
-"""An op, declared once: schema, definition, weights, backends and how it is recorded and proved."""
+"""An op in one declaration: schema, definition, weights, backends, recording and proof."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _ABSENT: dict[str, Callable[[], str | None]] = {
 
 @dataclass(frozen=True)
 class Backend:
-    """What runs an op besides its definition."""
+    """An implementation of an op besides its definition."""
 
     name: str
     """ "cuda", "triton" or "cpu"."""
     run: Callable[..., Any]
-    """Takes the arguments of the definition. Called only where `requires` is met."""
+    """Has the arguments of the definition. Called only if all of `requires` are met."""
     requires: Sequence[Requirement]
-    """Asked in this order; the first that is not met is the reason of a refusal."""
+    """Checked in this order; the first that is not met gives the reason of the refusal."""
     kernels: tuple[str, ...] = ()
-    """Names of the Triton kernels that it launches, without `_kernel`."""
+    """Names of the Triton kernels that it launches, without the suffix `_kernel`."""
 
     def refuses(self, request: Request) -> str | None:
         """Why it cannot run on the arguments of a call, or None."""
@@ -44,7 +44,7 @@ class Backend:
 
 
 class Op:
-    """An op. Making one registers its backends and the custom op `torch.ops.sam2_fast.<name>`."""
+    """An op. Creating it registers its backends and the custom op `torch.ops.sam2_fast.<name>`."""
 
     def __init__(
         self,
@@ -61,24 +61,27 @@ class Op:
         takes: Callable[..., bool] | None = None,
         fixed_by_values: str | None = None,
     ) -> None:
-        """reference: the definition, in torch; its arguments are those of `schema` in order.
+        """Register the op.
 
-        schema: of the custom op, "(Tensor x, ...) -> Tensor"; None: there is none.
-        result: empty results for the arguments of the custom op, as `register_fake` wants them.
-        weights: the class of the argument `weights`, which the custom op takes as `Tensor[]`.
-        flatten, unflatten: the arguments of the definition as those of the custom op, and back;
-            None: only `weights` differ.
-        rule: how calls are told apart and proved; None: by dtypes, shapes without
-            the batch, and numbers (`any_configuration`).
-        takes, fixed_by_values: as `registry.record_as`.
+        reference: the definition, in torch; its arguments are those of `schema` in order.
+        schema: of the custom op, "(Tensor x, ...) -> Tensor", or None for no custom op.
+        result: returns empty results for the arguments of the custom op, for `register_fake`.
+        weights: the class of the argument `weights`, which is `Tensor[]` in the custom op.
+        flatten, unflatten: convert arguments of the definition to those of the custom op, and back;
+            None: only `weights` are converted.
+        rule: which calls share one proof, and how it is done; None: `any_configuration`, which
+            compares dtypes, shapes without the batch, and numbers.
+        takes, fixed_by_values: see `registry.record_as`.
         """
         self.name = name
         self._weights = weights
-        self._place = -1 if schema is None else _place_of_weights(schema)
-        self._flatten = flatten or self._with_list
-        self._unflatten = unflatten or self._with_weights
-        if self._place >= 0 and weights is None and unflatten is None:
-            raise ValueError(f"{name}: expected the class of its weights")
+        self._weights_index = -1 if schema is None else _index_of_weights(schema)
+        self._flatten = flatten or self._flatten_weights
+        self._unflatten = unflatten or self._unflatten_weights
+        if self._weights_index >= 0 and weights is None and unflatten is None:
+            raise ValueError(
+                f"{name}: weights: expected the class of `Tensor[] weights` in the schema, got None"
+            )
         for backend in backends:
             registry.register(
                 Implementation(
@@ -97,20 +100,22 @@ class Op:
         registry.record_as(name, call, takes, fixed_by_values)
 
     def __call__(self, backend: str, *arguments: Any) -> Any:
-        """Run it on the backend that is named, or for "auto" on the first that can."""
+        """Run on the named backend, or with "auto" on the first one that can run."""
         return registry.execute(self.name, backend, *arguments)
 
     def select(self, backend: str, *arguments: Any, **named: Any) -> Selected:
-        """What would run it; see `registry.select`."""
+        """The implementation that would run, and its arguments; see `registry.select`."""
         return registry.select(self.name, backend, *arguments, **named)
 
     def _custom_op(self, schema: str, result: Callable[..., Any] | None) -> Callable[..., Any]:
         if result is None:
-            raise ValueError(f"{self.name}: expected `result` where there is a schema")
+            raise ValueError(
+                f"{self.name}: result: expected a function, since there is a schema, got None"
+            )
 
         def dispatch(*arguments: Any) -> Any:
-            given = self._unflatten(*arguments)
-            return _contiguous(registry.choose(self.name, "auto", *given).run(*given))
+            inputs = self._unflatten(*arguments)
+            return _contiguous(registry.choose(self.name, "auto", *inputs).run(*inputs))
 
         _library.define(f"{self.name}{schema}")
         _library.impl(self.name, dispatch, "CompositeExplicitAutograd")
@@ -118,19 +123,19 @@ class Op:
         packet = getattr(torch.ops.sam2_fast, self.name)
         return lambda *arguments: packet(*self._flatten(*arguments))
 
-    def _with_list(self, *arguments: Any) -> tuple[Any, ...]:
+    def _flatten_weights(self, *arguments: Any) -> tuple[Any, ...]:
         return tuple(x.flatten() if isinstance(x, Weights) else x for x in arguments)
 
-    def _with_weights(self, *arguments: Any) -> tuple[Any, ...]:
-        place = self._place
-        if self._weights is None or place < 0:
+    def _unflatten_weights(self, *arguments: Any) -> tuple[Any, ...]:
+        index = self._weights_index
+        if self._weights is None or index < 0:
             return arguments
-        weights = self._weights.unflatten(arguments[place])
-        return *arguments[:place], weights, *arguments[place + 1 :]
+        weights = self._weights.unflatten(arguments[index])
+        return *arguments[:index], weights, *arguments[index + 1 :]
 
 
-def _place_of_weights(schema: str) -> int:
-    """Which argument is `Tensor[] weights`; -1 without it."""
+def _index_of_weights(schema: str) -> int:
+    """The index of the argument `Tensor[] weights`, or -1."""
     names = re.findall(r"(\w+)(?=[,)])", schema.split("->")[0])
     return names.index("weights") if "weights" in names else -1
 

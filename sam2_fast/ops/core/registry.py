@@ -1,5 +1,4 @@
-"""Which implementations of an op exist, and why one cannot run: explicit, with reasons, never a
-silent fall-back."""
+"""The implementations of ops and the choice between them. A backend never falls back silently."""
 
 from __future__ import annotations
 
@@ -18,15 +17,15 @@ from sam2_fast.ops.core.requirements import Request
 from sam2_fast.proving import gate
 
 ORDER = ("cuda", "triton", "cpu", "torch")
-"""The order in which `auto` asks. `torch` is the reference and refuses nothing."""
+"""The order in which "auto" tries backends. "torch" is the definition and takes any arguments."""
 
 
 class BackendError(RuntimeError):
-    """A backend that was asked for by name cannot run; the message says why and what would."""
+    """The named backend cannot run. The message has the reason and a backend that can."""
 
 
 def always() -> None:
-    """The `absent` of what every machine has."""
+    """The value of `Implementation.absent` for an implementation that every machine has."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,11 @@ class Implementation:
     backend: str
     run: Callable[..., Any]
     refuses: Callable[[Request], str | None]
-    """The reason why it cannot run on the arguments of a call, or None."""
+    """Why it cannot run on the arguments of a call, or None."""
     absent: Callable[[], str | None] = always
-    """Why the machine lacks it altogether, or None."""
+    """Why it cannot run on this machine at all, or None."""
     kernels: tuple[str, ...] = ()
-    """Names of the Triton kernels that it launches, without `_kernel`."""
+    """Names of the Triton kernels that it launches, without the suffix `_kernel`."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Node:
-    """An op as one node of a graph. `call` passes its arguments to the custom op, where `takes`
-    says that this is worth it."""
+    """An op as one node of a graph: `call` runs the custom op, `takes` says for which arguments."""
 
     call: Callable[..., Any]
     takes: Callable[..., bool]
@@ -80,12 +78,12 @@ def register(implementation: Implementation) -> None:
 
 
 def choose(op: str, backend: str, *arguments: Any) -> Implementation:
-    """The implementation that runs: the named one or a `BackendError` with its reason; for "auto"
-    the first that does not refuse.
+    """The implementation of the named backend, or for "auto" the first one that can run.
 
-    While operations are recorded, transformed or watched (`tracing.recording_reason`), every
-    backend but "torch" refuses. On a GPU a kernel refuses that has not proved itself there; one
-    that nothing is known of is proved now, on these arguments (`proving.gate`).
+    Raises BackendError with the reason if the named backend cannot run. While operations are
+    recorded, transformed or intercepted (`tracing.recording_reason`), only "torch" can. On a GPU a
+    kernel must have passed its proof there; a kernel without a verdict is proved now, on these
+    arguments (`proving.gate`).
     """
     return _choose(op, backend, tracing.recording_reason(), Request(arguments), {})
 
@@ -98,20 +96,20 @@ def _choose(
     for name in ORDER if backend == "auto" else (backend,):
         if _refusal(op, name, recording, request, named) is None:
             return _implementations[op, name]
-    wanted = "torch" if backend == "auto" else backend
-    willing = next(
+    refused = "torch" if backend == "auto" else backend
+    reason = _refusal(op, refused, recording, request, named)
+    usable = next(
         (name for name in ORDER if _refusal(op, name, recording, request, named) is None), "none"
     )
-    raise BackendError(
-        f"{op}: {backend} refuses: {_refusal(op, wanted, recording, request, named)}. Would run: "
-        f"{willing}"
-    )
+    raise BackendError(f"{op}: {backend} refuses: {reason}. Would run: {usable}")
 
 
 @torch._disable_dynamo
 def _run_between_graphs(op: str, backend: str, *arguments: Any, **more: Any) -> Any:
-    """What `choose` finds, run by Python: torch.compile ends a graph before the call and begins
-    another after it."""
+    """Run the implementation that `choose` returns, outside the graphs of torch.compile.
+
+    torch.compile ends a graph before this call and starts another one after it.
+    """
     return choose(op, backend, *arguments).run(*arguments, **more)
 
 
@@ -122,10 +120,7 @@ def _refusal(
     if implementation is None:
         return f"{op} has no {name} implementation"
     if recording is not None and name != "torch":
-        return (
-            f"{recording}, and what a {name} kernel computes is seen by no recorder and no "
-            "transform"
-        )
+        return f"{recording}, and recorders and transforms cannot see what a {name} kernel computes"
     if recording is not None and op in _fixed_by_values and tracing.bakes_values_in():
         return f"{recording}, and {_fixed_by_values[op]}"
     reason = implementation.absent() or implementation.refuses(request)
@@ -143,14 +138,14 @@ def record_as(
     takes: Callable[..., bool] | None = None,
     fixed_by_values: str | None = None,
 ) -> None:
-    """Say how an op is recorded. call: hands its arguments to the custom op `sam2_fast::<op>`;
-    None: there is none.
+    """Set how an op is recorded.
 
-    takes: for which arguments torch.compile gets the custom op instead of the definition (None:
-    where the first is on a CPU).
-    fixed_by_values: as part of a sentence, why a recording of the definition would hold for the
-    recorded numbers only. Such an op is always recorded as the custom op; an ONNX file, which
-    cannot hold that, is refused.
+    call: runs the custom op `sam2_fast::<op>` on the arguments of the op; None: no custom op.
+    takes: for which arguments torch.compile gets the custom op instead of the definition; None: if
+        the first one is on a CPU.
+    fixed_by_values: as part of a sentence, why a recording of the definition would be valid for the
+        recorded values only. Such an op is always recorded as the custom op. An ONNX file cannot
+        contain custom ops, so its export raises BackendError.
     """
     if call is not None:
         _nodes[op] = Node(call, takes or _first_is_on_cpu)
@@ -163,30 +158,31 @@ def _first_is_on_cpu(first: Tensor, *_: Any) -> bool:
 
 
 class Selected(NamedTuple):
-    """What a public op runs, as `run(*arguments)`."""
+    """The implementation of a call and its arguments: `run(*arguments)`."""
 
     run: Callable[..., Any]
     arguments: tuple[Any, ...]
 
 
 def execute(op: str, backend: str, *arguments: Any) -> Any:
-    """Run an op on `arguments`, as `select` decides."""
-    run, given = select(op, backend, *arguments)
-    return run(*given)
+    """Run an op on `arguments` with the implementation that `select` returns."""
+    run, inputs = select(op, backend, *arguments)
+    return run(*inputs)
 
 
 def select(op: str, backend: str, *arguments: Any, **named: Any) -> Selected:
-    """What runs an op, decided here for all of them.
+    """The implementation that runs a call of an op, and its arguments.
 
-    named: options that every implementation takes and that no backend is chosen by; the caller
-    passes them to `run` by name.
-
-    An implementation as `choose` finds it; while operations are recorded or transformed, or where
-    tensors are of a subclass, "auto" is the reference or the op as one opaque node (`record_as`).
-    Lazily negated tensors are resolved first. Raises BackendError where the named backend cannot
-    run, and where a recording would be right for the recorded numbers only.
+    It is the one that `choose` returns, except for "auto" while operations are recorded or
+    transformed, or if tensors are of a subclass: then it is the definition or the custom op, one
+    opaque node (`record_as`). Lazily negated tensors are materialized first.
+    named: options that all implementations have and that do not affect the choice; the caller
+        passes them to `run` by name.
+    Raises BackendError if the named backend cannot run, and if a recording would be valid for the
+    recorded values only.
     """
-    recording, ordinary = tracing.recording_reason(), False
+    recording = tracing.recording_reason()
+    ordinary = False
     request = Request(arguments)
     if recording is None:
         ordinary = request.all_plain()
@@ -204,49 +200,46 @@ def select(op: str, backend: str, *arguments: Any, **named: Any) -> Selected:
 
 
 def _recorded(op: str, recording: str | None, request: Request) -> Callable[..., Any]:
-    """The reference or the custom op, while operations are recorded or where tensors are of a
-    subclass."""
+    """The definition or the custom op, for recorded operations and tensors of a subclass."""
     node = _nodes.get(op)
     exporting = recording is not None and tracing.is_onnx_export()
     if op in _fixed_by_values:
         if exporting or (node is None and tracing.bakes_values_in()):
-            way_out = f"Record what comes before it, and call {op} on the result"
-            raise BackendError(f"{op}: {recording}, and {_fixed_by_values[op]}. {way_out}")
+            advice = f"Record only the steps before it, and call {op} on the result"
+            raise BackendError(f"{op}: {recording}, and {_fixed_by_values[op]}. {advice}")
         return _choose(op, "auto", recording, request, {}).run if node is None else node.call
     if node is not None and not exporting and node.takes(*request.arguments):
         opaque = torch.compiler.is_compiling() or not request.all_plain()
-        if opaque and not request.want_gradients():
+        if opaque and not request.is_differentiated():
             return node.call
     return _implementations[op, "torch"].run
 
 
 def preferred(op: str) -> Implementation | None:
-    """What "auto" runs for arguments that every implementation takes: the first that is not
-    absent."""
-    known = (_implementations.get((op, name)) for name in ORDER)
-    return next((one for one in known if one is not None and one.absent() is None), None)
+    """The implementation that "auto" runs for arguments that all support: the first present one."""
+    candidates = (_implementations.get((op, name)) for name in ORDER)
+    return next((c for c in candidates if c is not None and c.absent() is None), None)
 
 
 def registered() -> list[object]:
-    """All that `choose` goes by. Where two such lists are equal, it chose from the same
-    implementations."""
+    """The state that `choose` depends on. If two such lists are equal, so are the choices."""
     return [*_implementations.values(), gate.current().state()]
 
 
 def all_implementations() -> dict[tuple[str, str], Implementation]:
-    """What is registered, by op and backend. A copy."""
+    """All registered implementations, by op and backend. A copy."""
     return dict(_implementations)
 
 
 @contextmanager
-def instead(implementations: Mapping[tuple[str, str], Implementation]) -> Iterator[None]:
-    """Only these are registered inside, in the whole process, and none is absent."""
-    known = dict(_implementations)
-    _replace({key: replace(one, absent=always) for key, one in implementations.items()})
+def replaced_by(implementations: Mapping[tuple[str, str], Implementation]) -> Iterator[None]:
+    """Inside the context, only these are registered in the whole process, and none is absent."""
+    before = dict(_implementations)
+    _replace({key: replace(i, absent=always) for key, i in implementations.items()})
     try:
         yield
     finally:
-        _replace(known)
+        _replace(before)
 
 
 def _replace(implementations: Mapping[tuple[str, str], Implementation]) -> None:
@@ -255,13 +248,15 @@ def _replace(implementations: Mapping[tuple[str, str], Implementation]) -> None:
 
 
 def absence(op: str, backend: str) -> str | None:
-    """Why the machine lacks an implementation altogether, or None. Raises KeyError for one that is
-    not registered."""
+    """Why an implementation cannot run on this machine at all, or None.
+
+    Raises KeyError if it is not registered.
+    """
     return _implementations[op, backend].absent()
 
 
 def backends() -> list[Status]:
-    """Every op x backend with the reason why it is not there, for this machine and this build."""
+    """Every op and backend, with the reason why it cannot run on this machine and build."""
     return [Status(op, backend, absence(op, backend)) for op, backend in _sorted()]
 
 

@@ -1,4 +1,4 @@
-"""Whether tensors are what they were, and what was computed from them meanwhile."""
+"""Detects changes of tensors and modules, and keeps values computed from unchanged tensors."""
 
 from __future__ import annotations
 
@@ -11,78 +11,80 @@ from torch import Tensor, nn
 
 from sam2_fast.ops.core.native import is_plain, native
 
-_address, _version = torch._C.TensorBase.data_ptr, torch._C.TensorBase._version
+_address = torch._C.TensorBase.data_ptr
+_version = torch._C.TensorBase._version
 
 
 class Facts(NamedTuple):
-    """What backends ask of weights."""
+    """Properties of weights that backends check."""
 
-    plain: bool  # ordinary tensors, whose memory holds their numbers
+    plain: bool  # ordinary tensors with their values in memory
     kinds: frozenset[str]  # their classes
     devices: frozenset[torch.device]
     dtypes: frozenset[torch.dtype]
     matrix_dtypes: frozenset[torch.dtype]  # of the matrices among them
 
 
-class _Known(NamedTuple):
+class _Snapshot(NamedTuple):
     addresses: list[int]
     versions: list[int | None]
     values: dict[object, Any]
 
 
 class State:
-    """Some tensors as they were: where they are, and how often they had been written.
+    """Addresses and version counters of some tensors, and values computed from them.
 
-    Values computed from them are held while they stay as they are.
+    The values are dropped when a tensor has been moved or written.
     """
 
     def __init__(
         self, tensors: Sequence[Tensor], check: Callable[[], object] | None = None
     ) -> None:
-        """check: called when the tensors were found to have been moved or written; may raise."""
+        """check: called when a tensor has been moved or written; may raise."""
         self.tensors = list(tensors)
         self._check = check
         self.plain = is_plain(*self.tensors)
-        # tensors of inference mode count no writes
+        # inference-mode tensors have no version counter
         self.counts_writes = self.plain and not any(x.is_inference() for x in self.tensors)
-        self._known = self._look()
+        self._snapshot = self._take_snapshot()
 
-    def _look(self) -> _Known:
+    def _take_snapshot(self) -> _Snapshot:
         if not self.plain:
-            return _Known([], [], {})
+            return _Snapshot([], [], {})
         versions = [None if x.is_inference() else x._version for x in self.tensors]
-        return _Known([x.data_ptr() for x in self.tensors], versions, {})
+        return _Snapshot([x.data_ptr() for x in self.tensors], versions, {})
 
-    def same(self) -> bool:
-        """Whether no tensor was moved or written. False where their memory cannot be known."""
+    def is_unchanged(self) -> bool:
+        """Whether no tensor was moved or written. False if some are not plain."""
         if not self.plain:
             return False
-        module, known = native(), self._known
+        module = native()
+        snapshot = self._snapshot
         same: Callable[..., bool] = _same_tensors if module is None else module.same_tensors
-        return same(_address, _version, self.tensors, known.addresses, known.versions)
+        return same(_address, _version, self.tensors, snapshot.addresses, snapshot.versions)
 
-    def same_of(self, tensors: Sequence[Tensor]) -> bool:
-        """As `same`, and whether it is the state of just these tensors."""
+    def is_unchanged_for(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether these are the tensors of this state, and unchanged."""
         if len(tensors) != len(self.tensors) or not all(map(is_, self.tensors, tensors)):
             return False
-        return self.same()
+        return self.is_unchanged()
 
     def values(self) -> dict[object, Any]:
-        """What was computed from the tensors as they are now, by name; a dictionary to add to."""
-        if not self.same():
+        """Values computed from the current tensors, by name; a dictionary to add to."""
+        if not self.is_unchanged():
             if self._check is not None:
                 self._check()
-            self._known = self._look()
-        return self._known.values
+            self._snapshot = self._take_snapshot()
+        return self._snapshot.values
 
     @property
-    def held(self) -> list[Any]:
-        """The values that are held, whether or not the tensors are what they were."""
-        return list(self._known.values.values())
+    def cached_values(self) -> list[Any]:
+        """The values in the cache, whether or not the tensors have changed since."""
+        return list(self._snapshot.values.values())
 
 
 class Members:
-    """Submodules, parameters and buffers of some modules as they were."""
+    """Submodules, parameters and buffers of some modules at the time of creation."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         groups = [group for m in modules for group in (m._modules, m._parameters, m._buffers)]
@@ -90,15 +92,16 @@ class Members:
         self._groups = [group for group, _, _ in named]
         self._names = [name for _, name, _ in named]
         self._values = [value for _, _, value in named]
-        self._owners, self._lengths = groups, [len(group) for group in groups]
+        self._owners = groups
+        self._lengths = [len(group) for group in groups]
 
     @property
     def tensors(self) -> list[Tensor]:
         """Parameters and buffers."""
         return [value for value in self._values if isinstance(value, Tensor)]
 
-    def same(self) -> bool:
-        """Whether every name still holds the object that it held, and no name was added."""
+    def is_unchanged(self) -> bool:
+        """Whether every name still refers to the same object, and no name was added."""
         if list(map(len, self._owners)) != self._lengths:
             return False
         module = native()
@@ -121,4 +124,4 @@ def _same_tensors(
         return False
     read = version.__get__
     pairs = zip(tensors, versions, strict=True)
-    return all(was is None or read(tensor) == was for tensor, was in pairs)
+    return all(expected is None or read(tensor) == expected for tensor, expected in pairs)

@@ -1,8 +1,7 @@
-"""Whether torch's operations are merely run, or also recorded, transformed or watched.
+"""Whether operations of torch only run, or are also recorded, transformed or intercepted.
 
-Native and Triton kernels write to memory without an operator of torch. A recorder would keep the
-memory that they write to as an uninitialised constant, and a transform would have nothing to apply
-to.
+Native and Triton kernels write to memory without an operator of torch. A recorder would store their
+output memory as an uninitialised constant, and a transform would have nothing to apply to.
 """
 
 from __future__ import annotations
@@ -18,19 +17,18 @@ _transforms = torch._C._functorch.peek_interpreter_stack
 
 
 def recording_reason() -> str | None:
-    """Why a kernel that torch cannot see must not run now, as part of a sentence; None where
-    operations are merely run.
+    """Why a kernel that torch cannot see must not run now, as part of a sentence, or None.
 
-    It does not depend on any tensor. Inside a custom op it is None again, except in forward-mode
-    differentiation: torch suspends recorders, modes and transforms while an operator computes.
+    It does not depend on any tensor. Inside a custom op it is None, except in forward-mode
+    differentiation: torch suspends recorders, modes and transforms while an operator runs.
     """
-    # first: torch.compile knows this as a constant, and cannot trace the rest
+    # This check comes first: it is a constant for torch.compile, which cannot trace the others.
     if torch.compiler.is_compiling():
         exporting = is_onnx_export()
         return f"{'an ONNX export' if exporting else 'torch.compile or torch.export'} is under way"
     if _tracing_state() is not None:
-        # an ONNX exporter runs a model under one of these two conditions: the check, which takes
-        # 0.8 us, is needed only here
+        # ONNX exporters run a model under one of these two conditions, so that the check for them,
+        # which takes 0.8 us, is needed only here
         return "an ONNX export is under way" if is_onnx_export() else "torch.jit.trace is under way"
     if _dispatch_modes():
         return "a TorchDispatchMode is active"
@@ -44,8 +42,10 @@ def recording_reason() -> str | None:
 
 
 def _foreign_function_mode() -> bool:
-    """Whether any mode is active but that of `with torch.device(...)` and
-    `torch.set_default_device`, which changes defaults only."""
+    """Whether a function mode is active besides that of the default device.
+
+    `with torch.device(...)` and `torch.set_default_device` change defaults only.
+    """
     modes = map(torch._C._get_function_stack_at, range(_function_modes()))
     return any(type(mode) is not DeviceContext for mode in modes)
 
@@ -59,24 +59,26 @@ def _is_exporting() -> bool:
     return torch.compiler.is_exporting()
 
 
-# What torch.compiler.assume_constant_result does, without importing the compiler: Dynamo asks while
-# it traces. It would take `is_in_onnx_export()` for False and, in torch 2.11, `is_exporting()` for
-# True.
+# This is what torch.compiler.assume_constant_result does, without importing the compiler: Dynamo
+# calls the two functions while it traces. Without the attribute it would assume that
+# `is_in_onnx_export()` is False and, in torch 2.11, that `is_exporting()` is True.
 is_onnx_export._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def may_leave_graph() -> bool:
-    """Whether torch.compile is tracing, which can call a kernel between two graphs; torch.export
-    and the ONNX exporters cannot."""
+    """Whether torch.compile is tracing: it can call a kernel between two graphs.
+
+    torch.export and the ONNX exporters cannot.
+    """
     return torch.compiler.is_dynamo_compiling() and not _is_exporting()
 
 
 def bakes_values_in() -> bool:
-    """Whether what Python reads off a tensor becomes a constant of a recording: torch.jit.trace, an
-    ONNX export, torch.export, make_fx.
+    """Whether a value that Python reads from a tensor becomes a constant of a recording.
 
-    torch.compile is not among them: it stops recording there, or raises.
+    That is so in torch.jit.trace, ONNX exports, torch.export and make_fx. torch.compile ends its
+    graph at such a read, or raises.
     """
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
 

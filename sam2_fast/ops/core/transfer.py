@@ -1,4 +1,4 @@
-"""From the host to a device without waiting for what the device is doing."""
+"""Copies from the host to a device that do not wait for the device."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from torch import Tensor
 
 
 def upload(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """`tensor` on `device`. From a CPU to a GPU through pinned memory, on the current stream: the
-    host does not wait.
+    """`tensor` on `device`. A copy to a GPU is asynchronous: the host does not wait.
 
-    Pageable memory would make it wait for all that the stream still has to do. torch keeps the
-    pinned copy until it was read.
+    It goes through pinned memory, on the current stream. With pageable memory the host would wait
+    for all queued work of the stream. torch keeps the pinned copy until it has been read.
     """
     if tensor.device == device:
         return tensor
@@ -25,13 +24,12 @@ def upload(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 
 def upload_numbers(values: Sequence[Any], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """A (nested) list as a tensor on `device`, as `upload` brings it there."""
+    """A (nested) list as a tensor on `device`, copied as in `upload`."""
     return upload(torch.tensor(values, dtype=dtype), device)
 
 
 def refill(target: Tensor, values: Sequence[int]) -> None:
-    """Write integers over `target` [N] int64, as `upload` brings them there: in the order of the
-    stream, without a wait of the host."""
+    """Overwrite `target` [N] int64 with integers, in stream order; the host does not wait."""
     # several times as fast as torch.tensor
     source = torch.frombuffer(array("q", values), dtype=torch.int64)
     target.copy_(source.pin_memory() if target.device.type == "cuda" else source, non_blocking=True)

@@ -1,12 +1,12 @@
-"""Named weights of ops: one frozen dataclass an op is layout, check, order and documentation.
+"""Named weights of ops. A frozen dataclass for each op declares names, shapes and order.
 
     @dataclass(frozen=True, eq=False)
     class MlpWeights(Weights):
         linear1: Linear = linear("F", "C")
         linear2: Linear = linear("C", "F")
 
-Tensors are reached by name (`weights.linear1.weight`). Their shapes are checked against each other
-when an instance is made, and again after a tensor was written or moved. `torch.library` takes
+Tensors are accessed by name (`weights.linear1.weight`). Their shapes are checked against each other
+when an instance is created, and again after a tensor was written or moved. Custom ops get
 `flatten()`, the tensors in the order of their declaration.
 """
 
@@ -56,37 +56,37 @@ class _Optional:
 
 
 def tensor(*dims: str | int, matrix: bool = False) -> Any:
-    """A tensor of this shape. matrix: products are computed with it, in the compute dtype."""
+    """Declare a tensor of this shape. matrix: matrix products use it, in the compute dtype."""
     return field(metadata={_SPEC: _Tensor(tuple(map(Dim.of, dims)), matrix)})
 
 
 def group(kind: type[Weights], **symbols: str | int) -> Any:
-    """Weights inside weights. symbols: what those of `kind` are outside."""
+    """Declare nested weights. symbols: the symbols of `kind`, in those of the outer class."""
     return field(metadata={_SPEC: _group(kind, symbols)})
 
 
 def optional(kind: type[Weights], **symbols: str | int) -> Any:
-    """As `group`, or None; the last field."""
+    """Declare nested weights that may be None. Must be the last field."""
     return field(default=None, metadata={_SPEC: _Optional(_group(kind, symbols))})
 
 
 def repeated(kind: type[Weights], **symbols: str | int) -> Any:
-    """A tuple of one or more groups that are alike."""
+    """Declare a tuple of one or more groups with the same shapes."""
     return field(metadata={_SPEC: _Repeated(_group(kind, symbols))})
 
 
 def sequence(kind: type[Weights], *symbols: dict[str, str | int]) -> Any:
-    """A tuple of as many groups as there are `symbols`, those of each."""
-    return field(metadata={_SPEC: _Sequence(tuple(_group(kind, one) for one in symbols))})
+    """Declare a tuple of groups, one for each of `symbols`."""
+    return field(metadata={_SPEC: _Sequence(tuple(_group(kind, s) for s in symbols))})
 
 
 def linear(rows: str | int, columns: str | int) -> Any:
-    """A `Linear` of `rows` outputs and `columns` inputs."""
+    """Declare a `Linear` of `rows` outputs and `columns` inputs."""
     return group(Linear, O=rows, I=columns)
 
 
 def norm(channels: str | int) -> Any:
-    """A `Norm` over this many channels."""
+    """Declare a `Norm` over this many channels."""
     return group(Norm, C=channels)
 
 
@@ -98,46 +98,49 @@ def _group(kind: type[Weights], symbols: dict[str, str | int]) -> _Group:
 class Weights:
     """Base of named weights. Fields are declared by `tensor`, `linear`, `norm`, `group`, ...
 
-    Raises ValueError, where an instance is made, for the first tensor whose shape does not fit.
+    Creating an instance raises ValueError for the first tensor whose shape does not fit.
     """
 
     root: ClassVar[bool] = False
-    """Whether an op takes this class: such instances check themselves and their parts."""
+    """Whether the class is an argument of an op. Its instances check themselves and their parts."""
 
     def __init_subclass__(cls, root: bool = False) -> None:
         cls.root = root
         pytree.register_pytree_node(
             cls,
             lambda weights: (weights.flatten(), (_count(weights), weights.state is not None)),
-            lambda tensors, how: _assembled(cls, how[0], tensors, checked=how[1]),
+            lambda tensors, context: _assembled(cls, context[0], tensors, checked=context[1]),
         )
 
     def __post_init__(self) -> None:
-        # a recorder would take what the check reads for a part of the model
+        # a recorder would record the check as part of the model
         if self.root and tracing.recording_reason() is None:
             self.check()
             object.__setattr__(self, "_state", State(self.flatten(), self.check))
 
     def check(self) -> Sizes:
-        """What the symbols of the layout stand for. Raises ValueError for wrong shapes."""
+        """The size of each symbol. Raises ValueError for shapes that do not fit."""
         return bind(self.leaves(), [tuple(x.shape) for x in self.flatten()])
 
     @property
     def state(self) -> State | None:
-        """What is known of the tensors and derived from them; None of parts, and in recordings."""
-        known: State | None = self.__dict__.get("_state")
-        return known
+        """The state of the tensors. None for parts of other weights, and if created in a recording.
+
+        It has the values that were derived from the tensors.
+        """
+        state: State | None = self.__dict__.get("_state")
+        return state
 
     @property
     def tensors(self) -> list[Tensor]:
         """As `flatten()`; the list must not be changed."""
-        known = self.state
-        return self.flatten() if known is None else known.tensors
+        state = self.state
+        return self.flatten() if state is None else state.tensors
 
     def facts(self) -> Facts:
-        """What backends ask of the tensors as they are now."""
-        known = self.state
-        values: dict[object, Any] = {} if known is None else known.values()
+        """Properties of the current tensors that backends check."""
+        state = self.state
+        values: dict[object, Any] = {} if state is None else state.values()
         if Facts not in values:
             tensors = self.tensors
             values[Facts] = Facts(
@@ -151,10 +154,10 @@ class Weights:
 
     def flatten(self) -> list[Tensor]:
         """All tensors in the order of their declaration."""
-        found: list[Tensor] = []
+        tensors: list[Tensor] = []
         for name, _ in _specs(type(self)):
-            _collect(getattr(self, name), found)
-        return found
+            _collect(getattr(self, name), tensors)
+        return tensors
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor), such as ("layers[1].self_q.weight", ...)."""
@@ -166,7 +169,7 @@ class Weights:
 
     @property
     def first_matrix(self) -> Tensor:
-        """The matrix whose dtype is the compute dtype, but under autocast."""
+        """The matrix whose dtype is the compute dtype without autocast."""
         return next(self._matrices())
 
     def _matrices(self) -> Iterator[Tensor]:
@@ -174,11 +177,11 @@ class Weights:
         return (x for leaf, x in pairs if leaf.matrix)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles start without what was derived from the tensors."""
+        """Copies and pickles start without the values derived from the tensors."""
         return _assembled, (type(self), _count(self), self.flatten(), self.state is not None)
 
     def mapped(self: W, change: Callable[[Leaf, Tensor], Tensor]) -> W:
-        """The same weights with every tensor changed. Shapes must stay."""
+        """The weights with `change` applied to every tensor. It must not change shapes."""
         pairs = zip(self.leaves(), self.flatten(), strict=True)
         return _assembled(type(self), _count(self), [change(*pair) for pair in pairs])
 
@@ -187,13 +190,13 @@ class Weights:
         return self.mapped(lambda _, x: x.to(*arguments))
 
     def converted(self: W, change: Callable[[Leaf, Tensor], Tensor]) -> W:
-        """As `mapped`, for what a backend reads: shapes may differ, nothing is checked."""
+        """As `mapped`, for a layout of a backend: shapes may change, nothing is checked."""
         pairs = zip(self.leaves(), self.flatten(), strict=True)
         tensors = [change(*pair) for pair in pairs]
         return _assembled(type(self), _count(self), tensors, checked=False)
 
     def with_tensors(self: W, tensors: Mapping[str, Tensor]) -> W:
-        """Other tensors under some of the names that `named` gives. Raises KeyError for another."""
+        """The weights with tensors replaced by name, as in `named`. KeyError: unknown names."""
         unknown = set(tensors) - {leaf.name for leaf in self.leaves()}
         if unknown:
             raise KeyError(f"weights have no {', '.join(sorted(unknown))}")
@@ -201,7 +204,7 @@ class Weights:
 
     @classmethod
     def unflatten(cls: type[W], tensors: Sequence[Tensor]) -> W:
-        """From `flatten()`. Raises ValueError for a number of tensors that no instance has."""
+        """From `flatten()`. Raises ValueError if no instance has this number of tensors."""
         return _assembled(cls, _count_of(cls, len(tensors)), tensors)
 
     @classmethod
@@ -210,8 +213,8 @@ class Weights:
     ) -> W:
         """An instance for tests and benchmarks: `make` gets each tensor's leaf and shape.
 
-        count: length of the sequence of any length, or whether (1) optional weights are there (0).
-        sizes: what the symbols stand for.
+        count: length of the repeated field; or 1 with, 0 without the optional weights.
+        sizes: the size of each symbol.
         """
         leaves = layout(cls, count)
         tensors = [make(leaf, tuple(dim.value(sizes) for dim in leaf.dims)) for leaf in leaves]
@@ -239,36 +242,36 @@ _LAYOUTS: dict[tuple[type[Weights], int], tuple[Leaf, ...]] = {}
 
 
 def _specs(kind: type[Weights]) -> tuple[tuple[str, Any], ...]:
-    """Fields and what they are declared as, by class."""
+    """Names and declarations of the fields of a class."""
     if kind not in _SPECS:
-        _SPECS[kind] = tuple((one.name, one.metadata[_SPEC]) for one in fields(kind))
+        _SPECS[kind] = tuple((f.name, f.metadata[_SPEC]) for f in fields(kind))
     return _SPECS[kind]
 
 
 def layout(kind: type[Weights], count: int = 1) -> tuple[Leaf, ...]:
     """Every tensor of a class of weights in order.
 
-    count: groups of its repeated field, or of its optional one.
+    count: number of groups in its repeated or optional field.
     """
     if (kind, count) not in _LAYOUTS:
         leaves: list[Leaf] = []
         for name, spec in _specs(kind):
             if isinstance(spec, _Tensor):
                 leaves.append(Leaf(name, spec.dims, spec.matrix))
-            for place, inner in _groups(name, spec, count):
-                leaves += _leaves_of(place, inner)
+            for group_name, inner in _groups(name, spec, count):
+                leaves += _leaves_of(group_name, inner)
         _LAYOUTS[kind, count] = tuple(leaves)
     return _LAYOUTS[kind, count]
 
 
 def _groups(name: str, spec: object, count: int) -> list[tuple[str, _Group]]:
-    """Groups of a field and their names."""
+    """The groups of a field, with their names."""
     if isinstance(spec, _Group):
         return [(name, spec)]
     if isinstance(spec, _Optional):
         return [(name, spec.group)] * count
     if isinstance(spec, _Sequence):
-        return [(f"{name}[{i}]", one) for i, one in enumerate(spec.groups)]
+        return [(f"{name}[{i}]", inner) for i, inner in enumerate(spec.groups)]
     if isinstance(spec, _Repeated):
         return [(f"{name}[{i}]", spec.group) for i in range(count)]
     return []
@@ -287,7 +290,7 @@ def _leaves_of(name: str, inner: _Group) -> list[Leaf]:
 
 
 def _count(weights: Weights) -> int:
-    """Groups of the repeated or optional field of an instance; 1 without such a field."""
+    """Number of groups in the repeated or optional field of an instance; 1 without such a field."""
     for name, spec in _specs(type(weights)):
         if isinstance(spec, _Repeated):
             return len(getattr(weights, name))
@@ -298,23 +301,21 @@ def _count(weights: Weights) -> int:
 
 def _count_of(kind: type[Weights], tensors: int) -> int:
     """As `_count`, by the number of tensors."""
-    none, one = len(layout(kind, 0)), len(layout(kind, 1))
-    if none == one:
-        count = 1
-    else:
-        count = (tensors - none) // (one - none)
+    base = len(layout(kind, 0))
+    per_group = len(layout(kind, 1)) - base
+    count = (tensors - base) // per_group if per_group else 1
     is_optional = any(isinstance(spec, _Optional) for _, spec in _specs(kind))
     least, most = (0, 1) if is_optional else (1, tensors)
     if not least <= count <= most or len(layout(kind, count)) != tensors:
-        more = f" and {one - none} for each repeated or optional part" if none != one else ""
+        more = f" and {per_group} for each repeated or optional part" if per_group else ""
         raise ValueError(
-            f"weights: expected {none} tensors{more} for {kind.__name__}, got {tensors}"
+            f"weights: expected {base} tensors{more} for {kind.__name__}, got {tensors}"
         )
     return count
 
 
 def _assembled(kind: type[W], count: int, tensors: Iterable[Tensor], checked: bool = True) -> W:
-    """An instance of tensors in the order of `layout`; takes as many as it needs."""
+    """An instance from tensors in the order of `layout`; consumes as many as it needs."""
     tensors = iter(tensors)
     values: dict[str, Any] = {}
     for name, spec in _specs(kind):
@@ -331,17 +332,17 @@ def _assembled(kind: type[W], count: int, tensors: Iterable[Tensor], checked: bo
             values[name] = tuple(parts)
     if checked:
         return kind(**values)
-    bare = object.__new__(kind)
+    unchecked = object.__new__(kind)
     for name, value in values.items():
-        object.__setattr__(bare, name, value)
-    return bare
+        object.__setattr__(unchecked, name, value)
+    return unchecked
 
 
-def _collect(value: object, found: list[Tensor]) -> None:
+def _collect(value: object, tensors: list[Tensor]) -> None:
     if isinstance(value, Weights):
-        found += value.flatten()
+        tensors += value.flatten()
     elif isinstance(value, tuple):
         for part in value:
-            _collect(part, found)
+            _collect(part, tensors)
     elif value is not None:
-        found.append(cast(Tensor, value))
+        tensors.append(cast(Tensor, value))
