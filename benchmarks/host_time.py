@@ -112,7 +112,7 @@ def without_a_device(model: Any) -> Iterator[None]:
             (ahead, "SideStream", NoSideStream),
             (graphs, "no_cuda_graphs_on", lambda device: None),
             (graphs, "is_capturing", lambda: False),
-            (graphs, "table_left_out", lambda *_: None),
+            (graphs, "triton_refusal", lambda *_: None),
             (video_tracker, "upsample", lambda logits, size: logits),
         ):
             stack.enter_context(patch.object(target, name, value))

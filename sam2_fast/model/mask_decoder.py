@@ -16,7 +16,7 @@ from sam2_fast.model.layers import MLP, LayerNorm2d, OpModule, mlp_of, norm_of, 
 from sam2_fast.model.two_way_transformer import TwoWayTransformer
 from sam2_fast.ops.core.cache import Cache, derive
 from sam2_fast.ops.mask_decoder import mask_decoder
-from sam2_fast.ops.mask_decoder.reference import taken
+from sam2_fast.ops.mask_decoder.reference import select_one
 from sam2_fast.ops.mask_decoder.weights import MaskDecoderWeights, UpscalingWeights
 from sam2_fast.ops.object_heads import stable_or_best
 from sam2_fast.types import Prediction
@@ -113,7 +113,10 @@ class MaskDecoder(OpModule[MaskDecoderWeights]):
         if best:
             choice = iou[:, 1:].argmax(-1)
             return Prediction(
-                logits, taken(iou[:, 1:], choice), taken(mask_tokens[:, 1:], choice), presence
+                logits,
+                select_one(iou[:, 1:], choice),
+                select_one(mask_tokens[:, 1:], choice),
+                presence,
             )
         if multimask:
             return Prediction(logits, iou[:, 1:], mask_tokens[:, 1:], presence)

@@ -21,7 +21,7 @@ from sam2_fast.memory import MemoryBank
 from sam2_fast.model import Sam2
 from sam2_fast.model.position import sine_position
 from sam2_fast.model.prompt_encoder import padding_points
-from sam2_fast.ops.mask_decoder.reference import taken
+from sam2_fast.ops.mask_decoder.reference import select_one
 from sam2_fast.ops.object_heads import mix_absent
 from sam2_fast.types import Features, FrameMemory, Points
 
@@ -113,9 +113,9 @@ class OfficialSteps(Sam2):
         if multimask_output:
             best = found.iou.argmax(-1)
             best_low, best_high, token = (
-                taken(low, best),
-                taken(high, best),
-                taken(found.tokens, best)[:, 0],
+                select_one(low, best),
+                select_one(high, best),
+                select_one(found.tokens, best)[:, 0],
             )
         pointer = mix_absent(self.obj_ptr_proj(token), present, self.no_obj_ptr)
         return low, high, found.iou, best_low, best_high, pointer, found.presence

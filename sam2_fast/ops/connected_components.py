@@ -117,8 +117,8 @@ def connected_components_reference(masks: Tensor) -> tuple[Tensor, Tensor]:
         spread = torch.where(
             foreground, F.max_pool2d(value[:, None], 3, stride=1, padding=1)[:, 0], background
         )
-        # also take the value of the pixel whose index this one has: long thin components then need
-        # few rounds
+        # a value is the index of a pixel: also take the value of that pixel, so that long thin
+        # components need few rounds
         target = (-torch.where(foreground, spread, -1.0)).long() - 1
         spread = torch.where(
             foreground,

@@ -279,7 +279,8 @@ def _result(
 def _configuration(
     x: Tensor, weights: HieraBlockWeights, num_heads: int, window: int, pool: bool, *_: Any
 ) -> Hashable:
-    dim_out, hidden = weights.proj.weight.shape[0], weights.fc1.weight.shape[0]
+    dim_out = weights.proj.weight.shape[0]
+    hidden = weights.fc1.weight.shape[0]
     dtypes = x.dtype, weights.norm1.weight.dtype, weights.qkv.weight.dtype
     return *x.shape[1:], dim_out, hidden, num_heads, window, pool, *dtypes
 

@@ -1,5 +1,7 @@
-"""From low-resolution mask logits to what is kept of a mask, without the full-size logits ever
-existing."""
+"""Counts, boxes and run lengths of masks from their low-resolution logits.
+
+Logits of full size are never stored.
+"""
 
 from __future__ import annotations
 
@@ -18,26 +20,26 @@ from sam2_fast.proving.rules import Call, Rule, bits
 
 __all__ = ["Judged", "mask_postprocess"]
 
-_MOST = 2**31 - 1  # pixels of a canvas
-_PROVED = 16  # masks on which a kernel is proved
-_AT_ONCE = 2**26  # pixels of masks that the definition holds at once
+_MAX_PIXELS = 2**31 - 1  # of a canvas
+_PROVED_MASKS = 16  # masks in a proof of a kernel
+_PIXELS_AT_ONCE = 2**26  # of masks that the definition stores at the same time
 
 
 Keep = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(inner, outer, boxes as in `Judged`) -> [N] bool on the same device: whose run lengths are
-wanted."""
+"""(inner, outer, boxes as in `Judged`) -> [N] bool on the same device: masks that get run lengths.
+"""
 
 
 class Judged(NamedTuple):
-    """What is kept of N masks."""
+    """Counts, boxes and run lengths of N masks."""
 
     inner: Tensor  # [N] int64 pixels above threshold + offset
     outer: Tensor  # [N] int64 pixels above threshold - offset
-    # [N, 4] int64 (x0, y0, x1, y1), last pixel included, in pixels of `size`; zeros where empty
+    # [N, 4] int64 (x0, y0, x1, y1), last pixel included, in pixels of `size`; zeros if empty
     boxes: Tensor
-    # run lengths on the canvas: zeros and ones in turn, column by column, zeros first
+    # run lengths on the canvas, column by column: of zeros, of ones, of zeros, ...
     runs: list[npt.NDArray[np.int32]]
-    # [K] int64 on the host, ascending: of which masks the runs are; None: of all
+    # [K] int64 on the host, ascending: indices of the masks that `runs` has, or None for all
     kept: Tensor | None = None
 
 
@@ -53,32 +55,34 @@ def mask_postprocess(
     which: Tensor | None = None,
     backend: str = "auto",
 ) -> Judged:
-    """Interpolate logits bilinearly (corners not aligned, as torch does), threshold them, and keep
-    counts, boxes and run lengths.
+    """Interpolate logits, threshold them, and return counts, boxes and run lengths.
 
-    logits: [N, h, w] float32; size: (height, width) in pixels to interpolate to. canvas: (height,
-    width) of the image of which the mask is the part at `origin` = (top, left); None: the mask
-    itself. A pixel is in the mask where its logit is above `threshold`.
-    keep: which masks' run lengths are wanted, judged where the logits are, without a
+    The interpolation is bilinear with align_corners=False. A pixel is in the mask if its logit is
+    above `threshold`.
+    logits: [N, h, w] float32; size: (height, width) in pixels to interpolate to.
+    canvas: (height, width) of the whole image; the mask is its part at `origin` = (top, left).
+        None: the image is the mask itself.
+    keep: selects the masks that get run lengths, on the device of the logits, without a
         device-to-host copy; None: all.
-    which: [N] bool, masks that are looked at; others count as empty. None: all.
-    backend: "auto", "triton", "cpu" or "torch". Every backend returns the same integers. Raises
-    ValueError for sizes that do not fit, BackendError where the named backend cannot run.
+    which: [N] bool, masks to process; the others count as empty. None: all.
+    backend: "auto", "triton", "cpu" or "torch". All backends return equal integers. Raises
+    ValueError for sizes that do not fit, BackendError if the named backend cannot run.
     Source: official `SAM2Transforms.postprocess_masks`, `calculate_stability_score`,
     `batched_mask_to_box`, `mask_to_rle_pytorch`.
     """
     height, width = size
-    (canvas_height, canvas_width), (top, left) = canvas or size, origin
+    canvas_height, canvas_width = canvas or size
+    top, left = origin
     if logits.ndim != 3 or min(*logits.shape[1:], height, width) < 1:
         raise ValueError(
-            "logits, size: expected [N, h, w] with a pixel or more to (height, width), got "
+            "logits, size: expected [N, h, w] and (height, width) with at least one pixel, got "
             f"{tuple(logits.shape)} and {size}"
         )
     if (
         min(top, left) < 0
         or top + height > canvas_height
         or left + width > canvas_width
-        or canvas_height * canvas_width > _MOST
+        or canvas_height * canvas_width > _MAX_PIXELS
     ):
         got = f"{canvas_height} x {canvas_width}"
         raise ValueError(
@@ -92,39 +96,40 @@ def mask_postprocess(
         )
     options = {"keep": keep, "which": materialized(which)}
     arguments = logits, size, threshold, offset, (canvas_height, canvas_width), origin
-    run, given = _OP.select(backend, *arguments, **options)
-    return run(*given, **options)
+    run, inputs = _OP.select(backend, *arguments, **options)
+    return run(*inputs, **options)
 
 
-def _seen(logits: Tensor, which: Tensor | None) -> Tensor:
-    """logits, of masks that are not looked at all -inf: what is interpolated between them is above
-    no threshold."""
+def _empty_others(logits: Tensor, which: Tensor | None) -> Tensor:
+    """logits with masks outside `which` set to -inf, so that they are below every threshold."""
     return logits if which is None else logits.masked_fill(~which[:, None, None], float("-inf"))
 
 
-def _selected(found: Judged, keep: Keep | None) -> Judged:
-    """What `keep` lets pass of masks whose runs are there already."""
+def _drop_runs(judged: Judged, keep: Keep | None) -> Judged:
+    """`judged`, which has the runs of all masks, with only the runs that `keep` selects."""
     if keep is None:
-        return found
-    kept = keep(*found[:3]).nonzero()[:, 0].cpu()
-    return found._replace(runs=[found.runs[i] for i in kept.tolist()], kept=kept)
+        return judged
+    kept = keep(*judged[:3]).nonzero()[:, 0].cpu()
+    return judged._replace(runs=[judged.runs[i] for i in kept.tolist()], kept=kept)
 
 
 def interpolate(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """[N, h, w] -> [N, *size]: products and sums rounded one by one, along rows first, in the dtype
-    of `logits`.
+    """Bilinear interpolation, [N, h, w] -> [N, *size], along rows first, in the dtype of `logits`.
 
-    Places are computed in float64, so the result is nearer to the exact one than torch's.
+    Every product and sum is rounded. Coordinates are computed in float64, so the result is closer
+    to the exact one than that of torch.
     """
     for dim, (old, new) in ((2, (logits.shape[2], size[1])), (1, (logits.shape[1], size[0]))):
-        at = (old / new * (torch.arange(new, dtype=torch.float64) + 0.5) - 0.5).clamp(min=0)
-        first = at.floor().long().clamp(max=old - 1)
+        position = (old / new * (torch.arange(new, dtype=torch.float64) + 0.5) - 0.5).clamp(min=0)
+        first = position.floor().long().clamp(max=old - 1)
         second = (first + 1).clamp(max=old - 1).to(logits.device)
-        rest = (at - first).clamp(max=1).to(logits)
-        first, weight, rest = first.to(logits.device), 1 - rest, rest
+        second_weight = (position - first).clamp(max=1).to(logits)
+        first = first.to(logits.device)
         if dim == 1:
-            weight, rest = weight[:, None], rest[:, None]
-        logits = weight * logits.index_select(dim, first) + rest * logits.index_select(dim, second)
+            second_weight = second_weight[:, None]
+        first_weight = 1 - second_weight
+        first_values, second_values = (logits.index_select(dim, i) for i in (first, second))
+        logits = first_weight * first_values + second_weight * second_values
     return logits
 
 
@@ -139,12 +144,12 @@ def mask_postprocess_reference(
     which: Tensor | None = None,
 ) -> Judged:
     """The definition, in torch."""
-    logits = _seen(logits, which)
+    logits = _empty_others(logits, which)
     inner, outer, boxes = [], [], []
     runs: list[npt.NDArray[np.int32]] = []
     top, left = origin
-    for some in torch.split(logits, max(1, _AT_ONCE // (canvas[0] * canvas[1]))):
-        full = interpolate(some, size)
+    for part in torch.split(logits, max(1, _PIXELS_AT_ONCE // (canvas[0] * canvas[1]))):
+        full = interpolate(part, size)
         inner.append((full > threshold + offset).flatten(1).sum(1))
         outer.append((full > threshold - offset).flatten(1).sum(1))
         masks = full > threshold
@@ -156,11 +161,11 @@ def mask_postprocess_reference(
         whole = masks.new_zeros(len(masks), *canvas)
         whole[:, top : top + size[0], left : left + size[1]] = masks
         runs += [_runs(mask) for mask in whole.transpose(1, 2).flatten(1)]
-    return _selected(Judged(torch.cat(inner), torch.cat(outer), torch.cat(boxes), runs), keep)
+    return _drop_runs(Judged(torch.cat(inner), torch.cat(outer), torch.cat(boxes), runs), keep)
 
 
 def _box(mask: Tensor) -> Tensor:
-    """mask: [H, W] bool -> [4]."""
+    """The bounding box of a mask [H, W] bool, as in `Judged`: [4]."""
     y, x = mask.nonzero(as_tuple=True)
     if not len(y):
         return torch.zeros(4, dtype=torch.int64, device=mask.device)
@@ -168,7 +173,7 @@ def _box(mask: Tensor) -> Tensor:
 
 
 def _runs(flat: Tensor) -> npt.NDArray[np.int32]:
-    """flat: [pixels] bool -> lengths of zeros and ones in turn."""
+    """The alternating run lengths of zeros and ones in flat [pixels] bool, zeros first."""
     edges = (flat[1:] != flat[:-1]).nonzero()[:, 0].cpu().numpy() + 1
     bounds = np.concatenate(([0, 0] if bool(flat[0]) else [0], edges, [flat.numel()]))
     return np.diff(bounds).astype(np.int32)
@@ -185,7 +190,7 @@ def _native_postprocess(
     keep: Keep | None = None,
     which: Tensor | None = None,
 ) -> Judged:
-    """`isa`: run with a narrower instruction set than this CPU's, for tests."""
+    """Run the CPU kernel. isa: an older instruction set than this CPU's, for tests."""
     module = native()
     assert module is not None
     count = logits.shape[0]
@@ -195,7 +200,7 @@ def _native_postprocess(
     )
     thresholds = threshold - offset, threshold, threshold + offset
     runs = module.mask_postprocess(
-        _seen(logits.detach(), which).contiguous(),
+        _empty_others(logits.detach(), which).contiguous(),
         *size,
         *canvas,
         *origin,
@@ -206,8 +211,8 @@ def _native_postprocess(
         torch.get_num_threads(),
         isa or module.cpu_isa(),
     )
-    return _selected(
-        Judged(inner, outer, boxes, [np.frombuffer(one, dtype=np.int32) for one in runs]), keep
+    return _drop_runs(
+        Judged(inner, outer, boxes, [np.frombuffer(run, dtype=np.int32) for run in runs]), keep
     )
 
 
@@ -224,10 +229,10 @@ def _triton_postprocess(
     from sam2_fast.kernels import mask_postprocess as kernels
 
     thresholds = threshold - offset, threshold, threshold + offset
-    given = logits.detach() if keep else _seen(logits.detach(), which)
+    logits = logits.detach() if keep else _empty_others(logits.detach(), which)
     return Judged(
         *kernels.mask_postprocess(
-            given.contiguous(), size, *thresholds, canvas, origin, keep, which
+            logits.contiguous(), size, *thresholds, canvas, origin, keep, which
         )
     )
 
@@ -235,7 +240,7 @@ def _triton_postprocess(
 def _refuses(logits: Tensor, *_: object) -> str | None:
     if logits.dtype == torch.float32:
         return None
-    return f"logits are {logits.dtype}, it takes float32"
+    return f"logits are {logits.dtype}; supported: float32"
 
 
 def _configuration(
@@ -254,9 +259,9 @@ def _configuration(
 
 def _sample(call: Call) -> Call:
     if call.named.get("keep") is not None or call.named.get("which") is not None:
-        return call  # what they say is about all masks
+        return call  # these options refer to all masks
     logits, *rest = call.arguments
-    return Call((logits[:_PROVED], *rest), call.named)
+    return Call((logits[:_PROVED_MASKS], *rest), call.named)
 
 
 _OP = Op(
@@ -271,6 +276,6 @@ _OP = Op(
         ),
         Backend("cpu", _native_postprocess, (on_one("cpu"), plain, fits(_refuses))),
     ),
-    fixed_by_values="it returns lists whose lengths depend on the masks",
+    fixed_by_values="it returns lists with lengths that depend on the masks",
     rule=Rule(_configuration, _sample),
 )

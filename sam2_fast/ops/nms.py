@@ -1,5 +1,7 @@
-"""Greedy non-maximum suppression of boxes, without torchvision: deterministic, on any device,
-without host synchronisation on a GPU."""
+"""Greedy non-maximum suppression of boxes, without torchvision.
+
+It is deterministic, runs on any device, and needs no host synchronisation on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from sam2_fast.proving.rules import Rule, bits
 __all__ = ["batched_nms", "nms"]
 
 BLOCK = 2048
-"""Boxes that the definition compares at once: 2048 x 2048 IoUs are 16 MB of float32."""
-_MOST = 2**15  # boxes that the kernel takes: 128 MB of bits
+"""Boxes that the definition compares at a time: 2048 x 2048 IoUs are 16 MB of float32."""
+_MAX_BOXES = 2**15  # of the Triton kernel, which needs 128 MB for their overlap bits
 
 
 def nms(
@@ -28,14 +30,14 @@ def nms(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """Which boxes stay: alive, and no box that stays, of higher score and the same category,
-    overlaps them by more than `iou_threshold`.
+    """Which boxes remain, [N] bool on the device of boxes.
 
+    A box remains if it is alive, and if no remaining box of higher score and the same category
+    overlaps it by more than `iou_threshold`.
     boxes: [N, 4] (x0, y0, x1, y1), compared in float32; scores: [N] (the earlier box wins a tie);
     idxs: [N] categories (None: one); alive: [N] bool (None: all).
-    backend: "auto", "triton" or "torch"; all agree. Returns [N] bool
-    on the device of boxes. Raises ValueError for shapes that do not fit, BackendError where the
-    named backend cannot run.
+    backend: "auto", "triton" or "torch"; all return the same boxes. Raises ValueError for shapes
+    that do not fit, BackendError if the named backend cannot run.
     """
     idxs = torch.zeros_like(scores, dtype=torch.int64) if idxs is None else idxs
     alive = torch.ones_like(scores, dtype=torch.bool) if alive is None else alive
@@ -49,24 +51,23 @@ def nms(
             f"boxes, scores, idxs, alive: expected shapes (N, 4) and three of (N,), got {shapes}"
         )
     order = scores.argsort(descending=True, stable=True)
-    given = boxes[order].float(), idxs[order], alive[order]
-    kept: Tensor = _OP(backend, *given, iou_threshold)
+    by_score = boxes[order].float(), idxs[order], alive[order]
+    kept: Tensor = _OP(backend, *by_score, iou_threshold)
     return torch.empty_like(kept).index_copy_(0, order, kept)
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """Keep the boxes that no kept box of higher score and the same category overlaps by more than
-    `iou_threshold`.
+    """The boxes that remain after `nms`, as int64 indices by falling score.
 
-    As `nms`. Returns int64 indices by falling score. Source: `torchvision.ops.batched_nms`, with
-    categories compared instead of shifted apart.
+    Source: `torchvision.ops.batched_nms`; but categories are compared, instead of shifting the
+    boxes of each category apart.
     """
     order = scores.argsort(descending=True, stable=True)
     return order[nms(boxes, scores, iou_threshold, idxs)[order]]
 
 
 def nms_reference(boxes: Tensor, idxs: Tensor, alive: Tensor, threshold: float) -> Tensor:
-    """The definition, in torch, for boxes by falling score: -> [N] bool."""
+    """The definition, in torch. Boxes are sorted by falling score. Returns [N] bool."""
     kept = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     for start in range(0, len(boxes), BLOCK):
         block = slice(start, start + BLOCK)
@@ -84,8 +85,10 @@ def nms_reference(boxes: Tensor, idxs: Tensor, alive: Tensor, threshold: float) 
 def _overlap(
     first: Tensor, first_idxs: Tensor, second: Tensor, second_idxs: Tensor, threshold: float
 ) -> Tensor:
-    """[N, 4] and [M, 4] -> [N, M] bool: same category and IoU above the threshold (never, where
-    both boxes are empty)."""
+    """Whether boxes have the same category and an IoU above the threshold: [N, M] bool.
+
+    first: [N, 4]; second: [M, 4]. False if both boxes are empty.
+    """
     corner = torch.maximum(first[:, None, :2], second[None, :, :2])
     side = (torch.minimum(first[:, None, 2:], second[None, :, 2:]) - corner).clamp(min=0)
     common = side[..., 0] * side[..., 1]
@@ -98,19 +101,18 @@ def _area(boxes: Tensor) -> Tensor:
 
 
 def _greedy(over: Tensor, alive: Tensor) -> Tensor:
-    """The greedy answer in a block sorted by score: a box stays where it is alive and no earlier
-    box that stays is over it.
+    """The boxes that remain in a block sorted by score: [N] bool.
 
-    Box i depends on boxes before i only, so the equation has one solution, and each round settles
-    at least one more box.
+    A box remains if it is alive and no remaining earlier box overlaps it. Box i depends on boxes
+    before i only, so that the fixed point is unique, and each round settles at least one more box.
     """
     over = over.triu(diagonal=1)
     kept = alive
     while True:
-        found = alive & ~(over & kept[:, None]).any(0)
-        if torch.equal(found, kept):
+        updated = alive & ~(over & kept[:, None]).any(0)
+        if torch.equal(updated, kept):
             return kept
-        kept = found
+        kept = updated
 
 
 def _triton_nms(boxes: Tensor, idxs: Tensor, alive: Tensor, threshold: float) -> Tensor:
@@ -123,9 +125,9 @@ def _triton_nms(boxes: Tensor, idxs: Tensor, alive: Tensor, threshold: float) ->
 
 def _refuses(boxes: Tensor, idxs: Tensor, alive: Tensor, threshold: float) -> str | None:
     if idxs.is_floating_point():
-        return f"idxs are {idxs.dtype}, it takes integers"
-    if len(boxes) > _MOST:
-        return f"there are {len(boxes)} boxes, it takes up to {_MOST}"
+        return f"idxs are {idxs.dtype}; supported: integers"
+    if len(boxes) > _MAX_BOXES:
+        return f"there are {len(boxes)} boxes; supported: up to {_MAX_BOXES}"
     return None
 
 
@@ -150,7 +152,7 @@ _OP = Op(
             kernels=("overlap", "greedy"),
         ),
     ),
-    fixed_by_values="its definition repeats until nothing changes, so that a recording would hold "
-    "for the recorded boxes only",
+    fixed_by_values="its definition repeats until no box changes, so that a recording would be "
+    "valid for the recorded boxes only",
     rule=Rule(_configuration),
 )

@@ -1,5 +1,7 @@
-"""What a tracked frame keeps of the mask decoder's results, as one op: a mask, an object pointer,
-and whether the object is there."""
+"""The state of an object in a tracked frame, as one op on the results of the mask decoder.
+
+It is a mask, an object pointer, and the logit of the object's presence.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,13 @@ from sam2_fast.ops.core.autocast import compute_dtype
 from sam2_fast.ops.core.cache import derive, for_gpu
 from sam2_fast.ops.core.op import Backend, Op
 from sam2_fast.ops.core.requirements import HALF, computes_in, fits, no_grad, on_one, plain
-from sam2_fast.ops.mask_decoder.reference import taken, three_layers
+from sam2_fast.ops.mask_decoder.reference import select_one, three_layers
 from sam2_fast.ops.mask_decoder.weights import ObjectHeadsWeights as ObjectHeadsWeights
 from sam2_fast.proving.rules import Call, Rule, bits, first_rows
 
 __all__ = ["ObjectHeadsWeights", "object_heads"]
 
-_MOST_HIDDEN = 256
+_MAX_HIDDEN = 256
 
 
 def object_heads(
@@ -38,18 +40,18 @@ def object_heads(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Masks [B, 1, H, W] float32, pointers [B, C] and presence logits [B, 1] of B objects.
 
-    logits: [B, M, H, W]; iou: [B, K]; tokens: [B, T, C], of which token 0 says whether the object
-        is there, and whose tokens from 2 on are the masks', with the predicted IoU of token 2 + k
-        in iou[:, k]; first_mask_token: the token of the first mask of `logits`. best: M = 1 and it
-        is the mask of highest predicted IoU among all from first_mask_token on: its token becomes
-        the pointer; else that of first_mask_token.
-    With M > 1 the first mask is kept where it is stable, else the one of highest predicted IoU
-        among the others. Stable: of the pixels with logits above -delta (none: stable), at least
-        `threshold` have logits above delta.
-    Where the presence logit is not above zero, the mask is `absent_logit` throughout and the
+    logits: [B, M, H, W]; iou: [B, K]; tokens: [B, T, C]. Token 0 is that of the presence; tokens
+        from 2 on are those of masks, and iou[:, k] is the predicted IoU of token 2 + k.
+    first_mask_token: the token of the first mask in `logits`.
+    best: M = 1, and the mask is the one of highest predicted IoU among all masks from
+        first_mask_token on. The pointer comes from its token; otherwise from first_mask_token.
+    With M > 1, the result is the first mask if it is stable, else the one of highest predicted IoU
+        among the others. Stable: of the pixels with logits above -delta, at least the share
+        `threshold` have logits above delta, or there are no such pixels.
+    If the presence logit is not above zero, all logits of the mask are `absent_logit` and the
         pointer is absent_pointer [1, C].
     backend: "auto", "triton" or "torch". Raises ValueError for shapes that do not fit, BackendError
-    where the named backend cannot run.
+    if the named backend cannot run.
     Source: official `_forward_sam_heads`, `_dynamic_multimask_via_stability`.
     """
     _check(logits, iou, tokens, weights, absent_pointer, first_mask_token, best)
@@ -74,14 +76,18 @@ def _check(
         raise ValueError(
             f"logits, iou, tokens: expected [B, M, H, W], [B, K] and [B, T, C], got {shapes}"
         )
-    masks, dim, first = logits.shape[1], tokens.shape[2], first_mask_token - 2
+    masks = logits.shape[1]
+    dim = tokens.shape[2]
+    first = first_mask_token - 2
     values = iou.shape[1]
-    inside = 0 <= first < values and 2 + values <= tokens.shape[1]
-    if not inside or first + masks > values or masks < 1:
-        wanted = f"one of {values} from 2 on for {masks} masks and {tokens.shape[1]} tokens"
-        raise ValueError(f"first_mask_token: expected {wanted}, got {first_mask_token}")
+    is_in_range = 0 <= first < values and 2 + values <= tokens.shape[1]
+    if not is_in_range or first + masks > values or masks < 1:
+        raise ValueError(
+            f"first_mask_token: expected one of {values} from 2 on for {masks} masks and "
+            f"{tokens.shape[1]} tokens, got {first_mask_token}"
+        )
     if best and masks != 1:
-        raise ValueError(f"logits: expected the best mask alone, got {masks}")
+        raise ValueError(f"logits: expected only the best mask, got {masks} masks")
     expected = weights.pointer.linear3.bias.shape[0]
     if dim != expected:
         raise ValueError(f"tokens: expected the {expected} channels of the weights, got {dim}")
@@ -94,7 +100,7 @@ def _check(
 def stable_or_best(
     logits: Tensor, iou: Tensor, delta: float, threshold: float
 ) -> tuple[Tensor, Tensor]:
-    """The first mask where it is stable, else the other one of highest predicted IoU.
+    """The first mask if it is stable, else the one of highest predicted IoU among the others.
 
     logits: [B, M, H, W]; iou: [B, M] -> [B, 1, H, W], [B, 1]. Source: official
     `_dynamic_multimask_via_stability`.
@@ -103,12 +109,14 @@ def stable_or_best(
     inner, outer = (single > delta).sum(-1).float(), (single > -delta).sum(-1).float()
     stable = torch.where(outer > 0, inner / outer, 1.0) >= threshold
     choice = torch.where(stable, 0, 1 + iou[:, 1:].argmax(-1))
-    return taken(logits, choice), taken(iou, choice)
+    return select_one(logits, choice), select_one(iou, choice)
 
 
 def mix_absent(pointer: Tensor, present: Tensor, absent: Tensor) -> Tensor:
-    """pointer: [B, C]; present: [B, 1] bool; absent: [1, C] -> [B, C], the learned constant where
-    the object is gone."""
+    """The pointers of present objects, and the learned `absent` for the others: [B, C].
+
+    pointer: [B, C]; present: [B, 1] bool; absent: [1, C].
+    """
     share = present.to(pointer.dtype)
     return share * pointer + (1 - share) * absent
 
@@ -127,13 +135,14 @@ def object_heads_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The definition, in torch."""
     presence = three_layers(tokens[:, 0], weights.presence)
-    first, masks = first_mask_token - 2, logits.shape[1]
+    first = first_mask_token - 2
+    masks = logits.shape[1]
     if masks > 1:
         logits, _ = stable_or_best(logits, iou[:, first : first + masks], delta, threshold)
     token = tokens[:, first_mask_token]
     if best:
         candidates = tokens[:, first_mask_token : 2 + iou.shape[1]]
-        token = taken(candidates, iou[:, first:].argmax(-1))[:, 0]
+        token = select_one(candidates, iou[:, first:].argmax(-1))[:, 0]
     present = presence > 0
     mask = torch.where(present[:, None, None], logits, absent_logit)
     pointer = mix_absent(three_layers(token, weights.pointer), present, absent_pointer)
@@ -180,15 +189,16 @@ def _refuses(
     logits: Tensor, iou: Tensor, tokens: Tensor, weights: ObjectHeadsWeights, *_: object
 ) -> str | None:
     if logits.dtype == torch.float64:
-        return f"logits are {logits.dtype}: it takes float32 or narrower"
-    heads, dim = (weights.presence, weights.pointer), tokens.shape[2]
+        return f"logits are {logits.dtype}; supported: float32, bfloat16, float16"
+    heads = (weights.presence, weights.pointer)
+    dim = tokens.shape[2]
     hidden = [head.linear1.bias.shape[0] for head in heads]
-    if dim not in (128, 256) or max(hidden) > _MOST_HIDDEN:
+    if dim not in (128, 256) or max(hidden) > _MAX_HIDDEN:
         return (
-            f"{dim} channels, hidden widths {hidden}: it takes 128 or 256 channels and widths up "
-            f"to {_MOST_HIDDEN}"
+            f"tokens have {dim} channels, the heads {hidden} hidden ones; supported: 128 or 256, "
+            f"hidden ones up to {_MAX_HIDDEN}"
         )
-    return "there is no object or pixel, it wants one" if 0 in logits.shape else None
+    return "at least one object and one pixel are required" if 0 in logits.shape else None
 
 
 def _configuration(
@@ -209,7 +219,11 @@ def _configuration(
 
 
 def _align(call: Call, results: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Whether an object is there is a sign: where rounding decides it, its mask says nothing."""
+    """The comparable part of results, in equal shapes.
+
+    Rounding may decide the sign of the presence, and so the mask and the pointer: they are compared
+    for objects with equal signs only.
+    """
     del call
     signs = [presence[:, 0] > 0 for _, _, presence in results]
     same = torch.stack([sign == signs[0] for sign in signs]).all(0)

@@ -1,5 +1,4 @@
-"""Pictures to model input in one pass: resize to S x S pixels, scale to [0, 1], normalise by
-channel."""
+"""Model input from pictures in one pass: resize to S x S, scale to [0, 1], normalise by channel."""
 
 from __future__ import annotations
 
@@ -21,21 +20,21 @@ from sam2_fast.proving.rules import Rule, bits, first_rows
 
 __all__ = ["preprocess_frame", "preprocess_images", "resize_bicubic"]
 
-_MOST = 2**24  # pixels of a side that the native kernel takes
+_MAX_SIDE = 2**24  # in pixels, of the kernels
 
 
 def preprocess_images(
     images: Tensor, size: int, mean: Sequence[float], std: Sequence[float], *, backend: str = "auto"
 ) -> Tensor:
-    """Resize with antialiased bilinear interpolation in float32 (corners not aligned, as torch
-    does), then (x - mean) / std.
+    """Resize with antialiased bilinear interpolation in float32, then (x - mean) / std.
 
+    The interpolation has align_corners=False.
     images: [B, H, W, 3] of any strides, uint8 (divided by 255 first) or floating point in [0, 1].
     size: S, pixels of a side.
-    mean, std: of each channel, of values in [0, 1]. backend: "auto", "triton", "cpu" (both uint8
-    only) or "torch".
+    mean, std: of each channel, of values in [0, 1].
+    backend: "auto", "triton" or "cpu" (both for uint8 only), or "torch".
     Returns [B, 3, S, S] float32 on the device of `images`. Raises ValueError for shapes that do not
-    fit, BackendError where the named backend cannot run. Source: official
+    fit, BackendError if the named backend cannot run. Source: official
     `SAM2Transforms.__call__`.
     """
     _check(images, 4, "images", "[B, H, W, 3]", size, mean, std)
@@ -47,12 +46,11 @@ def preprocess_images(
 def preprocess_frame(
     frame: Tensor, size: int, mean: Sequence[float], std: Sequence[float], *, backend: str = "auto"
 ) -> Tensor:
-    """Resize a frame as `resize_bicubic` does, bytes to bytes, then (x / 255 - mean) / std in
-    float32.
+    """Resize a frame with `resize_bicubic`, then compute (x / 255 - mean) / std in float32.
 
-    frame: [H, W, 3] uint8 of any strides. Other arguments and errors as `preprocess_images`.
-    Returns [3, S, S] float32 on its device; every backend returns the same bits. Source: official
-    `load_video_frames`.
+    frame: [H, W, 3] uint8 of any strides. Other arguments and errors as in `preprocess_images`.
+    Returns [3, S, S] float32 on the device of `frame`; results of all backends are bitwise equal.
+    Source: official `load_video_frames`.
     """
     _check(frame, 3, "frame", "[H, W, 3]", size, mean, std)
     _check_bytes(frame)
@@ -60,12 +58,12 @@ def preprocess_frame(
 
 
 def resize_bicubic(frame: Tensor, size: int, *, backend: str = "auto") -> Tensor:
-    """Resize with Pillow's bicubic filter: fixed point, one axis after the other, rounded to bytes
-    after each.
+    """Resize with Pillow's bicubic filter.
 
+    It uses fixed-point numbers, one axis after the other, and rounds to bytes after each.
     frame: [H, W, 3] uint8 of any strides; size: S, pixels of a side; backend: "auto", "triton",
-    "cpu" or "torch" (Pillow). Returns [S, S, 3] uint8 on the device of `frame`; every backend
-    returns the bits of the installed Pillow. Errors as `preprocess_images`.
+    "cpu" or "torch" (Pillow). Returns [S, S, 3] uint8 on the device of `frame`; results of all
+    backends are bitwise equal to that of the installed Pillow. Errors as in `preprocess_images`.
     """
     _check(frame, 3, "frame", "[H, W, 3]", size)
     _check_bytes(frame)
@@ -110,7 +108,7 @@ def preprocess_images_reference(
             scaled, (size, size), mode="bilinear", align_corners=False, antialias=True
         )
     elif images.dtype == torch.float32:
-        scaled = scaled.clone()  # what follows is done in place
+        scaled = scaled.clone()  # normalize() works in place
     return normalize(scaled, mean, std)
 
 
@@ -135,8 +133,10 @@ def preprocess_frame_reference(
 
 
 def normalize(planes: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """[..., 3, H, W] float32, in place: less the mean, over the deviation; a true division on every
-    device."""
+    """(planes - mean) / std, in place. planes: [..., 3, H, W] float32.
+
+    It is a true division on every device, not a product with the reciprocal.
+    """
     means, deviations = (
         _constant(tuple(values), planes.device)[:, None, None] for values in (mean, std)
     )
@@ -144,21 +144,26 @@ def normalize(planes: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def full_scale(device: torch.device) -> Tensor:
-    """255 on the device: CUDA multiplies by the reciprocal where the divisor is a Python number,
-    and rounds differently."""
+    """255 as a tensor on the device.
+
+    With a Python number as divisor, CUDA multiplies by the reciprocal, which rounds differently.
+    """
     return _constant((255.0,), device)[0]
 
 
 def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """`values` as float32 on the device; kept, unless operations are recorded: what a recorder or a
-    FakeTensorMode makes is its own."""
+    """`values` as float32 on the device, cached.
+
+    Not cached while operations are recorded: a tensor created under a recorder or a FakeTensorMode
+    is valid only there.
+    """
     if tracing.recording_reason() is not None:
         return torch.tensor(values, dtype=torch.float32, device=device)
-    return _kept_constant(values, device)
+    return _cached_constant(values, device)
 
 
 @lru_cache(maxsize=16)
-def _kept_constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+def _cached_constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=torch.float32, device=device)
 
@@ -175,9 +180,9 @@ def _run(
     assert module is not None
     height, width = pictures.shape[1:3]
     columns_first = bicubic and columns_before_rows(height, width, out.shape[2])
-    given = pictures.detach().contiguous() if columns_first else pictures.detach()
+    pictures = pictures.detach()
     module.preprocess(
-        given,
+        pictures.contiguous() if columns_first else pictures,
         bicubic,
         columns_first,
         list(mean),
@@ -192,15 +197,17 @@ def _run(
 def columns_before_rows(
     height: int, width: int, size: int, pillow: int = int(pillow_version.split(".")[0])
 ) -> bool:
-    """Whether the installed Pillow (its major number) resizes columns first: from 13 on where the
-    height shrinks by much more."""
+    """Whether Pillow resizes columns first: from version 13 on, if the height shrinks by much more.
+
+    pillow: the major version.
+    """
     return pillow >= 13 and height - size > 2 * max(width - size, 0)
 
 
 def _native_images(
     images: Tensor, size: int, mean: Sequence[float], std: Sequence[float], isa: str | None = None
 ) -> Tensor:
-    """`isa`: run with a narrower instruction set than this CPU's, for tests."""
+    """Run the CPU kernel. isa: an older instruction set than this CPU's, for tests."""
     return _run(
         images, False, mean, std, torch.empty(len(images), 3, size, size, device="cpu"), isa
     )
@@ -253,21 +260,21 @@ def _triton_bicubic(frame: Tensor, size: int) -> Tensor:
 
 def _refuses(pictures: Tensor, size: int, *_: object) -> str | None:
     if pictures.dtype != torch.uint8:
-        return f"the input is {pictures.dtype}, it takes uint8"
+        return f"the input is {pictures.dtype}; supported: uint8"
     height, width = pictures.shape[-3:-1]
-    if max(size, height, width) > _MOST:
-        return f"sides are {height}, {width} and {size} pixels, it takes up to 2^24"
+    if max(size, height, width) > _MAX_SIDE:
+        return f"sides are {height}, {width} and {size} pixels; supported: up to 2^24"
     return None
 
 
 def _backends(
-    in_triton: Callable[..., Tensor], on_cpu: Callable[..., Tensor]
+    run_triton: Callable[..., Tensor], run_native: Callable[..., Tensor]
 ) -> tuple[Backend, ...]:
     return (
         Backend(
-            "triton", in_triton, (on_one("cuda"), plain, fits(_refuses)), kernels=("resample",)
+            "triton", run_triton, (on_one("cuda"), plain, fits(_refuses)), kernels=("resample",)
         ),
-        Backend("cpu", on_cpu, (on_one("cpu"), plain, fits(_refuses))),
+        Backend("cpu", run_native, (on_one("cpu"), plain, fits(_refuses))),
     )
 
 
@@ -301,7 +308,7 @@ def _exact_images(images: Tensor, size: int, mean: Sequence[float], std: Sequenc
 
 
 def _normalized(planes: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """In float64, of numbers that a float32 holds."""
+    """(planes / 255 - mean) / std in float64, with mean and std rounded to float32."""
     means, deviations = (
         torch.tensor(list(values), dtype=torch.float32, device=planes.device).double()
         for values in (mean, std)
@@ -314,7 +321,7 @@ def _is_bytes_on_cpu(images: Tensor, *_: object) -> bool:
 
 
 _PILLOW = (
-    "its definition is Pillow's, which takes the recorded numbers and leaves no operation behind"
+    "its definition runs in Pillow, which reads the recorded values and cannot be recorded itself"
 )
 _IMAGES = Op(
     "preprocess_images",

@@ -1,5 +1,4 @@
-"""Attention with an axial rotary position encoding, as memory attention uses it (one head,
-real-valued rotation)."""
+"""Attention with an axial rotary position encoding: one head, real-valued rotation."""
 
 from __future__ import annotations
 
@@ -21,8 +20,10 @@ _MAX_TRITON_CHANNELS = 256
 
 
 def rope_table(dim: int, side: int, theta: float = 10000.0) -> Tensor:
-    """Angles as (cos, sin): [2, side * side, dim / 2] float32. The first half of the pairs is
-    rotated by x, the second by y."""
+    """The rotation angles of a grid as (cos, sin): [2, side * side, dim / 2] float32.
+
+    The first half of the pairs of channels is rotated by x, the second by y.
+    """
     frequencies = 1.0 / (theta ** (torch.arange(0, dim, 4).float() / dim))  # [dim / 4]
     token = torch.arange(side * side)
     x, y = (token % side).float(), torch.div(token, side, rounding_mode="floor").float()
@@ -31,31 +32,29 @@ def rope_table(dim: int, side: int, theta: float = 10000.0) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate pairs (2i, 2i + 1) of x [..., tokens, dim] by `table` [2, tokens, dim / 2];
-    computed in float32 or better."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    cos, sin = table.to(wide.dtype)
-    even, odd = wide[..., 0::2], wide[..., 1::2]
-    return (
-        torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
-        .flatten(-2)
-        .to(x.dtype)
-    )
+    """x [..., tokens, dim] with pairs (2i, 2i + 1) rotated by `table` [2, tokens, dim / 2].
+
+    Computed in float32, or in float64 for float64.
+    """
+    floats = x.to(torch.promote_types(x.dtype, torch.float32))
+    cos, sin = table.to(floats.dtype)
+    even, odd = floats[..., 0::2], floats[..., 1::2]
+    pairs = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    return pairs.flatten(-2).to(x.dtype)
 
 
 def rope_attention(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int = 0, *, backend: str = "auto"
 ) -> Tensor:
-    """Attention of q over k and v after rotating both q and k; the rotation repeats for every map
-    of q's length in k.
+    """Attention of q over k and v, with q and k rotated; k has maps as long as q, rotated equally.
 
     q: [B, N, d]; k: [B, M * N + num_unrotated, d]; v: [B, M * N + num_unrotated, dv], dv <= d;
     table: [2, N, d / 2] float32.
-    num_unrotated: tokens at the end of k (object pointers) that have no place in the image.
-    backend: "auto", "triton", "cpu" or "torch". Returns [B, N, dv] in the dtype of q, under
-    autocast in autocast's.
-    Raises ValueError for shapes that do not fit, BackendError where the named backend cannot run.
-    Source: official `RoPEAttention`, with complex numbers written out.
+    num_unrotated: tokens at the end of k (object pointers) without a position in the image.
+    backend: "auto", "triton", "cpu" or "torch". Returns [B, N, dv] in the dtype of q, or under
+    autocast in that of autocast.
+    Raises ValueError for shapes that do not fit, BackendError if the named backend cannot run.
+    Source: official `RoPEAttention`, with real instead of complex numbers.
     """
     device = q.device.type
     if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and q.dtype != torch.float64:
@@ -98,8 +97,8 @@ def rope_attention_reference(
     maps = k[:, :length].unflatten(1, (-1, q.shape[1])) if length else k[:, :0]
     rotated = rotate(maps, table).flatten(1, 2) if length else maps
     keys = torch.cat([rotated, k[:, length:]], dim=1)
-    # torch's fused attention wants values as wide as keys; without it all scores would lie in
-    # memory at once
+    # torch's fused attention needs as many channels in values as in keys; without it, the scores of
+    # all tokens would be stored at the same time
     values = F.pad(v, (0, q.shape[2] - v.shape[2]))
     return F.scaled_dot_product_attention(
         rotate(q, table)[:, None], keys[:, None], values[:, None]
@@ -109,7 +108,7 @@ def rope_attention_reference(
 def _native_rope(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int, isa: str | None = None
 ) -> Tensor:
-    """`isa`: run with a narrower instruction set than this CPU's, for tests."""
+    """Run the CPU kernel. isa: an older instruction set than this CPU's, for tests."""
     module = native()
     assert module is not None
     q, k, v, table = (x.detach().contiguous() for x in (q, k, v, table))
@@ -130,8 +129,8 @@ def _triton_rope(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: 
 def _refuses_dtypes(q: Tensor, k: Tensor, v: Tensor, table: Tensor, stored: str) -> str | None:
     if k.dtype == v.dtype == q.dtype and table.dtype == torch.float32:
         return None
-    found = f"{q.dtype}, {k.dtype}, {v.dtype} and {table.dtype}"
-    return f"dtypes are {found}, it takes {stored} and a float32 table"
+    actual = f"{q.dtype}, {k.dtype}, {v.dtype} and {table.dtype}"
+    return f"dtypes are {actual}; supported: {stored} with a float32 table"
 
 
 def _refuses(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int = 0) -> str | None:
@@ -139,8 +138,8 @@ def _refuses(q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int 
         return reason
     if not 2 <= q.shape[2] <= _MAX_CHANNELS or v.shape[2] < 1 or k.shape[1] < 1:
         return (
-            f"q {tuple(q.shape)}, v {tuple(v.shape)}: it takes 2 to {_MAX_CHANNELS} channels and "
-            "one key or more"
+            f"q has shape {tuple(q.shape)}, v {tuple(v.shape)}; supported: 2 to {_MAX_CHANNELS} "
+            "channels, at least one key"
         )
     return None
 
@@ -149,14 +148,14 @@ def _triton_refuses(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor, num_unrotated: int = 0
 ) -> str | None:
     if q.dtype not in HALF:
-        return f"q is {q.dtype}, it takes bfloat16 or float16"
+        return f"q is {q.dtype}; supported: bfloat16, float16"
     if reason := _refuses_dtypes(q, k, v, table, "bfloat16 or float16"):
         return reason
     most = _MAX_TRITON_CHANNELS
     if not 2 <= q.shape[2] <= most or v.shape[2] < 1 or k.shape[1] < 1 or k.numel() >= 2**31:
         return (
-            f"q {tuple(q.shape)}, v {tuple(v.shape)}: it takes 2 to {most} channels, one key or "
-            "more, below 2 ** 31 numbers"
+            f"q has shape {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}; supported: 2 "
+            f"to {most} channels, at least one key, fewer than 2^31 elements of k"
         )
     return None
 

@@ -1,4 +1,4 @@
-"""Windowed attention of Hiera: gather windows, attend inside each, scatter back."""
+"""Windowed attention of the Hiera trunk."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def window_attention(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """Attention inside windows of `window` x `window` tokens, or over the whole grid where `window`
-    is 0.
+    """Attention inside windows of `window` x `window` tokens; 0: over the whole grid.
 
     qkv: [B, H, W, 3 * num_heads * d] projected tokens, order (q, k, v), then head, then channel.
-    pad: [3 * num_heads * d] what a padded token projects to (the bias of the projection): windows
-        that stick out of the grid attend to such tokens as ordinary keys, unmasked.
+    pad: [3 * num_heads * d] projection of a padded token, which is the bias of the projection.
+        Windows that extend beyond the grid have such tokens as ordinary keys, unmasked.
     pool: max-pool the queries 2 x 2 inside each window; the result then has half the height and
-    width.
-    backend: "auto", "triton", "cpu" or "torch". Returns [B, H or H / 2, W or W / 2, num_heads * d]
-        in the dtype of qkv, under autocast in autocast's. Raises ValueError for shapes that do not
-        fit, BackendError where the named backend cannot run.
-    Source: official `MultiScaleBlock` and `MultiScaleAttention`. The trunk itself runs whole
-    blocks: `hiera_block`.
+        width.
+    backend: "auto", "triton", "cpu" or "torch".
+    Returns [B, H or H / 2, W or W / 2, num_heads * d] in the dtype of qkv, or under autocast in
+    that of autocast. Raises ValueError for shapes that do not fit, BackendError if the named
+    backend cannot run.
+    Source: official `MultiScaleBlock` and `MultiScaleAttention`. The trunk runs whole blocks as one
+    op, `hiera_block`.
     """
     device = qkv.device.type
     if (
@@ -95,9 +95,12 @@ def window_attention_reference(
 
 
 def _attend(qkv: Tensor, num_heads: int, pool: bool) -> Tensor:
-    """qkv: [N, H, W, 3 * C] -> [N, H or H / 2, W or W / 2, C], every token attending to all of its
-    own map."""
-    count, channels = qkv.shape[0], qkv.shape[-1]
+    """Attention of every token to all tokens of its map.
+
+    qkv: [N, H, W, 3 * C] -> [N, H or H / 2, W or W / 2, C].
+    """
+    count = qkv.shape[0]
+    channels = qkv.shape[-1]
     q, k, v = qkv.split(channels // 3, dim=-1)  # [N, H, W, C] each
     if pool:
         q = F.max_pool2d(q.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
@@ -118,17 +121,17 @@ def _native_window(
     pool: bool = False,
     isa: str | None = None,
 ) -> Tensor:
-    """`isa`: run with a narrower instruction set than this CPU's, for tests."""
+    """Run the CPU kernel. isa: an older instruction set than this CPU's, for tests."""
     module = native()
     assert module is not None
-    by = 2 if pool else 1
+    stride = 2 if pool else 1
     batch, height, width, channels = qkv.shape
     out = torch.empty(
-        batch, height // by, width // by, channels // 3, dtype=qkv.dtype, device=qkv.device
+        batch, height // stride, width // stride, channels // 3, dtype=qkv.dtype, device=qkv.device
     )
-    given = qkv.detach().contiguous(), pad.detach().float().contiguous()
+    inputs = qkv.detach().contiguous(), pad.detach().float().contiguous()
     module.window_attention(
-        *given, out, num_heads, window, pool, torch.get_num_threads(), isa or module.cpu_isa()
+        *inputs, out, num_heads, window, pool, torch.get_num_threads(), isa or module.cpu_isa()
     )
     return out
 
@@ -150,8 +153,8 @@ def _refuses(
     head = qkv.shape[3] // 3 // num_heads
     if head % 2 or not 2 <= head <= _MAX_HEAD or window > _MAX_WINDOW:
         return (
-            f"{head} channels a head, window {window}: it takes even widths up to {_MAX_HEAD} and "
-            f"windows up to {_MAX_WINDOW}"
+            f"a head has {head} channels, window is {window}; supported: even numbers of channels "
+            f"up to {_MAX_HEAD}, windows up to {_MAX_WINDOW}"
         )
     return cannot_pool(qkv, window) if pool else None
 
@@ -160,29 +163,33 @@ def _triton_refuses(
     qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool = False
 ) -> str | None:
     if qkv.dtype not in HALF:
-        return f"qkv is {qkv.dtype}, it takes bfloat16 or float16"
+        return f"qkv is {qkv.dtype}; supported: bfloat16, float16"
     head = qkv.shape[3] // 3 // num_heads
     if head > _MAX_TRITON_HEAD:
-        return f"{head} channels a head: it takes up to {_MAX_TRITON_HEAD}"
+        return f"a head has {head} channels; supported: up to {_MAX_TRITON_HEAD}"
     return cannot_pool(qkv, window) if pool else None
 
 
 def cannot_pool(tokens: Tensor, window: int) -> str | None:
-    """Why kernels do not pool windows of tokens [B, H, W, C], or None. window 0: of the grid."""
+    """Why kernels cannot pool windows of tokens [B, H, W, C], or None. window 0: the whole grid."""
     if window % 2 == 0 and tokens.shape[1] % 2 == 0 and tokens.shape[2] % 2 == 0:
         return None
     return pooling_refusal(tokens, window)
 
 
 def pooling_refusal(tokens: Tensor, window: int) -> str:
-    """What kernels pool, for the message of a refusal."""
+    """The message of a refusal to pool."""
     height, width = tokens.shape[1:3]
-    return f"window {window} on {height} x {width} tokens: it pools even windows on even grids"
+    return (
+        f"window {window} on {height} x {width} tokens; supported with pooling: even windows on "
+        "even grids"
+    )
 
 
 def _result(qkv: Tensor, pad: Tensor, num_heads: int, window: int, pool: bool) -> Tensor:
-    by = 2 if pool else 1
-    return qkv.new_empty(qkv.shape[0], qkv.shape[1] // by, qkv.shape[2] // by, qkv.shape[3] // 3)
+    stride = 2 if pool else 1
+    height, width = qkv.shape[1] // stride, qkv.shape[2] // stride
+    return qkv.new_empty(qkv.shape[0], height, width, qkv.shape[3] // 3)
 
 
 def _configuration(

@@ -17,7 +17,7 @@ from sam2_fast.model.layers import held_by
 from sam2_fast.ops.core import tracing
 from sam2_fast.ops.core.autocast import compute_dtype
 from sam2_fast.ops.core.registry import registered
-from sam2_fast.ops.memory_attention import attention_configuration, table_left_out
+from sam2_fast.ops.memory_attention import attention_configuration, triton_refusal
 from sam2_fast.proving import gate
 from sam2_fast.proving.device import compile_ahead
 from sam2_fast.recording.cuda_graph import CaptureError, Recorder, captured
@@ -98,7 +98,7 @@ class Graphs:
                 f"products are in {dtype} with {dim} channels, recordings take bfloat16 or "
                 f"float16 and 16, 32 ... 256 channels"
             )
-        return table_left_out() or _unproved(model, low, dtype)
+        return triton_refusal() or _unproved(model, low, dtype)
 
     def encode(self, model: Sam2, images: Tensor, checked: Fingerprint | None = None) -> Features:
         """`model.encode_image`, for up to `IMAGES` images from a recording. images: [B, 3, S, S].

@@ -22,7 +22,7 @@ from sam2_fast.config import NO_OBJECT_LOGIT
 from sam2_fast.memory import MemoryBank
 from sam2_fast.model import Sam2
 from sam2_fast.model.prompt_encoder import padding_points
-from sam2_fast.ops.mask_decoder.reference import taken
+from sam2_fast.ops.mask_decoder.reference import select_one
 from sam2_fast.ops.object_heads import mix_absent
 from sam2_fast.training.batches import Batch
 from sam2_fast.training.losses import Step
@@ -138,16 +138,16 @@ def _interact(
         )
         steps.append(Step(fine, found.iou, found.presence))
         best = found.iou.argmax(-1)
-        hint = taken(logits, best)
+        hint = select_one(logits, best)
         if len(steps) > clicks:
-            token = taken(found.tokens, best)[:, 0]
+            token = select_one(found.tokens, best)[:, 0]
             return (
                 steps,
                 hint,
                 mix_absent(model.obj_ptr_proj(token), present, model.no_obj_ptr),
                 found.presence,
             )
-        more = correction(hands, truth, taken(fine, best) > 0, annotator)
+        more = correction(hands, truth, select_one(fine, best) > 0, annotator)
         points = (
             Points(*more)
             if points is None

@@ -220,8 +220,8 @@ def test_auto_is_the_native_kernel_on_a_cpu() -> None:
         ),
         (lambda x, w, h, s, p: (x.requires_grad_(), w, h, s, p), "gradients"),
         (lambda x, w, h, s, p: (x.to("meta"), w, h, s, p), "meta"),
-        (lambda x, w, h, s, p: (x[:, :15], w, h, s, p), "pools even windows on even grids"),
-        (lambda x, w, h, s, p: (x, w, h, 0, p), "pools even windows"),
+        (lambda x, w, h, s, p: (x[:, :15], w, h, s, p), "pooling: even windows on even grids"),
+        (lambda x, w, h, s, p: (x, w, h, 0, p), "pooling: even windows"),
         (lambda x, w, h, s, p: (x, w, 8, s, p), "even numbers of channels"),
     ],
 )

@@ -350,8 +350,8 @@ WRONG: list[tuple[Callable[[Case], Case], str]] = [
         lambda c: case(dim=64)._replace(weights=c.weights),
         "image: expected the 32 channels of the weights, got 64",
     ),
-    (lambda c: c._replace(iou_token=2), "iou_token: expected one before 2"),
-    (lambda c: with_two_values(c), "iou_token: .* with 2 values"),
+    (lambda c: c._replace(iou_token=2), "iou_token: expected an index below 2"),
+    (lambda c: with_two_values(c), "iou_token: .* predicts 2 values"),
     (lambda c: c._replace(num_heads=3), "num_heads: expected a divisor of 16"),
     (lambda c: c._replace(first_mask_token=6), "first_mask_token: expected 3 mask tokens among 8"),
 ]

@@ -287,7 +287,7 @@ WRONG: list[tuple[Callable[[Case], Case], str]] = [
     ),
     (lambda c: c._replace(x=c.x[..., 1:]), "x: expected the 16 channels of the weights, got 15"),
     (lambda c: c._replace(table=c.table[:, 1:]), "table: expected shape"),
-    (lambda c: c._replace(place=c.place[1:]), "temporal, place: expected"),
+    (lambda c: c._replace(place=c.place[1:]), "temporal, position: expected"),
     (
         lambda c: c._replace(memories=c.memories._replace(maps=[m[1:] for m in c.memories.maps])),
         "maps: expected shape",
@@ -298,7 +298,7 @@ WRONG: list[tuple[Callable[[Case], Case], str]] = [
     ),
     (
         lambda c: c._replace(memories=c.memories._replace(slots=[7] * 7)),
-        "slots: expected places in 7 maps",
+        "slots: expected indices of 7 maps",
     ),
     (
         lambda c: c._replace(memories=c.memories._replace(pointers=c.memories.pointers[1:])),

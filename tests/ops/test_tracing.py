@@ -146,7 +146,7 @@ def test_run_lengths_are_no_part_of_a_recording(record: Callable[..., Any]) -> N
     with pytest.raises((BackendError, torch.onnx.OnnxExporterError)) as raised:
         record(Module(lists), example, other)
     assert any(
-        "mask_postprocess" in r and "lists whose lengths depend on the masks" in r
+        "mask_postprocess" in r and "lists with lengths that depend on the masks" in r
         for r in reasons(raised.value)
     )
 

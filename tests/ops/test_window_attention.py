@@ -161,9 +161,12 @@ def test_auto_is_the_native_kernel_on_a_cpu() -> None:
         (lambda x, p, h, w, pool: (x.double(), p, h, w, pool), "float64"),
         (lambda x, p, h, w, pool: (x.requires_grad_(), p, h, w, pool), "gradients"),
         (lambda x, p, h, w, pool: (x.to("meta"), p, h, w, pool), "meta"),
-        (lambda x, p, h, w, pool: (x[:, :15], p, h, w, pool), "pools even windows on even grids"),
+        (
+            lambda x, p, h, w, pool: (x[:, :15], p, h, w, pool),
+            "pooling: even windows on even grids",
+        ),
         (lambda x, p, h, w, pool: (x, p, h, 65, False), "windows up to 64"),
-        (lambda x, p, h, w, pool: (x, p, 8, w, pool), "3 channels a head"),
+        (lambda x, p, h, w, pool: (x, p, 8, w, pool), "a head has 3 channels"),
     ],
 )
 def test_the_kernel_says_why_it_refuses(change: Callable[..., Case], reason: str) -> None:

@@ -16,7 +16,7 @@ W = TypeVar("W", bound=Weights)
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype of products with `weight`: that of autocast if enabled, else that of `weight`."""
+    """The compute dtype for products with `weight`: that of autocast, else that of `weight`."""
     kind = weight.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 

@@ -61,9 +61,9 @@ class Leaf(NamedTuple):
 
 
 def bind(leaves: Sequence[Leaf], shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:
-    """The size of each symbol, from the first dimension that is the symbol alone.
+    """The size of each symbol, from the first dimension that consists of it alone.
 
-    Raises ValueError for the first tensor whose shape does not fit.
+    Raises ValueError for the first tensor with a shape that does not fit.
     """
     sizes: dict[str, int] = {}
     for leaf, shape in zip(leaves, shapes, strict=True):

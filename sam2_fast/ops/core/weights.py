@@ -98,7 +98,7 @@ def _group(kind: type[Weights], symbols: dict[str, str | int]) -> _Group:
 class Weights:
     """Base of named weights. Fields are declared by `tensor`, `linear`, `norm`, `group`, ...
 
-    Creating an instance raises ValueError for the first tensor whose shape does not fit.
+    Creating an instance raises ValueError for the first tensor with a shape that does not fit.
     """
 
     root: ClassVar[bool] = False
@@ -124,9 +124,9 @@ class Weights:
 
     @property
     def state(self) -> State | None:
-        """The state of the tensors. None for parts of other weights, and if created in a recording.
+        """The state of the tensors, with values derived from them, or None.
 
-        It has the values that were derived from the tensors.
+        Parts of other weights do not have one, and weights created in a recording do not either.
         """
         state: State | None = self.__dict__.get("_state")
         return state
@@ -169,7 +169,7 @@ class Weights:
 
     @property
     def first_matrix(self) -> Tensor:
-        """The matrix whose dtype is the compute dtype without autocast."""
+        """The matrix that sets the compute dtype without autocast."""
         return next(self._matrices())
 
     def _matrices(self) -> Iterator[Tensor]:

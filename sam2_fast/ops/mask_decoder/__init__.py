@@ -1,5 +1,8 @@
-"""The mask decoder as one op: prompt tokens and image tokens attend to each other, the image is
-upscaled, and hypernetworks of the mask tokens predict masks."""
+"""The mask decoder as one op.
+
+Prompt tokens and image tokens attend to each other, the image is upscaled, and hypernetworks of the
+mask tokens predict masks.
+"""
 
 from __future__ import annotations
 
@@ -48,23 +51,23 @@ def mask_decoder(
     *,
     backend: str = "auto",
 ) -> Results:
-    """Masks of B objects, how good they are, and what their prompt tokens became.
+    """Masks of B objects, their predicted IoU, and the final prompt tokens.
 
-    image: [1 or B, h, w, C] fused features plus the embedding of a mask hint; with 1 its share of
+    image: [1 or B, h, w, C] fused features plus the embedding of a mask hint; with 1 its part of
         the first layer is computed once.
-    mid, high: [1 or B, 2h, 2w, C / 4] and [1 or B, 4h, 4w, C / 8]; position: [h * w, C] of the
-        image's tokens.
-    prompts: [B, T, C] tokens, their own position too; present: [B, T] bool, tokens that exist
-        (None: all); all mask tokens must.
+    mid, high: [1 or B, 2h, 2w, C / 4] and [1 or B, 4h, 4w, C / 8] finer features.
+    position: [h * w, C] of the image tokens.
+    prompts: [B, T, C] prompt tokens, which are also their own position.
+    present: [B, T] bool, the tokens that exist, or None for all; all mask tokens must exist.
     weights: with a hypernetwork for each of M masks.
-    Mask m is predicted by token first_mask_token + m; token iou_token predicts the IoU of the K
-    masks whose tokens follow it.
-    best: predict of the M masks that of highest predicted IoU alone (the first of equals): `iou`
-        tells which.
+    Mask m is predicted by token first_mask_token + m; token iou_token predicts the IoU of the masks
+    of the K tokens after it.
+    best: predict only the mask of highest predicted IoU among the M masks (the first of equal
+        ones); `iou` shows which one.
     backend: "auto", "triton", "cpu" or "torch".
     Returns logits [B, M or 1, 4h, 4w] and iou [B, K], float32 or wider, and tokens [B, T, C] in the
-    dtype of prompts, zero where not present (torch: what comes out there).
-    Raises ValueError for shapes that do not fit, BackendError where the named backend cannot run.
+    dtype of prompts, zero for absent tokens (with "torch": unspecified).
+    Raises ValueError for shapes that do not fit, BackendError if the named backend cannot run.
     Source: official `MaskDecoder.predict_masks`.
     """
     maps = image, mid, high, position
@@ -88,20 +91,21 @@ def _check_maps(
             "image, prompts: expected [1 or B, h, w, C] and [B, T, C], got "
             f"{tuple(image.shape)} and {tuple(prompts.shape)}"
         )
-    (images, height, width, dim), objects = image.shape, prompts.shape[0]
+    images, height, width, dim = image.shape
+    objects = prompts.shape[0]
     frames = mid.shape[0] if mid.ndim else 0
     if images not in (1, objects) or frames not in (1, objects):
         raise ValueError(
             f"image, mid: expected 1 or one for each of {objects} objects, got {images} and "
             f"{frames}"
         )
-    exist = prompts[..., 0] if present is None else present
+    token_mask = prompts[..., 0] if present is None else present
     expected = {
         "mid": (mid, (frames, 2 * height, 2 * width, dim // 4)),
         "high": (high, (frames, 4 * height, 4 * width, dim // 8)),
         "position": (position, (height * width, dim)),
         "prompts": (prompts, (objects, prompts.shape[1], dim)),
-        "present": (exist, tuple(prompts.shape[:2])),
+        "present": (token_mask, tuple(prompts.shape[:2])),
     }
     for name, (x, shape) in expected.items():
         if tuple(x.shape) != shape:
@@ -119,12 +123,14 @@ def _check_tokens(
     first_mask_token: int,
     iou_token: int,
 ) -> None:
-    dim, expected = image.shape[3], weights.final_norm.weight.shape[0]
+    dim = image.shape[3]
+    expected = weights.final_norm.weight.shape[0]
     if dim != expected:
         raise ValueError(f"image: expected the {expected} channels of the weights, got {dim}")
     if dim % 8 or num_heads < 1 or (dim // 2) % num_heads:
         raise ValueError(f"num_heads: expected a divisor of {dim // 2} channels, got {num_heads}")
-    masks, count = len(weights.masks), prompts.shape[1]
+    masks = len(weights.masks)
+    count = prompts.shape[1]
     if first_mask_token < 0 or first_mask_token + masks > count:
         raise ValueError(
             f"first_mask_token: expected {masks} mask tokens among {count} prompts, got "
@@ -134,8 +140,8 @@ def _check_tokens(
     last_value = first_mask_token + masks - iou_token - 1
     if not 0 <= iou_token < first_mask_token or last_value > values:
         raise ValueError(
-            f"iou_token: expected one before {first_mask_token} with {values} values for the masks "
-            f"after it, got {iou_token}"
+            f"iou_token: expected an index below {first_mask_token}; weights.iou predicts "
+            f"{values} values for the tokens after it, got {iou_token}"
         )
 
 
@@ -153,16 +159,17 @@ def _native_decoder(
     best: bool = False,
     isa: str | None = None,
 ) -> Results:
-    """isa: a narrower instruction set than this CPU's, for tests."""
+    """Run the CPU kernel. isa: an older instruction set than this CPU's, for tests."""
     module = native()
     assert module is not None
     dtype = compute_dtype(weights.first_matrix)
-    held = derive(
+    prepared = derive(
         weights, f"cpu {dtype}", lambda: module.MaskDecoderWeights(cpu_weights(weights, dtype))
     )
     image, mid, high = (x.detach().to(image.dtype).contiguous() for x in (image, mid, high))
     position, tokens = (x.detach().to(torch.float32).contiguous() for x in (position, prompts))
-    count, masks = prompts.shape[0], 1 if best else len(weights.masks)
+    count = prompts.shape[0]
+    masks = 1 if best else len(weights.masks)
     logits = tokens.new_empty(count, masks, high.shape[1], high.shape[2])
     results = tokens.new_empty(prompts.shape)
     iou = tokens.new_empty(count, weights.iou.linear3.bias.shape[0])
@@ -173,7 +180,7 @@ def _native_decoder(
         position,
         tokens,
         None if present is None else present.contiguous(),
-        held,
+        prepared,
         num_heads,
         first_mask_token,
         iou_token,
@@ -188,7 +195,7 @@ def _native_decoder(
 
 
 def cpu_weights(weights: MaskDecoderWeights, dtype: torch.dtype) -> MaskDecoderWeights:
-    """What the kernel for CPUs reads: transposed convolutions as matrices."""
+    """Weights as the CPU kernel reads them: transposed convolutions as matrices."""
     w = for_cpu(weights, dtype)
     matrices = {
         f"{name}.weight": cell_matrix(up).contiguous()
@@ -214,12 +221,12 @@ def _refuses(
     hidden = weights.layers[0].fc1.bias.shape[0], weights.iou.linear1.bias.shape[0]
     if dim % 16 or head % 2 or head > 64 or any(width % 2 for width in hidden):
         return (
-            f"{dim} channels, {head} a head: it takes channels in sixteens, even heads up to 64 "
-            "and even hidden widths"
+            f"image has {dim} channels, a head {head}, the MLPs {hidden}; supported: a multiple of "
+            "16, an even number up to 64, even numbers"
         )
     last = first_mask_token + len(weights.masks)
     if present is not None and not bool(present[:, :last].all()):
-        return "tokens before the last mask token are marked absent, it wants them"
+        return "tokens up to the last mask token are marked absent; all of them must be present"
     return None
 
 
@@ -237,10 +244,11 @@ def _result(
     best: bool,
 ) -> Results:
     w = MaskDecoderWeights.unflatten(weights)
-    objects, wide = prompts.shape[0], torch.promote_types(image.dtype, torch.float32)
+    objects = prompts.shape[0]
+    dtype = torch.promote_types(image.dtype, torch.float32)
     masks = 1 if best else len(w.masks)
-    logits = image.new_empty(objects, masks, high.shape[1], high.shape[2], dtype=wide)
-    iou = image.new_empty(objects, w.iou.linear3.bias.shape[0], dtype=wide)
+    logits = image.new_empty(objects, masks, high.shape[1], high.shape[2], dtype=dtype)
+    iou = image.new_empty(objects, w.iou.linear3.bias.shape[0], dtype=dtype)
     return logits, iou, torch.empty_like(prompts, memory_format=torch.contiguous_format)
 
 
@@ -263,14 +271,17 @@ def _configuration(
 
 def _sample(call: Call) -> Call:
     image, mid, high, position, prompts, present, *rest = call.arguments
-    few = (x[:4] for x in (image, mid, high))
-    kept = None if present is None else present[:4]
-    return Call((*few, position, prompts[:4], kept, *rest), call.named)
+    maps = (x[:4] for x in (image, mid, high))
+    present = None if present is None else present[:4]
+    return Call((*maps, position, prompts[:4], present, *rest), call.named)
 
 
 def _align(call: Call, results: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Tokens that are not present may become anything; where the best mask is predicted, rounding
-    may decide between two that are equally good."""
+    """The comparable part of results, in equal shapes.
+
+    Tokens that are not present are unspecified. With `best`, masks are compared only if all results
+    chose the same one: rounding may decide between equally good ones.
+    """
     present, weights, _, first_mask, iou_token, best = call.arguments[5:11]
     if present is not None:
         results = tuple((m, i, t.where(present[..., None], 0)) for m, i, t in results)

@@ -1,4 +1,4 @@
-"""The mask decoder's definition, in torch, and what of it every device computes so."""
+"""The definition of the mask decoder, in torch, and functions that other modules share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from sam2_fast.ops.mask_decoder.weights import (
     UpscalingWeights,
 )
 
-EPS, MAP_EPS = 1e-5, 1e-6  # of the tokens' norms, of the norm between the upscalings
+EPS = 1e-5
+"""Of the norms of tokens."""
+MAP_EPS = 1e-6
+"""Of the norm between the two upscaling steps."""
 
 
 def mask_decoder_reference(
@@ -33,22 +36,23 @@ def mask_decoder_reference(
     best: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The definition, in torch."""
-    pixels, tokens, place = image.flatten(1, 2), prompts, position.to(image.dtype)
+    pixels = image.flatten(1, 2)
+    tokens = prompts
+    position = position.to(image.dtype)
     for i, w in enumerate(weights.layers):
-        # in the first layer the tokens are still their own position: nothing to add, nothing to
-        # keep
+        # in the first layer tokens equal their position: it is not added, and there is no residual
         q = tokens if i == 0 else tokens + prompts
         attended = attend(q, q, tokens, present, w.self_attention, num_heads)
         tokens = layer_norm(attended if i == 0 else tokens + attended, w.norm1, EPS)
-        queries, keys = tokens + prompts, pixels + place
+        queries, keys = tokens + prompts, pixels + position
         attended = attend(queries, keys, pixels, None, w.token_to_image, num_heads)
         tokens = layer_norm(tokens + attended, w.norm2, EPS)
         hidden = F.relu(project(tokens, w.fc1))
         tokens = layer_norm(tokens + project(hidden, w.fc2), w.norm3, EPS)
-        queries, keys = pixels + place, tokens + prompts
+        queries, keys = pixels + position, tokens + prompts
         attended = attend(queries, keys, tokens, present, w.image_to_token, num_heads)
         pixels = layer_norm(pixels + attended, w.norm4, EPS)
-    queries, keys = tokens + prompts, pixels + place
+    queries, keys = tokens + prompts, pixels + position
     attended = attend(queries, keys, pixels, None, weights.final_attention, num_heads)
     tokens = layer_norm(tokens + attended, weights.final_norm, EPS)
     upscaled = _upscale(pixels.unflatten(1, image.shape[1:3]), mid, high, weights)
@@ -56,8 +60,8 @@ def mask_decoder_reference(
         tokens, weights.iou, weights.masks, first_mask_token, iou_token, best
     )
     logits = outputs @ upscaled.flatten(1, 2).transpose(1, 2)  # [B, M or 1, 4h * 4w]
-    wide = torch.promote_types(tokens.dtype, torch.float32)
-    return logits.unflatten(2, upscaled.shape[1:3]).to(wide), iou, tokens
+    dtype = torch.promote_types(tokens.dtype, torch.float32)
+    return logits.unflatten(2, upscaled.shape[1:3]).to(dtype), iou, tokens
 
 
 def hypernetwork_outputs_and_iou(
@@ -72,19 +76,19 @@ def hypernetwork_outputs_and_iou(
 
     tokens: [B, T, C]; masks: the hypernetwork of each mask.
     """
-    wide = torch.promote_types(tokens.dtype, torch.float32)
-    iou = three_layers(tokens[:, iou_token], iou_weights).sigmoid().to(wide)
+    dtype = torch.promote_types(tokens.dtype, torch.float32)
+    iou = three_layers(tokens[:, iou_token], iou_weights).sigmoid().to(dtype)
     numbered = enumerate(masks, start=first_mask_token)
     outputs = torch.stack([three_layers(tokens[:, i], w) for i, w in numbered], dim=1)
     if best:
         first = first_mask_token - iou_token - 1
         choice = iou[:, first : first + outputs.shape[1]].argmax(-1)
-        outputs = taken(outputs, choice)
+        outputs = select_one(outputs, choice)
     return outputs, iou
 
 
-def taken(values: Tensor, choice: Tensor) -> Tensor:
-    """values: [B, M, ...]; choice: [B] -> [B, 1, ...]."""
+def select_one(values: Tensor, choice: Tensor) -> Tensor:
+    """The chosen entry of each row. values: [B, M, ...]; choice: [B] -> [B, 1, ...]."""
     return values[torch.arange(values.shape[0], device=values.device), choice][:, None]
 
 
@@ -102,8 +106,10 @@ def attend(
     weights: AttentionWeights,
     num_heads: int,
 ) -> Tensor:
-    """q: [1 or B, N, C]; k, v: [1 or B, M, C]; present: [B, M] bool, keys to attend to
-    -> [B, N, C]."""
+    """Multi-head attention between its projections: [B, N, C].
+
+    q: [1 or B, N, C]; k, v: [1 or B, M, C]; present: [B, M] bool, keys to attend to, or None.
+    """
     batch = max(q.shape[0], k.shape[0])
     inputs = (q, weights.q), (k, weights.k), (v, weights.v)
     projected = (project(x, layer).expand(batch, -1, -1) for x, layer in inputs)
@@ -115,19 +121,23 @@ def attend(
 
 
 def _upscale(pixels: Tensor, mid: Tensor, high: Tensor, weights: MaskDecoderWeights) -> Tensor:
-    """pixels: [B, h, w, C] -> [B, 4h, 4w, C / 8]: two transposed convolutions of stride 2, each
-    followed by a finer map."""
+    """Two transposed convolutions of stride 2, each followed by the sum with a finer map.
+
+    pixels: [B, h, w, C] -> [B, 4h, 4w, C / 8].
+    """
     x = spread(F.linear(pixels, cell_matrix(weights.up1))) + weights.up1.bias + mid
     x = F.gelu(layer_norm(x, weights.up_norm, MAP_EPS))
     return F.gelu(spread(F.linear(x, cell_matrix(weights.up2))) + weights.up2.bias + high)
 
 
 def cell_matrix(upscaling: UpscalingWeights) -> Tensor:
-    """A transposed convolution [I, O, 2, 2] as a matrix [4 * O, I]: rows by place in the 2 x 2
-    cell (dy, dx), then channel."""
+    """A transposed convolution [I, O, 2, 2] as a matrix [4 * O, I].
+
+    Rows are ordered by position in the 2 x 2 cell (dy, dx), then by channel.
+    """
     return upscaling.weight.permute(2, 3, 1, 0).flatten(0, 2)
 
 
 def spread(x: Tensor) -> Tensor:
-    """[B, h, w, 4 * c] -> [B, 2h, 2w, c]."""
+    """Distribute 2 x 2 cells over the grid: [B, h, w, 4 * c] -> [B, 2h, 2w, c]."""
     return x.unflatten(3, (2, 2, -1)).transpose(2, 3).flatten(3, 4).flatten(1, 2)

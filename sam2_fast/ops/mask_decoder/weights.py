@@ -1,4 +1,4 @@
-"""Weights of the mask decoder, and of the heads that read its tokens."""
+"""Weights of the mask decoder, and of the heads that read its output tokens."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class MlpWeights(Weights):
 
 @dataclass(frozen=True, eq=False)
 class AttentionWeights(Weights):
-    """Projections of an attention of C channels whose inner width is D."""
+    """Projections of an attention over tokens of C channels, with D inner channels."""
 
     q: Linear = linear("D", "C")
     k: Linear = linear("D", "C")
@@ -40,7 +40,7 @@ class AttentionWeights(Weights):
 
 @dataclass(frozen=True, eq=False)
 class TwoWayLayerWeights(Weights):
-    """Prompt tokens attend to themselves and to the image, an MLP, the image attends to them."""
+    """Self-attention of prompt tokens, their attention to the image, an MLP, and the converse."""
 
     self_attention: AttentionWeights = group(AttentionWeights, C="C", D="C")
     norm1: Norm = norm("C")
@@ -50,7 +50,7 @@ class TwoWayLayerWeights(Weights):
     fc2: Linear = linear("C", "F")
     norm3: Norm = norm("C")
     norm4: Norm = norm("C")
-    """Of the image's tokens, after they have attended to the prompt tokens."""
+    """Of the image tokens, after their attention to the prompt tokens."""
     image_to_token: AttentionWeights = group(AttentionWeights, C="C", D="C/2")
 
 
@@ -64,7 +64,7 @@ class UpscalingWeights(Weights):
 
 @dataclass(frozen=True, eq=False)
 class MaskDecoderWeights(Weights, root=True):
-    """A decoder of C channels that predicts K values of IoU, and one mask per hypernetwork."""
+    """A decoder of C channels that predicts K values of IoU, and a mask for each of `masks`."""
 
     layers: tuple[TwoWayLayerWeights, ...] = sequence(
         TwoWayLayerWeights, {"C": "C", "F": "F"}, {"C": "C", "F": "F"}
@@ -80,7 +80,7 @@ class MaskDecoderWeights(Weights, root=True):
 
 @dataclass(frozen=True, eq=False)
 class ObjectHeadsWeights(Weights, root=True):
-    """Whether an object is there, C -> P -> P -> 1, and its pointer, C -> Q -> Q -> C."""
+    """Heads for the presence of an object, C -> P -> P -> 1, and its pointer, C -> Q -> Q -> C."""
 
     presence: MlpWeights = group(MlpWeights, I="C", H="P", O=1)
     pointer: MlpWeights = group(MlpWeights, I="C", H="Q", O="C")

@@ -1,5 +1,4 @@
-"""Memory attention as one op: tokens of a frame attend to themselves and to each object's
-memories."""
+"""Memory attention as one op: tokens of a frame attend to themselves and to memories of objects."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ from sam2_fast.proving.rules import FEW, Call, Rule
 __all__ = ["Memories", "MemoryAttentionWeights", "memory_attention"]
 
 MEMORIES = 7
-"""Maps of an object in a proof: as many as the released models recall."""
+"""Memory maps of an object in a proof, as many as the released models use."""
 
 
 def memory_attention(
@@ -46,26 +45,27 @@ def memory_attention(
     table: Tensor,
     memories: Memories,
     temporal: Tensor,
-    place: Tensor,
+    position: Tensor,
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """Layers of self-attention, attention to the memories and a ReLU MLP, all pre-norm with
-    residuals; then a norm.
+    """Tokens of B objects after all layers and the final norm: [B, N, C] in the dtype of x.
 
+    A layer is self-attention, attention to the memories and a ReLU MLP, all pre-norm with
+    residuals.
     x: [1 or B, N, C]; with 1, the B objects share the frame, and what does not depend on them is
         computed once.
     weights: of layers of C channels over memories of M channels.
     table: [2, N, C / 2] float32 from `rope_table`, by which queries and keys of maps are rotated.
-    temporal: [T, M] and place: [N, M]: a map's keys come from map + place + temporal[row], its
-        values from the map alone.
+    temporal: [T, M] and position: [N, M]: the keys of a map are projections of map + position +
+        temporal[row], its values are projections of the map alone.
     backend: "auto", "triton", "cpu" or "torch".
-    Returns [B, N, C] in the dtype of x; under autocast products are computed in its dtype.
-    Raises ValueError for shapes and tables that do not fit, BackendError where the named backend
+    Under autocast products are computed in its dtype.
+    Raises ValueError for shapes and tables that do not fit, BackendError if the named backend
     cannot run. Source: official `MemoryAttention`, one head.
     """
-    _check(x, weights, table, memories, temporal, place)
-    result: Tensor = _OP(backend, x, weights, table, memories, temporal, place)
+    _check(x, weights, table, memories, temporal, position)
+    result: Tensor = _OP(backend, x, weights, table, memories, temporal, position)
     return result
 
 
@@ -75,7 +75,7 @@ def _check(
     table: Tensor,
     memories: Memories,
     temporal: Tensor,
-    place: Tensor,
+    position: Tensor,
 ) -> None:
     if x.ndim != 3:
         raise ValueError(f"x: expected shape [1 or B, N, C], got {tuple(x.shape)}")
@@ -90,10 +90,10 @@ def _check(
             f"got {tuple(table.shape)}"
         )
     fitting = temporal.ndim == 2 and temporal.shape[1] == memory_dim <= dim
-    if not fitting or tuple(place.shape) != (tokens, memory_dim):
+    if not fitting or tuple(position.shape) != (tokens, memory_dim):
         raise ValueError(
-            f"temporal, place: expected [T, {memory_dim}], {(tokens, memory_dim)}, got "
-            f"{tuple(temporal.shape)}, {tuple(place.shape)}"
+            f"temporal, position: expected [T, {memory_dim}], {(tokens, memory_dim)}, got "
+            f"{tuple(temporal.shape)}, {tuple(position.shape)}"
         )
     objects = len(memories.first) - 1
     if images not in (1, objects):
@@ -115,7 +115,7 @@ def _check_memories(
         )
     if any(not 0 <= s < len(memories.maps) for s in memories.slots):
         raise ValueError(
-            f"slots: expected places in {len(memories.maps)} maps, got {memories.slots}"
+            f"slots: expected indices of {len(memories.maps)} maps, got {memories.slots}"
         )
     pointers, positions = tuple(memories.pointers.shape), tuple(memories.positions.shape)
     if pointers != positions or pointers[1:] != (memory_dim,):
@@ -145,14 +145,14 @@ def _native_attention(
     table: Tensor,
     memories: Memories,
     temporal: Tensor,
-    place: Tensor,
+    position: Tensor,
     isa: str | None = None,
 ) -> Tensor:
-    """isa: a narrower instruction set than this CPU's, for tests."""
+    """Run the CPU kernel. isa: an older instruction set than this CPU's, for tests."""
     module = native()
     assert module is not None
     dtype = compute_dtype(weights.first_matrix)
-    held = derive(
+    prepared = derive(
         weights, f"cpu {dtype}", lambda: module.MemoryAttentionWeights(for_cpu(weights, dtype))
     )
 
@@ -162,11 +162,11 @@ def _native_attention(
     out = x.new_empty(len(memories.first) - 1, x.shape[1], x.shape[2])
     module.memory_attention(
         x.detach().contiguous(),
-        held,
+        prepared,
         floats(table),
         [m.detach().contiguous() for m in memories.maps],
         floats(temporal),
-        floats(place),
+        floats(position),
         memories.slots,
         memories.rows,
         memories.first,
@@ -184,11 +184,11 @@ def _refuses(
     x: Tensor, weights: MemoryAttentionWeights, table: Tensor, memories: Memories, *_: Tensor
 ) -> str | None:
     if len({m.dtype for m in memories.maps}) > 1:
-        return "maps have several dtypes, it takes one"
+        return "maps have several dtypes; all maps must have the same dtype"
     if weights.memory_dim % 2 or weights.hidden % 2:
         return (
-            f"memories of {weights.memory_dim} and {weights.hidden} hidden channels, it takes "
-            "even widths"
+            f"memories have {weights.memory_dim} channels, the MLPs {weights.hidden} hidden ones; "
+            "supported: even numbers"
         )
     return None
 
@@ -199,20 +199,22 @@ def _triton_refuses(
     if x.shape[2] in (16, 32, 64, 128, 256) and x.shape[1] > 0 and len(memories.first) >= 2:
         return None
     return (
-        f"x is {tuple(x.shape)} for {len(memories.first) - 1} objects, it takes 16, 32 ... 256 "
-        "channels, one object or more"
+        f"x has shape {tuple(x.shape)}, with {len(memories.first) - 1} objects; supported: 16, 32, "
+        "64, 128 or 256 channels, at least one token and one object"
     )
 
 
-def table_left_out() -> str | None:
-    """Why the registry would not run the Triton kernels of memory attention on a GPU, in which
-    case `memory_attention_at` must not stand for `memory_attention`; None where it would."""
+def triton_refusal() -> str | None:
+    """Why "auto" would not run memory attention in Triton on a GPU, or None.
+
+    If there is a reason, `memory_attention_at` must not replace `memory_attention`.
+    """
     chosen = preferred("memory_attention")
     if chosen is not None and chosen.run is triton_attention:
         return None
-    missing = no_triton() or "it is left out of the registry or replaced there"
+    reason = no_triton() or "the registry does not have its Triton implementation"
     backend = chosen.backend if chosen else "no backend"
-    return f"memory attention runs in {backend}, not in Triton: {missing}"
+    return f"memory attention runs in {backend}, not in Triton: {reason}"
 
 
 def _flatten(
@@ -222,10 +224,10 @@ def _flatten(
 
 
 def _unflatten(x: Tensor, weights: list[Tensor], table: Tensor, *rest: Any) -> tuple[Any, ...]:
-    maps, slots, rows, first, pointers, positions, first_pointer, temporal, place = rest
+    maps, slots, rows, first, pointers, positions, first_pointer, temporal, position = rest
     memories = Memories(maps, [*slots], [*rows], [*first], pointers, positions, [*first_pointer])
     named = MemoryAttentionWeights.unflatten(weights)
-    return x, named, table, memories, temporal, place
+    return x, named, table, memories, temporal, position
 
 
 def _result(x: Tensor, weights: list[Tensor], table: Tensor, *rest: Any) -> Tensor:
@@ -247,48 +249,50 @@ def attention_configuration(
     memory_dim: int,
     hidden: int,
 ) -> Hashable:
-    """How calls are told apart in proofs. tokens: (N, C); hidden: channels of the MLP."""
+    """What identifies a proof. tokens: (N, C); stored: dtype of weights; hidden: MLP channels."""
     return *tokens, layers, memory_dim, hidden, dtype, stored
 
 
 def _sample(call: Call) -> Call:
-    """One object, or the first two: each with `MEMORIES` maps or more, as later in a video."""
-    x, weights, table, memories, temporal, place = call.arguments
+    """The first one or two objects, each with at least `MEMORIES` maps, as later in a video."""
+    x, weights, table, memories, temporal, position = call.arguments
     count = min(len(memories.first) - 1, FEW)
     joined = _joined(memories, [(o, True) for o in range(count)])
-    return Call((x[:count], weights, table, joined, temporal, place), call.named)
+    return Call((x[:count], weights, table, joined, temporal, position), call.named)
 
 
 def _more(call: Call) -> list[Call]:
-    """One frame and two objects that remember differently much."""
-    x, weights, table, memories, temporal, place = call.arguments
+    """One frame and two objects with different numbers of memories."""
+    x, weights, table, memories, temporal, position = call.arguments
     two = _joined(memories, [(0, False), (0, True)])
-    return [Call((x[:1], weights, table, two, temporal, place), call.named)]
+    return [Call((x[:1], weights, table, two, temporal, position), call.named)]
 
 
 def _joined(memories: Memories, objects: Sequence[tuple[int, bool]]) -> Memories:
-    """Memories of some objects, given by their numbers, and whether each one's maps are repeated
-    until it has `MEMORIES` of them."""
+    """Memories of some objects.
+
+    objects: (index, filled) of each; filled: repeat its maps until it has at least `MEMORIES`.
+    """
     slots: list[int] = []
     rows: list[int] = []
     ends, pointer_ends = [0], [0]
     pointers: list[slice] = []
-    for number, filled in objects:
-        own = slice(memories.first[number], memories.first[number + 1])
+    for index, filled in objects:
+        own = slice(memories.first[index], memories.first[index + 1])
         times = 1
         if filled and own.stop > own.start:
             times = -(-MEMORIES // (own.stop - own.start))
         slots += list(memories.slots[own]) * times
         rows += list(memories.rows[own]) * times
         ends.append(len(slots))
-        pointers.append(slice(memories.first_pointer[number], memories.first_pointer[number + 1]))
+        pointers.append(slice(memories.first_pointer[index], memories.first_pointer[index + 1]))
         pointer_ends.append(pointer_ends[-1] + pointers[-1].stop - pointers[-1].start)
     return memories._replace(
         slots=slots,
         rows=rows,
         first=ends,
-        pointers=torch.cat([memories.pointers[one] for one in pointers]),
-        positions=torch.cat([memories.positions[one] for one in pointers]),
+        pointers=torch.cat([memories.pointers[part] for part in pointers]),
+        positions=torch.cat([memories.positions[part] for part in pointers]),
         first_pointer=pointer_ends,
     )
 
@@ -297,7 +301,7 @@ _OP = Op(
     "memory_attention",
     schema="(Tensor x, Tensor[] weights, Tensor table, Tensor[] maps, int[] slots, int[] rows, "
     "int[] first, Tensor pointers, Tensor positions, int[] first_pointer, Tensor temporal, "
-    "Tensor place) -> Tensor",
+    "Tensor position) -> Tensor",
     reference=memory_attention_reference,
     result=_result,
     flatten=_flatten,

@@ -1,7 +1,7 @@
-"""Rows gathered by their addresses, for recorded frames, and whether the kernel has proved itself.
+"""Rows gathered by their addresses, for captured frames, and the proof of the kernel.
 
-The kernel is no op of the registry: tensors of torch cannot say where rows lie that belong to
-others. It is proved on rows whose addresses are known.
+The kernel is not an op of the registry: its inputs are addresses of rows in other tensors, not
+tensors. It is proved on the rows of one tensor.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from sam2_fast.ops.core.registry import Implementation
 from sam2_fast.proving import gate
 
 ROWS = (2, -1, 0, 3, 1, -1)
-"""What a proof gathers of four rows; -1: no row."""
+"""The rows that a proof gathers from four rows; -1: no row."""
 
 
 def select_rows(rows: Tensor, numbers: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Rows [R, C] by their numbers, zeros for the number -1: [len(numbers), C] in `dtype`."""
-    found = [torch.zeros_like(rows[0]) if number < 0 else rows[number] for number in numbers]
-    return torch.stack(found).to(dtype)
+    selected = [torch.zeros_like(rows[0]) if number < 0 else rows[number] for number in numbers]
+    return torch.stack(selected).to(dtype)
 
 
 def select_rows_triton(rows: Tensor, numbers: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -39,12 +39,12 @@ _KERNEL = Implementation("gather_rows", "triton", select_rows_triton, lambda *_:
 
 
 def gather_refusal(like: Tensor, out: Tensor) -> str | None:
-    """Why rows of the dtype of `like` must not be gathered into `out` [R, C]; None where they may.
+    """Why rows of the dtype of `like` must not be gathered into `out` [R, C], or None.
 
-    What is not known yet is proved now (`proving.gate`). Not for use while a graph is captured.
+    Without a verdict the kernel is proved now (`proving.gate`). Not for use during a capture.
     """
     count = (max(ROWS) + 1) * out.shape[1]
-    # every dtype holds these numbers: a copy of them is exact
+    # every dtype represents these numbers exactly
     rows = (torch.arange(count, device=out.device) * 37 % 251 - 125).to(like.dtype)
     arguments = rows.view(-1, out.shape[1]), ROWS, out.dtype
     return gate.refusal(_KERNEL, select_rows, arguments, {})

@@ -25,9 +25,9 @@ def memory_attention_reference(
     table: Tensor,
     memories: Memories,
     temporal: Tensor,
-    place: Tensor,
+    position: Tensor,
 ) -> Tensor:
-    """The definition. Objects that remember equally much go through the layers together."""
+    """The definition, in torch. Objects with equal numbers of memories are one batch."""
     first, first_pointer = memories.first, memories.first_pointer
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for o in range(len(first) - 1):
@@ -35,7 +35,7 @@ def memory_attention_reference(
         groups[first[o + 1] - first[o], pointers].append(o)
     results: dict[int, Tensor] = {}
     for (_, num_pointers), members in groups.items():
-        memory, added = _stacked(memories, members, temporal, place, x.dtype)
+        memory, added = _stacked(memories, members, temporal, position, x.dtype)
         y = x if x.shape[0] == 1 else x[members]
         for layer in weights.layers:
             y = _layer(y, memory, memory + added, table, num_pointers, layer)
@@ -45,17 +45,19 @@ def memory_attention_reference(
 
 
 def _stacked(
-    memories: Memories, members: list[int], temporal: Tensor, place: Tensor, dtype: torch.dtype
+    memories: Memories, members: list[int], temporal: Tensor, position: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Memories of objects that remember equally much, and what is added to them for their keys:
-    [members, maps * N + pointer tokens, M] both."""
+    """Memories of objects with equal numbers of them, and what is added to them for their keys.
+
+    Both are [members, maps * N + pointer tokens, M].
+    """
     values, added = [], []
     for o in members:
         slots = slice(memories.first[o], memories.first[o + 1])
         pointers = slice(memories.first_pointer[o], memories.first_pointer[o + 1])
         maps = [memories.maps[slot].to(dtype) for slot in memories.slots[slots]]
         values.append(torch.cat([*maps, memories.pointers[pointers].to(dtype)]))
-        positions = [(place + temporal[row]).to(dtype) for row in memories.rows[slots]]
+        positions = [(position + temporal[row]).to(dtype) for row in memories.rows[slots]]
         added.append(torch.cat([*positions, memories.positions[pointers].to(dtype)]))
     return torch.stack(values), torch.stack(added)
 
@@ -68,10 +70,10 @@ def _layer(
     num_unrotated: int,
     w: MemoryLayerWeights,
 ) -> Tensor:
-    """x: [1 or B, N, C]; memory, keys: [B, K, M] -> [B, N, C]."""
+    """One layer. x: [1 or B, N, C]; memory, keys: [B, K, M] -> [B, N, C]."""
     normed = layer_norm(x, w.norm1, EPS)
-    own = w.self_q, w.self_k, w.self_v, w.self_out
-    x = x + attention(normed, normed, normed, table, 0, *own)
+    self_projections = w.self_q, w.self_k, w.self_v, w.self_out
+    x = x + attention(normed, normed, normed, table, 0, *self_projections)
     normed = layer_norm(x, w.norm2, EPS)
     x = x + attention(normed, keys, memory, table, num_unrotated, w.q, w.k, w.v, w.out)
     normed = layer_norm(x, w.norm3, EPS)
@@ -91,8 +93,8 @@ def attention(
 ) -> Tensor:
     """`rope_attention` between its projections. q: [1 or B, N, C]; k, v: [B, K, M] -> [B, N, C].
 
-    Rows of the softmax sum to 1, so values narrower than their projection are attended to first
-    and projected after.
+    If values have fewer channels than their projection, attention comes before the projection:
+    rows of the softmax sum to 1, so the result is the same.
     """
     queries = project(q, q_proj).expand(k.shape[0], -1, -1)
     keys = project(k, k_proj)

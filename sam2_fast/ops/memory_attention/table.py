@@ -1,5 +1,8 @@
-"""Memories that a table on the device names: what changes from frame to frame is data, so the
-launches do not."""
+"""A table on the device with the addresses of memories.
+
+What changes from frame to frame is in the table, so that the kernel launches stay the same and can
+be captured in a CUDA graph.
+"""
 
 from __future__ import annotations
 
@@ -21,24 +24,24 @@ from sam2_fast.kernels.memory_slots import (
 
 
 class MemoryTable(NamedTuple):
-    """Where the memories of B objects lie.
+    """Addresses of the memories of B objects.
 
-    Tokens are [count, M], contiguous, in the compute dtype, and outlive the launches.
+    Tokens are [count, M], contiguous, in the compute dtype, and must outlive the launches.
     """
 
     slots: Tensor
-    """[S, SLOT_FIELDS] int64: a `Slot` each."""
+    """[S, SLOT_FIELDS] int64: a `Slot` in each row."""
     firsts: Tensor
-    """[B + 1] int64: where each object's keys begin. An object without any comes out as NaN."""
-    most: int  # tokens of a slot, at most
-    longest: int  # keys of an object, at most
-    keys: int  # keys of all objects, at most
+    """[B + 1] int64: first key of each object. The result of an object without keys is NaN."""
+    most: int  # maximum tokens of a slot
+    longest: int  # maximum keys of an object
+    keys: int  # maximum keys of all objects together
 
 
 class Room(NamedTuple):
-    """For how many objects, and maps and pointers of each, a table has room.
+    """Capacity of a table: number of objects, and of maps and pointers for each.
 
-    A map is `tokens` tokens, a pointer is `parts`.
+    A map has `tokens` tokens, a pointer has `parts`.
     """
 
     objects: int
@@ -49,12 +52,12 @@ class Room(NamedTuple):
 
     @property
     def slots(self) -> int:
-        """Rows of the table: an object's maps, and one slot for all its pointers."""
+        """Rows of the table: for each object its maps, and one slot for all its pointers."""
         return self.objects * (self.maps + 1)
 
     @property
     def longest(self) -> int:
-        """Keys of one object."""
+        """Maximum keys of one object."""
         return self.maps * self.tokens + self.pointers * self.parts
 
 
@@ -68,10 +71,10 @@ def table_rows(
 ) -> tuple[list[int], list[int]]:
     """`MemoryTable.slots` and `.firsts` as lists, for up to `room.objects` objects.
 
-    maps: addresses of each object's maps; rows: their temporal rows; pointers: how many pointers
-        each has.
-    pointer_tokens: addresses of all pointer tokens and of what is added to them, where object o has
-        `room.pointers` places from o * stride bytes on.
+    maps: for each object the addresses of its maps; rows: their temporal rows; pointers: its number
+        of pointers.
+    pointer_tokens: addresses of all pointer tokens and of what is added to them; the
+        `room.pointers` slots of object o begin at o * stride bytes.
     Objects beyond those of `maps` get one key each, the first token of the first memory, so that
     their results are finite.
     """
@@ -79,7 +82,8 @@ def table_rows(
     slots = [0] * (SLOT_FIELDS * room.slots)
     per_object = SLOT_FIELDS * (room.maps + 1)
     for o, (own, own_rows, count) in enumerate(zip(maps, rows, pointers, strict=True)):
-        start, at = firsts[-1], o * per_object
+        start = firsts[-1]
+        at = o * per_object
         for address, row in zip(own, own_rows, strict=True):
             slots[at + SLOT_TOKENS_ADDRESS] = address
             slots[at + SLOT_FIRST_KEY] = start
@@ -93,10 +97,10 @@ def table_rows(
         slots[at + SLOT_FIRST_KEY] = start
         slots[at + SLOT_NUM_TOKENS] = count * room.parts
         firsts.append(start + count * room.parts)
-    anything = maps[0][0] if maps[0] else pointer_tokens[0]
+    first_memory = maps[0][0] if maps[0] else pointer_tokens[0]
     for o in range(len(maps), room.objects):
         at = o * per_object
-        slots[at + SLOT_TOKENS_ADDRESS] = anything
+        slots[at + SLOT_TOKENS_ADDRESS] = first_memory
         slots[at + SLOT_FIRST_KEY] = firsts[-1]
         slots[at + SLOT_NUM_TOKENS] = 1
         firsts.append(firsts[-1] + 1)
@@ -104,9 +108,9 @@ def table_rows(
 
 
 def table_of(slots: list[Slot], firsts: list[int], upload: Tensor) -> MemoryTable:
-    """A table that fits its memories exactly.
+    """A table without spare capacity.
 
-    upload: the numbers of `slots`, then of `firsts`, on the device.
+    upload: the numbers of `slots`, then those of `firsts`, on the device.
     """
     end = SLOT_FIELDS * len(slots)
     longest = max(b - a for a, b in pairwise(firsts))

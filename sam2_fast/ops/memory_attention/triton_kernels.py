@@ -1,4 +1,4 @@
-"""Memory attention on a GPU: launches depend on shapes alone, memories are named by a table."""
+"""Memory attention in Triton. Launches depend on shapes only; a table has the memories."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sam2_fast.ops.memory_attention.table import MemoryTable, table_of
 from sam2_fast.ops.memory_attention.weights import EPS, Memories, MemoryAttentionWeights
 
 KEYS_BYTES = 128 << 20
-"""Keys of all layers are made in one launch while they take no more bytes, else layer by layer."""
+"""Up to this size, keys of all layers are computed in one launch, else layer by layer."""
 
 
 def triton_attention(
@@ -27,41 +27,44 @@ def triton_attention(
     table: Tensor,
     memories: Memories,
     temporal: Tensor,
-    place: Tensor,
+    position: Tensor,
     spans: int | None = None,
 ) -> Tensor:
-    """Objects with memories of any length in one launch a layer; keys never lie in memory before
-    they are rotated."""
+    """`memory_attention` in Triton. spans: see `memory_attention_at`.
+
+    One launch per layer handles all objects, whatever their numbers of memories. Keys are rotated
+    before they are stored.
+    """
     dtype = compute_dtype(weights.first_matrix)
     with torch.no_grad():
-        # what the table names must outlive the launches
+        # the tensors in the table must outlive the launches
         maps = [m.to(dtype).contiguous() for m in memories.maps]
         pointers = memories.pointers.to(dtype).contiguous()
         positions = memories.positions.to(dtype).contiguous()
         slots, firsts = slots_of(memories, maps, pointers, positions)
         numbers = [number for slot in slots for number in slot] + firsts
         uploaded = upload_numbers(numbers, torch.int64, x.device)
-        named = table_of(slots, firsts, uploaded)
-        return memory_attention_at(x, weights, table, named, temporal, place, spans)
+        memory_table = table_of(slots, firsts, uploaded)
+        return memory_attention_at(x, weights, table, memory_table, temporal, position, spans)
 
 
 def slots_of(
     memories: Memories, maps: list[Tensor], pointers: Tensor, positions: Tensor
 ) -> tuple[list[Slot], list[int]]:
-    """For `MemoryTable`: each slot's numbers, and where each object's keys begin."""
+    """The slots of a `MemoryTable`, and the first key of each object."""
     slots: list[Slot] = []
     firsts = [0]
     size = pointers.element_size() * pointers.shape[1]
     for o in range(len(memories.first) - 1):
         start = firsts[-1]
-        for place in range(memories.first[o], memories.first[o + 1]):
-            tokens = maps[memories.slots[place]]
+        for index in range(memories.first[o], memories.first[o + 1]):
+            tokens = maps[memories.slots[index]]
             slots.append(
                 Slot(
                     tokens_address=tokens.data_ptr(),
                     first_key=start,
                     num_tokens=len(tokens),
-                    temporal_row=memories.rows[place],
+                    temporal_row=memories.rows[index],
                 )
             )
             start += len(tokens)
@@ -86,13 +89,14 @@ def memory_attention_at(
     table: Tensor,
     memories: MemoryTable,
     temporal: Tensor,
-    place: Tensor,
+    position: Tensor,
     spans: int | None = None,
 ) -> Tensor:
-    """`memory_attention` in Triton, for memories that a table names.
+    """`memory_attention` in Triton, for memories in a table.
 
-    Launches depend on shapes alone, so that they can be recorded. x: [1 or B, N, C] on a cuda
-    device; spans: in how many parts keys are taken (None: by the size of the device).
+    Launches depend on shapes only, so that they can be captured in a CUDA graph. x: [1 or B, N, C]
+    on a CUDA device; spans: number of parts that keys are split into (None: by the size of the
+    device).
     Returns [B, N, C].
     """
     from sam2_fast.kernels.attention import attend
@@ -100,22 +104,27 @@ def memory_attention_at(
     from sam2_fast.kernels.memory_attention import memory_keys, project
 
     if (reason := tracing.recording_reason()) is not None:
-        why = f"{reason}, and no recorder sees a Triton kernel"
-        raise BackendError(f"memory_attention_at: {why}. Would run: memory_attention")
+        raise BackendError(
+            f"memory_attention_at: {reason}, and recorders cannot see Triton kernels. Would run: "
+            "memory_attention"
+        )
     dtype = compute_dtype(weights.first_matrix)
-    dim, objects = x.shape[2], len(memories.firsts) - 1
+    dim = x.shape[2]
+    objects = len(memories.firsts) - 1
     with torch.no_grad():
         layers, key_weight, key_bias = derive(
             weights, f"triton {dtype}", lambda: _prepared(weights, dtype)
         )
-        place, temporal = place.to(dtype).contiguous(), temporal.to(dtype).contiguous()
+        position = position.to(dtype).contiguous()
+        temporal = temporal.to(dtype).contiguous()
         table = table.contiguous()
-        memory_dim, firsts = place.shape[1], memories.firsts
-        together = 1
-        if memories.keys * dim * len(layers) * place.element_size() <= KEYS_BYTES:
-            together = len(layers)
-        keys = place.new_empty(together, memories.keys, dim)
-        values = place.new_empty(memories.keys, memory_dim)
+        memory_dim = position.shape[1]
+        firsts = memories.firsts
+        group = 1  # layers that share one launch for their keys
+        if memories.keys * dim * len(layers) * position.element_size() <= KEYS_BYTES:
+            group = len(layers)
+        keys = position.new_empty(group, memories.keys, dim)
+        values = position.new_empty(memories.keys, memory_dim)
         y = x.detach().contiguous()
         for i, layer in enumerate(layers):
             q, k, v = project(y, layer["self"], table, rotated_parts=2)
@@ -123,22 +132,22 @@ def memory_attention_at(
             tokens = y.view(-1, dim)
             y = linear(attended, layer["self_out"], residual=tokens, dtype=x.dtype).view(y.shape)
             (q,) = project(y, layer["query"], table, rotated_parts=1)
-            if i % together == 0:
-                some = slice(i, i + together)
+            if i % group == 0:
+                group_slice = slice(i, i + group)
                 memory_keys(
                     memories.slots,
                     memories.most,
-                    place,
+                    position,
                     temporal,
                     table,
-                    key_weight[some],
-                    key_bias[some],
+                    key_weight[group_slice],
+                    key_bias[group_slice],
                     keys,
                     values,
                     i == 0,
                 )
-            attended = attend(q, keys[i % together], values, dim, firsts, memories.longest, spans)
-            # from here on objects that share a frame differ
+            attended = attend(q, keys[i % group], values, dim, firsts, memories.longest, spans)
+            # from here on, tokens of objects that share a frame differ
             tokens = y.expand(objects, -1, -1).reshape(-1, dim)
             tokens, statistics = linear_with_statistics(
                 attended.view(-1, memory_dim), layer["out"], residual=tokens, dtype=x.dtype
@@ -147,26 +156,25 @@ def memory_attention_at(
             hidden = linear(normed, layer["linear1"], statistics, activation=RELU)
             y = linear(hidden, layer["linear2"], residual=tokens, dtype=x.dtype)
             y = y.view(objects, -1, dim)
-        last = weights.norm
-        return F.layer_norm(y, y.shape[-1:], last.weight.to(y.dtype), last.bias.to(y.dtype), EPS)
+        norm = weights.norm
+        return F.layer_norm(y, y.shape[-1:], norm.weight.to(y.dtype), norm.bias.to(y.dtype), EPS)
 
 
 def _prepared(
     weights: MemoryAttentionWeights, dtype: torch.dtype
 ) -> tuple[list[dict[str, Any]], Tensor, Tensor]:
-    """Each layer's linear layers as its Triton kernels take them, and the projections of the
-    memories' keys of all layers.
+    """The linear layers of each layer as the Triton kernels read them, and the key projections.
 
-    The memories' values are projected after they were attended to, in one product with the output
-    projection.
+    The key projections of memories are stacked over the layers. Values of memories are projected
+    after attention, in one product with the output projection.
     """
     from sam2_fast.kernels.linear import Layer, Norm, fold
 
     prepared = for_gpu(weights, dtype)
     layers = []
     for exact, w in zip(weights.layers, prepared.layers, strict=True):
-        own = w.self_q, w.self_k, w.self_v
-        qkv = torch.cat([x.weight for x in own]), torch.cat([x.bias for x in own])
+        parts = w.self_q, w.self_k, w.self_v
+        qkv = torch.cat([x.weight for x in parts]), torch.cat([x.bias for x in parts])
         value, out = exact.v, exact.out
         value_weight, out_weight = value.weight.detach().float(), out.weight.detach().float()
         bias = out_weight @ value.bias.detach().float() + out.bias.detach().float()

@@ -1,4 +1,4 @@
-"""Weights of memory attention, and what objects remember."""
+"""Weights of memory attention, and the memories of objects."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ class MemoryAttentionWeights(Weights, root=True):
 
 
 class Memories(NamedTuple):
-    """What B objects remember: a table into maps of N tokens, and pointer tokens.
+    """Memories of B objects: indices of maps of N tokens, and pointer tokens.
 
-    Objects may remember differently much.
+    Objects may have different numbers of memories.
     """
 
     maps: list[Tensor]  # [N, M] each, of one dtype
-    slots: list[int]  # which maps: object o's are slots[first[o] : first[o + 1]]
+    slots: list[int]  # indices into maps; those of object o are slots[first[o] : first[o + 1]]
     rows: list[int]  # for each slot its row of the temporal table
     first: list[int]  # [B + 1]
-    pointers: Tensor  # [P, M]: object o's are pointers[first_pointer[o] : first_pointer[o + 1]]
+    pointers: Tensor  # [P, M]; of object o: pointers[first_pointer[o] : first_pointer[o + 1]]
     positions: Tensor  # [P, M]: added to the pointers for their keys
     first_pointer: list[int]  # [B + 1]

@@ -1,5 +1,4 @@
-"""The memory encoder as one op: a mask becomes tokens, is fused with the frame's features, and both
-become a memory map."""
+"""The memory encoder as one op: a memory map from a mask and the features of its frame."""
 
 from __future__ import annotations
 
@@ -36,9 +35,11 @@ from sam2_fast.proving.rules import Rule, first_rows
 
 __all__ = ["MemoryEncoderWeights", "memory_encoder"]
 
-_MAX_CHANNELS, _MAX_SIDE, _MAX_TRITON_CHANNELS = 4096, 16384, 256
+_MAX_CHANNELS = 4096
+_MAX_SIDE = 16384
+_MAX_TRITON_CHANNELS = 256
 STRIDE = 16
-"""Pixels of the mask along a side of a token: four convolutions of stride 2."""
+"""Side of a token in pixels of the mask: four convolutions of stride 2."""
 
 
 def memory_encoder(
@@ -54,14 +55,14 @@ def memory_encoder(
 
     low: [1 or B, h, w, C] features of the frame; with 1 their projection is computed once for all
         objects.
-    logits: [B, H, W] of the masks, any size; resized to 16 h x 16 w (bilinear,
-        align_corners=False) where they are not.
+    logits: [B, H, W] of the masks; resized to 16 h x 16 w (bilinear, align_corners=False) if they
+        have another size.
     binarize: a logit above zero counts as 10, any other as -10; else as 20 * sigmoid(logit) - 10.
     eps: of all norms. backend: "auto", "triton", "cpu" or "torch".
-    The result has the dtype of the matrices, under autocast its dtype; "cpu" rounds only matrices
-    and what they multiply to it, and computes the first two convolutions, norms and sums in
+    The result has the compute dtype: that of the matrices, or autocast's. "cpu" rounds only
+    matrices and their inputs to it, and computes the first two convolutions, norms and sums in
     float32.
-    Raises ValueError for shapes that do not fit, BackendError where the named backend cannot run.
+    Raises ValueError for shapes that do not fit, BackendError if the named backend cannot run.
     Source: official `_encode_new_memory` and `MemoryEncoder`.
     """
     _check(low, logits, weights)
@@ -134,19 +135,20 @@ def _native_encoder(
     eps: float,
     isa: str | None = None,
 ) -> Tensor:
-    """isa: a narrower instruction set than this CPU's, for tests."""
+    """Run the CPU kernel. isa: an older instruction set than this CPU's, for tests."""
     module = native()
     assert module is not None
     dtype = compute_dtype(weights.first_matrix)
-    held = derive(
+    prepared = derive(
         weights, f"cpu {dtype}", lambda: module.MemoryEncoderWeights(cpu_weights(weights, dtype))
     )
-    tokens, memory_dim = low.shape[1] * low.shape[2], weights.out_proj.bias.shape[0]
+    tokens = low.shape[1] * low.shape[2]
+    memory_dim = weights.out_proj.bias.shape[0]
     out = low.new_empty(logits.shape[0], tokens, memory_dim, dtype=dtype)
     module.memory_encoder(
         low.detach().contiguous(),
         logits.detach().to(torch.float32).contiguous(),
-        held,
+        prepared,
         out,
         binarize,
         eps,
@@ -157,7 +159,10 @@ def _native_encoder(
 
 
 def cpu_weights(weights: MemoryEncoderWeights, dtype: torch.dtype) -> MemoryEncoderWeights:
-    """What the kernel for CPUs reads: convolutions as matrices, columns by place, then channel."""
+    """Weights as the CPU kernel reads them: convolutions as matrices.
+
+    Their columns are ordered by position in the kernel window, then by input channel.
+    """
 
     def as_matrix(leaf: Leaf, x: Tensor) -> Tensor:
         return x.permute(0, 2, 3, 1).flatten(1).contiguous() if x.ndim == 4 else x
@@ -168,23 +173,29 @@ def cpu_weights(weights: MemoryEncoderWeights, dtype: torch.dtype) -> MemoryEnco
 def _refuses(
     low: Tensor, logits: Tensor, weights: MemoryEncoderWeights, binarize: bool, eps: float
 ) -> str | None:
-    hidden, memory_dim = weights.blocks[0].fc1.bias.shape[0], weights.out_proj.bias.shape[0]
+    hidden = weights.blocks[0].fc1.bias.shape[0]
+    memory_dim = weights.out_proj.bias.shape[0]
     widths = [low.shape[3], hidden, *(w.bias.shape[0] for w in weights.convolutions)]
     even = all(n % 2 == 0 and 0 < n <= _MAX_CHANNELS for n in widths)
     if not even or not 0 < memory_dim <= _MAX_CHANNELS:
         return (
-            f"widths are {widths} and {memory_dim}, it takes even ones, the last any, up to "
-            f"{_MAX_CHANNELS}"
+            f"layers have {widths} channels, memories {memory_dim}; supported: even numbers for "
+            f"layers, both up to {_MAX_CHANNELS}"
         )
     sides = [*low.shape[1:3], *logits.shape[1:]]
-    return f"sides are {sides}, it takes up to {_MAX_SIDE}" if max(sides) > _MAX_SIDE else None
+    if max(sides) > _MAX_SIDE:
+        return f"sides of low and logits are {sides}; supported: up to {_MAX_SIDE}"
+    return None
 
 
 def _triton_encoder(
     low: Tensor, logits: Tensor, weights: MemoryEncoderWeights, binarize: bool, eps: float
 ) -> Tensor:
-    """Four convolutions with their norms, two projections; for each block a convolution and two
-    linear layers; the last projection."""
+    """Launch the Triton kernels of the memory encoder.
+
+    One launch each: four convolutions with their norms; two projections; for each block a
+    convolution and two linear layers; the last projection.
+    """
     from sam2_fast.kernels.linear import GELU, linear
     from sam2_fast.kernels.memory_encoder import (
         depthwise_convolution,
@@ -197,7 +208,8 @@ def _triton_encoder(
         convolutions, layers, blocks = derive(
             weights, f"triton {dtype}", lambda: _prepared(weights, dtype)
         )
-        objects, dim = len(logits), low.shape[3]
+        objects = len(logits)
+        dim = low.shape[3]
         height, width = low.shape[1:3]
         size = STRIDE * height, STRIDE * width
         x = first_convolution(
@@ -219,8 +231,10 @@ def _triton_encoder(
 def _prepared(
     weights: MemoryEncoderWeights, dtype: torch.dtype
 ) -> tuple[list[Any], dict[str, Any], list[tuple[Any, ...]]]:
-    """What the Triton kernels take: convolutions by place in the kernel, then input channel; linear
-    layers."""
+    """Convolutions, linear layers and fuser blocks as the Triton kernels read them.
+
+    Weights of convolutions are ordered by position in the kernel window, then by input channel.
+    """
     from sam2_fast.kernels.linear import Layer
     from sam2_fast.kernels.memory_encoder import Convolution
 
@@ -229,27 +243,30 @@ def _prepared(
 
     w = weights.converted(lambda leaf, x: x.detach().to(dtype) if leaf.matrix else x.detach())
     first = w.convolutions[0]
-    by_place = first.weight.flatten(1).contiguous()
+    by_position = first.weight.flatten(1).contiguous()
     norm = first.norm
-    convolutions = [Convolution(by_place, first.bias, norm.weight, norm.bias, first.weight)]
-    for one in w.convolutions[1:]:
-        by_place = one.weight.permute(2, 3, 1, 0).flatten(0, 1).contiguous()
-        plain_weight = channels_last(one.weight)
-        norm = one.norm
-        convolutions.append(Convolution(by_place, one.bias, norm.weight, norm.bias, plain_weight))
-    ends = {"mask": w.mask_proj, "low": w.low_proj, "out": w.out_proj}
+    convolutions = [Convolution(by_position, first.bias, norm.weight, norm.bias, first.weight)]
+    for layer in w.convolutions[1:]:
+        by_position = layer.weight.permute(2, 3, 1, 0).flatten(0, 1).contiguous()
+        plain_weight = channels_last(layer.weight)
+        norm = layer.norm
+        convolutions.append(
+            Convolution(by_position, layer.bias, norm.weight, norm.bias, plain_weight)
+        )
+    projections = {"mask": w.mask_proj, "low": w.low_proj, "out": w.out_proj}
     layers = {
-        name: Layer(end.weight.flatten(1).contiguous(), end.bias) for name, end in ends.items()
+        name: Layer(projection.weight.flatten(1).contiguous(), projection.bias)
+        for name, projection in projections.items()
     }
     blocks = []
     for block in w.blocks:
-        by_place = block.depthwise.weight.flatten(1).t().contiguous()
+        by_position = block.depthwise.weight.flatten(1).t().contiguous()
         plain_weight = channels_last(block.depthwise.weight)
         norm = block.norm
         convolution = Convolution(
-            by_place, block.depthwise.bias, norm.weight, norm.bias, plain_weight
+            by_position, block.depthwise.bias, norm.weight, norm.bias, plain_weight
         )
-        fc1, fc2 = (Layer(one.weight, one.bias) for one in (block.fc1, block.fc2))
+        fc1, fc2 = (Layer(layer.weight, layer.bias) for layer in (block.fc1, block.fc2))
         blocks.append((convolution, fc1, fc2, block.gamma))
     return convolutions, layers, blocks
 
@@ -261,7 +278,8 @@ def _triton_refuses(
     if widest <= _MAX_TRITON_CHANNELS and 0 not in (*low.shape, *logits.shape):
         return None
     return (
-        f"low is {tuple(low.shape)}, logits {tuple(logits.shape)}: it takes a token or more, up to "
+        f"low has shape {tuple(low.shape)}, logits {tuple(logits.shape)}, the widest layer "
+        f"{widest} channels; supported: at least one token and one object, up to "
         f"{_MAX_TRITON_CHANNELS} channels"
     )
 

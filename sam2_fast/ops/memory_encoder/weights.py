@@ -21,7 +21,7 @@ from sam2_fast.ops.core.weights import (
 
 @dataclass(frozen=True, eq=False)
 class FirstConvolutionWeights(Weights):
-    """A 3 x 3 convolution that is computed in float32, and its norm over the channels."""
+    """A 3 x 3 convolution that is computed in float32, and its norm over channels."""
 
     weight: Tensor = tensor("O", "I", 3, 3)
     bias: Tensor = tensor("O")
@@ -30,7 +30,7 @@ class FirstConvolutionWeights(Weights):
 
 @dataclass(frozen=True, eq=False)
 class MaskConvolutionWeights(Weights):
-    """A 3 x 3 convolution and its norm over the channels."""
+    """A 3 x 3 convolution in the compute dtype, and its norm over channels."""
 
     weight: Tensor = tensor("O", "I", 3, 3, matrix=True)
     bias: Tensor = tensor("O")
@@ -47,7 +47,7 @@ class PointConvolution(Weights):
 
 @dataclass(frozen=True, eq=False)
 class DepthwiseConvolution(Weights):
-    """A 7 x 7 convolution of each channel alone."""
+    """A 7 x 7 depthwise convolution."""
 
     weight: Tensor = tensor("C", 1, 7, 7)
     bias: Tensor = tensor("C")
@@ -66,9 +66,9 @@ class FuserBlockWeights(Weights):
 
 @dataclass(frozen=True, eq=False)
 class MemoryEncoderWeights(Weights, root=True):
-    """From masks, through K1 to K4 channels, and features of C channels to memories of M channels.
+    """Masks through K1 to K4 channels, and features of C channels, to memories of M channels.
 
-    Convolutions that lie channels_last in memory are read in place.
+    Weights of convolutions that are channels_last are not copied.
     """
 
     first_convolutions: tuple[FirstConvolutionWeights, ...] = sequence(
