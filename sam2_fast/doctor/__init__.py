@@ -1,4 +1,4 @@
-"""Prove and time every kernel of this machine at will: what `sam2-fast doctor` does."""
+"""Prove and time every kernel on this machine, for `sam2-fast doctor`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The calls that a real model makes: its pipeline runs once, and the arguments of ops are kept."""
+"""Collects the calls of ops, with their arguments, in one run of the pipeline of a model."""
 
 from __future__ import annotations
 
@@ -17,47 +17,47 @@ from sam2_fast.ops.core.registry import Implementation
 from sam2_fast.proving.rules import Call
 from sam2_fast.video.predictor import SAM2VideoPredictor
 
-Keep = Callable[[str, Call], None]
-"""Takes the name of an op and the arguments of a call."""
+OnCall = Callable[[str, Call], None]
+"""Has the name of an op and the arguments of a call."""
 
 
 @contextmanager
-def only(source: str) -> Iterator[None]:
-    """Every op runs in the backend `source`, or in torch where it has no such implementation."""
-    with registry.replaced_by(_of(source)):
+def single_backend(backend: str) -> Iterator[None]:
+    """Inside the context, every op runs in `backend`, or in torch without such a backend."""
+    with registry.replaced_by(_implementations_of(backend)):
         yield
 
 
 @contextmanager
-def recorded(keep: Keep, source: str = "torch") -> Iterator[None]:
-    """As `only`, and `keep` is told of every call."""
-    watched = {
-        key: Implementation(*key, _telling(keep, key[0], plain.run), lambda *_: None)
-        for key, plain in _of(source).items()
+def observed_calls(on_call: OnCall, backend: str = "torch") -> Iterator[None]:
+    """As `single_backend`, and `on_call` is called before every call of an op."""
+    observed = {
+        key: Implementation(*key, _observed(on_call, key[0], plain.run), lambda *_: None)
+        for key, plain in _implementations_of(backend).items()
     }
-    with registry.replaced_by(watched):
+    with registry.replaced_by(observed):
         yield
 
 
-def _of(source: str) -> dict[tuple[str, str], Implementation]:
-    known = registry.all_implementations()
+def _implementations_of(backend: str) -> dict[tuple[str, str], Implementation]:
+    implementations = registry.all_implementations()
     return {
-        (op, backend): one
-        for (op, backend), one in known.items()
-        if backend == (source if (op, source) in known else "torch")
+        key: implementation
+        for key, implementation in implementations.items()
+        if key[1] == (backend if (key[0], backend) in implementations else "torch")
     }
 
 
-def _telling(keep: Keep, op: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+def _observed(on_call: OnCall, op: str, plain: Callable[..., Any]) -> Callable[..., Any]:
     def run(*arguments: Any, **named: Any) -> Any:
-        keep(op, Call(arguments, named))
+        on_call(op, Call(arguments, named))
         return plain(*arguments, **named)
 
     return run
 
 
 def encode_image(model: SAM2VideoPredictor, picture: npt.NDArray[np.uint8]) -> SAM2ImagePredictor:
-    """A predictor that has encoded `picture`, [H, W, 3] RGB, without a recording."""
+    """A predictor that has encoded `picture`, [H, W, 3] RGB, without CUDA graphs."""
     model.graphs = None
     images = SAM2ImagePredictor(model)
     images.graphs = None
@@ -71,10 +71,10 @@ def run_pipeline(
     video: Any,
     frames: int,
 ) -> None:
-    """An image, a click on it, automatic masks, and two objects through some frames of a video.
+    """Run a model on an image, a click, automatic masks, and two objects in a video.
 
-    picture: [H, W, 3] RGB; video: as `init_state` takes it; frames: that are tracked after the
-    first. Nothing is recorded as a CUDA graph.
+    picture: [H, W, 3] RGB; video: as for `init_state`; frames: number of tracked frames after the
+    first. No CUDA graph is captured.
     """
     images = encode_image(model, picture)
     height, width = picture.shape[:2]
@@ -98,9 +98,11 @@ def run_pipeline(
         pass
 
 
-def enliven(model: torch.nn.Module) -> None:
-    """Noise in parameters that begin as constants, so that a part that is left out changes the
-    result."""
+def perturb_constants(model: torch.nn.Module) -> None:
+    """Add noise to parameters that are constant, in place.
+
+    Otherwise a kernel that leaves out such a part could have the correct result.
+    """
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -110,11 +112,11 @@ def enliven(model: torch.nn.Module) -> None:
 
 
 def moving_squares(frames: int, height: int = 480, width: int = 640) -> npt.NDArray[np.uint8]:
-    """A video with noise: [frames, height, width, 3], always the same."""
+    """A video of squares that move over noise: [frames, height, width, 3], always the same."""
     random = np.random.default_rng(0)
     video = random.integers(0, 80, (frames, height, width, 3), dtype=np.uint8)
     for i, frame in enumerate(video):
         for left, top, side in ((60, 150, 90), (240, 160, 120), (420, 60, 60)):
-            at = left + 6 * i
-            frame[top : top + side, at : at + side] += np.uint8(80 + side)
+            x = left + 6 * i
+            frame[top : top + side, x : x + side] += np.uint8(80 + side)
     return video

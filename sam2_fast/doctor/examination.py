@@ -1,4 +1,4 @@
-"""Prove and time all kernels for the calls of a model, and say what was found."""
+"""Prove and time all kernels for the calls of a model, and report the findings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from typing import Any
 
 import torch
 
-from sam2_fast.doctor.calls import enliven, moving_squares, recorded, run_pipeline
+from sam2_fast.doctor.calls import (
+    moving_squares,
+    observed_calls,
+    perturb_constants,
+    run_pipeline,
+)
 from sam2_fast.kernels import choices
 from sam2_fast.ops.core import registry
 from sam2_fast.ops.core.native import isas
@@ -20,7 +25,7 @@ from sam2_fast.ops.core.registry import Implementation
 from sam2_fast.ops.core.requirements import Request
 from sam2_fast.proving import gate as gates
 from sam2_fast.proving.card import card_of
-from sam2_fast.proving.case import Case, LostDeviceError, NothingKnownError
+from sam2_fast.proving.case import Case, CaseError, LostDeviceError
 from sam2_fast.proving.errors import Outcome
 from sam2_fast.proving.limits import Limits, operations, traffic
 from sam2_fast.proving.messages import choices_of, today, verdict_of
@@ -32,14 +37,17 @@ from sam2_fast.proving.store import Choice, Verdict
 from sam2_fast.video.predictor import SAM2VideoPredictor
 from sam2_fast.weights.build import build_model
 
-PROVED, WRONG, UNKNOWN, NOT_RUN = "proved", "wrong", "unknown", "not run"
-TRACKED = 3
+PROVED = "proved"
+WRONG = "wrong"
+UNKNOWN = "unknown"
+NOT_RUN = "not run"
+TRACKED_FRAMES = 3
 """Frames that are tracked to collect calls."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to examine. image_size: side of the model's input in pixels, None: the model's own."""
+    """What to examine. image_size: side of the input in pixels, or None for the model's default."""
 
     device: torch.device
     models: tuple[str, ...]
@@ -50,7 +58,7 @@ class Options:
 
 @dataclass
 class Row:
-    """One kernel in one configuration. Times are those of the same call, in milliseconds."""
+    """One kernel in one configuration. All times are of the same call, in milliseconds."""
 
     model: str
     op: str
@@ -63,25 +71,24 @@ class Row:
     milliseconds: float | None = None
     torch_milliseconds: float | None = None
     flop: int | None = None
-    """Floating-point operations of the products in the definition; `bytes`: of inputs and outputs.
-    """
+    """Floating-point operations of the products in the definition; `bytes`: inputs and outputs."""
     bytes: int | None = None
     share: float | None = None
-    """The time that the measured limits of the machine allow at best, over `milliseconds`."""
+    """The least time by the measured limits of the machine, divided by `milliseconds`."""
     forms: list[dict[str, Any]] = field(default_factory=list)
-    """Each form that was tried at a choice point."""
+    """A `FormResult` for each form that was tried at a choice point."""
 
 
 def examine_machine(options: Options) -> dict[str, Any]:
-    """Prove and time every kernel that can run, ignoring what was known; ready for JSON.
+    """Prove and time every kernel that can run, without the cache. Returns the report as JSON data.
 
-    On a GPU what is found replaces what the cache says. "failed" counts kernels that are wrong or
+    On a GPU the findings then replace those in the cache. "failed" counts kernels that are wrong or
     could not be proved. Raises ValueError for unknown models and sizes that do not fit.
     """
     start = time.monotonic()
     device = options.device
     examination = Examination(options)
-    # a lost device is a row then
+    # a lost device has a row in the report already
     with torch.no_grad(), choices.separate_tables(examination.table), suppress(LostDeviceError):
         for model in options.models:
             examination.model(model)
@@ -118,7 +125,7 @@ def _cache_facts(store: Any) -> dict[str, Any]:
 
 
 class Examination:
-    """What is found, row by row."""
+    """The rows, choices and verdicts of an examination."""
 
     def __init__(self, options: Options) -> None:
         self.rows: list[Row] = []
@@ -126,26 +133,26 @@ class Examination:
         self.verdicts: dict[Any, Verdict] = {}
         self.limits = Limits(options.device, options.dtype) if options.timing else None
         self._options = options
-        self._met: set[Any] = set()
+        self._seen_configurations: set[Any] = set()
 
     def table(self, device: torch.device) -> dict[Any, Any]:
-        """What is shipped, replaced by what was measured in this run."""
-        known = {**shipped(card_of(device).capability), **self.choices}
-        return {point: choice.form for point, choice in known.items()}
+        """The shipped forms, replaced by those measured in this run."""
+        choices = {**shipped(card_of(device).capability), **self.choices}
+        return {point: choice.form for point, choice in choices.items()}
 
     def model(self, name: str) -> None:
-        """All kernels for the calls of one model."""
+        """Examine all kernels for the calls of one model."""
         for op, call in self._calls(name):
             kernels = list(self._kernels(op, call))
-            ready = [k for k, reason in kernels if reason is None]
+            usable = [k for k, reason in kernels if reason is None]
             for kernel, reason in kernels:
                 if reason is not None:
                     self._add(name, kernel, call, Finding(Outcome(reason, None), call), NOT_RUN)
-            if ready:
-                self._case(name, op, call, ready)
+            if usable:
+                self._case(name, op, call, usable)
 
     def _calls(self, name: str) -> list[tuple[str, Call]]:
-        """The last call of each configuration that no earlier model had."""
+        """The last call of each configuration that no earlier model has had."""
         options = self._options
         model = build_model(
             SAM2VideoPredictor,
@@ -155,22 +162,22 @@ class Examination:
             image_size=options.image_size,
             seed=0,
         )
-        enliven(model)
-        found: dict[Any, tuple[str, Call]] = {}
+        perturb_constants(model)
+        calls: dict[Any, tuple[str, Call]] = {}
 
-        def keep(op: str, call: Call) -> None:
+        def collect(op: str, call: Call) -> None:
             key = op, rule_of(op).configuration(*call.arguments, **call.named)
-            if key not in self._met:
-                found[key] = op, call
+            if key not in self._seen_configurations:
+                calls[key] = op, call
 
-        video = moving_squares(TRACKED + 1)
-        with recorded(keep):
-            run_pipeline(model, video[0], video, TRACKED)
-        self._met |= set(found)
-        return sorted(found.values(), key=lambda pair: pair[0])
+        video = moving_squares(TRACKED_FRAMES + 1)
+        with observed_calls(collect):
+            run_pipeline(model, video[0], video, TRACKED_FRAMES)
+        self._seen_configurations |= set(calls)
+        return sorted(calls.values(), key=lambda pair: pair[0])
 
     def _kernels(self, op: str, call: Call) -> Iterator[tuple[Implementation, str | None]]:
-        """Kernels of an op for this kind of device, and why one cannot take the call."""
+        """Kernels of an op for this type of device, and why each cannot run the call, or None."""
         for backend in backends_of(self._options.device):
             kernel = registry.all_implementations().get((op, backend))
             if kernel is not None:
@@ -182,8 +189,8 @@ class Examination:
         rule = rule_of(op)
         try:
             case = Case(reference, rule, rule.sample(call))
-            more = [Case(reference, rule, other) for other in rule.more(call)]
-        except (NothingKnownError, torch.OutOfMemoryError) as error:
+            more = [Case(reference, rule, further_call) for further_call in rule.more(call)]
+        except (CaseError, torch.OutOfMemoryError) as error:
             for kernel in kernels:
                 finding = Finding(Outcome(_line(error), None), call)
                 self._add(name, kernel, call, finding, UNKNOWN)
@@ -197,9 +204,12 @@ class Examination:
             by_torch = case.time_torch()
             with only_torch():
                 result = case.run(reference)
-            flop, moved = operations(reference, case.call), traffic(case.call, result)
+            flop = operations(reference, case.call)
+            moved = traffic(case.call, result)
             for row in rows:
-                row.torch_milliseconds, row.flop, row.bytes = by_torch, flop, moved
+                row.torch_milliseconds = by_torch
+                row.flop = flop
+                row.bytes = moved
 
     def _kernel(
         self,
@@ -222,7 +232,7 @@ class Examination:
             for other in cases[1:]:
                 examine_more(finding, other, run)
         except LostDeviceError as error:
-            reason = f"the device takes no work any more after it: {_line(error)}"
+            reason = f"the device fails after it: {_line(error)}"
             self._add(name, kernel, call, Finding(Outcome(reason, None), call), WRONG, isa)
             raise
         except torch.OutOfMemoryError as error:
@@ -230,16 +240,16 @@ class Examination:
             return self._add(name, kernel, call, finding, UNKNOWN, isa)
         status = PROVED if finding.outcome.reason is None else WRONG
         row = self._add(name, kernel, call, finding, status, isa)
-        found = choices_of(finding, kernel.op)
-        if found:
-            self.choices |= {c.at: c for c in found}
+        measured = choices_of(finding, kernel.op)
+        if measured:
+            self.choices |= {c.at: c for c in measured}
             choices.install(case.device, self.table(case.device))
         key = gates.current().key(kernel, call)
         self.verdicts[key] = verdict_of(kernel, gates.text_of(key), finding)
         return row
 
     def finish(self) -> None:
-        """Shares of the machine's limits, which are measured again."""
+        """Measure the limits of the machine again, and compute the share of them in every row."""
         if self.limits is not None:
             self.limits.measure()
         for row in self.rows:
@@ -265,24 +275,24 @@ class Examination:
             finding.outcome.reason,
             finding.outcome.error,
             finding.milliseconds,
-            forms=[asdict(t) for t in finding.tried],
+            forms=[result.as_json() for result in finding.form_results],
         )
         self.rows.append(row)
         return row
 
 
 def is_gpu(device: torch.device) -> bool:
-    """Whether verdicts about the device are kept: only those of GPUs are asked for."""
+    """Whether the device is a GPU. Only verdicts about GPUs are saved."""
     return device.type == "cuda"
 
 
 def backends_of(device: torch.device) -> tuple[str, ...]:
-    """Backends with kernels for such a device."""
+    """Backends with kernels for this type of device."""
     return ("cuda", "triton") if is_gpu(device) else ("cpu",)
 
 
 def isas_of(kernel: Implementation) -> tuple[str | None, ...]:
-    """The instruction sets that a kernel can be run with; (None,) where it has no choice."""
+    """The instruction sets that a kernel can run with; (None,) if it does not have several."""
     return isas() if "isa" in inspect.signature(kernel.run).parameters else (None,)
 
 

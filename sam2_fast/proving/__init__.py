@@ -1,6 +1,6 @@
-"""Kernels prove themselves on a card before they run there: correct first, then fast.
+"""Proofs that a kernel is correct on a card, and choices of its fastest form.
 
-The registry of ops asks `gate` before it takes a kernel on a GPU. See docs/proving.md.
+The registry of ops calls `gate` before it runs a kernel on a GPU. See docs/proving.md.
 """
 
 from __future__ import annotations

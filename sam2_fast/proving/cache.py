@@ -1,4 +1,4 @@
-"""What is known of the devices of this process, kept on disk for all processes."""
+"""Verdicts and choices of the devices of this process, stored on disk for all processes."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ import torch
 
 from sam2_fast.kernels.choices import Form
 from sam2_fast.proving.card import Card
-from sam2_fast.proving.files import Mark
+from sam2_fast.proving.files import ProgressFile
 from sam2_fast.proving.messages import unwritable
 from sam2_fast.proving.shipped import shipped
 from sam2_fast.proving.store import Choice, Contents, Point, Store, Verdict
 
 
-class UnderWay:
-    """A proof that this process has begun."""
+class RunningProof:
+    """A proof that this process has started."""
 
-    def __init__(self, mark: Mark | None) -> None:
-        self.earlier = 0 if mark is None else mark.earlier
-        """Processes that began the same proof and died."""
+    def __init__(self, progress: ProgressFile | None) -> None:
+        self.earlier = 0 if progress is None else progress.earlier
+        """Number of processes that started the same proof and died."""
         self.lost = False
-        """Set where the proof took the device with it: it then counts like a process that died."""
+        """Set to True if the device was lost, which counts like a process that died."""
 
 
 class Cache:
-    """A `Store` for each device. Files that cannot be used cost a warning, never an exception."""
+    """A `Store` for each device. Unusable files cause a warning, never an exception."""
 
     def __init__(self, card: Callable[[torch.device], Card], directory: Callable[[], Path]) -> None:
-        """card: what is behind a device; directory: of the cache, may raise OSError."""
+        """card: returns the card of a device; directory: that of the cache, may raise OSError."""
         self.card = card
         self._directory = directory
         self._stores: dict[torch.device, Store | None] = {}
         self._warned = False
 
     def store(self, device: torch.device) -> Store | None:
-        """The file of a device; None where there is no place for it."""
+        """The store of a device, or None without a directory for it."""
         if device not in self._stores:
             try:
                 self._stores[device] = Store(self._directory(), self.card(device))
@@ -49,42 +49,43 @@ class Cache:
         return self._stores[device]
 
     def contents(self, device: torch.device) -> Contents:
-        """What the file of a device says."""
+        """The contents of the file of a device."""
         store = self.store(device)
         return Contents() if store is None else store.read()
 
     def table(self, device: torch.device) -> dict[Point, Form]:
-        """The shipped choices for a device, replaced by what was measured on it."""
-        known = {**shipped(self.card(device).capability), **self.contents(device).choices}
-        return {point: choice.form for point, choice in known.items()}
+        """The shipped choices for a device, replaced by those measured on it."""
+        choices = {**shipped(self.card(device).capability), **self.contents(device).choices}
+        return {point: choice.form for point, choice in choices.items()}
 
-    def save(self, device: torch.device, verdicts: list[Verdict], found: list[Choice]) -> None:
+    def save(self, device: torch.device, verdicts: list[Verdict], choices: list[Choice]) -> None:
         """Add to the file of a device."""
         store = self.store(device)
         if store is not None:
             try:
-                store.merge(verdicts, found)
+                store.merge(verdicts, choices)
             except OSError as error:
                 self._warn(error)
 
     @contextmanager
-    def under_way(
+    def running_proof(
         self, op: str, backend: str, text: str, device: torch.device
-    ) -> Iterator[UnderWay]:
-        """Other processes see that this one proves a kernel, and whether it died."""
-        store, mark = self.store(device), None
+    ) -> Iterator[RunningProof]:
+        """Show other processes that this one proves a kernel, and whether it dies meanwhile."""
+        store = self.store(device)
+        progress = None
         if store is not None:
             digest = hashlib.sha256(text.encode()).hexdigest()[:16]
             try:
-                mark = store.begin(f"{op}-{backend}-{digest}")
+                progress = store.begin(f"{op}-{backend}-{digest}")
             except OSError as error:
                 self._warn(error)
-        proof = UnderWay(mark)
+        proof = RunningProof(progress)
         try:
             yield proof
-        finally:  # an interruption is no failure of the kernel
-            if mark is not None:
-                (mark.leave if proof.lost else mark.remove)()
+        finally:  # an interruption does not count against the kernel
+            if progress is not None:
+                (progress.leave if proof.lost else progress.remove)()
 
     def _warn(self, error: OSError) -> None:
         if not self._warned:

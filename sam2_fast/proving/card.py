@@ -1,4 +1,4 @@
-"""What a proof holds for: a card, its driver, and everything that takes part in making a kernel."""
+"""What a proof is valid for: a card, its driver, and all software that affects a kernel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Card:
-    """A device with its software. A proof is valid while all of it is the same."""
+    """A device and its software. A proof is valid as long as all of it is the same."""
 
     name: str
     """As the driver reports it, such as "NVIDIA H100 80GB HBM3"."""
@@ -38,7 +38,7 @@ class Card:
 
     @property
     def identity(self) -> str:
-        """A name for files."""
+        """A name for files, different for different cards."""
         text = json.dumps(asdict(self), sort_keys=True)
         return f"{self.architecture}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
@@ -46,16 +46,12 @@ class Card:
 @lru_cache(maxsize=64)
 def card_of(device: torch.device) -> Card:
     """The card behind `device`, a CPU or a CUDA device with an index."""
-    if device.type != "cuda":
-        name, capability, driver = _cpu_name(), None, ""
-    else:
+    hardware: tuple[str, int | None, str] = _cpu_name(), None, ""
+    if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
-        name, capability = torch.cuda.get_device_name(device), 10 * major + minor
-        driver = _driver()
+        hardware = torch.cuda.get_device_name(device), 10 * major + minor, _driver()
     return Card(
-        name,
-        capability,
-        driver,
+        *hardware,
         str(torch.__version__),
         _version("triton"),
         _version("sam2-fast") or "unknown",
@@ -65,18 +61,18 @@ def card_of(device: torch.device) -> Card:
 
 @lru_cache(maxsize=1)
 def build_digest() -> str:
-    """Of everything in the package that decides what a kernel computes."""
-    found = hashlib.sha256()
+    """Digest of everything in the package that affects the results of kernels."""
+    digest = hashlib.sha256()
     for path in _sources():
-        found.update(path.name.encode())
-        found.update(path.read_bytes())
-    return found.hexdigest()[:16]
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _sources() -> list[Path]:
     kernels = find_spec("sam2_fast.kernels")
-    places = list(kernels.submodule_search_locations or ()) if kernels else []
-    files = [p for place in places for p in Path(place).glob("*.py")]
+    folders = list(kernels.submodule_search_locations or ()) if kernels else []
+    files = [p for folder in folders for p in Path(folder).glob("*.py")]
     files += [*(_PACKAGE / "ops").glob("*.py"), *(_PACKAGE / "choices").glob("*.json")]
     compiled = find_spec("sam2_fast._C")
     if compiled is not None and compiled.origin is not None:
@@ -92,13 +88,13 @@ def _version(package: str) -> str | None:
 
 
 def _driver() -> str:
-    """Version of the NVIDIA driver; where it is not told, of the CUDA API that it offers."""
+    """Version of the NVIDIA driver, or if it is not available, of the CUDA API that it has."""
     try:
         text = Path("/proc/driver/nvidia/version").read_text()
     except OSError:
         return f"CUDA {torch._C._cuda_getDriverVersion()}"  # type: ignore[attr-defined]
-    found = re.search(r"\b(\d+\.\d+(?:\.\d+)?)\b", text)
-    return found[1] if found else text.strip()
+    match = re.search(r"\b(\d+\.\d+(?:\.\d+)?)\b", text)
+    return match[1] if match else text.strip()
 
 
 def _cpu_name() -> str:
@@ -106,5 +102,5 @@ def _cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return "CPU"
-    found = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(found, "CPU")
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, "CPU")

@@ -1,4 +1,4 @@
-"""What a GPU and Triton's compiler can do just now; shared by ops, proofs and CUDA graphs."""
+"""The state of GPUs and of Triton's compiler, for ops, proofs and CUDA graphs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 _CAPTURES = threading.RLock()
-"""Held during warm-up and capture of a CUDA graph: torch allows one capture at a time in a process,
-and beginning one waits for the device and empties the allocator's cache. It is taken after the lock
-of a `Recorder`, never before one. Eager work and replays of other threads go on."""
+"""Held during warm-up and capture of a CUDA graph. torch allows one capture at a time in a process,
+and starting one waits for the device and empties the allocator's cache. Acquire it after the lock
+of a `Recorder`, never before. Other threads can run eager work and replay graphs meanwhile."""
 
 
 @lru_cache(maxsize=1)
 def no_triton() -> str | None:
-    """Why Triton kernels cannot run here; None where they can."""
+    """Why Triton kernels cannot run on this machine, or None."""
     from importlib.util import find_spec
 
     if find_spec("triton") is None:
@@ -29,10 +29,10 @@ def no_triton() -> str | None:
 
 
 def compile_ahead(run: Callable[[], object]) -> None:
-    """Compile the Triton kernels that `run` launches, several at once, where Triton kernels run;
-    nothing is launched.
+    """Compile the Triton kernels that `run` launches, in parallel, without launching them.
 
-    `run` is called once, in inference mode or without gradients, and its results are thrown away.
+    `run` is called once, in inference mode or without gradients, and its results are discarded.
+    Does nothing if Triton kernels cannot run.
     """
     if no_triton() is None:
         from sam2_fast.kernels.launch import compile_ahead as compile_kernels
@@ -41,23 +41,23 @@ def compile_ahead(run: Callable[[], object]) -> None:
 
 
 def compiles_only() -> bool:
-    """Whether kernels that are launched now are compiled and not run."""
+    """Whether a launch only compiles its kernel now, and does not run it."""
     launch = sys.modules.get("sam2_fast.kernels.launch")
     return launch is not None and bool(launch.is_only_compiling())
 
 
 def capturing(tensor: Tensor) -> bool:
-    """Whether work on `tensor` would be captured instead of executed, on the current device."""
+    """Whether operations on `tensor` are now captured in a CUDA graph instead of executed."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def exclusive() -> AbstractContextManager[Any]:
-    """Inside, no other thread of this process warms up or captures a CUDA graph."""
+    """A lock. While it is held, no other thread in this process warms up or captures a graph."""
     return _CAPTURES
 
 
 def reason_of(error: BaseException) -> str:
-    """One line: the error's type and first line, after those of the errors that it followed."""
+    """One line: type and first line of the error, after those of the errors that caused it."""
     lines = str(error).splitlines()
     own = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     earlier = error.__cause__ if error.__suppress_context__ else error.__context__

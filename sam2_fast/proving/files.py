@@ -1,4 +1,4 @@
-"""Where verdicts lie on disk, and locks between processes."""
+"""The directory of verdicts on disk, and file locks between processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DIRECTORY = "SAM2_FAST_CACHE"
 def cache_directory() -> Path:
     """`$SAM2_FAST_CACHE`, else `$XDG_CACHE_HOME/sam2_fast`, else `~/.cache/sam2_fast`.
 
-    Raises OSError where there is no such place: no home directory, or a system without file locks.
+    Raises OSError without a home directory, and on systems without file locks.
     """
     if fcntl is None:
         raise OSError("this system has no file locks (fcntl)")
@@ -35,9 +35,9 @@ def cache_directory() -> Path:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, which is made where it is missing. Waits for other processes.
+    """Hold the lock of the file `path`, which is created if missing. Waits for other processes.
 
-    Raises OSError where it cannot be made.
+    Raises OSError if the file cannot be created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -48,31 +48,32 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-class Mark:
-    """A file that says that work is under way, locked while its process lives.
+class ProgressFile:
+    """A file that shows that some work is in progress. It is locked while its process lives.
 
-    A process that dies leaves the file without its lock, and the next one counts it.
+    A process that dies leaves the file without a lock, and the next process counts it.
     """
 
     def __init__(self, path: Path, descriptor: int, earlier: int) -> None:
-        self._path, self._descriptor = path, descriptor
+        self._path = path
+        self._descriptor = descriptor
         self.earlier = earlier
-        """How many processes began before and died."""
+        """Number of processes that started the work earlier and died."""
 
     def remove(self) -> None:
-        """The work is over, or was interrupted on purpose."""
+        """Delete the file: the work is done, or was interrupted on purpose."""
         self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
 
     def leave(self) -> None:
-        """The work took the process's device with it: count it as a process that died."""
+        """Leave the file as if the process had died: the device was lost during the work."""
         os.close(self._descriptor)
 
 
-def begin(path: Path) -> Mark | None:
-    """Mark work as under way; None where another live process does the same work.
+def begin(path: Path) -> ProgressFile | None:
+    """Create the progress file of some work, or None if another live process does this work.
 
-    Raises OSError where no file can be written.
+    Raises OSError if no file can be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -82,14 +83,14 @@ def begin(path: Path) -> Mark | None:
         except BlockingIOError:
             os.close(descriptor)
             return None
-        if os.fstat(descriptor).st_nlink:  # else its owner removed it before it was locked
+        if os.fstat(descriptor).st_nlink:  # else another process removed it before this lock
             break
         os.close(descriptor)
     earlier = _count(os.read(descriptor, 16))
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, str(earlier + 1).encode(), 0)
     os.fsync(descriptor)
-    return Mark(path, descriptor, earlier)
+    return ProgressFile(path, descriptor, earlier)
 
 
 def _count(text: bytes) -> int:

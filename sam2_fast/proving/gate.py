@@ -1,4 +1,4 @@
-"""Whether the registry of ops may take a kernel: known from the cache, or proved on the call."""
+"""Decides whether a kernel may run: by a verdict from the cache, or by a proof on the call."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from sam2_fast.kernels import choices
 from sam2_fast.kernels.choices import Form
 from sam2_fast.proving.cache import Cache
 from sam2_fast.proving.card import Card, card_of
-from sam2_fast.proving.case import LostDeviceError, NothingKnownError
+from sam2_fast.proving.case import CaseError, LostDeviceError
 from sam2_fast.proving.device import capturing, compiles_only, exclusive
 from sam2_fast.proving.files import cache_directory
 from sam2_fast.proving.messages import (
-    UNSETTLED,
+    NOT_PROVED,
     Kernel,
     choices_of,
     today,
@@ -36,16 +36,17 @@ from sam2_fast.proving.store import Choice, Point, Verdict
 from sam2_fast.proving.switch import enabled, on_gpu
 
 ATTEMPTS = 2
-"""Proofs that may end with the death of their process before a kernel is refused."""
-TUNING_SECONDS, AT_ONCE = 20.0, 5.0
-"""How long a process may try other forms of its kernels in all, and of one when it first runs. The
-doctor has no such limits."""
+"""After so many proofs during which their process died, a kernel is refused."""
+TUNING_SECONDS = 20.0
+"""Time in which a process may try other forms of its kernels. The doctor has no such limit."""
+SECONDS_PER_PROOF = 5.0
+"""The same for a single proof."""
 
 _log = logging.getLogger(__name__)
 
 
 class Gate:
-    """The verdicts of a process."""
+    """The verdicts about kernels in a process."""
 
     def __init__(
         self,
@@ -54,13 +55,19 @@ class Gate:
         directory: Callable[[], Path] = cache_directory,
         tuning_seconds: float = TUNING_SECONDS,
     ) -> None:
-        """gates: of a backend and a device, whether proofs are needed; card: what is behind a
-        device; directory: of the cache, may raise OSError; tuning_seconds: as `TUNING_SECONDS`.
-        Reads no file yet."""
+        """Create a gate, without reading files.
+
+        gates: whether kernels of a backend need proofs on a device.
+        card: returns the card of a device.
+        directory: returns that of the cache; may raise OSError.
+        tuning_seconds: see `TUNING_SECONDS`.
+        """
         self.cache = Cache(card, directory)
-        self._gates, self._seconds = gates, tuning_seconds
-        self._known: dict[Hashable, Verdict] = {}
-        self._measured: dict[torch.device, dict[Point, Choice]] = {}  # also where no file can be
+        self._gates = gates
+        self._seconds = tuning_seconds
+        self._verdicts: dict[Hashable, Verdict] = {}
+        # choices measured in this process, which it uses even if no file can be written
+        self._measured: dict[torch.device, dict[Point, Choice]] = {}
         self._warned: set[tuple[str, str]] = set()
         self._revoked = 0
 
@@ -71,12 +78,12 @@ class Gate:
         arguments: tuple[Any, ...],
         named: Mapping[str, Any],
     ) -> str | None:
-        """Why `kernel` must not run on these arguments; None where it may.
+        """Why `kernel` must not run on these arguments, or None.
 
-        An unknown configuration is proved here and now, on the arguments. What the call itself
-        returns is not touched. While kernels are compiled ahead, which computes nothing, none is
-        refused. reference: the definition of the op, in torch. Raises LostDeviceError where the
-        device takes no work any more after the kernel ran.
+        Without a verdict for the configuration, the kernel is proved now, on the arguments. While
+        kernels are compiled ahead of time, none is refused, since none runs.
+        reference: the definition of the op, in torch. Raises LostDeviceError if the device fails
+        after the kernel ran.
         """
         device = _device(arguments)
         if device is None or not self._gates(kernel.backend, device) or not enabled():
@@ -85,38 +92,42 @@ class Gate:
             return None
         configuration = rule_of(kernel.op).configuration(*arguments, **named)
         key = _key(kernel.op, kernel.backend, device, configuration)
-        verdict = self._known.get(key)
+        verdict = self._verdicts.get(key)
         if verdict is not None:
             return verdict.reason
         if reference is None:
-            return "it has no definition in torch to be proved against"
-        return self._settle(key, kernel, reference, Call(arguments, dict(named)), device)
+            return "it cannot be proved, as the op has no definition in torch"
+        return self._decide(key, kernel, reference, Call(arguments, dict(named)), device)
 
     def refusal_of(
         self, op: str, backend: str, device: torch.device, configuration: Hashable
     ) -> str | None:
-        """As `refusal`, of a configuration, without proving anything: an unknown one is refused."""
+        """As `refusal`, but without a proof: a configuration without a verdict is refused."""
         if not self._gates(backend, device) or not enabled():
             return None
         key = _key(op, backend, device, configuration)
-        verdict = self._known.get(key) or self._on_disk(key, device)
-        return f"{op}: {UNSETTLED}" if verdict is None else verdict.reason
+        verdict = self._verdicts.get(key) or self._read_verdict(key, device)
+        return f"{op}: {NOT_PROVED}" if verdict is None else verdict.reason
 
     def state(self) -> tuple[Hashable, ...]:
-        """What decides besides the registry which kernels run. It is another one where a recording
-        made earlier may hold a kernel that must not run now."""
+        """The state of the gate that affects which kernels run.
+
+        It changes when a CUDA graph that was captured before may have a kernel that is now refused.
+        """
         return enabled(), self._revoked
 
     def table(self, device: torch.device) -> dict[Point, Form]:
-        """The forms to take at choice points, where a device is one whose kernels are proved."""
+        """The forms to use at choice points, if kernels on the device need proofs."""
         if not self._gates("triton", device):
             return {}
         measured = self._measured.get(device, {})
         return {**self.cache.table(device), **{p: c.form for p, c in measured.items()}}
 
     def key(self, kernel: Kernel, call: Call) -> Hashable:
-        """Under which a verdict about `kernel` on `call` is known. Raises ValueError where no
-        argument is a tensor."""
+        """The key of verdicts about `kernel` on `call`.
+
+        Raises ValueError if no argument is a tensor.
+        """
         device = _device(call.arguments)
         if device is None:
             raise ValueError(f"arguments: expected a tensor among those of {kernel.op}")
@@ -124,15 +135,15 @@ class Gate:
         return _key(kernel.op, kernel.backend, device, configuration)
 
     def replace(
-        self, device: torch.device, verdicts: Mapping[Hashable, Verdict], found: list[Choice]
+        self, device: torch.device, verdicts: Mapping[Hashable, Verdict], measured: list[Choice]
     ) -> None:
-        """Take these verdicts and choices from now on, and keep them on disk."""
-        self._install(device, found)
+        """Use these verdicts and choices from now on, and save them to disk."""
+        self._install(device, measured)
         for key, verdict in verdicts.items():
-            self._learn(key, verdict)
-        self.cache.save(device, list(verdicts.values()), found)
+            self._set_verdict(key, verdict)
+        self.cache.save(device, list(verdicts.values()), measured)
 
-    def _settle(
+    def _decide(
         self,
         key: Hashable,
         kernel: Kernel,
@@ -140,17 +151,17 @@ class Gate:
         call: Call,
         device: torch.device,
     ) -> str | None:
-        known = self._on_disk(key, device)
-        if known is not None:
-            return known.reason
+        saved = self._read_verdict(key, device)
+        if saved is not None:
+            return saved.reason
         first = next(tensors_in(call.arguments))
         if capturing(first):
-            return f"{UNSETTLED}, and a CUDA graph is being captured"
+            return f"{NOT_PROVED}, and a CUDA graph is being captured"
         if first.numel() == 0:
-            return f"{UNSETTLED}, and there is nothing to compute"
+            return f"{NOT_PROVED}, and the first tensor is empty"
         with exclusive():
-            # another thread may have been faster
-            verdict = self._known.get(key) or self._prove(key, kernel, reference, call, device)
+            # another thread may have proved it meanwhile
+            verdict = self._verdicts.get(key) or self._prove(key, kernel, reference, call, device)
         return verdict.reason
 
     def _prove(
@@ -162,49 +173,54 @@ class Gate:
         device: torch.device,
     ) -> Verdict:
         text = text_of(key)
-        with self.cache.under_way(kernel.op, kernel.backend, text, device) as proof:
+        with self.cache.running_proof(kernel.op, kernel.backend, text, device) as proof:
             if proof.earlier >= ATTEMPTS:
                 reason = f"{proof.earlier} processes died while it was proved"
-                return self._keep(key, _refused(kernel, text, reason), [], device)
+                return self._save(key, _refused(kernel, text, reason), [], device)
             try:
-                finding = self._find(kernel, reference, call, device)
+                finding = self._run_proof(kernel, reference, call, device)
             except LostDeviceError:
                 proof.lost = True
                 raise
-            except (NothingKnownError, torch.OutOfMemoryError) as error:
+            except (CaseError, torch.OutOfMemoryError) as error:
                 return self._unknown(key, kernel, error, device)
-            verdict, found = verdict_of(kernel, text, finding), choices_of(finding, kernel.op)
-            known = self._settled(device)
-            if other := [c.point for c in found if known.get(c.at, c).form != c.form]:
-                # no measured form is changed here: two ops could undo each other's for ever
-                reason = f"it is right only with another form of {other[0]} than other ops take"
-                verdict, found = _refused(kernel, text, reason), []
-            return self._keep(key, verdict, found, device)
+            verdict = verdict_of(kernel, text, finding)
+            measured = choices_of(finding, kernel.op)
+            earlier = self._measured_choices(device)
+            if conflicts := [c.point for c in measured if earlier.get(c.at, c).form != c.form]:
+                # a measured form is not changed here: two ops could replace each other's for ever
+                reason = (
+                    f"it is correct only with another form of {conflicts[0]} than other ops use"
+                )
+                verdict = _refused(kernel, text, reason)
+                measured = []
+            return self._save(key, verdict, measured, device)
 
-    def _find(
+    def _run_proof(
         self,
         kernel: Kernel,
         reference: Callable[..., Any],
         call: Call,
         device: torch.device,
     ) -> Finding:
-        """The proof, and forms within the time that is left for them."""
-        start, rule = time.monotonic(), rule_of(kernel.op)
-        seconds = min(self._seconds, AT_ONCE)
-        settled = self._settled(device).keys()
+        """Prove a kernel, and choose its forms within the remaining time for that."""
+        start = time.monotonic()
+        rule = rule_of(kernel.op)
+        seconds = min(self._seconds, SECONDS_PER_PROOF)
+        settled = self._measured_choices(device).keys()
         finding = prove(kernel.run, reference, rule, call, settled=settled, seconds=seconds)
-        if finding.tried:
+        if finding.form_results:
             self._seconds = max(0.0, self._seconds - (time.monotonic() - start))
         return finding
 
-    def _settled(self, device: torch.device) -> dict[Point, Choice]:
+    def _measured_choices(self, device: torch.device) -> dict[Point, Choice]:
         """Choices that were measured on the device."""
         return {**self.cache.contents(device).choices, **self._measured.get(device, {})}
 
-    def _keep(
-        self, key: Hashable, verdict: Verdict, found: list[Choice], device: torch.device
+    def _save(
+        self, key: Hashable, verdict: Verdict, measured: list[Choice], device: torch.device
     ) -> Verdict:
-        self.replace(device, {key: verdict}, found)
+        self.replace(device, {key: verdict}, measured)
         self._warn(verdict, device)
         _log.info("%s on %s: %s", verdict.name, device, verdict.reason or "proved")
         return verdict
@@ -212,42 +228,42 @@ class Gate:
     def _unknown(
         self, key: Hashable, kernel: Kernel, error: Exception, device: torch.device
     ) -> Verdict:
-        """Do without the kernel in this process. Nothing is kept: next time there may be room."""
+        """Refuse the kernel in this process only: another time there may be enough memory."""
         reason = f"it could not be proved: {str(error).splitlines()[0]}"
         verdict = Verdict(kernel.op, kernel.backend, text_of(key), reason)
-        self._learn(key, verdict)
+        self._set_verdict(key, verdict)
         self._warn(verdict, device)
         return verdict
 
-    def _on_disk(self, key: Hashable, device: torch.device) -> Verdict | None:
+    def _read_verdict(self, key: Hashable, device: torch.device) -> Verdict | None:
         op, backend = key[:2]  # type: ignore[index]
         verdict = self.cache.contents(device).verdicts.get(f"{op} {backend} {text_of(key)}")
         if verdict is not None and not verdict.holds_with(self.table(device)):
-            return None  # another op has chosen another form since
+            return None  # another op has chosen another form in the meantime
         if verdict is not None:
-            self._learn(key, verdict)
+            self._set_verdict(key, verdict)
             self._warn(verdict, device)
         return verdict
 
-    def _learn(self, key: Hashable, verdict: Verdict) -> None:
-        before = self._known.get(key)
+    def _set_verdict(self, key: Hashable, verdict: Verdict) -> None:
+        before = self._verdicts.get(key)
         if before is not None and before.reason is None and verdict.reason is not None:
             self._revoked += 1
-        self._known[key] = verdict
+        self._verdicts[key] = verdict
 
-    def _install(self, device: torch.device, found: list[Choice]) -> None:
-        if found:
-            self._measured.setdefault(device, {}).update({c.at: c for c in found})
+    def _install(self, device: torch.device, measured: list[Choice]) -> None:
+        if measured:
+            self._measured.setdefault(device, {}).update({c.at: c for c in measured})
             table = self.table(device)
             choices.install(device, table)
-            for key, verdict in list(self._known.items()):
+            for key, verdict in list(self._verdicts.items()):
                 if key[2] == device and not verdict.holds_with(table):  # type: ignore[index]
-                    del self._known[key]  # it is proved again with the forms that are taken now
+                    del self._verdicts[key]  # proved again later, with the current forms
 
     def _warn(self, verdict: Verdict, device: torch.device) -> None:
-        which = verdict.op, verdict.backend
-        if verdict.reason is not None and which not in self._warned:
-            self._warned.add(which)
+        kernel = verdict.op, verdict.backend
+        if verdict.reason is not None and kernel not in self._warned:
+            self._warned.add(kernel)
             text = warning_of(verdict, self.cache.card(device))
             warnings.warn(text, RuntimeWarning, stacklevel=2)
 
@@ -270,7 +286,7 @@ def _refused(kernel: Kernel, text: str, reason: str) -> Verdict:
 
 
 def text_of(key: Any) -> str:
-    """The configuration and autocast in a key of `Gate.key`, for people and for files."""
+    """The configuration and autocast dtype in a key of `Gate.key`, as text."""
     _, _, _, cast, configuration = key
     return described(configuration) + (f" autocast {described(cast)}" if cast else "")
 
@@ -280,13 +296,13 @@ _process = Gate()
 
 
 def current() -> Gate:
-    """The gate of this thread: that of the process, unless `using` replaces it."""
+    """The gate of this thread: that of the process, unless `using` has replaced it."""
     return _current.get() or _process
 
 
 @contextmanager
 def using(gate: Gate) -> Iterator[Gate]:
-    """Another gate for this thread inside, and its tables of choices for the process."""
+    """Replace the gate of this thread inside the context, and the tables of choices globally."""
     token = _current.set(gate)
     try:
         with choices.separate_tables(gate.table):
@@ -301,9 +317,9 @@ def refusal(
     arguments: tuple[Any, ...],
     named: Mapping[str, Any],
 ) -> str | None:
-    """`Gate.refusal` of the current gate; inside `only_torch` no kernel runs."""
+    """`Gate.refusal` of the current gate. Inside `only_torch`, every kernel is refused."""
     if is_active():
-        return "definitions are being computed"
+        return "a reference is being computed, without kernels"
     return current().refusal(kernel, reference, arguments, named)
 
 

@@ -1,4 +1,4 @@
-"""What a machine can do at most: the rate of a large matrix product, and of a copy."""
+"""Upper limits of a machine: the rates of a large matrix product and of a copy."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from sam2_fast.proving.only_torch import only_torch
 from sam2_fast.proving.rules import Call, tensors_in
 from sam2_fast.proving.timing import timed
 
-_COPIED = {"cpu": 64 << 20, "cuda": 512 << 20}
-_SIDE = {"cpu": 2048, "cuda": 8192}
+_COPY_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
+_MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 
 
 class Limits:
-    """Measured rates of a device, the best of all measurements."""
+    """Rates of a device: the best of all measurements."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Measures both, in a few seconds."""
-        self._device, self._dtype = device, dtype
+        """Measure both rates, which takes a few seconds."""
+        self._device = device
+        self._dtype = dtype
         self.gflops = self.gbytes = 0.0
         self.measure()
 
     def measure(self) -> None:
-        """Once more: another program may have slowed the machine down before."""
+        """Measure again: another program may have slowed down the machine before."""
         self.gflops = max(self.gflops, matrix_rate(self._device, self._dtype))
         self.gbytes = max(self.gbytes, copy_rate(self._device))
 
     def milliseconds(self, flop: int, moved: int) -> float:
-        """The least time for so many floating-point operations and bytes."""
+        """The least time for these numbers of floating-point operations and bytes."""
         return max(flop / self.gflops, moved / self.gbytes) / 1e6
 
 
@@ -40,22 +41,24 @@ def _least(function: Callable[[], Any], device: torch.device, repeats: int = 5) 
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
-    """GFLOP/s of a large matrix product. On a CPU the better of torch's product and oneDNN's, as
-    torch's compiler calls it: on some processors the former, left to another library, runs at half
-    the rate."""
-    n = _SIDE[device.type]
+    """GFLOP/s of a large matrix product.
+
+    On a CPU it is the better one of torch's product and oneDNN's, which torch's compiler calls:
+    torch's uses another library, which on some processors has half the rate.
+    """
+    n = _MATRIX_SIDE[device.type]
     random = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(n, n, device=device, generator=random).to(dtype) for _ in range(2))
-    ways: list[Callable[[], Any]] = [lambda: a @ b]
+    products: list[Callable[[], Any]] = [lambda: a @ b]
     if device.type == "cpu" and torch._C._has_mkldnn:
         pointwise = torch.ops.mkldnn._linear_pointwise
-        ways.append(lambda: pointwise(a, b, None, "none", [], ""))
-    return 2 * n**3 / min(_least(way, device) for way in ways) / 1e6
+        products.append(lambda: pointwise(a, b, None, "none", [], ""))
+    return 2 * n**3 / min(_least(product, device) for product in products) / 1e6
 
 
 def copy_rate(device: torch.device) -> float:
-    """GB/s of a large copy, read and written bytes together."""
-    size = _COPIED[device.type]
+    """GB/s of a large copy; counts bytes read and bytes written."""
+    size = _COPY_BYTES[device.type]
     source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
     return 2 * size / _least(lambda: target.copy_(source), device) / 1e6
 
@@ -74,5 +77,5 @@ def operations(reference: Callable[..., Any], call: Call) -> int:
 
 
 def traffic(call: Call, result: Any) -> int:
-    """Bytes of all inputs and outputs, each once: the least that must move."""
+    """Bytes of all inputs and outputs, each once: the minimum of memory traffic."""
     return sum(x.numel() * x.element_size() for x in tensors_in((tuple(call), result)))

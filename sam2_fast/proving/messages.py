@@ -1,4 +1,4 @@
-"""What is said of a kernel: verdicts, choices and the warning, from what a proof found."""
+"""Verdicts, choices and the warning about a kernel, from the finding of a proof."""
 
 from __future__ import annotations
 
@@ -10,58 +10,59 @@ from sam2_fast.proving.prover import Finding
 from sam2_fast.proving.store import Choice, Verdict
 
 REPORT = "sam2-fast doctor --json"
-UNSETTLED = "it has not been proved on this card yet"
+NOT_PROVED = "it has not been proved on this card yet"
 
 
 class Kernel(Protocol):
-    """An implementation in the registry, as far as proofs need it."""
+    """The attributes of an implementation in the registry that proofs need."""
 
     @property
     def op(self) -> str:
-        """Its op."""
+        """The name of its op."""
 
     @property
     def backend(self) -> str:
-        """Its backend."""
+        """The name of its backend."""
 
     @property
     def run(self) -> Any:
-        """Computes it."""
+        """The function that runs it."""
 
 
 def verdict_of(kernel: Kernel, configuration: str, finding: Finding) -> Verdict:
-    """What a finding says of a kernel."""
+    """The verdict about a kernel from the finding of its proof."""
     reason, error = finding.outcome
     forms = tuple((*point, form) for point, form in finding.forms.items())
-    taken = () if reason else forms
+    if reason:
+        forms = ()
     ms = finding.milliseconds
-    return Verdict(kernel.op, kernel.backend, configuration, reason, error, ms, today(), taken)
+    return Verdict(kernel.op, kernel.backend, configuration, reason, error, ms, today(), forms)
 
 
 def choices_of(finding: Finding, op: str) -> list[Choice]:
-    """The forms that a finding settles."""
+    """The choices of forms from the finding of a proof."""
     return [
-        Choice(*p, t.form, "measured", t.milliseconds, t.default_milliseconds, op, today())
-        for p, t in finding.taken.items()
+        Choice(*p, r.form, "measured", r.milliseconds, r.default_milliseconds, op, today())
+        for p, r in finding.fastest.items()
     ]
 
 
 def warning_of(verdict: Verdict, card: Card) -> str:
-    """What is told once of a kernel that is refused."""
+    """The warning about a refused kernel."""
     return (
         f"sam2_fast does not use the {verdict.backend} kernel of {verdict.op} on {card.name} "
         f"({card.architecture}, driver {card.driver or 'none'}, torch {card.torch}, triton "
         f"{card.triton}) for configuration {verdict.configuration}: {verdict.reason}. The next "
-        f"backend, at last torch, runs in its place: results are right, but slower. Please "
-        f"report this with the output of `{REPORT}`."
+        f"available backend runs instead: results are correct, but take longer. Please report "
+        f"this with the output of `{REPORT}`."
     )
 
 
 def unwritable(error: OSError) -> str:
-    """What is told once where the cache cannot be used."""
+    """The warning about a cache that cannot be used."""
     return (
-        f"sam2_fast cannot keep the proofs of its kernels on disk ({error}): every process proves "
-        "them again. Set SAM2_FAST_CACHE to a directory that can be written."
+        f"sam2_fast cannot save the proofs of its kernels to disk ({error}), so that every process "
+        "proves them again. Set SAM2_FAST_CACHE to a writable directory."
     )
 
 

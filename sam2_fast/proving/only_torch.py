@@ -1,4 +1,4 @@
-"""Run definitions, without kernels: a reference must not be computed by what it judges."""
+"""Run definitions without kernels: a reference must not depend on the kernels it checks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ is_active = _active.get
 
 @contextmanager
 def only_torch() -> Iterator[None]:
-    """Ops of this thread run in torch inside, whatever backend they are asked for."""
+    """Inside the context, all ops of this thread run in torch, whatever their `backend`."""
     token = _active.set(True)
     try:
         yield

@@ -1,11 +1,11 @@
-"""Prove one kernel on one call, then choose the fastest of its proven forms."""
+"""Prove a kernel on one call, then choose the fastest of its correct forms."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sam2_fast.kernels import choices
@@ -17,17 +17,17 @@ from sam2_fast.proving.rules import Call, Rule
 from sam2_fast.proving.store import Point
 
 MARGIN = 0.03
-"""A form must be faster by this share than the one it replaces, so that noise does not choose."""
+"""A form must be faster by this share than the one it replaces, to exclude noise."""
 SWEEPS = 2
 RESCUE_SECONDS = 30.0
-"""How long other forms are looked for where a kernel fails as it is."""
-Met = Mapping[Point, tuple[Form, tuple[Form, ...]]]
-"""Of each choice point the form that was taken and all there are, the default first."""
+"""Time for the search of other forms if a kernel fails with its current ones."""
+PointForms = Mapping[Point, tuple[Form, tuple[Form, ...]]]
+"""For each choice point the form that was used, and all of its forms, the default first."""
 
 
 @dataclass(frozen=True)
-class Tried:
-    """One form of one choice point and what came of it."""
+class FormResult:
+    """The outcome and the time of one form at one choice point."""
 
     point: Point
     form: Form
@@ -35,29 +35,34 @@ class Tried:
     milliseconds: float | None = None
     default_milliseconds: float | None = None
     reason: str | None = None
-    """Why the form must not be taken; None: it is right."""
-    taken: bool = False
-    """Whether it is the fastest of its point."""
+    """Why the form must not be used, or None if it is correct."""
+    is_fastest: bool = False
+    """Whether it is the fastest correct form of its point."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For the report of the doctor, which calls the fastest form "taken"."""
+        fields = asdict(self)
+        return {**fields, "taken": fields.pop("is_fastest")}
 
 
 @dataclass
 class Finding:
-    """What a proof found."""
+    """The result of a proof."""
 
     outcome: Outcome
     call: Call
-    """What was run."""
+    """The call on which the kernel ran."""
     milliseconds: float | None = None
     forms: dict[Point, Form] = field(default_factory=dict)
-    """The form of every choice point with which it is right."""
-    tried: list[Tried] = field(default_factory=list)
+    """The form of every choice point with which the kernel was proved."""
+    form_results: list[FormResult] = field(default_factory=list)
     complete: bool = True
-    """Whether the time was enough to try all forms."""
+    """Whether there was enough time to try all forms."""
 
     @property
-    def taken(self) -> dict[Point, Tried]:
-        """The form to take at each point that was settled."""
-        return {t.point: t for t in self.tried if t.taken}
+    def fastest(self) -> dict[Point, FormResult]:
+        """The form to use at each point that was decided."""
+        return {r.point: r for r in self.form_results if r.is_fastest}
 
 
 def prove(
@@ -69,28 +74,30 @@ def prove(
     settled: Collection[Point] = (),
     seconds: float = 0.0,
 ) -> Finding:
-    """Prove `kernel` on a sample of `call`, then choose among its forms; as `examine`."""
+    """Prove `kernel` on a sample of `call` and choose its forms. The rest is as in `examine`."""
     case = Case(reference, rule, rule.sample(call))
     finding = examine(case, kernel, settled=settled, seconds=seconds)
-    del case  # its results take memory
-    for other in rule.more(call):
-        examine_more(finding, Case(reference, rule, other), kernel)
+    del case  # to free the memory of its results
+    for further_call in rule.more(call):
+        examine_more(finding, Case(reference, rule, further_call), kernel)
     return finding
 
 
 def examine_more(finding: Finding, case: Case, kernel: Callable[..., Any]) -> None:
-    """Whether a kernel that was found right is so on a further call, with the forms found for the
-    first one; else the finding is that it is wrong."""
+    """Check a proved kernel on a further call, with the forms from its finding.
+
+    If it is wrong there, the finding becomes that it is wrong.
+    """
     if finding.outcome.reason is not None:
         return
-    forced = {point: tried.form for point, tried in finding.taken.items()}
+    forced = {point: result.form for point, result in finding.fastest.items()}
     with choices.trying(forced) as trial:
         outcome = case.check(kernel)
     finding.forms |= {point: form for point, (form, _) in trial.choices.items()}
     errors = [e for e in (finding.outcome.error, outcome.error) if e is not None]
     finding.outcome = Outcome(outcome.reason, max(errors, default=None))
     if outcome.reason is not None:
-        finding.tried = [replace(t, taken=False) for t in finding.tried]
+        finding.form_results = [replace(r, is_fastest=False) for r in finding.form_results]
 
 
 def examine(
@@ -101,16 +108,17 @@ def examine(
     seconds: float = 0.0,
     timed: bool = True,
 ) -> Finding:
-    """Whether `kernel` is right; where it is, its time and the fastest of its forms.
+    """Check whether `kernel` is correct; if so, time it and choose the fastest of its forms.
 
-    settled: choice points that are measured already and are not tried again. seconds: how long
-    other forms may be tried. Raises NothingKnownError, LostDeviceError, torch.OutOfMemoryError.
+    settled: choice points that are already measured and not tried again. seconds: time for trying
+    other forms. timed: False only checks. Raises LostDeviceError and torch.OutOfMemoryError.
     """
-    outcome, forms, met = first_right(case, kernel)
+    outcome, forms, point_forms = first_correct(case, kernel)
     finding = Finding(outcome, case.call)
-    finding.forms = {point: form for point, (form, _) in met.items()}
-    finding.tried = [
-        Tried(point, form, met[point][1][0], taken=True) for point, form in forms.items()
+    finding.forms = {point: form for point, (form, _) in point_forms.items()}
+    finding.form_results = [
+        FormResult(point, form, point_forms[point][1][0], is_fastest=True)
+        for point, form in forms.items()
     ]
     if outcome.reason is None and timed:
         with choices.trying(forms):
@@ -119,42 +127,43 @@ def examine(
     return finding
 
 
-def first_right(case: Case, kernel: Callable[..., Any]) -> tuple[Outcome, dict[Point, Form], Met]:
-    """The kernel as it would run now; where that is wrong, the first other forms that are right.
-    Returns how it is, the forms to force, and the choice points that were met.
+def first_correct(
+    case: Case, kernel: Callable[..., Any]
+) -> tuple[Outcome, dict[Point, Form], PointForms]:
+    """Check the kernel with its current forms, and if it is wrong, with others until it is correct.
 
-    A shipped choice or a default may fit another card only, for example where it wants more shared
-    memory than there is.
+    Returns the outcome, the forms to force, and the choice points that the kernel has. A shipped
+    choice or a default may fail on a card, for example if it needs more shared memory than there
+    is.
     """
     with choices.trying() as trial:
         first = case.check(kernel)
     if first.reason is None:
         return first, {}, trial.choices
     until = time.monotonic() + RESCUE_SECONDS
-    for forms in _others(trial):
+    for forms in _other_forms(trial):
         if time.monotonic() > until:
             break
         with choices.trying(forms) as other:
-            found = case.check(kernel)
-        if found.reason is None:
-            return found, forms, other.choices
+            outcome = case.check(kernel)
+        if outcome.reason is None:
+            return outcome, forms, other.choices
     return first, {}, trial.choices
 
 
-def _others(trial: Trial) -> Iterator[dict[Point, Form]]:
-    defaults = {
-        point: forms[0] for point, (form, forms) in trial.choices.items() if form != forms[0]
-    }
+def _other_forms(trial: Trial) -> Iterator[dict[Point, Form]]:
+    """Forms to force: first all defaults, then each form of each point."""
+    defaults = {point: forms[0] for point, (form, forms) in trial.choices.items() if form != forms[0]}
     if defaults:
         yield defaults
-    for point, (taken, forms) in trial.choices.items():
+    for point, (current, forms) in trial.choices.items():
         for form in forms:
-            if form != taken and {point: form} != defaults:
+            if form != current and {point: form} != defaults:
                 yield {point: form}
 
 
 class Tuner:
-    """Coordinate descent over the choice points that a kernel meets, one point at a time."""
+    """Coordinate descent over the choice points of a kernel, one point at a time."""
 
     def __init__(
         self,
@@ -165,44 +174,49 @@ class Tuner:
         settled: Collection[Point],
         seconds: float,
     ) -> None:
-        self._case, self._kernel, self._finding = case, kernel, finding
-        self._forms, self._settled = dict(forms), settled
+        self._case = case
+        self._kernel = kernel
+        self._finding = finding
+        self._forms = dict(forms)
+        self._settled = settled
         self._until = time.monotonic() + seconds
 
     def run(self) -> None:
-        """Try forms until none is faster or the time is over; what was found is in the finding."""
+        """Try forms until none is faster or the time is over. Updates the finding."""
         for _ in range(SWEEPS):
             if not self._sweep():
                 break
         self._finding.forms |= self._forms
 
     def _sweep(self) -> bool:
-        """Each point once. Whether anything changed."""
-        changed, done = False, set(self._settled)
+        """Try the forms of each point once. Returns whether a form changed."""
+        changed = False
+        done = set(self._settled)
         while True:
             with choices.trying(self._forms) as trial:
                 self._case.run(self._kernel)
             self._finding.forms = {point: form for point, (form, _) in trial.choices.items()}
-            left = [
+            open_points = [
                 p for p, (_, forms) in trial.choices.items() if p not in done and len(forms) > 1
             ]
-            if not left:
+            if not open_points:
                 return changed
             if time.monotonic() >= self._until:
                 self._finding.complete = False
                 return False
-            point = left[0]
+            point = open_points[0]
             done.add(point)
-            taken, forms = trial.choices[point]
-            changed |= self._settle(point, taken, forms)
+            current, forms = trial.choices[point]
+            changed |= self._decide(point, current, forms)
 
-    def _settle(self, point: Point, taken: Form, forms: tuple[Form, ...]) -> bool:
-        """Find the fastest form of one point."""
+    def _decide(self, point: Point, current: Form, forms: tuple[Form, ...]) -> bool:
+        """Choose the fastest form of one point. Returns whether it is not the current one."""
         self._compile(point, forms)
-        best, best_ms = taken, self._timed(point, taken)
-        tried = [Tried(point, taken, forms[0], best_ms)]
+        best = current
+        best_ms = self._time(point, current)
+        results = [FormResult(point, current, forms[0], best_ms)]
         for form in forms:
-            if form == taken:
+            if form == current:
                 continue
             if time.monotonic() >= self._until:
                 self._finding.complete = False
@@ -210,19 +224,19 @@ class Tuner:
             with choices.trying({**self._forms, point: form}):
                 outcome = self._case.check(self._kernel)
             if outcome.reason is not None:
-                tried.append(Tried(point, form, forms[0], reason=outcome.reason))
+                results.append(FormResult(point, form, forms[0], reason=outcome.reason))
                 continue
-            found = self._timed(point, form)
-            tried.append(Tried(point, form, forms[0], found))
-            if found < best_ms * (1 - MARGIN) and self._again(point, form, best):
-                best, best_ms = form, found
-        self._record(point, best, tried)
+            ms = self._time(point, form)
+            results.append(FormResult(point, form, forms[0], ms))
+            if ms < best_ms * (1 - MARGIN) and self._is_faster_again(point, form, best):
+                best, best_ms = form, ms
+        self._record(point, best, results)
         self._forms[point] = best
         self._finding.milliseconds = best_ms
-        return best != taken
+        return best != current
 
     def _compile(self, point: Point, forms: tuple[Form, ...]) -> None:
-        """All forms at once, on a GPU. One that fails says so when it is tried."""
+        """Compile all forms in parallel, on a GPU. Errors are raised again when a form is tried."""
 
         def run() -> None:
             for form in forms:
@@ -231,17 +245,17 @@ class Tuner:
 
         compile_ahead(run)
 
-    def _record(self, point: Point, best: Form, tried: list[Tried]) -> None:
-        by_default = next((t.milliseconds for t in tried if t.form == t.default), None)
-        others = [t for t in self._finding.tried if t.point != point]
-        self._finding.tried = others + [
-            replace(t, default_milliseconds=by_default, taken=t.form == best) for t in tried
+    def _record(self, point: Point, best: Form, results: list[FormResult]) -> None:
+        default_ms = next((r.milliseconds for r in results if r.form == r.default), None)
+        others = [r for r in self._finding.form_results if r.point != point]
+        self._finding.form_results = others + [
+            replace(r, default_milliseconds=default_ms, is_fastest=r.form == best) for r in results
         ]
 
-    def _timed(self, point: Point, form: Form) -> float:
+    def _time(self, point: Point, form: Form) -> float:
         with choices.trying({**self._forms, point: form}):
             return self._case.time(self._kernel)
 
-    def _again(self, point: Point, form: Form, best: Form) -> bool:
-        """Whether a form that looked faster is faster when both are timed again."""
-        return self._timed(point, form) < self._timed(point, best) * (1 - MARGIN)
+    def _is_faster_again(self, point: Point, form: Form, best: Form) -> bool:
+        """Whether `form` is faster than `best` in a second measurement of both."""
+        return self._time(point, form) < self._time(point, best) * (1 - MARGIN)

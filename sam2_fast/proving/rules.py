@@ -1,4 +1,4 @@
-"""What must be known of an op to prove its kernels: which calls are alike, and how to run one."""
+"""Rules for the proofs of an op: which calls share one proof, and which call it runs on."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch.utils._pytree import tree_is_leaf, tree_leaves, tree_map_only
 
 
 class Call(NamedTuple):
-    """Arguments of an op."""
+    """Arguments of a call of an op."""
 
     arguments: tuple[Any, ...]
     named: dict[str, Any]
 
 
 def any_configuration(*arguments: Any, **named: Any) -> Hashable:
-    """What kernels may depend on: dtypes, shapes, and everything that is no tensor.
+    """Everything that kernels may depend on: dtypes, shapes, and arguments that are not tensors.
 
-    A batch is left out: the first dimension of the first tensor, and of others given directly that
-    have as many rows. Shapes inside lists are taken whole.
+    The size of the batch is left out: the first dimension of the first tensor, and of all other
+    tensor arguments with the same one. Shapes of tensors inside lists are used as they are.
     """
     batch = next((x.shape[0] for x in arguments if isinstance(x, Tensor) and x.ndim), None)
     parts = tuple(_part(argument, batch) for argument in arguments)
@@ -42,63 +42,64 @@ def _part(value: Any, batch: int | None = None) -> Hashable:
     return type(value).__name__
 
 
-def nothing(call: Call) -> list[Call]:
-    """No further calls."""
+def no_calls(call: Call) -> list[Call]:
+    """No further calls: the default of `Rule.more`."""
     del call
     return []
 
 
-def whole(call: Call) -> Call:
-    """The call as it is."""
+def same_call(call: Call) -> Call:
+    """The call itself: the default of `Rule.sample`."""
     return call
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How calls of an op are told apart and proved."""
+    """Which calls of an op share one proof, and how it is done."""
 
     configuration: Callable[..., Hashable] = any_configuration
-    """Of the arguments of a call; calls of equal configurations are proved once. Cheap: it is asked
-    for every call on a GPU. Made of tuples, numbers, texts, dtypes and None."""
-    sample: Callable[[Call], Call] = whole
-    """A call whose proof stands for all of the configuration. Small: the reference computes it in
-    a wider dtype."""
-    more: Callable[[Call], list[Call]] = nothing
-    """Further calls on which a kernel must be right; forms are chosen by `sample` alone."""
+    """Maps the arguments of a call to its configuration; one proof is valid for all calls with the
+    same one. It must be cheap, since every call on a GPU computes it. It consists of tuples,
+    numbers, strings, dtypes and None."""
+    sample: Callable[[Call], Call] = same_call
+    """Maps a call to the call of the proof. That one should be small, since the exact reference
+    computes it in a more precise dtype."""
+    more: Callable[[Call], list[Call]] = no_calls
+    """Further calls on which a kernel must be correct; forms are chosen on `sample` only."""
     exact: Callable[..., Any] | None = None
-    """Takes the arguments; None: the reference, on arguments in a wider dtype."""
+    """The exact reference; None: the reference, on arguments in a more precise dtype."""
     align: Callable[[Call, tuple[Any, ...]], tuple[Any, ...]] | None = None
-    """Of a call and some of its results, what can be compared."""
+    """Maps a call and some of its results to results that can be compared (`errors.Align`)."""
     convolutions: bool = False
-    """Whether the reference calls convolutions, for which torch has a TF32 switch of its own."""
+    """Whether the reference calls convolutions, for which torch has a separate TF32 setting."""
 
 
 FEW = 2
-"""Rows of a batch on which a kernel is proved."""
+"""Rows of a batch in a proof."""
 
 
 def first_rows(count: int) -> Callable[[Call], Call]:
-    """The first images or objects, for ops whose first `count` arguments are batches."""
+    """A `Rule.sample` of the first images or objects. count: leading arguments with a batch."""
 
     def sample(call: Call) -> Call:
-        batch, rest = call.arguments[:count], call.arguments[count:]
-        return Call((*(x[:FEW] for x in batch), *rest), call.named)
+        batches = call.arguments[:count]
+        return Call((*(x[:FEW] for x in batches), *call.arguments[count:]), call.named)
 
     return sample
 
 
 _rules: dict[str, Rule] = {}
-_OTHERS = Rule()
+_DEFAULT = Rule()
 
 
 def declare(op: str, rule: Rule) -> None:
-    """Say how `op` is proved. Ops without a rule are told apart by `any_configuration`."""
+    """Set the rule of `op`. Other ops have the default rule."""
     _rules[op] = rule
 
 
 def rule_of(op: str) -> Rule:
-    """How `op` is proved."""
-    return _rules.get(op, _OTHERS)
+    """The rule of `op`."""
+    return _rules.get(op, _DEFAULT)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -107,17 +108,17 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """`value` with every tensor in it changed."""
+    """`value` with `change` applied to every tensor in it."""
     return tree_map_only(Tensor, change, value)
 
 
 def described(value: Hashable) -> str:
-    """A configuration as text, different for different ones."""
+    """A configuration as text, different for different configurations."""
     if isinstance(value, tuple):
         return f"({' '.join(described(part) for part in value)})"
     return repr(value).removeprefix("torch.")
 
 
 def bits(number: int) -> int:
-    """A coarse size: numbers between two powers of two are alike."""
+    """The number of bits: equal for all numbers between two powers of two."""
     return int(number).bit_length()

@@ -1,4 +1,4 @@
-"""Choices that come with the package: a JSON file for each compute capability."""
+"""Choices that are part of the package: a JSON file for each compute capability."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def path_of(capability: int, directory: Path = DIRECTORY) -> Path:
 
 
 def shipped(capability: int | None, directory: Path = DIRECTORY) -> dict[Point, Choice]:
-    """The choices of one architecture; none for a CPU and for those without a file.
+    """The choices of one architecture; none for CPUs and architectures without a file.
 
-    Raises CorruptError for a file that is not of this format; a test of the package excludes that.
+    Raises CorruptError for a file of another format; the tests check the files of the package.
     """
     if capability is None or not path_of(capability, directory).is_file():
         return {}
@@ -31,13 +31,13 @@ def shipped(capability: int | None, directory: Path = DIRECTORY) -> dict[Point, 
 def parse(text: str) -> list[Choice]:
     """The choices in the text of a file. Raises CorruptError."""
     try:
-        found: dict[str, Any] = json.loads(text)
-        if found["format"] != FORMAT or found["version"] != VERSION:
+        document: dict[str, Any] = json.loads(text)
+        if document["format"] != FORMAT or document["version"] != VERSION:
             raise CorruptError(f"expected format {FORMAT}, version {VERSION}")
-        made = [choice_of(c) for c in found["choices"]]
+        choices = [choice_of(c) for c in document["choices"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptError(f"no file of choices: {error}") from error
-    wrong = sorted({c.source for c in made} - {*SOURCES})
+        raise CorruptError(f"not a file of choices: {error}") from error
+    wrong = sorted({c.source for c in choices} - {*SOURCES})
     if wrong:
         raise CorruptError(f"source: expected one of {SOURCES}, got {wrong}")
-    return made
+    return choices

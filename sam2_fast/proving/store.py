@@ -12,43 +12,42 @@ from typing import Any
 from sam2_fast.atomic import whole_file
 from sam2_fast.kernels.choices import Form, Key
 from sam2_fast.proving.card import Card
-from sam2_fast.proving.files import Mark, begin, locked
+from sam2_fast.proving.files import ProgressFile, begin, locked
 
 FORMAT, VERSION = "sam2_fast.proofs", 1
 Point = tuple[str, Key]
-"""A choice point of `kernels.choices` and the key it was met with."""
+"""A choice point of `kernels.choices` and the key of the choice."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known of one kernel in one configuration on one card."""
+    """The result of the proof of one kernel in one configuration on one card."""
 
     op: str
     backend: str
     configuration: str
     reason: str | None
-    """None: proved. Else why the kernel must not run."""
+    """Why the kernel must not run, or None if it is proved."""
     error: float | None = None
-    """Multiple of torch's own error; None where it could not be measured, or all is integers."""
+    """Multiple of torch's own error. None if it could not be measured, and for integer results."""
     milliseconds: float | None = None
     date: str = ""
     forms: tuple[tuple[str, Key, Form], ...] = ()
-    """The forms with which it was proved: it says nothing about others."""
+    """The forms of the proof; the verdict is valid for them only."""
 
     def holds_with(self, table: Mapping[Point, Form]) -> bool:
-        """Whether the kernel still takes those forms."""
-        taken = ((table.get((point, key), form), form) for point, key, form in self.forms)
-        return all(now == then for now, then in taken)
+        """Whether the kernel uses the forms of the proof, with this table."""
+        return all(table.get((point, key), form) == form for point, key, form in self.forms)
 
     @property
     def name(self) -> str:
-        """Names it among all verdicts of a card."""
+        """A name that is unique among the verdicts of a card."""
         return f"{self.op} {self.backend} {self.configuration}"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The fastest proven form at one choice point, with where that is known from."""
+    """The fastest correct form at one choice point, and the source of this knowledge."""
 
     point: str
     key: Key
@@ -56,36 +55,36 @@ class Choice:
     source: str
     """ "measured" or "forecast"."""
     milliseconds: float | None = None
-    """Of the whole op with this form; `default_milliseconds`: with the form it replaces."""
+    """Of the whole op with this form; `default_milliseconds`: with the default form."""
     default_milliseconds: float | None = None
     op: str = ""
     date: str = ""
 
     @property
     def at(self) -> Point:
-        """Which decision it settles."""
+        """The choice point and its key."""
         return self.point, self.key
 
 
 class CorruptError(ValueError):
-    """Text that is no file of ours; the message says why."""
+    """Text that is not a valid file of this format. The message has the reason."""
 
 
 @dataclass
 class Contents:
-    """What a file says."""
+    """The contents of a file."""
 
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     choices: dict[Point, Choice] = field(default_factory=dict)
 
     def update(self, verdicts: Iterable[Verdict], choices: Iterable[Choice]) -> None:
-        """Replace what is said about the same kernels and points."""
+        """Add verdicts and choices; replace those of the same kernels and points."""
         self.verdicts |= {v.name: v for v in verdicts}
         self.choices |= {c.at: c for c in choices}
 
 
 def encode(contents: Contents, card: Mapping[str, Any]) -> str:
-    """As text."""
+    """The text of a file."""
     return json.dumps(
         {
             "format": FORMAT,
@@ -99,30 +98,31 @@ def encode(contents: Contents, card: Mapping[str, Any]) -> str:
 
 
 def decode(text: str, card: Mapping[str, Any]) -> Contents:
-    """From text. Raises CorruptError where it is none of ours, or of another card."""
+    """The contents of a text. Raises CorruptError for another format or another card."""
     try:
-        found = json.loads(text)
+        document = json.loads(text)
     except ValueError as error:
-        raise CorruptError(f"no JSON: {error}") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise CorruptError(f"not JSON: {error}") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise CorruptError(f"not a file of format {FORMAT}")
-    if found.get("version") != VERSION:
-        raise CorruptError(f"version {found.get('version')}, expected {VERSION}")
-    if found.get("card") != dict(card):
+    if document.get("version") != VERSION:
+        raise CorruptError(f"version {document.get('version')}, expected {VERSION}")
+    if document.get("card") != dict(card):
         raise CorruptError("it belongs to another card or another build")
     try:
         contents = Contents()
         contents.update(
-            (_verdict(v) for v in found["verdicts"]), (choice_of(c) for c in found["choices"])
+            (_verdict(v) for v in document["verdicts"]),
+            (choice_of(c) for c in document["choices"]),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise CorruptError(f"malformed: {type(error).__name__}: {error}") from error
     return contents
 
 
-def _verdict(given: dict[str, Any]) -> Verdict:
-    forms = tuple((p, *_key_and_form(key, form)) for p, key, form in given["forms"])
-    verdict = Verdict(**{**given, "forms": forms})
+def _verdict(fields: dict[str, Any]) -> Verdict:
+    forms = tuple((p, *_key_and_form(key, form)) for p, key, form in fields["forms"])
+    verdict = Verdict(**{**fields, "forms": forms})
     texts = (verdict.op, verdict.backend, verdict.configuration, verdict.date)
     if not all(isinstance(text, str) for text in texts):
         raise TypeError(f"expected texts, got {texts}")
@@ -134,10 +134,10 @@ def _verdict(given: dict[str, Any]) -> Verdict:
     return verdict
 
 
-def choice_of(given: dict[str, Any]) -> Choice:
-    """From JSON. Raises TypeError for what is no choice."""
-    key, form = _key_and_form(given.get("key"), given.get("form"))
-    return Choice(**{**given, "key": key, "form": form})
+def choice_of(fields: dict[str, Any]) -> Choice:
+    """A choice from JSON. Raises TypeError for wrong fields or types."""
+    key, form = _key_and_form(fields.get("key"), fields.get("form"))
+    return Choice(**{**fields, "key": key, "form": form})
 
 
 def _key_and_form(key: Any, form: Any) -> tuple[Key, Form]:
@@ -151,7 +151,7 @@ def _key_and_form(key: Any, form: Any) -> tuple[Key, Form]:
 
 
 class Store:
-    """The file of one card in a directory of the cache."""
+    """The file of one card in the directory of the cache."""
 
     def __init__(self, directory: Path, card: Card) -> None:
         self.directory = directory
@@ -159,23 +159,25 @@ class Store:
         self.notes: list[str] = []
         """Why a file was set aside or could not be read."""
         self._card = asdict(card)
-        self._seen: tuple[int, int] | None = None  # of the file that `_contents` was read from
+        # modification time and size of the file that `_contents` was read from
+        self._version: tuple[int, int] | None = None
         self._contents = Contents()
 
     def read(self) -> Contents:
-        """What is known. A file that cannot be used counts as empty; `notes` says why."""
+        """The contents of the file. An unusable file counts as empty; `notes` has the reason."""
         try:
             status = os.stat(self.path)
-            seen = status.st_mtime_ns, status.st_size
-            if seen != self._seen:
-                self._seen, self._contents = seen, Contents()
+            version = status.st_mtime_ns, status.st_size
+            if version != self._version:
+                self._version = version
+                self._contents = Contents()
                 self._contents = self._parse()
             return self._contents
         except FileNotFoundError:
             return Contents()
         except OSError as error:
             self._note(f"{self.path} cannot be read: {error}")
-        except ValueError as error:  # CorruptError, or bytes that are no text
+        except ValueError as error:  # CorruptError, or bytes that are not text
             self._note(f"{self.path} is not used: {error}")
         return Contents()
 
@@ -186,7 +188,7 @@ class Store:
             return Contents()
 
     def _current(self) -> Contents:
-        """As `read`, under the lock: a file that cannot be used is set aside."""
+        """The contents, read under the lock: an unusable file is set aside."""
         try:
             return self._parse()
         except ValueError as error:
@@ -200,15 +202,15 @@ class Store:
             self.notes.append(text)
 
     def merge(self, verdicts: Iterable[Verdict], choices: Iterable[Choice]) -> None:
-        """Add to what the file says now, in one step for all processes. Raises OSError."""
+        """Add to the current contents of the file, atomically. Raises OSError."""
         with locked(self.path.with_suffix(".lock")):
             contents = self._current()
             contents.update(verdicts, choices)
-            with whole_file(self.path) as beside:
-                beside.write_text(encode(contents, self._card), encoding="utf-8")
+            with whole_file(self.path) as temporary:
+                temporary.write_text(encode(contents, self._card), encoding="utf-8")
 
-    def begin(self, name: str) -> Mark | None:
-        """Mark the proof of `name` as under way; None where another live process proves the same.
+    def begin(self, name: str) -> ProgressFile | None:
+        """The progress file of the proof `name`, or None if another live process does this proof.
 
         Raises OSError.
         """

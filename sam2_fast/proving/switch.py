@@ -1,4 +1,4 @@
-"""Whether kernels must be proved, and which."""
+"""Whether kernels must be proved, and on which devices."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from contextvars import ContextVar
 import torch
 
 SWITCH = "SAM2_FAST_PROVE"
-"""Environment variable: "0" runs kernels without a proof in this process."""
+"""Environment variable: "0" turns proofs off in this process."""
 
 _off: ContextVar[bool] = ContextVar("sam2_fast_prove_off", default=False)
 
 
 @contextmanager
 def off() -> Iterator[None]:
-    """Inside, kernels of this thread run without a proof; those that are known to be wrong, too."""
+    """Inside the context, kernels of this thread run without a proof, even those known as wrong."""
     token = _off.set(True)
     try:
         yield
@@ -26,11 +26,11 @@ def off() -> Iterator[None]:
 
 
 def enabled() -> bool:
-    """Whether kernels must be proved, for this thread and now."""
+    """Whether kernels must be proved, in this thread at this time."""
     return not _off.get() and os.environ.get(SWITCH, "1") != "0"
 
 
 def on_gpu(backend: str, device: torch.device) -> bool:
-    """Which kernels must prove themselves: those on a GPU. A CPU is looked at by the doctor."""
+    """Whether a kernel needs a proof: on a GPU it does. On a CPU only the doctor proves kernels."""
     del backend
     return device.type == "cuda"

@@ -1,4 +1,4 @@
-"""How long work takes on a device."""
+"""Time measurements on CPUs and GPUs."""
 
 from __future__ import annotations
 
@@ -11,51 +11,53 @@ import torch
 
 _SLEEPS_MS = (10, 40, 160)
 _CYCLES_PER_MS = 2_000_000
-"""Of a GPU at 2 GHz: a slower one sleeps longer."""
+"""At 2 GHz; a slower GPU sleeps longer."""
 
 
 def milliseconds(function: Callable[[], Any], device: torch.device, repeats: int = 5) -> float:
-    """Median of `repeats` calls after one that warms up."""
+    """Median of `repeats` calls after a warm-up call."""
     return statistics.median(timed(function, device, repeats))
 
 
 def timed(function: Callable[[], Any], device: torch.device, repeats: int) -> list[float]:
-    """Milliseconds of `repeats` calls on a CPU or a CUDA device, after one that warms up."""
+    """Milliseconds of `repeats` calls on a CPU or a CUDA device, after a warm-up call."""
     function()
     if device.type != "cuda":
         return [cpu_milliseconds(function) for _ in range(repeats)]
-    with torch.cuda.device(device):  # events are those of the current device
+    with torch.cuda.device(device):  # events belong to the current device
         return [cuda_milliseconds(function) for _ in range(repeats)]
 
 
 def cpu_milliseconds(function: Callable[[], Any]) -> float:
-    """Of one call, by the host's clock. Freeing the result is not timed."""
+    """Milliseconds of one call, by the host's clock. Freeing the result is not included."""
     start = time.perf_counter()
     result = function()
-    taken = (time.perf_counter() - start) * 1e3
+    elapsed = (time.perf_counter() - start) * 1e3
     del result
-    return taken
+    return elapsed
 
 
 def cuda_milliseconds(
     function: Callable[[], Any], before: Callable[[], Any] | None = None
 ) -> float:
-    """Time that the device takes for what `function` enqueues on the current stream.
+    """Milliseconds of the device for the work that `function` enqueues on the current stream.
 
-    A function that waits for the device itself, or enqueues more than the driver's queue holds
-    (about a thousand launches), is timed by the wall clock. `before` runs untimed ahead of every
-    call of `function`.
+    A function that waits for the device, or enqueues more work than the driver's queue can hold
+    (about a thousand launches), is timed by the wall clock. `before` runs before every call of
+    `function` and is not included.
     """
-    taken = device_milliseconds(function, before)
-    return wall_milliseconds(function, before) if taken is None else taken
+    elapsed = device_milliseconds(function, before)
+    return wall_milliseconds(function, before) if elapsed is None else elapsed
 
 
 def device_milliseconds(
     function: Callable[[], Any], before: Callable[[], Any] | None
 ) -> float | None:
-    """By events of the device, which sleeps while the host enqueues: work that is enqueued more
-    slowly than it runs is timed right. Where the device woke up before all was enqueued, it is done
-    again with a longer sleep; None where it woke up three times.
+    """Milliseconds between two events on the device, or None.
+
+    The device sleeps while the host enqueues, so that the time is correct for work that runs faster
+    than it is enqueued. If the sleep ends before everything is enqueued, the measurement is
+    repeated with a longer sleep, at most twice; then the result is None.
     """
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     for sleep_ms in _SLEEPS_MS:
@@ -72,7 +74,7 @@ def device_milliseconds(
 
 
 def wall_milliseconds(function: Callable[[], Any], before: Callable[[], Any] | None) -> float:
-    """From the call until the device is done, by the host's clock."""
+    """Milliseconds from the call until the device has finished, by the host's clock."""
     _prepare(before)
     begin = time.perf_counter()
     function()

@@ -212,7 +212,7 @@ def test_a_lost_device_is_raised_and_counted(
     def illegal(*_: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(case_module, "alive", lambda device: False)
+    monkeypatch.setattr(case_module, "is_alive", lambda device: False)
     for _ in range(2):
         with (
             registered(Kernel(illegal)),

@@ -59,7 +59,7 @@ def tried(kernel: Tiled, seconds: float = 60.0, **options: Any) -> dict[Any, Any
     given = Call(made(torch.bfloat16), {})
     found = prove(kernel, definition, Rule(), given, seconds=seconds, **options)
     assert found.outcome.reason is None
-    return {point: t.form for point, t in found.taken.items()}
+    return {point: t.form for point, t in found.fastest.items()}
 
 
 @contextmanager
@@ -79,8 +79,8 @@ def test_a_wrong_or_failing_form_is_not_taken_however_fast() -> None:
     with no_table():
         given = Call(made(torch.bfloat16), {})
         found = prove(kernel, definition, Rule(), given, seconds=60)
-        assert {p: t.form for p, t in found.taken.items()} == {FIRST: "3"}
-        reasons = {t.form: t.reason for t in found.tried}
+        assert {p: t.form for p, t in found.fastest.items()} == {FIRST: "3"}
+        reasons = {t.form: t.reason for t in found.form_results}
         assert "error of torch" in (reasons["0 wrong"] or "")
         assert "PassManager" in (reasons["raises"] or "")
 
@@ -184,7 +184,7 @@ def test_two_ops_do_not_undo_each_others_choices(tmp_path: Path) -> None:
     with registered(first), registered(picky, op="other"), using(gate_in(tmp_path)):
         call()
         arguments = made(torch.bfloat16)
-        with pytest.warns(RuntimeWarning, match="right only with another form of first"):
+        with pytest.warns(RuntimeWarning, match="correct only with another form of first"):
             registry.execute("other", "auto", *arguments)
         before = len(first.taken), len(picky.taken)
         call()

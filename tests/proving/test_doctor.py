@@ -87,7 +87,7 @@ def test_a_wrong_kernel_is_named_and_the_exit_code_says_so(
 
 
 def test_times_and_shares_of_the_limits_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(limits_module._SIDE, "cpu", 128)
+    monkeypatch.setitem(limits_module._MATRIX_SIDE, "cpu", 128)
     keep = {"memory_encoder", "preprocess_frame"}
     plain = examination.Examination._calls
     monkeypatch.setattr(

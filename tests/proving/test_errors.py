@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sam2_fast.ops.core.weights import Linear
-from sam2_fast.proving.case import wider
+from sam2_fast.proving.case import exact_dtype
 from sam2_fast.proving.errors import cast, judge
 from sam2_fast.proving.rules import Call, tensors_in
 
@@ -111,7 +111,7 @@ def test_the_reference_is_wider(
     dtype: torch.dtype, device: torch.device, expected: torch.dtype
 ) -> None:
     call = Call((torch.zeros(2, dtype=dtype), [torch.zeros(2)]), {})
-    assert wider(call, device) == expected
+    assert exact_dtype(call, device) == expected
 
 
 def test_the_reference_is_wider_where_the_caller_allows_tf32(
@@ -121,8 +121,8 @@ def test_the_reference_is_wider_where_the_caller_allows_tf32(
     before = torch.backends.cuda.matmul.fp32_precision
     try:
         torch.backends.cuda.matmul.fp32_precision = "tf32"
-        assert wider(call, CUDA) == torch.float64
+        assert exact_dtype(call, CUDA) == torch.float64
         assert torch.backends.cuda.matmul.fp32_precision == "tf32", "read, not set"
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
-    assert wider(call, CUDA, convolutions=True) == torch.float64, "cuDNN's default is TF32"
+    assert exact_dtype(call, CUDA, convolutions=True) == torch.float64, "cuDNN's default is TF32"

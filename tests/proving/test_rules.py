@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from sam2_fast.doctor.calls import enliven, moving_squares, recorded, run_pipeline
+from sam2_fast.doctor.calls import (
+    moving_squares,
+    observed_calls,
+    perturb_constants,
+    run_pipeline,
+)
 from sam2_fast.ops.core import registry
 from sam2_fast.ops.mask_decoder import MaskDecoderWeights
 from sam2_fast.ops.memory_attention import MEMORIES, Memories
@@ -27,9 +32,9 @@ def calls() -> Calls:
     """Every call of a small model through an image, automatic masks and eight frames."""
     found: Calls = {}
     model = small_predictor()
-    enliven(model)
+    perturb_constants(model)
     video = moving_squares(9, 300, 420)
-    with torch.no_grad(), recorded(lambda op, call: found.setdefault(op, []).append(call)):
+    with torch.no_grad(), observed_calls(lambda op, call: found.setdefault(op, []).append(call)):
         run_pipeline(model, video[0], video, 8)
     return found
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.first_light.context import Context
 from benchmarks.timing import rms_error
-from sam2_fast.doctor.calls import enliven, only
+from sam2_fast.doctor.calls import perturb_constants, single_backend
 
 STEP = 2
 """Of the pixels of a mask every second row and column are compared."""
@@ -28,7 +28,7 @@ def build(name: str, device: torch.device, dtype: torch.dtype, size: int) -> Any
 
     predictor = build_sam2_video_predictor(name, device="cpu", seed=0, image_size=size)
     predictor.fill_hole_area = 0
-    enliven(predictor)
+    perturb_constants(predictor)
     # random weights find most objects absent, whose masks are a constant: nothing would be compared
     predictor.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.data.fill_(10.0)
     return predictor.to(device=device, dtype=dtype)
@@ -66,7 +66,7 @@ def _variants(context: Context, name: str) -> dict[str, Any]:
 
     predictor.graphs = None
     if context.mode != "fake":
-        variant("torch", only("torch"), again=True)
+        variant("torch", single_backend("torch"), again=True)
     variant("kernels", nullcontext(), again=True)
     predictor.graphs = graphs
     variant("graphs", nullcontext())

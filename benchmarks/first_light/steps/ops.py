@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.first_light.context import Context
-from sam2_fast.doctor.calls import encode_image, enliven, recorded, run_pipeline
+from sam2_fast.doctor.calls import encode_image, observed_calls, perturb_constants, run_pipeline
 from sam2_fast.ops.core import registry
 from sam2_fast.ops.core.registry import Implementation
 from sam2_fast.ops.core.requirements import Request
@@ -63,14 +63,14 @@ def _run_pipeline(context: Context, name: str, calls: dict[str, tuple[str, Call]
     model = build_sam2_video_predictor(
         name, device=context.device, dtype=context.dtype, seed=0, image_size=context.size
     )
-    enliven(model)
+    perturb_constants(model)
 
     def keep(op: str, call: Call) -> None:
         first = next(x for x in call.arguments if isinstance(x, Tensor))
         # the latest call, since later frames attend to more memories
         calls[f"{name} {op} {'x'.join(map(str, first.shape))}"] = op, call
 
-    with recorded(keep, "triton" if context.mode == "fake" else "torch"):
+    with observed_calls(keep, "triton" if context.mode == "fake" else "torch"):
         if name == "tiny":
             run_pipeline(model, picture, folder, 8 if context.cuda else 2)
         else:  # the other parts are those of the tiny model
