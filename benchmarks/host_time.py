@@ -40,11 +40,11 @@ class NoRecorder:
     def __init__(self, device: torch.device) -> None:
         del device
 
-    def turn(self) -> Any:
+    def exclusive(self) -> Any:
         """Nothing has to be ordered."""
         return nullcontext()
 
-    def finish(self) -> None:
+    def synchronize(self) -> None:
         """Nothing is under way."""
 
 
@@ -71,7 +71,7 @@ def _replay_of(model: Any) -> Callable[..., Callable[[], Any]]:
     config = model.config
     dim, memory_dim, side = config.hidden_dim, config.memory_dim, config.grid
 
-    def captured(recorder: Any, run: Callable[[], Any]) -> Callable[[], Any]:
+    def capture(recorder: Any, run: Callable[[], Any]) -> Callable[[], Any]:
         owner = getattr(run, "__self__", None)
         if isinstance(owner, frame_graph.FrameGraph):
             count = owner._room.objects
@@ -90,7 +90,7 @@ def _replay_of(model: Any) -> Callable[..., Callable[[], Any]]:
             )
         return lambda: found
 
-    return captured
+    return capture
 
 
 _KERNELS: dict[str, Callable[..., Any]] = {
@@ -103,11 +103,11 @@ _KERNELS: dict[str, Callable[..., Any]] = {
 @contextmanager
 def without_a_device(model: Any) -> Iterator[None]:
     """CUDA graphs of `model` cost what Python costs; nothing is computed."""
-    captured = _replay_of(model)
+    capture = _replay_of(model)
     with contextlib.ExitStack() as stack:
         for target, name, value in (
-            (graphs, "captured", captured),
-            (frame_graph, "captured", captured),
+            (graphs, "capture", capture),
+            (frame_graph, "capture", capture),
             (graphs, "Recorder", NoRecorder),
             (ahead, "SideStream", NoSideStream),
             (graphs, "no_cuda_graphs_on", lambda device: None),

@@ -1,6 +1,4 @@
-"""sam2_fast: SAM 2 for images and videos, a drop-in for the official predictors with its own
-kernels.
-"""
+"""sam2_fast: SAM 2 for images and videos, with the official API and its own kernels."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
     from sam2_fast.weights.checkpoint import CheckpointError as CheckpointError
     from sam2_fast.weights.hub import WeightsUnavailableError as WeightsUnavailableError
 
-_HOME = {
+_MODULES = {
     "build_sam2": "build_sam",
     "build_sam2_hf": "build_sam",
     "build_sam2_video_predictor": "build_sam",
@@ -47,17 +45,18 @@ _HOME = {
     "info": "environment",
     "preset": "config",
 }
-__all__ = ["__version__", *_HOME]
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    """Public names are imported on first use: `import sam2_fast` stays light and needs no optional
-    package.
+    """Import public names on first use.
+
+    `import sam2_fast` stays fast and needs no optional package.
     """
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'sam2_fast' has no attribute {name!r}")
-    return getattr(import_module(f"sam2_fast.{_HOME[name]}"), name)
+    return getattr(import_module(f"sam2_fast.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted([*globals(), *_MODULES])

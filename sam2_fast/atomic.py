@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written beside their place, then renamed."""
+"""Files that are written completely or not at all: to a temporary file, which is then renamed."""
 
 from __future__ import annotations
 
@@ -9,32 +9,34 @@ from pathlib import Path
 
 
 class PendingFile:
-    """A file in the making: write to `beside` (same directory, made if missing), then `commit` or
-    `discard`.
+    """A file to be written: write to `temporary`, then call `commit` or `discard`.
+
+    `temporary` is in the directory of the file, which is created if it is missing.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._target = Path(path)
         self._target.parent.mkdir(parents=True, exist_ok=True)
-        self.beside = self._target.with_name(f"{self._target.name}.{os.getpid()}.tmp")
+        self.temporary = self._target.with_name(f"{self._target.name}.{os.getpid()}.tmp")
 
     def commit(self) -> None:
-        """Put the file in its place, over an older one."""
-        os.replace(self.beside, self._target)
+        """Rename the temporary file to its final name; an older file is replaced."""
+        os.replace(self.temporary, self._target)
 
     def discard(self) -> None:
-        """Delete what was written; an older file at the place stays."""
-        self.beside.unlink(missing_ok=True)
+        """Delete the temporary file; an older file with the final name is not changed."""
+        self.temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields the path to write to; the file is put in place at the end, and dropped if an error
-    passes.
+    """Yields the temporary path to write to.
+
+    At the end the file gets its final name; after an error it is deleted.
     """
     pending = PendingFile(path)
     try:
-        yield pending.beside
+        yield pending.temporary
         pending.commit()
     finally:
         pending.discard()

@@ -1,4 +1,4 @@
-"""The official builders: a configuration name and weights in, a model or a predictor out."""
+"""The official builders: a model or a predictor from a configuration name and weights."""
 
 from __future__ import annotations
 
@@ -39,20 +39,21 @@ def build_sam2(
 ) -> SAM2Base:
     """The model for images (official `build_sam2`).
 
-    config_file: "tiny", "small", "base_plus", "large", an official configuration name or path, a
-        `Sam2Config`, or None to
-        read size and version off the weights. ckpt_path: a `.pt` or `.safetensors` file, or a state
-        dict; None keeps random weights, drawn from `seed` where one is given (the global generator
-        is then left alone).
-    device: None takes CUDA where there is one. dtype: torch.float32 (default), bfloat16 or float16
-        weights.
-    image_size: pixels, a multiple of 32; a shorthand for the override `++model.image_size=N`.
-    compile: leave the image encoder's trunk to `torch.compile`, which takes its time with the first
-        image of a size; by default nothing is compiled at run time.
-    prove: False runs this model's kernels on a GPU without the proof that each gives of itself
-    there, once a machine (docs/proving.md). Unknown keyword arguments are ignored with a warning;
-    those of the official builders are accepted. Raises ValueError for an unknown name or override,
-    CheckpointError for weights that do not fit.
+    config_file: "tiny", "small", "base_plus", "large", an official configuration name or path, or a
+        `Sam2Config`; None: derived from the weights.
+    ckpt_path: a `.pt` or `.safetensors` file, or a state dict; None: random weights.
+    device: None: CUDA if available, else the CPU.
+    image_size: pixels, a multiple of 32; short for the override `++model.image_size=N`.
+    dtype: of the weights, torch.float32 (default), bfloat16 or float16.
+    seed: of random weights; the global generator is then not used.
+    compile: run `torch.compile` on the trunk of the image encoder, which takes long for the first
+        image of each size; by default nothing is compiled at run time.
+    prove: False: run kernels on a GPU without proving each of them once on the machine
+        (docs/proving.md).
+    kwargs: those of the official builders are accepted without effect; unknown ones are ignored
+        with a warning.
+    Raises ValueError for an unknown name or override, and CheckpointError for weights that do not
+    fit the model.
     """
     warn_of_unknown(kwargs)
     return build_model(
@@ -87,11 +88,10 @@ def build_sam2_video_predictor(
     prove: bool = True,
     **kwargs: Any,
 ) -> SAM2VideoPredictor:
-    """The predictor for videos (official `build_sam2_video_predictor`); arguments as in
-    `build_sam2`.
+    """The predictor for videos (official `build_sam2_video_predictor`).
 
-    vos_optimized is accepted and changes nothing: on a GPU frames are replayed from recordings
-        anyway, and no path compiles at run time.
+    vos_optimized: accepted without effect; on a GPU, frames always run from CUDA graphs.
+    The other arguments are those of `build_sam2`.
     """
     warn_of_unknown(kwargs)
     return build_model(
@@ -111,8 +111,9 @@ def build_sam2_video_predictor(
 
 
 def build_sam2_hf(model_id: str, **kwargs: Any) -> SAM2Base:
-    """`build_sam2` with weights from the Hugging Face Hub (cached; HF_HUB_OFFLINE is honoured) or
-    from a local path.
+    """`build_sam2` with weights from the Hugging Face Hub or from a local path.
+
+    Downloads are cached, and HF_HUB_OFFLINE is respected.
     """
     return build_sam2(ckpt_path=download(model_id), **kwargs)
 

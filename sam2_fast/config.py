@@ -1,6 +1,4 @@
-"""The facts that tell the released models apart, and the inference options
-that change no weight.
-"""
+"""The architecture of a model, and the inference options, which change no weight."""
 
 from __future__ import annotations
 
@@ -13,11 +11,10 @@ NO_OBJECT_LOGIT = -1024.0
 
 @dataclass(frozen=True)
 class Sam2Config:
-    """Architecture of one SAM 2 model: seven facts, an image size, and the widths that a small
-    model of our own may change.
+    """Architecture of a SAM 2 model.
 
-    `image_size` is in pixels (square, a multiple of 32); grids and windows are in tokens of the
-    stage they belong to.
+    The released models differ in the first seven fields only. image_size: pixels of a side, a
+    multiple of 32. Grids and windows are in tokens of their stage.
     """
 
     embed_dim: int = 96
@@ -55,7 +52,7 @@ class Sam2Config:
 
     @property
     def grid(self) -> int:
-        """Side of the low-resolution feature map, in tokens (stride 16)."""
+        """Side of the low-resolution feature map (stride 16), in tokens."""
         return self.image_size // 16
 
     @property
@@ -82,7 +79,7 @@ PRESETS: dict[str, Sam2Config] = {
         windows=(8, 4, 16, 8),
     ),
 }
-"""The four released sizes (as version 2.1); `preset` gives the other version."""
+"""The four released sizes, in version 2.1; `preset` also returns version 2.0."""
 
 NANO = Sam2Config(
     embed_dim=56,
@@ -96,14 +93,14 @@ NANO = Sam2Config(
     decoder_mlp_dim=128,
     fuser_dim=256,
 )
-"""Our own small model, whose weights come with the package (docs/nano.md)."""
+"""A small model of this project; the package contains its weights (docs/nano.md)."""
 
 
 def preset(name: str, version: str = "2.1", image_size: int | None = None) -> Sam2Config:
-    """One of the eight released architectures, by size name ("tiny", "small", "base_plus",
-    "large"), or "nano" (version 2.1 alone).
+    """One of the eight released architectures, or "nano".
 
-    image_size: None takes that of training: 1024 pixels, of nano 256.
+    name: "tiny", "small", "base_plus", "large", or "nano" (version 2.1 only).
+    image_size: None: that of training, 1024 pixels, or 256 for nano.
     """
     known = PRESETS | {"nano": NANO}
     if name not in known:
@@ -115,8 +112,9 @@ def preset(name: str, version: str = "2.1", image_size: int | None = None) -> Sa
 
 @dataclass
 class Options:
-    """Inference choices of the official configurations, under their official names. None of them
-    changes a weight.
+    """Inference options of the official configurations, under their official names.
+
+    No option changes a weight.
     """
 
     dynamic_multimask_via_stability: bool = False
@@ -136,15 +134,18 @@ class Options:
     clear_non_cond_mem_around_input: bool = False
     add_all_frames_to_correct_as_cond: bool = False
 
-    def wants_multimask(self, num_points: int, afresh: bool) -> bool:
-        """Whether three masks are decoded: by the number of points, and whether the frame starts
-        afresh (official rule).
+    def use_multimask(self, num_points: int, is_initial: bool) -> bool:
+        """Whether three masks are decoded (official rule).
+
+        is_initial: whether the frame is decoded without memories.
         """
-        wanted = self.multimask_output_in_sam and (afresh or self.multimask_output_for_tracking)
-        return wanted and self.multimask_min_pt_num <= num_points <= self.multimask_max_pt_num
+        enabled = self.multimask_output_in_sam and (
+            is_initial or self.multimask_output_for_tracking
+        )
+        return enabled and self.multimask_min_pt_num <= num_points <= self.multimask_max_pt_num
 
     def updated(self, **changes: Any) -> Options:
-        """A copy with some options replaced; unknown names and values of another type raise."""
+        """A copy with changed options. Raises ValueError for unknown names and wrong types."""
         known = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in changes.items():
             if name not in known:
@@ -162,7 +163,7 @@ IMAGE_POSTPROCESSING: dict[str, Any] = {
     "dynamic_multimask_stability_delta": 0.05,
     "dynamic_multimask_stability_thresh": 0.98,
 }
-"""What the official builders add under `apply_postprocessing=True`."""
+"""Options that the official builders set if `apply_postprocessing` is True."""
 
 VIDEO_POSTPROCESSING: dict[str, Any] = {
     **IMAGE_POSTPROCESSING,

@@ -1,4 +1,4 @@
-"""What this machine and this build can do."""
+"""Versions, devices and kernels of this installation."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ PACKAGES = (
 
 
 def info() -> dict[str, Any]:
-    """Facts for a bug report, ready for JSON: versions, devices, compiled extension, op x backend
-    with reasons, cached weights.
+    """Facts for a bug report, as JSON values.
+
+    They are versions, devices, the compiled extension, which backends of each op can run or why
+    not, and the weights in the Hugging Face cache.
     """
     return {
         "versions": _versions(),
@@ -43,17 +45,17 @@ def info() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {
+    versions: dict[str, str | None] = {
         "sam2_fast": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            versions[name] = None
+    return versions
 
 
 def _devices() -> list[dict[str, Any]]:
@@ -79,17 +81,14 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def _extension() -> dict[str, Any]:
-    """The compiled module: whether it is there, what it was built for, and
-    what it sees of the CPU.
-    """
+    """The compiled module: whether it exists, its CUDA architectures, and the CPU's ISA."""
     try:
         module = import_module("sam2_fast._C")
     except ImportError as error:
         return {"present": False, "reason": str(error)}
-    built = list(module.cuda_architectures())
     return {
         "present": True,
-        "cuda_architectures": built,
+        "cuda_architectures": list(module.cuda_architectures()),
         "cpu_isa": module.cpu_isa(),
         "openmp": bool(getattr(module, "openmp", False)),
     }
@@ -98,8 +97,8 @@ def _extension() -> dict[str, Any]:
 def _cache() -> dict[str, Any]:
     from huggingface_hub import constants
 
-    found = {model_id: hub.cached(model_id) for model_id in hub.HF_MODEL_ID_TO_FILENAMES}
+    paths = {model_id: hub.cached(model_id) for model_id in hub.HF_MODEL_ID_TO_FILENAMES}
     return {
         "directory": str(constants.HF_HUB_CACHE),
-        "models": {key: str(path) for key, path in found.items() if path is not None},
+        "models": {key: str(path) for key, path in paths.items() if path is not None},
     }

@@ -1,3 +1,3 @@
-"""The former home of `sam2_fast.image.predictor`, kept for programs that import from it."""
+"""The former name of `sam2_fast.image.predictor`, kept for programs that import it."""
 
 from sam2_fast.image.predictor import SAM2ImagePredictor as SAM2ImagePredictor

@@ -1,3 +1,3 @@
-"""The former home of `sam2_fast.image.automatic`, kept for programs that import from it."""
+"""The former name of `sam2_fast.image.automatic`, kept for programs that import it."""
 
 from sam2_fast.image.automatic import SAM2AutomaticMaskGenerator as SAM2AutomaticMaskGenerator

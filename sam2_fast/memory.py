@@ -1,4 +1,4 @@
-"""What one object remembers: data and integer rules, no computation on tensors."""
+"""The memories of one object: data and rules on integers, without computation on tensors."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sam2_fast.types import FrameMemory, Recall
 class MemoryBank:
     """Memories of one object, by frame number.
 
-    prompted: frames with a prompt; never forgotten while the prompt stands. tracked: frames that
-    propagation passed, and `corrected` ones among them, which a later propagation keeps as the user
-    left them.
+    prompted: frames with a prompt; kept as long as the prompt exists.
+    tracked: other frames that propagation has passed.
+    corrected: those of `tracked` that the user has corrected; a later propagation keeps them.
     """
 
     prompted: dict[int, FrameMemory] = field(default_factory=dict)
@@ -23,28 +23,31 @@ class MemoryBank:
     corrected: set[int] = field(default_factory=set)
 
     def get(self, frame: int) -> FrameMemory | None:
-        """What is remembered of a frame, prompted or tracked."""
+        """The memory of a prompted or tracked frame, or None."""
         return self.prompted.get(frame) or self.tracked.get(frame)
 
     def map(self, frame: int) -> Tensor:
-        """The memory map of a frame that is remembered with one, [h * w, 64]."""
+        """The memory map of a frame, [h * w, 64]. Raises KeyError if there is none."""
         memory = self.get(frame)
         if memory is None or memory.map is None:
             raise KeyError(f"frame {frame} has no memory map")
         return memory.map
 
     def pointer(self, frame: int) -> Tensor:
-        """The object pointer of a frame that is remembered, [256]."""
+        """The object pointer of a frame, [256]. Raises KeyError if there is none."""
         memory = self.get(frame)
         if memory is None:
-            raise KeyError(f"frame {frame} is not remembered")
+            raise KeyError(f"frame {frame} has no memory")
         return memory.pointer
 
     def settled(self, frame: int) -> FrameMemory | None:
-        """A frame that propagation must not track again: prompted or corrected."""
-        return self.prompted.get(frame) or (
-            self.tracked.get(frame) if frame in self.corrected else None
-        )
+        """The memory of a frame that propagation must not track again, or None.
+
+        These are prompted and corrected frames.
+        """
+        if frame in self.corrected:
+            return self.prompted.get(frame) or self.tracked.get(frame)
+        return self.prompted.get(frame)
 
     def recall(
         self,
@@ -58,20 +61,21 @@ class MemoryBank:
     ) -> Recall:
         """Which memories frame `now` attends to when tracking in direction `step` (+1 or -1).
 
-        All prompted maps (at most `max_prompted`, the nearest), the `num_maps - 1` tracked maps
-        before `now` (every `stride`-th), and up to `num_pointers - 1` recent pointers plus those of
-        prompted frames that the direction has passed.
-        num_frames: None where unknown; it caps the pointers. Source: official
-            `_prepare_memory_conditioned_features`.
+        They are the maps of all prompted frames (at most the `max_prompted` nearest ones), the
+        `num_maps - 1` tracked maps before `now` (every `stride`-th), the pointers of prompted
+        frames up to `now` in this direction, and up to `num_pointers - 1` recent pointers.
+        num_frames: of the video, or None if unknown; it limits the number of pointers.
+        Source: official `_prepare_memory_conditioned_features`.
         """
         near = self._nearest_prompted(now, max_prompted)
         attended = set(near)
 
         def candidate(frame: int) -> FrameMemory | None:
-            memory = self.tracked.get(frame)  # tracked wins, as upstream
+            memory = self.tracked.get(frame)  # before a prompted one, as upstream
             return self.prompted.get(frame) if memory is None and frame not in attended else memory
 
-        maps, rows = list(near), [num_maps - 1] * len(near)
+        maps = list(near)
+        rows = [num_maps - 1] * len(near)
         for row in range(num_maps - 1, 0, -1):
             frame = _map_frame(now, step, row, stride)
             memory = candidate(frame)
@@ -93,24 +97,29 @@ class MemoryBank:
         )
 
     def _nearest_prompted(self, now: int, limit: int) -> list[int]:
-        """Prompted frames to attend to: all, or the nearest before, the nearest after, then by
-        distance (official `select_closest_cond_frames`)."""
+        """At most `limit` prompted frames to attend to; -1: all.
+
+        They are the nearest one before `now`, the nearest one after it, then others by distance.
+        Source: official `select_closest_cond_frames`.
+        """
         frames = list(self.prompted)
         if limit == -1 or len(frames) <= limit:
             return frames
-        before, after = [f for f in frames if f < now], [f for f in frames if f >= now]
-        chosen = [*([max(before)] if before else []), *([min(after)] if after else [])]
-        rest = sorted((f for f in frames if f not in chosen), key=lambda f: abs(f - now))
-        return chosen + rest[: limit - len(chosen)]
+        before = [f for f in frames if f < now]
+        after = [f for f in frames if f >= now]
+        nearest = [*([max(before)] if before else []), *([min(after)] if after else [])]
+        rest = sorted((f for f in frames if f not in nearest), key=lambda f: abs(f - now))
+        return nearest + rest[: limit - len(nearest)]
 
     def forget(
         self, now: int, step: int, max_map_age: int, max_pointer_age: int, both: bool
     ) -> None:
-        """Drop what no later frame can recall when tracking goes on from `now` in direction `step`.
+        """Drop memories that no later frame can recall, tracking from `now` in direction `step`.
 
-        Maps older than `max_map_age` frames and entries older than `max_pointer_age` go. both: keep
-        such windows around every prompted frame too, so that a pass in the other direction can
-        start there. Corrected frames stay.
+        max_map_age: frames after which the map and the logits of a memory are dropped.
+        max_pointer_age: frames after which a memory is dropped.
+        both: also keep the memories near every prompted frame, so that a propagation in the other
+            direction can start from there. Corrected frames are kept.
         """
         anchors = list(self.prompted) if both else []
         for frame, memory in list(self.tracked.items()):
@@ -123,23 +132,23 @@ class MemoryBank:
                 self.tracked[frame] = replace(memory, map=None, logits=None)
 
     def clear_around(self, frame: int, reach: int) -> None:
-        """Drop tracked memories within `reach` frames (official
-        `clear_non_cond_mem_around_input`).
+        """Drop tracked memories within `reach` frames of `frame`, except that of `frame`.
+
+        Source: official `clear_non_cond_mem_around_input`.
         """
         for other in [f for f in self.tracked if abs(f - frame) <= reach and f != frame]:
             del self.tracked[other]
             self.corrected.discard(other)
 
     def copy(self) -> MemoryBank:
-        """A bank that can be changed without changing this one; the memories
-        themselves are shared.
-        """
+        """A bank that can be changed independently; the memories themselves are shared."""
         return MemoryBank(dict(self.prompted), dict(self.tracked), set(self.corrected))
 
 
 def _map_frame(now: int, step: int, row: int, stride: int) -> int:
-    """The frame whose map takes temporal row `row - 1`: the last frame for row 1, then every
-    `stride`-th before it.
+    """The frame of the map with temporal row `row - 1`.
+
+    For row 1 it is the previous frame, for the next rows every `stride`-th frame before it.
     """
     if row == 1:
         return now - step

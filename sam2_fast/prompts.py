@@ -1,5 +1,6 @@
-"""Prompts as users give them (lists, arrays, tensors on any device) to tensors in model pixels,
-checked before anything is computed.
+"""Checks of prompts, and their conversion to tensors in model pixels.
+
+A prompt of a user is a list, an array or a tensor on any device.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ LABELS = (-1, 0, 1)
 
 
 def frame_number(frame_idx: Any, num_frames: int | None, name: str = "frame_idx") -> int:
-    """An integer (Python, numpy or a one-element integer tensor) in 0 .. num_frames - 1. name: the
-    argument, for errors.
+    """`frame_idx` as an int.
 
+    frame_idx: an integer of Python or numpy, or an integer tensor of one element, in
+        0 .. num_frames - 1. num_frames: None: any number from 0. name: of the argument, for errors.
     Raises TypeError for floats and booleans, IndexError outside the range.
     """
     if isinstance(frame_idx, bool):
@@ -41,13 +43,12 @@ def frame_number(frame_idx: Any, num_frames: int | None, name: str = "frame_idx"
 
 
 def as_float(name: str, values: Any) -> Tensor:
-    """A detached float32 CPU copy; ValueError for what is not numeric or not finite."""
+    """A detached float32 CPU copy. Raises ValueError for values that are not finite numbers."""
     try:
-        tensor = (
-            values.detach().to("cpu", torch.float32)
-            if isinstance(values, Tensor)
-            else torch.from_numpy(np.array(values, np.float32))
-        )
+        if isinstance(values, Tensor):
+            tensor = values.detach().to("cpu", torch.float32)
+        else:
+            tensor = torch.from_numpy(np.array(values, np.float32))
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{name}: expected numbers, got {type(values).__name__} ({error})"
@@ -60,16 +61,17 @@ def as_float(name: str, values: Any) -> Tensor:
 def click_points(points: Any, labels: Any) -> tuple[Tensor, Tensor]:
     """points [P, 2] or [1, P, 2] (x, y) and labels [P] or [1, P] -> float32 [P, 2], int32 [P].
 
-    Raises ValueError for shapes, counts and labels that make no sense.
+    Raises ValueError for invalid shapes, counts and labels.
     """
     if (points is None) != (labels is None):
-        given, absent = ("points", "labels") if labels is None else ("labels", "points")
+        present, absent = ("points", "labels") if labels is None else ("labels", "points")
         raise ValueError(
-            f"points and labels must be provided together: got {given} without {absent}"
+            f"points and labels must be provided together: got {present} without {absent}"
         )
     if points is None:
         return torch.zeros(0, 2), torch.zeros(0, dtype=torch.int32)
-    coords, kinds = as_float("points", points), as_float("labels", labels)
+    coords = as_float("points", points)
+    kinds = as_float("labels", labels)
     coords = coords[0] if coords.ndim == 3 and coords.shape[0] == 1 else coords
     kinds = kinds[0] if kinds.ndim == 2 and kinds.shape[0] == 1 else kinds
     if coords.numel() == 0:
@@ -79,8 +81,9 @@ def click_points(points: Any, labels: Any) -> tuple[Tensor, Tensor]:
 
 
 def batched_points(point_coords: Any, point_labels: Any) -> tuple[Tensor | None, Tensor | None]:
-    """point_coords [P, 2] or [B, P, 2] and point_labels [P] or [B, P] -> float32 [B, P, 2] and
-    int32 [B, P], or None for both.
+    """Points as float32 [B, P, 2] and labels as int32 [B, P], or None for both.
+
+    point_coords: [P, 2] or [B, P, 2]. point_labels: [P] or [B, P].
     """
     if point_coords is None and point_labels is None:
         return None, None
@@ -91,7 +94,8 @@ def batched_points(point_coords: Any, point_labels: Any) -> tuple[Tensor | None,
         )
     if point_coords is None:
         raise ValueError("point_coords: expected the points that point_labels label, got None")
-    coords, labels = as_float("point_coords", point_coords), as_float("point_labels", point_labels)
+    coords = as_float("point_coords", point_coords)
+    labels = as_float("point_labels", point_labels)
     if coords.numel() == 0 and coords.ndim < 3:
         coords = coords.reshape(0, 2)
         labels = labels.reshape(-1)
@@ -121,8 +125,9 @@ def _checked_labels(name: str, labels: Tensor, coords: Tensor) -> Tensor:
 
 
 def box_corners(box: Any) -> Tensor:
-    """box (x0, y0, x1, y1), [4], [1, 4] or [2, 2] -> its two corners, float32 [2, 2]. Raises
-    ValueError.
+    """box (x0, y0, x1, y1), [4], [1, 4] or [2, 2] -> its two corners, float32 [2, 2].
+
+    Raises ValueError for an invalid box.
     """
     corners = as_float("box", box)
     if corners.numel() != 4:
@@ -157,14 +162,16 @@ def _ordered_corners(corners: Tensor) -> Tensor:
     return corners
 
 
-def _warn_outside(
-    given: Sequence[Tensor], width: int, height: int, normalize: bool, stacklevel: int
+def _warn_if_outside(
+    coordinates: Sequence[Tensor], width: int, height: int, normalize: bool, stacklevel: int
 ) -> None:
-    """given: points [..., 2], in pixels where `normalize`, else fractions of the image. stacklevel:
-    from here to the library's caller.
+    """Warn of points outside the image.
+
+    coordinates: [..., 2] each, pixels if `normalize`, else fractions of the image.
+    stacklevel: from this function to the caller of the library.
     """
     extent = torch.tensor([width, height], dtype=torch.float32) if normalize else torch.ones(2)
-    if any(((points < 0) | (points > extent)).any() for points in given):
+    if any(((points < 0) | (points > extent)).any() for points in coordinates):
         message = f"a point or box lies outside the {width} x {height} image; it is used as given"
         warnings.warn(message, UserWarning, stacklevel=stacklevel + 1)
 
@@ -179,11 +186,10 @@ def to_model_points(
     normalize: bool,
     device: torch.device,
 ) -> Points:
-    """Clicks and a box of one object to model pixels: coords [1, P, 2], labels [1, P]; the box
-    comes first, labelled 2 and 3.
+    """Clicks and a box of one object in model pixels: coords [1, P, 2], labels [1, P].
 
-    normalize: coordinates are pixels of the `width` x `height` image; otherwise they are fractions
-        of it.
+    The corners of the box come first, with labels 2 and 3.
+    normalize: coordinates are pixels of the `width` x `height` image, otherwise fractions of it.
     """
     coords, kinds = click_points(points, labels)
     if box is not None:
@@ -193,22 +199,23 @@ def to_model_points(
         raise ValueError(
             "at least one of points or box must be provided as input, got no point and no box"
         )
-    _warn_outside([coords], width, height, normalize, stacklevel=4)
+    _warn_if_outside([coords], width, height, normalize, stacklevel=4)
     extent = torch.tensor([width, height], dtype=torch.float32)
     coords = coords / extent * size if normalize else coords * size
     return Points(upload(coords[None], device), upload(kinds[None], device))
 
 
 def to_model_mask(mask: Any, size: int, device: torch.device) -> Tensor:
-    """mask [H, W] of any size and numeric dtype (non-zero is object) -> [1, 1, size, size] float32
-    of 0 and 1.
+    """One object's mask as [1, 1, size, size] float32 of 0 and 1.
 
-    Another size is resized with antialiasing and thresholded at 0.5 (official `add_new_mask`).
-    Raises ValueError.
+    mask: [H, W] of any numeric dtype; non-zero is object. Another size is resized with antialiasing
+        and thresholded at 0.5 (official `add_new_mask`).
+    Raises ValueError for an invalid mask.
     """
-    tensor = (
-        mask.detach() if isinstance(mask, Tensor) else torch.from_numpy(np.ascontiguousarray(mask))
-    )
+    if isinstance(mask, Tensor):
+        tensor = mask.detach()
+    else:
+        tensor = torch.from_numpy(np.ascontiguousarray(mask))
     if tensor.ndim != 2 or 0 in tensor.shape:
         raise ValueError(
             f"mask: expected shape (H, W), got {tuple(tensor.shape)}; pass one object's mask, "
@@ -219,16 +226,14 @@ def to_model_mask(mask: Any, size: int, device: torch.device) -> Tensor:
     drawn = (upload(tensor, device) != 0)[None, None].float()
     if tensor.shape == (size, size):
         return drawn
-    return (
-        F.interpolate(
-            drawn, size=(size, size), mode="bilinear", align_corners=False, antialias=True
-        )
-        >= 0.5
-    ).float()
+    resized = F.interpolate(
+        drawn, size=(size, size), mode="bilinear", align_corners=False, antialias=True
+    )
+    return (resized >= 0.5).float()
 
 
 class ImagePrompts(NamedTuple):
-    """B prompts of one image in model pixels; None for a kind that was not given."""
+    """B prompts of one image in model pixels; fields of absent kinds are None."""
 
     coords: Tensor | None  # [B, P, 2] float32
     labels: Tensor | None  # [B, P] int32
@@ -246,11 +251,11 @@ def image_prompts(
     size: int,
     device: torch.device,
 ) -> ImagePrompts:
-    """Check prompts and bring them to model pixels. hw: (height, width) of the image; size: side of
-    the model's input, pixels.
+    """Check prompts and convert them to model pixels.
 
-    normalize: coordinates are pixels of the image, else fractions of it. Raises ValueError that
-        names the argument.
+    normalize: coordinates are pixels of the image, otherwise fractions of it.
+    hw: (height, width) of the image. size: side of the model's input, pixels.
+    Raises ValueError, which names the argument.
     """
     coords, labels = batched_points(point_coords, point_labels)
     boxes = batched_corners(box)
@@ -265,24 +270,22 @@ def image_prompts(
             f"{len(coords)} sets of points; "
             "give every box its own points as an array (B, P, 2), or call predict once per box"
         )
-    count = next((len(given) for given in (boxes, coords) if given is not None), None)
+    count = next((len(prompts) for prompts in (boxes, coords) if prompts is not None), None)
     if mask is not None and count is not None and len(mask) not in (1, count):
         raise ValueError(
             f"mask_input: expected 1 mask or one for each of {count} prompts, got {len(mask)}"
         )
-    real = [] if coords is None or labels is None else [coords[labels != -1]]  # others are padding
-    _warn_outside(
-        [*real, *([] if boxes is None else [boxes])], hw[1], hw[0], normalize, stacklevel=4
-    )
+    coordinates = [] if boxes is None else [boxes]
+    if coords is not None and labels is not None:
+        coordinates.append(coords[labels != -1])  # other points are padding
+    _warn_if_outside(coordinates, hw[1], hw[0], normalize, stacklevel=4)
     extent = torch.tensor([hw[1], hw[0]], dtype=torch.float32)
 
     def to_model(points: Tensor | None) -> Tensor | None:
         """To model pixels, in the official order of operations."""
-        return (
-            None
-            if points is None
-            else upload((points / extent if normalize else points) * size, device)
-        )
+        if points is None:
+            return None
+        return upload((points / extent if normalize else points) * size, device)
 
     return ImagePrompts(
         to_model(coords),
@@ -301,9 +304,8 @@ def _mask_logits(mask_input: Any, side: int) -> Tensor | None:
     if mask.ndim != 4 or mask.shape[1:] != (1, side, side):
         raise ValueError(
             f"mask_input: expected low-resolution logits of shape (1, {side}, {side}) or (B, 1, "
-            f"{side}, {side}), got "
-            f"{tuple(as_float('mask_input', mask_input).shape)}; pass one of the masks that "
-            f"predict returns third, e.g. low_res[i][None]"
+            f"{side}, {side}), got {tuple(as_float('mask_input', mask_input).shape)}; pass one of "
+            f"the masks that predict returns third, e.g. low_res[i][None]"
         )
     return mask
 
@@ -311,9 +313,7 @@ def _mask_logits(mask_input: Any, side: int) -> Tensor | None:
 def join_points(
     coords: Tensor | None, labels: Tensor | None, boxes: Tensor | None
 ) -> Points | None:
-    """Corners of boxes (labelled 2 and 3), then clicks: [B, P, 2] and [B, P]; None where there is
-    neither.
-    """
+    """Corners of boxes, labelled 2 and 3, then clicks: [B, P, 2] and [B, P]; or None."""
     if boxes is None:
         return None if coords is None or labels is None else Points(coords, labels)
     corners = boxes.reshape(-1, 2, 2)
@@ -324,31 +324,29 @@ def join_points(
 
 
 def stack_points(prompts: Sequence[Points]) -> Points:
-    """Prompts of different lengths as one batch: shorter ones are filled up with points that are
-    marked as not present.
+    """Prompts of different lengths as one batch.
+
+    Shorter prompts are filled up with points that are False in `present`.
     """
-    length = max(p.labels.shape[1] for p in prompts)
-    if all(p.labels.shape[1] == length for p in prompts):
-        return Points(
-            torch.cat([p.coords for p in prompts]), torch.cat([p.labels for p in prompts])
+    lengths = [p.labels.shape[1] for p in prompts]
+    longest = max(lengths)
+    if min(lengths) == longest:
+        coords = torch.cat([p.coords for p in prompts])
+        return Points(coords, torch.cat([p.labels for p in prompts]))
+    padded = []
+    for p, length in zip(prompts, lengths, strict=True):
+        gap = longest - length
+        padded.append(
+            (
+                F.pad(p.coords, (0, 0, 0, gap)),
+                F.pad(p.labels, (0, gap), value=-1),
+                F.pad(torch.ones_like(p.labels, dtype=torch.bool), (0, gap)),
+            )
         )
-    gaps = [length - p.labels.shape[1] for p in prompts]
-    coords = torch.cat(
-        [F.pad(p.coords, (0, 0, 0, gap)) for p, gap in zip(prompts, gaps, strict=True)]
-    )
-    labels = torch.cat(
-        [F.pad(p.labels, (0, gap), value=-1) for p, gap in zip(prompts, gaps, strict=True)]
-    )
-    present = torch.cat(
-        [
-            F.pad(torch.ones_like(p.labels, dtype=torch.bool), (0, gap))
-            for p, gap in zip(prompts, gaps, strict=True)
-        ]
-    )
-    return Points(coords, labels, present)
+    return Points(*map(torch.cat, zip(*padded, strict=True)))
 
 
 def rows_of(points: Points, rows: slice, device: torch.device) -> Points:
-    """Some prompts of a batch, on `device`."""
+    """The prompts `rows` of a batch, on `device`."""
     present = None if points.present is None else upload(points.present[rows], device)
     return Points(upload(points.coords[rows], device), upload(points.labels[rows], device), present)

@@ -1,7 +1,7 @@
-"""The nouns that the rooms hand to each other. Plain data: no behaviour, no imports from above.
+"""Data types that are passed between packages; plain data, which imports no other package.
 
-Sizes: S is the model's image size in pixels, h = w = S / 16 the low-resolution grid in tokens, B a
-    batch (images or objects).
+Sizes: S is the model's image size in pixels, h = w = S / 16 is the low-resolution grid in tokens, B
+is a batch of images or objects.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from torch import Tensor
 
 
 class Features(NamedTuple):
-    """Image features of B images, after the feature pyramid (and the decoder's own 1x1 projections
-    of its two fine levels).
+    """Features of B images from the feature pyramid.
+
+    The decoder's 1 x 1 projections of the two fine levels are already applied.
     """
 
     low: Tensor  # [B, 256, h, w]
@@ -28,7 +29,7 @@ class Features(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What the mask decoder says of B objects, M masks each."""
+    """Outputs of the mask decoder: M masks of each of B objects."""
 
     logits: Tensor  # [B, M, 4h, 4w] float32 mask logits
     iou: Tensor  # [B, M] predicted IoU
@@ -37,12 +38,12 @@ class Prediction(NamedTuple):
 
 
 class Points(NamedTuple):
-    """Click and box prompts of B objects in model pixels. Labels: 1 positive, 0 negative, 2 and 3
-    box corners, -1 padding.
+    """Click and box prompts of B objects in model pixels.
 
-    Padding is a token that the model was trained with and that changes the mask. Points that only
-    fill up a batch of prompts of different lengths are marked in `present` instead: nothing attends
-    to them.
+    Labels: 1 positive, 0 negative, 2 and 3 box corners, -1 padding.
+    A padding point is a token that the model was trained with, and it changes the mask. Points that
+    only fill up a batch of prompts of different lengths are False in `present`: no token attends to
+    them.
     """
 
     coords: Tensor  # [B, P, 2] float32 (x, y) in pixels of the S x S image
@@ -51,30 +52,29 @@ class Points(NamedTuple):
 
 
 class NoPoints(NamedTuple):
-    """No click and no box for any of `objects` objects: two padding points each, as the model was
-    trained with.
-    """
+    """No click and no box for `objects` objects: two padding points each, as in training."""
 
     objects: int
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What a prompt gives for one object on one frame, until it is committed to memory."""
+    """The result of a prompt for one object on one frame, until it is committed to memory."""
 
     pointer: Tensor  # [256]
     presence: Tensor  # [1] logit
     logits: Tensor  # [1, 4h, 4w] float32, holes filled
 
-    def committed(self, map: Tensor) -> FrameMemory:  # noqa: A002 - what FrameMemory calls it
+    def committed(self, map: Tensor) -> FrameMemory:  # noqa: A002 - the name in FrameMemory
         """As a memory, with the memory map [h * w, 64] that was encoded from it."""
         return FrameMemory(self.pointer, self.presence, map, self.logits)
 
 
 @dataclass(frozen=True)
 class FrameMemory:
-    """What one object remembers of one frame. `map` is None once it is too old
-    to be attended to.
+    """The memory of one object on one frame.
+
+    `map` and `logits` are None once the memory is too old to be attended to.
     """
 
     pointer: Tensor  # [256]
@@ -84,19 +84,20 @@ class FrameMemory:
 
 
 class Recall(NamedTuple):
-    """Which frames one object attends to: integers only. Rows index the temporal table; ages are in
-    frames.
+    """The frames that one object attends to, as integers.
+
+    Rows are indices into the temporal table; ages are in frames.
     """
 
     maps: tuple[int, ...]  # frame numbers, prompted ones first
-    rows: tuple[int, ...]  # one per map
+    rows: tuple[int, ...]  # one for each map
     pointers: tuple[int, ...]  # frame numbers
-    ages: tuple[int, ...]  # one per pointer, signed by direction
+    ages: tuple[int, ...]  # one for each pointer, in the direction of tracking
     longest: int  # the age that is scaled to 1
 
 
 class RecallLimits(NamedTuple):
-    """How much a frame attends to, as `MemoryBank.recall` takes it."""
+    """Limits on the memories that a frame attends to: arguments of `MemoryBank.recall`."""
 
     num_maps: int
     num_pointers: int
@@ -105,19 +106,19 @@ class RecallLimits(NamedTuple):
 
 
 class Remembered(NamedTuple):
-    """What N objects attend to on one frame, a list for each."""
+    """The memories that N objects attend to on one frame, one sequence for each object."""
 
     maps: Sequence[Sequence[Tensor]]  # [h * w, 64] each
-    rows: Sequence[Sequence[int]]  # of the temporal table, one a map
+    rows: Sequence[Sequence[int]]  # of the temporal table, one for each map
     pointers: Sequence[Sequence[Tensor]]  # [256] each
-    ages: Sequence[Sequence[int]]  # frames, one a pointer
+    ages: Sequence[Sequence[int]]  # in frames, one for each pointer
     longest: int  # the age that is scaled to 1
 
 
 class Tracked(NamedTuple):
-    """What a frame says of N objects."""
+    """The results of N objects on one tracked frame."""
 
     logits: Tensor  # [N, 1, 4h, 4w] float32
     pointer: Tensor  # [N, 256]
     presence: Tensor  # [N, 1]
-    maps: Tensor  # [N, h * w, 64] memory of this frame
+    maps: Tensor  # [N, h * w, 64] memory maps of this frame

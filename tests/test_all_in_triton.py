@@ -68,7 +68,7 @@ def in_triton() -> set[str]:
             registry._implementations[op, backend] = registry.Implementation(
                 op, backend, noted(op, implementation.run), lambda *_: None
             )
-    mask_generator._far = lambda device: True
+    mask_generator._on_accelerator = lambda device: True
     return used
 
 

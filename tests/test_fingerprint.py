@@ -118,8 +118,8 @@ def test_the_native_functions_refuse_what_they_do_not_know() -> None:
 def test_hooks_are_seen() -> None:
     m = model()
     found = Fingerprint(m)
-    assert found.hooked() is None
+    assert found.hook_reason() is None
     handle = m[2][0].register_forward_hook(lambda *_: None)
-    assert "hook" in (found.hooked() or "")
+    assert "hook" in (found.hook_reason() or "")
     handle.remove()
-    assert found.hooked() is None
+    assert found.hook_reason() is None

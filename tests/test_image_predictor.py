@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-import sam2_fast.image.predictor as module
 from sam2_fast.config import IMAGE_POSTPROCESSING, Options, Sam2Config
+from sam2_fast.image import decoding
 from sam2_fast.image.predictor import SAM2ImagePredictor
 from sam2_fast.image.transforms import SAM2Transforms
 from sam2_fast.official.base import SAM2Base
@@ -256,7 +256,7 @@ def test_a_batch_is_its_images(monkeypatch: pytest.MonkeyPatch, together: int) -
     """Prompts of any length are decoded together; errors against float64 stay those of one call per
     image.
     """
-    monkeypatch.setattr(module, "ROWS_PER_CALL", together)
+    monkeypatch.setattr(decoding, "ROWS_PER_CALL", together)
     images = [picture(i, 30 + 9 * i, 50) for i in range(4)]
     coords = [[[5, 6]], [[[7, 8]], [[9, 9]]], None, [[1, 2], [3, 4]]]
     labels = [[1], [[1], [0]], None, [1, 0]]
@@ -322,7 +322,7 @@ def test_large_results_come_in_parts(
 ) -> None:
     boxes = np.array([[i, i, 30 + i, 30] for i in range(5)])
     whole = predictor.predict(box=boxes)[0]
-    monkeypatch.setattr(module, "ELEMENTS_PER_CALL", 1)
+    monkeypatch.setattr(decoding, "ELEMENTS_PER_CALL", 1)
     assert np.array_equal(whole, predictor.predict(box=boxes)[0])
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 import sam2_fast.image.automatic as module
 from sam2_fast.compat.utils import amg
 from sam2_fast.config import IMAGE_POSTPROCESSING, Options, Sam2Config
+from sam2_fast.image import cleanup
 from sam2_fast.image.automatic import SAM2AutomaticMaskGenerator
 from sam2_fast.io.rle import decode_rle
 from sam2_fast.official.base import SAM2Base
@@ -174,7 +175,7 @@ def test_batches_change_nothing(
 ) -> None:
     """Points per batch and pixels per step bound memory and leave the masks alone."""
     whole = SAM2AutomaticMaskGenerator(model, **ALL, points_per_batch=9).generate(image)
-    monkeypatch.setattr(module, "ELEMENTS_PER_CALL", 1)
+    monkeypatch.setattr(cleanup, "ELEMENTS_PER_CALL", 1)
     parts = SAM2AutomaticMaskGenerator(model, **ALL, points_per_batch=9).generate(image)
     assert same(whole, parts)
 
@@ -343,7 +344,7 @@ def test_records_are_the_same_where_all_is_judged_on_the_device(
     )
     expected = generator.generate(pixels)
     judged = []
-    monkeypatch.setattr(module, "_far", lambda device: True)
+    monkeypatch.setattr(module, "_on_accelerator", lambda device: True)
     monkeypatch.setattr(
         module, "LOGITS_AT_ONCE", clicks * (3 if generator.multimask_output else 1) * 64 * 64
     )

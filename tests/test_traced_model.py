@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sam2_fast.model.layers import held_by
+from sam2_fast.model.layers import cached_values
 from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.ops.memory_attention.triton_kernels import memory_attention_at
 from sam2_fast.recording.cache import Graphs
@@ -160,7 +160,7 @@ def test_a_first_call_that_is_recorded_leaves_nothing_in_the_model(
     part = PARTS[name]
     fresh, other = small_predictor(), inputs(PARTS[name], 2)
     record(Module(lambda *given: part.run(fresh, *given), fresh), inputs(part, 1), other)
-    assert all(kept is None for kept in held_by(fresh))
+    assert all(kept is None for kept in cached_values(fresh))
     expected = listed(part.run(small_predictor(), *other))
     assert all(
         torch.equal(a, b) for a, b in zip(listed(part.run(fresh, *other)), expected, strict=True)

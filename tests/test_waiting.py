@@ -119,7 +119,7 @@ def test_automatic_masks_look_at_no_number_before_their_runs(
         raise CrossingError
 
     monkeypatch.setattr("sam2_fast.image.automatic.mask_postprocess", crossing)
-    monkeypatch.setattr("sam2_fast.image.automatic._far", lambda device: True)
+    monkeypatch.setattr("sam2_fast.image.automatic._on_accelerator", lambda device: True)
     # A kernel on a GPU.
     monkeypatch.setattr(
         "sam2_fast.image.automatic.nms", lambda boxes, scores, threshold, alive: alive

@@ -47,10 +47,10 @@ def public_names() -> dict[str, str]:
     """Names that `sam2_fast` itself exports -> the room that defines them."""
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     for node in tree.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOME":
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_MODULES":
             homes: dict[str, str] = ast.literal_eval(node.value)
             return {name: home.split(".")[0] for name, home in homes.items()}
-    raise RuntimeError("sam2_fast/__init__.py defines no _HOME")
+    raise RuntimeError("sam2_fast/__init__.py defines no _MODULES")
 
 
 def imported_rooms(path: Path) -> Iterator[str]:

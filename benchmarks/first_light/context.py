@@ -103,7 +103,7 @@ class Context:
         from sam2_fast.recording.cuda_graph import Recorder
 
         recorder = Recorder(self.device)
-        with recorder.turn():
+        with recorder.exclusive():
             replay: Callable[[], Any] = recorder.record(function).replay
         return replay
 

@@ -1,5 +1,6 @@
-"""Grids of clicks, overlapping crops of an image, and masks and boxes brought from a crop to its
-image (official `utils/amg.py`).
+"""Grids of clicks, overlapping crops of an image, and coordinates of crops in their image.
+
+Source: official `utils/amg.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from sam2_fast.ops.core.transfer import upload, upload_numbers
 
 
 def build_point_grid(n_per_side: int) -> npt.NDArray[np.float64]:
-    """[n * n, 2] centres (x, y) of n x n cells of the unit square, row by row."""
+    """Centres (x, y) of n x n cells of the unit square, row by row: [n * n, 2]."""
     offset = 1 / (2 * n_per_side)
     centres = np.linspace(offset, 1 - offset, n_per_side)
     x, y = np.meshgrid(centres, centres)
@@ -28,8 +29,9 @@ def build_point_grid(n_per_side: int) -> npt.NDArray[np.float64]:
 def build_all_layer_point_grids(
     n_per_side: int, n_layers: int, scale_per_layer: int
 ) -> list[npt.NDArray[np.float64]]:
-    """A grid per crop layer (0 is the whole image), each with `scale_per_layer` times fewer points
-    a side than the one before.
+    """One grid for each crop layer; layer 0 is the whole image.
+
+    Every grid has `scale_per_layer` times fewer points on a side than the previous one.
     """
     sides = [int(n_per_side / scale_per_layer**layer) for layer in range(n_layers + 1)]
     if min(sides) < 1:
@@ -43,12 +45,14 @@ def build_all_layer_point_grids(
 def generate_crop_boxes(
     im_size: Sequence[int], n_layers: int, overlap_ratio: float
 ) -> tuple[list[list[int]], list[int]]:
-    """Boxes (x0, y0, x1, y1) of the image (height, width) and of 4**i overlapping crops of layer i
-    = 1 .. n_layers, column by column;
-    and the layer of each. overlap_ratio: of the short side, for layer 1; halved with every layer.
+    """Boxes (x0, y0, x1, y1) of the image and its overlapping crops, and the layer of each.
+
+    im_size: (height, width). Layer i = 1 .. n_layers has 4**i crops, column by column.
+    overlap_ratio: overlap in layer 1 as a fraction of the short side; halved with every layer.
     """
     height, width = im_size
-    crops, layers = [[0, 0, width, height]], [0]
+    crops = [[0, 0, width, height]]
+    layers = [0]
     for layer in range(1, n_layers + 1):
         count = 2**layer
         overlap = int(overlap_ratio * min(height, width) * (2 / count))
@@ -65,27 +69,28 @@ def generate_crop_boxes(
 def is_box_near_crop_edge(
     boxes: Tensor, crop_box: Sequence[int], orig_box: Sequence[int], atol: float = 20.0
 ) -> Tensor:
-    """boxes: [N, 4] in pixels of the crop -> [N] bool: a side within `atol` pixels of a crop edge
-    that is no image edge.
+    """Whether boxes have a side near an edge of the crop that is no edge of the image: [N] bool.
+
+    boxes: [N, 4] in pixels of the crop. atol: distance that is near, in pixels.
     """
     crop, image = (upload_numbers(box, torch.float32, boxes.device) for box in (crop_box, orig_box))
-    placed = uncrop_boxes_xyxy(boxes, crop_box).float()
-    return (((placed - crop).abs() <= atol) & ~((placed - image).abs() <= atol)).any(1)
+    in_image = uncrop_boxes_xyxy(boxes, crop_box).float()
+    return (((in_image - crop).abs() <= atol) & ~((in_image - image).abs() <= atol)).any(1)
 
 
 def uncrop_boxes_xyxy(boxes: Tensor, crop_box: Sequence[int]) -> Tensor:
-    """boxes [..., 4] in pixels of a crop -> in pixels of the image."""
+    """boxes: [..., 4] in pixels of a crop -> in pixels of the image."""
     x0, y0 = crop_box[:2]
     return boxes + upload(torch.tensor([x0, y0, x0, y0]), boxes.device)
 
 
 def uncrop_points(points: Tensor, crop_box: Sequence[int]) -> Tensor:
-    """points [..., 2] in pixels of a crop -> in pixels of the image."""
+    """points: [..., 2] in pixels of a crop -> in pixels of the image."""
     return points + upload(torch.tensor(list(crop_box[:2])), points.device)
 
 
 def uncrop_masks(masks: Tensor, crop_box: Sequence[int], orig_h: int, orig_w: int) -> Tensor:
-    """masks [..., h, w] of a crop -> [..., orig_h, orig_w], 0 outside it."""
+    """masks: [..., h, w] of a crop -> [..., orig_h, orig_w], 0 outside the crop."""
     x0, y0, x1, y1 = crop_box
     if (x0, y0, x1, y1) == (0, 0, orig_w, orig_h):
         return masks

@@ -1,5 +1,6 @@
-"""Tables of masks whose columns are filtered and extended together, and what their columns hold
-(official `utils/amg.py`).
+"""Tables of masks, and conversions of their columns.
+
+Source: official `utils/amg.py`.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sam2_fast.io.rle import Rle, decode_rle
+from sam2_fast.io.rle import Rle, compress_rle, decode_rle
 from sam2_fast.ops.core.transfer import upload
 
 Column = Tensor | npt.NDArray[Any] | list[Any]
+Record = dict[str, Any]
+"""One mask as `SAM2AutomaticMaskGenerator.generate` returns it."""
 
 
 class MaskData:
-    """A table of masks: columns (tensors, arrays or lists) of equal length, filtered and extended
-    together.
+    """A table of masks: columns of equal length that are filtered and extended together.
+
+    A column is a tensor, an array or a list.
     """
 
     def __init__(self, **columns: Column) -> None:
@@ -53,23 +57,22 @@ class MaskData:
     def filter(self, keep: Tensor) -> None:
         """Keep the rows of a bool mask [N], or of int64 indices in their order."""
         rows = keep.nonzero()[:, 0] if keep.dtype == torch.bool else keep
-        numbers = rows.tolist()
+        indices = rows.tolist()
         for name, values in self._stats.items():
             if isinstance(values, Tensor):
                 self._stats[name] = values[upload(rows, values.device)]
             elif isinstance(values, np.ndarray):
-                self._stats[name] = values[np.array(numbers, dtype=np.int64)]
+                self._stats[name] = values[np.array(indices, dtype=np.int64)]
             else:
-                self._stats[name] = [values[i] for i in numbers]
+                self._stats[name] = [values[i] for i in indices]
 
     def cat(self, new_stats: MaskData) -> None:
-        """Append the rows of another table; columns that this one lacks are taken over."""
+        """Append the rows of another table; its new columns are copied."""
         for name, values in new_stats.items():
             old = self._stats.get(name)
             if old is None:
-                self._stats[name] = (
-                    list(map(copy, values)) if isinstance(values, list) else deepcopy(values)
-                )
+                is_list = isinstance(values, list)
+                self._stats[name] = list(map(copy, values)) if is_list else deepcopy(values)
             elif isinstance(values, Tensor):
                 self._stats[name] = torch.cat([torch.as_tensor(old), values])
             elif isinstance(values, np.ndarray):
@@ -78,15 +81,16 @@ class MaskData:
                 self._stats[name] = [*old, *map(copy, values)]
 
     def to_numpy(self) -> None:
-        """Tensors become float32 arrays."""
+        """Convert tensors to float32 arrays."""
         for name, values in self._stats.items():
             if isinstance(values, Tensor):
                 self._stats[name] = values.float().detach().cpu().numpy()
 
 
 def batch_iterator(batch_size: int, *args: Any) -> Iterator[list[Any]]:
-    """Slices of `batch_size` rows of every argument; the last may be shorter. Raises ValueError for
-    unequal lengths.
+    """Slices of `batch_size` rows of every argument; the last one may be shorter.
+
+    Raises ValueError for arguments of different lengths.
     """
     if batch_size < 1 or not args or any(len(a) != len(args[0]) for a in args):
         raise ValueError(
@@ -105,7 +109,7 @@ def box_xyxy_to_xywh(box_xyxy: Any) -> Any:
 
 
 def rle_to_mask(rle: Any) -> npt.NDArray[np.bool_]:
-    """Plain run lengths -> mask [H, W]. The size is the caller's own: it is not limited."""
+    """Plain run lengths -> mask [H, W] of any size."""
     return decode_rle(rle, max_pixels=max(1, rle["size"][0] * rle["size"][1]))
 
 
@@ -115,5 +119,22 @@ def area_from_rle(rle: Any) -> int:
 
 
 def plain_rle(rle: Any) -> Rle:
-    """Uncompressed run lengths with counts as a list of integers."""
+    """Uncompressed run lengths, with counts as a list of integers."""
     return {"size": [*rle["size"]], "counts": np.asarray(rle["counts"]).tolist()}
+
+
+def records_of(data: MaskData, output_mode: str) -> list[Record]:
+    """The rows of a table as dictionaries, with masks in the form of `output_mode`."""
+    encode = {"coco_rle": compress_rle, "binary_mask": rle_to_mask}.get(output_mode, plain_rle)
+    return [
+        {
+            "segmentation": encode(rle),
+            "area": area_from_rle(rle),
+            "bbox": box_xyxy_to_xywh(data["boxes"][i]).tolist(),
+            "predicted_iou": data["iou_preds"][i].item(),
+            "point_coords": [data["points"][i].tolist()],
+            "stability_score": data["stability_score"][i].item(),
+            "crop_box": box_xyxy_to_xywh(data["crop_boxes"][i]).tolist(),
+        }
+        for i, rle in enumerate(data["rles"])
+    ]

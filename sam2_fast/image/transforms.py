@@ -1,5 +1,6 @@
-"""`SAM2Transforms`: images, coordinates and masks between a picture's own size and the model's
-(official `utils/transforms.py`).
+"""`SAM2Transforms`: images, coordinates and masks between the sizes of an image and the model.
+
+Source: official `utils/transforms.py`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from sam2_fast.ops.core.transfer import upload_numbers
 
 
 class SAM2Transforms(nn.Module):
-    """Needs no torchvision. Sizes are in pixels: `resolution` is the side S of
-    the model's input.
+    """The transforms, without torchvision.
+
+    resolution: the side S of the model's input, pixels.
     """
 
     def __init__(
@@ -28,9 +30,7 @@ class SAM2Transforms(nn.Module):
         max_hole_area: float = 0.0,
         max_sprinkle_area: float = 0.0,
     ) -> None:
-        """max_hole_area, max_sprinkle_area: components of at most so many low-resolution pixels are
-        filled or removed.
-        """
+        """max_hole_area, max_sprinkle_area: pixels of the largest holes and specks to remove."""
         super().__init__()
         self.resolution = resolution
         self.mask_threshold = mask_threshold
@@ -40,9 +40,7 @@ class SAM2Transforms(nn.Module):
         self.std = list(PIXEL_STD)
 
     def __call__(self, x: Any) -> Tensor:
-        """One image, as `io.images.as_rgb` takes it -> [3, S, S] float32,
-        normalised, on the CPU.
-        """
+        """One image, as for `as_rgb`, as [3, S, S] float32, normalised, on the CPU."""
         return resize_image(as_rgb(x), self.resolution)
 
     def forward_batch(self, img_list: Sequence[Any]) -> Tensor:
@@ -52,37 +50,34 @@ class SAM2Transforms(nn.Module):
     def transform_coords(
         self, coords: Tensor, normalize: bool = False, orig_hw: tuple[int, int] | None = None
     ) -> Tensor:
-        """coords [..., 2] (x, y) -> model pixels. normalize: they are pixels of an image of
-        `orig_hw` = (height, width), else fractions of it. Raises ValueError where normalize lacks
-        orig_hw.
+        """coords: [..., 2] (x, y) -> the same shape, in model pixels.
+
+        normalize: coords are pixels of an image of size orig_hw = (height, width), otherwise
+            fractions of it. Raises ValueError if normalize is True without orig_hw.
         """
         if not normalize:
             return coords * self.resolution
         if orig_hw is None:
             raise ValueError("orig_hw: expected (height, width) with normalize=True, got None")
         height, width = orig_hw
-        return (
-            coords / upload_numbers([width, height], coords.dtype, coords.device) * self.resolution
-        )
+        size = upload_numbers([width, height], coords.dtype, coords.device)
+        return coords / size * self.resolution
 
     def transform_boxes(
         self, boxes: Tensor, normalize: bool = False, orig_hw: tuple[int, int] | None = None
     ) -> Tensor:
-        """boxes [B, 4] (x0, y0, x1, y1) -> corners [B, 2, 2] in model pixels; arguments as
-        `transform_coords`.
+        """boxes: [B, 4] (x0, y0, x1, y1) -> corners [B, 2, 2] in model pixels.
+
+        The other arguments are those of `transform_coords`.
         """
         return self.transform_coords(boxes.reshape(-1, 2, 2), normalize, orig_hw)
 
     def postprocess_masks(self, masks: Tensor, orig_hw: tuple[int, int]) -> Tensor:
-        """masks [N, M, h, w] logits -> [N, M, *orig_hw] float32: small holes filled, small specks
-        removed, then upsampled.
-        """
+        """`clean`, then upsampled: masks [N, M, h, w] logits -> [N, M, *orig_hw] float32."""
         return upsample(self.clean(masks), (int(orig_hw[0]), int(orig_hw[1])))
 
     def clean(self, masks: Tensor) -> Tensor:
-        """masks [N, M, h, w] logits -> float32, small holes filled and small specks removed, at low
-        resolution.
-        """
+        """masks: [N, M, h, w] logits -> float32, without small holes and small specks."""
         masks = masks.float()
         if self.max_hole_area > 0 or self.max_sprinkle_area > 0:
             masks = remove_holes_and_specks(

@@ -133,7 +133,7 @@ class JsonWriter:
 
     def __init__(self, path: str | os.PathLike[str], height: int, width: int) -> None:
         self._pending = PendingFile(path)
-        self._file = self._pending.beside.open("w", encoding="ascii")
+        self._file = self._pending.temporary.open("w", encoding="ascii")
         self._file.write(
             f'{{"format": "sam2_fast.masks", "version": 1, "height": {height}, "width": {width}, '
             f'"frames": ['

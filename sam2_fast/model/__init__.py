@@ -1,4 +1,4 @@
-"""The network: pure modules, no state between calls. `Sam2` is the door."""
+"""The network: modules without state between calls. `Sam2` is the whole model."""
 
 from sam2_fast.model.sam2 import Sam2
 

@@ -1,5 +1,6 @@
-"""The Hiera trunk: four stages of windowed attention blocks, a few of them global (arXiv
-2306.00989, official `hieradet.py`).
+"""The Hiera trunk: four stages of blocks with windowed attention, a few with global attention.
+
+Source: arXiv 2306.00989, official `hieradet.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: [B, 3, S, S] -> [B, S / 4, S / 4, dim]."""
-        # channels last: three times as fast in oneDNN, and the tokens come out side by side
+        # Channels last is three times as fast in oneDNN; the channels of a token are contiguous.
         return self.proj(images.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
 
 
@@ -39,13 +40,16 @@ class WindowAttention(nn.Module):
 
 
 class Block(OpModule[HieraBlockWeights]):
-    """Pre-norm attention and MLP. Where the width changes, queries and the shortcut are max-pooled
-    2 x 2.
+    """Pre-norm attention and MLP.
+
+    If `dim_out` differs from `dim`, queries and the shortcut are max-pooled 2 x 2.
     """
 
     def __init__(self, dim: int, dim_out: int, num_heads: int, window: int) -> None:
         super().__init__()
-        self.num_heads, self.window, self.pool = num_heads, window, dim != dim_out
+        self.num_heads = num_heads
+        self.window = window
+        self.pool = dim != dim_out
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = WindowAttention(dim, dim_out)
         self.norm2 = nn.LayerNorm(dim_out, eps=1e-6)
@@ -54,7 +58,7 @@ class Block(OpModule[HieraBlockWeights]):
             self.proj = nn.Linear(dim, dim_out)
 
     def gather_weights(self) -> HieraBlockWeights:
-        """What `ops.hiera_block` reads."""
+        """The weights of `ops.hiera_block`."""
         fc1, fc2 = self.mlp.layers
         return HieraBlockWeights(
             norm_of(self.norm1),
@@ -67,8 +71,9 @@ class Block(OpModule[HieraBlockWeights]):
         )
 
     def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
-        """x: [B, H, W, dim] -> [B, H', W', dim_out], H' = H / 2 where queries are pooled.
-        overwrite: x may be given up for the result.
+        """x: [B, H, W, dim] -> [B, H', W', dim_out], with H' = H / 2 if queries are pooled.
+
+        overwrite: the result may be written to the memory of x.
         """
         return hiera_block(
             x,
@@ -82,37 +87,35 @@ class Block(OpModule[HieraBlockWeights]):
 
 
 class Hiera(nn.Module):
-    """Trunk that returns the last feature map of each stage."""
+    """The trunk; it returns the last feature map of each stage."""
 
     def __init__(self, config: Sam2Config) -> None:
         super().__init__()
-        dim, heads, grid, window = (
-            config.embed_dim,
-            config.num_heads,
-            config.pos_grid,
-            config.windows[0],
-        )
+        dim = config.embed_dim
+        heads = config.num_heads
+        window = config.windows[0]
         self.patch_embed = PatchEmbed(dim)
-        self.pos_embed = nn.Parameter(torch.zeros(1, dim, *grid))
+        self.pos_embed = nn.Parameter(torch.zeros(1, dim, *config.pos_grid))
         self.pos_embed_window = nn.Parameter(torch.zeros(1, dim, window, window))
         self._position: Cache[Tensor] = Cache()
         ends = [sum(config.stages[: i + 1]) - 1 for i in range(4)]
         self.stage_ends = ends
-        blocks, stage = [], 0
+        blocks = []
+        stage = 0
         for i in range(sum(config.stages)):
-            # the first block of a stage still has the window of the stage before
+            # The first block of a stage still has the window of the previous stage.
             size = 0 if i in config.global_blocks else config.windows[stage]
             first = i - 1 in ends
             if first:
-                stage, heads = stage + 1, heads * 2
-            blocks.append(Block(dim, dim * 2 if first else dim, heads, size))
-            dim = dim * 2 if first else dim
+                stage += 1
+                heads *= 2
+            dim_out = dim * 2 if first else dim
+            blocks.append(Block(dim, dim_out, heads, size))
+            dim = dim_out
         self.blocks = nn.ModuleList(blocks)
 
     def position(self, height: int, width: int) -> Tensor:
-        """[1, height, width, dim]: a coarse grid, resized, plus a tile for the place inside a
-        window.
-        """
+        """[1, height, width, dim]: a resized coarse grid, plus one tile repeated in all windows."""
 
         def make() -> Tensor:
             coarse = F.interpolate(self.pos_embed, size=(height, width), mode="bicubic")
@@ -127,19 +130,18 @@ class Hiera(nn.Module):
         return super()._apply(fn, recurse)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """images: [B, 3, S, S] -> four maps [B, C_i, S / (4 * 2^i), S / (4 * 2^i)], channels_last
-        in memory.
+        """images: [B, 3, S, S] -> four maps [B, C_i, S / (4 * 2^i), S / (4 * 2^i)].
+
+        The maps are channels_last in memory.
         """
         x = self.patch_embed(images)
         x = x + self.position(x.shape[1], x.shape[2])
-        # Hooks may keep what they see.
-        maps, watched = (
-            [],
-            any(block._forward_hooks for block in self.blocks),
-        )
+        maps = []
+        # A forward hook may keep the tensors that it receives.
+        hooked = any(block._forward_hooks for block in self.blocks)
         for i, block in enumerate(self.blocks):
-            # All but the maps that are returned.
-            x = block(x, overwrite=not watched and i - 1 not in self.stage_ends)
+            # The maps that are returned must not be overwritten.
+            x = block(x, overwrite=not hooked and i - 1 not in self.stage_ends)
             if i in self.stage_ends:
                 maps.append(x.permute(0, 3, 1, 2))
         return maps

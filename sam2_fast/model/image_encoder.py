@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sam2_fast.config import Sam2Config
 from sam2_fast.model.hiera import Hiera
-from sam2_fast.model.layers import folded
+from sam2_fast.model.layers import fold_convolutions
 from sam2_fast.ops.core.cache import Cache
 
 
@@ -30,36 +30,36 @@ class Lateral(nn.Module):
         """x: [B, dim, H, W] -> [B, dim_out, H, W]."""
         return self.conv(x)
 
-    def through(self, outer: nn.Conv2d, x: Tensor) -> Tensor:
-        """`outer(self(x))` of another 1 x 1 convolution, as one product."""
+    def followed_by(self, outer: nn.Conv2d, x: Tensor) -> Tensor:
+        """`outer(self(x))` for another 1 x 1 convolution, as one product."""
         parameters = [*self.conv.parameters(), *outer.parameters()]
-        weight, bias = self._folded.get(lambda: folded(self.conv, outer), parameters)
+        weight, bias = self._folded.get(lambda: fold_convolutions(self.conv, outer), parameters)
         return F.conv2d(x, weight, bias)
 
 
 class FeaturePyramid(nn.Module):
-    """Lateral convolutions; only the stride-16 level takes the level below it, the two fine levels
-    stand alone.
-    """
+    """Lateral convolutions; the stride-32 level is added to the stride-16 level only."""
 
     def __init__(self, stage_dims: tuple[int, ...], dim: int) -> None:
         super().__init__()
         self.convs = nn.ModuleList(Lateral(d, dim) for d in reversed(stage_dims))
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """maps: four trunk maps, fine to coarse -> (stride 4, stride 8, stride 16), each [B, dim,
-        ., .].
+        """maps: four trunk maps, fine to coarse -> levels of stride 4, 8 and 16.
+
+        Each level is [B, dim, ., .].
         """
         _, _, mid, high = self.convs
         return high(maps[0]), mid(maps[1]), self.low(maps)
 
-    def folded(self, maps: list[Tensor], s1: nn.Conv2d, s0: nn.Conv2d) -> tuple[Tensor, Tensor]:
-        """The stride-8 level through `s1` and the stride-4 level through `s0`, each in one product
-        with its lateral convolution.
+    def projected(self, maps: list[Tensor], s1: nn.Conv2d, s0: nn.Conv2d) -> tuple[Tensor, Tensor]:
+        """`s1` of the stride-8 level and `s0` of the stride-4 level.
+
+        Each is one product together with the lateral convolution of its level.
         """
         _, _, mid, high = self.convs
         assert isinstance(mid, Lateral) and isinstance(high, Lateral)
-        return mid.through(s1, maps[1]), high.through(s0, maps[0])
+        return mid.followed_by(s1, maps[1]), high.followed_by(s0, maps[0])
 
     def low(self, maps: list[Tensor]) -> Tensor:
         """maps: four trunk maps -> the stride-16 level [B, dim, ., .]."""
@@ -70,9 +70,9 @@ class FeaturePyramid(nn.Module):
             mode="nearest",
         )
         lateral = low(maps[2])
-        return lateral + (
-            top if torch.is_autocast_enabled(top.device.type) else top.to(lateral.dtype)
-        )
+        if not torch.is_autocast_enabled(top.device.type):
+            top = top.to(lateral.dtype)
+        return lateral + top
 
 
 class ImageEncoder(nn.Module):
@@ -84,7 +84,5 @@ class ImageEncoder(nn.Module):
         self.neck = FeaturePyramid(config.stage_dims, config.hidden_dim)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """images: [B, 3, S, S] -> (high, mid, low): [B, 256, S / 4, .], [B, 256, S / 8, .], [B,
-        256, S / 16, .].
-        """
+        """images: [B, 3, S, S] -> (high, mid, low), each [B, 256, ., .] of stride 4, 8 and 16."""
         return self.neck(self.trunk(images))

@@ -1,5 +1,6 @@
-"""Layers that several parts of the model share. Parameter names are those of the official
-checkpoints.
+"""Layers that several parts of the model share.
+
+Parameters have the names of the official checkpoints.
 """
 
 from __future__ import annotations
@@ -61,8 +62,9 @@ class LayerNorm2d(nn.Module):
 
 
 class Table(nn.Module):
-    """A constant of the architecture: follows the model's device, stays float32 whatever the dtype
-    of the weights.
+    """A constant of the architecture, on the model's device.
+
+    It stays float32 if the dtype of the weights changes.
     """
 
     def __init__(self, make: Callable[[], Tensor]) -> None:
@@ -73,8 +75,8 @@ class Table(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Table:
         device = fn(self.value.new_empty(0)).device
-        made = self._make() if self.value.is_meta and device.type != "meta" else self.value
-        self.value = made.to(device)
+        value = self._make() if self.value.is_meta and device.type != "meta" else self.value
+        self.value = value.to(device)
         return self
 
     def forward(self) -> Tensor:
@@ -83,7 +85,10 @@ class Table(nn.Module):
 
 
 class OpModule(nn.Module, Generic[W]):
-    """A module whose weights one op reads: gathered and checked when they are placed or changed."""
+    """A module with the weights of one op.
+
+    They are gathered and checked on first use, and again after they were moved or changed.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,8 +103,9 @@ class OpModule(nn.Module, Generic[W]):
         raise NotImplementedError
 
     def weights(self) -> W:
-        """As `gather_weights`, matrices in the dtype of the caller's autocast; held while they stay
-        as they are.
+        """`gather_weights()`, with matrices in the dtype of the caller's autocast.
+
+        The result is cached until a weight changes.
         """
         return in_compute_dtype(self._gathered.get(self._all_modules, self.gather_weights))
 
@@ -124,16 +130,16 @@ def mlp_of(mlp: nn.Module) -> MlpWeights:
 
 @functools.cache
 def _methods(kind: type) -> frozenset[str]:
-    """Names of methods of a class and its bases, which an attribute of an instance may replace."""
+    """Names of methods of a class and its bases; an attribute of an instance may replace them."""
     return frozenset(name for name in dir(kind) if callable(getattr(kind, name)))
 
 
 def untouched(part: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling `part` runs the code of `kind` and nothing else.
+    """Whether a call of `part` runs the code of `kind` and nothing else.
 
-    Its class is exactly `kind`; it has no hook, no patched method and no compilation of its own.
-    Only then may its parameters be read in place of a call. False while torch compiles or exports:
-    its compiler follows calls.
+    Its class is exactly `kind`, and it has no hook, no replaced method and is not compiled. Only
+    then may a caller read its parameters instead of calling it. False while torch compiles or
+    exports, because these follow calls.
     """
     if torch.compiler.is_compiling() or type(part) is not kind:
         return False
@@ -147,42 +153,45 @@ def untouched(part: nn.Module, kind: type[nn.Module]) -> bool:
         part._backward_hooks,
         part._backward_pre_hooks,
     )
-    # mypy takes no class for hashable
+    # mypy does not accept a class as a hashable argument of `_methods`.
     return not any(hooks) and _methods(kind).isdisjoint(vars(part))  # type: ignore[arg-type]
 
 
 def untouched_mlp(part: nn.Module) -> bool:
-    """As `untouched`, of an `MLP` of linear layers with ReLU between and of all that is in it."""
+    """`untouched` for an `MLP` of linear layers with ReLU, and for all modules in it."""
     if not isinstance(part, MLP) or not untouched(part, MLP) or not untouched(part.act, nn.ReLU):
         return False
     return all(untouched(layer, nn.Linear) and layer.bias is not None for layer in part.layers)
 
 
-def held_by(model: nn.Module) -> list[object]:
-    """All that a model's parts hold just now: a CUDA graph has recorded the addresses, and keeps it
-    where it is.
+def cached_values(model: nn.Module) -> list[object]:
+    """All values in the caches of a model's modules.
+
+    A CUDA graph contains the addresses of such values, so they must not be freed before the graph.
     """
-    held: list[object] = []
+    values: list[object] = []
     for part in model.modules():
-        for value in vars(part).values():
-            if isinstance(value, Cache):
-                held.append(value.value)
-            elif isinstance(value, WeightsCache):
-                held += value.cached_values
-    return held
+        for attribute in vars(part).values():
+            if isinstance(attribute, Cache):
+                values.append(attribute.value)
+            elif isinstance(attribute, WeightsCache):
+                values += attribute.held
+    return values
 
 
-def folded(inner: nn.Conv2d, outer: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of `outer(inner(x))` of two 1 x 1 convolutions as one, in the dtype of
-    `outer`.
+def fold_convolutions(inner: nn.Conv2d, outer: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of one 1 x 1 convolution that computes `outer(inner(x))`.
+
+    inner, outer: 1 x 1 convolutions. The result has the dtype of `outer`.
     """
     with torch.autocast(inner.weight.device.type, enabled=False):
-        wide = torch.promote_types(inner.weight.dtype, torch.float32)
-        matrix = outer.weight.flatten(1).to(wide)
-        weight, bias = matrix @ inner.weight.flatten(1).to(wide), outer.bias
+        compute_dtype = torch.promote_types(inner.weight.dtype, torch.float32)
+        matrix = outer.weight.flatten(1).to(compute_dtype)
+        weight = matrix @ inner.weight.flatten(1).to(compute_dtype)
+        bias = outer.bias
         if inner.bias is not None:
-            shift = matrix @ inner.bias.to(wide)
-            bias = shift if bias is None else shift + bias.to(wide)
+            shift = matrix @ inner.bias.to(compute_dtype)
+            bias = shift if bias is None else shift + bias.to(compute_dtype)
     dtype = outer.weight.dtype
     return weight.to(dtype)[..., None, None], None if bias is None else bias.to(dtype)
 

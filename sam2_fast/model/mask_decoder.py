@@ -1,5 +1,6 @@
-"""Mask decoder: fused features and a prompt to masks, their quality and the object's presence
-(official `mask_decoder.py`).
+"""The mask decoder: masks, their predicted IoU and the object's presence from a prompt.
+
+Source: official `mask_decoder.py`.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from sam2_fast.types import Prediction
 NUM_MASKS = 4  # one for an unambiguous prompt, three for an ambiguous one
 
 
-class Decoded(NamedTuple):
-    """What the decoder says of B objects before one of their masks is chosen."""
+class DecoderOutput(NamedTuple):
+    """Outputs of the decoder for B objects, before masks are selected."""
 
     logits: Tensor  # [B, M, 4h, 4w]
     iou: Tensor  # [B, 4] predicted IoU of all masks
@@ -34,9 +35,7 @@ class Decoded(NamedTuple):
 
 
 class MaskDecoder(OpModule[MaskDecoderWeights]):
-    """Weights and steps of the decoder; which of the four masks are wanted is the caller's
-    argument.
-    """
+    """The decoder. Which of its four masks are computed depends on the arguments of a call."""
 
     def __init__(self, config: Sam2Config) -> None:
         super().__init__()
@@ -59,10 +58,10 @@ class MaskDecoder(OpModule[MaskDecoderWeights]):
         )
         self.iou_prediction_head = MLP(dim, 256, NUM_MASKS, 3)
         self.pred_obj_score_head = MLP(dim, dim, 1, 3)
-        self._learned: Cache[Tensor] = Cache()
+        self._output_tokens: Cache[Tensor] = Cache()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MaskDecoder:
-        self._learned.clear()
+        self._output_tokens.clear()
         super()._apply(fn, recurse)
         return self
 
@@ -78,36 +77,50 @@ class MaskDecoder(OpModule[MaskDecoderWeights]):
         options: Options,
         present: Tensor | None = None,
         best: bool = False,
-        undecided: bool = False,
-    ) -> Prediction | Decoded:
-        """low: [1 or B, dim, h, w]; position: [1, dim, h, w]; sparse: [B, P, dim]; dense: [1 or B,
-        dim, h or 1, w or 1];
-        high: [1 or B, dim / 8, 4h, 4w]; mid: [1 or B, dim / 4, 2h, 2w] -> M = 3 masks if
-            `multimask`, else 1.
-        present: [B, P] bool, which sparse tokens count (None: all). best: of three masks only that
-            of highest predicted IoU, M = 1.
-        undecided: `Decoded`, for `ops.object_heads`.
+        raw: bool = False,
+    ) -> Prediction | DecoderOutput:
+        """M = 3 masks of B objects if `multimask`, else M = 1.
+
+        low: [1 or B, dim, h, w]. mid: [1 or B, dim / 4, 2h, 2w]. high: [1 or B, dim / 8, 4h, 4w].
+        position: [1, dim, h, w]. sparse: [B, P, dim]. dense: [1 or B, dim, h or 1, w or 1].
+        present: [B, P] bool, which sparse tokens are attended to; None: all.
+        best: of three masks compute only that of highest predicted IoU, so M = 1.
+        raw: return a `DecoderOutput`, for `ops.object_heads`.
         """
         learned = [self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight]
-        first = self._learned.get(lambda: torch.cat(learned), learned)
-        sparse = sparse.to(first.dtype)
-        # [B, 6 + P, dim].
-        prompts = torch.cat([first.expand(sparse.shape[0], -1, -1), sparse], dim=1)
+        output_tokens = self._output_tokens.get(lambda: torch.cat(learned), learned)
+        sparse = sparse.to(output_tokens.dtype)
+        # [B, 6 + P, dim]
+        prompts = torch.cat([output_tokens.expand(sparse.shape[0], -1, -1), sparse], dim=1)
         if present is not None:
             present = torch.cat(
-                [present.new_ones(present.shape[0], first.shape[0]), present], dim=1
+                [present.new_ones(present.shape[0], len(output_tokens)), present], dim=1
             )
         single = not multimask and not options.dynamic_multimask_via_stability
-        which = range(1) if single else range(1, NUM_MASKS) if multimask else range(NUM_MASKS)
+        if single:
+            masks = range(1)
+        else:
+            masks = range(1 if multimask else 0, NUM_MASKS)
         image, mid, high = (x.permute(0, 2, 3, 1) for x in (low + dense, mid, high))
-        place = to_tokens(position)[0]
-        weights = self._weights_of(which)
-        heads, best = self.transformer.num_heads, best and multimask
+        image_position = to_tokens(position)[0]
+        weights = self._weights_of(masks)
+        heads = self.transformer.num_heads
+        best = best and multimask
         logits, iou, tokens = mask_decoder(
-            image, mid, high, place, prompts, present, weights, heads, 2 + which[0], 1, best
+            image,
+            mid,
+            high,
+            image_position,
+            prompts,
+            present,
+            weights,
+            heads,
+            2 + masks[0],
+            1,
+            best,
         )
-        if undecided:
-            return Decoded(logits, iou, tokens, which[0])
+        if raw:
+            return DecoderOutput(logits, iou, tokens, masks[0])
         mask_tokens = tokens[:, 2 : 2 + NUM_MASKS]
         presence = self.pred_obj_score_head(tokens[:, 0])
         if best:
@@ -122,16 +135,14 @@ class MaskDecoder(OpModule[MaskDecoderWeights]):
             return Prediction(logits, iou[:, 1:], mask_tokens[:, 1:], presence)
         if single:
             return Prediction(logits, iou[:, :1], mask_tokens[:, :1], presence)
-        delta, threshold = (
-            options.dynamic_multimask_stability_delta,
-            options.dynamic_multimask_stability_thresh,
-        )
+        delta = options.dynamic_multimask_stability_delta
+        threshold = options.dynamic_multimask_stability_thresh
         logits, iou = stable_or_best(logits, iou, delta, threshold)
-        # the pointer stays that of the single mask: training saw no other
+        # The pointer is always that of the single mask, as in training.
         return Prediction(logits, iou, mask_tokens[:, :1], presence)
 
     def gather_weights(self) -> MaskDecoderWeights:
-        """What `ops.mask_decoder` reads, with the hypernetworks of all masks."""
+        """The weights of `ops.mask_decoder`, with the hypernetworks of all masks."""
         transformer = self.transformer
         up1, up_norm, _, up2, _ = self.output_upscaling
         return MaskDecoderWeights(
@@ -146,9 +157,9 @@ class MaskDecoder(OpModule[MaskDecoderWeights]):
         )
 
     def _weights_of(self, masks: range) -> MaskDecoderWeights:
-        """What the op reads for these masks alone."""
+        """The weights of the op, with the hypernetworks of `masks` only."""
         weights = self.weights()
         if len(masks) == len(weights.masks):
             return weights
-        chosen = slice(masks.start, masks.stop)
-        return derive(weights, f"{masks}", lambda: replace(weights, masks=weights.masks[chosen]))
+        selection = slice(masks.start, masks.stop)
+        return derive(weights, f"{masks}", lambda: replace(weights, masks=weights.masks[selection]))

@@ -1,5 +1,6 @@
-"""Memory attention: the frame's features attend to themselves, then to the memories (official
-`memory_attention.py`).
+"""Memory attention: the features of a frame attend to themselves, then to the memories.
+
+Source: official `memory_attention.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from sam2_fast.ops.rope_attention import rope_table
 
 
 class RopeAttention(nn.Module):
-    """The projections around `ops.rope_attention`; one head."""
+    """The projections of an attention with one head and rotary position encoding."""
 
     def __init__(self, dim: int, kv_dim: int) -> None:
         super().__init__()
@@ -29,14 +30,15 @@ class RopeAttention(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
 
     def projections(self) -> tuple[Linear, Linear, Linear, Linear]:
-        """Of queries, keys and values, and of the output."""
+        """The layers for queries, keys, values and the output."""
         q, k, v, out = map(linear_of, (self.q_proj, self.k_proj, self.v_proj, self.out_proj))
         return q, k, v, out
 
 
 class MemoryAttentionLayer(nn.Module):
-    """Self-attention, attention to the memories (position added to the keys only), feed-forward;
-    all pre-norm.
+    """Self-attention, attention to the memories, feed-forward network; all pre-norm.
+
+    Positions of memories are added to the keys only.
     """
 
     def __init__(self, dim: int, memory_dim: int, ffn_dim: int) -> None:
@@ -50,7 +52,7 @@ class MemoryAttentionLayer(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
 
     def gather_weights(self) -> MemoryLayerWeights:
-        """What `ops.memory_attention` reads of a layer."""
+        """The weights of one layer of `ops.memory_attention`."""
         return MemoryLayerWeights(
             norm_of(self.norm1),
             *self.self_attn.projections(),
@@ -63,7 +65,7 @@ class MemoryAttentionLayer(nn.Module):
 
 
 class MemoryAttention(OpModule[MemoryAttentionWeights]):
-    """The stack of layers and its final norm; `ops.memory_attention` computes."""
+    """The weights of all layers and the final norm; `ops.memory_attention` computes."""
 
     def __init__(self, config: Sam2Config) -> None:
         super().__init__()
@@ -76,7 +78,7 @@ class MemoryAttention(OpModule[MemoryAttentionWeights]):
         self.rope = Table(partial(rope_table, dim, side))
 
     def gather_weights(self) -> MemoryAttentionWeights:
-        """What `ops.memory_attention` reads."""
+        """The weights of `ops.memory_attention`."""
         layers = tuple(layer.gather_weights() for layer in self.layers)  # type: ignore[operator]
         return MemoryAttentionWeights(layers, norm_of(self.norm))
 
@@ -86,17 +88,18 @@ class MemoryAttention(OpModule[MemoryAttentionWeights]):
         position: Tensor,
         memories: Memories | MemoryTable,
         temporal: Tensor,
-        place: Tensor,
+        memory_position: Tensor,
     ) -> Tensor:
-        """x: [1 or B, N, dim]; position: [1, N, dim]; temporal: [T, memory_dim]; place: [N,
-        memory_dim] -> [B, N, dim].
+        """Features fused with memories, [B, N, dim].
 
-        Objects of one frame share x [1, N, dim]: until they meet their memories, in the first
-            layer, they are computed once.
+        x: [1 or B, N, dim]. position: [1, N, dim].
+        temporal: [T, memory_dim]. memory_position: [N, memory_dim].
+        If all objects of a frame share x [1, N, dim], it is computed once up to the first
+        attention to memories.
         """
+        x = x + 0.1 * position
         weights = self.weights()
+        table = self.rope()
         if isinstance(memories, MemoryTable):
-            return memory_attention_at(
-                x + 0.1 * position, weights, self.rope(), memories, temporal, place
-            )
-        return memory_attention(x + 0.1 * position, weights, self.rope(), memories, temporal, place)
+            return memory_attention_at(x, weights, table, memories, temporal, memory_position)
+        return memory_attention(x, weights, table, memories, temporal, memory_position)

@@ -1,5 +1,6 @@
-"""Memory encoder: a mask and the frame's features become one memory map (official
-`memory_encoder.py`).
+"""The memory encoder: one memory map from a mask and the features of its frame.
+
+Source: official `memory_encoder.py`.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from sam2_fast.ops.memory_encoder.weights import (
     PointConvolution,
 )
 
-_EPS = 1e-6  # of all its norms
+_EPS = 1e-6  # of all norms of the encoder
 
 
 class MaskDownSampler(nn.Module):
-    """Four 3 x 3 convolutions of stride 2, each with norm and GELU, then a projection to `dim`;
-    `ops.memory_encoder` computes.
+    """Four 3 x 3 convolutions of stride 2, each with norm and GELU, then a projection to `dim`.
+
+    The module has the weights; `ops.memory_encoder` computes.
     """
 
     def __init__(self, dim: int) -> None:
@@ -45,8 +47,9 @@ class MaskDownSampler(nn.Module):
 
 
 class FuserBlock(nn.Module):
-    """ConvNeXt block: depthwise 7 x 7, norm, two pointwise layers with GELU between, layer scale;
-    `ops.memory_encoder` computes.
+    """ConvNeXt block: depthwise 7 x 7, norm, two pointwise layers with GELU, layer scale.
+
+    The module has the weights; `ops.memory_encoder` computes.
     """
 
     def __init__(self, dim: int, hidden: int) -> None:
@@ -58,7 +61,7 @@ class FuserBlock(nn.Module):
         self.gamma = nn.Parameter(1e-6 * torch.ones(dim))
 
     def gather_weights(self) -> FuserBlockWeights:
-        """What `ops.memory_encoder` reads of a block."""
+        """The weights of one block of `ops.memory_encoder`."""
         bias = self.dwconv.bias
         assert bias is not None
         depthwise = DepthwiseConvolution(self.dwconv.weight, bias)
@@ -67,7 +70,7 @@ class FuserBlock(nn.Module):
 
 
 class Fuser(nn.Module):
-    """Two blocks (the checkpoint calls them `fuser.layers`)."""
+    """Two blocks, named `fuser.layers` in the checkpoint."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -75,7 +78,7 @@ class Fuser(nn.Module):
 
 
 class MemoryEncoder(OpModule[MemoryEncoderWeights]):
-    """Projected features plus the downsampled mask, fused and narrowed to the memory's width."""
+    """Projected features plus the downsampled mask, fused and projected to `memory_dim`."""
 
     def __init__(self, config: Sam2Config) -> None:
         super().__init__()
@@ -86,13 +89,15 @@ class MemoryEncoder(OpModule[MemoryEncoderWeights]):
         self.out_proj = nn.Conv2d(dim, config.memory_dim, kernel_size=1)
 
     def forward(self, low: Tensor, logits: Tensor, binarize: bool) -> Tensor:
-        """low: [1 or B, dim, h, w] features; logits: [B, 1, ., .] of masks, any size -> [B, h * w,
-        memory_dim].
+        """Memory maps of B masks on one frame: [B, h * w, memory_dim].
+
+        low: [1 or B, dim, h, w] features. logits: [B, 1, ., .] masks of any size.
+        binarize: threshold the masks instead of computing their sigmoid.
         """
         return memory_encoder(low.permute(0, 2, 3, 1), logits[:, 0], self.weights(), binarize, _EPS)
 
     def gather_weights(self) -> MemoryEncoderWeights:
-        """What `ops.memory_encoder` reads."""
+        """The weights of `ops.memory_encoder`."""
         steps = [
             (conv.weight, conv.bias, norm_of(norm)) for conv, norm in self.mask_downsampler.steps()
         ]

@@ -1,4 +1,4 @@
-"""Object pointers: a decoder token as memory, and the place in time that each carries."""
+"""Object pointers: output tokens of the decoder as memories, and their temporal positions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from sam2_fast.model.position import sine_age
 def age_position(
     ages: Tensor, longest: int, project: nn.Linear | None, hidden_dim: int, memory_dim: int
 ) -> Tensor:
-    """ages: [B, P] frames -> [B, P, memory_dim] position of each pointer; zeros where the model has
-    no projection (2.0).
+    """ages: [B, P] frames -> [B, P, memory_dim] temporal position of each pointer.
+
+    project: None for models of version 2.0, which have no temporal positions of pointers: zeros.
     """
     if project is None:
         return ages.new_zeros(*ages.shape, memory_dim)
@@ -19,5 +20,5 @@ def age_position(
 
 
 def split_pointers(pointers: Tensor, memory_dim: int) -> Tensor:
-    """pointers: [B, P, 256] -> [B, P * 4, 64]: a pointer is as wide as four memory tokens."""
+    """pointers: [B, P, 256] -> [B, P * 4, 64], four memory tokens for each pointer."""
     return pointers.unflatten(-1, (-1, memory_dim)).flatten(1, 2)

@@ -1,6 +1,4 @@
-"""Position encodings: sine tables for feature maps and ages, random Fourier
-features for prompts.
-"""
+"""Position encodings: sine tables for feature maps and ages, Fourier features for prompts."""
 
 from __future__ import annotations
 
@@ -17,8 +15,9 @@ def _interleaved_sine(angle: Tensor) -> Tensor:
 
 
 def sine_position(channels: int, height: int, width: int, temperature: float = 10000.0) -> Tensor:
-    """[channels, height, width] float32: y in the first half of the channels, x in the second
-    (official `PositionEmbeddingSine`).
+    """[channels, height, width] float32; y in the first half of the channels, x in the second.
+
+    Source: official `PositionEmbeddingSine`.
     """
     half = channels // 2
     period = temperature ** (
@@ -49,8 +48,9 @@ def sine_age(age: Tensor, channels: int, temperature: float = 10000.0) -> Tensor
 
 
 class RandomPosition(nn.Module):
-    """Random Fourier features of a point of the unit square (official `PositionEmbeddingRandom`);
-    float32 in any model dtype.
+    """Random Fourier features of a point of the unit square, at least in float32.
+
+    Source: official `PositionEmbeddingRandom`.
     """
 
     def __init__(self, channels: int) -> None:
@@ -60,11 +60,13 @@ class RandomPosition(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RandomPosition:
         matrix = self.positional_encoding_gaussian_matrix
-        moved = fn(matrix)
-        # half precision would move every prompt; only a wider dtype is followed
-        self.positional_encoding_gaussian_matrix = (
-            moved if moved.is_meta or moved.dtype == torch.float64 else moved_float(matrix, moved)
-        )
+        converted = fn(matrix)
+        if converted.is_meta or converted.dtype == torch.float64:
+            self.positional_encoding_gaussian_matrix = converted
+        elif matrix.is_meta:  # `matrix` has no data
+            self.positional_encoding_gaussian_matrix = converted.float()
+        else:  # half precision would change the position of every prompt
+            self.positional_encoding_gaussian_matrix = matrix.to(converted.device, torch.float32)
         return self
 
     def forward(self, points: Tensor) -> Tensor:
@@ -74,15 +76,8 @@ class RandomPosition(nn.Module):
         return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
     def grid(self, side: int) -> Tensor:
-        """[1, channels, side, side]: the encoding of every token's centre."""
+        """[1, channels, side, side]: the encoding of the centre of every token."""
         matrix = self.positional_encoding_gaussian_matrix
         centre = (torch.arange(side, device=matrix.device, dtype=torch.float32) + 0.5) / side
         y, x = torch.meshgrid(centre, centre, indexing="ij")
         return self(torch.stack([x, y], dim=-1)).permute(2, 0, 1)[None]
-
-
-def moved_float(matrix: Tensor, moved: Tensor) -> Tensor:
-    """`matrix` on the device of `moved`, float32; taken from `moved` where `matrix` holds no data
-    (meta device).
-    """
-    return moved.float() if matrix.is_meta else matrix.to(device=moved.device, dtype=torch.float32)

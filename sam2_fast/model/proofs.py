@@ -1,4 +1,4 @@
-"""Whether a model's kernels must prove themselves: the model says, and its methods hold to it."""
+"""Switching off the proofs of kernels for one model."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ Result = TypeVar("Result")
 Model = TypeVar("Model", bound=Any)
 
 
-def as_asked(
+def respects_prove(
     method: Callable[Concatenate[Model, P], Result],
 ) -> Callable[Concatenate[Model, P], Result]:
-    """The method of a model; kernels run in it without a proof where `model.prove` is False."""
+    """Decorator of a model's method: kernels run without a proof if `model.prove` is False."""
 
     @functools.wraps(method)
     def run(self: Model, *args: P.args, **kwargs: P.kwargs) -> Result:
-        if self.prove or torch.compiler.is_compiling():  # a compiler sees definitions, no kernels
+        # While torch compiles, no kernel runs: it traces the references of ops.
+        if self.prove or torch.compiler.is_compiling():
             return method(self, *args, **kwargs)
         with off():
             return method(self, *args, **kwargs)

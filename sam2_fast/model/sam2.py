@@ -1,10 +1,10 @@
-"""SAM 2 as five parts and five verbs. It computes and never remembers."""
+"""SAM 2 as one module of five parts. It has no state between calls."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any, ClassVar
 
 import torch
@@ -22,13 +22,13 @@ from sam2_fast.model.layers import (
     untouched,
     untouched_mlp,
 )
-from sam2_fast.model.mask_decoder import Decoded, MaskDecoder
+from sam2_fast.model.mask_decoder import DecoderOutput, MaskDecoder
 from sam2_fast.model.memory_attention import MemoryAttention
 from sam2_fast.model.memory_encoder import MemoryEncoder
 from sam2_fast.model.object_pointer import age_position, split_pointers
 from sam2_fast.model.position import RandomPosition, sine_tokens
 from sam2_fast.model.prompt_encoder import PromptEncoder, padding_points
-from sam2_fast.model.proofs import as_asked
+from sam2_fast.model.proofs import respects_prove
 from sam2_fast.ops.core.cache import Cache, WeightsCache
 from sam2_fast.ops.core.transfer import upload_numbers
 from sam2_fast.ops.memory_attention import Memories
@@ -38,19 +38,16 @@ from sam2_fast.types import Features, NoPoints, Points, Prediction, RecallLimits
 
 
 class Sam2(nn.Module):
-    """Image encoder, memory attention, prompt encoder, mask decoder, memory encoder. Its state dict
-    is the official one.
+    """Image encoder, memory attention, prompt encoder, mask decoder and memory encoder.
 
-    S = `config.image_size` pixels, h = w = S / 16 tokens. Runs in the dtype of its weights, or in
-    the caller's autocast dtype.
+    The state dict is the official one. S = `config.image_size` pixels, h = w = S / 16 tokens. The
+    model computes in the dtype of its weights, or in the caller's autocast dtype.
     """
 
     prove: bool = True
-    """Whether kernels on a GPU must prove themselves before this model runs them; see
-    docs/proving.md.
-    """
+    """Whether kernels on a GPU must be proved before this model runs them; see docs/proving.md."""
     postprocessing: ClassVar[Mapping[str, Any]] = IMAGE_POSTPROCESSING
-    """Options that builders set under `apply_postprocessing=True`."""
+    """Options that the builders set if `apply_postprocessing` is True."""
 
     def __init__(self, config: Sam2Config, options: Options | None = None) -> None:
         super().__init__()
@@ -63,7 +60,7 @@ class Sam2(nn.Module):
         self.memory_encoder = MemoryEncoder(config)
         self.maskmem_tpos_enc = nn.Parameter(torch.zeros(config.num_maps, 1, 1, memory_dim))
         self.no_mem_embed = nn.Parameter(torch.zeros(1, 1, dim))
-        # In the checkpoints, read by no released model.
+        # Part of the checkpoints, but no released model reads it.
         self.no_mem_pos_enc = nn.Parameter(torch.zeros(1, 1, dim))
         self.no_obj_ptr = nn.Parameter(torch.zeros(1, dim))
         self.sam_prompt_encoder = PromptEncoder(config)
@@ -86,17 +83,17 @@ class Sam2(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.no_mem_embed.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the weights are stored in."""
+        """Dtype of the weights."""
         return self.no_mem_embed.dtype
 
     @property
     def recall_limits(self) -> RecallLimits:
-        """How much a frame may attend to, for `MemoryBank.recall`."""
+        """Limits on the memories that a frame attends to, for `MemoryBank.recall`."""
         options = self.options
         return RecallLimits(
             self.config.num_maps,
@@ -106,7 +103,7 @@ class Sam2(nn.Module):
         )
 
     def __repr__(self) -> str:
-        """One line; `torch.nn.Module.__repr__(model)` draws the tree of modules."""
+        """One line; `torch.nn.Module.__repr__(model)` is the tree of modules."""
         count = sum(p.numel() for p in self.parameters())
         config = self.config
         facts = (
@@ -119,22 +116,24 @@ class Sam2(nn.Module):
         )
 
     def _enter(self, x: Tensor) -> Tensor:
-        """To the weights' dtype, unless the caller's autocast decides."""
+        """x in the dtype of the weights; under autocast, x itself."""
         return x if torch.is_autocast_enabled(x.device.type) else x.to(self.dtype)
 
-    @as_asked
+    @respects_prove
     def encode_image(self, images: Tensor) -> Features:
-        """images: [B, 3, S, S] normalised -> features of each. The decoder's projections of the
-        fine levels are applied once, here, in one product with the pyramid's."""
+        """images: [B, 3, S, S], normalised -> features of B images.
+
+        The decoder's projections of the fine levels are already applied.
+        """
         neck, decoder = self.image_encoder.neck, self.sam_mask_decoder
         maps = self.image_encoder.trunk(self._enter(images))
-        return Features(neck.low(maps), *neck.folded(maps, decoder.conv_s1, decoder.conv_s0))
+        return Features(neck.low(maps), *neck.projected(maps, decoder.conv_s1, decoder.conv_s0))
 
     def without_memory(self, low: Tensor) -> Tensor:
-        """low: [B, 256, h, w] -> the same shape: what a frame that has no past is decoded from."""
+        """low: [B, 256, h, w] -> the same shape: features of a frame that attends to no memory."""
         return low + self.no_mem_embed.view(1, -1, 1, 1)
 
-    @as_asked
+    @respects_prove
     def attend(
         self,
         low: Tensor,
@@ -144,53 +143,51 @@ class Sam2(nn.Module):
         ages: Sequence[Sequence[float]],
         longest: int,
     ) -> Tensor:
-        """Fuse a frame with what B objects remember; they may remember differently much, but at
-        least a map or a pointer each.
+        """Features of a frame fused with the memories of B objects, [B, 256, h, w].
 
-        low: [1 or B, 256, h, w]; then for each object: maps [h * w, 64] and their rows of the
-        temporal table; pointers [P, 256] and their ages in frames; longest: the age that is scaled
-        to 1. Returns [B, 256, h, w].
+        low: [1 or B, 256, h, w]. Every object has at least one map or pointer:
+        maps: [h * w, 64] each. rows: of the temporal table, one for each map.
+        pointers: [P, 256] of each object. ages: in frames, one for each pointer.
+        longest: the age that is scaled to 1.
         Source: official `_prepare_memory_conditioned_features`.
         """
         dtype, memory_dim = low.dtype, self.config.memory_dim
-        split = self.config.hidden_dim // memory_dim
-        flat = upload_numbers([age for mine in ages for age in mine], torch.float32, low.device)
+        tokens_per_pointer = self.config.hidden_dim // memory_dim
+        flat_maps = list(chain.from_iterable(maps))
+        flat_ages = upload_numbers(list(chain.from_iterable(ages)), torch.float32, low.device)
         memories = Memories(
-            [m for mine in maps for m in mine],
-            list(range(sum(len(mine) for mine in maps))),
-            [row for mine in rows for row in mine],
-            [0, *accumulate(len(mine) for mine in maps)],
+            flat_maps,
+            list(range(len(flat_maps))),
+            list(chain.from_iterable(rows)),
+            [0, *accumulate(map(len, maps))],
             split_pointers(torch.cat(list(pointers)).to(dtype)[None], memory_dim)[0],
-            self.pointer_positions(flat, longest).to(dtype),
-            [0, *accumulate(split * len(mine) for mine in pointers)],
+            self.pointer_positions(flat_ages, longest).to(dtype),
+            [0, *accumulate(tokens_per_pointer * len(own) for own in pointers)],
         )
         return self.attend_at(low, memories)
 
     def pointer_positions(self, ages: Tensor, longest: int) -> Tensor:
-        """ages: [P] frames -> [P * 4, 64]: what is added to each pointer's four tokens for their
-        keys.
-        """
+        """ages: [P] frames -> [P * 4, 64]: added to the keys of each pointer's four tokens."""
         project = getattr(self, "obj_ptr_tpos_proj", None)
-        when = age_position(
-            ages[None], longest, project, self.config.hidden_dim, self.config.memory_dim
-        )[0]
-        return when.repeat_interleave(self.config.hidden_dim // self.config.memory_dim, dim=0)
+        dim, memory_dim = self.config.hidden_dim, self.config.memory_dim
+        position = age_position(ages[None], longest, project, dim, memory_dim)[0]
+        return position.repeat_interleave(dim // memory_dim, dim=0)
 
-    @as_asked
+    @respects_prove
     def attend_at(self, low: Tensor, memories: Memories | MemoryTable) -> Tensor:
-        """`attend`, for memories that lie together already. low: [1 or B, 256, h, w] -> [B, 256, h,
-        w].
-        """
+        """`attend` for arguments of the op: low [1 or B, 256, h, w] -> [B, 256, h, w]."""
         side, dtype = self.config.grid, low.dtype
         constants = self.maskmem_tpos_enc[:, 0, 0], self._memory_position(), self._image_position()
         parameters = [self.maskmem_tpos_enc, *constants[1:]]
-        temporal, place, position = self._tables.get(
+        temporal, memory_position, position = self._tables.get(
             lambda: [x.to(dtype) for x in constants], parameters, dtype
         )
-        fused = self.memory_attention(to_tokens(low), position[None], memories, temporal, place)
+        fused = self.memory_attention(
+            to_tokens(low), position[None], memories, temporal, memory_position
+        )
         return to_map(fused, side, side)
 
-    @as_asked
+    @respects_prove
     def decode(
         self,
         low: Tensor,
@@ -200,17 +197,17 @@ class Sam2(nn.Module):
         multimask: bool,
         best: bool = False,
     ) -> Prediction:
-        """Masks of B prompts. low: [1 or B, 256, h, w] fused features; hint: [B, 1, 4h, 4w] logits
-        of an earlier mask, or None.
+        """Masks of B prompts.
 
-        points None: the hint alone, without even a padding point (as `SAM2ImagePredictor` has it
-            upstream).
-        best: of three masks only that of highest predicted IoU is drawn.
+        low: [1 or B, 256, h, w] fused features.
+        points: None: only the hint, without a padding point (as in upstream's image predictor).
+        hint: [B, 1, 4h, 4w] logits of an earlier mask, or None.
+        best: of three masks compute only that of highest predicted IoU.
         """
-        found: Prediction = self._run_decoder(
-            low, features, points, hint, multimask, best, undecided=False
+        prediction: Prediction = self._run_decoder(
+            low, features, points, hint, multimask, best, raw=False
         )
-        return found._replace(logits=found.logits.float())
+        return prediction._replace(logits=prediction.logits.float())
 
     def _run_decoder(
         self,
@@ -220,12 +217,12 @@ class Sam2(nn.Module):
         hint: Tensor | None,
         multimask: bool,
         best: bool,
-        undecided: bool,
+        raw: bool,
     ) -> Any:
-        """What the mask decoder says of embedded prompts: `Prediction`, or `Decoded` if
-        `undecided`.
-        """
-        low, present, encoder = self._enter(low), None, self.sam_prompt_encoder
+        """Embed prompts and decode them: a `DecoderOutput` if `raw`, else a `Prediction`."""
+        low = self._enter(low)
+        encoder = self.sam_prompt_encoder
+        present = None
         plain = untouched(encoder, PromptEncoder) and untouched(encoder.pe_layer, RandomPosition)
         if isinstance(points, NoPoints) and not plain:  # a point of label -1 is padding, too
             points = padding_points(points.objects, low.device)
@@ -237,22 +234,21 @@ class Sam2(nn.Module):
             dense = encoder.embed_mask(hint)
         else:
             sparse, dense = encoder(points.coords, points.labels, hint)
-            if points.present is not None:  # the padding point that closes the list always counts
+            if points.present is not None:  # the appended padding point is always present
                 present = torch.cat(
                     [points.present, points.present.new_ones(points.present.shape[0], 1)], dim=1
                 )
-        # kernels for a CPU take the widest
         if plain and low.is_cuda:
             position = encoder.get_dense_pe(low.dtype)
-        else:  # kernels for a CPU take the widest
+        else:  # kernels for a CPU read float32
             position = encoder.get_dense_pe()
         maps = features.high, features.mid
         inputs = low, position, sparse, dense, *maps, multimask, self.options, present, best
-        if undecided:
-            return self.sam_mask_decoder(*inputs, undecided)
-        return self.sam_mask_decoder(*inputs)  # a replaced decoder need not know `undecided`
+        if raw:
+            return self.sam_mask_decoder(*inputs, raw)
+        return self.sam_mask_decoder(*inputs)  # a replaced decoder may have no parameter `raw`
 
-    @as_asked
+    @respects_prove
     def track(
         self,
         low: Tensor,
@@ -261,41 +257,33 @@ class Sam2(nn.Module):
         hint: Tensor | None,
         multimask: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`decode`, then the best mask, its pointer and the object's presence: [B, 1, 4h, 4w], [B,
-        256], [B, 1].
+        """`decode`, then the best mask, its pointer and presence: [B, 1, 4h, 4w], [B, 256], [B, 1].
 
-        Masks of absent objects are -1024 throughout. Source: official `_forward_sam_heads`.
+        Masks of absent objects are -1024 everywhere. Source: official `_forward_sam_heads`.
         """
-        decoder, options = self.sam_mask_decoder, self.options
+        options = self.options
         own_decode = type(self).decode is Sam2.decode and "decode" not in vars(self)
-        if own_decode and untouched(decoder, MaskDecoder) and self._heads_are_untouched():
-            whole: Decoded = self._run_decoder(
-                low, features, points, hint, multimask, True, undecided=True
-            )
-            weights = self._object_heads.get(self._head_modules, self._gather_heads)
-            stable = (
-                options.dynamic_multimask_stability_delta,
-                options.dynamic_multimask_stability_thresh,
+        if own_decode and untouched(self.sam_mask_decoder, MaskDecoder) and self._plain_heads():
+            output: DecoderOutput = self._run_decoder(
+                low, features, points, hint, multimask, True, raw=True
             )
             return object_heads(
-                whole.logits.float(),
-                whole.iou,
-                whole.tokens,
-                weights,
+                output.logits.float(),
+                output.iou,
+                output.tokens,
+                self._object_heads.get(self._head_modules, self._gather_heads),
                 self.no_obj_ptr,
-                2 + whole.first,
+                2 + output.first,
                 multimask,
-                *stable,
+                options.dynamic_multimask_stability_delta,
+                options.dynamic_multimask_stability_thresh,
                 NO_OBJECT_LOGIT,
             )
-        found = self.decode(low, features, points, hint, multimask, best=True)
-        present = found.presence > 0
-        logits = torch.where(present[:, None, None], found.logits, NO_OBJECT_LOGIT)
-        return (
-            logits,
-            mix_absent(self.obj_ptr_proj(found.tokens[:, 0]), present, self.no_obj_ptr),
-            found.presence,
-        )
+        prediction = self.decode(low, features, points, hint, multimask, best=True)
+        present = prediction.presence > 0
+        logits = torch.where(present[:, None, None], prediction.logits, NO_OBJECT_LOGIT)
+        pointer = self.obj_ptr_proj(prediction.tokens[:, 0])
+        return logits, mix_absent(pointer, present, self.no_obj_ptr), prediction.presence
 
     def _head_modules(self) -> list[nn.Module]:
         heads = self.sam_mask_decoder.pred_obj_score_head, self.obj_ptr_proj
@@ -306,17 +294,16 @@ class Sam2(nn.Module):
             mlp_of(self.sam_mask_decoder.pred_obj_score_head), mlp_of(self.obj_ptr_proj)
         )
 
-    def _heads_are_untouched(self) -> bool:
-        """Whether `object_heads` may read the weights of both heads in place of calling them."""
+    def _plain_heads(self) -> bool:
+        """Whether `object_heads` may read the weights of both heads instead of calling them."""
         head = self.sam_mask_decoder.pred_obj_score_head
         return untouched_mlp(head) and untouched_mlp(self.obj_ptr_proj)
 
-    @as_asked
+    @respects_prove
     def point_to(self, features: Features, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Take masks that the user drew: [B, 1, S, S] of 0 and 1 -> logits of +-10, pointer,
-        presence, as `track` returns them.
+        """Logits of +-10, pointer and presence, as from `track`, of masks that a user drew.
 
-        Source: official `_use_mask_as_output`.
+        mask: [B, 1, S, S] of 0 and 1. Source: official `_use_mask_as_output`.
         """
         batch = mask.shape[0]
         logits = F.interpolate(
@@ -334,22 +321,18 @@ class Sam2(nn.Module):
             multimask=False,
         )
         present = mask.flatten(1).any(1, keepdim=True)
-        return (
-            logits,
-            mix_absent(pointer, present, self.no_obj_ptr),
-            present.to(logits.dtype) * 20.0 - 10.0,
-        )
+        presence = present.to(logits.dtype) * 20.0 - 10.0
+        return logits, mix_absent(pointer, present, self.no_obj_ptr), presence
 
-    @as_asked
+    @respects_prove
     def encode_memory(
         self, low: Tensor, logits: Tensor, presence: Tensor, binarize: bool
     ) -> Tensor:
         """Memory maps of B objects on one frame: [B, h * w, 64].
 
-        low: [1 or B, 256, h, w] features before fusion; logits: [B, 1, ., .] of any size; presence:
-            [B, 1] logit;
-        binarize: threshold the mask (what a user saw and accepted) instead of its sigmoid. Source:
-            official `_encode_new_memory`.
+        low: [1 or B, 256, h, w], before fusion. logits: [B, 1, ., .]. presence: [B, 1] logit.
+        binarize: threshold the mask, as the user saw it, instead of computing its sigmoid.
+        Source: official `_encode_new_memory`.
         """
         memory = self.memory_encoder(low, logits, binarize)
         if self.config.version == "2.1":

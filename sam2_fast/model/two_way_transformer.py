@@ -1,5 +1,6 @@
-"""The decoder's transformer: prompt tokens and image tokens attend to each other (official
-`sam/transformer.py`).
+"""The decoder's transformer: prompt tokens and image tokens attend to each other.
+
+Source: official `sam/transformer.py`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,7 @@ from sam2_fast.ops.mask_decoder.weights import AttentionWeights, TwoWayLayerWeig
 
 
 class Attention(nn.Module):
-    """Projections of a multi-head attention whose inner width may be a
-    fraction of the outer one.
-    """
+    """The projections of a multi-head attention with dim / downsample inner channels."""
 
     def __init__(self, dim: int, num_heads: int, downsample: int = 1) -> None:
         super().__init__()
@@ -25,14 +24,14 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(inner, dim)
 
     def gather_weights(self) -> AttentionWeights:
-        """What `ops.mask_decoder` reads of an attention."""
+        """The weights of one attention of `ops.mask_decoder`."""
         return AttentionWeights(
             *map(linear_of, (self.q_proj, self.k_proj, self.v_proj, self.out_proj))
         )
 
 
 class TwoWayBlock(nn.Module):
-    """Tokens attend to themselves, tokens to image, MLP on tokens, image to tokens; post-norm."""
+    """Self-attention of tokens, tokens to image, MLP of tokens, image to tokens; post-norm."""
 
     def __init__(self, dim: int, num_heads: int, mlp_dim: int) -> None:
         super().__init__()
@@ -46,7 +45,7 @@ class TwoWayBlock(nn.Module):
         self.cross_attn_image_to_token = Attention(dim, num_heads, downsample=2)
 
     def gather_weights(self) -> TwoWayLayerWeights:
-        """What `ops.mask_decoder` reads of a layer."""
+        """The weights of one layer of `ops.mask_decoder`."""
         fc1, fc2 = self.mlp.layers
         return TwoWayLayerWeights(
             self.self_attn.gather_weights(),
@@ -62,7 +61,7 @@ class TwoWayBlock(nn.Module):
 
 
 class TwoWayTransformer(nn.Module):
-    """Two blocks and a last look of the tokens at the image; `ops.mask_decoder` computes."""
+    """Two blocks and a final token-to-image attention; `ops.mask_decoder` computes."""
 
     def __init__(self, dim: int, num_heads: int, mlp_dim: int) -> None:
         super().__init__()

@@ -1,6 +1,4 @@
-"""`Sam2` under the official names: the attributes and methods of `SAM2Base` that third parties
-call.
-"""
+"""`Sam2` with the attributes and methods of the official `SAM2Base` that other programs use."""
 
 from __future__ import annotations
 
@@ -13,8 +11,9 @@ from sam2_fast.official.steps import OfficialSteps
 
 
 class SAM2Base(OfficialSteps):
-    """The model with the official surface: its steps are in `official/steps.py`, its options are
-    attributes.
+    """The model with the official API.
+
+    Its steps are in `official/steps.py`, and its options are attributes.
     """
 
     num_feature_levels = 3
@@ -51,7 +50,7 @@ class SAM2Base(OfficialSteps):
 
     @property
     def num_maskmem(self) -> int:
-        """Memory maps a frame can attend to from one prompt (7)."""
+        """Temporal positions of memory maps (7): prompted frames and the last six frames."""
         return self.config.num_maps
 
     @property

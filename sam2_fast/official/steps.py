@@ -1,9 +1,8 @@
-"""The low-level steps of the official `SAM2Base`, for programs that drive the model themselves;
-written with the verbs of `Sam2`.
+"""The low-level steps of the official `SAM2Base`, for programs that call them directly.
 
-Layouts are the official ones: feature lists run fine to coarse, [H * W, B, C]; maps [B, C, H, W]; S
-is the image size in pixels, h = w = S / 16. `output_dict` holds "cond_frame_outputs" and
-"non_cond_frame_outputs", frame number -> what `track_step` returned.
+Layouts are the official ones: feature lists are ordered fine to coarse, [H * W, B, C]; maps are [B,
+C, H, W]; S is the image size in pixels, h = w = S / 16. `output_dict` has two entries,
+"cond_frame_outputs" and "non_cond_frame_outputs": frame number -> result of `track_step`.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from torch import Tensor
 
 from sam2_fast.config import NO_OBJECT_LOGIT
 from sam2_fast.masks import non_overlapping
-from sam2_fast.memory import MemoryBank
 from sam2_fast.model import Sam2
 from sam2_fast.model.position import sine_position
 from sam2_fast.model.prompt_encoder import padding_points
-from sam2_fast.ops.mask_decoder.reference import select_one
+from sam2_fast.official.memories import bank_of, recalled_maps, recalled_pointers
+from sam2_fast.ops.mask_decoder.reference import taken
 from sam2_fast.ops.object_heads import mix_absent
-from sam2_fast.types import Features, FrameMemory, Points
+from sam2_fast.types import Features, Points
 
 NO_OBJ_SCORE = NO_OBJECT_LOGIT
 """Mask logit of an absent object, under its official name."""
@@ -32,30 +31,24 @@ PointInputs = Mapping[str, Tensor]
 """{"point_coords": [B, P, 2] in model pixels, "point_labels": [B, P]}."""
 
 SamOutputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-"""Low-resolution masks [B, M, S/4, S/4], high-resolution ones [B, M, S, S], IoU [B, M], the best
-mask at both sizes (M = 1), pointer
-[B, 256], presence logit [B, 1]."""
+"""Outputs of `_forward_sam_heads`.
+
+Low-resolution masks [B, M, S/4, S/4], high-resolution masks [B, M, S, S], IoU [B, M], the best mask
+at both sizes (M = 1), pointer [B, 256], presence logit [B, 1].
+"""
 
 
 class OfficialSteps(Sam2):
-    """`track_step` and what it is made of. The model remembers nothing: memories travel in
-    `output_dict`.
-    """
+    """`track_step` and its parts. The model has no state: memories are passed in `output_dict`."""
 
     def forward_image(self, img_batch: Tensor) -> dict[str, Any]:
-        """img_batch: [B, 3, S, S] -> official `backbone_out`: three levels and their position
-        encodings, fine to coarse.
-        """
+        """img_batch: [B, 3, S, S] -> official `backbone_out`: levels and positions, fine first."""
         features = self.encode_image(img_batch)
         levels = [features.high, features.mid, features.low]
-        dim = self.config.hidden_dim
-        positions = [
-            sine_position(dim, *x.shape[-2:])
-            .to(x.device)
-            .expand(x.shape[0], -1, -1, -1)
-            .to(x.dtype)
-            for x in levels
-        ]
+        positions = []
+        for level in levels:
+            position = sine_position(self.config.hidden_dim, *level.shape[-2:]).to(level.device)
+            positions.append(position.expand(len(level), -1, -1, -1).to(level.dtype))
         return {
             "vision_features": features.low,
             "vision_pos_enc": positions,
@@ -65,10 +58,12 @@ class OfficialSteps(Sam2):
     def _prepare_backbone_features(
         self, backbone_out: dict[str, Any]
     ) -> tuple[dict[str, Any], list[Tensor], list[Tensor], list[tuple]]:
-        """Flatten `backbone_out` to (itself, features [H * W, B, C], positions [H * W, B, C], sizes
-        (H, W)), a list entry a level.
+        """A copy of `backbone_out`, then lists of features, positions and sizes of the levels.
+
+        Features and positions are [H * W, B, C], sizes are (H, W).
         """
-        maps, positions = backbone_out["backbone_fpn"][-3:], backbone_out["vision_pos_enc"][-3:]
+        maps = backbone_out["backbone_fpn"][-3:]
+        positions = backbone_out["vision_pos_enc"][-3:]
         sizes = [tuple(x.shape[-2:]) for x in positions]
         return (
             backbone_out.copy(),
@@ -78,11 +73,9 @@ class OfficialSteps(Sam2):
         )
 
     def _use_multimask(self, is_init_cond_frame: bool, point_inputs: PointInputs | None) -> bool:
-        """Whether three masks are decoded: by the number of points, and whether the frame starts
-        afresh.
-        """
+        """Whether three masks are decoded."""
         count = 0 if point_inputs is None else point_inputs["point_labels"].shape[1]
-        return self.options.wants_multimask(count, is_init_cond_frame)
+        return self.options.use_multimask(count, is_init_cond_frame)
 
     def _forward_sam_heads(
         self,
@@ -92,9 +85,10 @@ class OfficialSteps(Sam2):
         high_res_features: Sequence[Tensor] | None = None,
         multimask_output: bool = False,
     ) -> SamOutputs:
-        """Decode prompts of B objects: backbone_features [B, 256, h, w] fused; mask_inputs [B, 1,
-        ., .] of any size, brought to the decoder's; high_res_features: maps of S / 4 and S / 8.
-        Raises ValueError without high_res_features.
+        """Decode prompts of B objects.
+
+        backbone_features: [B, 256, h, w], fused. mask_inputs: [B, 1, ., .] of any size.
+        high_res_features: maps of S / 4 and S / 8. Raises ValueError if they are None.
         """
         batch = backbone_features.shape[0]
         features = _features(backbone_features, high_res_features)
@@ -102,25 +96,23 @@ class OfficialSteps(Sam2):
             points = padding_points(batch, backbone_features.device)
         else:
             points = Points(point_inputs["point_coords"], point_inputs["point_labels"])
-        found = self.decode(
-            backbone_features, features, points, self._as_hint(mask_inputs), multimask_output
+        prediction = self.decode(
+            backbone_features, features, points, self._resize_hint(mask_inputs), multimask_output
         )
-        present = found.presence > 0
-        low = torch.where(present[:, None, None], found.logits, NO_OBJ_SCORE)
+        present = prediction.presence > 0
+        low = torch.where(present[:, None, None], prediction.logits, NO_OBJ_SCORE)
         size = self.config.image_size
         high = F.interpolate(low, size=(size, size), mode="bilinear", align_corners=False)
-        best_low, best_high, token = low, high, found.tokens[:, 0]
+        best_low, best_high, token = low, high, prediction.tokens[:, 0]
         if multimask_output:
-            best = found.iou.argmax(-1)
-            best_low, best_high, token = (
-                select_one(low, best),
-                select_one(high, best),
-                select_one(found.tokens, best)[:, 0],
-            )
+            best = prediction.iou.argmax(-1)
+            best_low = taken(low, best)
+            best_high = taken(high, best)
+            token = taken(prediction.tokens, best)[:, 0]
         pointer = mix_absent(self.obj_ptr_proj(token), present, self.no_obj_ptr)
-        return low, high, found.iou, best_low, best_high, pointer, found.presence
+        return low, high, prediction.iou, best_low, best_high, pointer, prediction.presence
 
-    def _as_hint(self, mask: Tensor | None) -> Tensor | None:
+    def _resize_hint(self, mask: Tensor | None) -> Tensor | None:
         side = self.config.image_size // 4
         if mask is None or tuple(mask.shape[-2:]) == (side, side):
             return mask
@@ -134,8 +126,9 @@ class OfficialSteps(Sam2):
         high_res_features: Sequence[Tensor] | None,
         mask_inputs: Tensor,
     ) -> SamOutputs:
-        """Masks that a user drew, [B, 1, S, S] of 0 and 1, as the result: logits of +-10, IoU 1,
-        and a pointer from the decoder.
+        """Masks that a user drew as the result: logits of +-10, IoU 1, and a decoded pointer.
+
+        mask_inputs: [B, 1, S, S] of 0 and 1.
         """
         mask = mask_inputs.float()
         low, pointer, presence = self.point_to(
@@ -155,43 +148,27 @@ class OfficialSteps(Sam2):
         num_frames: int | None,
         track_in_reverse: bool = False,
     ) -> Tensor:
-        """[B, 256, h, w]: the coarsest features fused with the memories in `output_dict`, or, on a
-        frame that starts afresh, with the no-memory embedding. num_frames: None where unknown.
-        Raises ValueError where no frame was prompted.
+        """The coarsest features fused with the memories in `output_dict`: [B, 256, h, w].
+
+        is_init_cond_frame: add the no-memory embedding instead of attending to memories.
+        num_frames: None if unknown. Raises ValueError if no frame was prompted.
         """
         low = _as_map(current_vision_feats[-1], feat_sizes[-1])
         if is_init_cond_frame:
             return self.without_memory(low)
-        cond, non_cond = (
-            {t: _memory(out) for t, out in output_dict[kind].items()} for kind in _KINDS
-        )
-        bank = MemoryBank(cond, non_cond)
-        if not bank.prompted:
-            raise ValueError(
-                "output_dict: expected at least one frame in 'cond_frame_outputs', got none"
-            )
+        bank = bank_of(output_dict)
         limits = self.recall_limits._replace(stride=1) if self.training else self.recall_limits
         recall = bank.recall(frame_idx, -1 if track_in_reverse else 1, num_frames, *limits)
-        batch, device = low.shape[0], low.device
-        # the oldest temporal row is the prompted frames', which come first; a frame may also be
-        # tracked, and then counts twice
-        prompted = [
-            t
-            for t, row in zip(recall.maps, recall.rows, strict=True)
-            if row == self.config.num_maps - 1
-        ]
-        passed = [t for t in prompted if (t >= frame_idx if track_in_reverse else t <= frame_idx)]
-        maps = [_map(m).to(device) for m in _look_up(bank, recall.maps, len(prompted))]
-        pointers = [m.pointer.to(device) for m in _look_up(bank, recall.pointers, len(passed))]
-        stacked = (
-            torch.stack(pointers, 1)
-            if pointers
-            else low.new_zeros(batch, 0, self.config.hidden_dim)
-        )
-        of_each = [[m[i] for m in maps] for i in range(batch)]
+        batch, num_maps = low.shape[0], self.config.num_maps
+        maps = [m.to(low.device) for m in recalled_maps(bank, recall, num_maps)]
+        pointers = recalled_pointers(bank, recall, num_maps, frame_idx, track_in_reverse)
+        if pointers:
+            stacked = torch.stack([p.to(low.device) for p in pointers], 1)
+        else:
+            stacked = low.new_zeros(batch, 0, self.config.hidden_dim)
         return self.attend(
             low,
-            of_each,
+            [[m[i] for m in maps] for i in range(batch)],
             [recall.rows] * batch,
             list(stacked),
             [recall.ages] * batch,
@@ -206,7 +183,7 @@ class OfficialSteps(Sam2):
         object_score_logits: Tensor,
         is_mask_from_pts: bool,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Memory [B, 64, h, w] of masks [B, 1, S, S] logits, and its position encoding."""
+        """Memory maps [B, 64, h, w] of masks [B, 1, S, S] logits, and their position encoding."""
         low = _as_map(current_vision_feats[-1], feat_sizes[-1])
         masks = pred_masks_high_res
         if self.options.non_overlap_masks_for_mem_enc and not self.training:
@@ -234,8 +211,9 @@ class OfficialSteps(Sam2):
         object_score_logits: Tensor,
         current_out: dict[str, Any],
     ) -> None:
-        """Put "maskmem_features" and "maskmem_pos_enc" into `current_out`; None where
-        run_mem_encoder is False.
+        """Add "maskmem_features" and "maskmem_pos_enc" to `current_out`.
+
+        Both are None if run_mem_encoder is False.
         """
         current_out["maskmem_features"] = current_out["maskmem_pos_enc"] = None
         if run_mem_encoder:
@@ -250,7 +228,7 @@ class OfficialSteps(Sam2):
             )
 
     def _apply_non_overlapping_constraints(self, pred_masks: Tensor) -> Tensor:
-        """pred_masks: [B, 1, H, W]; see `masks.non_overlapping`."""
+        """`masks.non_overlapping` of pred_masks [B, 1, H, W]."""
         return non_overlapping(pred_masks)
 
     def _track_step(
@@ -267,8 +245,10 @@ class OfficialSteps(Sam2):
         track_in_reverse: bool,
         prev_sam_mask_logits: Tensor | None,
     ) -> tuple[dict[str, Any], SamOutputs, list[Tensor], Tensor]:
-        """One frame up to its masks: (the inputs as a dictionary, outputs, fine feature maps, fused
-        features).
+        """One frame without its memory.
+
+        Returns the inputs as a dictionary, the outputs, the fine feature maps and the features that
+        were decoded.
         """
         current_out: dict[str, Any] = {"point_inputs": point_inputs, "mask_inputs": mask_inputs}
         fine = [
@@ -293,12 +273,10 @@ class OfficialSteps(Sam2):
             track_in_reverse,
         )
         multimask = self._use_multimask(is_init_cond_frame, point_inputs)
-        return (
-            current_out,
-            self._forward_sam_heads(fused, point_inputs, prev_sam_mask_logits, fine, multimask),
-            fine,
-            fused,
+        outputs = self._forward_sam_heads(
+            fused, point_inputs, prev_sam_mask_logits, fine, multimask
         )
+        return current_out, outputs, fine, fused
 
     def track_step(
         self,
@@ -315,12 +293,11 @@ class OfficialSteps(Sam2):
         run_mem_encoder: bool = True,
         prev_sam_mask_logits: Tensor | None = None,
     ) -> dict[str, Any]:
-        """One frame of B objects, as the official predictor has it. The caller stores the result in
-        `output_dict`.
+        """One frame of B objects; the caller stores the result in `output_dict`.
 
         Keys: point_inputs, mask_inputs, pred_masks [B, 1, S/4, S/4], pred_masks_high_res [B, 1, S,
         S], obj_ptr [B, 256], object_score_logits [B, 1], maskmem_features [B, 64, h, w] and
-        maskmem_pos_enc (None without run_mem_encoder).
+        maskmem_pos_enc (both None without run_mem_encoder).
         """
         current_out, outputs, _, _ = self._track_step(
             frame_idx,
@@ -349,31 +326,6 @@ class OfficialSteps(Sam2):
             current_out,
         )
         return current_out
-
-
-_KINDS = ("cond_frame_outputs", "non_cond_frame_outputs")
-
-
-def _memory(out: Any) -> FrameMemory:
-    """An official frame output, B objects, as a memory: pointer [B, 256], map [B, h * w, 64]."""
-    features = out["maskmem_features"]
-    flat = None if features is None else features.flatten(2).transpose(1, 2)
-    return FrameMemory(out["obj_ptr"], out.get("object_score_logits"), flat)
-
-
-def _look_up(bank: MemoryBank, frames: Sequence[int], prompted: int) -> list[FrameMemory]:
-    """The memories of frames, of which the first `prompted` are meant as prompted ones."""
-    tracked = {**bank.prompted, **bank.tracked}
-    return [bank.prompted[t] if i < prompted else tracked[t] for i, t in enumerate(frames)]
-
-
-def _map(memory: FrameMemory) -> Tensor:
-    if memory.map is None:
-        raise ValueError(
-            "output_dict: a frame to attend to has no maskmem_features; run track_step with "
-            "run_mem_encoder=True"
-        )
-    return memory.map
 
 
 def _as_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,1 +1,1 @@
-"""CUDA graphs of a model's work: captured, kept while they hold, replayed."""
+"""CUDA graphs of a model's work: captured, cached while the model is unchanged, and replayed."""

@@ -1,5 +1,6 @@
-"""Work on a GPU that is recorded once as a CUDA graph and replayed: one launch for the host instead
-of hundreds.
+"""CUDA graphs: work on a GPU that is captured once and replayed.
+
+A replay is one launch for the host instead of hundreds.
 """
 
 from __future__ import annotations
@@ -18,14 +19,19 @@ from sam2_fast.proving.device import exclusive, reason_of
 
 Result = TypeVar("Result")
 
-WARM_UP = 2
-"""Runs before a recording: kernels are compiled and loaded, libraries make their choices and take
-their workspaces.
+WARM_UP_RUNS = 2
+"""Runs before a capture.
+
+In these runs kernels are compiled and loaded, and libraries select algorithms and allocate their
+workspaces.
 """
 
-_ABANDONED: list[torch.cuda.CUDAGraph] = []
-"""Graphs whose capture failed. The allocator may keep a callback that refers to the graph object,
-so it must not be freed; after `reset` it holds no memory of the device."""
+_FAILED_GRAPHS: list[torch.cuda.CUDAGraph] = []
+"""Graphs of failed captures.
+
+The allocator may keep a callback that refers to the graph object, so the object must not be freed.
+After `reset` it holds no memory of the device.
+"""
 
 
 class CaptureError(RuntimeError):
@@ -33,24 +39,29 @@ class CaptureError(RuntimeError):
 
 
 def capture_errors() -> tuple[type[Exception], ...]:
-    """What torch and Triton raise where work cannot run or cannot be captured."""
-    triton = sys.modules.get("triton.errors")  # not imported: no kernel of it can have failed
+    """Classes of the errors that torch and Triton raise if work cannot run or be captured."""
+    triton = sys.modules.get("triton.errors")  # if it was never imported, no kernel of it can fail
     return (RuntimeError,) if triton is None else (RuntimeError, triton.TritonError)
 
 
-class Recording(Generic[Result]):
-    """One function as a graph. `result` is what it returned: tensors that every replay writes
+class CapturedGraph(Generic[Result]):
+    """One function as a CUDA graph.
+
+    `result` is what the function returned during the capture: tensors that every replay writes
     again.
     """
 
     def __init__(self, run: Callable[[], Result], stream: torch.cuda.Stream, pool: Any) -> None:
-        """run: reads and writes tensors that stay where they are, and looks at no number of the
-        device. Records on `stream`, which waits for the device. What `run` or torch raises passes
-        through; the capture is ended then and the current stream is what it was."""
+        """Warm up, then capture `run` on `stream`; this waits for the device.
+
+        run: reads and writes tensors at fixed addresses, without any host synchronisation.
+        Errors of `run` and of torch are passed on. After an error the capture has ended and the
+        current stream is the same as before.
+        """
         device = stream.device
         kind = device.type
-        # casts that the caller's autocast keeps until it ends must not be part of what is replayed
-        # later
+        # The caller's autocast caches cast weights until it exits. The graph is replayed later and
+        # must not read them.
         casts = torch.autocast(
             kind,
             torch.get_autocast_dtype(kind),
@@ -60,35 +71,37 @@ class Recording(Generic[Result]):
         with exclusive(), casts, torch.cuda.device(device):
             _warm_up(run, stream)
             self._graph = torch.cuda.CUDAGraph()
-            self.result = _capture(self._graph, run, stream, pool)
+            self.result = _capture_on(stream, self._graph, run, pool)
 
     def replay(self) -> Result:
-        """Enqueue all of it on the current stream."""
+        """Enqueue the captured work on the current stream."""
         self._graph.replay()
         return self.result
 
 
 def _warm_up(run: Callable[[], Any], stream: torch.cuda.Stream) -> None:
-    here = torch.cuda.current_stream(stream.device)
-    stream.wait_stream(here)
+    current = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(current)
     try:
         with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
+            for _ in range(WARM_UP_RUNS):
                 run()
-    # after a failure, too: what `run` writes to may be freed and used again on this stream
+    # Also after a failure: the tensors that `run` writes may be freed, and their memory used again
+    # on the current stream.
     finally:
-        here.wait_stream(stream)
+        current.wait_stream(stream)
 
 
-def _capture(
+def _capture_on(
+    stream: torch.cuda.Stream,
     graph: torch.cuda.CUDAGraph,
     run: Callable[[], Result],
-    stream: torch.cuda.Stream,
     pool: Any,
 ) -> Result:
     scope = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
     try:
-        # `scope` leaves its stream the current one where beginning or ending the capture raises
+        # If beginning or ending the capture raises, `scope` does not restore the current stream.
+        # The outer context does.
         with torch.cuda.stream(stream), scope:
             return run()
     except BaseException:
@@ -97,54 +110,57 @@ def _capture(
 
 
 def _abandon(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:
-    """Undo what a failed capture has left behind."""
-    _ABANDONED.append(graph)
+    """Undo the side effects of a failed capture."""
+    _FAILED_GRAPHS.append(graph)
     graph.reset()
-    # Where `capture_end` raises, some versions of torch leave the allocator believing that the
-    # capture goes on, and then memory that several streams used is never free again. Others say
-    # "not currently recording".
+    # If `capture_end` raises, the allocator of some versions of torch stays in capture mode, and
+    # memory that several streams used is never freed. In other versions the call below raises "not
+    # currently recording".
     with suppress(RuntimeError):
         torch._C._cuda_endAllocateToPool(device.index, pool)
 
 
 class Recorder:
-    """Makes recordings that share scratch memory, and lets one of them run at a time, whichever
-    thread or stream asks.
+    """Captures CUDA graphs that share scratch memory, and runs one of them at a time.
 
-    What one recording returns may lie where another has its scratch: results are copied before the
-        turn ends.
+    The result of one graph may lie in the scratch memory of another one. Copy results inside
+    `exclusive`.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        # One for all recordings: libraries keep a workspace for each stream.
+        # One stream for all captures: libraries allocate a workspace for each stream.
         self._stream = torch.cuda.Stream(device)
         self._pool: Any = None
-        self._living: weakref.WeakSet[Recording[Any]] = weakref.WeakSet()  # recordings in `_pool`
+        # Graphs that use `_pool`.
+        self._live_graphs: weakref.WeakSet[CapturedGraph[Any]] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._done = torch.cuda.Event()
 
-    def record(self, run: Callable[[], Result]) -> Recording[Result]:
-        """`run` as a graph; call it inside `turn`. What `run`, torch or Triton raises passes
-        through.
+    def record(self, run: Callable[[], Result]) -> CapturedGraph[Result]:
+        """`run` as a CUDA graph; call it inside `exclusive`.
+
+        Errors of `run`, torch and Triton are passed on.
         """
-        if not self._living:
-            # The id of a pool is valid while a graph of it lives: torch asserts so when a capture
-            # begins, except where `empty_cache` happens to have removed the pool, which one live
-            # tensor prevents.
+        if not self._live_graphs:
+            # The id of a pool is only valid while a graph uses the pool. Torch asserts this when a
+            # capture begins, unless `empty_cache` has removed the pool, and one live tensor in the
+            # pool prevents that.
             self._pool = torch.cuda.graph_pool_handle()
         try:
-            recording = Recording(run, self._stream, self._pool)
+            graph = CapturedGraph(run, self._stream, self._pool)
         except BaseException:
-            self._living = weakref.WeakSet()  # the pool of a failed capture takes no other
+            self._live_graphs = weakref.WeakSet()  # do not use the pool of a failed capture again
             raise
-        self._living.add(recording)
-        return recording
+        self._live_graphs.add(graph)
+        return graph
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Fill inputs, replay and copy results inside: what other streams replay waits on the
-        device until that is done.
+    def exclusive(self) -> Iterator[None]:
+        """Hold the lock of this recorder; fill inputs, replay and copy results inside.
+
+        The current stream waits for the work of the previous holder, so the order holds on the
+        device too.
         """
         with self._lock:
             stream = torch.cuda.current_stream(self._device)
@@ -154,16 +170,18 @@ class Recorder:
             finally:
                 self._done.record(stream)
 
-    def finish(self) -> None:
-        """The host waits until the last turn is over on the device: memory of recordings may be
-        freed then.
+    def synchronize(self) -> None:
+        """Wait on the host until the work of the last `exclusive` block is done.
+
+        The memory of the graphs may be freed afterwards.
         """
         self._done.synchronize()
 
 
-def captured(recorder: Recorder, run: Callable[[], Result]) -> Callable[[], Result]:
-    """The replay of `run`, recorded inside a turn of `recorder`. Raises CaptureError where that
-    fails.
+def capture(recorder: Recorder, run: Callable[[], Result]) -> Callable[[], Result]:
+    """The replay of `run`, captured by `recorder`; call it inside `recorder.exclusive`.
+
+    Raises CaptureError if the capture fails.
     """
     try:
         return recorder.record(run).replay
@@ -172,38 +190,40 @@ def captured(recorder: Recorder, run: Callable[[], Result]) -> Callable[[], Resu
 
 
 class SideStream:
-    """A second stream for work whose results are needed later.
+    """A second stream, for work with results that are needed later.
 
-    It starts after what the current stream has to do when it is made.
+    It first waits for the work that is on the current stream when the object is created.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
         self._stream.wait_stream(torch.cuda.current_stream(device))
-        self._read: Hashable = None
+        self._inputs: Hashable = None
 
-    def enter(self, read: Hashable = None) -> AbstractContextManager[Any]:
-        """Work inside goes onto the side stream.
+    def enter(self, inputs: Hashable = None) -> AbstractContextManager[Any]:
+        """A context in which work is enqueued on the side stream.
 
-        read: stands for what that work reads besides tensors of the side stream, such as weights.
-        Where it is not what it was the last time, the side stream waits for the current stream,
-        which may have written it just now. Otherwise it does not wait: its work overlaps with that
-        of the current stream.
+        inputs: identifies what the work reads besides tensors of the side stream, such as weights,
+        or None. If it differs from the last one, the side stream waits for the current stream,
+        which may just have written these inputs. Otherwise it does not wait, and its work overlaps
+        with that of the current stream.
         """
-        if read is not None and read != self._read:
+        if inputs is not None and inputs != self._inputs:
             self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-            self._read = read
+            self._inputs = inputs
         return torch.cuda.stream(self._stream)
 
     def record_event(self) -> torch.cuda.Event:
-        """The side stream's work so far, for `wait_event`."""
+        """An event after all work that is on the side stream now, for `wait_event`."""
         event = torch.cuda.Event()
         event.record(self._stream)
         return event
 
     def wait_event(self, event: torch.cuda.Event, tensors: Iterable[Tensor]) -> None:
-        """The current stream waits on the device for `event`, and may use `tensors` of the side
-        stream from then on."""
+        """The current stream waits for `event` on the device.
+
+        After that it may use `tensors`, which belong to the side stream.
+        """
         current = torch.cuda.current_stream(self._stream.device)
         current.wait_event(event)
         for tensor in tensors:

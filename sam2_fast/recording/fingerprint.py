@@ -1,4 +1,4 @@
-"""Whether anything of a model has changed since a CUDA graph was recorded."""
+"""Whether a model has changed since a CUDA graph of it was captured."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from sam2_fast.ops.core.native import native
 from sam2_fast.ops.core.state import Members, State
 
 
-class _Part:
-    """Some modules and their tensors as they were."""
+class _ModuleSnapshot:
+    """The state of some modules and their tensors when this object was created."""
 
     def __init__(self, modules: list[nn.Module]) -> None:
         self._members = Members(modules)
@@ -20,47 +20,47 @@ class _Part:
 
     @property
     def plain(self) -> bool:
-        """Whether writes to all tensors can be seen."""
+        """Whether writes to all tensors can be detected."""
         return self._state.plain
 
 
 class Fingerprint:
-    """A model's modules and tensors as they were: which, where, and how often they had been
-    written.
+    """A snapshot of a model: identity, address and number of writes of all modules and tensors.
 
-    It is compared for every frame: some 1,700 names and 900 tensors of the large model, two thirds
-    of them of its image encoder, which is left out where nothing is encoded.
+    It is compared for every frame: some 1,700 names and 900 tensors of the large model. Two thirds
+    of them belong to the image encoder, which is left out if no image is encoded.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.of = model
+        self.model = model
         modules = list(model.modules())
         encoder = getattr(model, "image_encoder", None)
-        inner = set(encoder.modules()) if isinstance(encoder, nn.Module) else set()
-        self._encoder = _Part([m for m in modules if m in inner])
-        self._rest = _Part([m for m in modules if m not in inner])
+        encoder_modules = set(encoder.modules()) if isinstance(encoder, nn.Module) else set()
+        self._encoder = _ModuleSnapshot([m for m in modules if m in encoder_modules])
+        self._rest = _ModuleSnapshot([m for m in modules if m not in encoder_modules])
         self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
-        self._kept: list[object] = []
+        self._referenced: list[object] = []
 
     def same(self, model: nn.Module, encoder: bool = True) -> bool:
-        """Whether all of it is as it was. encoder: or all but the modules inside
-        `model.image_encoder`.
-        """
-        return model is self.of and self._rest.same() and (not encoder or self._encoder.same())
+        """Whether `model` is this model and has not changed.
 
-    def hooked(self) -> str | None:
-        """Why a CUDA graph would leave out what a forward hook does; None without hooks."""
+        encoder: also compare the modules of `model.image_encoder`.
+        """
+        return model is self.model and self._rest.same() and (not encoder or self._encoder.same())
+
+    def hook_reason(self) -> str | None:
+        """Why a CUDA graph would differ from a call because of forward hooks, or None."""
         module = native()
         hooks = any(self._hooks) if module is None else not module.all_empty(self._hooks)
-        return "a module has a forward hook, which a recording would not call" if hooks else None
+        return "a module has a forward hook, which a CUDA graph would not call" if hooks else None
 
-    def opaque(self) -> str | None:
-        """Why it cannot be known whether a weight was written; None where it can."""
+    def opaque_reason(self) -> str | None:
+        """Why writes to a weight cannot be detected, or None."""
         if self._encoder.plain and self._rest.plain:
             return None
-        return "a weight is a tensor subclass or lazily negated, whose writes cannot be seen"
+        return "a weight is a tensor subclass or lazily negated, so that writes cannot be detected"
 
-    def hold(self, kept: list[object]) -> None:
-        """Keep alive what CUDA graphs have the addresses of."""
-        known = {id(x) for x in self._kept}
-        self._kept += [x for x in kept if id(x) not in known]
+    def keep_alive(self, objects: list[object]) -> None:
+        """Reference objects that CUDA graphs read by address."""
+        known = {id(x) for x in self._referenced}
+        self._referenced += [x for x in objects if id(x) not in known]

@@ -127,7 +127,7 @@ def _interact(
     hint: Tensor | None = None
     steps: list[Step] = []
     while True:
-        multimask = model.options.wants_multimask(
+        multimask = model.options.use_multimask(
             0 if points is None else points.labels.shape[1], prompted
         )
         found = model.decode(low, now, points or nowhere, hint, multimask)

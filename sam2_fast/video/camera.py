@@ -1,5 +1,4 @@
-"""The de-facto camera interface (`load_first_frame`, `add_new_prompt`, `track`) over one
-streaming session."""
+"""The camera interface that forks of SAM 2 made common, on top of one streaming session."""
 
 from __future__ import annotations
 
@@ -13,10 +12,11 @@ from sam2_fast.video.predictor import Output, SAM2VideoPredictor
 
 
 class SAM2CameraPredictor:
-    """One stream of a video predictor, under the names that camera forks of SAM 2 made common.
+    """One stream of a video predictor: `load_first_frame`, `add_new_prompt`, `track`.
 
-    Unlike those, it feeds every frame the same memories as an offline run: 6 maps, 15 pointers
-    and all prompted frames. Several cameras on one model are several of these.
+    Unlike in those forks, a frame attends to the same memories as in an offline run: 6 maps, 15
+    pointers and all prompted frames. Several cameras can share one model: create one object for
+    each.
     """
 
     def __init__(self, predictor: SAM2VideoPredictor) -> None:
@@ -24,8 +24,10 @@ class SAM2CameraPredictor:
         self.condition_state: InferenceState | None = None
 
     def load_first_frame(self, img: Any) -> int:
-        """Start a stream with its first frame (RGB, as `set_image` takes it); returns its
-        number, 0."""
+        """Start a stream with its first frame; returns the number of the frame, 0.
+
+        img: an RGB image of any kind that `set_image` accepts.
+        """
         state = self.predictor.init_state(None)
         number, _, _ = self.predictor.step(state, img)
         self.condition_state = state
@@ -41,8 +43,10 @@ class SAM2CameraPredictor:
         clear_old_points: bool = True,
         normalize_coords: bool = True,
     ) -> Output:
-        """Click on or box an object on one of the newest frames; see
-        `SAM2VideoPredictor.add_new_points_or_box`."""
+        """Prompt an object with clicks or a box on one of the newest frames.
+
+        Arguments are as in `SAM2VideoPredictor.add_new_points_or_box`.
+        """
         add = self.predictor.add_new_points_or_box
         return add(
             self._state(),
@@ -58,8 +62,10 @@ class SAM2CameraPredictor:
     add_new_points = add_new_prompt
 
     def add_new_mask(self, frame_idx: int, obj_id: Hashable, mask: Any) -> Output:
-        """Give an object's mask on one of the newest frames; see
-        `SAM2VideoPredictor.add_new_mask`."""
+        """Prompt an object with a mask on one of the newest frames.
+
+        Arguments are as in `SAM2VideoPredictor.add_new_mask`.
+        """
         return self.predictor.add_new_mask(self._state(), frame_idx, obj_id, mask)
 
     def remove_object(self, obj_id: Hashable) -> list[Hashable]:
@@ -67,12 +73,12 @@ class SAM2CameraPredictor:
         return self.predictor.remove_object(self._state(), obj_id, need_output=False)[0]
 
     def track(self, img: Any) -> tuple[list[Hashable], Tensor]:
-        """Take the next frame; returns (object ids, mask logits [N, 1, H, W] float32)."""
+        """Track all objects on the next frame; returns (ids, mask logits [N, 1, H, W] float32)."""
         _, ids, masks = self.predictor.step(self._state(), img)
         return ids, masks
 
     def reset_state(self) -> None:
-        """Forget all objects; the stream goes on."""
+        """Remove all objects; the stream continues."""
         self.predictor.reset_state(self._state())
 
     def _state(self) -> InferenceState:

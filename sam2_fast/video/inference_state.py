@@ -1,4 +1,4 @@
-"""A `VideoSession` that also answers to the keys of the official `inference_state` dictionary."""
+"""A `VideoSession` that can be read like the official `inference_state` dictionary."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from sam2_fast.video.session import VideoSession
 
 @dataclass(repr=False)
 class InferenceState(VideoSession):
-    """What `init_state` returns. `state["num_frames"]` and the other documented keys are
-    read-only views."""
+    """What `init_state` returns.
+
+    `state["num_frames"]` and the other documented keys are read-only views.
+    """
 
     offload_video_to_cpu: bool = False
 
@@ -25,11 +27,11 @@ class InferenceState(VideoSession):
         return key in _KEYS
 
     def get(self, key: str, default: Any = None) -> Any:
-        """As a dictionary's."""
+        """The value of a key, or `default` if the key is unknown."""
         return self[key] if key in self else default
 
     def keys(self) -> list[str]:
-        """The keys that can be read."""
+        """All keys."""
         return list(_KEYS)
 
 
@@ -52,10 +54,9 @@ def _masks(session: VideoSession) -> dict[int, dict[int, Any]]:
 
 
 def _output(memory: Preview | FrameMemory) -> dict[str, Any]:
+    map_ = None if isinstance(memory, Preview) else memory.map
     return {
-        "maskmem_features": None
-        if isinstance(memory, Preview) or memory.map is None
-        else memory.map[None],
+        "maskmem_features": None if map_ is None else map_[None],
         "pred_masks": None if memory.logits is None else memory.logits[None],
         "obj_ptr": memory.pointer[None],
         "object_score_logits": memory.presence[None],

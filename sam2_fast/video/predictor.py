@@ -1,4 +1,4 @@
-"""`SAM2VideoPredictor`: the official methods over a `VideoSession`, and `step` for cameras."""
+"""`SAM2VideoPredictor`: the official methods on a `VideoSession`, and `step` for streams."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from sam2_fast.video.tracker import Output, Tracker
 from sam2_fast.weights.build import build_pretrained, warn_of_unknown
 
 
-class _Documented(ABCMeta):
-    """Lists what this library adds, so that `help` of the class fits a few screens.
+class _ShortHelp(ABCMeta):
+    """Metaclass: `dir` and `help` of the class list only what this library adds.
 
-    Members of `torch.nn.Module`, 1,100 lines of help, are documented by torch, and options by
-    `Options`; all of them are there as ever. It derives from ABCMeta so that a subclass may mix
-    in abstract classes.
+    The members of `torch.nn.Module` (1,100 lines of help) and the options, which `Options`
+    documents, are left out of the list. They work as usual. It derives from ABCMeta so that a
+    subclass can also inherit from abstract classes.
     """
 
     def __dir__(cls) -> list[str]:
@@ -37,13 +37,12 @@ class _Documented(ABCMeta):
         return sorted(added - {option.name for option in fields(Options)})
 
 
-class SAM2VideoPredictor(SAM2Base, metaclass=_Documented):
-    """Interactive video segmentation (official `SAM2VideoPredictor`). The model holds no state:
-    every video has its session.
+class SAM2VideoPredictor(SAM2Base, metaclass=_ShortHelp):
+    """Interactive video segmentation (official `SAM2VideoPredictor`).
 
-    Every call validates, computes, then commits: one that raises has changed nothing.
-    graphs: recordings (CUDA graphs) of frames, made and used where the model is on a GPU; None:
-        do without.
+    The predictor has no state: every video has a session. Every call validates, computes, then
+    commits, so a call that raises has changed nothing.
+    graphs: CUDA graphs of frames, used if the model is on a GPU; set it to None to use none.
     """
 
     postprocessing = VIDEO_POSTPROCESSING
@@ -54,8 +53,10 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_Documented):
 
     @classmethod
     def from_pretrained(cls, model_id: str, **kwargs: Any) -> SAM2VideoPredictor:
-        """Weights from the Hugging Face Hub or a local path; keyword arguments as
-        `build_sam2_video_predictor`."""
+        """A predictor with weights from the Hugging Face Hub or a local path.
+
+        Keyword arguments are those of `build_sam2_video_predictor`.
+        """
         warn_of_unknown(kwargs)
         return build_pretrained(cls, model_id, kwargs)
 
@@ -71,23 +72,20 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_Documented):
         max_pixels: int | None = None,
         max_frames: int | None = None,
     ) -> InferenceState:
-        """Open a video: a folder of numbered images, a video file or its bytes, an array or
-        tensor of frames, an iterator, a camera number; or None for a stream whose frames `step`
-        brings.
+        """Open a video or a stream.
 
-        offload_state_to_cpu: keep memories in host memory. offload_video_to_cpu,
-        async_loading_frames: accepted; frames are always read lazily and kept as uint8 on the host.
-        keep: "all" (default where the length is known) remembers every frame, so that any can
-        be corrected; "reachable" (default for streams) only what later frames attend to, so
-        that memory does not grow with the video.
-        max_pixels, max_frames: limits on the input; None keeps the defaults of
-            `io.video.open_video`.
+        video_path: a folder of numbered images, a video file or its bytes, an array or tensor of
+            frames, an iterator, or a camera number; None: a stream, with frames passed to `step`.
+        offload_state_to_cpu: store memories in host memory.
+        offload_video_to_cpu, async_loading_frames: accepted without effect; frames are always read
+            lazily and stored as uint8 on the host.
+        keep: "all" (default if the length is known) stores the memories of every frame, so that any
+            frame can be corrected; "reachable" (default for streams) stores only those that later
+            frames attend to, so that memory does not grow with the video.
+        max_pixels, max_frames: limits on the input; None: the defaults of `io.video.open_video`.
         """
-        limits = {
-            k: v
-            for k, v in (("max_pixels", max_pixels), ("max_frames", max_frames))
-            if v is not None
-        }
+        arguments = {"max_pixels": max_pixels, "max_frames": max_frames}
+        limits = {name: value for name, value in arguments.items() if value is not None}
         if keep not in (None, "all", "reachable"):
             raise ValueError(f"keep: expected 'all', 'reachable' or None, got {keep!r}")
         frames = StreamFrames() if video_path is None else open_video(video_path, **limits)
@@ -111,13 +109,12 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_Documented):
         normalize_coords: bool = True,
         box: Any = None,
     ) -> Output:
-        """Click on, or box, one object on one frame; new ids make new objects, at any time.
+        """Prompt one object with clicks or a box on one frame; a new id adds an object.
 
-        points: [P, 2] (x, y); labels: [P], 1 object, 0 background; box: (x0, y0, x1, y1).
-        Coordinates are video pixels, or fractions of the frame where normalize_coords is False.
-        clear_old_points=False adds to the frame's earlier clicks.
-        Raises ValueError, TypeError or IndexError and changes nothing where a prompt makes no
-        sense.
+        points: [P, 2] (x, y). labels: [P], 1 object, 0 background. box: (x0, y0, x1, y1).
+        Coordinates are video pixels, or fractions of the frame if normalize_coords is False.
+        clear_old_points: False adds the clicks to earlier ones of the frame.
+        Raises ValueError, TypeError or IndexError for an invalid prompt, and then changes nothing.
         """
         session = inference_state
         with session.exclusive("add_new_points_or_box"):
@@ -140,29 +137,31 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_Documented):
             )
             tracker = self._tracker()
             tracker.preview_points(session, frame, obj_id, prompt, clear_old_points)
-            return tracker.shown(session, frame)
+            return tracker.newest_output(session, frame)
 
     def add_new_points(self, *args: Any, **kwargs: Any) -> Output:
-        """Older name of `add_new_points_or_box`."""
+        """An older name of `add_new_points_or_box`."""
         return self.add_new_points_or_box(*args, **kwargs)
 
     @torch.inference_mode()
     def add_new_mask(
         self, inference_state: VideoSession, frame_idx: int, obj_id: Hashable, mask: Any
     ) -> Output:
-        """Give one object's mask [H, W] on one frame (any size, non-zero is object; an empty
-        mask says the object is absent)."""
+        """Prompt one object with a mask on one frame.
+
+        mask: [H, W] of any size; non-zero is object. An empty mask means that the object is absent.
+        """
         session = inference_state
         with session.exclusive("add_new_mask"):
             frame = self._frame(session, frame_idx)
             drawn = to_model_mask(mask, self.config.image_size, session.device)
             tracker = self._tracker()
             tracker.preview_mask(session, frame, obj_id, drawn)
-            return tracker.shown(session, frame)
+            return tracker.newest_output(session, frame)
 
     @torch.inference_mode()
     def propagate_in_video_preflight(self, inference_state: VideoSession) -> None:
-        """Commit all prompts to memory; `propagate_in_video` and `step` do so by themselves."""
+        """Commit all prompts to memory; `propagate_in_video` and `step` also do this."""
         with inference_state.exclusive("propagate_in_video_preflight"):
             inference_state.require_objects()
             self._tracker().commit(inference_state)
@@ -178,10 +177,11 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_Documented):
     ) -> Generator[Output, None, None]:
         """Track all objects and yield (frame, ids, masks), frame by frame.
 
-        start_frame_idx: default the first prompted frame. max_frame_num_to_track: N yields N +
-        1 frames, as upstream; default to the end. reverse from frame 0 yields nothing, as
-        upstream. Between two frames the session may be changed: objects added or removed and
-        prompts given take effect from the next frame; a reset ends the loop with RuntimeError.
+        start_frame_idx: None: the first prompted frame.
+        max_frame_num_to_track: N yields N + 1 frames, as upstream; None: to the end.
+        reverse: track backwards; from frame 0 this yields nothing, as upstream.
+        The session may be changed between two frames: added or removed objects and new prompts take
+        effect from the next frame; a reset ends the loop with RuntimeError.
         """
         session = inference_state
         session.require_objects()
@@ -199,8 +199,10 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_Documented):
     def propagate_in_both_directions(
         self, inference_state: VideoSession, start_frame_idx: int | None = None
     ) -> Iterator[Output]:
-        """From the start frame (default the first prompted one) to the end, then from it to the
-        beginning; it comes once."""
+        """`propagate_in_video` to the end, then back to the beginning; the start frame comes once.
+
+        start_frame_idx: None: the first prompted frame.
+        """
         yield from self.propagate_in_video(inference_state, start_frame_idx)
         start = start_frame_idx
         if start is None:
@@ -213,25 +215,26 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_Documented):
 
     @torch.inference_mode()
     def step(self, inference_state: VideoSession, frame: Any) -> Output:
-        """Take the next frame of a stream (`init_state(None)`), commit prompts given so far,
-        track all objects on it.
+        """Commit all prompts, then track all objects on the next frame of a stream.
 
-        frame: an RGB image as `set_image` takes it, every one of the same size. Without objects
-        the masks are [0, 1, H, W]. Prompts go to the frame that `step` returned last (or one of
-        the few before it). Memory does not grow with the stream.
+        inference_state: from `init_state(None)`.
+        frame: an RGB image of any kind that `set_image` accepts; all frames have the same size.
+        Without objects, the masks are [0, 1, H, W]. Prompts can be added on the last frame and on a
+        few frames before it. Memory does not grow with the stream.
         """
         session = inference_state
         frames = session.frames
         if not isinstance(frames, StreamFrames):
             raise TypeError(
-                "step: this session has a video of its own; open a stream with init_state(None)"
+                "step: this session was opened with a video; open a stream with init_state(None)"
             )
         pixels = as_rgb_uint8(frame)
         with session.exclusive("step"):
             frames.check(pixels)
             tracker = self._tracker()
             tracker.commit(session)
-            number, tracked = frames.push(pixels), False
+            number = frames.push(pixels)
+            tracked = False
             try:
                 logits = tracker.track_frame(session, number, 1)
                 tracked = True
@@ -249,14 +252,13 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_Documented):
         obj_id: Hashable,
         need_output: bool = True,
     ) -> Output | None:
-        """Take back one object's prompts on one frame; an object that has no prompt left is
-        paused, the others go on."""
+        """Remove one object's prompts on one frame; an object without any prompt is paused."""
         session = inference_state
         with session.exclusive("clear_all_prompts_in_frame"):
             frame = self._frame(session, frame_idx)
             tracker = self._tracker()
             tracker.clear(session, obj_id, frame)
-            return tracker.shown(session, frame) if need_output else None
+            return tracker.newest_output(session, frame) if need_output else None
 
     @torch.inference_mode()
     def remove_object(
@@ -266,10 +268,10 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_Documented):
         strict: bool = False,
         need_output: bool = True,
     ) -> tuple[list[Hashable], list[tuple[int, Tensor]]]:
-        """Remove an object; returns the remaining ids and the frames it was prompted on with
-        the others' masks.
+        """Remove an object.
 
-        An unknown id is ignored, or with strict=True raises RuntimeError.
+        Returns the remaining ids, and the masks of the remaining objects on the frames on which the
+        object was prompted. An unknown id is ignored, or raises RuntimeError if strict is True.
         """
         session = inference_state
         with session.exclusive("remove_object"):
@@ -284,21 +286,17 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_Documented):
             frames = tracker.remove(session, obj_id)
             updated: list[tuple[int, Tensor]] = []
             if need_output and session.objects:
-                updated = [(frame, tracker.shown(session, frame)[2]) for frame in frames]
+                updated = [(frame, tracker.newest_output(session, frame)[2]) for frame in frames]
             return session.obj_ids, updated
 
     def reset_state(self, inference_state: VideoSession) -> None:
-        """Remove all objects, prompts and memories; the video stays open. A propagation that is
-        under way ends with an error."""
+        """Remove all objects; the video stays open. A running propagation ends with an error."""
         with inference_state.exclusive("reset_state"):
             inference_state.reset()
 
     def _frame(self, session: VideoSession, frame_idx: Any, name: str = "frame_idx") -> int:
-        count = (
-            session.frames.pushed
-            if isinstance(session.frames, StreamFrames)
-            else session.num_frames
-        )
+        frames = session.frames
+        count = frames.pushed if isinstance(frames, StreamFrames) else session.num_frames
         return frame_number(frame_idx, count, name)
 
     def __dir__(self) -> list[str]:
@@ -309,5 +307,4 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_Documented):
 
 
 class SAM2VideoPredictorVOS(SAM2VideoPredictor):
-    """The official name of the compiled predictor; here the same class, since the default path
-    needs no compilation."""
+    """The official name of the compiled predictor; here it behaves like its base class."""

@@ -1,5 +1,7 @@
-"""A video being segmented: frames, objects, and what each object has seen. State only; the
-tracker computes."""
+"""The state of a video that is segmented: frames, objects, and the memories of each object.
+
+It computes nothing; the tracker does.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +25,17 @@ Keep = Literal["all", "reachable"]
 
 
 class StreamFrames:
-    """Frames that the caller pushes one by one; only the newest few are held."""
+    """Frames that the caller pushes one by one; only the newest `window` frames are stored."""
 
     def __init__(self, window: int = 8) -> None:
-        self._held: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._frames: OrderedDict[int, np.ndarray] = OrderedDict()
         self._window = window
         self.pushed = 0
         self.height = self.width = 0
         self.num_frames: int | None = None
 
     def check(self, frame: np.ndarray) -> None:
-        """Raise ValueError where a frame's size differs from the first one's."""
+        """Raise ValueError if the size of a frame differs from that of the first one."""
         if self.pushed and frame.shape[:2] != (self.height, self.width):
             raise ValueError(
                 f"frame {self.pushed}: expected {self.width} x {self.height} pixels, got "
@@ -43,37 +45,39 @@ class StreamFrames:
     def push(self, frame: np.ndarray) -> int:
         """Add a frame, uint8 [H, W, 3]; returns its number."""
         self.height, self.width = frame.shape[:2]
-        self._held[self.pushed] = frame
+        self._frames[self.pushed] = frame
         self.pushed += 1
         return self.pushed - 1
 
     def read_ahead(self, index: int) -> None:
-        """Frames are pushed: there is nothing to read."""
+        """Does nothing: frames are pushed."""
 
     def unpush(self) -> None:
-        """Take the newest frame back."""
+        """Remove the newest frame."""
         self.pushed -= 1
-        del self._held[self.pushed]
+        del self._frames[self.pushed]
 
     def trim(self) -> None:
-        """Forget frames beyond the window."""
-        while len(self._held) > self._window:
-            self._held.popitem(last=False)
+        """Remove frames that are older than the window."""
+        while len(self._frames) > self._window:
+            self._frames.popitem(last=False)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        if index not in self._held:
-            held = f"{min(self._held)}..{max(self._held)}" if self._held else "none"
+        if index not in self._frames:
+            stored = f"{min(self._frames)}..{max(self._frames)}" if self._frames else "none"
             raise IndexError(
-                f"frame {index} of the stream is not held any more (held: {held}); prompt one of "
-                "the newest frames"
+                f"frame {index} of the stream is not stored any more (stored: {stored}); prompt "
+                "one of the newest frames"
             )
-        return self._held[index]
+        return self._frames[index]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the user said of one object on one frame: points (a box being two of them) or a mask
-    [1, 1, S, S]."""
+    """The user's prompt for one object on one frame: points or a mask.
+
+    points: a box is two of them. mask: [1, 1, S, S].
+    """
 
     points: Points | None = None
     mask: Tensor | None = None
@@ -81,11 +85,10 @@ class Prompt:
 
 @dataclass
 class ObjectTrack:
-    """One object: its prompts, previews that are not committed yet, its memories, and the
-    frames propagation passed.
+    """One object: prompts, previews that are not committed yet, memories, and passed frames.
 
-    passed: frame -> direction (+1, -1). A prompt on a passed frame corrects with memory; on
-        another one it starts afresh.
+    passed: frames that propagation has tracked -> direction (+1, -1). A prompt on one of them is
+        decoded with the object's memories, a prompt on another frame without them.
     """
 
     prompts: dict[int, Prompt] = field(default_factory=dict)
@@ -93,12 +96,12 @@ class ObjectTrack:
     bank: MemoryBank = field(default_factory=MemoryBank)
     passed: dict[int, int] = field(default_factory=dict)
 
-    def shown(self, frame: int) -> Preview | FrameMemory | None:
-        """The newest result for a frame: a preview, else what is remembered."""
+    def newest_result(self, frame: int) -> Preview | FrameMemory | None:
+        """The newest result for a frame: its preview, else its memory, or None."""
         return self.previews.get(frame) or self.bank.get(frame)
 
-    def with_earlier(self, frame: int, points: Points) -> Points:
-        """`points` behind those that the frame has already."""
+    def with_earlier_points(self, frame: int, points: Points) -> Points:
+        """The earlier points of the frame, if any, then `points`."""
         old = self.prompts.get(frame)
         if old is None or old.points is None:
             return points
@@ -107,18 +110,18 @@ class ObjectTrack:
 
     @property
     def paused(self) -> bool:
-        """Whether there is nothing to track from."""
+        """Whether the object has no prompted frame, and so cannot be tracked."""
         return not self.bank.prompted
 
 
 @dataclass(repr=False)
 class VideoSession:
-    """State of one video. Objects are kept in the order in which they were added; removing one
-    is one `del`.
+    """State of one video.
 
-    keep: "all" remembers every frame (corrections anywhere, 1.3 MB an object and frame in
-    float32 at 1024 pixels); "reachable" only what later frames can attend to, so that memory
-    does not grow with the video.
+    objects: by id, in the order in which they were added.
+    keep: "all" stores the memories of every frame, so that any frame can be corrected (1.3 MB for
+        each object and frame, in float32 at 1024 pixels); "reachable" stores only those that later
+        frames can attend to, so that memory does not grow with the video.
     """
 
     frames: Frames
@@ -134,7 +137,7 @@ class VideoSession:
         self.features = FeatureCache(self.frames, self.device)
 
     def __repr__(self) -> str:
-        """One line: frames and their size, objects, and the frames that they were prompted on."""
+        """One line: frames and their size, objects, and the prompted frames."""
         count = "a stream" if self.num_frames is None else f"{self.num_frames} frames"
         height, width = self.size
         prompted = sorted({frame for track in self.objects.values() for frame in track.prompts})
@@ -146,7 +149,7 @@ class VideoSession:
 
     @property
     def num_frames(self) -> int | None:
-        """Frames in the video; None for a stream."""
+        """Number of frames of the video, or None for a stream."""
         return self.frames.num_frames
 
     @property
@@ -156,13 +159,15 @@ class VideoSession:
 
     @property
     def obj_ids(self) -> list[Hashable]:
-        """Ids in the order of the masks that every call returns."""
+        """Ids of the objects, in the order of the masks that every call returns."""
         return list(self.objects)
 
     @contextmanager
     def exclusive(self, verb: str) -> Iterator[None]:
-        """Guard one call. Sessions are for one thread at a time; a second one raises
-        RuntimeError instead of waiting."""
+        """Lock the session for one call, named `verb` in errors.
+
+        A session is for one thread at a time: a second call raises RuntimeError instead of waiting.
+        """
         if not self._busy.acquire(blocking=False):
             raise RuntimeError(
                 f"{verb}: this session is in use by another call; give every thread a session of "
@@ -174,29 +179,29 @@ class VideoSession:
             self._busy.release()
 
     def object(self, obj_id: Hashable) -> ObjectTrack:
-        """The track of an id that exists; ValueError that names the ids otherwise."""
+        """The track of an object. Raises ValueError, with the existing ids, for an unknown id."""
         if obj_id not in self.objects:
             raise ValueError(f"obj_id: {obj_id!r} is unknown; existing ids: {self.obj_ids}")
         return self.objects[obj_id]
 
     def require_objects(self) -> None:
-        """RuntimeError without any object, in the official words."""
+        """Raise RuntimeError, with the official message, if there is no object."""
         if not self.objects:
             raise RuntimeError(
                 "No input points or masks are provided for any object; please add inputs first."
             )
 
     def first_prompted(self) -> int:
-        """The first frame with a prompt that is committed; RuntimeError without one."""
+        """The first frame with a committed prompt. Raises RuntimeError if there is none."""
         prompted = [frame for track in self.objects.values() for frame in track.bank.prompted]
         if not prompted:
             raise RuntimeError("no object has a prompt: add points, a box or a mask first")
         return min(prompted)
 
     def order(self, start: int, limit: int | None, step: int) -> Iterable[int]:
-        """Frames of a propagation: a range, or a count where the number of frames is unknown.
+        """The frames of a propagation, in order; endless if the number of frames is unknown.
 
-        limit: frames after the first; None: to the end. step: +1 or -1.
+        limit: number of frames after the first one; None: to the end. step: +1 or -1.
         """
         if step < 0:
             last = -1 if limit is None else max(start - limit, 0) - 1
@@ -207,7 +212,7 @@ class VideoSession:
         return range(start, end)
 
     def has_frame(self, frame: int) -> bool:
-        """Whether there is such a frame; a source of unknown length is asked for it."""
+        """Whether the frame exists; if the length of the source is unknown, the frame is read."""
         if self.num_frames is not None:
             return True
         try:
@@ -217,6 +222,6 @@ class VideoSession:
         return True
 
     def reset(self) -> None:
-        """Forget all objects; running propagations end with an error."""
+        """Remove all objects; running propagations end with an error."""
         self.objects.clear()
         self.resets += 1

@@ -1,8 +1,7 @@
-"""The tracker moves data between the model, which never remembers, and sessions, which never
-compute.
+"""The tracker: moves data between the model, which has no state, and sessions, which are state.
 
-Every transition of the state table (docs/architecture.md) is a method of `Tracker`. Each
-computes first and changes the session last: one that raises has changed nothing.
+Every transition of the state table in docs/architecture.md is a method of `Tracker`. A method
+computes first and changes the session last, so a method that raises has changed nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ from sam2_fast.config import NO_OBJECT_LOGIT
 from sam2_fast.masks import fill_holes, non_overlapping, upsample
 from sam2_fast.model import Sam2
 from sam2_fast.ops.core.transfer import upload
-from sam2_fast.recording.cache import Graphs, Runner
+from sam2_fast.recording.cache import Graphs
+from sam2_fast.recording.runner import Runner
 from sam2_fast.types import Features, FrameMemory, NoPoints, Points, Preview, Remembered, Tracked
 from sam2_fast.video.lookahead import LookAhead
 from sam2_fast.video.session import ObjectTrack, Prompt, VideoSession
@@ -29,20 +29,19 @@ Output = tuple[int, list[Hashable], Tensor]
 """(frame number, object ids, mask logits [N, 1, H, W] float32 at video size; above 0 is object)."""
 
 OBJECTS_PER_PASS = 16
-"""Objects stacked in one forward pass; more take several passes, so that scratch memory is
-bounded."""
+"""Objects of one forward pass. More objects take several passes, which bounds scratch memory."""
 
 Item = TypeVar("Item")
 
 
 class Tracker:
-    """What happens to the sessions of one model in one call.
+    """The transitions of sessions, for one call of a predictor.
 
-    It looks up once whether the model can run from CUDA graphs and whether its weights have
-    changed: a later call needs a tracker of its own.
+    Whether the model can run from CUDA graphs and whether its weights have changed is determined
+    once, so every call needs a new tracker.
 
-    graphs: CUDA graphs to run the model from; None: none are used.
-    ahead: of the pass over a video that the call is part of.
+    graphs: CUDA graphs to run the model from, or None to use none.
+    ahead: features of the propagation that the call belongs to, or None.
     """
 
     def __init__(
@@ -68,48 +67,50 @@ class Tracker:
     def preview_points(
         self, session: VideoSession, frame: int, obj_id: Hashable, points: Points, clear_old: bool
     ) -> None:
-        """Decode a click or box prompt and hold the result as a preview; the next commit takes it.
+        """Decode a click or box prompt and store the result as a preview, until the next commit.
 
-        On a frame that propagation passed the object's memories are attended to; elsewhere it
-        starts afresh. The last logits of the frame are the decoder's hint (clamped to +-32).
+        On a frame that propagation has passed, the frame attends to the object's memories; on
+        another frame it does not. The last logits of the frame, clamped to +-32, are the decoder's
+        mask hint.
         """
         track = session.objects.get(obj_id, ObjectTrack())
-        points = points if clear_old else track.with_earlier(frame, points)
+        points = points if clear_old else track.with_earlier_points(frame, points)
         features = self._features(session, frame)
-        afresh = frame not in track.passed or track.paused
-        if afresh:
+        is_initial = frame not in track.passed or track.paused
+        if is_initial:
             low = self._model.without_memory(features.low)
         else:
-            remembered = self._remembered(session, [track], frame, track.passed[frame])
+            remembered = self._recall(session, [track], frame, track.passed[frame])
             low = self._attend(features, remembered)
-        shown = track.shown(frame)
+        last = track.newest_result(frame)
         hint = None
-        if shown is not None and shown.logits is not None:
-            hint = shown.logits[None].to(session.device).clamp(-32.0, 32.0)
-        multimask = self._model.options.wants_multimask(points.labels.shape[1], afresh)
+        if last is not None and last.logits is not None:
+            hint = last.logits[None].to(session.device).clamp(-32.0, 32.0)
+        multimask = self._model.options.use_multimask(points.labels.shape[1], is_initial)
         results = self._model.track(low, features, points, hint, multimask)
-        self._hold(session, obj_id, frame, Prompt(points=points), results)
+        self._store_preview(session, obj_id, frame, Prompt(points=points), results)
 
     def preview_mask(
         self, session: VideoSession, frame: int, obj_id: Hashable, mask: Tensor
     ) -> None:
-        """Take a mask [1, 1, S, S] that a user drew as the frame's result, as a preview."""
+        """Store a mask [1, 1, S, S] that a user drew as the frame's result, as a preview."""
         features = self._features(session, frame)
         results = self._model.point_to(features, mask)
-        self._hold(session, obj_id, frame, Prompt(mask=mask), results)
+        self._store_preview(session, obj_id, frame, Prompt(mask=mask), results)
 
     def commit(self, session: VideoSession) -> None:
-        """Turn every preview into a memory, encoded from what the user saw.
+        """Encode every preview into a memory, from the mask that the user saw.
 
-        It becomes prompted where the object starts afresh, was prompted before, or
-        `add_all_frames_to_correct_as_cond` is set; a correction of a tracked frame replaces that
-        frame's memory. Source: official `propagate_in_video_preflight`.
+        The frame becomes a prompted one if it was decoded without memories, if it was prompted
+        before, or if `add_all_frames_to_correct_as_cond` is set. Otherwise the memory is a
+        correction and replaces that of the tracked frame.
+        Source: official `propagate_in_video_preflight`.
         """
-        encoded = self._encoded_previews(session)
+        encoded = self._encode_previews(session)
         for track, frame, memory in encoded:
             bank = track.bank
-            afresh = frame not in track.passed or track.paused or frame in bank.prompted
-            if afresh or self._model.options.add_all_frames_to_correct_as_cond:
+            is_initial = frame not in track.passed or track.paused or frame in bank.prompted
+            if is_initial or self._model.options.add_all_frames_to_correct_as_cond:
                 bank.prompted[frame] = memory
                 bank.tracked.pop(frame, None)
                 bank.corrected.discard(frame)
@@ -127,8 +128,11 @@ class Tracker:
         step: int,
         progress: bool = False,
     ) -> Generator[Output, None, None]:
-        """Commit, then track all objects frame by frame, from `start` (None: the first prompted
-        frame) in direction `step`. limit: as `max_frame_num_to_track`."""
+        """Commit, then track all objects frame by frame, in direction `step` (+1 or -1).
+
+        start: the first frame; None: the first prompted one.
+        limit: number of frames after the first one; None: to the end.
+        """
         with torch.inference_mode(), session.exclusive("propagate_in_video"):
             session.require_objects()
             self.commit(session)
@@ -145,38 +149,39 @@ class Tracker:
                 )
             if not session.has_frame(frame):
                 return
-            # the caller had control: the model may have changed since the last frame
+            # The caller may have changed the model since the last frame: check it again.
             tracker = Tracker(self._model, self._graphs, ahead)
             yield tracker._pass_frame(session, frame, step, ahead)
 
     def track_frame(self, session: VideoSession, frame: int, step: int) -> Tensor:
-        """Results of all objects on one frame: logits [N, 1, 4h, 4w] float32, in the order of
-        `session.objects`.
+        """Logits of all objects on one frame, [N, 1, 4h, 4w] float32, in the order of `objects`.
 
-        Prompted and corrected frames are shown as they are; other objects attend to their
-        memories, all of them stacked, and remember the result. Paused objects are absent. The
-        frame is stored for all objects or, if anything raises, for none.
+        Objects that were prompted or corrected on the frame keep that result. The frame attends to
+        the memories of the others, many objects in one pass, and the results are stored as new
+        memories. Paused objects are absent. If an error is raised, nothing is stored.
         """
         tracks = list(session.objects.values())
         settled = [track.bank.settled(frame) for track in tracks]
         pairs = list(zip(tracks, settled, strict=True))
         moving = [track for track, memory in pairs if memory is None and not track.paused]
-        fresh = self._tracked(session, moving, frame, step)
-        rows = [fresh.get(id(track)) or memory for track, memory in pairs]
+        new_memories = self._track_objects(session, moving, frame, step)
+        rows = [new_memories.get(id(track)) or memory for track, memory in pairs]
         for track in tracks:
-            if id(track) in fresh:
-                track.bank.tracked[frame] = fresh[id(track)]
+            if id(track) in new_memories:
+                track.bank.tracked[frame] = new_memories[id(track)]
             if not track.paused:
                 track.passed[frame] = step
             if frame in track.bank.prompted:
                 self._clear_around_prompt(track, frame)
             if session.keep == "reachable":
-                self._forget(session, track, frame, step)
-        return self._stacked(session, rows)
+                self._drop_unreachable(session, track, frame, step)
+        return self._stack_logits(session, rows)
 
     def clear(self, session: VideoSession, obj_id: Hashable, frame: int) -> None:
-        """Remove an object's prompts on a frame; what was remembered of it goes on as a tracked
-        memory (official rule)."""
+        """Remove an object's prompts on a frame.
+
+        The memory of the frame is kept, as that of a tracked frame (official rule).
+        """
         track = session.object(obj_id)
         track.prompts.pop(frame, None)
         track.previews.pop(frame, None)
@@ -187,18 +192,21 @@ class Tracker:
             track.passed.pop(frame, None)
 
     def remove(self, session: VideoSession, obj_id: Hashable) -> list[int]:
-        """Remove an object; returns the frames that it was prompted on."""
+        """Remove an object; returns the frames on which it was prompted."""
         return list(session.objects.pop(obj_id).prompts)
 
-    # what a session shows
+    # outputs
 
-    def shown(self, session: VideoSession, frame: int) -> Output:
+    def newest_output(self, session: VideoSession, frame: int) -> Output:
         """The newest results of all objects on a frame."""
-        rows = [track.shown(frame) for track in session.objects.values()]
-        return self.output(session, frame, self._stacked(session, rows))
+        rows = [track.newest_result(frame) for track in session.objects.values()]
+        return self.output(session, frame, self._stack_logits(session, rows))
 
     def output(self, session: VideoSession, frame: int, logits: Tensor) -> Output:
-        """logits [N, 1, 4h, 4w] at video size; overlaps are removed here, on the output only."""
+        """logits [N, 1, 4h, 4w] at video size.
+
+        If `non_overlap_masks` is set, overlaps are removed from this output only.
+        """
         masks = upsample(logits, session.size)
         if self._model.options.non_overlap_masks:
             masks = non_overlapping(masks)
@@ -208,14 +216,14 @@ class Tracker:
 
     @torch.inference_mode()
     def _pass_frame(self, session: VideoSession, frame: int, step: int, ahead: LookAhead) -> Output:
-        """One frame of a propagation; prompts that were given since the last one are committed."""
+        """One frame of a propagation; new prompts are committed first."""
         with session.exclusive("propagate_in_video"):
             self.commit(session)
             logits = self.track_frame(session, frame, step)
             ahead.advance(frame, self._runner)
             return self.output(session, frame, logits)
 
-    def _hold(
+    def _store_preview(
         self,
         session: VideoSession,
         obj_id: Hashable,
@@ -225,16 +233,14 @@ class Tracker:
     ) -> None:
         """results: logits, pointer and presence of the object."""
         logits, pointer, presence = results
-        shown = self._stored_logits(session, logits)
-        preview = Preview(pointer[0], presence[0], shown[0])
+        stored = self._logits_to_store(session, logits)
+        preview = Preview(pointer[0], presence[0], stored[0])
         track = session.objects.setdefault(obj_id, ObjectTrack())
         track.prompts[frame] = prompt
         track.previews[frame] = preview
 
-    def _encoded_previews(
-        self, session: VideoSession
-    ) -> list[tuple[ObjectTrack, int, FrameMemory]]:
-        """Every preview as a memory; the session stays as it is."""
+    def _encode_previews(self, session: VideoSession) -> list[tuple[ObjectTrack, int, FrameMemory]]:
+        """Every preview as a memory; the session is not changed."""
         pending: dict[int, list[tuple[ObjectTrack, Preview]]] = defaultdict(list)
         for track in session.objects.values():
             for frame, preview in track.previews.items():
@@ -243,48 +249,48 @@ class Tracker:
         encoded: list[tuple[ObjectTrack, int, FrameMemory]] = []
         for frame, items in pending.items():
             low = self._features(session, frame).low
-            for part in _parts(items):
-                logits = torch.stack([p.logits for _, p in part]).to(session.device)
-                presence = torch.stack([p.presence for _, p in part]).to(session.device)
+            for batch in _batches(items):
+                logits = torch.stack([p.logits for _, p in batch]).to(session.device)
+                presence = torch.stack([p.presence for _, p in batch]).to(session.device)
                 maps = self._model.encode_memory(low, logits, presence, binarize)
                 stored = maps.to(session.storage).unbind()
-                for (track, preview), map_ in zip(part, stored, strict=True):
+                for (track, preview), map_ in zip(batch, stored, strict=True):
                     encoded.append((track, frame, preview.committed(map_)))
         return encoded
 
-    def _tracked(
+    def _track_objects(
         self, session: VideoSession, tracks: Sequence[ObjectTrack], frame: int, step: int
     ) -> dict[int, FrameMemory]:
-        """New memories of a frame by the `id` of their track; the session stays as it is."""
+        """New memories of a frame, by the `id` of their track; the session is not changed."""
         if not tracks:
             return {}
         features = self._features(session, frame)
-        multimask = self._model.options.wants_multimask(0, afresh=False)
-        fresh: dict[int, FrameMemory] = {}
-        for part in _parts(tracks):
-            remembered = self._remembered(session, part, frame, step)
+        multimask = self._model.options.use_multimask(0, is_initial=False)
+        new_memories: dict[int, FrameMemory] = {}
+        for batch in _batches(tracks):
+            remembered = self._recall(session, batch, frame, step)
             eager = partial(self._track_eagerly, features, remembered, multimask)
             tracked = self._runner.track(features, remembered, multimask, eager)
-            memories = self._stored(session, tracked)
-            fresh |= {id(t): memory for t, memory in zip(part, memories, strict=True)}
-        return fresh
+            memories = self._frame_memories(session, tracked)
+            new_memories |= {id(t): memory for t, memory in zip(batch, memories, strict=True)}
+        return new_memories
 
     def _track_eagerly(
         self, features: Features, remembered: Remembered, multimask: bool
     ) -> Tracked:
-        """Attend, decode and encode the memory of N objects without a recording."""
+        """Attend, decode and encode the memory of N objects without a CUDA graph."""
         model = self._model
         fused = self._attend(features, remembered)
-        nothing = NoPoints(len(remembered.maps))
-        logits, pointer, presence = model.track(fused, features, nothing, None, multimask)
-        # from the mask before its holes are filled
+        no_points = NoPoints(len(remembered.maps))
+        logits, pointer, presence = model.track(fused, features, no_points, None, multimask)
+        # The memory is encoded from the mask before its holes are filled.
         maps = model.encode_memory(features.low, logits, presence, False)
         return Tracked(logits, pointer, presence, maps)
 
-    def _remembered(
+    def _recall(
         self, session: VideoSession, tracks: Sequence[ObjectTrack], frame: int, step: int
     ) -> Remembered:
-        """What objects attend to on a frame, on the compute device."""
+        """The memories that a frame attends to for each object, on the compute device."""
         limits, num_frames = self._model.recall_limits, session.num_frames
         recalls = [t.bank.recall(frame, step, num_frames, *limits) for t in tracks]
         pairs = list(zip(tracks, recalls, strict=True))
@@ -297,29 +303,29 @@ class Tracker:
         )
 
     def _attend(self, features: Features, remembered: Remembered) -> Tensor:
-        """Fused features [N, 256, h, w] of N objects, which may remember differently much."""
+        """Fused features [N, 256, h, w] of N objects; their numbers of memories may differ."""
         model = self._model
-        nothing = features.low.new_zeros(0, model.config.hidden_dim)
-        pointers = [torch.stack(list(own)) if own else nothing for own in remembered.pointers]
+        no_pointers = features.low.new_zeros(0, model.config.hidden_dim)
+        pointers = [torch.stack(list(own)) if own else no_pointers for own in remembered.pointers]
         maps, rows, _, ages, longest = remembered
         return model.attend(features.low, maps, rows, pointers, ages, longest)
 
-    def _stored(self, session: VideoSession, tracked: Tracked) -> list[FrameMemory]:
-        """One memory an object, where the session stores its state."""
-        logits = self._stored_logits(session, tracked.logits)
+    def _frame_memories(self, session: VideoSession, tracked: Tracked) -> list[FrameMemory]:
+        """One memory for each object, on the storage device of the session."""
+        logits = self._logits_to_store(session, tracked.logits)
         maps = tracked.maps.to(session.storage)
-        parts = tracked.pointer, tracked.presence, maps, logits
-        return [FrameMemory(*row) for row in zip(*(x.unbind() for x in parts), strict=True)]
+        columns = tracked.pointer, tracked.presence, maps, logits
+        return [FrameMemory(*row) for row in zip(*(x.unbind() for x in columns), strict=True)]
 
-    def _stored_logits(self, session: VideoSession, logits: Tensor) -> Tensor:
-        """[N, 1, 4h, 4w] with small holes filled, where the session stores its state."""
+    def _logits_to_store(self, session: VideoSession, logits: Tensor) -> Tensor:
+        """[N, 1, 4h, 4w] with small holes filled, on the storage device of the session."""
         area = self._model.options.fill_hole_area
         return (fill_holes(logits, area) if area > 0 else logits).to(session.storage)
 
-    def _stacked(
+    def _stack_logits(
         self, session: VideoSession, rows: Sequence[Preview | FrameMemory | None]
     ) -> Tensor:
-        """[N, 1, 4h, 4w] float32 on the compute device; without a result an object is absent."""
+        """[N, 1, 4h, 4w] float32 on the compute device; an object without a result is absent."""
         side, device = 4 * self._model.config.grid, session.device
         if not rows:
             return torch.zeros(0, 1, side, side, device=device)
@@ -331,20 +337,24 @@ class Tracker:
         return torch.stack([absent if x is None else x.to(device) for x in logits])
 
     def _clear_around_prompt(self, track: ObjectTrack, frame: int) -> None:
-        """Drop tracked memories near a prompted frame where the options say so."""
+        """Drop tracked memories near a prompted frame if `clear_non_cond_mem_around_input`."""
         options = self._model.options
         if options.clear_non_cond_mem_around_input:
             reach = options.memory_temporal_stride_for_eval * self._model.config.num_maps
             track.bank.clear_around(frame, reach)
 
-    def _forget(self, session: VideoSession, track: ObjectTrack, frame: int, step: int) -> None:
-        """Drop what no later frame can attend to."""
+    def _drop_unreachable(
+        self, session: VideoSession, track: ObjectTrack, frame: int, step: int
+    ) -> None:
+        """Drop memories that no later frame can attend to."""
         limits = self._model.recall_limits
-        maps, pointers = (limits.num_maps - 1) * limits.stride, limits.num_pointers - 1
-        track.bank.forget(frame, step, maps, pointers, both=session.num_frames is not None)
-        kept = track.bank.tracked.keys() | track.bank.prompted.keys()
-        track.passed = {f: direction for f, direction in track.passed.items() if f in kept}
+        max_map_age = (limits.num_maps - 1) * limits.stride
+        max_pointer_age = limits.num_pointers - 1
+        both = session.num_frames is not None
+        track.bank.forget(frame, step, max_map_age, max_pointer_age, both)
+        stored = track.bank.tracked.keys() | track.bank.prompted.keys()
+        track.passed = {f: direction for f, direction in track.passed.items() if f in stored}
 
 
-def _parts(items: Sequence[Item]) -> list[Sequence[Item]]:
+def _batches(items: Sequence[Item]) -> list[Sequence[Item]]:
     return [items[i : i + OBJECTS_PER_PASS] for i in range(0, len(items), OBJECTS_PER_PASS)]

@@ -1,1 +1,1 @@
-"""Weights: files, names, and models built from them."""
+"""Weights: files, parameter names, and building models from them."""

@@ -1,4 +1,4 @@
-"""From a configuration name and weights to a model of a class that the caller hands over."""
+"""Building a model of a given class from a configuration name and weights."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def build_model(
     compile: bool = False,  # noqa: A002 - the name that users of torch expect
     prove: bool = True,
 ) -> Model:
-    """A model of class `kind`; the other arguments and errors are those of `build_sam2`."""
+    """A model of class `kind`; other arguments and errors are those of `build_sam2`."""
     if mode not in ("eval", "train"):
         raise ValueError(f"mode: expected 'eval' or 'train', got {mode!r}")
     if dtype not in (None, torch.float32, torch.bfloat16, torch.float16, torch.float64):
@@ -55,12 +55,12 @@ def build_model(
         options = options.updated(**kind.postprocessing)
     if image_size is not None:
         config = replace(config, image_size=image_size)
-    chosen = choose_device(device)
+    target = choose_device(device)
     model = _construct(kind, config, options, seed)
     if state is not None:
         source = f"checkpoint {ckpt_path}" if isinstance(ckpt_path, (str, Path)) else "state dict"
         load_weights(model, state, source)
-    model = model.to(device=chosen, dtype=dtype).train(mode == "train")
+    model = model.to(device=target, dtype=dtype).train(mode == "train")
     model.prove = prove
     if compile:
         model.image_encoder.trunk.compile(fullgraph=True)
@@ -68,42 +68,45 @@ def build_model(
 
 
 def build_pretrained(kind: type[Model], model_id: str, keywords: Mapping[str, Any]) -> Model:
-    """`build_model` with weights of the Hugging Face Hub or of a local path.
+    """`build_model` with weights from the Hugging Face Hub or a local path.
 
-    Of `keywords`, those of `build_model` are used.
+    keywords: those that `build_model` does not have are ignored.
     """
-    used = {name: value for name, value in keywords.items() if name in BUILD_KEYWORDS}
-    return build_model(kind, ckpt_path=download(model_id), **used)
+    arguments = {name: value for name, value in keywords.items() if name in BUILD_KEYWORDS}
+    return build_model(kind, ckpt_path=download(model_id), **arguments)
 
 
 BUILD_KEYWORDS = tuple(inspect.signature(build_model).parameters)[1:]
 """Keyword arguments of the builders."""
 UPSTREAM_KEYWORDS = ("vos_optimized", "use_vos_optimized_video_predictor", "load_from_HF")
-"""Keyword arguments of the official builders that change nothing here."""
+"""Keyword arguments of the official builders that are accepted without effect."""
 
 
 def warn_of_unknown(keywords: Collection[str]) -> None:
-    """One UserWarning for each keyword argument that is neither a builder's nor upstream's.
+    """Warn of keyword arguments that neither our builders nor upstream's have.
 
-    Such arguments are ignored, as upstream. The warning points to the line that called the package.
+    Such arguments are ignored, as upstream. The UserWarning points to the line that called the
+    package.
     """
     known = [*BUILD_KEYWORDS, *UPSTREAM_KEYWORDS]
     for name in keywords:
         if name in known:
             continue
-        close = get_close_matches(name, known, n=1)
-        advice = (
-            f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"
-        )
-        message = f"unknown keyword argument {name!r} is ignored{advice}"
-        warnings.warn(message, UserWarning, stacklevel=_level_of_the_caller())
+        if matches := get_close_matches(name, known, n=1):
+            advice = f"did you mean {matches[0]!r}?"
+        else:
+            advice = f"known are {', '.join(sorted(known))}"
+        message = f"unknown keyword argument {name!r} is ignored; {advice}"
+        warnings.warn(message, UserWarning, stacklevel=_caller_stacklevel())
 
 
-def _level_of_the_caller() -> int:
-    """`stacklevel`, for `warn_of_unknown`, of the first frame outside the package."""
-    frame, level = sys._getframe(1), 1
+def _caller_stacklevel() -> int:
+    """`stacklevel`, in `warn_of_unknown`, of the first frame outside the package."""
+    frame = sys._getframe(1)
+    level = 1
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame, level = frame.f_back, level + 1
+        frame = frame.f_back
+        level += 1
     return level
 
 
@@ -114,8 +117,8 @@ def _config(config_file: str | Sam2Config | None, state: Mapping[str, Any] | Non
         return read_config_name(config_file)
     if state is None:
         raise ValueError(
-            "config_file: expected a size such as 'tiny' or an official configuration name where "
-            "no weights are given"
+            "config_file: expected a size such as 'tiny' or an official configuration name, got "
+            "None without weights"
         )
     return infer_config(state)
 
@@ -129,11 +132,9 @@ def _construct(kind: type[Model], config: Sam2Config, options: Options, seed: in
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, else CUDA where there is one, else the CPU (said
-    once, in a log line).
-    """
+    """`device`, or for None CUDA if available, else the CPU (with a log line)."""
     if device is not None:
         return torch.device(device)
-    chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    _log.info("no device named: using %s", chosen)
-    return chosen
+    default = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    _log.info("no device named: using %s", default)
+    return default

@@ -1,5 +1,6 @@
-"""Weights in: official `.pt` files, training checkpoints, Hugging Face safetensors, state dicts. No
-file can run code.
+"""Reading weights: official `.pt` files, training checkpoints, safetensors files, state dicts.
+
+No file can run code.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from sam2_fast.model import Sam2
 from sam2_fast.weights.hugging_face import from_hugging_face, is_hugging_face
 
 MAX_HEADER_BYTES = 16 << 20
-"""Largest safetensors header that is read; the released ones have some 100 kB."""
+"""Largest safetensors header that is read; those of the released models have about 100 kB."""
 
 _BLOCK = re.compile(r"^image_encoder\.trunk\.blocks\.(\d+)\.")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
@@ -31,11 +32,12 @@ class CheckpointError(ValueError):
 
 
 def read_state_dict(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
-    """Official key names to CPU tensors, from a `.pt`, a `.safetensors` or a mapping (also nested
-    under "model" or "state_dict").
+    """A state dict with official names, on the CPU.
 
+    source: a `.pt` or `.safetensors` file, or a mapping; the tensors may also be nested under
+        "model" or "state_dict".
     Raises FileNotFoundError, or CheckpointError for a file that is empty, truncated, no checkpoint,
-    or wants to run code.
+    or would run code.
     """
     if isinstance(source, Mapping):
         return _plain(source, "the given mapping")
@@ -53,11 +55,11 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
     from safetensors.torch import load_file
 
     with path.open("rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-    if header > min(MAX_HEADER_BYTES, path.stat().st_size):
+        header_bytes = int.from_bytes(file.read(8), "little")
+    if header_bytes > min(MAX_HEADER_BYTES, path.stat().st_size):
         raise CheckpointError(
-            f"checkpoint {path}: header of {header} bytes exceeds {MAX_HEADER_BYTES} or the file; "
-            f"not a safetensors file"
+            f"checkpoint {path}: header of {header_bytes} bytes exceeds {MAX_HEADER_BYTES} or the "
+            f"file; not a safetensors file"
         )
     try:
         return load_file(path, device="cpu")
@@ -72,8 +74,8 @@ def _read_pickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"checkpoint {path}: refused: not a plain table of tensors, or one that would run "
-            f"code to load"
+            f"checkpoint {path}: refused: not a plain table of tensors, or loading it would run "
+            f"code"
         ) from error
     except (
         RuntimeError,
@@ -92,7 +94,7 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _plain(loaded: Any, name: str) -> dict[str, Tensor]:
-    """Unwrap, strip wrapper prefixes, translate Hugging Face names."""
+    """The state dict inside `loaded`, without prefixes of wrappers, with official names."""
     for key in ("model", "state_dict"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
@@ -103,7 +105,7 @@ def _plain(loaded: Any, name: str) -> dict[str, Tensor]:
     ):
         raise CheckpointError(
             f"{name}: expected a table of tensors, or one under the key 'model' (the official "
-            f"layout); found none"
+            f"layout), got neither"
         )
     state = {str(k): v for k, v in loaded.items()}
     for prefix in _PREFIXES:
@@ -113,8 +115,9 @@ def _plain(loaded: Any, name: str) -> dict[str, Tensor]:
 
 
 def infer_config(state: Mapping[str, Tensor], image_size: int | None = None) -> Sam2Config:
-    """The architecture that a state dict belongs to, read off its own keys and shapes. image_size:
-    None takes that of training.
+    """The architecture of a state dict, derived from its keys and shapes.
+
+    image_size: None: that of training.
     """
     try:
         dim = state["image_encoder.trunk.patch_embed.proj.weight"].shape[0]
@@ -147,39 +150,43 @@ def infer_config(state: Mapping[str, Tensor], image_size: int | None = None) -> 
             )
     sizes = {name: (p.embed_dim, sum(p.stages)) for name, p in {**PRESETS, "nano": NANO}.items()}
     raise CheckpointError(
-        f"state dict: trunk of width {dim} and {depth} blocks is none of {sizes}; pass `config=` "
-        f"for a model of your own"
+        f"state dict: expected a trunk with (channels, blocks) of {sizes}, got ({dim}, {depth}); "
+        f"pass a `Sam2Config` as config_file for another model"
     )
 
 
 def load_weights(model: Sam2, state: Mapping[str, Tensor], name: str = "state dict") -> None:
-    """Copy a state dict into a model, strictly. Nothing is copied when a key is missing or
-    unexpected, or a shape differs.
+    """Copy a state dict into a model.
+
+    Raises CheckpointError, and copies nothing, if a key is missing or unexpected or a shape
+    differs.
     """
-    wanted = model.state_dict()
-    missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    expected = model.state_dict()
+    missing = sorted(expected.keys() - state.keys())
+    unexpected = sorted(state.keys() - expected.keys())
     if missing or unexpected:
         hint = f"; it looks like SAM {version_of(state)}, the model is SAM {model.config.version}"
         raise CheckpointError(
-            f"{name}: missing keys {_some(missing)}, unexpected keys {_some(unexpected)}{hint}"
+            f"{name}: missing keys {_shortened(missing)}, unexpected keys "
+            f"{_shortened(unexpected)}{hint}"
         )
     shapes = [
-        f"{k}: {tuple(state[k].shape)} for {tuple(wanted[k].shape)}"
-        for k in wanted
-        if state[k].shape != wanted[k].shape
+        f"{k}: {tuple(state[k].shape)} for {tuple(expected[k].shape)}"
+        for k in expected
+        if state[k].shape != expected[k].shape
     ]
     if shapes:
         raise CheckpointError(
-            f"{name}: shapes differ ({_some(shapes)}); is the size of the model right?"
+            f"{name}: shapes differ ({_shortened(shapes)}); is the size of the model right?"
         )
     model.load_state_dict(dict(state), strict=True)
 
 
 def version_of(state: Mapping[str, Tensor]) -> str:
-    """ "2.1" where the absent-object embedding is present, else "2.0"."""
+    """Version of a state dict: "2.1" if it has the absent-object embedding, else "2.0"."""
     return "2.1" if "no_obj_embed_spatial" in state else "2.0"
 
 
-def _some(names: list[str], limit: int = 8) -> str:
-    shown = ", ".join(names[:limit]) or "none"
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+def _shortened(names: list[str], limit: int = 8) -> str:
+    first = ", ".join(names[:limit]) or "none"
+    return first if len(names) <= limit else f"{first} and {len(names) - limit} more"

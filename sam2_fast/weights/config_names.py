@@ -1,5 +1,6 @@
-"""Official configuration names and Hydra override strings, understood without Hydra: nothing in
-them can name code.
+"""Official configuration names and Hydra override strings, parsed without Hydra.
+
+So no string can name code.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ _SIZES = {"t": "tiny", "s": "small", "b+": "base_plus", "l": "large"}
 _NAME = re.compile(r"sam2(\.1)?_hiera_(tiny|small|base_plus|large|t|s|b\+|l)(\.yaml)?$")
 _OVERRIDE = re.compile(r"^(\+\+|\+|~)?([A-Za-z_][\w.]*)(=(.*))?$", re.DOTALL)
 
-# options of the official constructor that have one value in every released model: accepted at that
-#     value only
+# Options of the official constructor with the same value in every released model. No other value is
+# accepted.
 _FIXED: dict[str, Any] = {
     "sigmoid_scale_for_mem_enc": 20.0,
     "sigmoid_bias_for_mem_enc": -10.0,
@@ -34,44 +35,45 @@ _FIXED: dict[str, Any] = {
     "use_mask_input_as_output_without_sam": True,
     "num_maskmem": 7,
 }
-_IGNORED = ("compile_image_encoder", "_target_")  # choices of the official code about itself
+_IGNORED = ("compile_image_encoder", "_target_")  # about the official code only
 
 
 def read_config_name(name: str) -> Sam2Config:
-    """An architecture from "tiny" ... "large", `configs/sam2.1/sam2.1_hiera_l.yaml`, a path to such
-    a file (also with the leading `//`), or the old `sam2_hiera_l.yaml`. The file itself is not
-    read. Raises ValueError for another name.
+    """The architecture of a configuration name.
+
+    name: "tiny" ... "large", "nano", `configs/sam2.1/sam2.1_hiera_l.yaml`, a path to such a file
+        (also with the leading `//`), or the older `sam2_hiera_l.yaml`. The file itself is not read.
+    Raises ValueError for another name.
     """
     if name in PRESETS or name == "nano":
         return preset(name)
-    found = _NAME.search(str(name))
-    if not found:
+    match = _NAME.search(str(name))
+    if not match:
         raise ValueError(
             f"config_file: expected one of {', '.join(sorted([*PRESETS, 'nano']))} or an official "
-            f"name such as "
-            f"configs/sam2.1/sam2.1_hiera_t.yaml, got {name!r}"
+            f"name such as configs/sam2.1/sam2.1_hiera_t.yaml, got {name!r}"
         )
-    return preset(_SIZES.get(found[2], found[2]), version="2.1" if found[1] else "2.0")
+    return preset(_SIZES.get(match[2], match[2]), version="2.1" if match[1] else "2.0")
 
 
 def apply_overrides(
     config: Sam2Config, options: Options, overrides: Sequence[str]
 ) -> tuple[Sam2Config, Options]:
-    """Hydra strings (`++model.a=b`, `+model.a=b`, `model.a=b`, `~model.a`) to a configuration and
-    options.
+    """A configuration and options with Hydra overrides applied.
 
-    Later strings win. A key that no released configuration has raises ValueError with the key.
+    overrides: `++model.a=b`, `+model.a=b`, `model.a=b` or `~model.a`; of equal keys the last one
+        counts. Raises ValueError for a key that no released configuration has.
     """
     for text in overrides:
-        found = _OVERRIDE.match(text.strip()) if isinstance(text, str) else None
-        if not found or (found[1] != "~" and found[3] is None):
+        match = _OVERRIDE.match(text.strip()) if isinstance(text, str) else None
+        if not match or (match[1] != "~" and match[3] is None):
             raise ValueError(
                 f"hydra_overrides_extra: expected strings such as '++model.image_size=512', got "
                 f"{text!r}"
             )
-        key = found[2].removeprefix("model.").removeprefix("sam_mask_decoder_extra_args.")
+        key = match[2].removeprefix("model.").removeprefix("sam_mask_decoder_extra_args.")
         config, options = _apply(
-            config, options, key, found[1] == "~", _value(found[4] or ""), text
+            config, options, key, match[1] == "~", _value(match[4] or ""), text
         )
     return config, options
 

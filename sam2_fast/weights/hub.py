@@ -12,34 +12,34 @@ HF_MODEL_ID_TO_FILENAMES: dict[str, tuple[str, str]] = {
     for dot in ("", ".1")
     for size, short in (("tiny", "t"), ("small", "s"), ("base-plus", "b+"), ("large", "l"))
 }
-"""Hub id to (official configuration name, checkpoint file), as the official package has it."""
+"""Hub id -> (official configuration name, checkpoint file), the same as in the official package."""
 
 SAFETENSORS = "model.safetensors"
 
 NANO = "nano"
 PACKAGED = {NANO: Path(__file__).resolve().parent / "nano.safetensors"}
-"""Weights that come with the package, by the name that stands for a Hub id."""
+"""Weights files of the package, by the name that is used like a Hub id."""
 
 
 class WeightsUnavailableError(RuntimeError):
-    """Weights that are neither on disk nor in the cache nor can be downloaded."""
+    """Weights are neither on disk nor in the cache, and cannot be downloaded."""
 
 
 def cached(model_id: str) -> Path | None:
-    """The cached weights of a Hub id, without any network use; None where there are none."""
+    """The path of the cached weights of a Hub id, or None; does not use the network."""
     from huggingface_hub import try_to_load_from_cache
 
     for name in _files(model_id):
-        found = try_to_load_from_cache(model_id, name)
-        if isinstance(found, str):
-            return Path(found)
+        path = try_to_load_from_cache(model_id, name)
+        if isinstance(path, str):
+            return Path(path)
     return None
 
 
 def download(model_id: str) -> Path:
-    """A path as it is, "nano" as the package has it, or the weights of a Hub id: from the cache,
-    else downloaded (HF_HUB_OFFLINE counts).
+    """The path of a weights file, which is downloaded if needed.
 
+    model_id: a path, "nano", or a Hub id. Downloads are cached, and HF_HUB_OFFLINE is respected.
     Raises WeightsUnavailableError with the reason.
     """
     if model_id in PACKAGED:
@@ -54,14 +54,14 @@ def download(model_id: str) -> Path:
         LocalEntryNotFoundError,
     )
 
-    found = cached(model_id) if "/" in model_id else None
-    if found is not None:
-        return found
+    path = cached(model_id) if "/" in model_id else None
+    if path is not None:
+        return path
     reason = ""
     for name in _files(model_id):
         try:
             return Path(hf_hub_download(model_id, name))
-        except LocalEntryNotFoundError as error:  # offline, or the Hub out of reach
+        except LocalEntryNotFoundError as error:  # offline, or the Hub cannot be reached
             reason = str(error)
             break
         except EntryNotFoundError as error:
@@ -71,8 +71,7 @@ def download(model_id: str) -> Path:
             break
     raise WeightsUnavailableError(
         f"weights {model_id!r}: no such file, not in the Hugging Face cache, and the download "
-        f"failed ({reason.splitlines()[0]}); "
-        "give the path of a .pt or .safetensors file"
+        f"failed ({reason.splitlines()[0]}); give the path of a .pt or .safetensors file"
     )
 
 

@@ -18,8 +18,8 @@ from sam2_fast.recording.cuda_graph import (
     CaptureError,
     Recorder,
     SideStream,
+    capture,
     capture_errors,
-    captured,
     reason_of,
 )
 from tests.ops.fake_cuda import CPU, Cuda, cuda
@@ -52,7 +52,7 @@ def test_captures_of_two_threads_never_overlap(cuda: Cuda) -> None:
         recorder = Recorder(CPU)
         start.wait()
         for _ in range(3):
-            with recorder.turn():
+            with recorder.exclusive():
                 recorder.record(work)
 
     in_threads(predict, predict)
@@ -62,17 +62,17 @@ def test_captures_of_two_threads_never_overlap(cuda: Cuda) -> None:
 
 def test_a_failed_capture_leaves_the_lock_free_for_other_threads(cuda: Cuda) -> None:
     recorder = Recorder(CPU)
-    with recorder.turn(), pytest.raises(CaptureError):
-        captured(recorder, raises(RuntimeError("no"), at=1))
+    with recorder.exclusive(), pytest.raises(CaptureError):
+        capture(recorder, raises(RuntimeError("no"), at=1))
 
-    def capture() -> None:
-        captured(Recorder(CPU), lambda: None)
+    def capture_in_a_thread() -> None:
+        capture(Recorder(CPU), lambda: None)
 
-    in_threads(capture)
+    in_threads(capture_in_a_thread)
     assert len(cuda.pools) == 1, "the first failed before its capture"
 
 
-def test_turns_of_other_recorders_go_on_during_a_capture(cuda: Cuda) -> None:
+def test_other_recorders_replay_during_a_capture(cuda: Cuda) -> None:
     capturing, replayed = threading.Event(), threading.Event()
     first, second = Recorder(CPU), Recorder(CPU)
 
@@ -82,14 +82,14 @@ def test_turns_of_other_recorders_go_on_during_a_capture(cuda: Cuda) -> None:
 
     def replay() -> None:
         assert capturing.wait(10.0)
-        with second.turn():
+        with second.exclusive():
             replayed.set()
 
-    def capture() -> None:
-        with first.turn():
+    def record() -> None:
+        with first.exclusive():
             first.record(work)
 
-    in_threads(capture, replay)
+    in_threads(record, replay)
     assert len(cuda.pools) == 1
 
 
@@ -113,10 +113,10 @@ def raises(error: BaseException, at: int, cuda: Cuda | None = None) -> Callable[
 @pytest.mark.parametrize(("at", "invalid"), [(0, False), (1, False), (2, False), (2, True)])
 def test_after_a_failure_all_is_as_before(cuda: Cuda, at: int, invalid: bool) -> None:
     recorder = Recorder(CPU)
-    with recorder.turn():
+    with recorder.exclusive():
         living = recorder.record(lambda: 1)
         with pytest.raises(CaptureError, match="RuntimeError: cannot"):
-            captured(recorder, raises(RuntimeError("cannot"), at, cuda if invalid else None))
+            capture(recorder, raises(RuntimeError("cannot"), at, cuda if invalid else None))
         assert cuda.current() is cuda.main, "the caller's stream"
         assert cuda.recording == [], "the allocator serves no capture"
         assert f"run of {at}" in cuda.main.before, (
@@ -147,7 +147,7 @@ def test_reasons_name_what_failed_first() -> None:
 def test_other_errors_are_no_failed_captures(cuda: Cuda, error: BaseException) -> None:
     recorder = Recorder(CPU)
     with pytest.raises(type(error)):
-        captured(recorder, raises(error, 2))
+        capture(recorder, raises(error, 2))
     assert cuda.current() is cuda.main and cuda.recording == []
 
 
@@ -157,12 +157,12 @@ def test_errors_of_triton_are_failed_captures(cuda: Cuda) -> None:
         torch.cuda.OutOfMemoryError, RuntimeError
     )
     with pytest.raises(CaptureError, match="OutOfResources"):
-        captured(Recorder(CPU), raises(errors.OutOfResources(2, 1, "shared memory"), 0))
+        capture(Recorder(CPU), raises(errors.OutOfResources(2, 1, "shared memory"), 0))
 
 
 def test_a_pool_is_shared_while_a_recording_lives_and_never_after(cuda: Cuda) -> None:
     recorder = Recorder(CPU)
-    with recorder.turn():
+    with recorder.exclusive():
         living = [recorder.record(lambda: None) for _ in range(2)]
         assert len(set(cuda.pools)) == 1, "scratch memory is shared"
         for _ in range(3):  # the weights change

@@ -76,10 +76,10 @@ class TapeRecorder:
         return TapeRecording(run)
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         yield
 
-    def finish(self) -> None:
+    def synchronize(self) -> None:
         pass
 
 

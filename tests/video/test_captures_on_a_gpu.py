@@ -16,7 +16,7 @@ import torch
 from sam2_fast.ops.core.native import no_triton
 from sam2_fast.recording import cache as graphs_module
 from sam2_fast.recording.cache import Graphs
-from sam2_fast.recording.cuda_graph import CaptureError, Recorder, captured
+from sam2_fast.recording.cuda_graph import CaptureError, Recorder, capture
 from sam2_fast.types import Points
 from sam2_fast.video.predictor import SAM2VideoPredictor
 from tests.video.recorded import edited, small_predictor
@@ -88,13 +88,13 @@ def test_recordings_of_changing_weights_take_no_more_memory(predictor: SAM2Video
 def test_the_only_recording_of_a_recorder_is_evicted_and_made_again(
     predictor: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graphs_module, "MOST", 1)
+    monkeypatch.setattr(graphs_module, "MAX_GRAPHS", 1)
     graphs, taken = Graphs(), []
     for _ in range(ROUNDS):
         encoded_alike(predictor, graphs)
-        assert next(iter(graphs._held))[0] == "encode"
+        assert next(iter(graphs._entries))[0] == "encode"
         decoded_alike(predictor, graphs)
-        assert next(iter(graphs._held))[0] == "decode" and len(graphs) == 1
+        assert next(iter(graphs._entries))[0] == "decode" and len(graphs) == 1
         taken.append(memory())
     for kind in zip(*taken, strict=True):
         assert max(kind[SETTLED:]) <= max(kind[:SETTLED]), taken
@@ -115,13 +115,13 @@ def test_after_a_failed_capture_everything_works(predictor: SAM2VideoPredictor, 
             return torch.empty(1 << 50, device=device)
         return x + 1
 
-    with recorder.turn():
-        living = captured(recorder, lambda: x * 2)
+    with recorder.exclusive():
+        living = capture(recorder, lambda: x * 2)
         for _ in range(3):
             with pytest.raises(CaptureError):
-                captured(recorder, bad)
+                capture(recorder, bad)
         assert torch.cuda.current_stream() == here and not torch.cuda.is_current_stream_capturing()
-        again = captured(recorder, lambda: x * 3)
+        again = capture(recorder, lambda: x * 3)
         x.add_(1.0)
         assert living().tolist() == [2.0, 4.0, 6.0, 8.0] and again().tolist() == [
             3.0,

@@ -175,7 +175,7 @@ def test_refused_keys_are_tried_again_once_the_weights_have_changed(
 def test_the_number_of_refused_keys_is_bounded(
     failing: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graphs_module, "MOST_REFUSED", 2)
+    monkeypatch.setattr(graphs_module, "MAX_REFUSED", 2)
     graphs = Willing()
     for count in (1, 2, 3):
         assert encode(graphs, failing, count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sam2_fast.recording.frame import AGES, MOST_BLOCKS, FrameGraph, room_for
+from sam2_fast.recording.frame import AGES_PER_BLOCK, MAX_AGE_BLOCKS, FrameGraph, room_for
 from sam2_fast.types import NoPoints, Points, Remembered
 from tests.video.recorded import small_predictor
 
@@ -13,22 +13,23 @@ from tests.video.recorded import small_predictor
 def test_positions_are_those_of_the_model_at_any_age() -> None:
     model = small_predictor()
     features = model.encode_image(torch.zeros(1, 3, 64, 64))
-    ages = [0, 1, 15, AGES - 1, AGES, 5 * AGES + 7, -1, -AGES - 3]
-    given = Remembered([[]], [[]], [[torch.zeros(256)] * len(ages)], [ages], 3)
-    graph = FrameGraph(model, features, room_for(model, given), 3, True, torch.float32)
+    size = AGES_PER_BLOCK
+    ages = [0, 1, 15, size - 1, size, 5 * size + 7, -1, -size - 3]
+    remembered = Remembered([[]], [[]], [[torch.zeros(256)] * len(ages)], [ages], 3)
+    graph = FrameGraph(model, features, room_for(model, remembered), 3, True, torch.float32)
     expected = model.pointer_positions(torch.tensor(ages, dtype=torch.float32), 3).view(
         len(ages), -1
     )
     for age, row in zip(ages, expected, strict=True):
-        block = graph._positions_at(age // AGES)
-        assert torch.allclose(block[age % AGES], row, atol=1e-6), age
-    held = graph.fill(features, given)
-    places = [graph._positions_at(age // AGES)[age % AGES].data_ptr() for age in ages]
-    assert graph._places[: len(ages)].tolist() == places and held
+        block = graph._positions_of_block(age // size)
+        assert torch.allclose(block[age % size], row, atol=1e-6), age
+    addressed = graph.fill(features, remembered)
+    addresses = [graph._positions_of_block(age // size)[age % size].data_ptr() for age in ages]
+    assert graph._position_addresses[: len(ages)].tolist() == addresses and addressed
     assert expected.std(0).max() > 0.1, "positions differ with age"
-    for number in range(2 * MOST_BLOCKS):
-        graph._positions_at(number)
-    assert len(graph._by_age) <= MOST_BLOCKS
+    for number in range(2 * MAX_AGE_BLOCKS):
+        graph._positions_of_block(number)
+    assert len(graph._position_blocks) <= MAX_AGE_BLOCKS
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from sam2_fast.image.predictor import SAM2ImagePredictor
-from sam2_fast.model.layers import held_by
+from sam2_fast.model.layers import cached_values
 from sam2_fast.ops.core.native import no_triton
 from sam2_fast.recording import cache as graphs_module
 from sam2_fast.recording.cache import Graphs
@@ -175,7 +175,7 @@ def test_recordings_follow_the_weights(taped: SAM2VideoPredictor, change: str) -
 def test_the_number_of_recordings_is_bounded(
     taped: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graphs_module, "MOST", 2)
+    monkeypatch.setattr(graphs_module, "MAX_GRAPHS", 2)
     graphs = Graphs()
     for count in (1, 2, 3, 1):
         assert encoded_alike(taped, graphs, count, count)
@@ -185,9 +185,9 @@ def test_the_number_of_recordings_is_bounded(
 @torch.inference_mode()
 def test_large_batches_are_not_recorded(taped: SAM2VideoPredictor) -> None:
     graphs = Graphs()
-    assert encoded_alike(taped, graphs, 0, graphs_module.IMAGES + 1) and len(graphs) == 0
+    assert encoded_alike(taped, graphs, 0, graphs_module.MAX_IMAGES + 1) and len(graphs) == 0
     features = taped.encode_image(images(0))
-    for count, recorded in ((graphs_module.PROMPTS + 1, 0), (graphs_module.PROMPTS, 1)):
+    for count, recorded in ((graphs_module.MAX_PROMPTS + 1, 0), (graphs_module.MAX_PROMPTS, 1)):
         points = Points(torch.rand(count, 1, 2) * 64, torch.ones(count, 1, dtype=torch.int32))
         for _ in range(2):
             found = graphs.decode(taped, features.low, features, points, None, True)
@@ -209,15 +209,15 @@ def test_copies_start_without_recordings(taped: SAM2VideoPredictor) -> None:
 def test_says_why_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor, graphs = small_predictor(), Graphs()
     x = images(0)
-    assert "on cpu, recordings need a cuda device" in (graphs.refuses(predictor, x) or "")
-    assert "products are in torch.float32" in (graphs.refuses_frame(predictor, x) or "")
+    assert "on cpu, CUDA graphs need a cuda device" in (graphs.refuses(predictor, x) or "")
+    assert "the compute dtype is torch.float32" in (graphs.refuses_frame(predictor, x) or "")
 
     class OnGpu:
         device = torch.device("cuda")
 
     on_gpu: Any = OnGpu()
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    assert "gradients are wanted" in (graphs.refuses(predictor, on_gpu) or "")
+    assert "gradients are enabled" in (graphs.refuses(predictor, on_gpu) or "")
     with torch.inference_mode():
         assert graphs.refuses(predictor, on_gpu) is None
         handle = predictor.sam_mask_decoder.register_forward_hook(lambda *_: None)
@@ -249,10 +249,10 @@ def test_a_fingerprint_holds_each_object_once() -> None:
     with torch.no_grad():
         predictor.encode_image(images(0))
     fingerprint = Fingerprint(predictor)
-    fingerprint.hold(held_by(predictor))
-    once = len(fingerprint._kept)
-    fingerprint.hold(held_by(predictor))
-    assert once > 0 and len(fingerprint._kept) == once
+    fingerprint.keep_alive(cached_values(predictor))
+    once = len(fingerprint._referenced)
+    fingerprint.keep_alive(cached_values(predictor))
+    assert once > 0 and len(fingerprint._referenced) == once
 
 
 @pytest.mark.gpu

@@ -114,7 +114,8 @@ def test_triton_that_is_left_out_runs_in_no_tracked_frame_on_a_gpu(
         pytest.skip(reason)
     predictor = small_predictor().to("cuda", torch.bfloat16)
     list(brief(predictor))
-    assert predictor.graphs is not None and any(key[0] == "track" for key in predictor.graphs._held)
+    assert predictor.graphs is not None
+    assert any(key[0] == "track" for key in predictor.graphs._entries)
     set_absence(monkeypatch, *TRITON, "left out")
 
     def forbidden(*_: Any, **__: Any) -> None:
@@ -122,7 +123,7 @@ def test_triton_that_is_left_out_runs_in_no_tracked_frame_on_a_gpu(
 
     monkeypatch.setattr("sam2_fast.model.memory_attention.memory_attention_at", forbidden)
     found = list(brief(predictor))
-    assert not any(key[0] == "track" for key in predictor.graphs._held)
+    assert not any(key[0] == "track" for key in predictor.graphs._entries)
     predictor.graphs = None
     for a, b in zip(found, brief(predictor), strict=True):
         assert torch.equal(a, b) and a.isfinite().all()

@@ -70,7 +70,7 @@ def test_a_stream_remembers_six_maps_and_fifteen_pointers(predictor: Any, make_c
             predictor.add_new_points_or_box(state, 0, 1, **CLICK)
     bank = state.objects[1].bank
     assert len(bank.tracked) == 16 and sum(m.map is not None for m in bank.tracked.values()) == 7
-    assert len(state.objects[1].passed) <= 17 and len(state.frames._held) <= 8
+    assert len(state.objects[1].passed) <= 17 and len(state.frames._frames) <= 8
 
 
 def test_objects_come_and_go_in_a_stream(predictor: Any, clip: Any) -> None:

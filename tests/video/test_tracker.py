@@ -16,7 +16,8 @@ import torch
 
 from sam2_fast import SAM2ImagePredictor, SAM2VideoPredictor
 from sam2_fast.model import Sam2
-from sam2_fast.recording.cache import Runner, overridden
+from sam2_fast.recording.refusals import overridden
+from sam2_fast.recording.runner import Runner
 from sam2_fast.types import FrameMemory, Preview
 from sam2_fast.video.tracker import Tracker
 from tests.video.recorded import frames, small_predictor
@@ -90,7 +91,7 @@ def test_any_method_of_the_model_that_was_overridden_forbids_recordings(
 
 def test_a_runner_without_graphs_runs_the_model(predictor: SAM2VideoPredictor) -> None:
     runner, images = Runner(predictor, predictor.graphs), torch.zeros(1, 3, 64, 64)
-    assert runner.graphs is None and runner.current() is None, "a CPU has no CUDA graphs"
+    assert runner.graphs is None and runner.fingerprint() is None, "a CPU has no CUDA graphs"
     assert torch.equal(runner.encode(images).low, predictor.encode_image(images).low)
 
 

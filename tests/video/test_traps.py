@@ -19,7 +19,7 @@ from sam2_fast.model.object_pointer import split_pointers
 from sam2_fast.ops.memory_attention import Memories
 from sam2_fast.ops.rope_attention import rope_attention, rope_table, rotate
 from sam2_fast.ops.window_attention import window_attention
-from sam2_fast.recording.cache import Runner
+from sam2_fast.recording.runner import Runner
 from sam2_fast.types import Points
 
 

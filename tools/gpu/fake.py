@@ -242,7 +242,7 @@ def _every_op_in_triton() -> Iterator[tuple[Any, str, Any]]:
         if backend == "cuda":
             implementations[op, backend] = replace(implementation, absent=_needs_a_gpu)
     yield registry, "_implementations", implementations
-    yield mask_generator, "_far", lambda device: True
+    yield mask_generator, "_on_accelerator", lambda device: True
     # torch's operations are counted by a TorchDispatchMode, which would make ops run their
     # definitions
     yield tracing, "recording_reason", lambda: None

@@ -91,7 +91,7 @@ def _tracked_frame(model: Any, objects: int) -> Run:
     # the encoder's maps have their channels innermost
     levels = [noise(1, n, n, c).permute(0, 3, 1, 2) for c, n in shapes]
     features = Features(*levels)
-    multimask = model.options.wants_multimask(0, afresh=False)
+    multimask = model.options.use_multimask(0, is_initial=False)
     frame = FrameGraph(model, features, room_for(model, remembered), 16, multimask, model.dtype)
     # the frame has the addresses of these, which therefore must live as long as it does
     addressed = frame.fill(features, remembered)

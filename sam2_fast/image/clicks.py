@@ -1,0 +1,77 @@
+"""Decoding many clicks on one image, each as a prompt of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sam2_fast.image.mask_table import batch_iterator
+from sam2_fast.image.predictor import SAM2ImagePredictor
+from sam2_fast.types import Points
+
+
+class ClickDecoder:
+    """Decodes positive clicks on image `index` of a predictor, `batch_size` clicks at a time.
+
+    refine: decode every mask a second time, with itself as the mask hint.
+    """
+
+    def __init__(
+        self,
+        predictor: SAM2ImagePredictor,
+        index: int,
+        batch_size: int,
+        multimask: bool,
+        refine: bool,
+    ) -> None:
+        self._predictor = predictor
+        self._index = index
+        self._batch_size = batch_size
+        self._multimask = multimask
+        self._refine_masks = refine
+
+    def masks(self, coords: Tensor) -> tuple[Tensor, Tensor]:
+        """Masks of clicks, one after the other: logits [N * C, h, w], IoU [N * C] float32.
+
+        coords: [N, 2] in model pixels.
+        """
+        outputs: tuple[Tensor, ...] = ()
+        for start in range(0, len(coords), self._batch_size):
+            batch = coords[start : start + self._batch_size]
+            parts = self._masks_of_batch(batch)
+            if len(batch) == len(coords):
+                return parts
+            count = len(parts[0]) // len(batch)
+            # Write to tensors for all clicks: a concatenation would need twice the memory.
+            outputs = outputs or tuple(
+                part.new_empty(count * len(coords), *part.shape[1:]) for part in parts
+            )
+            for output, part in zip(outputs, parts, strict=True):
+                output[count * start : count * (start + len(batch))] = part
+        return outputs[0], outputs[1]
+
+    def _masks_of_batch(self, coords: Tensor) -> tuple[Tensor, Tensor]:
+        low, iou = self._decode(coords, None, self._multimask)
+        count = low.shape[1]
+        low, iou = low.flatten(0, 1), iou.flatten()
+        if self._refine_masks:
+            low, iou = self._refine(coords.repeat_interleave(count, 0), low.clamp(-32.0, 32.0))
+        return low, iou.float()
+
+    def _refine(self, coords: Tensor, hints: Tensor) -> tuple[Tensor, Tensor]:
+        """coords: [N, 2]; hints: [N, h, w] logits -> logits [N, h, w] and IoU [N]."""
+        outputs = [
+            self._decode(batch, batch_hints[:, None], False)
+            for batch, batch_hints in batch_iterator(self._batch_size, coords, hints)
+        ]
+        low, iou = (torch.cat(parts)[:, 0] for parts in zip(*outputs, strict=True))
+        return low, iou
+
+    def _decode(
+        self, coords: Tensor, hints: Tensor | None, multimask: bool
+    ) -> tuple[Tensor, Tensor]:
+        """coords: [N, 2] in model pixels -> logits [N, C, h, w], IoU [N, C]."""
+        labels = torch.ones(len(coords), 1, dtype=torch.int32, device=coords.device)
+        return self._predictor.decode_prompts(
+            Points(coords[:, None], labels), hints, multimask, [self._index] * len(coords)
+        )

@@ -1,0 +1,72 @@
+"""Memories in the official `output_dict`: frame outputs of B objects, by frame number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sam2_fast.memory import MemoryBank
+from sam2_fast.types import FrameMemory, Recall
+
+_KINDS = ("cond_frame_outputs", "non_cond_frame_outputs")
+
+
+def bank_of(output_dict: Mapping[str, Mapping[int, Any]]) -> MemoryBank:
+    """The frame outputs as a bank: pointers [B, 256], maps [B, h * w, 64].
+
+    Raises ValueError if no frame was prompted.
+    """
+    prompted, tracked = (
+        {t: _memory(output) for t, output in output_dict[kind].items()} for kind in _KINDS
+    )
+    if not prompted:
+        raise ValueError(
+            "output_dict: expected at least one frame in 'cond_frame_outputs', got none"
+        )
+    return MemoryBank(prompted, tracked)
+
+
+def recalled_maps(bank: MemoryBank, recall: Recall, num_maps: int) -> list[Tensor]:
+    """The memory maps of `recall.maps`, [B, h * w, 64] each.
+
+    A frame may be both prompted and tracked, and then counts twice. Prompted frames come first, and
+    have the last temporal row.
+    """
+    num_prompted = sum(row == num_maps - 1 for row in recall.rows)
+    return [_map(memory) for memory in _look_up(bank, recall.maps, num_prompted)]
+
+
+def recalled_pointers(
+    bank: MemoryBank, recall: Recall, num_maps: int, frame_idx: int, reverse: bool
+) -> list[Tensor]:
+    """The pointers of `recall.pointers`, [B, 256] each.
+
+    Those of prompted frames up to `frame_idx`, in the direction of tracking, come first.
+    """
+    num_prompted = sum(row == num_maps - 1 for row in recall.rows)
+    prompted = recall.maps[:num_prompted]
+    num_passed = sum(t >= frame_idx if reverse else t <= frame_idx for t in prompted)
+    return [memory.pointer for memory in _look_up(bank, recall.pointers, num_passed)]
+
+
+def _memory(output: Any) -> FrameMemory:
+    features = output["maskmem_features"]
+    tokens = None if features is None else features.flatten(2).transpose(1, 2)
+    return FrameMemory(output["obj_ptr"], output.get("object_score_logits"), tokens)
+
+
+def _look_up(bank: MemoryBank, frames: Sequence[int], num_prompted: int) -> list[FrameMemory]:
+    """The memories of frames, of which the first `num_prompted` are prompted ones."""
+    tracked = {**bank.prompted, **bank.tracked}
+    return [bank.prompted[t] if i < num_prompted else tracked[t] for i, t in enumerate(frames)]
+
+
+def _map(memory: FrameMemory) -> Tensor:
+    if memory.map is None:
+        raise ValueError(
+            "output_dict: a frame to attend to has no maskmem_features; run track_step with "
+            "run_mem_encoder=True"
+        )
+    return memory.map
