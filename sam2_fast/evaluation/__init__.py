@@ -1,5 +1,6 @@
-"""How good masks are: J, F and J&F of frames, videos and benchmark folders; images and videos with
-simulated users.
+"""Scores of masks (J, F and J&F), and simulated users that prompt images and videos.
+
+Scores are computed for frames, videos and benchmark folders.
 """
 
 from sam2_fast.evaluation.curves import groups_from_csv, save_curves

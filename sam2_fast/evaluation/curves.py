@@ -1,4 +1,4 @@
-"""What evaluations are shown as: groups of objects by a column of a table, and curves."""
+"""Presentation of evaluations: groups of objects by a column of a table, and plots of curves."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ PathLike = str | os.PathLike[str]
 
 
 def groups_from_csv(path: PathLike, column: str) -> Mapping[tuple[str, int], str]:
-    """(video, object) -> the value of `column`: of a CSV with columns `video` and, where objects
-    differ, `object`.
+    """(video, object) -> the value of `column` in a CSV file, for `Report.grouped`.
 
-    For `Report.grouped`: who is shown (fairness), categories, or YouTube-VOS' seen and unseen
-    classes.
+    The columns are `video`, `column`, and `object` if the objects of a video differ. Uses:
+    attributes of the people in a video (fairness), categories, or the seen and unseen classes of
+    YouTube-VOS.
     """
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
@@ -35,7 +35,7 @@ def groups_from_csv(path: PathLike, column: str) -> Mapping[tuple[str, int], str
 
 
 class _AnyObject(dict[Any, str]):
-    """Looks at the video alone."""
+    """A mapping from video to value that ignores the object in a key."""
 
     def __missing__(self, key: Any) -> str:
         if isinstance(key, tuple) and key[0] in self:
@@ -49,8 +49,9 @@ def save_curves(
     *,
     across: str = "prompted frames",
 ) -> None:
-    """Draw J&F, shares from 0 to 1, over `across`: a line for each name, as .svg, .png or .pdf.
-    Needs matplotlib (the extra `plots`).
+    """Plot J&F, fractions from 0 to 1, over `across`, with one line for each name.
+
+    path: a .svg, .png or .pdf file. Needs matplotlib (the extra `plots`).
     """
     try:
         from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""The scores of a folder of predictions, by the rules of the SA-V evaluator."""
+"""Scores of a folder of predictions, by the rules of the SA-V evaluator."""
 
 from __future__ import annotations
 
@@ -25,36 +25,37 @@ def score_video(
     bound: float = BOUND,
     device: str = "cpu",
 ) -> list[ObjectScore]:
-    """Scores of one video on the frames that the truth has; ends: the first and last of them too,
-    which benchmarks leave out.
+    """Scores of one video on the annotated frames.
 
-    Every judged frame must be among the predictions (FileNotFoundError), of the truth's size
-    (ValueError); others are ignored.
+    ends: also score the first and last of these frames, which benchmarks leave out.
+    Raises FileNotFoundError if a scored frame has no prediction, and ValueError if the sizes
+    differ. Other frames of the prediction are ignored.
     """
-    wanted, found = Annotations(Path(truth) / video), Annotations(Path(masks) / video)
+    annotations, predictions = Annotations(Path(truth) / video), Annotations(Path(masks) / video)
     if (
-        wanted.one_file_an_object
-        and found.one_file_an_object
-        and (missing := wanted.objects() - found.objects())
+        annotations.one_file_an_object
+        and predictions.one_file_an_object
+        and (missing := annotations.objects() - predictions.objects())
     ):
         raise FileNotFoundError(
-            f"annotations {found.folder / sorted(missing)[0]}: no such folder, and its object is "
-            f"to be judged"
+            f"annotations {predictions.folder / sorted(missing)[0]}: no such folder, but its "
+            f"object has annotations"
         )
-    frames = wanted.frames() if ends else wanted.frames()[1:-1]
+    frames = annotations.frames() if ends else annotations.frames()[1:-1]
     if not frames:
         raise ValueError(
-            f"annotations {wanted.folder}: expected 3 frames or more, got {len(wanted.frames())}; "
-            f"the first and last are not judged"
+            f"annotations {annotations.folder}: expected 3 frames or more, got "
+            f"{len(annotations.frames())}; the first and last are not scored"
         )
     scores = VideoScores(device=device, bound=bound)
     for frame in frames:
-        unjudged, mine, theirs = wanted.void(frame), wanted.read(frame), found.read(frame)
+        void = annotations.void(frame)
+        true_masks = annotations.read(frame)
+        predicted = predictions.read(frame)
         try:
-            scores.add(
-                mine,
-                theirs if unjudged is None else {i: mask & ~unjudged for i, mask in theirs.items()},
-            )
+            if void is not None:
+                predicted = {i: mask & ~void for i, mask in predicted.items()}
+            scores.add(true_masks, predicted)
         except ValueError as error:
             raise ValueError(f"video {video}, frame {frame}: {error}") from error
     return scores.result(video)
@@ -72,35 +73,35 @@ def score_folders(
     processes: int = 1,
     progress: bool = True,
 ) -> Report:
-    """Scores of all videos that both folders have (or of `videos`). Source: the SA-V evaluator's
-    rules.
+    """Scores of all videos that both folders have, or of `videos`.
 
-    strict: a video that only one of them has is a ValueError. processes: videos at a time, each on
-        one thread.
+    strict: raise ValueError for a video that only one of the folders has.
+    processes: number of videos that are scored in parallel, each on one thread.
+    Source: the rules of the SA-V evaluator.
     """
     names = list(videos) if videos is not None else _common(truth, masks, strict)
-    one = partial(_score_alone, truth, masks, ends=ends, bound=bound, device=device)
+    score = partial(_score_alone, truth, masks, ends=ends, bound=bound, device=device)
     rows: list[ObjectScore] = []
-    for found in tqdm(
-        _mapped(one, names, processes), total=len(names), desc="evaluate", disable=not progress
+    for scores in tqdm(
+        _mapped(score, names, processes), total=len(names), desc="evaluate", disable=not progress
     ):
-        rows += found
+        rows += scores
     return Report(rows)
 
 
 def _common(truth: PathLike, masks: PathLike, strict: bool) -> list[str]:
-    wanted, found = set(videos_in(truth)), set(videos_in(masks))
-    if strict and wanted != found:
+    annotated, predicted = set(videos_in(truth)), set(videos_in(masks))
+    if strict and annotated != predicted:
         raise ValueError(
-            f"masks {masks}: videos without truth: {sorted(found - wanted)}; videos without "
-            f"masks: {sorted(wanted - found)}"
+            f"masks {masks}: videos without truth: {sorted(predicted - annotated)}; videos without "
+            f"masks: {sorted(annotated - predicted)}"
         )
-    if not wanted & found:
+    if not annotated & predicted:
         raise ValueError(
-            f"masks {masks}: expected videos of {truth}, e.g. {sorted(wanted)[:3]}, got "
-            f"{sorted(found)[:3]}"
+            f"masks {masks}: expected videos of {truth}, e.g. {sorted(annotated)[:3]}, got "
+            f"{sorted(predicted)[:3]}"
         )
-    return sorted(wanted & found)
+    return sorted(annotated & predicted)
 
 
 def _score_alone(
@@ -110,15 +111,15 @@ def _score_alone(
 
 
 def _mapped(
-    one: partial[list[ObjectScore]], names: Sequence[str], processes: int
+    score: partial[list[ObjectScore]], names: Sequence[str], processes: int
 ) -> Iterator[list[ObjectScore]]:
     if processes < 1:
         raise ValueError(f"processes: expected 1 or more, got {processes}")
     if processes == 1:
-        yield from map(one, names)
+        yield from map(score, names)
         return
-    # one thread in each of our own processes; the caller's threads stay as they are
+    # One thread in each worker process. The threads of this process stay as they are.
     with ProcessPoolExecutor(
         processes, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
-        yield from pool.map(one, names)
+        yield from pool.map(score, names)

@@ -1,6 +1,4 @@
-"""Images with simulated clicks: IoU after 1, 3 and 5 of them (the SAM protocol; SAM 2 paper,
-section 6.2).
-"""
+"""Simulated clicks on images: IoU after 1, 3 and 5 clicks (SAM 2 paper, section 6.2)."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 class ImagePredictor(Protocol):
-    """What an evaluation asks of a predictor: the official calls."""
+    """The calls of the official predictor that the evaluation uses."""
 
     def set_image(self, image: Any) -> None: ...
     def predict(
@@ -57,31 +55,33 @@ def image_clicks(
 ) -> npt.NDArray[np.float64]:
     """IoU of each object after each of `clicks` clicks: [objects, len(clicks)].
 
-    image: what `set_image` takes; truth: masks [H, W] bool at its size, none empty (ValueError).
-    The first click is the point deepest inside the object, and of the three masks it gives, the one
-    of highest predicted IoU counts; each further click is where the last mask is most wrong, with
-    that mask's logits as a hint, and gives one mask. Where nothing is wrong, no more is clicked.
+    image: accepted by `set_image`.
+    truth: masks [H, W] bool of the image's size. Raises ValueError if a mask is empty.
+    The first click is the point deepest inside the object; of the three masks that it gives, the
+    one with the highest predicted IoU counts. Each further click is the point deepest inside the
+    error of the last mask, with the logits of this mask as a hint, and gives one mask. Clicking
+    stops when the mask has no error.
     """
     predictor.set_image(image)
-    found = np.zeros((len(truth), len(clicks)))
+    scores = np.zeros((len(truth), len(clicks)))
     for row, mask in enumerate(truth):
         if not mask.any():
             raise ValueError(f"truth: expected objects with pixels, got an empty mask at {row}")
         ious = _ious(
             predictor, torch.from_numpy(np.ascontiguousarray(mask))[None, None], max(clicks)
         )
-        found[row] = [ious[min(count, len(ious)) - 1] for count in clicks]
-    return found
+        scores[row] = [ious[min(count, len(ious)) - 1] for count in clicks]
+    return scores
 
 
-def _ious(predictor: ImagePredictor, truth: torch.Tensor, most: int) -> list[float]:
-    """IoU after 1, 2 ... clicks; shorter where nothing is wrong any more."""
+def _ious(predictor: ImagePredictor, truth: torch.Tensor, max_clicks: int) -> list[float]:
+    """IoU after 1, 2, ... clicks; the list ends when the mask has no error."""
     points: list[npt.NDArray[Any]] = []
     labels: list[int] = []
     mask: torch.Tensor | None = None
     hint: npt.NDArray[Any] | None = None
     ious: list[float] = []
-    while len(ious) < most and not (mask is not None and torch.equal(mask, truth)):
+    while len(ious) < max_clicks and not (mask is not None and torch.equal(mask, truth)):
         point, label = sample_one_point_from_error_center(truth, mask)
         points.append(point[0, 0].numpy())
         labels.append(int(label[0, 0]))
@@ -93,10 +93,8 @@ def _ious(predictor: ImagePredictor, truth: torch.Tensor, most: int) -> list[flo
             return_logits=False,
         )
         best = int(np.argmax(quality))
-        mask, hint = (
-            torch.from_numpy(np.asarray(masks[best], dtype=bool))[None, None],
-            low[best : best + 1],
-        )
+        mask = torch.from_numpy(np.asarray(masks[best], dtype=bool))[None, None]
+        hint = low[best : best + 1]
         ious.append(region_similarity(mask[0, 0], truth[0, 0]).item())
     return ious
 
@@ -109,23 +107,25 @@ def simulate_images(
     clicks: Sequence[int] = (1, 3, 5),
     progress: bool = True,
 ) -> list[ImageScore]:
-    """`image_clicks` of every object of every image of a folder.
+    """`image_clicks` for every object of every image of a folder.
 
-    masks: for each image `<name>.png`, a palette image whose pixels are ids, or `<name>.json`, as
-    SA-1B has them. Images without are passed over; masks without an image are a FileNotFoundError.
-    A benchmark's number is the mean over its masks.
+    masks: a folder with a file for each image: `<name>.png`, a palette image of object ids, or
+        `<name>.json` in the format of SA-1B. Images without a file are skipped; a file without an
+        image raises FileNotFoundError.
+    The score of a benchmark is the mean over its masks.
     """
-    found = (
+    files = (
         sorted(path for path in Path(masks).iterdir() if path.suffix.lower() in (".png", ".json"))
         if Path(masks).is_dir()
         else []
     )
-    if not found:
+    if not files:
         raise FileNotFoundError(
             f"masks {masks}: expected a folder of .png or .json files, got none"
         )
-    predictor, rows = build(), list[ImageScore]()
-    for path in tqdm(found, desc="images", disable=not progress):
+    predictor = build()
+    rows: list[ImageScore] = []
+    for path in tqdm(files, desc="images", disable=not progress):
         picture = next(
             (p for suffix in _PICTURES if (p := Path(images) / f"{path.stem}{suffix}").is_file()),
             None,

@@ -1,11 +1,10 @@
-"""Promptable video segmentation with simulated users: a few clicks on a few frames, offline and
-online (SAM 2 paper, section 6.1, E.1.2).
+"""Promptable video segmentation with simulated users, offline and online.
 
-The official code was never released; what the paper leaves open is decided here and pinned by tests
-(docs/evaluation.md): prompted frames count like all others; of equally bad frames the earliest is
-corrected; a frame may be chosen twice, its clicks then add up; clicks are given one after the
-other, each where the mask of the last one is most wrong; where nothing is wrong the user stops
-clicking.
+A user clicks a few times on a few frames (SAM 2 paper, section 6.1, E.1.2). The official code was
+never released. What the paper leaves open is decided here and pinned by tests (docs/evaluation.md):
+prompted frames count like all others; of equally bad frames the earliest is corrected; a frame may
+be chosen twice, and its clicks then add up; clicks are given one after the other, each inside the
+largest error of the current mask; if the mask has no error, the user stops clicking.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from sam2_fast.data.clicks import sample_one_point_from_error_center
 from sam2_fast.evaluation.metrics import BOUND, region_similarity
 from sam2_fast.evaluation.scores import Mask, VideoScores
 
-OBJECT = 1  # the id under which the object is tracked; each is evaluated alone
+OBJECT = 1  # the id of the tracked object; every object is evaluated alone
 
 
 class VideoPredictor(Protocol):
-    """What an evaluation asks of a predictor: the official calls."""
+    """The calls of the official predictor that the evaluation uses."""
 
     def init_state(self, video_path: Any) -> Any: ...
     def add_new_points_or_box(
@@ -47,7 +46,7 @@ class VideoPredictor(Protocol):
 
 @dataclass
 class Interaction:
-    """How good the masks were after the user's last prompt, and what that took."""
+    """The quality of the masks after the user's last prompt, and the prompts until then."""
 
     j: float
     f: float
@@ -56,13 +55,13 @@ class Interaction:
 
     @property
     def j_and_f(self) -> float:
-        """The mean of both."""
+        """The mean of J and F."""
         return (self.j + self.f) / 2
 
 
 @dataclass
 class _User:
-    """Clicks on one object of one video, judged by its true masks."""
+    """A simulated user of one object in one video, with the object's true masks."""
 
     predictor: VideoPredictor
     video: Any
@@ -81,14 +80,12 @@ class _User:
         self.first = seen[0]
 
     def prompt(self, frame: int) -> None:
-        """Up to `clicks_per_frame` clicks, each at the centre of the largest error of the mask so
-        far.
-        """
+        """Click up to `clicks_per_frame` times, each at the centre of the largest error."""
         self.prompted.append(frame)
         truth = torch.from_numpy(np.ascontiguousarray(self.truth[frame]))[None, None]
         for _ in range(self.clicks_per_frame):
-            now = self.masks.get(frame)
-            mask = None if now is None else torch.from_numpy(now)[None, None]
+            current = self.masks.get(frame)
+            mask = None if current is None else torch.from_numpy(current)[None, None]
             if mask is not None and torch.equal(mask, truth):
                 return
             points, labels = sample_one_point_from_error_center(truth, mask)
@@ -104,22 +101,23 @@ class _User:
             self.masks[frame] = _mask_of(result)
 
     def propagate(self, start: int, stop: Callable[[int], bool] | None = None) -> int | None:
-        """Track from `start` to the end, or to the first frame that `stop` is true of, which is
-        returned.
+        """Track from `start` to the end, or to the first frame for which `stop` is true.
+
+        Returns this frame, or None at the end.
         """
         tracked = self.predictor.propagate_in_video(self.state, start_frame_idx=start)
         with closing(tracked):
-            for found in tracked:
-                self.masks[found[0]] = _mask_of(found)
-                if stop is not None and stop(found[0]):
-                    return found[0]
+            for result in tracked:
+                self.masks[result[0]] = _mask_of(result)
+                if stop is not None and stop(result[0]):
+                    return result[0]
         return None
 
     def iou(self, frame: int) -> float:
-        found, truth = (
+        mask, truth = (
             torch.from_numpy(np.ascontiguousarray(x[frame])) for x in (self.masks, self.truth)
         )
-        return region_similarity(found, truth).item()
+        return region_similarity(mask, truth).item()
 
     def score(self, bound: float) -> Interaction:
         scores = VideoScores(bound=bound)
@@ -143,11 +141,12 @@ def offline(
     prompted_frames: int = 8,
     bound: float = BOUND,
 ) -> list[Interaction]:
-    """Prompt the first frame, track the whole video, correct the worst frame, track all again:
-    scores after 1, 2 ... prompted frames.
+    """Scores after 1, 2, ... prompted frames, with the whole video tracked again each time.
 
-    video: whatever `init_state` takes; truth: [H, W] bool of each frame. Before the object's first
-    appearance nothing is judged. Once no frame is wrong, the last score stands for the rest.
+    The first frame with the object is prompted, then repeatedly the worst frame.
+    video: accepted by `init_state`. truth: [H, W] bool for each frame.
+    Frames before the object's first appearance are not scored. Once no frame is wrong, the last
+    score is repeated.
     """
     user = _User(predictor, video, truth, clicks_per_frame)
     rounds: list[Interaction] = []
@@ -173,45 +172,47 @@ def online(
     threshold: float = 0.75,
     bound: float = BOUND,
 ) -> list[Interaction]:
-    """One pass: where the current frame's IoU falls below `threshold` the user stops, corrects it
-    and goes on; earlier frames stay.
+    """Scores with at most 1, 2, ... `prompted_frames` prompted frames, each in a separate pass.
 
-    Returns scores with at most 1, 2 ... `prompted_frames` prompted frames; each is a pass of its
-    own. Other arguments as `offline`.
+    If the IoU of the current frame falls below `threshold`, the user stops, corrects the frame and
+    continues; the masks of earlier frames stay. Other arguments are those of `offline`.
     """
     rounds: list[Interaction] = []
-    for most in range(1, prompted_frames + 1):
+    for max_prompted in range(1, prompted_frames + 1):
         user = _User(predictor, video, truth, clicks_per_frame)
         frame: int | None = user.first
         while frame is not None:
             user.prompt(frame)
-            is_bad = partial(_is_bad, user, most=most, threshold=threshold)
+            is_bad = partial(_is_bad, user, max_prompted=max_prompted, threshold=threshold)
             frame = user.propagate(frame, is_bad)
         rounds.append(user.score(bound))
-        if len(user.prompted) < most:  # nothing more to correct
+        if len(user.prompted) < max_prompted:  # there is nothing more to correct
             break
     return rounds + rounds[-1:] * (prompted_frames - len(rounds))
 
 
-def _is_bad(user: _User, frame: int, most: int, threshold: float) -> bool:
-    return len(user.prompted) < most and frame not in user.prompted and user.iou(frame) < threshold
+def _is_bad(user: _User, frame: int, max_prompted: int, threshold: float) -> bool:
+    return (
+        len(user.prompted) < max_prompted
+        and frame not in user.prompted
+        and user.iou(frame) < threshold
+    )
 
 
 def mean_j_and_f(rounds: Sequence[Interaction]) -> float:
-    """The paper's number: J&F averaged over the numbers of prompted frames."""
+    """The number that the paper reports: J&F averaged over the numbers of prompted frames."""
     return float(np.mean([interaction.j_and_f for interaction in rounds]))
 
 
-LOCATE, CLICK, EXAMINE = 1.0, 1.5, 30.0 / 300  # seconds: find the object, click, look at a frame
+# Seconds: find the object, click once, look at one frame.
+LOCATE, CLICK, EXAMINE = 1.0, 1.5, 30.0 / 300
 
 
 def offline_seconds(frames: int, prompted: int, clicks_per_frame: float) -> float:
-    """What a user needs, by the paper's model: the video is looked through for
-    each prompted frame.
-    """
+    """Time of a user by the paper's model: the video is watched once for each prompted frame."""
     return (EXAMINE * frames + LOCATE + CLICK * clicks_per_frame) * prompted
 
 
 def online_seconds(frames: int, prompted: int, clicks_per_frame: float) -> float:
-    """What a user needs, by the paper's model: the video is looked through once."""
+    """Time of a user by the paper's model: the video is watched once."""
     return EXAMINE * frames + (LOCATE + CLICK * clicks_per_frame) * prompted

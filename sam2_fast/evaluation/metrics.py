@@ -1,8 +1,8 @@
-"""J and F of masks: region similarity and boundary accuracy of DAVIS, to the bit on every device.
+"""J and F of masks: DAVIS' region similarity and boundary accuracy, bit-exact on every device.
 
-Source: the DAVIS challenge (Perazzi et al., CVPR 2016) as the SA-V evaluator has it. Boundaries are
-    matched by exact squared distances,
-which is what dilating with a disk decides: no OpenCV, no scikit-image.
+Source: the DAVIS challenge (Perazzi et al., CVPR 2016) as implemented by the SA-V evaluator.
+    Boundaries are matched by exact squared distances, which is equivalent to dilation with a disk,
+    so neither OpenCV nor scikit-image is needed.
 """
 
 from __future__ import annotations
@@ -13,39 +13,40 @@ import torch
 from torch import Tensor
 
 BOUND = 0.008
-"""How far a boundary may be off, as a share of the image's diagonal."""
+"""Tolerance of a boundary, as a fraction of the image's diagonal."""
 
 
 def region_similarity(masks: Tensor, truth: Tensor) -> Tensor:
-    """J, intersection over union. masks, truth: [..., H, W] bool -> [...] float64, 1 where both are
-    empty.
+    """J, intersection over union: [...] float64, 1 if both masks are empty.
+
+    masks, truth: [..., H, W] bool.
     """
     _check(masks, truth)
-    both, either = ((x.flatten(-2).sum(-1)) for x in (masks & truth, masks | truth))
-    return torch.where(either > 0, both.double() / either.clamp(min=1), 1.0)
+    intersection, union = ((x.flatten(-2).sum(-1)) for x in (masks & truth, masks | truth))
+    return torch.where(union > 0, intersection.double() / union.clamp(min=1), 1.0)
 
 
 def boundary_accuracy(masks: Tensor, truth: Tensor, bound: float = BOUND) -> Tensor:
-    """F, the harmonic mean of how much of each boundary lies near the other. masks, truth: [..., H,
-    W] bool -> [...] float64.
+    """F, the harmonic mean of the fractions of each boundary that lie near the other.
 
-    bound: how near, in pixels, or below 1 as a share of the diagonal, rounded up. Two masks without
-        boundary give 1, one alone 0.
+    masks, truth: [..., H, W] bool -> [...] float64.
+    bound: tolerance in pixels, or if below 1 as a fraction of the diagonal; rounded up.
+    F is 1 if neither mask has a boundary, and 0 if only one of them has.
     """
     _check(masks, truth)
     radius = tolerance(masks.shape[-2], masks.shape[-1], bound)
-    found, wanted = boundary(masks), boundary(truth)
+    edges, true_edges = boundary(masks), boundary(truth)
     if masks.device.type == "cpu":
-        found, wanted = _cropped(found, wanted, radius)
-    precision = _share(found, near(wanted, radius))
-    recall = _share(wanted, near(found, radius))
+        edges, true_edges = _crop(edges, true_edges, radius)
+    precision = _fraction(edges, near(true_edges, radius))
+    recall = _fraction(true_edges, near(edges, radius))
     return torch.where(
         precision + recall > 0, 2 * precision * recall / (precision + recall).clamp(min=1e-300), 0.0
     )
 
 
 def tolerance(height: int, width: int, bound: float = BOUND) -> int:
-    """Pixels that a boundary may be off."""
+    """The tolerance of a boundary in pixels."""
     return (
         math.ceil(bound)
         if bound >= 1
@@ -54,8 +55,9 @@ def tolerance(height: int, width: int, bound: float = BOUND) -> int:
 
 
 def boundary(masks: Tensor) -> Tensor:
-    """Pixels whose right, lower or lower right neighbour is of the other kind; the image's border
-    counts for none. [..., H, W] bool.
+    """Pixels that differ from their right, lower or lower right neighbour: [..., H, W] bool.
+
+    Pixels on the image's border have no neighbour outside the image.
     """
     edges = torch.zeros_like(masks)
     here = masks[..., :-1, :-1]
@@ -68,7 +70,8 @@ def boundary(masks: Tensor) -> Tensor:
 
 
 def near(points: Tensor, radius: int) -> Tensor:
-    """Which pixels lie within `radius` pixels of a point: squared distance at most radius^2.
+    """Pixels within `radius` of a point, with a squared distance of at most radius^2.
+
     points: [..., H, W] bool -> the same shape.
     """
     height, width = points.shape[-2:]
@@ -85,21 +88,21 @@ def near(points: Tensor, radius: int) -> Tensor:
     return reached
 
 
-def _share(points: Tensor, place: Tensor) -> Tensor:
-    """Of the points those that lie in the place; 1 where there is no point."""
+def _fraction(points: Tensor, region: Tensor) -> Tensor:
+    """Fraction of the points that lie in the region; 1 without any point."""
     count = points.flatten(-2).sum(-1)
     return torch.where(
-        count > 0, (points & place).flatten(-2).sum(-1).double() / count.clamp(min=1), 1.0
+        count > 0, (points & region).flatten(-2).sum(-1).double() / count.clamp(min=1), 1.0
     )
 
 
-def _cropped(a: Tensor, b: Tensor, margin: int) -> tuple[Tensor, Tensor]:
-    """Both without the rows and columns that are further than `margin` from all their points."""
+def _crop(a: Tensor, b: Tensor, margin: int) -> tuple[Tensor, Tensor]:
+    """Both masks without rows and columns that are further than `margin` from all their points."""
     both = (a | b).flatten(0, -3).any(0) if a.ndim > 2 else a | b
     parts = []
     for dim in (1, 0):
-        places = both.any(dim).nonzero()
-        first, last = (int(places[0]), int(places[-1])) if len(places) else (0, 0)
+        positions = both.any(dim).nonzero()
+        first, last = (int(positions[0]), int(positions[-1])) if len(positions) else (0, 0)
         parts.append(slice(max(first - margin, 0), last + margin + 1))
     return a[..., parts[0], parts[1]], b[..., parts[0], parts[1]]
 

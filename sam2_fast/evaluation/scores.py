@@ -1,4 +1,4 @@
-"""Scores of a video's objects, frame by frame, and of many videos together."""
+"""Scores of a video's objects, added frame by frame, and reports over many videos."""
 
 from __future__ import annotations
 
@@ -18,24 +18,28 @@ from sam2_fast.atomic import whole_file
 from sam2_fast.evaluation.metrics import BOUND, boundary_accuracy, region_similarity
 
 Mask = npt.NDArray[np.bool_]
-RECALL = 0.5  # a frame is found where it scores more
+_SCORES = ("j_and_f", "j", "f", "j_recall", "f_recall", "j_decay", "f_decay")
+RECALL = 0.5  # a frame counts as recalled if its score is higher
 
 
 class VideoScores:
     """J and F of the objects of one video, by the rules of the SA-V evaluator.
 
-    An object counts from the first frame on which it is seen, in the truth or in the prediction;
-    objects that the truth never shows are left out at the end.
+    An object counts from the first frame on which it is visible, in the truth or in the prediction.
+    Objects that are never visible in the truth are left out of the result.
     """
 
     def __init__(self, *, device: torch.device | str = "cpu", bound: float = BOUND) -> None:
-        self._device, self._bound = torch.device(device), bound
+        self._device = torch.device(device)
+        self._bound = bound
         self._scores: dict[int, list[tuple[float, float]]] = {}
         self._true: set[int] = set()
 
     def add(self, truth: Mapping[int, Mask], masks: Mapping[int, Mask]) -> None:
-        """The next frame: masks [H, W] bool by object; an object without a mask is absent. Raises
-        ValueError for masks of other sizes.
+        """Add the next frame.
+
+        truth, masks: [H, W] bool by object; an object without a mask is absent.
+        Raises ValueError if the masks differ in size.
         """
         sizes = {mask.shape for mask in (*truth.values(), *masks.values())}
         if len(sizes) > 1:
@@ -48,27 +52,27 @@ class VideoScores:
             self._scores.setdefault(i, [])
         if not self._scores:
             return
-        nothing = np.zeros(sizes.pop(), dtype=bool) if sizes else np.zeros((1, 1), dtype=bool)
-        wanted, found = (
-            torch.from_numpy(np.stack([frame.get(i, nothing) for i in self._scores])).to(
-                self._device
-            )
+        empty = np.zeros(sizes.pop(), dtype=bool) if sizes else np.zeros((1, 1), dtype=bool)
+        true_masks, predicted = (
+            torch.from_numpy(np.stack([frame.get(i, empty) for i in self._scores])).to(self._device)
             for frame in (truth, masks)
         )
-        similarity = region_similarity(found, wanted).tolist()
-        accuracy = boundary_accuracy(found, wanted, self._bound).tolist()
+        similarity = region_similarity(predicted, true_masks).tolist()
+        accuracy = boundary_accuracy(predicted, true_masks, self._bound).tolist()
         for history, j, f in zip(self._scores.values(), similarity, accuracy, strict=True):
             history.append((j, f))
 
     def result(self, video: str) -> list[ObjectScore]:
-        """One row an object that the truth showed, in the order of ids."""
+        """One row for each object of the truth, ordered by id."""
         return [ObjectScore.of(video, i, self._scores[i]) for i in sorted(self._true)]
 
 
 @dataclass(frozen=True)
 class ObjectScore:
-    """One object of one video. Shares from 0 to 1: mean, recall (frames above 0.5) and decay (first
-    quarter less last) of J and F.
+    """Scores of one object of one video, as fractions from 0 to 1.
+
+    j, f: means. recall: fraction of frames above 0.5. decay: mean of the first quarter minus mean
+        of the last quarter.
     """
 
     video: str
@@ -83,12 +87,12 @@ class ObjectScore:
 
     @property
     def j_and_f(self) -> float:
-        """The mean of both."""
+        """The mean of J and F."""
         return (self.j + self.f) / 2
 
     @classmethod
     def of(cls, video: str, number: int, frames: Sequence[tuple[float, float]]) -> ObjectScore:
-        """From J and F of its frames in order."""
+        """The scores from J and F of an object's frames in order."""
         means, recalls, decays = zip(
             *(statistics_of([frame[i] for frame in frames]) for i in range(2)), strict=True
         )
@@ -96,8 +100,10 @@ class ObjectScore:
 
 
 def statistics_of(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean, recall and decay. Source: DAVIS' `db_statistics`: four bins of frames whose edges are
-    rounded evenly spaced places.
+    """Mean, recall and decay.
+
+    Source: DAVIS' `db_statistics`, which splits the frames into four bins with evenly spaced,
+        rounded edges.
     """
     array = np.asarray(values, dtype=np.float64)
     edges = np.round(np.linspace(1, len(array), 5) + 1e-10).astype(np.int64) - 1
@@ -111,9 +117,7 @@ def statistics_of(values: Sequence[float]) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class Report:
-    """Objects of all videos; the means are over objects, as the benchmarks have it, not over
-    videos.
-    """
+    """The objects of all videos. Means are over objects, not over videos, as in the benchmarks."""
 
     objects: list[ObjectScore]
 
@@ -126,14 +130,15 @@ class Report:
         )
 
     def by_video(self) -> dict[str, Report]:
-        """A report of each video."""
+        """One report for each video."""
         return self.grouped(lambda row: row.video)
 
     def grouped(self, key: Any) -> dict[Any, Report]:
-        """Reports by `key`, a function of an `ObjectScore` or a mapping from (video, object):
-        sizes, categories, who is shown.
+        """One report for each value of `key`, such as sizes or categories.
+
+        key: a function of an `ObjectScore`, or a mapping from (video, object).
         """
-        found: dict[Hashable, list[ObjectScore]] = {}
+        groups: dict[Hashable, list[ObjectScore]] = {}
         for row in self.objects:
             try:
                 name = key[row.video, row.object] if isinstance(key, Mapping) else key(row)
@@ -141,16 +146,18 @@ class Report:
                 raise ValueError(
                     f"key: expected an entry for object {row.object} of video {row.video}, got none"
                 ) from error
-            found.setdefault(name, []).append(row)
-        return {name: Report(rows) for name, rows in found.items()}
+            groups.setdefault(name, []).append(row)
+        return {name: Report(rows) for name, rows in groups.items()}
 
     def summary(self) -> dict[str, float]:
-        """Means in percent."""
-        names = ("j_and_f", "j", "f", "j_recall", "f_recall", "j_decay", "f_decay")
-        return {"objects": len(self.objects), **{name: 100 * self.mean(name) for name in names}}
+        """The number of objects, and the means in percent."""
+        return {"objects": len(self.objects), **{name: 100 * self.mean(name) for name in _SCORES}}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """One row an object in percent: `.csv` or `.json`. The file is whole or not there."""
+        """Write one row per object, in percent, to a `.csv` or `.json` file.
+
+        The file is complete or absent.
+        """
         rows = [_percent(asdict(row) | {"j_and_f": row.j_and_f}) for row in self.objects]
         suffix = Path(path).suffix.lower()
         if suffix not in (".csv", ".json"):
@@ -167,26 +174,8 @@ def _percent(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_csv(file: Any, rows: Iterable[dict[str, Any]], summary: dict[str, float]) -> None:
-    columns = [
-        "video",
-        "object",
-        "frames",
-        "j_and_f",
-        "j",
-        "f",
-        "j_recall",
-        "f_recall",
-        "j_decay",
-        "f_decay",
-    ]
-    writer = csv.DictWriter(file, columns)
+    writer = csv.DictWriter(file, ["video", "object", "frames", *_SCORES])
     writer.writeheader()
-    writer.writerow(
-        {
-            "video": "all",
-            "object": "",
-            "frames": "",
-            **{name: value for name, value in summary.items() if name != "objects"},
-        }
-    )
+    means = {name: summary[name] for name in _SCORES}
+    writer.writerow({"video": "all", "object": "", "frames": "", **means})
     writer.writerows(rows)

@@ -1,5 +1,6 @@
-"""Semi-supervised video object segmentation: each object is prompted once, on its first frame, and
-followed (SAM 2 paper, 6.3).
+"""Semi-supervised video object segmentation (SAM 2 paper, 6.3).
+
+Each object is prompted once, on its first frame, and followed from there.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ CLICKS = {"click": 1, "3 clicks": 3, "5 clicks": 5}
 def follow(
     predictor: Any, video: Any, truth: Sequence[Mapping[int, Mask] | None], prompt: Prompt = "mask"
 ) -> list[dict[int, Mask]]:
-    """The masks of each frame. Objects that appear together are followed together, in a session of
-    their own, forwards from that frame.
+    """The masks of each frame.
 
-    predictor: anything with the official calls; video: what `init_state` takes; truth: masks [H, W]
-    bool by object for each frame, None where there are no annotations; only each object's first
-    mask is shown to the predictor. Clicks: the centre of the object, then where the mask so far is
-    most wrong.
+    Objects that appear on the same frame are followed together, in a separate session that starts
+    on this frame.
+    predictor: any object with the official calls.
+    video: accepted by `init_state`.
+    truth: for each frame masks [H, W] bool by object, or None without annotations. The predictor
+        receives only the first mask of each object.
+    prompt: a mask, a box or clicks. The first click is at the centre of the object, each further
+        one inside the largest error of the current mask.
     """
     if prompt not in ("mask", "box", *CLICKS):
         raise ValueError(f"prompt: expected mask, box, {', '.join(CLICKS)}, got {prompt!r}")
@@ -38,14 +42,14 @@ def follow(
         if new:
             groups[frame] = new
             seen |= set(new)
-    found: list[dict[int, Mask]] = [{} for _ in truth]
+    masks_of_frames: list[dict[int, Mask]] = [{} for _ in truth]
     for frame, objects in groups.items():
         state = predictor.init_state(video)
         for i in objects:
             _prompt(predictor, state, frame, i, (truth[frame] or {})[i], prompt)
         for t, ids, logits in predictor.propagate_in_video(state, start_frame_idx=frame):
-            found[t] |= {i: (logits[ids.index(i), 0] > 0).cpu().numpy() for i in objects}
-    return found
+            masks_of_frames[t] |= {i: (logits[ids.index(i), 0] > 0).cpu().numpy() for i in objects}
+    return masks_of_frames
 
 
 def semi_supervised(
@@ -58,14 +62,15 @@ def semi_supervised(
     ends: bool = False,
     bound: float = BOUND,
 ) -> list[ObjectScore]:
-    """Scores of `follow` on all annotated frames but the first and last; ends: on those too.
-    Arguments as `follow`.
+    """Scores of `follow` on all annotated frames except the first and last; `ends` includes them.
+
+    Other arguments are those of `follow`.
     """
-    found = follow(predictor, video, truth, prompt)
+    predicted = follow(predictor, video, truth, prompt)
     scores = VideoScores(bound=bound)
-    annotated = [(masks, found[t]) for t, masks in enumerate(truth) if masks is not None]
-    for masks, mine in annotated if ends else annotated[1:-1]:
-        scores.add(masks, mine)
+    pairs = [(masks, predicted[t]) for t, masks in enumerate(truth) if masks is not None]
+    for true_masks, masks in pairs if ends else pairs[1:-1]:
+        scores.add(true_masks, masks)
     return scores.result(name)
 
 
@@ -80,12 +85,12 @@ def _prompt(
         box = np.array([columns[0], rows[0], columns[-1], rows[-1]], dtype=np.float32)
         predictor.add_new_points_or_box(state, frame, number, box=box)
         return
-    wanted = torch.from_numpy(np.ascontiguousarray(truth))[None, None]
+    true_mask = torch.from_numpy(np.ascontiguousarray(truth))[None, None]
     mask: torch.Tensor | None = None
     for _ in range(CLICKS[prompt]):
-        if mask is not None and torch.equal(mask, wanted):
+        if mask is not None and torch.equal(mask, true_mask):
             return
-        points, labels = sample_one_point_from_error_center(wanted, mask)
+        points, labels = sample_one_point_from_error_center(true_mask, mask)
         _, ids, logits = predictor.add_new_points_or_box(
             state,
             frame,

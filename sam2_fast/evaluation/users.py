@@ -1,5 +1,6 @@
-"""Simulated users on whole benchmark folders: interactive protocols and semi-supervised tracking,
-several videos at a time.
+"""Simulated users on benchmark folders: interactive protocols and semi-supervised tracking.
+
+Several videos can be processed in parallel.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ Protocol = Literal["offline", "online", "semi-supervised"]
 
 @dataclass(frozen=True)
 class User:
-    """What a simulated user does with each object."""
+    """The protocol of a simulated user, and its settings."""
 
     protocol: Protocol = "offline"
-    prompt: Prompt = "mask"  # of semi-supervised tracking
-    prompted_frames: int = 8  # of the interactive protocols, at most
+    prompt: Prompt = "mask"  # for semi-supervised tracking
+    prompted_frames: int = 8  # for the interactive protocols: greatest number per object
     clicks_per_frame: int = 3
     bound: float = BOUND
 
@@ -57,27 +58,25 @@ class User:
 
 @dataclass(frozen=True)
 class Round:
-    """What one object's masks were worth after its user prompted so many frames. J and F are shares
-    from 0 to 1.
-    """
+    """Scores of one object after its user prompted a number of frames; J and F are 0 to 1."""
 
     video: str
     object: int
     prompted_frames: int
     clicks: int
-    seconds: float  # the user's, by the paper's model; 0 for semi-supervised tracking
+    seconds: float  # time of the user by the paper's model; 0 for semi-supervised tracking
     j: float
     f: float
 
     @property
     def j_and_f(self) -> float:
-        """The mean of both."""
+        """The mean of J and F."""
         return (self.j + self.f) / 2
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """Of all videos; means are over objects."""
+    """The rounds of all videos. Means are over objects."""
 
     rounds: list[Round]
 
@@ -92,12 +91,13 @@ class Rounds:
         }
 
     def mean(self) -> float:
-        """The paper's number: the mean of the curve."""
+        """The number that the paper reports: the mean of the curve."""
         return float(np.mean(list(self.curve().values())))
 
     def save(self, path: PathLike) -> None:
-        """One row an object and round, in percent: `.csv` or `.json`. The file is whole or not
-        there.
+        """Write one row per object and round, in percent, to a `.csv` or `.json` file.
+
+        The file is complete or absent.
         """
         rows = [
             asdict(row) | {"j": 100 * row.j, "f": 100 * row.f, "j_and_f": 100 * row.j_and_f}
@@ -113,19 +113,8 @@ class Rounds:
                     {"mean": 100 * self.mean(), "curve": curve, "rounds": rows}, file, indent=1
                 )
             else:
-                writer = csv.DictWriter(
-                    file,
-                    [
-                        "video",
-                        "object",
-                        "prompted_frames",
-                        "clicks",
-                        "seconds",
-                        "j_and_f",
-                        "j",
-                        "f",
-                    ],
-                )
+                columns = ["video", "object", "prompted_frames", "clicks", "seconds"]
+                writer = csv.DictWriter(file, [*columns, "j_and_f", "j", "f"])
                 writer.writeheader()
                 writer.writerows(rows)
 
@@ -140,29 +129,29 @@ def simulate_users(
     processes: int = 1,
     progress: bool = True,
 ) -> Rounds:
-    """Every object of every video that `annotations` has (or of `videos`), prompted by a user of
-    its own.
+    """Let a separate user prompt every object of every video in `annotations`, or in `videos`.
 
-    build: makes the predictor, in each process anew; must be picklable for several. images:
-    `<video>` folders of frames, or video files `<video>.mp4`; annotations: as `Annotations` reads
-    them. The interactive protocols need masks of every frame.
+    build: creates the predictor, once per process; must be picklable for several processes.
+    images: folders `<video>` of frames, or video files `<video>.mp4`.
+    annotations: a folder of videos for `Annotations`. The interactive protocols need masks of every
+        frame.
     """
     names = list(videos) if videos is not None else videos_in(annotations)
     if not names:
         raise ValueError(f"annotations {annotations}: expected a folder for each video, got none")
     tasks = [(str(images), str(annotations), name, user) for name in names]
-    found: list[Round] = []
+    rounds: list[Round] = []
     for rows in tqdm(
         _mapped(build, tasks, processes), total=len(tasks), desc=user.protocol, disable=not progress
     ):
-        found += rows
-    return Rounds(found)
+        rounds += rows
+    return Rounds(rounds)
 
 
 def simulate_video(
     predictor: Any, images: PathLike, annotations: PathLike, name: str, user: User
 ) -> list[Round]:
-    """The objects of one video."""
+    """The rounds of all objects of one video."""
     with _open(Path(images), name) as video:
         truth = _truth(Annotations(Path(annotations) / name), video, Path(images) / name)
         if user.protocol == "semi-supervised":
@@ -176,18 +165,18 @@ def simulate_video(
                 f"annotations {Path(annotations) / name}: expected masks of all {len(truth)} "
                 f"frames for {user.protocol}, got {len(dense)}"
             )
-        found: list[Round] = []
+        rounds: list[Round] = []
         for number in sorted({i for masks in dense for i, mask in masks.items() if mask.any()}):
-            nothing = np.zeros((video.height, video.width), dtype=bool)
-            found += _interact(
+            empty = np.zeros((video.height, video.width), dtype=bool)
+            rounds += _interact(
                 predictor,
                 video,
-                [masks.get(number, nothing) for masks in dense],
+                [masks.get(number, empty) for masks in dense],
                 name,
                 number,
                 user,
             )
-        return found
+        return rounds
 
 
 def _interact(
@@ -229,16 +218,16 @@ def _open(images: Path, name: str) -> FrameSource:
 def _truth(
     annotations: Annotations, video: FrameSource, images: Path
 ) -> list[dict[int, Mask] | None]:
-    """Masks by frame of the video; None where a frame has no annotation."""
+    """Masks for each frame of the video, or None for a frame without annotation."""
     stems = _stems(images) if images.is_dir() else [f"{t:05d}" for t in range(len(video))]
-    place = {stem: t for t, stem in enumerate(stems)}
+    index_of = {stem: t for t, stem in enumerate(stems)}
     truth: list[dict[int, Mask] | None] = [None] * len(stems)
     for frame in annotations.frames():
-        if frame not in place:
+        if frame not in index_of:
             raise FileNotFoundError(
-                f"images {images / frame}: no such frame, and {annotations.folder} has its masks"
+                f"images {images / frame}: no such frame, but {annotations.folder} has its masks"
             )
-        truth[place[frame]] = annotations.read(frame)
+        truth[index_of[frame]] = annotations.read(frame)
     return truth
 
 
@@ -246,17 +235,17 @@ def _stems(folder: Path) -> list[str]:
     return [path.stem for path in frame_files(folder)]
 
 
-_predictor: Any = None  # of a worker process
+_predictor: Any = None  # the predictor of a worker process
 
 
-def _start(build: Callable[[], Any], set_threads: Callable[[int], None]) -> None:
-    """In a process of our own: one thread for each; the caller's stay as they are."""
+def _start_worker(build: Callable[[], Any], set_threads: Callable[[int], None]) -> None:
+    """Initialise a worker process: one thread, and its own predictor."""
     global _predictor
     set_threads(1)
     _predictor = build()
 
 
-def _work(task: tuple[str, str, str, User]) -> list[Round]:
+def _simulate_in_worker(task: tuple[str, str, str, User]) -> list[Round]:
     return simulate_video(_predictor, *task)
 
 
@@ -272,7 +261,7 @@ def _mapped(
     with ProcessPoolExecutor(
         processes,
         mp_context=get_context("spawn"),
-        initializer=_start,
+        initializer=_start_worker,
         initargs=(build, torch.set_num_threads),
     ) as pool:
-        yield from pool.map(_work, tasks)
+        yield from pool.map(_simulate_in_worker, tasks)

@@ -106,7 +106,7 @@ def test_frames_without_annotations_are_tracked_and_not_judged(folders: tuple[Pa
 def test_what_is_missing_is_named(folders: tuple[Path, Path]) -> None:
     images, masks = folders
     (images / "a" / "00002.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"a.00002: no such frame, and .* has its masks"):
+    with pytest.raises(FileNotFoundError, match=r"a.00002: no such frame, but .* has its masks"):
         simulate_users(BUILD, images, masks, User(), videos=["a"], progress=False)
     with pytest.raises(
         FileNotFoundError, match=r"images.*nowhere.a: no such folder, and no a\.mp4"
