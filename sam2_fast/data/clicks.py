@@ -119,7 +119,8 @@ def _minimum_along(squared: Tensor, axis: int) -> Tensor:
 
     Stops at the offset from which on no value can become smaller.
     """
-    best, length = squared.clone(), squared.shape[axis]
+    best = squared.clone()
+    length = squared.shape[axis]
     for offset in range(1, length):
         worst = best[best.isfinite()].amax() if best.isfinite().all() else float("inf")
         if offset * offset >= worst:

@@ -1,5 +1,6 @@
-"""Training: recipes, clips, a simulated annotator, the released losses, and the loop that resumes
-to the bit.
+"""Training: recipes, clips, a simulated annotator, the released losses, and the training loop.
+
+The loop can be resumed with bitwise equal results.
 """
 
 from sam2_fast.training.batches import Batch, Clip, collate

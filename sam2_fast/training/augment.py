@@ -1,8 +1,7 @@
-"""Clips as they were filmed to clips as training sees them: flipped, turned, sheared, resized to a
-square, recoloured.
+"""Augment clips for training: flip, rotate, shear, resize to a square, change colours.
 
-Source: `sam2.1_hiera_b+_MOSE_finetune.yaml` and `training/dataset/transforms.py` upstream, with
-    Pillow's operations, as there.
+Source: `sam2.1_hiera_b+_MOSE_finetune.yaml` and `training/dataset/transforms.py` of the official
+    code, with Pillow's operations as there.
 """
 
 from __future__ import annotations
@@ -21,24 +20,24 @@ from sam2_fast.training.batches import Clip
 Pixels = npt.NDArray[np.uint8]
 Masks = npt.NDArray[np.bool_]
 FILL = (123, 116, 103)
-"""The colour of what turning brings in from outside: about the mean of ImageNet."""
+"""Colour of the area that a rotation or shear moves into the image: about the mean of ImageNet."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Chances and ranges. Geometry is one draw a clip. Jitters are of brightness, contrast and
-    saturation, around 1.
+    """Probabilities and ranges. The geometry is drawn once per clip.
+
+    Jitters are for brightness, contrast and saturation; the factors are around 1.
     """
 
     flip: float = 0.5  # probability
     degrees: float = 25.0
     shear: float = 20.0  # degrees
-    jitter: tuple[float, float, float] = (0.1, 0.03, 0.03)  # one draw a clip
+    jitter: tuple[float, float, float] = (0.1, 0.03, 0.03)  # drawn once per clip
     grey: float = 0.05  # probability
-    frame_jitter: tuple[float, float, float] = (0.1, 0.05, 0.05)  # a draw a frame
-    mosaic: float = (
-        0.0  # probability of a 2 x 2 mosaic of the clip with itself, of which one tile is meant
-    )
+    frame_jitter: tuple[float, float, float] = (0.1, 0.05, 0.05)  # drawn for every frame
+    # probability of a 2 x 2 mosaic of the clip with itself; one tile keeps its masks
+    mosaic: float = 0.0
 
     def __post_init__(self) -> None:
         if (
@@ -58,67 +57,69 @@ class Augmentation:
 
 
 NONE = Augmentation(0.0, 0.0, 0.0, (0.0, 0.0, 0.0), 0.0, (0.0, 0.0, 0.0))
-"""Nothing but the resize."""
+"""Only the resize."""
 FLIPPED = replace(NONE, flip=0.5)
-"""What images are trained with (SAM 2 paper, table 13a)."""
+"""The augmentation of images (SAM 2 paper, table 13a)."""
 
 
 def augment(
-    images: Sequence[Pixels], masks: Masks, seed: int, size: int, how: Augmentation
+    images: Sequence[Pixels], masks: Masks, seed: int, size: int, augmentation: Augmentation
 ) -> Clip:
-    """images: T of [H, W, 3]; masks: [T, N, H, W] bool -> the clip at size x size pixels, drawn
-    from `seed`.
+    """A clip of size x size pixels, augmented with random numbers from `seed`.
 
-    A turn that takes an object off the first frame is not made.
+    images: T of [H, W, 3] uint8.
+    masks: [T, N, H, W] bool.
+    A rotation or shear that moves an object off the first frame is skipped.
     """
     rng = np.random.default_rng([seed, 2])
     height, width = images[0].shape[:2]
-    flip, turn = bool(rng.random() < how.flip), _turn(rng, how, width, height)
-    if turn is not None and not all(
-        _geometry(_grey(mask), flip, turn, Image.Resampling.NEAREST, 0).getbbox()
+    flip = bool(rng.random() < augmentation.flip)
+    affine = _random_affine(rng, augmentation, width, height)
+    if affine is not None and not all(
+        _transform(_grey(mask), flip, affine, Image.Resampling.NEAREST, 0).getbbox()
         for mask in masks[0]
     ):
-        turn = None
+        affine = None
     smooth, nearest = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
     shown = [
-        _geometry(Image.fromarray(image), flip, turn, smooth, FILL).resize((size, size), smooth)
+        _transform(Image.fromarray(image), flip, affine, smooth, FILL).resize((size, size), smooth)
         for image in images
     ]
-    found = [
+    shown_masks = [
         [
-            _geometry(_grey(mask), flip, turn, nearest, 0).resize((size, size), smooth)
+            _transform(_grey(mask), flip, affine, nearest, 0).resize((size, size), smooth)
             for mask in frame
         ]
         for frame in masks
     ]
-    colours, grey = _jitter(rng, how.jitter), bool(rng.random() < how.grey)
-    shown = [_recoloured(image, colours, grey) for image in shown]
-    shown = [_recoloured(image, _jitter(rng, how.frame_jitter), False) for image in shown]
-    if rng.random() < how.mosaic:
-        shown, found = _mosaic(rng, shown, found)
+    colours = _jitter(rng, augmentation.jitter)
+    grey = bool(rng.random() < augmentation.grey)
+    shown = [_recolour(image, colours, grey) for image in shown]
+    shown = [_recolour(image, _jitter(rng, augmentation.frame_jitter), False) for image in shown]
+    if rng.random() < augmentation.mosaic:
+        shown, shown_masks = _mosaic(rng, shown, shown_masks)
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in shown]))
     truth = torch.from_numpy(
-        np.stack([[np.asarray(mask) >= 128 for mask in frame] for frame in found])
+        np.stack([[np.asarray(mask) >= 128 for mask in frame] for frame in shown_masks])
     )
     return Clip(normalize_frame(pixels), truth, seed)
 
 
-def _turn(
-    rng: np.random.Generator, how: Augmentation, width: int, height: int
+def _random_affine(
+    rng: np.random.Generator, augmentation: Augmentation, width: int, height: int
 ) -> tuple[float, ...] | None:
-    """Where each pixel comes from, as Pillow wants it: the inverse of a shear along x and a
-    rotation about the middle.
+    """Coefficients for Pillow, which map output pixels to input pixels; None for no change.
+
+    They are the inverse of a shear along x and a rotation about the centre.
     """
-    angle, shear = (
-        np.deg2rad(rng.uniform(-how.degrees, how.degrees)),
-        np.deg2rad(rng.uniform(-how.shear, how.shear)),
-    )
-    if not how.degrees and not how.shear:
+    angle = np.deg2rad(rng.uniform(-augmentation.degrees, augmentation.degrees))
+    shear = np.deg2rad(rng.uniform(-augmentation.shear, augmentation.shear))
+    if not augmentation.degrees and not augmentation.shear:
         return None
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     inverse = np.linalg.inv(rotation @ np.array([[1, -np.tan(shear)], [0, 1]]))
-    middle = np.array([width / 2, height / 2])
-    offset = middle - inverse @ middle
+    centre = np.array([width / 2, height / 2])
+    offset = centre - inverse @ centre
     return (*inverse[0], offset[0], *inverse[1], offset[1])
 
 
@@ -126,18 +127,18 @@ def _grey(mask: npt.NDArray[np.bool_]) -> Image.Image:
     return Image.fromarray(mask.astype(np.uint8) * 255)
 
 
-def _geometry(
+def _transform(
     image: Image.Image,
     flip: bool,
-    turn: tuple[float, ...] | None,
+    affine: tuple[float, ...] | None,
     resampling: Image.Resampling,
     fill: int | tuple[int, int, int],
 ) -> Image.Image:
     image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
     return (
         image
-        if turn is None
-        else image.transform(image.size, Image.Transform.AFFINE, turn, resampling, fillcolor=fill)
+        if affine is None
+        else image.transform(image.size, Image.Transform.AFFINE, affine, resampling, fillcolor=fill)
     )
 
 
@@ -145,14 +146,14 @@ _Colours = list[tuple[Callable[[Image.Image], ImageEnhance._Enhance], float]]
 
 
 def _jitter(rng: np.random.Generator, ranges: tuple[float, float, float]) -> _Colours:
-    """Brightness, contrast and saturation in any order, with factors around 1."""
+    """Brightness, contrast and saturation in random order, with factors around 1."""
     kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
     return [
         (kinds[i], float(rng.uniform(1 - ranges[i], 1 + ranges[i]))) for i in rng.permutation(3)
     ]
 
 
-def _recoloured(image: Image.Image, colours: _Colours, grey: bool) -> Image.Image:
+def _recolour(image: Image.Image, colours: _Colours, grey: bool) -> Image.Image:
     for kind, factor in colours:
         image = image if factor == 1.0 else kind(image).enhance(factor)
     return image.convert("L").convert("RGB") if grey else image
@@ -161,26 +162,28 @@ def _recoloured(image: Image.Image, colours: _Colours, grey: bool) -> Image.Imag
 def _mosaic(
     rng: np.random.Generator, images: list[Image.Image], masks: list[list[Image.Image]]
 ) -> tuple[list[Image.Image], list[list[Image.Image]]]:
-    """Four small copies, each flipped or not; the objects of one of them are meant."""
+    """Four small copies of the clip, each flipped or not; one random copy keeps its masks."""
     size = images[0].size[0]
-    edges, meant, flips = (0, size // 2, size), int(rng.integers(4)), rng.random(4) < 0.5
+    edges = (0, size // 2, size)
+    target = int(rng.integers(4))
+    flips = rng.random(4) < 0.5
 
     def tile(image: Image.Image, number: int) -> tuple[Image.Image, tuple[int, int]]:
         left, top = edges[number % 2], edges[number // 2]
         small = image.resize(
             (edges[number % 2 + 1] - left, edges[number // 2 + 1] - top), Image.Resampling.BILINEAR
         )
-        return (small.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flips[number] else small), (
-            left,
-            top,
-        )
+        if flips[number]:
+            small = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return small, (left, top)
 
-    def pasted(image: Image.Image, numbers: Sequence[int]) -> Image.Image:
+    def assemble(image: Image.Image, numbers: Sequence[int]) -> Image.Image:
         whole = Image.new(image.mode, image.size)
         for number in numbers:
             whole.paste(*tile(image, number))
         return whole
 
-    return [pasted(image, range(4)) for image in images], [
-        [pasted(mask, [meant]) for mask in frame] for frame in masks
-    ]
+    return (
+        [assemble(image, range(4)) for image in images],
+        [[assemble(mask, [target]) for mask in frame] for frame in masks],
+    )

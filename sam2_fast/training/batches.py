@@ -1,4 +1,4 @@
-"""Clips side by side, as a training step takes them."""
+"""Batches of clips for a training step."""
 
 from __future__ import annotations
 
@@ -10,32 +10,35 @@ from torch import Tensor
 
 
 class Clip(NamedTuple):
-    """T frames of one video and N objects that are to be found in them."""
+    """T frames of one video and N objects to segment in them."""
 
     images: Tensor  # [T, 3, S, S] float32, normalised
     truth: Tensor  # [T, N, S, S] bool
-    seed: int  # of what the simulated annotator does with it
+    seed: int  # of the simulated annotator's clicks
 
 
 class Batch(NamedTuple):
-    """B clips of equally many frames, with N objects in all."""
+    """B clips with the same number of frames, and N objects in total."""
 
     images: Tensor  # [T, B, 3, S, S] float32, normalised
     truth: Tensor  # [T, N, S, S] bool
-    owner: Tensor  # [N] int64: the clip of each object, in order
+    owner: Tensor  # [N] int64: the clip of each object, ascending
     seeds: tuple[int, ...]  # of the B clips
 
     def to(self, device: torch.device) -> Batch:
-        """The same on `device`; nothing waits for pinned memory."""
+        """The batch on `device`; copies from pinned memory are asynchronous."""
         images, truth, owner = (t.to(device, non_blocking=True) for t in self[:3])
         return Batch(images, truth, owner, self.seeds)
 
 
 def collate(clips: Sequence[Clip]) -> Batch:
-    """Raises ValueError where the clips differ in length or size, or one has no objects."""
+    """The clips as one batch.
+
+    Raises ValueError if the clips differ in length or size, or if one of them has no object.
+    """
     if not clips or len({clip.images.shape for clip in clips}) > 1:
         raise ValueError(
-            f"clips: expected one or more, all of one shape, got "
+            f"clips: expected one or more, all of the same shape, got "
             f"{[tuple(clip.images.shape) for clip in clips]}"
         )
     for number, (images, truth, _) in enumerate(clips):
@@ -52,8 +55,6 @@ def collate(clips: Sequence[Clip]) -> Batch:
     owner = torch.tensor(
         [number for number, clip in enumerate(clips) for _ in range(clip.truth.shape[1])]
     )
-    images, truth = (
-        torch.stack([clip.images for clip in clips], dim=1),
-        torch.cat([clip.truth for clip in clips], dim=1),
-    )
-    return Batch(images, truth, owner, tuple(clip.seed for clip in clips))
+    all_images = torch.stack([clip.images for clip in clips], dim=1)
+    all_truth = torch.cat([clip.truth for clip in clips], dim=1)
+    return Batch(all_images, all_truth, owner, tuple(clip.seed for clip in clips))

@@ -1,10 +1,9 @@
-"""Clips as training sees them: prompts, corrections, memories, and every step's masks with their
-gradients (`SAM2Train` upstream).
+"""The forward pass of training: prompts, corrections, memories, and the masks of every step.
 
-The modules are those of inference; what differs is here: masks keep their gradients, all of a
-step's masks are returned, and the simulated
-annotator clicks. Frames that are prompted with the true mask give no steps: nothing is learned from
-them but what they leave in memory.
+This is `SAM2Train` of the official code. The modules are those of inference. What differs is that
+masks keep their gradients, all masks of a step are returned, and the simulated annotator clicks.
+Frames that are prompted with the true mask give no steps: they have no loss and are only stored in
+memory.
 """
 
 from __future__ import annotations
@@ -39,12 +38,13 @@ def simulate(
     *,
     recompute: bool = False,
 ) -> list[list[Step]]:
-    """The steps of each frame. plan: of clips of T frames; rng: draws the annotator's habits, each
-    clip's seed where clicks land.
+    """The steps of each frame.
 
-    Memories of corrected frames count as prompted ones. recompute: activations of the image encoder
-    and of memory attention are not kept but computed again on the way back; the numbers are the
-    same.
+    plan: for clips of T frames.
+    rng: draws the annotator's habits; the positions of clicks are drawn from each clip's seed.
+    recompute: recompute the activations of the image encoder and of memory attention in the
+        backward pass instead of storing them; the results are the same.
+    Memories of corrected frames are stored like those of prompted frames.
     """
     length, count, _, height, width = batch.images.shape
     if length != len(plan.order) or height != model.config.image_size or width != height:
@@ -53,54 +53,57 @@ def simulate(
             f"batch: expected images [{len(plan.order)}, B, 3, {size}, {size}], got "
             f"{tuple(batch.images.shape)}"
         )
-    again = _recomputed if recompute else _once
-    annotator, hands = annotator or Annotator(), Hands(rng, batch.seeds, batch.owner.tolist())
-    features = Features(*again(model.encode_image, batch.images.flatten(0, 1)))
+    call = _call_with_recompute if recompute else _call
+    annotator = annotator or Annotator()
+    hands = Hands(rng, batch.seeds, batch.owner.tolist())
+    features = Features(*call(model.encode_image, batch.images.flatten(0, 1)))
     banks = [MemoryBank() for _ in range(batch.truth.shape[1])]
     frames: list[list[Step]] = [[] for _ in range(length)]
     for t in plan.order:
-        # of one clip the objects share the frame
-        now = Features(
+        # With a single clip, the objects share the frame and a batch of 1 is broadcast.
+        frame = Features(
             *(
                 x[t * count : (t + 1) * count] if count == 1 else x[t * count + batch.owner]
                 for x in features
             )
         )
-        truth, prompted = batch.truth[t][:, None], t in plan.prompted
+        truth = batch.truth[t][:, None]
+        prompted = t in plan.prompted
         if prompted and not plan.points:
-            logits, pointer, presence = model.point_to(now, truth.to(batch.images.dtype))
+            logits, pointer, presence = model.point_to(frame, truth.to(batch.images.dtype))
         else:
             low = (
-                model.without_memory(now.low)
+                model.without_memory(frame.low)
                 if prompted
-                else again(model.attend, now.low, *_recalled(model, banks, t))
+                else call(model.attend, frame.low, *_memories(model, banks, t))
             )
             clicks = annotator.clicks if t in plan.corrected else 0
             frames[t], logits, pointer, presence = _interact(
-                model, low, now, truth, prompted, clicks, hands, annotator
+                model, low, frame, truth, prompted, clicks, hands, annotator
             )
         maps = (
-            model.encode_memory(now.low, logits, presence, False)
+            model.encode_memory(frame.low, logits, presence, False)
             if length > 1
             else [None] * len(banks)
         )
         for bank, *memory in zip(banks, pointer, presence, maps, strict=True):
-            kept = bank.prompted if prompted or t in plan.corrected else bank.tracked
-            kept[t] = FrameMemory(*memory)
+            memories = bank.prompted if prompted or t in plan.corrected else bank.tracked
+            memories[t] = FrameMemory(*memory)
     return frames
 
 
-def _once(function: Callable[..., Any], *arguments: Any) -> Any:
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
-def _recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
+def _call_with_recompute(function: Callable[..., Any], *arguments: Any) -> Any:
     return checkpoint(function, *arguments, use_reentrant=False)
 
 
-def _recalled(model: Sam2, banks: list[MemoryBank], t: int) -> tuple[Any, ...]:
-    """What `attend` takes besides the frame. All objects have memories of the same frames, and so
-    recall the same ones.
+def _memories(model: Sam2, banks: list[MemoryBank], t: int) -> tuple[Any, ...]:
+    """The arguments of `attend` besides the frame.
+
+    All objects have memories of the same frames, so the frames to attend to are the same for all.
     """
     recall = banks[0].recall(t, 1, None, *model.recall_limits._replace(stride=1))
     maps = [[bank.map(frame) for frame in recall.maps] for bank in banks]
@@ -112,44 +115,45 @@ def _recalled(model: Sam2, banks: list[MemoryBank], t: int) -> tuple[Any, ...]:
 def _interact(
     model: Sam2,
     low: Tensor,
-    now: Features,
+    frame: Features,
     truth: Tensor,
     prompted: bool,
     clicks: int,
     hands: Hands,
     annotator: Annotator,
 ) -> tuple[list[Step], Tensor, Tensor, Tensor]:
-    """One decode, then one after each correction: the steps, and the last one's logits [N, 1, 4h,
-    4w], pointer and presence.
+    """Decode once, and once more after each correction.
+
+    Returns the steps, and of the last one logits [N, 1, 4h, 4w], pointer and presence.
     """
     points = Points(*first_prompt(hands, truth, annotator)) if prompted else None
-    nowhere = padding_points(len(truth), low.device)
+    no_points = padding_points(len(truth), low.device)
     hint: Tensor | None = None
     steps: list[Step] = []
     while True:
         multimask = model.options.use_multimask(
             0 if points is None else points.labels.shape[1], prompted
         )
-        found = model.decode(low, now, points or nowhere, hint, multimask)
-        present = found.presence > 0
-        logits = torch.where(present[:, None, None], found.logits, NO_OBJECT_LOGIT)
-        fine = F.interpolate(
+        output = model.decode(low, frame, points or no_points, hint, multimask)
+        present = output.presence > 0
+        logits = torch.where(present[:, None, None], output.logits, NO_OBJECT_LOGIT)
+        full_size = F.interpolate(
             logits, size=tuple(truth.shape[2:]), mode="bilinear", align_corners=False
         )
-        steps.append(Step(fine, found.iou, found.presence))
-        best = found.iou.argmax(-1)
-        hint = select_one(logits, best)
+        steps.append(Step(full_size, output.iou, output.presence))
+        best = output.iou.argmax(-1)
+        hint = taken(logits, best)
         if len(steps) > clicks:
-            token = select_one(found.tokens, best)[:, 0]
+            token = taken(output.tokens, best)[:, 0]
             return (
                 steps,
                 hint,
                 mix_absent(model.obj_ptr_proj(token), present, model.no_obj_ptr),
-                found.presence,
+                output.presence,
             )
-        more = correction(hands, truth, select_one(fine, best) > 0, annotator)
+        click = correction(hands, truth, taken(full_size, best) > 0, annotator)
         points = (
-            Points(*more)
+            Points(*click)
             if points is None
-            else Points(*(torch.cat(pair, 1) for pair in zip(points[:2], more, strict=True)))
+            else Points(*(torch.cat(pair, 1) for pair in zip(points[:2], click, strict=True)))
         )

@@ -1,5 +1,4 @@
-"""What training minimises: focal and dice loss of the best mask, how far predicted IoU is off, and
-whether the object is there.
+"""The losses: focal and dice loss of the best mask, error of predicted IoU, and object presence.
 
 Source: SAM 2 paper, appendix D.2; official `MultiStepMultiMasksAndIous` with the settings of the
     released recipe.
@@ -18,11 +17,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LossWeights:
-    """How much each part counts, and the focal loss: `balance` of pixels on the object, `focus` on
-    those that are wrong.
+    """Weights of the losses, and the parameters of the focal loss.
 
-    even: cross-entropy that weighs object and background alike. The released recipe has none; from
-    random weights the focal loss alone stays at empty masks.
+    balance: weight of pixels on the object; the background has 1 - balance.
+    focus: exponent that increases the weight of wrong pixels.
+    even: weight of a cross-entropy in which object and background count equally. The released
+        recipe has none, but from random weights the focal loss alone gets stuck at empty masks.
     """
 
     mask: float = 20.0
@@ -35,7 +35,7 @@ class LossWeights:
 
 
 class Step(NamedTuple):
-    """What the decoder said of N objects after one click (or none): M masks each."""
+    """The decoder's output for N objects after one prompt or correction, with M masks each."""
 
     logits: Tensor  # [N, M, H, W], at the resolution of the truth
     iou: Tensor  # [N, M] predicted
@@ -54,7 +54,7 @@ class Losses(NamedTuple):
 
 
 class MaskLosses(NamedTuple):
-    """Of N objects and M masks each: [N, M]."""
+    """[N, M] each, for N objects and M masks per object."""
 
     focal: Tensor
     dice: Tensor
@@ -64,48 +64,49 @@ class MaskLosses(NamedTuple):
 def mask_losses(
     logits: Tensor, truth: Tensor, balance: float = 0.25, focus: float = 2.0
 ) -> MaskLosses:
-    """How wrong masks are. logits: [N, M, H, W]; truth: [N, H, W] bool.
+    """Losses of masks. logits: [N, M, H, W]; truth: [N, H, W] bool.
 
-    focal: cross-entropy in which easy pixels count little, averaged over pixels (arXiv 1708.02002).
-        dice: one less twice the overlap over
-    the sum of both, each count plus one. even: cross-entropy, averaged over the object and over the
-    rest, half each.
+    focal: cross-entropy with low weight on easy pixels, averaged over pixels (arXiv 1708.02002).
+    dice: one minus twice the overlap over the sum of both areas, with one added to both counts.
+    even: cross-entropy, averaged over the object and over the background, with weight one half
+        each.
     """
-    x, on = logits.flatten(2), truth.flatten(1).to(logits.dtype)
-    # [N, H * W, 2]: products with it sum over the object, and over the rest.
-    sides = torch.stack([on, 1 - on], dim=-1)
-    right = x * (2 * on - 1)[:, None]
-    # Wrong: 1 less the probability of the truth.
-    entropy, wrong = (
-        -F.logsigmoid(right),
-        torch.sigmoid(-right),
-    )
-    hard = ((wrong**focus * entropy) @ sides) @ logits.new_tensor([balance, 1 - balance])
-    area, pixels = sides.sum(1)[:, None], x.shape[-1]  # [N, 1, 2]
-    missed, excess = (wrong @ sides).unbind(-1)
+    x = logits.flatten(2)
+    on = truth.flatten(1).to(logits.dtype)
+    # [N, H * W, 2]: products with it sum over the object, and over the background.
+    regions = torch.stack([on, 1 - on], dim=-1)
+    margin = x * (2 * on - 1)[:, None]  # logit of the true class
+    entropy = -F.logsigmoid(margin)
+    error = torch.sigmoid(-margin)  # 1 minus the probability of the true class
+    focal = ((error**focus * entropy) @ regions) @ logits.new_tensor([balance, 1 - balance])
+    area = regions.sum(1)[:, None]  # [N, 1, 2]
+    missed, excess = (error @ regions).unbind(-1)
     overlap = area[..., 0] - missed
     dice = 1 - (2 * overlap + 1) / (overlap + excess + area[..., 0] + 1)
-    return MaskLosses(hard / pixels, dice, ((entropy @ sides) / area.clamp(min=1)).mean(-1))
+    even = ((entropy @ regions) / area.clamp(min=1)).mean(-1)
+    return MaskLosses(focal / x.shape[-1], dice, even)
 
 
 def iou_loss(logits: Tensor, truth: Tensor, predicted: Tensor) -> Tensor:
-    """How far `predicted` is from the IoU of the mask at threshold 0. [..., H, W] twice and [...]
-    -> [...]; no gradient to the mask.
+    """Absolute difference between `predicted` and the IoU of the mask at threshold 0: [...].
+
+    logits, truth: [..., H, W]. predicted: [...]. The mask gets no gradient.
     """
-    found, wanted = (logits > 0).flatten(-2), (truth > 0).flatten(-2)
-    overlap, either = (found & wanted).sum(-1), (found | wanted).sum(-1)
-    actual = overlap.to(predicted.dtype) / either.clamp(min=1)
+    mask, true_mask = (logits > 0).flatten(-2), (truth > 0).flatten(-2)
+    intersection, union = (mask & true_mask).sum(-1), (mask | true_mask).sum(-1)
+    actual = intersection.to(predicted.dtype) / union.clamp(min=1)
     return (predicted - actual).abs()
 
 
 def step_losses(
     step: Step, truth: Tensor, num_objects: float, weights: LossWeights | None = None
 ) -> Losses:
-    """Losses of one step. truth: [N, H, W] bool; num_objects: what sums are divided by, the mean
-    over all ranks, at least 1.
+    """Losses of one step.
 
-    Of several masks the one of smallest weighted loss is corrected; the predicted IoU of all of
-    them is. Where the object is absent only its presence counts.
+    truth: [N, H, W] bool.
+    num_objects: divisor of the sums, the mean number of objects over all ranks, at least 1.
+    Of several masks, only the one with the smallest weighted loss gets mask losses; the IoU loss is
+    the mean over all of them. For an absent object only its presence counts.
     """
     weights = weights or LossWeights()
     _check(step, truth, num_objects)
@@ -135,8 +136,9 @@ def clip_losses(
     num_objects: float,
     weights: LossWeights | None = None,
 ) -> Losses:
-    """The sum over the steps of all frames. frames: of each frame its steps; truth: [T, N, H, W]
-    bool.
+    """The sum of the losses over the steps of all frames.
+
+    frames: the steps of each frame. truth: [T, N, H, W] bool.
     """
     weights = weights or LossWeights()
     if len(frames) != truth.shape[0] or not any(frames):
@@ -144,25 +146,26 @@ def clip_losses(
             f"frames: expected steps for {truth.shape[0]} frames, got "
             f"{[len(steps) for steps in frames]}"
         )
-    found = [
+    all_losses = [
         step_losses(step, truth[t], num_objects, weights)
         for t, steps in enumerate(frames)
         for step in steps
     ]
     mask, dice, iou, presence, even = (
-        torch.stack([losses[i] for losses in found]).sum() for i in range(5)
+        torch.stack([losses[i] for losses in all_losses]).sum() for i in range(5)
     )
     return _weighted(mask, dice, iou, presence, even, weights)
 
 
 def require_finite(losses: Losses, where: str) -> None:
-    """Raises FloatingPointError, naming the parts that are not finite and where: training must
-    stop, not go on with rubbish.
+    """Raise FloatingPointError if a loss is not finite, so that training stops.
+
+    where: start of the error message, which also names the losses that are not finite.
     """
     wrong = [name for name, value in losses._asdict().items() if not bool(torch.isfinite(value))]
     if wrong:
         raise FloatingPointError(
-            f"{where}: {', '.join(wrong)} loss is not finite; lower the learning rate, or look at "
+            f"{where}: {', '.join(wrong)} loss is not finite; lower the learning rate, or check "
             f"this step's data"
         )
 

@@ -1,4 +1,4 @@
-"""AdamW as the released recipe sets it: which weights learn how fast, and which decay."""
+"""AdamW with the settings of the released recipe: learning rates and weight decay per parameter."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ _BLOCK = re.compile(r"^image_encoder\.trunk\.blocks\.(\d+)\.")
 
 
 def parameter_groups(model: Sam2, recipe: Recipe) -> list[dict[str, Any]]:
-    """Parameters by how they are treated. "scale": of the learning rate; "encoder": whether the
-    image encoder's rate holds.
+    """Parameters in groups of equal learning rate and weight decay.
 
-    Biases and the weights of `nn.LayerNorm` do not decay. Block i of n of the trunk is scaled by
-    layer_decay ** (n - i), what comes before the blocks by layer_decay ** (n + 1), except the
+    "scale": factor of the learning rate. "encoder": whether the image encoder's learning rate
+    applies.
+    Biases and the weights of `nn.LayerNorm` do not decay. In the trunk, block i of n is scaled by
+    layer_decay ** (n - i), and parameters before the blocks by layer_decay ** (n + 1), except the
     position table. Source: official `optimizer.py` with the released configuration.
     """
     norms = {
@@ -39,26 +40,28 @@ def parameter_groups(model: Sam2, recipe: Recipe) -> list[dict[str, Any]]:
         decay = 0.0 if "bias" in name or name in norms else recipe.weight_decay
         groups.setdefault((scale, decay, name.startswith("image_encoder.")), []).append(parameter)
     return [
-        {"params": found, "scale": scale, "weight_decay": decay, "encoder": encoder}
-        for (scale, decay, encoder), found in groups.items()
+        {"params": parameters, "scale": scale, "weight_decay": decay, "encoder": encoder}
+        for (scale, decay, encoder), parameters in groups.items()
     ]
 
 
 def adamw(model: Sam2, recipe: Recipe) -> torch.optim.AdamW:
-    """With the groups above; `set_learning_rate` before each step."""
+    """AdamW with these groups; call `set_learning_rate` before each step."""
     return torch.optim.AdamW(parameter_groups(model, recipe), lr=0.0, betas=(0.9, 0.999))
 
 
 def schedule(stage: Stage, step: int) -> float:
-    """What share of a stage's learning rate its step `step` has."""
+    """The fraction of the stage's learning rate at step `step` of the stage."""
     if step < stage.warmup:
         return (step + 1) / stage.warmup
-    done = (step - stage.warmup) / max((stage.cosine or stage.steps) - stage.warmup, 1)
-    return stage.final_lr + (1 - stage.final_lr) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    progress = (step - stage.warmup) / max((stage.cosine or stage.steps) - stage.warmup, 1)
+    return stage.final_lr + (1 - stage.final_lr) * 0.5 * (
+        1 + math.cos(math.pi * min(progress, 1.0))
+    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, stage: Stage, step: int) -> None:
-    """Of every group, for step `step` of `stage`."""
+    """Set the learning rate of every group for step `step` of `stage`."""
     encoder = stage.lr if stage.encoder_lr is None else stage.encoder_lr
     for group in optimizer.param_groups:
         group["lr"] = (

@@ -1,4 +1,4 @@
-"""A training recipe: everything that decides what is learned, read from one JSON file."""
+"""A training recipe: all settings that determine the result of training, read from a JSON file."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ SOURCES: dict[str, type[Source]] = {
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training. Its learning rate rises linearly for `warmup` steps, then falls as
-    half a cosine to `final_lr`.
+    """A part of the training with constant settings.
+
+    The learning rate rises linearly for `warmup` steps, then falls as half a cosine to `final_lr`.
     """
 
     steps: int = 1000
     image_size: int = 1024  # pixels
     lr: float = 5e-6
-    encoder_lr: float | None = None  # of the image encoder; None: the same
-    final_lr: float = 0.1  # of lr
+    encoder_lr: float | None = None  # of the image encoder; None: the same as lr
+    final_lr: float = 0.1  # fraction of lr
     warmup: int = 0
-    cosine: int | None = None  # steps until the cosine is at its end; None: the stage's
+    cosine: int | None = None  # step at which the cosine ends; None: the last of the stage
     sources: tuple[Source, ...] = (Synthetic(),)
     annotator: Annotator = field(default_factory=Annotator)
     losses: LossWeights = field(default_factory=LossWeights)
@@ -67,29 +68,29 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Defaults are those of the official fine-tuning configuration
+    """A training recipe.
+
+    The defaults are those of the official fine-tuning configuration
     (`sam2.1_hiera_b+_MOSE_finetune.yaml`).
     """
 
-    model: Sam2Config | str | None = (
-        None  # an architecture or the name of one; None: as `weights` says
-    )
-    weights: str | None = None  # to start from; None: random ones
+    # an architecture, or its name; None: read from `weights`
+    model: Sam2Config | str | None = None
+    weights: str | None = None  # initial weights; None: random ones
     seed: int = 123
     weight_decay: float = 0.1
-    layer_decay: float = (
-        0.9  # of the learning rate, by block of the image encoder's trunk from its end
-    )
-    clip_norm: float = 0.1  # of the gradient
-    # weight of the past in a moving average of the weights, which is then what is saved; 0: none
+    # factor of the learning rate for each block of the image encoder's trunk, from its end
+    layer_decay: float = 0.9
+    clip_norm: float = 0.1  # greatest norm of the gradient
+    # decay of a moving average of the weights, which is saved in place of the weights; 0: none
     ema: float = 0.0
     bfloat16: bool = True  # autocast
-    recompute: bool = False  # keep fewer activations, see `simulate`
+    recompute: bool = False  # store fewer activations, see `simulate`
     stages: tuple[Stage, ...] = (Stage(),)
 
     def __post_init__(self) -> None:
         if (self.model is None and self.weights is None) or not self.stages:
-            raise ValueError("expected `model`, `weights` or both, and a stage or more")
+            raise ValueError("expected `model`, `weights` or both, and at least one stage")
         if (
             not 0 <= self.ema < 1
             or not 0 < self.layer_decay <= 1
@@ -103,12 +104,13 @@ class Recipe:
 
     @property
     def steps(self) -> int:
-        """Of all stages."""
+        """Number of steps of all stages."""
         return sum(stage.steps for stage in self.stages)
 
     def at(self, step: int) -> tuple[Stage, int]:
-        """The stage that a step belongs to, and its number in there. Past the end: the last stage,
-        and its length.
+        """The stage of a step, and the number of the step in this stage.
+
+        After the end: the last stage and its length.
         """
         for stage in self.stages:
             if step < stage.steps:
@@ -117,83 +119,87 @@ class Recipe:
         return self.stages[-1], self.stages[-1].steps
 
     def text(self) -> str:
-        """All values as JSON: what a checkpoint keeps, to know its own recipe again."""
+        """All values as JSON; stored in checkpoints to recognise the recipe."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Recipe:
-        """From a JSON file. A key of a stage on the top level holds for all stages. Raises
-        ValueError that names what does not fit.
+        """Read a recipe from a JSON file.
+
+        A key of a stage at the top level applies to all stages. Raises ValueError, which names the
+        value that is wrong.
         """
         try:
-            given = json.loads(Path(path).read_text(encoding="utf-8"))
+            document = json.loads(Path(path).read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"recipe {path}: not JSON ({error})") from error
-        where = f"recipe {path}"
-        if not isinstance(given, dict):
-            raise ValueError(f"{where}: expected an object with keys, got {type(given).__name__}")
-        common = {
-            key: given.pop(key) for key in list(given) if key in {f.name for f in fields(Stage)}
-        }
-        stages = given.pop("stages", [{}])
+        label = f"recipe {path}"
+        if not isinstance(document, dict):
+            raise ValueError(
+                f"{label}: expected an object with keys, got {type(document).__name__}"
+            )
+        stage_keys = {f.name for f in fields(Stage)}
+        common = {key: document.pop(key) for key in list(document) if key in stage_keys}
+        stages = document.pop("stages", [{}])
         if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
-            raise ValueError(f"{where}: stages: expected a list of objects")
-        if isinstance(given.get("model"), dict):
-            given["model"] = _filled(Sam2Config, given["model"], f"{where}: model")
-        made = tuple(
-            _stage(common | stage, f"{where}: stage {number}")
+            raise ValueError(f"{label}: stages: expected a list of objects")
+        if isinstance(document.get("model"), dict):
+            document["model"] = _build(Sam2Config, document["model"], f"{label}: model")
+        document["stages"] = tuple(
+            _stage(common | stage, f"{label}: stage {number}")
             for number, stage in enumerate(stages)
         )
-        found: Recipe = _filled(cls, given | {"stages": made}, where)
-        return found
+        recipe: Recipe = _build(cls, document, label)
+        return recipe
 
 
-def _stage(given: dict[str, Any], where: str) -> Stage:
+def _stage(values: dict[str, Any], label: str) -> Stage:
     for name, kind in (("annotator", Annotator), ("losses", LossWeights)):
-        if name in given:
-            given[name] = _filled(kind, given[name], f"{where}: {name}")
-    if "sources" in given:
-        sources = given["sources"]
+        if name in values:
+            values[name] = _build(kind, values[name], f"{label}: {name}")
+    if "sources" in values:
+        sources = values["sources"]
         if not isinstance(sources, list):
             raise ValueError(
-                f"{where}: sources: expected a list of objects, each with a `kind` of "
+                f"{label}: sources: expected a list of objects, each with a `kind` of "
                 f"{', '.join(SOURCES)}"
             )
-        given["sources"] = tuple(
-            _source(source, f"{where}: source {number}") for number, source in enumerate(sources)
+        values["sources"] = tuple(
+            _source(source, f"{label}: source {number}") for number, source in enumerate(sources)
         )
-    stage: Stage = _filled(Stage, given, where)
+    stage: Stage = _build(Stage, values, label)
     return stage
 
 
-def _source(given: Any, where: str) -> Source:
-    kind = given.get("kind") if isinstance(given, dict) else None
+def _source(values: Any, label: str) -> Source:
+    kind = values.get("kind") if isinstance(values, dict) else None
     if kind not in SOURCES:
-        raise ValueError(f"{where}: kind: expected one of {', '.join(SOURCES)}, got {kind!r}")
-    rest = {key: value for key, value in given.items() if key != "kind"}
+        raise ValueError(f"{label}: kind: expected one of {', '.join(SOURCES)}, got {kind!r}")
+    rest = {key: value for key, value in values.items() if key != "kind"}
     for name, part in (("world", World), ("augmentation", Augmentation)):
         if name in rest:
-            rest[name] = _filled(part, rest[name], f"{where}: {name}")
-    source: Source = _filled(SOURCES[kind], rest, where)
+            rest[name] = _build(part, rest[name], f"{label}: {name}")
+    source: Source = _build(SOURCES[kind], rest, label)
     return source
 
 
-def _filled(kind: type, given: Mapping[str, Any], where: str) -> Any:
+def _build(kind: type, values: Mapping[str, Any], label: str) -> Any:
+    """An instance of a dataclass. label: the part of the recipe, for error messages."""
     names = {f.name for f in fields(kind)}
-    if not isinstance(given, Mapping):
+    if not isinstance(values, Mapping):
         raise ValueError(
-            f"{where}: expected an object with keys of {', '.join(sorted(names))}, got {given!r}"
+            f"{label}: expected an object with keys of {', '.join(sorted(names))}, got {values!r}"
         )
-    if unknown := sorted(set(given) - names):
+    if unknown := sorted(set(values) - names):
         raise ValueError(
-            f"{where}: unknown {', '.join(unknown)}; there are {', '.join(sorted(names))}"
+            f"{label}: unknown {', '.join(unknown)}; expected keys of {', '.join(sorted(names))}"
         )
     try:
         return kind(
             **{
                 key: tuple(value) if isinstance(value, list) else value
-                for key, value in given.items()
+                for key, value in values.items()
             }
         )
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"{label}: {error}") from error

@@ -1,6 +1,4 @@
-"""A whole training run on disk: checkpoints, a log that is a JSON object a step, and weights at the
-end.
-"""
+"""A training run on disk: checkpoints, a log with one JSON object per step, and the weights."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from sam2_fast.weights.build import choose_device
 
 CHECKPOINT, WEIGHTS, LOG = "checkpoint.pt", "model.safetensors", "log.jsonl"
 LAST = 100
-"""Steps that the returned losses are means of."""
+"""Number of last steps over which the returned losses are averaged."""
 
 
 def train_to(
@@ -35,41 +33,39 @@ def train_to(
     tensorboard: bool = False,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Train by `recipe` into the folder `output`; returns the mean losses of the last steps.
+    """Train by `recipe` into the folder `output`. Returns the mean losses of the last steps.
 
-    Under `torchrun` (RANK, WORLD_SIZE and LOCAL_RANK are set) each process takes a batch of its
-    own, and the first one writes. Raises FileExistsError where `output` has a checkpoint and
-    `resume` is not given, FileNotFoundError where it has none and it is.
+    Under `torchrun` (RANK, WORLD_SIZE and LOCAL_RANK are set) each process trains on its own batch,
+    and the first process writes the files. Raises FileExistsError if `output` has a checkpoint and
+    `resume` is False, and FileNotFoundError if it has none and `resume` is True.
     """
-    folder, rank, processes = (
-        Path(output),
-        int(os.environ.get("RANK", "0")),
-        int(os.environ.get("WORLD_SIZE", "1")),
-    )
-    there = (folder / CHECKPOINT).is_file()
-    if there and not resume:
+    folder = Path(output)
+    rank = int(os.environ.get("RANK", "0"))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    has_checkpoint = (folder / CHECKPOINT).is_file()
+    if has_checkpoint and not resume:
         raise FileExistsError(
             f"output {folder}: has a {CHECKPOINT} of an earlier run; resume it, or choose another "
             f"folder"
         )
-    if resume and not there:
+    if resume and not has_checkpoint:
         raise FileNotFoundError(f"output {folder}: has no {CHECKPOINT} to resume from")
     with ExitStack() as stack:
-        place = _join(stack, choose_device(device), processes)
-        trainer = Trainer(recipe, place, rank=rank, processes=processes, workers=workers)
+        own_device = _join_group(stack, choose_device(device), processes)
+        trainer = Trainer(recipe, own_device, rank=rank, processes=processes, workers=workers)
         if resume:
             trainer.resume(folder / CHECKPOINT)
         if rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
         writers = _writers(stack, folder, trainer.step, tensorboard) if rank == 0 else []
         last: deque[dict[str, float]] = deque(maxlen=LAST)
-        for found in trainer.run(folder / CHECKPOINT, every, progress=progress and rank == 0):
-            last.append(found)
+        for losses in trainer.run(folder / CHECKPOINT, every, progress=progress and rank == 0):
+            last.append(losses)
             for write in writers:
-                write(trainer.step, found)
+                write(trainer.step, losses)
         if rank == 0:
             with whole_file(folder / WEIGHTS) as beside:
-                # not save_file: it hides the file from other users, whatever the umask says
+                # save_file would make the file unreadable for other users, whatever the umask is.
                 beside.write_bytes(
                     save(
                         {
@@ -78,21 +74,21 @@ def train_to(
                         }
                     )
                 )
-    return (
-        {name: sum(found[name] for found in last) / len(last) for name in last[0]} if last else {}
-    )
+    if not last:
+        return {}
+    return {name: sum(losses[name] for losses in last) / len(last) for name in last[0]}
 
 
-def _join(stack: ExitStack, device: torch.device, processes: int) -> torch.device:
-    """The device of this process, which has met the others."""
+def _join_group(stack: ExitStack, device: torch.device, processes: int) -> torch.device:
+    """Join the process group if there are several processes; returns the device of this one."""
     if processes == 1:
         return device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    known = (
+    options = (
         {"backend": "nccl", "device_id": device} if device.type == "cuda" else {"backend": "gloo"}
     )
-    torch.distributed.init_process_group(**known)
+    torch.distributed.init_process_group(**options)
     stack.callback(torch.distributed.destroy_process_group)
     return device
 
@@ -101,20 +97,24 @@ _Writer = Callable[[int, dict[str, float]], None]
 
 
 def _writers(stack: ExitStack, folder: Path, step: int, tensorboard: bool) -> list[_Writer]:
-    """Of the log, from which steps after `step` are dropped, and of TensorBoard's events."""
-    path, kept = folder / LOG, ""
+    """Functions that write the losses of a step to the log and to TensorBoard.
+
+    Steps after `step` are removed from an existing log.
+    """
+    path = folder / LOG
+    earlier = ""
     if step and path.is_file():
-        kept = "".join(
+        earlier = "".join(
             f"{line}\n"
             for line in path.read_text(encoding="utf-8").splitlines()
             if json.loads(line)["step"] <= step
         )
     with whole_file(path) as beside:
-        beside.write_text(kept, encoding="utf-8")
+        beside.write_text(earlier, encoding="utf-8")
     log = stack.enter_context(path.open("a", encoding="utf-8", buffering=1))
 
-    def write(number: int, found: dict[str, float]) -> None:
-        log.write(json.dumps({"step": number} | found) + "\n")
+    def write(number: int, losses: dict[str, float]) -> None:
+        log.write(json.dumps({"step": number} | losses) + "\n")
 
     writers: list[_Writer] = [write]
     if tensorboard:
@@ -132,8 +132,8 @@ def _board(stack: ExitStack, folder: Path) -> _Writer:
     board = SummaryWriter(folder)
     stack.callback(board.close)
 
-    def write(number: int, found: dict[str, float]) -> None:
-        for name, value in found.items():
+    def write(number: int, losses: dict[str, float]) -> None:
+        for name, value in losses.items():
             board.add_scalar(name, value, number)
 
     return write

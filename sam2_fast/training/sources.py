@@ -1,5 +1,6 @@
-"""Where training clips come from. A clip is a function of its seed alone: any process can draw any
-clip, in any order.
+"""Sources of training clips.
+
+A clip is a function of its seed alone, so any process can draw any clip, in any order.
 """
 
 from __future__ import annotations
@@ -15,41 +16,39 @@ from sam2_fast.io.transforms import normalize_frame
 from sam2_fast.training.batches import Clip
 
 TRIES = 100
-"""Videos that are looked at for a clip that shows an object, before giving up."""
+"""Number of clips that are tried to get one that shows an object."""
 
 
 class Source(Protocol):
-    """Videos or images. A training step takes all its clips from one source."""
+    """Videos or images. All clips of a training step come from one source."""
 
     @property
     def share(self) -> float:
-        """How often it is chosen, next to the other sources' shares."""
+        """How often the source is chosen, relative to the shares of the other sources."""
 
     @property
     def frames(self) -> int:
-        """Of a clip; 1: images."""
+        """Frames of a clip; 1 for images."""
 
     @property
     def batch(self) -> int:
-        """Clips of a step and process."""
+        """Clips per step and process."""
 
     def clip(self, seed: int, size: int) -> Clip:
-        """Clip number `seed`, of size x size pixels. Raises ValueError where none can be had, and
-        says why.
-        """
+        """The clip of number `seed`, of size x size pixels. Raises ValueError if there is none."""
 
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Clips of the synthetic world, rendered at the size that is asked for."""
+    """Clips of synthetic videos, rendered at the requested size."""
 
     share: float = 1.0
     frames: int = 8
     batch: int = 1
-    objects: int = 3  # at most
-    least: float = 5e-4  # share of the image that an object covers on the first frame, at least
-    backwards: float = 0.5  # how often time runs backwards
-    stride: int = 1  # a clip is every k-th frame, with k from 1 to this: short clips, long ways
+    objects: int = 3  # greatest number of objects in a clip
+    least: float = 5e-4  # smallest fraction of the first frame that an object covers
+    backwards: float = 0.5  # probability that time runs backwards
+    stride: int = 1  # a clip takes every k-th frame, with a random k from 1 to `stride`
     length: int = 2000  # frames of the video that a clip is cut from
     world: World = field(default_factory=World)
 
@@ -61,7 +60,7 @@ class Synthetic:
             )
 
     def clip(self, seed: int, size: int) -> Clip:
-        """Frames at equal distances, and objects that are seen on the first of them."""
+        """Equally spaced frames, and objects that are visible on the first of them."""
         world = replace(self.world, height=size, width=size)
         for attempt in range(TRIES):
             rng = np.random.default_rng([seed, attempt])
@@ -89,5 +88,5 @@ class Synthetic:
                 )
         raise ValueError(
             f"synthetic source: no object covers {self.least:g} of the first frame in {TRIES} "
-            f"clips; make the world's sizes larger"
+            f"clips; increase `size` of the world"
         )

@@ -1,4 +1,4 @@
-"""Training clips from disk: annotation folders with frames, SA-V, SA-1B."""
+"""Sources of training clips on disk: annotation folders with frames, SA-V and SA-1B."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from sam2_fast.training.augment import FLIPPED, Augmentation, Pixels, augment
 from sam2_fast.training.batches import Clip
 
 TRIES = 100
-"""Clips that are looked at for one whose first frame shows an object, before giving up."""
+"""Number of clips that are tried to get one with an object on its first frame."""
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 class Video(ABC):
-    """Frames and masks of one video, read when they are asked for."""
+    """The frames and masks of one video, read on demand."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """Annotated frames."""
+        """Number of annotated frames."""
 
     @abstractmethod
     def masks(self, t: int) -> dict[int, Mask]:
@@ -36,12 +36,14 @@ class Video(ABC):
 
     @abstractmethod
     def image(self, t: int) -> Pixels:
-        """[H, W, 3] uint8."""
+        """Annotated frame `t`, [H, W, 3] uint8."""
 
 
 class Stored(ABC):
-    """What the sources below have in common: a clip is consecutive annotated frames, and objects
-    that the first of them shows.
+    """The base class of the sources in this file.
+
+    A clip consists of consecutive annotated frames, and of objects that are visible on its first
+    frame.
     """
 
     share: float
@@ -53,17 +55,16 @@ class Stored(ABC):
 
     @abstractmethod
     def videos(self) -> Sequence[str]:
-        """Names of what clips are cut from. Raises FileNotFoundError or ValueError where there is
-        nothing.
-        """
+        """Names of the videos. Raises FileNotFoundError or ValueError if there are none."""
 
     @abstractmethod
     def open(self, name: str) -> Video:
-        """One of them."""
+        """Open a video by its name."""
 
     def clip(self, seed: int, size: int) -> Clip:
-        """As `Source.clip`."""
-        rng, names = np.random.default_rng([seed, 0]), self.videos()
+        """See `Source.clip`."""
+        rng = np.random.default_rng([seed, 0])
+        names = self.videos()
         for _ in range(TRIES):
             video = self.open(names[int(rng.integers(len(names)))])
             if len(video) < self.frames:
@@ -72,31 +73,34 @@ class Stored(ABC):
             times = list(range(start, start + self.frames))
             if rng.random() < self.backwards:
                 times.reverse()
-            found = [video.masks(times[0])]
-            seen = [i for i, mask in found[0].items() if mask.any()]
+            masks_of_frames = [video.masks(times[0])]
+            seen = [i for i, mask in masks_of_frames[0].items() if mask.any()]
             if seen:
                 chosen = [int(i) for i in rng.permutation(seen)[: self.objects]]
-                found += [video.masks(t) for t in times[1:]]
-                nothing = np.zeros_like(found[0][chosen[0]])
-                masks = np.stack([[frame.get(i, nothing) for i in chosen] for frame in found])
+                masks_of_frames += [video.masks(t) for t in times[1:]]
+                empty = np.zeros_like(masks_of_frames[0][chosen[0]])
+                masks = np.stack(
+                    [[frame.get(i, empty) for i in chosen] for frame in masks_of_frames]
+                )
                 return augment(
                     [video.image(t) for t in times], masks, seed, size, self.augmentation
                 )
         raise ValueError(
             f"source {self}: no clip of {self.frames} annotated frames shows an object on the "
-            f"first, in {TRIES} tries"
+            f"first frame, in {TRIES} tries"
         )
 
 
 @dataclass(frozen=True)
 class Folder(Stored):
-    """DAVIS, MOSE, YouTube-VOS, LVOS, or your own: `<images>/<video>/<frame>.jpg` and the
-    annotation folders of `Annotations`.
+    """DAVIS, MOSE, YouTube-VOS, LVOS, or your own videos.
+
+    Frames are `<images>/<video>/<frame>.jpg`; `masks` is a folder of videos for `Annotations`.
     """
 
     images: str = "JPEGImages"
     masks: str = "Annotations"
-    listed: str | None = None  # a text file with a video's name a line; None: all in `masks`
+    listed: str | None = None  # a text file with one video name per line; None: all in `masks`
     share: float = 1.0
     frames: int = 8
     batch: int = 1
@@ -113,9 +117,12 @@ class Folder(Stored):
 
 class _FolderVideo(Video):
     def __init__(self, images: Path, masks: Path) -> None:
-        self._masks, self._images = Annotations(masks), images
+        self._masks = Annotations(masks)
+        self._images = images
         if not images.is_dir():
-            raise FileNotFoundError(f"images {images}: no such folder, and {masks} has annotations")
+            raise FileNotFoundError(
+                f"images {images}: no such folder, but {masks} has annotations for it"
+            )
         self._names = self._masks.frames()
 
     def __len__(self) -> int:
@@ -136,9 +143,7 @@ class _FolderVideo(Video):
 
 @dataclass(frozen=True)
 class Sav(Stored):
-    """SA-V's training videos: a folder of `<video>.mp4` with `<video>_manual.json` (or another
-    `annotated`).
-    """
+    """The training videos of SA-V: a folder of `<video>.mp4` with `<video>_<annotated>.json`."""
 
     folder: str = "sav_train"
     annotated: str = "manual"  # or "auto"
@@ -160,11 +165,13 @@ class Sav(Stored):
 
 class _SavVideo(Video):
     def __init__(self, masks: Path, video: Path) -> None:
-        self._masks, self._video = SavAnnotations(masks), open_video(video)
+        self._masks = SavAnnotations(masks)
+        self._video = open_video(video)
         last = SavAnnotations.video_frame(len(self._masks) - 1)
         if last >= len(self._video):
             raise ValueError(
-                f"annotations {masks}: reach to frame {last}, {video} has {len(self._video)} frames"
+                f"annotations {masks}: reach to frame {last}, but {video} has {len(self._video)} "
+                f"frames"
             )
 
     def __len__(self) -> int:
@@ -179,8 +186,9 @@ class _SavVideo(Video):
 
 @dataclass(frozen=True)
 class Sa1b(Stored):
-    """SA-1B's images: a folder of `sa_<n>.jpg` with `sa_<n>.json`. Masks of more than `largest` of
-    the image are left out.
+    """The images of SA-1B: a folder of `sa_<n>.jpg` with `sa_<n>.json`.
+
+    Masks that cover more than the fraction `largest` of the image are left out.
     """
 
     folder: str = "sa1b"
@@ -203,7 +211,9 @@ class Sa1b(Stored):
 
 class _Sa1bImage(Video):
     def __init__(self, masks: Path, image: Path, largest: float) -> None:
-        self._masks, self._image, self._largest = Sa1bAnnotations(masks), image, largest
+        self._masks = Sa1bAnnotations(masks)
+        self._image = image
+        self._largest = largest
 
     def __len__(self) -> int:
         return 1
@@ -217,28 +227,28 @@ class _Sa1bImage(Video):
 
 @lru_cache(maxsize=64)
 def _listed(masks: str, listed: str | None) -> list[str]:
-    there = videos_in(masks)
+    names = videos_in(masks)
     if listed is not None:
-        wanted = [
+        listed_names = [
             line.strip()
             for line in Path(listed).read_text(encoding="utf-8").splitlines()
             if line.strip()
         ]
-        if missing := sorted(set(wanted) - set(there)):
+        if missing := sorted(set(listed_names) - set(names)):
             raise FileNotFoundError(
-                f"annotations {Path(masks) / missing[0]}: no such folder, and {listed} names it"
+                f"annotations {Path(masks) / missing[0]}: no such folder, but {listed} lists it"
             )
-        there = wanted
-    if not there:
+        names = listed_names
+    if not names:
         raise ValueError(f"annotations {masks}: expected a folder for each video, got none")
-    return there
+    return names
 
 
 @lru_cache(maxsize=64)
 def _with_suffix(folder: str, suffix: str) -> list[str]:
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"source {folder}: no such folder")
-    found = sorted(path.name.removesuffix(suffix) for path in Path(folder).glob(f"*{suffix}"))
-    if not found:
+    names = sorted(path.name.removesuffix(suffix) for path in Path(folder).glob(f"*{suffix}"))
+    if not names:
         raise ValueError(f"source {folder}: expected files named *{suffix}, got none")
-    return found
+    return names

@@ -1,5 +1,6 @@
-"""The loop: clips, losses, steps of AdamW; stopped and resumed at any step with the same result to
-the bit.
+"""The training loop: clips, losses, steps of AdamW.
+
+Training can be stopped and resumed at any step with bitwise equal results.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ from sam2_fast.training.sources import Source
 from sam2_fast.weights.build import build_model
 from sam2_fast.weights.checkpoint import CheckpointError
 
-_PLAN, _CLIPS = 0, 1  # what random numbers of a step are for
+_PLAN, _CLIPS = 0, 1  # uses of the random numbers of a step
 
 
 class Trainer:
-    """A model in training, in one process or in several of `torch.distributed` with a batch each.
+    """A model in training, in one process or in several of `torch.distributed`.
 
-    `step` counts what was done. A step is a function of the recipe and of its number: clips are
-    numbered through all processes, so that n of them with batch b do what one does with batch n *
-    b, but for the order of sums.
+    Each process trains on its own batch. `step` is the number of steps done. A step is a function
+    of the recipe and of its number: clips are numbered across all processes, so n processes with
+    batch b do the same as one process with batch n * b, except for the order of sums.
     """
 
     def __init__(
@@ -51,45 +52,50 @@ class Trainer:
         processes: int = 1,
         workers: int = 0,
     ) -> None:
-        """workers: processes that draw clips ahead; 0: none, they are drawn in between."""
-        self.recipe, self.device, self.step = recipe, torch.device(device), 0
-        self._rank, self._processes, self._workers = rank, processes, workers
-        first = recipe.stages[0].image_size
-        built = build_model(
+        """workers: number of processes that draw clips in advance; 0: this process draws them."""
+        self.recipe = recipe
+        self.device = torch.device(device)
+        self.step = 0
+        self._rank = rank
+        self._processes = processes
+        self._workers = workers
+        image_size = recipe.stages[0].image_size
+        model = build_model(
             SAM2Base,
             recipe.model,
             recipe.weights,
             self.device,
             "train",
             apply_postprocessing=False,
-            image_size=first,
+            image_size=image_size,
             dtype=torch.float32,
             seed=recipe.seed,
         )
-        self.model = _at_size(built, first)
+        self.model = _at_size(model, image_size)
         self.optimizer = adamw(self.model, recipe)
         self._average = (
             {name: p.detach().clone() for name, p in self.model.named_parameters()}
             if recipe.ema
             else None
         )
-        self._forward: Callable[..., Losses] = self._wrapped()
+        self._forward: Callable[..., Losses] = self._wrap_model()
 
     def advance(self, batch: Batch | None = None) -> dict[str, float]:
-        """One step; returns its losses and the gradient's norm. batch: clips of this step, None
-        draws them.
+        """Do one step. Returns its losses and the norm of the gradient.
 
-        Raises FloatingPointError for losses or gradients that are not finite; weights are then as
-        before the step.
+        batch: the clips of this step; None draws them.
+        Raises FloatingPointError if a loss or the gradient is not finite; the weights are then
+        unchanged.
         """
-        recipe, step = self.recipe, self.step
-        stage, within = recipe.at(step)
+        recipe = self.recipe
+        step = self.step
+        stage, step_in_stage = recipe.at(step)
         if stage.image_size != self.model.config.image_size:
             self.model = _at_size(self.model, stage.image_size)
-            self._forward = self._wrapped()
-        batch = (
-            draw_batch(recipe, step, self._rank, self._processes) if batch is None else batch
-        ).to(self.device)
+            self._forward = self._wrap_model()
+        if batch is None:
+            batch = draw_batch(recipe, step, self._rank, self._processes)
+        batch = batch.to(self.device)
         self.optimizer.zero_grad(set_to_none=True)
         with self._kernels():
             losses = self._forward(
@@ -103,10 +109,10 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
         if not bool(torch.isfinite(norm)):
             raise FloatingPointError(
-                f"step {step}: the gradient is not finite; lower the learning rate, or look at "
-                f"this step's data"
+                f"step {step}: the gradient is not finite; lower the learning rate, or check this "
+                f"step's data"
             )
-        set_learning_rate(self.optimizer, stage, within)
+        set_learning_rate(self.optimizer, stage, step_in_stage)
         self.optimizer.step()
         if self._average is not None:
             for name, parameter in self.model.named_parameters():
@@ -123,11 +129,12 @@ class Trainer:
         *,
         progress: bool = True,
     ) -> Iterator[dict[str, float]]:
-        """Steps until the recipe's end, yielding what `advance` returns; a checkpoint at `output`
-        every `every` steps and at the end.
+        """Do all steps up to the recipe's end, and yield the result of `advance` for each.
+
+        output: path of a checkpoint, written after every `every` steps and at the end.
         """
         steps = self.recipe.steps
-        # a generator of its own: a loader draws a seed from torch's, which is the caller's
+        # A loader draws a seed, by default from torch's global generator, which the caller owns.
         loader = DataLoader(
             _Steps(self.recipe, self._rank, self._processes),
             batch_size=None,
@@ -138,10 +145,11 @@ class Trainer:
         )
         with tqdm(total=steps, initial=self.step, desc="train", disable=not progress) as bar:
             for batch in loader:
-                found = self.advance(batch)
+                losses = self.advance(batch)
                 bar.update(1)
                 bar.set_postfix(
-                    {name: f"{found[name]:.3g}" for name in ("total", "dice", "iou")}, refresh=False
+                    {name: f"{losses[name]:.3g}" for name in ("total", "dice", "iou")},
+                    refresh=False,
                 )
                 if (
                     output is not None
@@ -149,15 +157,16 @@ class Trainer:
                     and (self.step % every == 0 or self.step == steps)
                 ):
                     self.save(output)
-                yield found
+                yield losses
 
     def weights(self) -> dict[str, Tensor]:
-        """The state dict to use: of the moving average, where the recipe has one."""
+        """The state dict to use; of the moving average if the recipe has one."""
         return self.model.state_dict() | (self._average or {})
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Everything that resuming needs; the key "model" is what `build_sam2` loads. The file is
-        whole or not there.
+        """Write everything that resuming needs. `build_sam2` loads the key "model".
+
+        The file is complete or absent.
         """
         content = {
             "model": self.weights(),
@@ -171,16 +180,18 @@ class Trainer:
             torch.save(content, beside)
 
     def resume(self, path: str | os.PathLike[str]) -> None:
-        """Go on where `path` was saved. Raises CheckpointError where it is none of training, or
-        belongs to another recipe.
+        """Continue from the checkpoint at `path`.
+
+        Raises CheckpointError if it is not a checkpoint of training, or if it belongs to another
+        recipe.
         """
         content = torch.load(path, map_location=self.device, weights_only=True)
         if not isinstance(content, dict) or not {"model", "optimizer", "step", "recipe"} <= set(
             content
         ):
             raise CheckpointError(
-                f"checkpoint {path}: expected one of training, with model, optimizer, step and "
-                f"recipe"
+                f"checkpoint {path}: expected a training checkpoint with the keys model, "
+                f"optimizer, step and recipe"
             )
         if content["recipe"] != self.recipe.text():
             raise CheckpointError(
@@ -193,13 +204,13 @@ class Trainer:
         self.step = int(content["step"])
 
     def _mean_objects(self, batch: Batch) -> float:
-        """How many objects a process has, on average: gradients are averaged, too."""
+        """Mean number of objects per process. Gradients are averaged over processes, too."""
         count = torch.tensor(float(batch.truth.shape[1]), device=self.device)
         if self._processes > 1:
             torch.distributed.all_reduce(count)
         return max(count.item() / self._processes, 1.0)
 
-    def _wrapped(self) -> Callable[..., Losses]:
+    def _wrap_model(self) -> Callable[..., Losses]:
         losses = _ClipLosses(self.model, self.recipe)
         return (
             DistributedDataParallel(losses, find_unused_parameters=True)
@@ -208,13 +219,13 @@ class Trainer:
         )
 
     def _kernels(self) -> AbstractContextManager[None]:
-        # on CPUs torch's flash attention goes backwards at a third of the speed of plain products,
-        # at these sizes
+        # On CPUs the backward pass of torch's flash attention has a third of the speed of plain
+        # matrix products at these sizes.
         return sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext()
 
 
 def draw_batch(recipe: Recipe, step: int, rank: int = 0, processes: int = 1) -> Batch:
-    """The clips of one step that belong to process `rank` of `processes`."""
+    """The clips of one step for process `rank` of `processes`."""
     stage, _ = recipe.at(step)
     shares = np.array([source.share for source in stage.sources], dtype=np.float64)
     source: Source = stage.sources[
@@ -237,7 +248,7 @@ def draw_batch(recipe: Recipe, step: int, rank: int = 0, processes: int = 1) -> 
 
 
 class _Steps(Dataset[Batch]):
-    """Batches by number of the step."""
+    """The batches of a recipe, by number of the step."""
 
     def __init__(self, recipe: Recipe, rank: int, processes: int) -> None:
         self._arguments = (rank, processes)
@@ -248,32 +259,32 @@ class _Steps(Dataset[Batch]):
 
 
 class _ClipLosses(nn.Module):
-    """From clips to losses in one call, which is what `DistributedDataParallel` wraps."""
+    """From clips to losses in one call, so that `DistributedDataParallel` can wrap it."""
 
     def __init__(self, model: Sam2, recipe: Recipe) -> None:
         super().__init__()
-        self.model, self._recipe = model, recipe
+        self.model = model
+        self._recipe = recipe
 
     def forward(
         self, batch: Batch, stage: Stage, rng: np.random.Generator, num_objects: float
     ) -> Losses:
         plan = draw_plan(rng, batch.images.shape[0], stage.annotator)
-        # autocast's cache of cast weights would make the second time another computation than the
-        # first
-        again = self._recipe.recompute
+        # With autocast's cache of cast weights, the recomputation would differ from the first pass.
+        recompute = self._recipe.recompute
         with torch.autocast(
             batch.images.device.type,
             torch.bfloat16,
             enabled=self._recipe.bfloat16,
-            cache_enabled=not again,
+            cache_enabled=not recompute,
         ):
-            frames = simulate(self.model, batch, plan, rng, stage.annotator, recompute=again)
+            frames = simulate(self.model, batch, plan, rng, stage.annotator, recompute=recompute)
         return clip_losses(frames, batch.truth, num_objects, stage.losses)
 
 
 def _at_size(model: Sam2, image_size: int) -> Sam2:
-    """The same parameters in a model for images of another size, whose tables differ."""
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and dropped
+    """A model for images of another size that shares the parameters; only its tables differ."""
+    with torch.random.fork_rng(devices=[]):  # the initial weights are drawn and replaced
         other = Sam2(
             replace(model.config, image_size=image_size),
             Options(dynamic_multimask_via_stability=False),

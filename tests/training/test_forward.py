@@ -212,7 +212,7 @@ def test_what_does_not_fit_is_refused() -> None:
     clips, one = batch(), clip()
     with pytest.raises(ValueError, match=r"batch: expected images \[4, B, 3, 64, 64\]"):
         simulate(model(), clips, Plan(True, (0,), (0,), (0, 1, 2, 3)), np.random.default_rng(0))
-    with pytest.raises(ValueError, match="clips: expected one or more, all of one shape"):
+    with pytest.raises(ValueError, match="clips: expected one or more, all of the same shape"):
         collate([one, one._replace(images=one.images[:2])])
     with pytest.raises(ValueError, match="clip 0: expected truth of shape"):
         collate([one._replace(truth=one.truth[:, :0])])

@@ -59,11 +59,11 @@ def test_ten_lines_fine_tune_a_released_checkpoint_on_a_folder(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"stepz": 3}, "recipe .*: unknown stepz; there are"),
+        ({"stepz": 3}, "recipe .*: unknown stepz; expected keys of"),
         ({"stages": [{"steps": 0}]}, "stage 0: expected steps of 1 or more"),
         ({"stages": [{"steps": 3}, {"speed": 1}]}, "stage 1: unknown speed"),
         ({"stages": 3}, "stages: expected a list"),
-        ({"stages": []}, "expected `model`, `weights` or both, and a stage or more"),
+        ({"stages": []}, "expected `model`, `weights` or both, and at least one stage"),
         (
             {"sources": [{"kind": "tape"}]},
             "source 0: kind: expected one of synthetic, folder, sa-v, sa-1b, got 'tape'",

@@ -122,7 +122,7 @@ def test_places_of_a_clip_do_not_depend_on_its_company() -> None:
     alone = Hands(np.random.default_rng(0), [7], [0, 0])
     among = Hands(np.random.default_rng(0), [5, 7, 9], [0, 1, 1, 2])
     for shape in ((1,), (1, 4), (2,)):
-        assert torch.equal(alone.places(*shape), among.places(*shape)[1:3])
+        assert torch.equal(alone.uniform(*shape), among.uniform(*shape)[1:3])
 
 
 def test_of_a_clip_prompted_with_masks_a_frame_is_left_to_learn_from() -> None:

@@ -79,7 +79,7 @@ def test_a_list_chooses_videos_and_a_wrong_one_is_named(davis: Folder, tmp_path:
     (tmp_path / "train.txt").write_text("dog\n\n")
     assert Folder(davis.images, davis.masks, str(tmp_path / "train.txt")).videos() == ["dog"]
     (tmp_path / "wrong.txt").write_text("cow\n")
-    with pytest.raises(FileNotFoundError, match=r"cow: no such folder, and .*wrong\.txt names it"):
+    with pytest.raises(FileNotFoundError, match=r"cow: no such folder, but .*wrong\.txt lists it"):
         Folder(davis.images, davis.masks, str(tmp_path / "wrong.txt")).videos()
 
 

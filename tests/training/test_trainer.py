@@ -71,7 +71,7 @@ def test_another_recipe_or_another_file_is_not_resumed(recipe: Recipe, tmp_path:
     with pytest.raises(CheckpointError, match="was trained by another recipe"):
         Trainer(replace(recipe, seed=8)).resume(tmp_path / "checkpoint.pt")
     torch.save({"model": {}}, tmp_path / "other.pt")
-    with pytest.raises(CheckpointError, match="expected one of training"):
+    with pytest.raises(CheckpointError, match="expected a training checkpoint"):
         Trainer(recipe).resume(tmp_path / "other.pt")
 
 
