@@ -27,7 +27,7 @@ CONTAINERS = (
 )
 """Formats that FFmpeg may try. None of them opens further files or addresses, as play lists do."""
 
-ONE_FRAME_A_PACKET = (
+ONE_FRAME_PER_PACKET = (
     "h264",
     "hevc",
     "vp9",
@@ -112,7 +112,7 @@ class VideoFile(FrameSource):
         raise ValueError(f"{self.name}: frame {index} cannot be decoded; the file is damaged there")
 
     def _decode_to(self, index: int, keep_from: int) -> Frame | None:
-        """Decode up to frame `index`, or None if the frame does not appear.
+        """Decode up to frame `index` and return it; None if it does not appear.
 
         Frames from number `keep_from` on are put into the window.
         """
@@ -195,12 +195,12 @@ class VideoFile(FrameSource):
         first_packet = listed[0] if listed else (None, False)
         self._timed = len(set(times)) == len(listed) > 0
         # AVI has no time stamps.
-        one_frame_a_packet = (
-            self._stream.codec_context.name in ONE_FRAME_A_PACKET
+        one_frame_per_packet = (
+            self._stream.codec_context.name in ONE_FRAME_PER_PACKET
             and self._container.format.name != "avi"
         )
         starts_with_key = first_packet[1] and self._timed and first_packet[0] == min(times)
-        if not (one_frame_a_packet and starts_with_key):
+        if not (one_frame_per_packet and starts_with_key):
             self._reopen()
             decoded: list[int | None] = []
             for frame in self._decode():

@@ -1,5 +1,6 @@
-"""`sam2.modeling.backbones.image_encoder`: the class of our models, for `isinstance`; its
-constructor takes our configuration.
+"""`sam2.modeling.backbones.image_encoder`: the class in our models, for `isinstance`.
+
+Its constructor takes our configuration.
 """
 
 from sam2_fast.model.image_encoder import ImageEncoder as ImageEncoder
