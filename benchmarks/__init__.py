@@ -1,3 +1,1 @@
-"""Benchmarks. `python -m benchmarks.run` checks that outputs are equal; a case with different
-outputs is not timed.
-"""
+"""Benchmarks, which compare outputs before they time anything: `python -m benchmarks.run`."""

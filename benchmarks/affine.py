@@ -1,4 +1,4 @@
-"""Scale and shift by channel against its definition in torch. The template of a benchmark."""
+"""Scale and shift per channel against torch. A template for new benchmarks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sam2_fast.ops.affine import AffineWeights, affine, affine_reference
 
 @torch.inference_mode()
 def measure(options: Options) -> Iterator[Case]:
-    """The tokens of a frame of 1024 pixels after each stage of the tiny trunk."""
+    """Tokens of a 1024-pixel frame after stages of the tiny trunk."""
     for dtype in dtypes(options):
         for side, channels in ((32, 96),) if options.quick else ((256, 96), (64, 384), (32, 768)):
             case = f"{side}^2 x {channels}, {str(dtype)[6:]}"
@@ -36,7 +36,7 @@ def measure(options: Options) -> Iterator[Case]:
 def scaling(
     case: str, count: int, channels: int, dtype: torch.dtype, options: Options
 ) -> Iterator[Row]:
-    """One shape: proved by the rule that errors are at most twice torch's, then timed."""
+    """Check that the error of one shape is at most twice torch's, then time it."""
     torch.manual_seed(0)
     weights = AffineWeights.build(lambda _, shape: torch.randn(shape), C=channels)
     x, weights = to_device((torch.randn(count, channels).to(dtype), weights), options.device)
@@ -51,14 +51,14 @@ def scaling(
     ours = statistics.median(times["sam2_fast"])
     bytes_moved = 2 * x.numel() * x.itemsize  # read once, written once
     notes = {}
-    for name, taken in times.items():
-        median = statistics.median(taken)
+    for name, milliseconds in times.items():
+        median = statistics.median(milliseconds)
         notes[name] = {"x ours": median / ours, "GB/s": bytes_moved / median / 1e6}
     yield from rows(case, times, notes)
 
 
 def small_shapes(device: torch.device, dtype: torch.dtype, backend: str) -> None:
-    """For compute-sanitizer: shapes that no tile divides."""
+    """Run shapes that are no multiple of a tile, for compute-sanitizer."""
     for shape in ((1, 1), (3, 5), (33, 130)):
         weights = AffineWeights.build(lambda _, size: torch.randn(size), C=shape[-1])
         x, weights = to_device((torch.randn(shape).to(dtype), weights), device)

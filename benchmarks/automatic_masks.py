@@ -1,5 +1,6 @@
-"""Automatic masks of a photograph on a CPU, ours against the official generator: the same weights,
-grid and filters.
+"""Automatic masks of a photograph on a CPU, against the official generator.
+
+Both use the same weights, grid of clicks and filters.
 """
 
 from __future__ import annotations
@@ -26,21 +27,22 @@ FILTERS = {
     "box_nms_thresh": 1.0,
     "output_mode": "coco_rle",
 }
-"""Nothing is dropped: random weights would pass no filter, and every mask must be compared."""
+"""Settings that drop no mask: masks of random weights pass no filter, and all are compared."""
 
 
-def agreement(mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> float:
-    """The lowest IoU between masks of the same click and rank; 0 where their numbers differ."""
+def agreement(ours: list[dict[str, Any]], official: list[dict[str, Any]]) -> float:
+    """The lowest IoU of two masks with the same click and rank, or 0 if their numbers differ."""
     from pycocotools import mask as coco
 
-    def table(records: list[dict[str, Any]]) -> dict[tuple[Any, ...], list[Any]]:
-        found: dict[tuple[Any, ...], list[Any]] = {}
+    def masks_by_click(records: list[dict[str, Any]]) -> dict[tuple[Any, ...], list[Any]]:
+        masks: dict[tuple[Any, ...], list[Any]] = {}
         for record in sorted(records, key=lambda r: -r["predicted_iou"]):
-            place = tuple(round(v, 3) for v in record["point_coords"][0])
-            found.setdefault(place, []).append(record["segmentation"])
-        return found
+            click = tuple(round(v, 3) for v in record["point_coords"][0])
+            masks.setdefault(click, []).append(record["segmentation"])
+        return masks
 
-    a, b = table(mine), table(theirs)
+    a = masks_by_click(ours)
+    b = masks_by_click(official)
     if {k: len(v) for k, v in a.items()} != {k: len(v) for k, v in b.items()}:
         return 0.0
     return min(
@@ -49,7 +51,7 @@ def agreement(mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> float
 
 
 def measure(options: Options) -> Iterator[Case]:
-    """8 x 8 clicks on a photograph of 600 x 900 pixels, tiny."""
+    """The tiny model with 8 x 8 clicks on a photograph of 600 x 900 pixels."""
     if options.device.type != "cpu":
         return
     path = next(p for p in PHOTOGRAPHS if p.is_file())
@@ -61,7 +63,7 @@ def measure(options: Options) -> Iterator[Case]:
 
 @torch.inference_mode()
 def generators(case: str, path: Path, size: int, side: int, options: Options) -> Iterator[Row]:
-    """Both find the same masks; `side`: clicks along a side."""
+    """Check that both generators return the same masks, then time them. side: clicks per side."""
     image = np.array(
         Image.open(path).convert("RGB").resize((225, 150) if options.quick else (900, 600))
     )
@@ -69,23 +71,25 @@ def generators(case: str, path: Path, size: int, side: int, options: Options) ->
     ours = SAM2AutomaticMaskGenerator(model, points_per_side=side, **FILTERS)
     functions: dict[str, Callable[[], Any]] = {"sam2_fast": lambda: ours.generate(image)}
     if "official" in (options.peers or ("official",)) and (
-        model_there := peers.official("tiny", model.state_dict(), size, options.device)
+        official_model := peers.official("tiny", model.state_dict(), size, options.device)
     ):
-        from sam2 import automatic_mask_generator as official
+        from sam2 import automatic_mask_generator
 
-        # torchvision's own needs a binary that matches torch; ours gives the same rows and takes
-        # milliseconds
-        official.batched_nms = batched_nms
-        theirs = official.SAM2AutomaticMaskGenerator(model_there, points_per_side=side, **FILTERS)
-        functions["official"] = lambda: theirs.generate(image)
+        # torchvision's `batched_nms` needs a build that matches the version of torch. This
+        # library's returns the same indices, and its share of the time is milliseconds.
+        automatic_mask_generator.batched_nms = batched_nms
+        official = automatic_mask_generator.SAM2AutomaticMaskGenerator(
+            official_model, points_per_side=side, **FILTERS
+        )
+        functions["official"] = lambda: official.generate(image)
     lowest = 1.0
     if "official" in functions:
         lowest = agreement(functions["sam2_fast"](), functions["official"]())
         require(lowest >= 0.99, case, "official")
     times = interleaved(functions, options)
-    mine = statistics.median(times["sam2_fast"])
+    our_median = statistics.median(times["sam2_fast"])
     notes = {
-        who: {"x ours": statistics.median(t) / mine, "lowest IoU": lowest}
-        for who, t in times.items()
+        name: {"x ours": statistics.median(t) / our_median, "lowest IoU": lowest}
+        for name, t in times.items()
     }
     yield from rows(case, times, notes)

@@ -1,5 +1,6 @@
-"""Connected components of 64 masks against scipy, OpenCV and cc3d; on a GPU against the bytes that
-must move.
+"""Connected components of 64 masks, against scipy, OpenCV and cc3d.
+
+On a GPU backends are compared with the rate at which memory can be read and written.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from sam2_fast.ops.connected_components import (
 from sam2_fast.ops.core.registry import backends
 
 COUNT = 64
-LIMIT_BYTES = 1 + 4 + 4  # a pixel: the mask read once, its label and area written once
-# What a device copy reaches, for the share of the limit.
+LIMIT_BYTES = 1 + 4 + 4  # per pixel: the mask is read once, its label and area are written once
+# Rates of a copy on the device, for "% of limit".
 GPU_GB_S = {
     "H200": 4300.0,
     "H100": 3000.0,
@@ -30,7 +31,8 @@ GPU_GB_S = {
 
 
 def blobs(count: int, size: int) -> np.ndarray:
-    """Smooth shapes with one pixel in a thousand flipped: what a mask decoder's output looks like.
+    """Smooth shapes with one pixel in a thousand flipped, like the output of a mask decoder.
+
     [count, size, size] bool.
     """
     generator = torch.Generator().manual_seed(size)
@@ -42,11 +44,14 @@ def blobs(count: int, size: int) -> np.ndarray:
 def cpu_peers(
     masks: np.ndarray,
 ) -> dict[str, tuple[Callable[[], Any], Callable[[Any], np.ndarray]]]:
-    """name -> (what to time, its areas as [N, H, W] or its labels if it has no areas)."""
-    found: dict[str, tuple[Callable[[], Any], Callable[[Any], np.ndarray]]] = {}
+    """Name -> a function to time, and a conversion of its result for the comparison.
+
+    The conversion returns areas [N, H, W], or labels [N, H, W] if the function computes no areas.
+    """
+    peers: dict[str, tuple[Callable[[], Any], Callable[[Any], np.ndarray]]] = {}
     images = masks.view(np.uint8)
 
-    def spread(results: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    def areas_per_pixel(results: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         return np.stack([np.where(labels > 0, areas[labels], 0) for labels, areas in results])
 
     if find_spec("scipy"):
@@ -56,7 +61,7 @@ def cpu_peers(
             labelled = [ndimage.label(m, np.ones((3, 3)))[0] for m in images]
             return [(labels, np.bincount(labels.ravel())) for labels in labelled]
 
-        found["scipy with areas"] = (scipy_run, spread)
+        peers["scipy with areas"] = (scipy_run, areas_per_pixel)
     if find_spec("cv2"):
         import cv2
 
@@ -64,7 +69,7 @@ def cpu_peers(
             stats = [cv2.connectedComponentsWithStats(m, connectivity=8)[1:3] for m in images]
             return [(labels, table[:, cv2.CC_STAT_AREA]) for labels, table in stats]
 
-        found["OpenCV with areas"] = (opencv_run, spread)
+        peers["OpenCV with areas"] = (opencv_run, areas_per_pixel)
     if find_spec("cc3d"):
         import cc3d
 
@@ -74,35 +79,36 @@ def cpu_peers(
         def cc3d_areas() -> list[tuple[np.ndarray, np.ndarray]]:
             return [(labels, cc3d.statistics(labels)["voxel_counts"]) for labels in cc3d_labels()]
 
-        found["cc3d labels only"] = (cc3d_labels, lambda labels: np.stack(labels))
-        found["cc3d with areas"] = (cc3d_areas, spread)
-    return found
+        peers["cc3d labels only"] = (cc3d_labels, lambda labels: np.stack(labels))
+        peers["cc3d with areas"] = (cc3d_areas, areas_per_pixel)
+    return peers
 
 
 def same_partition(labels: np.ndarray, others: np.ndarray) -> bool:
-    """Whether two labellings of one mask divide it alike: the pairs that occur are a one-to-one
-    relation.
+    """Whether two labellings divide a mask into the same components.
+
+    They do if the pairs of labels that occur are a one-to-one relation.
     """
     pairs = np.unique(np.stack([labels.ravel(), others.ravel()]), axis=1)
     return all(len(np.unique(side)) == pairs.shape[1] for side in pairs)
 
 
 def on_cpu(case: str, size: int, options: Options) -> Iterator[Row]:
-    """Ours, labels and areas into fresh tensors, against each peer's own way of returning them."""
+    """Labels and areas in new tensors, against the peers, each in its own output format."""
     array = blobs(COUNT, size)
     masks = torch.from_numpy(array)
     labels, areas = connected_components(masks)
     peers = cpu_peers(array)
-    for who, (run, view) in peers.items():
-        result = view(run())
-        if "labels" in who:
+    for name, (run, convert) in peers.items():
+        result = convert(run())
+        if "labels" in name:
             require(
                 all(same_partition(a, b) for a, b in zip(labels.numpy(), result, strict=True)),
                 case,
-                who,
+                name,
             )
         else:
-            require(np.array_equal(areas.numpy(), result), case, who)
+            require(np.array_equal(areas.numpy(), result), case, name)
     small = small_components(masks, 8)
     require(torch.equal(small, (areas > 0) & (areas <= 8)), case, "small_components")
     functions: dict[str, Callable[[], Any]] = {
@@ -111,7 +117,7 @@ def on_cpu(case: str, size: int, options: Options) -> Iterator[Row]:
             connected_components(masks, out=out)
         ),
         "sam2_fast small_components(8)": lambda masks=masks: small_components(masks, 8),
-        **{who: run for who, (run, _) in peers.items()},
+        **{name: run for name, (run, _) in peers.items()},
     }
     measured = rows(case, interleaved(functions, options))
     ours = measured[0].median_ms
@@ -119,9 +125,7 @@ def on_cpu(case: str, size: int, options: Options) -> Iterator[Row]:
 
 
 def on_gpu(case: str, size: int, options: Options) -> Iterator[Row]:
-    """Every backend that runs here against the reference, with bandwidth and the number of
-    launches.
-    """
+    """Every backend that is available, with its bandwidth and number of launches."""
     usable = [
         s.backend
         for s in backends()
@@ -134,8 +138,9 @@ def on_gpu(case: str, size: int, options: Options) -> Iterator[Row]:
     expected = connected_components_reference(masks)
     functions: dict[str, Callable[[], Any]] = {}
     for backend in usable:
-        found = connected_components(masks, backend=backend)
-        require(all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), case, backend)
+        output = connected_components(masks, backend=backend)
+        is_equal = all(torch.equal(a, b) for a, b in zip(output, expected, strict=True))
+        require(is_equal, case, backend)
         small = small_components(masks, 8, backend=backend)
         require(
             torch.equal(small, (expected[1] > 0) & (expected[1] <= 8)),
@@ -161,7 +166,7 @@ def on_gpu(case: str, size: int, options: Options) -> Iterator[Row]:
 
 
 def launches(function: Callable[[], Any]) -> int:
-    """Kernels and fills that one call enqueues."""
+    """Number of kernels and memory fills that one call enqueues."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         function()
         torch.cuda.synchronize()
@@ -173,5 +178,5 @@ def launches(function: Callable[[], Any]) -> int:
 def measure(options: Options) -> Iterator[Case]:
     """Masks of 256 x 256 and of 1024 x 1024."""
     for size in (256,) if options.quick else (256, 1024):
-        one = on_gpu if options.device.type == "cuda" else on_cpu
-        yield Case(f"{COUNT} masks of {size} x {size}", one, (size, options))
+        function = on_gpu if options.device.type == "cuda" else on_cpu
+        yield Case(f"{COUNT} masks of {size} x {size}", function, (size, options))

@@ -1,5 +1,6 @@
-"""The image encoder on a CPU by size and precision, and one click on an encoded image: the official
-package and inference engines.
+"""The image encoder by model size and precision, and one click on an encoded image, on a CPU.
+
+Peers are the official package and inference engines.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ Functions = dict[str, Callable[[], Tensor]]
 
 
 class Encoder(nn.Module):
-    """The official encoder with the decoder's projections, as a module of tensors: what engines
-    convert.
+    """The official encoder with the decoder's projections of its features.
+
+    Inputs and outputs are plain tensors, so that inference engines can convert the module.
     """
 
     def __init__(self, model: Any) -> None:
@@ -33,62 +35,64 @@ class Encoder(nn.Module):
         self.model = model
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """image: [1, 3, S, S] -> the coarsest level first."""
-        found = self.model.forward_image(image)
-        return found["vision_features"], found["backbone_fpn"][1], found["backbone_fpn"][0]
+        """Feature maps, the coarsest first. image: [1, 3, S, S]."""
+        output = self.model.forward_image(image)
+        return output["vision_features"], output["backbone_fpn"][1], output["backbone_fpn"][0]
 
 
 class Click(nn.Module):
-    """Three masks of one click on encoded features, by the official decoder."""
+    """Three masks for one click on encoded features, by the official decoder."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, low: Tensor, mid: Tensor, high: Tensor, place: Tensor) -> Tensor:
-        """place: [1, 1, 2] pixels -> logits [1, 3, S / 4, S / 4]."""
+    def forward(self, low: Tensor, mid: Tensor, high: Tensor, coords: Tensor) -> Tensor:
+        """Logits [1, 3, S / 4, S / 4]. coords: [1, 1, 2] pixels."""
         labels = torch.ones(1, 1, dtype=torch.int32)
         sparse, dense = self.model.sam_prompt_encoder(
-            points=(place, labels), boxes=None, masks=None
+            points=(coords, labels), boxes=None, masks=None
         )
         position = self.model.sam_prompt_encoder.get_dense_pe()
-        found: Tensor = self.model.sam_mask_decoder(
+        logits: Tensor = self.model.sam_mask_decoder(
             low, position, sparse, dense, True, False, [high, mid]
         )[0]
-        return found
+        return logits
 
 
 def compare(
     case: str, functions: Functions, exact: Tensor, options: Options, flop: float | None
 ) -> Iterator[Row]:
-    """Errors against `exact`, then times; ours may not err more than twice what the official code
-    of the same precision does.
+    """Check errors against `exact`, then time all functions.
+
+    The error of this library is at most twice that of the official package in the same precision.
     """
     error = {
-        who: (f().double() - exact.double()).square().mean().sqrt().item()
-        for who, f in functions.items()
+        name: (f().double() - exact.double()).square().mean().sqrt().item()
+        for name, f in functions.items()
     }
-    for kind in ("", " bfloat16"):
-        mine, theirs = f"sam2_fast{kind}", f"official{kind}"
-        if mine in error and theirs in error and error[theirs] > 0:
-            require(error[mine] <= 2 * error[theirs], case, mine)
+    for precision in ("", " bfloat16"):
+        ours = f"sam2_fast{precision}"
+        official_error = error.get(f"official{precision}", 0.0)
+        if ours in error and official_error > 0:
+            require(error[ours] <= 2 * official_error, case, ours)
     peaks = {
         "": matrix_peak(options.device),
         " bfloat16": matrix_peak(options.device, torch.bfloat16),
     }
     times = interleaved(functions, options)
-    ours = statistics.median(times["sam2_fast"])
+    our_median = statistics.median(times["sam2_fast"])
     notes = {}
-    for who, t in times.items():
+    for name, t in times.items():
         median = statistics.median(t)
-        peak = peaks[" bfloat16" if who.endswith("bfloat16") else ""]
+        peak = peaks[" bfloat16" if name.endswith("bfloat16") else ""]
         share = {"% of matrix peak": 100 * flop / median * 1e3 / peak} if flop else {}
-        notes[who] = {"x ours float32": median / ours, "rms error": error[who], **share}
+        notes[name] = {"x ours float32": median / our_median, "rms error": error[name], **share}
     yield from rows(case, times, notes)
 
 
 def measure(options: Options) -> Iterator[Case]:
-    """Every size; inference engines on the first."""
+    """Every model size; the smallest also in inference engines."""
     if options.device.type != "cpu":
         return
     size = 256 if options.quick else 1024
@@ -107,21 +111,21 @@ def picture(size: int) -> Tensor:
 
 @torch.inference_mode()
 def encoding(case: str, name: str, size: int, options: Options) -> Iterator[Row]:
-    """The image encoder; for the first size also in inference engines."""
+    """The image encoder; of the smallest model also in inference engines."""
     image = picture(size)
     ours = build_sam2(name, device="cpu", seed=0, image_size=size)
-    theirs = peers.official(name, ours.state_dict(), size, options.device)
+    official = peers.official(name, ours.state_dict(), size, options.device)
     encode = lambda m=ours: m.encode_image(image).low  # noqa: E731
     functions: Functions = {"sam2_fast": encode, "sam2_fast bfloat16": autocast(encode)}
     exact = ours.double().encode_image(image.double()).low
     ours.float()
-    if theirs is not None:
-        official = lambda m=theirs: m.forward_image(image)["vision_features"]  # noqa: E731
-        functions |= {"official": official, "official bfloat16": autocast(official)}
+    if official is not None:
+        run_official = lambda: official.forward_image(image)["vision_features"]  # noqa: E731
+        functions |= {"official": run_official, "official bfloat16": autocast(run_official)}
         if name == SIZES[0]:
             with tempfile.TemporaryDirectory() as folder:
                 functions |= engines.all_of(
-                    Encoder(theirs).eval(), (image,), Path(folder) / "encoder.onnx"
+                    Encoder(official).eval(), (image,), Path(folder) / "encoder.onnx"
                 )
     work = GFLOP["image encoder"]
     flop = work[name] if isinstance(work, dict) and not options.quick else None
@@ -131,24 +135,25 @@ def encoding(case: str, name: str, size: int, options: Options) -> Iterator[Row]
 @torch.inference_mode()
 def click(case: str, name: str, size: int, options: Options) -> Iterator[Row]:
     """One click to three masks on an encoded image."""
-    ours, image = build_sam2(name, device="cpu", seed=0, image_size=size), picture(size)
-    theirs = peers.official(name, ours.state_dict(), size, options.device)
-    features, place = ours.encode_image(image), torch.full((1, 1, 2), 100.0)
-    points = Points(place, torch.ones(1, 1, dtype=torch.int32))
+    ours = build_sam2(name, device="cpu", seed=0, image_size=size)
+    official = peers.official(name, ours.state_dict(), size, options.device)
+    features = ours.encode_image(picture(size))
+    coords = torch.full((1, 1, 2), 100.0)
+    points = Points(coords, torch.ones(1, 1, dtype=torch.int32))
     decode = lambda: ours.decode(features.low, features, points, None, True).logits  # noqa: E731
     functions: Functions = {"sam2_fast": decode, "sam2_fast bfloat16": autocast(decode)}
-    wide = Features(*(x.double() for x in features))
-    exact = ours.double().decode(wide.low, wide, points, None, True).logits
+    exact_features = Features(*(x.double() for x in features))
+    exact = ours.double().decode(exact_features.low, exact_features, points, None, True).logits
     ours.float()
-    if theirs is not None:
-        module = Click(theirs).eval()
-        given = tuple(x.contiguous() for x in (features.low, features.mid, features.high, place))
+    if official is not None:
+        module = Click(official).eval()
+        inputs = tuple(x.contiguous() for x in (features.low, features.mid, features.high, coords))
         functions |= {
-            "official": lambda: module(*given),
-            "official bfloat16": autocast(lambda: module(*given)),
+            "official": lambda: module(*inputs),
+            "official bfloat16": autocast(lambda: module(*inputs)),
         }
         with tempfile.TemporaryDirectory() as folder:
             functions |= engines.all_of(
-                module, given, Path(folder) / "decoder.onnx", quantised=False
+                module, inputs, Path(folder) / "decoder.onnx", quantised=False
             )
     yield from compare(case, functions, exact, options, None)

@@ -1,5 +1,6 @@
-"""Inference engines as peers, where they are installed: OpenVINO (float32, bfloat16) and ONNX
-Runtime (float32, dynamic int8).
+"""Inference engines as peers: OpenVINO (float32, bfloat16), ONNX Runtime (float32, dynamic int8).
+
+Engines that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -16,18 +17,19 @@ from torch import Tensor, nn
 def all_of(
     module: nn.Module, inputs: tuple[Tensor, ...], path: Path, quantised: bool = True
 ) -> dict[str, Callable[[], Tensor]]:
-    """`module` in every engine; each function returns the first output. `path`: where ONNX models
-    are written.
+    """Name -> a function that runs `module` in that engine and returns its first output.
+
+    path: file for the ONNX model. quantised: whether to add ONNX Runtime with dynamic int8.
     """
-    found: dict[str, Callable[[], Tensor]] = {}
+    functions: dict[str, Callable[[], Tensor]] = {}
     if find_spec("openvino"):
         for precision in ("f32", "bf16"):
-            found[f"OpenVINO{' bfloat16' if precision == 'bf16' else ''}"] = openvino(
+            functions[f"OpenVINO{' bfloat16' if precision == 'bf16' else ''}"] = openvino(
                 module, inputs, precision
             )
     if find_spec("onnxruntime") and find_spec("onnx"):
         torch.onnx.export(module, inputs, str(path), opset_version=17, dynamo=False)
-        found["ONNX Runtime"] = onnxruntime(path, inputs)
+        functions["ONNX Runtime"] = onnxruntime(path, inputs)
         if quantised:
             from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -38,12 +40,12 @@ def all_of(
                 weight_type=QuantType.QInt8,
                 op_types_to_quantize=["MatMul", "Gemm"],
             )
-            found["ONNX Runtime int8"] = onnxruntime(small, inputs)
-    return found
+            functions["ONNX Runtime int8"] = onnxruntime(small, inputs)
+    return functions
 
 
 def openvino(module: nn.Module, inputs: tuple[Tensor, ...], precision: str) -> Callable[[], Tensor]:
-    """Converted from the traced module, with as many threads as torch has."""
+    """A function that runs the traced and converted module, with as many threads as torch uses."""
     import openvino as ov
 
     model = ov.convert_model(torch.jit.trace(module, inputs, check_trace=False))
@@ -63,12 +65,12 @@ def openvino(module: nn.Module, inputs: tuple[Tensor, ...], precision: str) -> C
 
 
 def onnxruntime(path: Path, inputs: tuple[Tensor, ...]) -> Callable[[], Tensor]:
-    """A session with as many threads as torch has."""
+    """A function that runs the ONNX model, with as many threads as torch uses."""
     import onnxruntime as ort
 
     options: Any = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Threads that wait would take the others' cores.
+    # Idle threads that spin would occupy the cores while the other implementations are timed.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     arrays = {x.name: value.numpy() for x, value in zip(session.get_inputs(), inputs, strict=True)}

@@ -26,8 +26,9 @@ LIBRARY_ERRORS = {
 
 
 def failures() -> tuple[type[BaseException], ...]:
-    """Exceptions that kernels, compilers and peers raise. Libraries that have not been imported
-    are left out: they cannot have raised an exception.
+    """Exceptions that kernels, compilers and peers raise.
+
+    Libraries that have not been imported are left out: they cannot have raised an exception.
     """
     loaded = [
         (sys.modules[module], name)

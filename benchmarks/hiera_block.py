@@ -1,6 +1,4 @@
-"""The Hiera block: each kind of block of the tiny, base+ and large trunks against torch's layers,
-and operations a second.
-"""
+"""Each kind of Hiera block of the tiny, base+ and large trunks, against torch's layers."""
 
 from __future__ import annotations
 
@@ -28,7 +26,9 @@ from sam2_fast.ops.core.layout import Leaf
 from sam2_fast.ops.hiera_block import HieraBlockWeights, hiera_block, hiera_block_reference
 from sam2_fast.proving.errors import cast
 
-KINDS = (  # tokens along a side, stage of the input, width factor, window, pooled
+# Name, tokens along a side, stage of the input, output channels over input channels, side of a
+# window (0: global attention), whether queries are pooled.
+KINDS = (
     ("8 x 8", 256, 0, 1, 8, False),
     ("8 x 8 pooled", 256, 0, 2, 8, True),
     ("4 x 4", 128, 1, 1, 4, False),
@@ -38,7 +38,7 @@ KINDS = (  # tokens along a side, stage of the input, width factor, window, pool
     ("14 x 14 pooled", 64, 2, 2, 14, True),
     ("7 x 7", 32, 3, 1, 7, False),
 )
-# Channels of the first stage, of a head.
+# Channels of the first stage, channels of a head.
 TRUNKS = {
     "tiny": (96, 96),
     "base+": (112, 56),
@@ -47,7 +47,7 @@ TRUNKS = {
 
 
 def operations(side: int, dim: int, out: int, window: int, pool: bool) -> int:
-    """Multiplications and additions that must be done: padding is not among them."""
+    """Multiplications and additions that the result needs, without those of padding."""
     tokens = side * side
     after = tokens // 4 if pool else tokens
     keys = min(window * window, tokens) if window else tokens
@@ -56,7 +56,7 @@ def operations(side: int, dim: int, out: int, window: int, pool: bool) -> int:
 
 
 def weights_of(dim: int, out: int, pool: bool, dtype: torch.dtype) -> HieraBlockWeights:
-    """A block's parameters, of a size that keeps its values near one."""
+    """Random parameters of a block, scaled so that its values stay near one."""
     torch.manual_seed(0)
 
     def weight(leaf: Leaf, shape: tuple[int, ...]) -> torch.Tensor:
@@ -69,7 +69,7 @@ def weights_of(dim: int, out: int, pool: bool, dtype: torch.dtype) -> HieraBlock
 
 @torch.inference_mode()
 def measure(options: Options) -> Iterator[Case]:
-    """Every kind of block in the dtypes of the device; the tiny trunk's only where `quick`."""
+    """Every kind of block in each dtype of the device; with `quick` the tiny trunk only."""
     for dtype in dtypes(options):
         best = matrix_peak(options.device, dtype)
         for trunk, (first, head) in list(TRUNKS.items())[: 1 if options.quick else None]:
@@ -96,37 +96,35 @@ def block(
     best: float,
     options: Options,
 ) -> Iterator[Row]:
-    """One kind of block; `best`: GFLOP/s of a matrix product."""
-    x, weights = torch.randn(1, side, side, dim).to(dtype), weights_of(dim, out, pool, dtype)
-    given = to_device((x, weights, heads, window, pool), options.device)
-    mine, theirs = hiera_block(*given), hiera_block_reference(*given, 1e-6)
-    exact = hiera_block_reference(*cast(given, torch.float64), 1e-6)
-    require(rms_error(mine, exact) <= 2 * rms_error(theirs, exact), case, "sam2_fast")
-    del mine, theirs, exact
+    """Check and time one kind of block. best: GFLOP/s of a matrix product."""
+    x = torch.randn(1, side, side, dim).to(dtype)
+    weights = weights_of(dim, out, pool, dtype)
+    arguments = to_device((x, weights, heads, window, pool), options.device)
     functions: dict[str, Callable[[], torch.Tensor]] = {
-        "sam2_fast": partial(hiera_block, *given),
-        "torch": partial(hiera_block_reference, *given, 1e-6),
+        "sam2_fast": partial(hiera_block, *arguments),
+        "torch": partial(hiera_block_reference, *arguments, 1e-6),
     }
+    exact = hiera_block_reference(*cast(arguments, torch.float64), 1e-6)
+    error = {name: rms_error(function(), exact) for name, function in functions.items()}
+    require(error["sam2_fast"] <= 2 * error["torch"], case, "sam2_fast")
+    del exact
     if options.device.type == "cuda" and out <= 160:
-        functions["MLP in three launches"] = partial(_in_three, *given)
+        functions["MLP in three launches"] = partial(_with_separate_mlp_launches, *arguments)
     times = interleaved(functions, options)
-    ours, flops = statistics.median(times["sam2_fast"]), operations(side, dim, out, window, pool)
-    yield from rows(
-        case,
-        times,
-        {who: _notes(statistics.median(t), ours, flops, best) for who, t in times.items()},
-    )
+    ours = statistics.median(times["sam2_fast"])
+    flops = operations(side, dim, out, window, pool)
+
+    def notes(median: float) -> dict[str, float]:
+        return {
+            "x ours": median / ours,
+            "GFLOP/s": flops / median / 1e6,
+            "% of matrix peak": flops / median / 1e4 / best,
+        }
+
+    yield from rows(case, times, {name: notes(statistics.median(t)) for name, t in times.items()})
 
 
-def _in_three(*given: Any) -> torch.Tensor:
-    """The block with its MLP's norm, hidden layer and output as launches of their own."""
+def _with_separate_mlp_launches(*arguments: Any) -> torch.Tensor:
+    """The block with one launch each for the MLP's norm, hidden layer and output."""
     with patch("sam2_fast.kernels.hiera_block.MLP_CHANNELS", 0):
-        return hiera_block(*given)
-
-
-def _notes(median: float, ours: float, flops: int, best: float) -> dict[str, float]:
-    return {
-        "x ours": median / ours,
-        "GFLOP/s": flops / median / 1e6,
-        "% of matrix peak": flops / median / 1e4 / best,
-    }
+        return hiera_block(*arguments)

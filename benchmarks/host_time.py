@@ -1,11 +1,10 @@
-"""Time of the host for a tracked frame: all Python and dispatch of a steady propagation, without
-what a GPU would do.
+"""Host time of a tracked frame: Python and dispatch of a propagation, without the GPU's work.
 
-A CUDA graph's capture and replay, streams and kernels are left out; tensors are small and lie on
-the CPU, so that what remains is what the host spends before it can go on to the next frame.
-Processor time of the main thread is measured, which other processes disturb little. What a dozen
-operators of torch take in it,
-which would be launches on a GPU, is measured alone and subtracted: the last column.
+Capture and replay of CUDA graphs, streams and kernels are replaced by functions that do nothing.
+Tensors are small and on the CPU. What remains is the time the host needs before it can continue
+with the next frame. It is measured as processor time of the main thread, which other processes
+hardly affect. It includes about a dozen torch operators, which on a GPU would be launches: their
+time is measured separately, and the last column is the time without them.
 """
 
 from __future__ import annotations
@@ -35,41 +34,43 @@ SIDE = 64  # pixels of a frame
 
 
 class NoRecorder:
-    """As `sam2_fast.recording.cuda_graph.Recorder`, without a device."""
+    """Replaces `sam2_fast.recording.cuda_graph.Recorder` and does nothing."""
 
     def __init__(self, device: torch.device) -> None:
         del device
 
-    def exclusive(self) -> Any:
-        """Nothing has to be ordered."""
+    def turn(self) -> Any:
+        """A context manager that does nothing."""
         return nullcontext()
 
-    def synchronize(self) -> None:
-        """Nothing is under way."""
+    def finish(self) -> None:
+        """Do nothing."""
 
 
 class NoSideStream:
-    """As `sam2_fast.recording.cuda_graph.SideStream`, without a device."""
+    """Replaces `sam2_fast.recording.cuda_graph.SideStream` and does nothing."""
 
     def __init__(self, device: torch.device) -> None:
         del device
 
     def enter(self, read: object = None) -> Any:
-        """Work stays where it is."""
+        """A context manager that does nothing."""
         del read
         return nullcontext()
 
     def record_event(self) -> None:
-        """Nothing to wait for."""
+        """Do nothing."""
 
     def wait_event(self, event: None, tensors: Any) -> None:
-        """Nothing to wait for."""
+        """Do nothing."""
 
 
-def _replay_of(model: Any) -> Callable[..., Callable[[], Any]]:
-    """In place of a capture: a function that returns results of the right shapes."""
+def _fake_capture(model: Any) -> Callable[..., Callable[[], Any]]:
+    """A replacement of `captured` that returns functions with results of the right shapes."""
     config = model.config
-    dim, memory_dim, side = config.hidden_dim, config.memory_dim, config.grid
+    dim = config.hidden_dim
+    memory_dim = config.memory_dim
+    side = config.grid
 
     def capture(recorder: Any, run: Callable[[], Any]) -> Callable[[], Any]:
         owner = getattr(run, "__self__", None)
@@ -78,17 +79,18 @@ def _replay_of(model: Any) -> Callable[..., Callable[[], Any]]:
             logits = torch.randn(count, 1, 4 * side, 4 * side)
             presence = torch.ones(count, 1)
             maps = torch.zeros(count, side * side, memory_dim, dtype=model.dtype)
-            found: Any = Tracked(logits, torch.zeros(count, dim, dtype=model.dtype), presence, maps)
+            pointers = torch.zeros(count, dim, dtype=model.dtype)
+            output: Any = Tracked(logits, pointers, presence, maps)
         else:
             shapes = ((dim, side), (dim // 4, 2 * side), (dim // 8, 4 * side))
             batch = ahead.BATCH
-            found = Features(
+            output = Features(
                 *(
                     torch.zeros(batch, n, n, c, dtype=model.dtype).permute(0, 3, 1, 2)
                     for c, n in shapes
                 )
             )
-        return lambda: found
+        return lambda: output
 
     return capture
 
@@ -97,13 +99,13 @@ _KERNELS: dict[str, Callable[..., Any]] = {
     "preprocess_frame": lambda frame, size, *_: torch.empty(3, size, size),
     "small_components": lambda masks, *_: masks,
 }
-"""Kernels of a frame outside its CUDA graphs, without what they compute."""
+"""Replacements of the ops that a frame calls outside its CUDA graphs, without their computation."""
 
 
 @contextmanager
 def without_a_device(model: Any) -> Iterator[None]:
-    """CUDA graphs of `model` cost what Python costs; nothing is computed."""
-    capture = _replay_of(model)
+    """Replace everything that would run on a GPU, so that `model` costs host time only."""
+    captured = _fake_capture(model)
     with contextlib.ExitStack() as stack:
         for target, name, value in (
             (graphs, "capture", capture),
@@ -117,49 +119,47 @@ def without_a_device(model: Any) -> Iterator[None]:
         ):
             stack.enter_context(patch.object(target, name, value))
         for op, run in _KERNELS.items():
-            plain = registry._implementations[op, "cpu"]
+            implementation = replace(registry._implementations[op, "cpu"], run=run)
             stack.enter_context(
-                patch.dict(registry._implementations, {(op, "cpu"): replace(plain, run=run)})
+                patch.dict(registry._implementations, {(op, "cpu"): implementation})
             )
         yield
 
 
 def operators_ms(model: Any, objects: int) -> float:
-    """Milliseconds of the operators of torch that a frame executes outside its CUDA graphs, run
-    alone.
-    """
+    """Milliseconds of the torch operators that a frame executes outside its CUDA graphs."""
     config = model.config
-    dim, memory_dim, side = config.hidden_dim, config.memory_dim, config.grid
+    dim = config.hidden_dim
+    memory_dim = config.memory_dim
+    side = config.grid
     maps = [
         torch.zeros(1, n, n, c, dtype=model.dtype).permute(0, 3, 1, 2)
         for c, n in ((dim, side), (dim // 4, 2 * side), (dim // 8, 4 * side))
     ]
     static = [torch.empty_like(x) for x in maps]
-    logits, memory = (
-        torch.randn(objects, 1, 4 * side, 4 * side),
-        torch.zeros(objects, side * side, memory_dim, dtype=model.dtype),
-    )
+    logits = torch.randn(objects, 1, 4 * side, 4 * side)
+    memory = torch.zeros(objects, side * side, memory_dim, dtype=model.dtype)
     results = [logits, torch.zeros(objects, dim, dtype=model.dtype), torch.ones(objects, 1), memory]
 
     def run() -> None:
         for target, source in zip(static, maps, strict=True):
             target.copy_(source)
-        found = [x[:objects].clone() for x in results]
-        torch.where((found[0][:, 0] <= 0)[:, None], 0.1, found[0])
-        torch.stack(found[0].unbind())
+        clones = [x[:objects].clone() for x in results]
+        torch.where((clones[0][:, 0] <= 0)[:, None], 0.1, clones[0])
+        torch.stack(clones[0].unbind())
 
-    taken = []
+    milliseconds = []
     with torch.inference_mode():
         for _ in range(20):
             start = time.thread_time()
             for _ in range(50):
                 run()
-            taken.append((time.thread_time() - start) / 50 * 1e3)
-    return statistics.median(taken)
+            milliseconds.append((time.thread_time() - start) / 50 * 1e3)
+    return statistics.median(milliseconds)
 
 
 def measure(options: Options) -> Iterator[Case]:
-    """A tracked frame of one and of eight objects, of the tiny and of the large model."""
+    """A tracked frame with one and with eight objects, of the tiny and of the large model."""
     frames = 20 if options.quick else 80
     for name in ("tiny",) if options.quick else ("tiny", "large"):
         for objects in (1, 8):
@@ -167,8 +167,9 @@ def measure(options: Options) -> Iterator[Case]:
 
 
 def host_time(case: str, name: str, objects: int, frames: int, options: Options) -> Iterator[Row]:
-    """Milliseconds of a frame, median of passes over `frames` frames; each has masks of all
-    objects.
+    """Median milliseconds per frame of passes over a video of `frames` frames.
+
+    Every frame must return masks of all objects.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -181,18 +182,21 @@ def host_time(case: str, name: str, objects: int, frames: int, options: Options)
         with without_a_device(model):
             for i in range(objects):
                 model.add_new_mask(state, 0, i, np.eye(SIDE, dtype=bool))
-            passes = [list(_marks(model, state, objects, case)) for _ in range(options.repeats + 1)]
+            passes = [
+                list(_frame_ends(model, state, objects, case)) for _ in range(options.repeats + 1)
+            ]
         operators = operators_ms(model, objects)
     finally:
         torch.set_num_threads(threads)
-    # the first frames of a pass begin the reading ahead
-    taken = [(marks[-1] - marks[5]) / (len(marks) - 6) * 1e3 for marks in passes[1:]]
-    median = statistics.median(taken)
+    # The first frames of a pass are left out: in them frames are encoded ahead for the first time.
+    milliseconds = [(ends[-1] - ends[5]) / (len(ends) - 6) * 1e3 for ends in passes[1:]]
+    median = statistics.median(milliseconds)
     notes = {"operators ms": operators, "without launches ms": median - operators}
-    yield Row(case, "sam2_fast", median, min(taken), max(taken), notes)
+    yield Row(case, "sam2_fast", median, min(milliseconds), max(milliseconds), notes)
 
 
-def _marks(model: Any, state: Any, objects: int, case: str) -> Iterator[float]:
+def _frame_ends(model: Any, state: Any, objects: int, case: str) -> Iterator[float]:
+    """Processor time in seconds after every frame."""
     for _, ids, masks in model.propagate_in_video(state, start_frame_idx=0):
         require(len(ids) == len(masks) == objects, case, "the number of masks")
         yield time.thread_time()

@@ -1,10 +1,11 @@
-"""Images: the encoder by batch, a picture to its first mask, a further click, automatic masks; with
-and without recordings.
+"""Images: the encoder by batch, set_image and a click, a further click, and automatic masks.
 
-On a GPU all four sizes in bfloat16 (the official package under autocast;
-`--peer official,official-compiled` adds its compiled encoder, which takes minutes to begin).
-`--quick`, and any run on a CPU: tiny at 256 pixels, float32. Weights are random and seeded;
-SAM2_FAST_PHOTO names a photograph, without it a picture of noise and squares is taken.
+On a GPU all four model sizes run in bfloat16 at 1024 pixels, the encoder with and without CUDA
+graphs, and the official package runs under autocast. `--peer official,official-compiled` adds the
+official package with a compiled encoder, which takes minutes to compile. With `--quick`, and always
+on a CPU, the tiny model runs in float32 at 256 pixels. Weights are random with a fixed seed. The
+environment variable SAM2_FAST_PHOTO names a photograph; by default the picture consists of noise
+and a square.
 """
 
 from __future__ import annotations
@@ -32,97 +33,93 @@ from sam2_fast.image.predictor import SAM2ImagePredictor
 from sam2_fast.recording.cache import Graphs
 
 Functions = dict[str, Callable[[], Any]]
-ALL = {
+KEEP_ALL = {
     "pred_iou_thresh": 0.0,
     "stability_score_thresh": 0.0,
     "box_nms_thresh": 1.0,
     "output_mode": "coco_rle",
 }
-"""Nothing is dropped: random weights would pass no filter."""
+"""Settings that drop no mask: masks of random weights pass no filter."""
 
 
 def photograph(quick: bool) -> np.ndarray:
-    """[H, W, 3] uint8."""
+    """The picture to segment: [H, W, 3] uint8. quick: at a sixth of its size."""
     path = os.environ.get("SAM2_FAST_PHOTO")
     picture = np.array(Image.open(path).convert("RGB")) if path else clip(1, 1200, 1800)[0]
     return picture[::6, ::6].copy() if quick else picture
 
 
-def around(options: Options) -> Any:
-    """What the official package runs under."""
-    return (
-        torch.autocast("cuda", torch.bfloat16)
-        if options.device.type == "cuda"
-        else contextlib.nullcontext()
-    )
-
-
-def within(function: Callable[[], Any], options: Options) -> Callable[[], Any]:
-    """`function` as the official package runs it."""
+def with_autocast(function: Callable[[], Any], options: Options) -> Callable[[], Any]:
+    """`function` under the autocast that the official package needs on a GPU."""
 
     def run() -> Any:
-        with around(options):
+        is_cuda = options.device.type == "cuda"
+        with torch.autocast("cuda", torch.bfloat16) if is_cuda else contextlib.nullcontext():
             return function()
 
     return run
 
 
-def described(
+def timed_rows(
     case: str, functions: Functions, options: Options, notes: dict[str, dict[str, Any]]
 ) -> Iterator[Row]:
-    """Times with ratios to ours."""
+    """Time the functions. Rows have the ratio to this library's time among their notes."""
     times = interleaved(functions, options)
     ours = statistics.median(times["sam2_fast"])
     yield from rows(
         case,
         times,
         {
-            who: {"x ours": statistics.median(t) / ours, **notes.get(who, {})}
-            for who, t in times.items()
+            name: {"x ours": statistics.median(t) / ours, **notes.get(name, {})}
+            for name, t in times.items()
         },
     )
 
 
 class Models:
-    """Models of one size: ours in float32 and in the precision of the device, the official ones by
-    name.
+    """Models of one size with equal weights.
+
+    name, size: size of the model, size of the image.
+    exact, ours: this library's model in float32, and in the dtype to measure.
+    official: models of the official package by name.
     """
 
     def __init__(self, name: str, size: int, options: Options) -> None:
-        cuda = options.device.type == "cuda"
-        self.name, self.size, self.graphs = name, size, Graphs()
+        is_cuda = options.device.type == "cuda"
+        self.name = name
+        self.size = size
+        self.graphs = Graphs()
         self.exact = build_sam2(name, device=options.device, seed=0, image_size=size)
         self.ours = build_sam2(
             name,
             device=options.device,
             seed=0,
             image_size=size,
-            dtype=torch.bfloat16 if cuda else None,
+            dtype=torch.bfloat16 if is_cuda else None,
         )
-        self.theirs: dict[str, Any] = {}
+        self.official: dict[str, Any] = {}
         state = self.exact.state_dict()
-        for who, overrides in (
+        for peer, overrides in (
             ("official", []),
             ("official-compiled", ["++model.compile_image_encoder=true"]),
         ):
-            if who in (options.peers or ("official",)):
-                made = peers.official(name, state, size, options.device, overrides)
-                self.theirs |= {} if made is None else {who: made}
+            if peer in (options.peers or ("official",)):
+                model = peers.official(name, state, size, options.device, overrides)
+                if model is not None:
+                    self.official[peer] = model
 
-    def at_full_size(self) -> dict[str, Any]:
-        """The official models where the official image predictor can run them:
-        at 1024 pixels only.
-        """
-        return self.theirs if self.size == 1024 else {}
+    def official_for_predictor(self) -> dict[str, Any]:
+        """Models for the official image predictor, which supports images of 1024 pixels only."""
+        return self.official if self.size == 1024 else {}
 
     def predictors(self) -> dict[str, Any]:
         """Image predictors by name."""
-        found: dict[str, Any] = {"sam2_fast": SAM2ImagePredictor(self.ours)}
-        if self.at_full_size():
+        predictors: dict[str, Any] = {"sam2_fast": SAM2ImagePredictor(self.ours)}
+        if models := self.official_for_predictor():
             from sam2.sam2_image_predictor import SAM2ImagePredictor as Official
 
-            found |= {who: Official(model) for who, model in self.at_full_size().items()}
-        return found
+            predictors |= {name: Official(model) for name, model in models.items()}
+        return predictors
 
 
 Build = Callable[[], Models]
@@ -130,39 +127,41 @@ Build = Callable[[], Models]
 
 @torch.inference_mode()
 def encoder(case: str, batch: int, build: Build, peak: float, options: Options) -> Iterator[Row]:
-    """The image encoder on one batch: ours errs at most twice as much as the official package in
-    the same precision.
+    """Check and time the image encoder on one batch.
+
+    The error of this library is at most twice that of the official package in the same precision.
+    peak: GFLOP/s of a matrix product.
     """
     models = build()
-    exact, ours, theirs, graphs = models.exact, models.ours, models.theirs, models.graphs
-    cuda, name, size = options.device.type == "cuda", models.name, models.size
+    ours = models.ours
+    graphs = models.graphs
+    size = models.size
     images = torch.randn(batch, 3, size, size, device=options.device)
     functions: Functions = {"sam2_fast": lambda x=images: ours.encode_image(x).low}
-    if cuda:
+    if options.device.type == "cuda":
         functions = {
             "sam2_fast": lambda x=images: graphs.encode(ours, x).low,
             "sam2_fast, no recordings": lambda x=images: ours.encode_image(x).low,
         }
-    for who, model in theirs.items():
-        functions[who] = within(
+    for name, model in models.official.items():
+        functions[name] = with_autocast(
             lambda x=images, m=model: m.forward_image(x)["vision_features"], options
         )
-    truth: Tensor = exact.encode_image(images).low.double()
+    exact: Tensor = models.exact.encode_image(images).low.double()
     error = {
-        who: (f().double() - truth).square().mean().sqrt().item() for who, f in functions.items()
+        name: (f().double() - exact).square().mean().sqrt().item() for name, f in functions.items()
     }
-    floor = 1e-4 * truth.abs().max().item()
-    for who in functions:
+    floor = 1e-4 * exact.abs().max().item()
+    for name in functions:
         require(
-            not who.startswith("sam2_fast")
-            or error[who] <= max(2 * error.get("official", 0.0), floor),
+            not name.startswith("sam2_fast")
+            or error[name] <= max(2 * error.get("official", 0.0), floor),
             case,
-            who,
+            name,
         )
-    flop = batch * GFLOP["image encoder"][name] if size == 1024 else 0.0
-    for row in described(
-        case, functions, options, {who: {"rms error": e} for who, e in error.items()}
-    ):
+    flop = batch * GFLOP["image encoder"][models.name] if size == 1024 else 0.0
+    notes = {name: {"rms error": e} for name, e in error.items()}
+    for row in timed_rows(case, functions, options, notes):
         rate = flop / row.median_ms  # TFLOP/s
         extra = {"images/s": 1e3 * batch / row.median_ms}
         extra |= {"TFLOP/s": rate, "% of matrix peak": 100 * rate * 1e3 / peak} if flop else {}
@@ -173,79 +172,84 @@ def encoder(case: str, batch: int, build: Build, peak: float, options: Options) 
 def clicks(
     case: str, first: bool, build: Build, picture: np.ndarray, options: Options
 ) -> Iterator[Row]:
-    """Bytes in to masks out on the host, or a further click; each call clicks somewhere else."""
-    place, predictors = count(), build().predictors()
+    """Time image predictors, from uint8 pictures on the host to masks on the host.
+
+    first: time `set_image` and one click; otherwise a further click on the same image. Every call
+    clicks at another position.
+    """
+    position = count()
+    predictors = build().predictors()
 
     def click(predictor: Any) -> Any:
-        x = 40.0 + 13 * (next(place) % 50)
+        x = 40.0 + 13 * (next(position) % 50)
         return predictor.predict(
             point_coords=np.array([[x % picture.shape[1], 50.0]]), point_labels=np.array([1])
         )
 
-    def both(predictor: Any) -> Any:
+    def set_image_and_click(predictor: Any) -> Any:
         predictor.set_image(picture)
         return click(predictor)
 
-    def wrap(who: str, function: Callable[[], Any]) -> Callable[[], Any]:
-        return function if who.startswith("sam2_fast") else within(function, options)
+    def functions(call: Callable[[Any], Any]) -> Functions:
+        calls = {name: partial(call, predictor) for name, predictor in predictors.items()}
+        return {
+            name: f if name.startswith("sam2_fast") else with_autocast(f, options)
+            for name, f in calls.items()
+        }
 
-    for who, predictor in predictors.items():
-        wrap(who, partial(both, predictor))()
-    if not first:
-        for who, predictor in predictors.items():
-            wrap(
-                who, partial(click, predictor)
-            )()  # recordings are made when a shape comes the second time
-    once = both if first else click
-    yield from described(
-        case, {who: wrap(who, partial(once, p)) for who, p in predictors.items()}, options, {}
-    )
+    for function in functions(set_image_and_click).values():
+        function()
+    if not first:  # a CUDA graph is captured at the second call with the same shapes
+        for function in functions(click).values():
+            function()
+    yield from timed_rows(case, functions(set_image_and_click if first else click), options, {})
 
 
 @torch.inference_mode()
 def generators(
     case: str, side: int, build: Build, picture: np.ndarray, options: Options
 ) -> Iterator[Row]:
-    """Automatic masks, nothing dropped: all find equally many. `side`: clicks along a side."""
-    made = build()
-    models = {"sam2_fast": made.ours, **made.at_full_size()}
-    functions: Functions = {}
-    for who, model in models.items():
-        if who.startswith("sam2_fast"):
-            functions[who] = partial(
-                SAM2AutomaticMaskGenerator(model, points_per_side=side, **ALL).generate, picture
-            )
-        elif (
-            options.device.type == "cuda"
-        ):  # its filters need torchvision's operators, which here have a GPU's build alone
-            from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator as Official
+    """Automatic masks without filters: all generators return the same number of masks.
 
-            functions[who] = within(
-                partial(Official(model, points_per_side=side, **ALL).generate, picture), options
+    side: clicks per side of the grid.
+    """
+    models = build()
+    ours = SAM2AutomaticMaskGenerator(models.ours, points_per_side=side, **KEEP_ALL)
+    functions: Functions = {"sam2_fast": partial(ours.generate, picture)}
+    # The official generator needs torchvision's operators, which are available on a GPU only.
+    official = models.official_for_predictor() if options.device.type == "cuda" else {}
+    for name, model in official.items():
+        from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator as Official
+
+        generator = Official(model, points_per_side=side, **KEEP_ALL)
+        functions[name] = with_autocast(partial(generator.generate, picture), options)
+        if name == "official-compiled":  # with all clicks in one batch, as segment-anything-fast
+            generator = Official(
+                model, points_per_side=side, points_per_batch=side * side, **KEEP_ALL
             )
-            if (
-                who == "official-compiled"
-            ):  # as segment-anything-fast sets it: compiled encoder, all clicks in one batch
-                whole = Official(model, points_per_side=side, points_per_batch=side * side, **ALL)
-                functions[f"{who}, one batch"] = within(partial(whole.generate, picture), options)
-    found = {who: len(f()) for who, f in functions.items()}
-    for who, number in found.items():
-        require(number == found["sam2_fast"], case, who)
+            functions[f"{name}, one batch"] = with_autocast(
+                partial(generator.generate, picture), options
+            )
+    mask_counts = {name: len(f()) for name, f in functions.items()}
+    for name, number in mask_counts.items():
+        require(number == mask_counts["sam2_fast"], case, name)
     few = Options(options.device, min(options.repeats, 3))
-    yield from described(case, functions, few, {who: {"masks": n} for who, n in found.items()})
+    notes = {name: {"masks": number} for name, number in mask_counts.items()}
+    yield from timed_rows(case, functions, few, notes)
 
 
 @torch.inference_mode()
 def measure(options: Options) -> Iterator[Case]:
-    """For each size the encoder by batch, clicks, automatic masks."""
-    cuda = options.device.type == "cuda"
-    full = cuda and not options.quick
-    size, picture = 1024 if full else 256, photograph(not full)
-    peak = matrix_peak(options.device, torch.bfloat16 if cuda else torch.float32)
+    """For each model size the encoder by batch, clicks, and automatic masks."""
+    is_cuda = options.device.type == "cuda"
+    full = is_cuda and not options.quick
+    size = 1024 if full else 256
+    picture = photograph(not full)
+    peak = matrix_peak(options.device, torch.bfloat16 if is_cuda else torch.float32)
     side = 32 if full else 4
     for name in tuple(PRESETS) if full else ("tiny",):
         build = cache(partial(Models, name, size, options))
-        for batch in (1, 4, 8, 16) if cuda else (1, 2):
+        for batch in (1, 4, 8, 16) if is_cuda else (1, 2):
             yield Case(
                 f"{name} {size}, image encoder, batch {batch}",
                 encoder,

@@ -1,5 +1,7 @@
-"""Memory attention: all four layers, by number of maps and objects, against torch's layers around
-`rope_attention`; errors on sharp attention too."""
+"""Memory attention, all four layers, against torch's layers around `rope_attention`.
+
+Cases differ in the number of memory maps and objects. Errors are also measured on sharp attention.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,11 @@ from sam2_fast.ops.memory_attention.reference import memory_attention_reference
 from sam2_fast.ops.rope_attention import rope_table
 from sam2_fast.proving.errors import cast
 
-DIM, NARROW, HIDDEN, LAYERS, POINTERS = 256, 64, 2048, 4, 64
+DIM = 256
+MEMORY_DIM = 64
+HIDDEN = 2048  # channels of the MLP
+LAYERS = 4
+POINTERS = 64  # pointer tokens of an object
 PEER = "torch's layers and rope_attention"
 Arguments = tuple[
     torch.Tensor, list[torch.Tensor], torch.Tensor, Memories, torch.Tensor, torch.Tensor
@@ -34,16 +40,18 @@ Arguments = tuple[
 
 
 def operations(tokens: int, maps: int, objects: int) -> int:
-    """Multiplications and additions with values projected after attention and the frame's part
-    computed once.
+    """Multiplications and additions of all layers.
+
+    Values are projected after attention, and the part of the first layer that depends on the frame
+    only is counted once for all objects.
     """
     keys = maps * tokens + POINTERS
     frame = tokens * 4 * DIM * DIM + 2 * tokens * tokens * DIM  # self-attention
     queries = tokens * DIM * DIM
     memory = (
-        tokens * keys * (DIM + NARROW)
-        + keys * NARROW * DIM
-        + tokens * (NARROW + DIM) * DIM
+        tokens * keys * (DIM + MEMORY_DIM)
+        + keys * MEMORY_DIM * DIM
+        + tokens * (MEMORY_DIM + DIM) * DIM
         + 2 * tokens * DIM * HIDDEN
     )
     return 2 * (frame + queries + objects * ((LAYERS - 1) * (frame + queries) + LAYERS * memory))
@@ -52,7 +60,10 @@ def operations(tokens: int, maps: int, objects: int) -> int:
 def arguments(
     side: int, maps: int, objects: int, dtype: torch.dtype, sharp: float = 1.0
 ) -> Arguments:
-    """Random weights of a size that keeps values near one; `sharp` multiplies the queries."""
+    """Arguments of the op, with random weights that keep values near one.
+
+    sharp: factor of the queries, which makes attention sharper.
+    """
     generator = torch.Generator().manual_seed(0)
     tokens = side * side
 
@@ -65,11 +76,12 @@ def arguments(
             spread *= sharp
         return (torch.randn(shape, generator=generator) * spread).to(dtype)
 
-    weights = MemoryAttentionWeights.build(weight, count=LAYERS, C=DIM, M=NARROW, F=HIDDEN)
+    weights = MemoryAttentionWeights.build(weight, count=LAYERS, C=DIM, M=MEMORY_DIM, F=HIDDEN)
     stored = [
-        torch.randn(tokens, NARROW, generator=generator).to(dtype) for _ in range(maps * objects)
+        torch.randn(tokens, MEMORY_DIM, generator=generator).to(dtype)
+        for _ in range(maps * objects)
     ]
-    pointers = torch.randn(2, POINTERS * objects, NARROW, generator=generator).to(dtype)
+    pointers = torch.randn(2, POINTERS * objects, MEMORY_DIM, generator=generator).to(dtype)
     first = [maps * i for i in range(objects + 1)]
     memories = Memories(
         stored,
@@ -80,16 +92,15 @@ def arguments(
         pointers[1],
         [POINTERS * i for i in range(objects + 1)],
     )
-    x, place = (
-        torch.randn(*s, generator=generator).to(dtype) for s in ((1, tokens, DIM), (tokens, NARROW))
-    )
+    x = torch.randn(1, tokens, DIM, generator=generator).to(dtype)
+    position = torch.randn(tokens, MEMORY_DIM, generator=generator).to(dtype)
     return (
         x,
         weights,
         rope_table(DIM, side),
         memories,
-        torch.randn(7, NARROW, generator=generator).to(dtype),
-        place,
+        torch.randn(7, MEMORY_DIM, generator=generator).to(dtype),
+        position,
     )
 
 
@@ -97,11 +108,11 @@ def arguments(
 def errors(
     side: int, dtype: torch.dtype, sharp: float, device: torch.device
 ) -> tuple[float, float]:
-    """Root mean square errors of ours and of torch's layers against float64, two maps."""
-    given = to_device(arguments(side, 2, 1, dtype, sharp), device)
-    exact = memory_attention_reference(*cast(given, torch.float64))
-    mine, theirs = memory_attention(*given), memory_attention_reference(*given)
-    return tuple((found.double() - exact).square().mean().sqrt().item() for found in (mine, theirs))
+    """Root mean square errors of this library and of torch's layers against float64, two maps."""
+    inputs = to_device(arguments(side, 2, 1, dtype, sharp), device)
+    exact = memory_attention_reference(*cast(inputs, torch.float64))
+    outputs = memory_attention(*inputs), memory_attention_reference(*inputs)
+    return tuple((x.double() - exact).square().mean().sqrt().item() for x in outputs)
 
 
 @torch.inference_mode()
@@ -119,29 +130,30 @@ def measure(options: Options) -> Iterator[Case]:
 def attention(
     case: str, side: int, maps: int, objects: int, dtype: torch.dtype, best: float, options: Options
 ) -> Iterator[Row]:
-    """Errors of the number format, then times; `best`: GFLOP/s of a matrix product."""
+    """Check the errors in this dtype, then time one case. best: GFLOP/s of a matrix product."""
     error = {}
     for sharp in (1.0, 8.0):
-        mine, theirs = errors(min(side, 32), dtype, sharp, options.device)
-        require(mine <= 2 * theirs, f"{case}, queries x {sharp:g}", "sam2_fast")
-        error[sharp] = mine, theirs
-    given = to_device(arguments(side, maps, objects, dtype), options.device)
+        our_error, reference_error = errors(min(side, 32), dtype, sharp, options.device)
+        require(our_error <= 2 * reference_error, f"{case}, queries x {sharp:g}", "sam2_fast")
+        error[sharp] = our_error, reference_error
+    inputs = to_device(arguments(side, maps, objects, dtype), options.device)
     times = interleaved(
         {
-            "sam2_fast": lambda g=given: memory_attention(*g),
-            PEER: lambda g=given: memory_attention_reference(*g),
+            "sam2_fast": lambda x=inputs: memory_attention(*x),
+            PEER: lambda x=inputs: memory_attention_reference(*x),
         },
         options,
     )
-    ours, flops = statistics.median(times["sam2_fast"]), operations(side * side, maps, objects)
+    ours = statistics.median(times["sam2_fast"])
+    flops = operations(side * side, maps, objects)
     notes = {
-        who: {
+        name: {
             "x ours": statistics.median(t) / ours,
             "GFLOP/s": flops / statistics.median(t) / 1e6,
             "% of matrix peak": flops / statistics.median(t) / 1e4 / best,
             "rms error": error[1.0][i],
             "rms error, sharp": error[8.0][i],
         }
-        for i, (who, t) in enumerate(times.items())
+        for i, (name, t) in enumerate(times.items())
     }
     yield from rows(case, times, notes)

@@ -1,6 +1,4 @@
-"""The memory encoder on a CPU: masks of one object and of four on one frame, against torch's layers
-and the official package.
-"""
+"""The memory encoder on one and four objects, against torch's layers and the official package."""
 
 from __future__ import annotations
 
@@ -26,23 +24,27 @@ from sam2_fast.build_sam import build_sam2
 from sam2_fast.ops.memory_encoder import memory_encoder, memory_encoder_reference
 from sam2_fast.proving.errors import cast
 
-DIM, NARROW, HIDDEN, CHANNELS = 256, 64, 1024, (1, 4, 16, 64, 256)
+DIM = 256
+MEMORY_DIM = 64
+HIDDEN = 1024  # channels of the MLP of a fuser block
+CHANNELS = (1, 4, 16, 64, 256)  # of the mask downsampler
 
 
 def operations(side: int, objects: int) -> int:
-    """Multiplications and additions of convolutions and linear layers; what objects share is
-    counted once.
+    """Multiplications and additions of convolutions and linear layers.
+
+    The projection of the frame's features, which all objects share, is counted once.
     """
     tokens = side * side
     mask = sum(tokens * 4 ** (3 - i) * 9 * CHANNELS[i] * CHANNELS[i + 1] for i in range(4))
     blocks = 2 * tokens * (49 * DIM + 2 * DIM * HIDDEN)
     return 2 * (
-        tokens * DIM * DIM + objects * (mask + tokens * DIM * (CHANNELS[-1] + NARROW) + blocks)
+        tokens * DIM * DIM + objects * (mask + tokens * DIM * (CHANNELS[-1] + MEMORY_DIM) + blocks)
     )
 
 
-class Recorded:
-    """The arguments that the model passes to the op, so that torch's layers get the same."""
+class ArgumentRecorder:
+    """Stands in for the op and stores its arguments, so that torch's layers get the same ones."""
 
     def __init__(self) -> None:
         self.arguments: tuple[Any, ...] = ()
@@ -53,60 +55,67 @@ class Recorded:
 
 
 def arguments_of(encode: Callable[[], Any]) -> tuple[Any, ...]:
-    """What `encode` calls the op with."""
+    """The arguments with which `encode` calls the op."""
     from unittest.mock import patch
 
-    recorded = Recorded()
-    with patch("sam2_fast.model.memory_encoder.memory_encoder", recorded):
+    recorder = ArgumentRecorder()
+    with patch("sam2_fast.model.memory_encoder.memory_encoder", recorder):
         encode()
-    return recorded.arguments
+    return recorder.arguments
 
 
-def official(theirs: Any, low: torch.Tensor, logits: torch.Tensor, size: int) -> torch.Tensor:
-    """The official memory of masks at the decoder's size, which its `track_step` brings to the
-    image's first.
+def encode_officially(
+    official: Any, low: torch.Tensor, logits: torch.Tensor, size: int
+) -> torch.Tensor:
+    """The memory maps from the official encoder.
+
+    logits: at the size of the decoder's output. Like `track_step` of the official package, this
+    resizes them to the size of the image first.
     """
     tokens = low.expand(len(logits), -1, -1, -1).flatten(2).permute(2, 0, 1)
     masks = F.interpolate(logits, size=(size, size), mode="bilinear", align_corners=False)
     presence = torch.ones(len(logits), 1, device=logits.device)
-    return (
-        theirs._encode_new_memory([tokens], [tuple(low.shape[2:])], masks, presence, False)[0]
-        .flatten(2)
-        .mT
-    )
+    maps = official._encode_new_memory([tokens], [tuple(low.shape[2:])], masks, presence, False)[0]
+    return maps.flatten(2).mT
 
 
 @torch.inference_mode()
 def measure(options: Options) -> Iterator[Case]:
-    """Mask logits of a quarter of the image's size to memory maps, bfloat16 autocast, and float32
-    on a CPU (elsewhere torch's layers).
+    """Mask logits at a quarter of the image's size to memory maps.
+
+    In bfloat16 autocast and on a CPU also in float32. On a GPU float32 runs on torch's layers, so
+    there is nothing to compare.
     """
     size = 256 if options.quick else 1024
-    for narrow in (False, True) if options.device.type == "cpu" else (True,):
-        best = matrix_peak(options.device, torch.bfloat16 if narrow else torch.float32)
+    for autocast in (False, True) if options.device.type == "cpu" else (True,):
+        best = matrix_peak(options.device, torch.bfloat16 if autocast else torch.float32)
         for count in (1, 4):
-            case = f"tiny {size}, {count} objects, {'bfloat16 autocast' if narrow else 'float32'}"
-            yield Case(case, encoding, (size, count, narrow, best, options))
+            case = f"tiny {size}, {count} objects, {'bfloat16 autocast' if autocast else 'float32'}"
+            yield Case(case, encoding, (size, count, autocast, best, options))
 
 
 def models(size: int, device: torch.device, with_official: bool) -> tuple[Any, Any]:
-    """Ours, and the official one or None."""
+    """This library's model, and the official one or None."""
     generator = torch.Generator().manual_seed(0)
     ours = build_sam2("tiny", device=device, seed=0, image_size=size)
-    for block in (
-        ours.memory_encoder.fuser.layers
-    ):  # as trained: at their first values the blocks would not show in the result
+    # The initial values of gamma are so small that the blocks would not affect the result.
+    for block in ours.memory_encoder.fuser.layers:
         block.gamma.copy_(torch.randn(DIM, generator=generator).to(device) * 0.5)
     return ours, peers.official("tiny", ours.state_dict(), size, device) if with_official else None
 
 
 @torch.inference_mode()
 def encoding(
-    case: str, size: int, count: int, narrow: bool, best: float, options: Options
+    case: str, size: int, count: int, autocast: bool, best: float, options: Options
 ) -> Iterator[Row]:
-    """Errors, then times; narrow: under bfloat16 autocast; `best`: GFLOP/s of a matrix product."""
-    device, side, generator = options.device, size // 16, torch.Generator().manual_seed(0)
-    ours, theirs = models(size, device, "official" in (options.peers or ("official",)))
+    """Check the errors, then time one case.
+
+    autocast: whether it runs under bfloat16 autocast. best: GFLOP/s of a matrix product.
+    """
+    device = options.device
+    side = size // 16
+    generator = torch.Generator().manual_seed(0)
+    ours, official = models(size, device, "official" in (options.peers or ("official",)))
     low = (
         torch.randn(1, DIM, side, side, generator=generator)
         .to(device)
@@ -118,13 +127,13 @@ def encoding(
         return ours.encode_memory(low, m, torch.ones(len(m), 1, device=device), False)
 
     functions: dict[str, Callable[[], torch.Tensor]] = {"sam2_fast": encode}
-    given = arguments_of(encode)
-    functions["torch"] = lambda g=given: memory_encoder_reference(*g)
-    if theirs is not None:
-        functions["official"] = lambda m=logits: official(theirs, low, m, size)
-    exact = memory_encoder_reference(*cast(given, torch.float64))
-    with torch.autocast(device.type, torch.bfloat16, enabled=narrow):
-        error = {who: rms_error(function(), exact) for who, function in functions.items()}
+    arguments = arguments_of(encode)
+    functions["torch"] = lambda x=arguments: memory_encoder_reference(*x)
+    if official is not None:
+        functions["official"] = lambda m=logits: encode_officially(official, low, m, size)
+    exact = memory_encoder_reference(*cast(arguments, torch.float64))
+    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        error = {name: rms_error(function(), exact) for name, function in functions.items()}
         for peer in ("torch", "official"):
             require(error["sam2_fast"] <= 2 * error.get(peer, error["torch"]), case, "sam2_fast")
         times = interleaved(functions, options)

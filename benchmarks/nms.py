@@ -1,6 +1,4 @@
-"""Suppression of boxes: the masks of a crop, and many more, against
-torchvision where it is there.
-"""
+"""Non-maximum suppression of boxes, against torch and, if it is installed, torchvision."""
 
 from __future__ import annotations
 
@@ -16,7 +14,10 @@ from sam2_fast.ops.nms import nms
 
 
 def boxes_of(count: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Boxes of whole pixels in a picture of 1080 x 1920, crowded around 40 places, and scores."""
+    """Boxes with integer coordinates in a picture of 1080 x 1920 pixels, and their scores.
+
+    Centres lie on a grid of 240 pixels, so that many boxes overlap.
+    """
     generator = torch.Generator().manual_seed(0)
     centres = (torch.rand(count, 2, generator=generator) * torch.tensor([1920.0, 1080.0])).div(
         240
@@ -27,7 +28,10 @@ def boxes_of(count: int, device: torch.device) -> tuple[torch.Tensor, torch.Tens
 
 
 def torchvision(boxes: torch.Tensor, scores: torch.Tensor) -> Callable[[], torch.Tensor] | None:
-    """Its own operator, or None: builds for another torch lack it."""
+    """torchvision's operator for these boxes, or None if it cannot run.
+
+    A build of torchvision for another version of torch lacks the operator.
+    """
     try:
         suppress = partial(import_module("torchvision.ops").nms, boxes, scores, 0.7)
         suppress()
@@ -45,19 +49,19 @@ def measure(options: Options) -> Iterator[Case]:
 
 @torch.inference_mode()
 def suppression(case: str, count: int, options: Options) -> Iterator[Row]:
-    """Equal sets of boxes, then times."""
+    """Check that all implementations keep the same boxes, then time them."""
     boxes, scores = boxes_of(count, options.device)
     functions: dict[str, Callable[[], torch.Tensor]] = {
         "sam2_fast": partial(nms, boxes, scores, 0.7),
         "torch": partial(nms, boxes, scores, 0.7, backend="torch"),
     }
-    wanted = functions["torch"]()
-    require(torch.equal(functions["sam2_fast"](), wanted), case, "sam2_fast")
-    if (theirs := torchvision(boxes, scores)) is not None:
-        require(torch.equal(theirs().sort().values, wanted.nonzero()[:, 0]), case, "torchvision")
-        functions["torchvision"] = theirs
+    expected = functions["torch"]()
+    require(torch.equal(functions["sam2_fast"](), expected), case, "sam2_fast")
+    if (peer := torchvision(boxes, scores)) is not None:
+        require(torch.equal(peer().sort().values, expected.nonzero()[:, 0]), case, "torchvision")
+        functions["torchvision"] = peer
     times = interleaved(functions, options)
     ours = statistics.median(times["sam2_fast"])
     yield from rows(
-        case, times, {who: {"x ours": statistics.median(t) / ours} for who, t in times.items()}
+        case, times, {name: {"x ours": statistics.median(t) / ours} for name, t in times.items()}
     )

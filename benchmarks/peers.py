@@ -1,5 +1,6 @@
-"""Models of the official package and of transformers with the same weights as ours, for the
-predictor benchmarks. Each is left out if its package is not available.
+"""Models of the official package and of transformers, with the same weights as this library's.
+
+A model is None if its package is not available.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ def _import_tool(name: str) -> Any:
 
 
 def has_official(requested: Sequence[str]) -> bool:
-    """Whether the official package is available and requested. An empty `requested` means every
-    peer.
+    """Whether the official package is available and requested.
+
+    requested: names of peers; empty for all.
     """
     return (
         "official" in (requested or ("official",))
@@ -64,8 +66,8 @@ def official(
         **builder_arguments,
     )
     predictor.load_state_dict(state)
-    # The official extension that fills holes is not compiled: with it the predictor would warn and
-    # leave the holes open. Both predictors therefore leave them open.
+    # The official extension that fills holes is not compiled here, and without it the predictor
+    # warns and leaves holes open. The benchmarks therefore compare predictors that fill no holes.
     predictor.fill_hole_area = 0
     return predictor
 
@@ -73,8 +75,9 @@ def official(
 def transformers(
     size: str, state: dict[str, torch.Tensor], image_size: int, device: torch.device
 ) -> Any:
-    """`Sam2VideoModel` with these weights, or None if transformers is not installed or the image
-    size is not 1024.
+    """`Sam2VideoModel` with these weights, or None.
+
+    None if transformers is not installed or the image size is not 1024, the only one it supports.
     """
     tool = transformers_tool()
     if tool is None or image_size != 1024:

@@ -1,6 +1,4 @@
-"""Pictures of bytes to model input: the kernel against torch (images) and Pillow (frames), for two
-sizes of video.
-"""
+"""uint8 pictures to model input, for two sizes, against torch (images) and Pillow (frames)."""
 
 from __future__ import annotations
 
@@ -28,17 +26,18 @@ def _bytes(frame: torch.Tensor, size: int, backend: str) -> torch.Tensor:
     return resize_bicubic(frame, size, backend=backend)
 
 
-WAYS: dict[str, tuple[str, Callable[..., torch.Tensor], int]] = {
+CONVERSIONS: dict[str, tuple[str, Callable[..., torch.Tensor], int]] = {
     "image": ("torch", _image, 12),
     "frame": ("Pillow", _frame, 12),
     "frame, bytes only": ("Pillow", _bytes, 3),
 }
-"""The peer, the conversion, and bytes written for each pixel."""
+"""Name -> the peer, the conversion, and bytes written per pixel."""
 
 
 def copy_rate(device: torch.device) -> float:
-    """GB/s, read and written, of a copy that no cache holds: what a pass over input and output from
-    memory cannot exceed.
+    """GB/s, read and written, of a copy that exceeds all caches.
+
+    This is the limit of a pass that reads its input from memory and writes its output to memory.
     """
     source, target = (torch.ones(256 << 20, dtype=torch.uint8, device=device) for _ in range(2))
     times = interleaved({"copy": lambda: target.copy_(source)}, Options(device, repeats=3))["copy"]
@@ -46,7 +45,7 @@ def copy_rate(device: torch.device) -> float:
 
 
 def exact_image(frame: torch.Tensor, size: int) -> torch.Tensor:
-    """The image path in float64, [1, 3, size, size]."""
+    """An image as model input, computed in float64: [1, 3, size, size]."""
     planes = frame.permute(2, 0, 1)[None].double() / 255
     resized = F.interpolate(
         planes, (size, size), mode="bilinear", align_corners=False, antialias=True
@@ -58,38 +57,41 @@ def exact_image(frame: torch.Tensor, size: int) -> torch.Tensor:
     return (resized - mean) / std
 
 
-def _error(found: torch.Tensor, exact: torch.Tensor) -> float:
-    return (found - exact).square().mean().sqrt().item()
+def _error(output: torch.Tensor, exact: torch.Tensor) -> float:
+    return (output - exact).square().mean().sqrt().item()
 
 
 @torch.inference_mode()
 def measure(options: Options) -> Iterator[Case]:
     """Pictures of 480 x 854 and 1080 x 1920 pixels to 1024 x 1024."""
-    size, limit = 64 if options.quick else 1024, copy_rate(options.device)
+    size = 64 if options.quick else 1024
+    limit = copy_rate(options.device)
     for height, width in ((48, 85),) if options.quick else ((480, 854), (1080, 1920)):
-        for what in WAYS:
-            case = f"{what}, {height} x {width} to {size} x {size}"
-            yield Case(case, way, (what, height, width, size, limit, options))
+        for name in CONVERSIONS:
+            case = f"{name}, {height} x {width} to {size} x {size}"
+            yield Case(case, conversion, (name, height, width, size, limit, options))
 
 
 @torch.inference_mode()
-def way(
-    case: str, what: str, height: int, width: int, size: int, limit: float, options: Options
+def conversion(
+    case: str, name: str, height: int, width: int, size: int, limit: float, options: Options
 ) -> Iterator[Row]:
-    """One of `WAYS`; `limit`: GB/s of a copy."""
+    """Check and time one of `CONVERSIONS`. limit: GB/s of a copy."""
     frame = torch.randint(
         0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     ).to(options.device)
-    peer, convert, pixel_bytes = WAYS[what]
+    peer, convert, pixel_bytes = CONVERSIONS[name]
     run = partial(convert, frame, size)
-    mine, theirs = run("auto"), run("torch")
-    if what == "image" and mine.is_cuda:  # torch rounds otherwise there
+    output = run("auto")
+    reference = run("torch")
+    if name == "image" and output.is_cuda:  # torch rounds differently on a GPU
         exact = exact_image(frame, size)
-        require(_error(mine, exact) <= 2 * _error(theirs, exact), case, "sam2_fast")
+        require(_error(output, exact) <= 2 * _error(reference, exact), case, "sam2_fast")
     else:
-        require(torch.equal(mine, theirs), case, "sam2_fast")
+        require(torch.equal(output, reference), case, "sam2_fast")
     times = interleaved({"sam2_fast": partial(run, "auto"), peer: partial(run, "torch")}, options)
-    ours, moved = statistics.median(times["sam2_fast"]), frame.numel() + pixel_bytes * size * size
-    notes = {who: {"x ours": statistics.median(t) / ours} for who, t in times.items()}
-    notes["sam2_fast"] |= {"GB/s": moved / ours / 1e6, "of copying": moved / ours / 1e6 / limit}
+    ours = statistics.median(times["sam2_fast"])
+    rate = (frame.numel() + pixel_bytes * size * size) / ours / 1e6
+    notes = {name: {"x ours": statistics.median(t) / ours} for name, t in times.items()}
+    notes["sam2_fast"] |= {"GB/s": rate, "of copying": rate / limit}
     yield from rows(case, times, notes)

@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Report:
-    """Rows, red cases and failures. With `path` they are a JSON document, and the file is replaced
-    as a whole after every change.
+    """Rows, red cases and failures, printed and optionally written to a JSON file.
 
+    The file `path` is replaced as a whole after every change.
     `"complete"` is false until `finish` is called: a run that is killed leaves a valid document
     with all rows up to then.
     """
@@ -51,11 +51,10 @@ class Report:
         print(headline(self._machine), flush=True)
 
     def run_benchmark(self, name: str, cases: Iterable[Case]) -> None:
-        """Measure every case of a benchmark. A case that is red or fails does not affect the
-        others.
+        """Measure every case of a benchmark.
 
-        An exception from `cases` itself, outside a case, ends the benchmark and is recorded as its
-        failure.
+        A case that is red or fails does not affect the others. An exception from `cases` itself,
+        outside a case, ends the benchmark and is recorded as its failure.
         """
         self._results.setdefault(name, [])
         with self._record_errors(name, ""):

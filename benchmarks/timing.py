@@ -1,5 +1,6 @@
-"""Timing in which competing implementations alternate in one process. Results are medians with
-their spread, together with a description of the machine.
+"""Timing of competing implementations, which alternate in one process.
+
+Results are medians with their spread, together with a description of the machine.
 """
 
 from __future__ import annotations
@@ -88,8 +89,9 @@ class Times(dict[str, list[float]]):
         self.wall_clock: set[str] = set()
 
     def switch_to_wall_clock(self, name: str) -> None:
-        """Mark `name` as timed by the host's clock and drop its times by the device's clock, so
-        that the two are not mixed.
+        """Time `name` by the host's clock from now on.
+
+        Its times by the device's clock are dropped, so that the two are not mixed.
         """
         if name not in self.wall_clock:
             self.wall_clock.add(name)
@@ -97,8 +99,10 @@ class Times(dict[str, list[float]]):
 
 
 def interleaved(functions: Mapping[str, Callable[[], Any]], options: Options) -> Times:
-    """Milliseconds of every run. Each round runs every function once, so that a change of the
-    machine's speed affects all functions alike.
+    """Milliseconds of every run.
+
+    Each round runs every function once, so that a change of the machine's speed affects all
+    functions alike.
     """
     times = Times(functions)
     is_cuda = options.device.type == "cuda"
@@ -173,8 +177,10 @@ def rows(
     times: Mapping[str, list[float]],
     notes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Row]:
-    """Medians and spreads as rows. A row that was timed on a GPU by the host's clock has the note
-    `clock: wall`, because its time includes the launches.
+    """Medians and spreads as rows.
+
+    A row that was timed on a GPU by the host's clock has the note `clock: wall`, because its time
+    includes the launches.
     """
     extra = notes or {}
     wall_clock = times.wall_clock if isinstance(times, Times) else set()
@@ -185,3 +191,58 @@ def rows(
         )
         for name, t in times.items()
     ]
+
+
+def machine(options: Options) -> dict[str, Any]:
+    """Processor, device, threads and versions, to repeat a measurement.
+
+    Nothing in it identifies the machine.
+    """
+    is_cuda = options.device.type == "cuda"
+    versions = {package: installed(package) for package in PACKAGES}
+    return {
+        "cpu": _cpu_name(),
+        "device": torch.cuda.get_device_name(options.device) if is_cuda else "cpu",
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "load_average": load_average(),
+        "python": platform.python_version(),
+        "versions": {package: number for package, number in versions.items() if number},
+        "command": " ".join(["python -m benchmarks.run", *_public_arguments()]),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def load_average() -> float:
+    """The load average of the last minute.
+
+    If it exceeds the number of cores, other work was running and the medians are too high.
+    """
+    return round(os.getloadavg()[0], 1)
+
+
+def _public_arguments() -> list[str]:
+    """Arguments of the command line without `--json FILE`, which has no effect on a result."""
+    arguments = sys.argv[1:]
+    return [
+        argument
+        for i, argument in enumerate(arguments)
+        if not argument.startswith("--json") and (i == 0 or arguments[i - 1] != "--json")
+    ]
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def installed(package: str) -> str | None:
+    """The version of a package, or None if the package is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,5 +1,6 @@
-"""Windowed attention: every shape that the tiny, base+ and large trunks meet, against the same
-steps in torch and FlexAttention.
+"""Windowed attention in all shapes of the tiny, base+ and large trunks, against torch.
+
+With `--peer flex` also against the same steps around compiled FlexAttention.
 """
 
 from __future__ import annotations
@@ -31,28 +32,28 @@ from sam2_fast.ops.window_attention import window_attention, window_attention_re
 
 
 def operations(side: int, channels: int, window: int, pool: bool) -> int:
-    """Multiplications and additions of both products over the tokens that exist."""
+    """Multiplications and additions of both products, without those of padding."""
     queries = side * side // (4 if pool else 1)
-    spans = [min(window, side - at) for at in range(0, side, window)] if window else [side]
-    keys = (sum(s * s for s in spans) / side) ** 2  # of a token, on average
+    spans = [min(window, side - start) for start in range(0, side, window)] if window else [side]
+    keys = (sum(s * s for s in spans) / side) ** 2  # per query, on average
     return int(4 * queries * keys * channels)
 
 
 @lru_cache
 def compiled() -> Callable[..., torch.Tensor]:
-    """FlexAttention as its users run it."""
+    """FlexAttention, compiled as its documentation recommends."""
     return torch.compile(flex_attention, dynamic=False)
 
 
-def flex(attend: Callable[..., torch.Tensor], *given: Any) -> torch.Tensor:
-    """The same partition, padding and pooling around `attend` instead of torch's own attention."""
+def flex(attend: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
+    """The reference implementation with `attend` in place of `scaled_dot_product_attention`."""
     with patch.object(F, "scaled_dot_product_attention", attend):
-        return window_attention_reference(*given)
+        return window_attention_reference(*arguments)
 
 
 @torch.inference_mode()
 def measure(options: Options) -> Iterator[Case]:
-    """Of each number format; the tiny trunk's only where `quick`."""
+    """All shapes in each dtype of the device; with `quick` those of the tiny trunk only."""
     for dtype in dtypes(options):
         best = matrix_peak(options.device, dtype)
         for trunk, (first, head) in list(TRUNKS.items())[: 1 if options.quick else None]:
@@ -79,38 +80,33 @@ def attention(
     best: float,
     options: Options,
 ) -> Iterator[Row]:
-    """One shape; `best`: GFLOP/s of a matrix product."""
+    """Check and time one shape. best: GFLOP/s of a matrix product."""
     torch.manual_seed(0)
-    qkv, pad = (
-        torch.randn(1, side, side, 3 * channels).to(dtype),
-        torch.randn(3 * channels).to(dtype),
-    )
-    given = to_device((qkv, pad, heads, window, pool), options.device)
+    qkv = torch.randn(1, side, side, 3 * channels).to(dtype)
+    pad = torch.randn(3 * channels).to(dtype)
+    arguments = to_device((qkv, pad, heads, window, pool), options.device)
     functions: dict[str, Callable[[], torch.Tensor]] = {
-        "sam2_fast": partial(window_attention, *given),
-        "torch": partial(window_attention_reference, *given),
+        "sam2_fast": partial(window_attention, *arguments),
+        "torch": partial(window_attention_reference, *arguments),
     }
-    mine, theirs = functions["sam2_fast"](), functions["torch"]()
-    exact = window_attention_reference(given[0].double(), given[1].double(), *given[2:])
-    require(rms_error(mine, exact) <= 2 * rms_error(theirs, exact), case, "sam2_fast")
-    if "flex" in options.peers:  # compiles some ten seconds a shape
-        functions["flex"] = partial(flex, compiled(), *given)
-        require(rms_error(functions["flex"](), exact) <= 2 * rms_error(theirs, exact), case, "flex")
-    del mine, theirs, exact
+    exact = window_attention_reference(arguments[0].double(), arguments[1].double(), *arguments[2:])
+    limit = 2 * rms_error(functions["torch"](), exact)
+    require(rms_error(functions["sam2_fast"](), exact) <= limit, case, "sam2_fast")
+    if "flex" in options.peers:  # compilation takes about ten seconds per shape
+        functions["flex"] = partial(flex, compiled(), *arguments)
+        require(rms_error(functions["flex"](), exact) <= limit, case, "flex")
+    del exact
     times = interleaved(functions, options)
-    ours, flops = statistics.median(times["sam2_fast"]), operations(side, channels, window, pool)
-    moved = qkv.numel() * qkv.itemsize * (1 + (1 / 12 if pool else 1 / 3))
-    yield from rows(
-        case,
-        times,
-        {who: _notes(statistics.median(t), ours, flops, moved, best) for who, t in times.items()},
-    )
+    ours = statistics.median(times["sam2_fast"])
+    flops = operations(side, channels, window, pool)
+    bytes_moved = qkv.numel() * qkv.itemsize * (1 + (1 / 12 if pool else 1 / 3))
 
+    def notes(median: float) -> dict[str, float]:
+        return {
+            "x ours": median / ours,
+            "GFLOP/s": flops / median / 1e6,
+            "% of matrix peak": flops / median / 1e4 / best,
+            "GB/s": bytes_moved / median / 1e6,
+        }
 
-def _notes(median: float, ours: float, flops: int, moved: float, best: float) -> dict[str, float]:
-    return {
-        "x ours": median / ours,
-        "GFLOP/s": flops / median / 1e6,
-        "% of matrix peak": flops / median / 1e4 / best,
-        "GB/s": moved / median / 1e6,
-    }
+    yield from rows(case, times, {name: notes(statistics.median(t)) for name, t in times.items()})

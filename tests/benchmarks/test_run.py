@@ -229,7 +229,7 @@ def test_a_cold_start_has_a_kernel_cache_of_its_own(monkeypatch: pytest.MonkeyPa
         return SimpleNamespace(stdout="1.5\n")
 
     monkeypatch.setattr(video.subprocess, "run", start)
-    monkeypatch.setattr(video, "folder_of", lambda pictures: "")
+    monkeypatch.setattr(video, "write_jpegs", lambda pictures: "")
     cases = video.measure(Options(torch.device("cpu"), quick=True))
     rows = [row for case in (next(cases), next(cases)) for row in case.rows()]
     assert [(row.case.rsplit(", ", 1)[1], row.median_ms) for row in rows] == [
@@ -242,7 +242,7 @@ def test_a_cold_start_has_a_kernel_cache_of_its_own(monkeypatch: pytest.MonkeyPa
 
 
 def test_few_objects_of_every_size_come_before_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video, "folder_of", lambda pictures: "")
+    monkeypatch.setattr(video, "write_jpegs", lambda pictures: "")
     monkeypatch.setattr(video, "matrix_peak", lambda device, dtype: 1.0)
     cases = [case.name for case in video.measure(Options(torch.device("cuda")))][2:]
     assert [name.split()[0] for name in cases[:4]] == list(video.PRESETS)
