@@ -1,18 +1,19 @@
-"""What a GPU machine without a network needs for `benchmarks.first_light`: `python -m
-tools.pack_gpu [--out .gpu]`.
+"""Pack everything that `benchmarks.first_light` needs on a GPU machine without a network.
 
-Run it with the Python, torch and Triton of that machine (3.12, 2.11 and 3.6: `make gpu-setup`), on
-any CPU:
+    python -m tools.pack_gpu [--out .gpu]
+
+Run it on any CPU with the Python, torch and Triton of the GPU machine (3.12, 2.11 and 3.6: `make
+gpu-setup`). It writes:
 
     wheel/              this package with CUDA kernels, without its dependencies
     triton_cache.tar.xz every kernel that the steps launch, compiled for compute capability 9.0,
                         and its launcher
-    golden.npz          masks of a CPU in float32
-    frames/             a clip as JPEG files
-    peers/              the official package, where the tools that lay it out are at hand
+    golden.npz          masks computed on a CPU in float32
+    frames/             a video as JPEG files
+    peers/              the official package, if the tools to unpack it are available
     contents.json       versions, sizes, and the key of Triton that the cache depends on
 
-Raises SystemExit where a part cannot be made, or where all of it is larger than --most MiB.
+Raises SystemExit if a part cannot be built, or if the total exceeds --most MiB.
 """
 
 from __future__ import annotations
@@ -31,34 +32,43 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.first_light.runner import CACHE, HERE, stage_with_wheel
+from benchmarks.first_light.runner import CACHE, ROOT, stage_with_wheel
 
 PARTS = ("wheel", "frames", "peers", "golden", "cache")
 REHEARSED = ("setup", "ops", "golden", "profile", "speed", "sweeps", "tasks", "memcheck")
-"""Steps whose kernels are compiled into the cache."""
+"""Steps of `benchmarks.first_light` that are rehearsed to compile kernels into the cache."""
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=HERE / ".gpu")
+    parser.add_argument("--out", type=Path, default=ROOT / ".gpu", help="folder to write to")
     parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="others stay as they are"
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=list(PARTS),
+        help="parts to build; others remain unchanged",
     )
     parser.add_argument(
-        "--video", type=Path, default=HERE / "examples" / "clip.mp4", help="decoded into frames/"
+        "--video",
+        type=Path,
+        default=ROOT / "examples" / "clip.mp4",
+        help="video to decode into frames/",
     )
     parser.add_argument(
-        "--architectures", default="90a-real", help="of the CUDA kernels, as CMake names them"
+        "--architectures",
+        default="90a-real",
+        help="architectures of the CUDA kernels, for CMAKE_CUDA_ARCHITECTURES",
     )
-    parser.add_argument("--python", default="3.12", help="of the GPU machine")
-    parser.add_argument("--most", type=float, default=40.0, help="MiB")
+    parser.add_argument("--python", default="3.12", help="version of Python on the GPU machine")
+    parser.add_argument("--most", type=float, default=40.0, help="largest total size in MiB")
     parser.add_argument(
         "--inside",
         choices=("frames", "golden"),
-        help="make one part in this process; used by this tool",
+        help="for this tool itself: build one part in this process",
     )
     options = parser.parse_args()
     if options.inside is not None:
@@ -67,17 +77,17 @@ def main() -> None:
         else:
             make_golden(options.out)
         return
-    here = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if here != options.python:
+    version_here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if version_here != options.python:
         raise SystemExit(
-            f"run this with Python {options.python}, got {here}: the wheel would not fit"
+            f"expected Python {options.python}, got {version_here}: the wheel would not fit"
         )
     options.out.mkdir(parents=True, exist_ok=True)
     makers: dict[str, Callable[[], None]] = {
         "wheel": lambda: make_wheel(options.out, options.architectures),
-        "frames": lambda: beside_the_wheel("frames", options.out, options.video),
+        "frames": lambda: make_with_wheel("frames", options.out, options.video),
         "peers": lambda: make_peers(options.out / "peers"),
-        "golden": lambda: beside_the_wheel("golden", options.out, options.video),
+        "golden": lambda: make_with_wheel("golden", options.out, options.video),
         "cache": lambda: make_cache(options.out),
     }
     for part in PARTS:
@@ -85,11 +95,13 @@ def main() -> None:
             start = time.monotonic()
             makers[part]()
             sys.stdout.write(f"{part:8} {time.monotonic() - start:6.1f} s\n")
-    describe(options.out)
+    write_contents(options.out)
     size = sum(f.stat().st_size for f in options.out.rglob("*") if f.is_file()) / 2**20
     sys.stdout.write(f"{options.out}: {size:.1f} MiB\n")
     if size > options.most:
-        raise SystemExit(f"{size:.1f} MiB are more than {options.most:.0f}")
+        raise SystemExit(
+            f"{options.out}: expected at most {options.most:.0f} MiB (--most), got {size:.1f}"
+        )
 
 
 def make_wheel(out: Path, architectures: str) -> None:
@@ -99,17 +111,16 @@ def make_wheel(out: Path, architectures: str) -> None:
     settings = (
         "cmake.define.SAM2_FAST_CUDA=ON",
         f"cmake.define.CMAKE_CUDA_ARCHITECTURES={architectures}",
-        f"build-dir={HERE / 'build' / 'gpu-wheel'}",
+        f"build-dir={ROOT / 'build' / 'gpu-wheel'}",
     )
     command = [sys.executable, "-m", "pip", "wheel", *options, "-w", str(out / "wheel")]
-    command += [word for setting in settings for word in ("-C", setting)]
-    command.append(str(HERE))
+    command += [argument for setting in settings for argument in ("-C", setting)]
+    command.append(str(ROOT))
     subprocess.run(command, check=True)
 
 
-def beside_the_wheel(part: str, out: Path, video: Path) -> None:
-    """Make a part in a process that imports the package from the packed wheel, not from this source
-    tree."""
+def make_with_wheel(part: str, out: Path, video: Path) -> None:
+    """Build a part in a process that imports the package from the packed wheel."""
     with tempfile.TemporaryDirectory() as folder:
         stage = stage_with_wheel(Path(folder), out)
         command = [sys.executable, "-m", "tools.pack_gpu", "--inside", part]
@@ -126,12 +137,12 @@ def make_frames(out: Path, video: Path) -> None:
 
 
 def make_peers(folder: Path) -> None:
-    """The official package without torchvision, which the GPU machine has for its own torch."""
+    """Unpack the official package, without torchvision, which the GPU machine has installed."""
     from benchmarks.peers import TOOLS
 
     script = TOOLS / "peer_packages.sh"
     if not script.is_file():
-        sys.stdout.write(f"peers: {script} is not there; the official package is left out\n")
+        sys.stdout.write(f"peers: {script} does not exist; the official package is left out\n")
         return
     shutil.rmtree(folder, ignore_errors=True)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -145,25 +156,27 @@ def make_peers(folder: Path) -> None:
 
 
 def make_golden(out: Path) -> None:
-    """Logits of both models on a CPU in float32, for the packed frames."""
+    """Compute the logits of both models for the packed frames, on a CPU in float32."""
     import numpy as np
     import torch
 
     from benchmarks.first_light.steps.golden import build, masks
 
-    found = {}
+    logits = {}
     with torch.no_grad():
         for name in ("tiny", "large"):
             predictor = build(name, torch.device("cpu"), torch.float32, 1024)
-            found[name] = masks(predictor, str(out / "frames"), 8).numpy().astype(np.float16)
-    np.savez_compressed(out / "golden.npz", **found)
+            logits[name] = masks(predictor, str(out / "frames"), 8).numpy().astype(np.float16)
+    np.savez_compressed(out / "golden.npz", **logits)
 
 
 def make_cache(out: Path) -> None:
-    """Compile what the steps launch, by rehearsing them on the fake GPU with the wheel, and pack
-    it."""
+    """Compile the kernels that the steps launch, and pack Triton's cache.
+
+    The steps are rehearsed on the fake GPU, with the packed wheel.
+    """
     shutil.rmtree(CACHE, ignore_errors=True)
-    work = HERE / "build" / "gpu-cache"
+    work = ROOT / "build" / "gpu-cache"
     shutil.rmtree(work, ignore_errors=True)
     stub = make_driver_stub(work / "driver")
     environment = dict(
@@ -176,14 +189,14 @@ def make_cache(out: Path) -> None:
     )
     packed = out / "triton_cache.tar.xz"
     with tarfile.open(packed, "w:xz"):
-        pass  # what is rehearsed unpacks it: as yet there is nothing in it
-    describe(out)
-    for step in REHEARSED:  # one after the other, so that one that fails is named
+        pass  # the rehearsals unpack this archive, which is still empty
+    write_contents(out)
+    for step in REHEARSED:  # separately, so that the error names the step that failed
         command = [sys.executable, "-m", "benchmarks.first_light", step, "--rehearse", "fake"]
         command += ["--seconds", "900", "--no-limits"]
         command += ["--carried", str(out), "--out", str(work / "rehearsal")]
         run = subprocess.run(
-            command, cwd=HERE, env=environment, capture_output=True, text=True, check=False
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
         )
         if run.returncode != 0:
             raise SystemExit(
@@ -196,8 +209,10 @@ def make_cache(out: Path) -> None:
 
 
 def make_driver_stub(folder: Path) -> Path:
-    """A `libcuda.so.1` whose functions do nothing, so that Triton's launchers can be built and
-    loaded here."""
+    """Build a `libcuda.so.1` with functions that do nothing. Returns its folder.
+
+    With it Triton's launchers can be built and loaded on a machine without a driver.
+    """
     import triton
 
     driver = Path(triton.__file__).parent / "backends" / "nvidia"
@@ -211,12 +226,12 @@ def make_driver_stub(folder: Path) -> Path:
     return folder
 
 
-def describe(out: Path) -> None:
-    """Versions and the key that the cache depends on."""
+def write_contents(out: Path) -> None:
+    """Write versions, sizes, and the key that the cache depends on to `contents.json`."""
     from benchmarks.first_light.steps.setup import triton_key
 
     commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     sizes = {
         path.name: sum(f.stat().st_size for f in path.rglob("*") if f.is_file())

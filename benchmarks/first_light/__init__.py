@@ -1,2 +1,1 @@
-"""The first minutes on a GPU: ten steps in the order of what they tell in a second. See
-`__main__.py`."""
+"""Checks and measurements for the first minutes on a GPU; see `__main__.py`."""

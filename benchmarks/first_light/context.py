@@ -1,4 +1,4 @@
-"""What a step has: a device, models, a clock, and a place for its results."""
+"""The environment of a step: its device, models, clock, and file of results."""
 
 from __future__ import annotations
 
@@ -24,11 +24,16 @@ from benchmarks.timing import cuda_milliseconds
 
 
 class Context:
-    """One step of one run. mode: "cuda"; "cpu": small sizes on the CPU; "fake": full sizes, nothing
-    is computed."""
+    """One step of one run.
 
-    def __init__(self, step: str, out: Path, carried: Path | None, mode: str) -> None:
-        self.step, self.mode, self.carried = step, mode, carried
+    pack: folder that `tools/pack_gpu.py` wrote, or None.
+    mode: "cuda"; "cpu" for small sizes on the CPU; "fake" for full sizes without any computation.
+    """
+
+    def __init__(self, step: str, out: Path, pack: Path | None, mode: str) -> None:
+        self.step = step
+        self.mode = mode
+        self.pack = pack
         self.device = torch.device("cuda" if mode == "cuda" else "cpu")
         self.dtype = torch.float32 if mode == "cpu" else torch.bfloat16
         self.size = 256 if mode == "cpu" else 1024
@@ -40,22 +45,23 @@ class Context:
 
     @property
     def cuda(self) -> bool:
-        """Whether kernels really run on a GPU."""
+        """Whether kernels run on a real GPU."""
         return self.mode == "cuda"
 
     def record(self, item: str, **values: Any) -> None:
-        """A result, kept from now on."""
+        """Write a result to the file of results."""
         append(self._lines, {"step": self.step, "item": item, **values})
 
     def attempt(
         self, item: str, function: Callable[[], Record | None], again: bool = False
     ) -> None:
-        """Record what `function` returns, or how it failed. What has a record from an earlier
-        process of this run is left out.
+        """Record what `function` returns, or its error.
 
-        again: the following items need what `function` does besides, so that after a good record
-        it runs in a later process, too. A CUDA error ends the process, whose context is lost; the
-        runner starts the step again.
+        An item with a record from an earlier process of this run is left out. A CUDA error ends the
+        process, since its context is lost; the runner then starts the step again.
+
+        again: run `function` in a later process too if its record is good, because later items
+        depend on its side effects.
         """
         known = item in self._known
         if known and not (again and self._known[item]):
@@ -75,12 +81,12 @@ class Context:
             sys.exit(RESTART)
 
     def synchronize(self) -> None:
-        """Wait for the device."""
+        """Wait until the device is idle."""
         if self.cuda:
             torch.cuda.synchronize()
 
     def microseconds(self, function: Callable[[], Any], repeats: int = 20) -> Record:
-        """Device time of one call: median, least and most, after two calls that warm up."""
+        """Device time of one call: median, minimum and maximum, after two warm-up calls."""
         if self.mode == "fake":
             function()
             return {"us": None}
@@ -97,7 +103,7 @@ class Context:
         return 1e3 * (time.perf_counter() - start)
 
     def graph(self, function: Callable[[], Any]) -> Callable[[], Any]:
-        """`function` as the replay of a CUDA graph; without a GPU the function itself."""
+        """The replay of a CUDA graph of `function`, or without a GPU `function` itself."""
         if not self.cuda:
             return function
         from sam2_fast.recording.cuda_graph import Recorder
@@ -109,40 +115,40 @@ class Context:
 
     @property
     def golden_frames(self) -> int:
-        """Frames whose masks are compared."""
+        """Number of frames of which masks are compared."""
         return {"cuda": 8, "fake": 4, "cpu": 3}[self.mode]
 
     def frames(self) -> Path:
-        """A folder of JPEG frames: the carried ones, or those of the example's video."""
-        carried = self.carried / "frames" if self.carried is not None else None
-        if carried is not None and carried.is_dir():
-            return carried
+        """A folder of JPEG frames: from the pack, or else from the video in `examples`."""
+        packed = self.pack / "frames" if self.pack is not None else None
+        if packed is not None and packed.is_dir():
+            return packed
         return decode(
             Path(__file__).resolve().parents[2] / "examples" / "clip.mp4", self.files / "frames"
         )
 
 
 def decode(video: Path, folder: Path) -> Path:
-    """Decode a video into numbered JPEG files, if that was not done before. Returns the folder."""
+    """Decode a video into numbered JPEG files unless `folder` exists. Returns the folder."""
     from sam2_fast.io.video import open_video
 
     if not folder.is_dir():
         frames = open_video(str(video))
-        made = folder.with_suffix(".part")
-        made.mkdir(parents=True, exist_ok=True)
+        part = folder.with_suffix(".part")
+        part.mkdir(parents=True, exist_ok=True)
         for i in range(len(frames)):
-            Image.fromarray(np.asarray(frames[i])).save(made / f"{i:05d}.jpg", quality=92)
-        made.rename(folder)
+            Image.fromarray(np.asarray(frames[i])).save(part / f"{i:05d}.jpg", quality=92)
+        part.rename(folder)
     return folder
 
 
-def run_one(step: str, out: Path, carried: Path | None, mode: str, fail: str) -> int:
-    """Run one step in this process. Used by the runner."""
+def run_one(step: str, out: Path, pack: Path | None, mode: str, fail: str) -> int:
+    """Run one step in this process, for the runner. Returns the exit status."""
     if fail == step:
         raise RuntimeError(f"{step} was told to fail")
     if fail == f"{step}:hang":
         time.sleep(1e6)
-    context = Context(step, out, carried, mode)
+    context = Context(step, out, pack, mode)
     with ExitStack() as stack:
         if mode == "fake":
             from tools.gpu.fake import FakeGpu

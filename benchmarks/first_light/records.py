@@ -1,4 +1,4 @@
-"""Results as JSON lines, written as soon as they are known. Standard library only."""
+"""Results as JSON lines, written as soon as they are known. Imports the standard library only."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ Record = dict[str, Any]
 
 
 def append(path: Path, record: Record) -> None:
-    """Add one line; it is on disk when this returns."""
+    """Append one line to the file."""
     with path.open("a") as file:
         file.write(json.dumps(record, default=str) + "\n")
 
 
 def read(path: Path) -> list[Record]:
-    """All records. A last line that was cut off while it was written is left out."""
-    found = []
+    """All records of the file, without an incomplete last line."""
+    records = []
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
-            found.append(json.loads(line))
+            records.append(json.loads(line))
         except json.JSONDecodeError:
             continue
-    return found
+    return records
 
 
 def begin(path: Path, command: str, date: str) -> None:
-    """Mark the start of a run: earlier records in the file are those of other runs."""
+    """Append a record that starts a run. Earlier records in the file belong to other runs."""
     append(path, {"step": "run", "item": "command", "command": command, "date": date})
 
 
@@ -38,5 +38,5 @@ def this_run(records: list[Record]) -> list[Record]:
 
 
 def is_good(record: Record) -> bool:
-    """Whether an item neither failed nor gave a wrong result."""
+    """Whether an item neither failed nor had a wrong result."""
     return not record.get("status", "ok").startswith(("failed", "WRONG"))

@@ -1,5 +1,8 @@
-"""Runs steps as processes with limits, keeps what they said, and packs it. Standard library only:
-the package is installed from the carried wheel before the first step."""
+"""Runs steps as processes with time limits, and archives their results and logs.
+
+Imports the standard library only: the package is installed from the packed wheel before the first
+step runs.
+"""
 
 from __future__ import annotations
 
@@ -32,54 +35,59 @@ LIMITS = {
     "memcheck": 90.0,
     "tests": 240.0,
 }
-"""Seconds a step may take at most."""
+"""The longest time in seconds that a step may take."""
 STEPS = tuple(LIMITS)
 DEFAULT = STEPS[:6]
 CACHE = Path("/tmp/sam2_fast_first_light/triton")
-"""Where compiled kernels are kept. Triton stores absolute paths, so a carried cache works at this
-place alone."""
+"""Folder of compiled kernels.
+
+Triton stores absolute paths, so a packed cache works in this folder only.
+"""
 RESTART = 75
-"""Exit status of a step whose CUDA context is lost: it goes on in a new process with what has no
-record yet."""
+"""Exit status of a step that lost its CUDA context.
+
+The step continues in a new process with the items that have no record yet.
+"""
 RESERVE = 8.0
-"""Seconds kept for the archive and the table."""
-HERE = Path(__file__).resolve().parents[2]
+"""Seconds reserved for the archive and the table."""
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run and where."""
+    """Which steps to run, and how."""
 
     steps: tuple[str, ...]
     out: Path  # folder of the results
-    carried: Path | None = None  # what `tools/pack_gpu.py` made; None: the installed package
+    pack: Path | None = None  # written by `tools/pack_gpu.py`; None: use the installed package
     rehearse: str | None = None  # "cpu" or "fake"; None: on a GPU
-    seconds: float = 290.0  # for everything
-    limits: Mapping[str, float] | None = None  # seconds of a step; None: `LIMITS`; absent: none
-    fail: str = ""  # a step that is made to fail, or "STEP:hang"
+    seconds: float = 290.0  # time limit of the whole run
+    limits: Mapping[str, float] | None = None  # seconds by step, {}: no limits; None: `LIMITS`
+    fail: str = ""  # a step to make fail, or "STEP:hang" to make it hang
 
 
 def run_steps(plan: Plan) -> int:
-    """Run the steps of a plan; returns the exit status."""
+    """Run the steps of a plan. Returns the exit status."""
     deadline = time.monotonic() + plan.seconds - RESERVE
     plan.out.mkdir(parents=True, exist_ok=True)
-    out, steps = plan.out.resolve(), plan.steps
+    out = plan.out.resolve()
+    steps = plan.steps
     lines = out / "first_light.jsonl"
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         before = signal.signal(signal.SIGTERM, _stop)
         try:
-            words = " ".join(["python -m benchmarks.first_light", *steps])
-            begin(lines, words, time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
-            stage = _stage(work, plan.carried, lines)
+            command = " ".join(["python -m benchmarks.first_light", *steps])
+            begin(lines, command, time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
+            stage = _stage(work, plan.pack, lines)
             for step in steps:
                 _run_step(step, plan, stage, work, lines, deadline)
-                _pack(work, out)
+                _archive(work, out)
         except KeyboardInterrupt:
             append(lines, {"step": "run", "item": "stopped", "status": "stopped from outside"})
         finally:
             signal.signal(signal.SIGTERM, before)
-            _pack(work, out)
+            _archive(work, out)
             records = this_run(read(lines))
             sys.stdout.write(table(records))
     ended = {r["step"]: r["status"] for r in records if r["item"] == "end"}
@@ -91,14 +99,16 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _stage(work: Path, carried: Path | None, lines: Path) -> Path:
-    """A folder to run in. With `carried`, a new one with the carried wheel, and the kernel cache in
-    its place."""
-    if carried is None:
-        return HERE
+def _stage(work: Path, pack: Path | None, lines: Path) -> Path:
+    """The folder to run in: the checkout, or with a pack a new folder with the packed wheel.
+
+    A pack's kernel cache is unpacked to `CACHE`.
+    """
+    if pack is None:
+        return ROOT
     parts: tuple[tuple[str, Callable[[], object]], ...] = (
-        ("kernel cache", lambda: _unpack_cache(carried)),
-        ("install", lambda: stage_with_wheel(work, carried)),
+        ("kernel cache", lambda: _unpack_cache(pack)),
+        ("install", lambda: stage_with_wheel(work, pack)),
     )
     for item, part in parts:
         start = time.monotonic()
@@ -112,29 +122,34 @@ def _stage(work: Path, carried: Path | None, lines: Path) -> Path:
     return work / "stage"
 
 
-def stage_with_wheel(work: Path, carried: Path) -> Path:
-    """A folder in `work` with the carried wheel and what is run beside it: the source tree cannot
-    hide the package."""
+def stage_with_wheel(work: Path, pack: Path) -> Path:
+    """A new folder in `work` with the packed wheel and copies of `benchmarks`, `tests` and so on.
+
+    In this folder the package is imported from the wheel; in the checkout the source tree would
+    hide it.
+    """
     stage = work / "stage"
     for name in ("benchmarks", "tests", "tools", "examples"):
         shutil.copytree(
-            HERE / name, stage / name, ignore=shutil.ignore_patterns("__pycache__", "*.mp4")
+            ROOT / name, stage / name, ignore=shutil.ignore_patterns("__pycache__", "*.mp4")
         )
-    shutil.copy(HERE / "pyproject.toml", stage)
-    _install(carried, stage)
+    shutil.copy(ROOT / "pyproject.toml", stage)
+    _install(pack, stage)
     return stage
 
 
-def _unpack_cache(carried: Path) -> None:
+def _unpack_cache(pack: Path) -> None:
     CACHE.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(carried / "triton_cache.tar.xz") as archive:
+    with tarfile.open(pack / "triton_cache.tar.xz") as archive:
         archive.extractall(CACHE, filter="data")
 
 
-def _install(carried: Path, stage: Path) -> None:
-    """The wheel, without its dependencies, beside the stage; where there is none that fits, from
-    source."""
-    wheels = sorted(carried.glob("wheel/*.whl"))
+def _install(pack: Path, stage: Path) -> None:
+    """Install the packed wheel into `stage` without its dependencies.
+
+    If no wheel fits this Python, the package is built from source.
+    """
+    wheels = sorted(pack.glob("wheel/*.whl"))
     options = ["-q", "--no-deps", "--no-index", "--target"]
     command = [sys.executable, "-m", "pip", "install", *options, str(stage)]
     if wheels:
@@ -142,11 +157,11 @@ def _install(carried: Path, stage: Path) -> None:
         if result.returncode == 0:
             return
     command.remove("--no-index")
-    subprocess.run([*command, "--no-build-isolation", str(HERE)], timeout=150, check=True)
+    subprocess.run([*command, "--no-build-isolation", str(ROOT)], timeout=150, check=True)
 
 
 def _run_step(step: str, plan: Plan, stage: Path, work: Path, lines: Path, deadline: float) -> None:
-    """One step, in as many processes as its lost contexts cost."""
+    """Run one step. After a lost CUDA context it continues in a new process."""
     start = time.monotonic()
     limits = LIMITS if plan.limits is None else plan.limits
     limit = min(limits.get(step, plan.seconds), deadline - start)
@@ -155,7 +170,7 @@ def _run_step(step: str, plan: Plan, stage: Path, work: Path, lines: Path, deadl
         append(lines, end)
         return
     arguments = ["--only", step, "--out", str(lines.parent)]
-    arguments += ["--carried", str(plan.carried.resolve())] if plan.carried is not None else []
+    arguments += ["--carried", str(plan.pack.resolve())] if plan.pack is not None else []
     arguments += ["--rehearse", plan.rehearse] if plan.rehearse else []
     arguments += ["--fail", plan.fail] if plan.fail else []
     log = work / f"{step}.log"
@@ -181,14 +196,13 @@ def _process(
     environment.setdefault("OMP_NUM_THREADS", "4")
     environment.setdefault("TRITON_CACHE_DIR", str(CACHE))
     environment["PYTHONPATH"] = str(stage)
-    # What other runs have measured is not used.
+    # A new folder, so that no proofs and timings of other runs are used.
     environment["SAM2_FAST_CACHE"] = str(work / "cache")
-    if (
-        "doctor" not in arguments
-    ):  # the other steps judge kernels themselves, in their default forms
+    # Except for the doctor, steps check kernels themselves, in their default forms.
+    if "doctor" not in arguments:
         environment["SAM2_FAST_PROVE"] = "0"
-    if plan.carried is not None and (plan.carried / "peers").is_dir():
-        peers = (plan.carried / "peers").resolve()
+    if plan.pack is not None and (plan.pack / "peers").is_dir():
+        peers = (plan.pack / "peers").resolve()
         environment |= {"SAM2_FAST_PEERS": str(peers), "SAM2_FAST_PEER_TOOLS": str(peers / "tools")}
     command = [sys.executable, "-m", "benchmarks.first_light", *arguments]
     with log.open("a") as file:
@@ -206,13 +220,13 @@ def _process(
     return "ok" if code == 0 else f"failed: exit {code}"
 
 
-def _pack(work: Path, out: Path) -> None:
-    """Results, logs and profiles so far as one archive, replaced as a whole."""
-    made = work / "all.tgz"
-    with tarfile.open(made, "w:gz") as archive:
-        found = [f for kind in ("*.log", "*.json", "*.xml") for f in work.glob(kind)]
-        for file in [*sorted(found), out / "first_light.jsonl"]:
+def _archive(work: Path, out: Path) -> None:
+    """Replace the archive by one with all results, logs and profiles up to now."""
+    path = work / "all.tgz"
+    with tarfile.open(path, "w:gz") as archive:
+        files = [f for kind in ("*.log", "*.json", "*.xml") for f in work.glob(kind)]
+        for file in [*sorted(files), out / "first_light.jsonl"]:
             if file.is_file():
                 archive.add(file, file.name)
-    shutil.copy(made, out / "all.tgz.part")
+    shutil.copy(path, out / "all.tgz.part")
     os.replace(out / "all.tgz.part", out / "all.tgz")

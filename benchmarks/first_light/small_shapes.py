@@ -1,8 +1,9 @@
-"""Every op with a kernel for GPUs once at small, odd shapes, for compute-sanitizer: `python -m ...
-[cuda | cpu | fake]`.
+"""Runs every op with a GPU kernel once at small, odd shapes, for compute-sanitizer.
 
-Only memory accesses matter here; that results are right is tested elsewhere. A benchmark that
-declares `small_shapes(device, dtype, backend)` is called, too, so that a new op edits nothing here.
+    python -m benchmarks.first_light.small_shapes [cuda | cpu | fake]
+
+This checks memory accesses; the values of most results are tested elsewhere. A benchmark that
+defines `small_shapes(device, dtype, backend)` is called too, so that a new op needs no change here.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ from sam2_fast.ops.core.weights import Weights
 from sam2_fast.proving import off
 
 BACKENDS = {"cuda": ("cuda", "triton"), "cpu": ("cpu", "torch"), "fake": ("torch", "triton")}
-"""For connected components, and for everything else."""
+"""Mode -> backend of connected components, backend of the other ops."""
 W = TypeVar("W", bound=Weights)
 
 
 class SmallShapes:
-    """Inputs on one device, and which backends take them."""
+    """Runs the ops with inputs on one device."""
 
     def __init__(self, mode: str) -> None:
         self._components, self._backend = BACKENDS[mode]
@@ -56,17 +57,17 @@ class SmallShapes:
         self._dtype = torch.float32 if mode == "cpu" else torch.bfloat16
 
     def run(self) -> None:
-        """All ops, one after the other."""
+        """Run all ops, one after the other."""
         self.components()
         self.boxes_and_pictures()
         self.attention()
         self.blocks()
         self.decoder()
         self.memory()
-        self.declared()
+        self.defined_by_benchmarks()
 
-    def declared(self) -> None:
-        """What benchmarks of ops declare."""
+    def defined_by_benchmarks(self) -> None:
+        """Run the functions `small_shapes` of benchmarks."""
         for name in modules_with("small_shapes"):
             module = import_module(f"benchmarks.{name}")
             module.small_shapes(self._device, self._dtype, self._backend)
@@ -81,7 +82,7 @@ class SmallShapes:
         return kind.build(weight, count=count, **sizes)
 
     def components(self) -> None:
-        """Labels, areas and small components."""
+        """Run labels, areas and small components."""
         for shape in ((1, 1, 1), (3, 33, 65), (2, 64, 64), (1, 97, 40), (5, 1, 70), (0, 4, 4)):
             for density in (0.3, 0.6, 1.0):
                 masks = (torch.rand(shape) < density).to(self._device)
@@ -97,7 +98,7 @@ class SmallShapes:
                     connected_components(masks, backend="triton")
 
     def boxes_and_pictures(self) -> None:
-        """Masks to runs, boxes, pictures."""
+        """Run postprocessing of masks, non-maximum suppression, and preprocessing of pictures."""
         logits = torch.randn(3, 9, 11).to(self._device)
         options = {"canvas": (40, 30), "origin": (3, 5), "backend": self._backend}
         mask_postprocess(logits, (33, 20), 0.0, 0.5, **options)
@@ -109,7 +110,7 @@ class SmallShapes:
         preprocess_images(picture[None], 24, *statistics, backend=self._backend)
 
     def attention(self) -> None:
-        """Rotary and windowed attention."""
+        """Run attention with rotary positions and windowed attention."""
         q, k, v = self._random(2, 64, 64), self._random(2, 133, 64), self._random(2, 133, 16)
         rope_attention(q, k, v, rope_table(64, 8).to(self._device), 5, backend=self._backend)
         for window, pool in ((8, False), (14, False), (4, True), (0, True)):
@@ -117,13 +118,13 @@ class SmallShapes:
             window_attention(qkv, pad, 2, window, pool, backend=self._backend)
 
     def blocks(self) -> None:
-        """Hiera blocks, plain and pooled; channels of one launch for the MLP and of three."""
+        """Run Hiera blocks, plain and pooled, with MLPs of one launch and of three."""
         for dim, out, pool in ((48, 48, False), (48, 96, True), (192, 192, False)):
             weights = self._weights(HieraBlockWeights, int(pool), C=dim, D=out, F=4 * out)
             hiera_block(self._random(1, 16, 12, dim), weights, 2, 4, pool, backend=self._backend)
 
     def decoder(self) -> None:
-        """The mask decoder with eight tokens."""
+        """Run the mask decoder with eight tokens."""
         weights = self._weights(MaskDecoderWeights, 3, C=256, F=64, H=64, K=4)
         maps = self._random(1, 4, 4, 256), self._random(1, 8, 8, 64), self._random(1, 16, 16, 32)
         prompts = self._random(2, 8, 256)
@@ -132,12 +133,13 @@ class SmallShapes:
         )
 
     def memory(self) -> None:
-        """The memory encoder; memory attention of objects that remember differently much."""
+        """Run the memory encoder, and memory attention with different numbers of maps."""
         widths = {"K1": 4, "K2": 16, "K3": 64, "K4": 256, "C": 256, "F": 64, "M": 64}
         weights = self._weights(MemoryEncoderWeights, **widths)
         low, logits = self._random(1, 3, 4, 256), self._random(2, 12, 16)
         memory_encoder(low, logits, weights, False, backend=self._backend)
-        dim, m = 64, 16
+        dim = 64
+        m = 16  # channels of a memory
         maps = [self._random(25, m) for _ in range(3)]
         memories = Memories(
             maps,
@@ -150,15 +152,16 @@ class SmallShapes:
         )
         table = rope_table(dim, 5).to(self._device)
         layers = self._weights(MemoryAttentionWeights, C=dim, M=m, F=32)
-        given = self._random(1, 25, dim), layers, table, memories
-        memory_attention(*given, self._random(3, m), self._random(25, m), backend=self._backend)
+        x = self._random(1, 25, dim)
+        arguments = (x, layers, table, memories, self._random(3, m), self._random(25, m))
+        memory_attention(*arguments, backend=self._backend)
 
 
 def main(mode: str) -> None:
-    """Run all of them. mode: "cuda"; "cpu" and "fake" are rehearsals."""
+    """Run all ops. mode: "cuda", or "cpu" and "fake" for rehearsals."""
     torch.manual_seed(0)
     with ExitStack() as stack:
-        stack.enter_context(off())  # proofs are made elsewhere
+        stack.enter_context(off())  # do not prove kernels in this process
         if mode == "fake":
             from tools.gpu.fake import FakeGpu
 

@@ -1,39 +1,43 @@
-"""What the records say, as text that fits a terminal's last page. Standard library only."""
+"""Records as a table for the terminal. Imports the standard library only."""
 
 from __future__ import annotations
 
 from benchmarks.first_light.records import Record
 
 MOST = 10_000
-"""Characters of the table at most."""
-_PLACES = ("step", "item", "status", "kernels", "log", "traceback")
+"""The largest number of characters in the table."""
+_NOT_VALUES = ("step", "item", "status", "kernels", "log", "traceback")
+"""Keys of a record that are left out of the list of its values."""
 
 
 def table(records: list[Record]) -> str:
-    """One line for each record; what does not fit is cut from the middle, and the ends of the steps
-    stay."""
+    """One line per record, at most `MOST` characters.
+
+    The lines with the status of each step come last and are always included; if the others do not
+    fit, the last of them are left out.
+    """
     ends = [_line(r) for r in records if r["item"] == "end"]
     rows = [_line(r) for r in records if r["item"] != "end"]
-    room = MOST - sum(len(line) + 1 for line in ends) - 120
-    kept: list[str] = []
+    remaining = MOST - sum(len(line) + 1 for line in ends) - 120
+    lines: list[str] = []
     for line in rows:
-        if len(line) + 1 > room:
-            kept.append(f"... {len(rows) - len(kept)} more lines in first_light.jsonl")
+        if len(line) + 1 > remaining:
+            lines.append(f"... {len(rows) - len(lines)} more lines in first_light.jsonl")
             break
-        kept.append(line)
-        room -= len(line) + 1
-    return "\n".join([*kept, *ends])[:MOST] + "\n"
+        lines.append(line)
+        remaining -= len(line) + 1
+    return "\n".join([*lines, *ends])[:MOST] + "\n"
 
 
 def _line(record: Record) -> str:
     values = "  ".join(
-        f"{key} {_short(value)}" for key, value in record.items() if key not in _PLACES
+        f"{key} {_short(value)}" for key, value in record.items() if key not in _NOT_VALUES
     )
     status = record.get("status", "ok")
     log = record.get("log") or record.get("traceback") or ""
     reason = " | " + " ".join(log.split())[-160:] if log and status != "ok" else ""
-    mark = "" if status == "ok" and record["item"] != "end" else f"  {status}"
-    return f"{record['step']:9}{record['item']:44} {values}{mark}{reason}".rstrip()[:420]
+    outcome = "" if status == "ok" and record["item"] != "end" else f"  {status}"
+    return f"{record['step']:9}{record['item']:44} {values}{outcome}{reason}".rstrip()[:420]
 
 
 def _short(value: object) -> str:

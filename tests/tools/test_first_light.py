@@ -187,7 +187,7 @@ def test_masks_that_are_known_are_kept_when_a_capture_breaks(
     monkeypatch.setattr(golden, "masks", masks)
     monkeypatch.setattr(golden, "build", lambda *_: SimpleNamespace(graphs=None))
     monkeypatch.setattr(golden, "_golden", lambda *_: torch.ones(3, 1, 4, 4))
-    monkeypatch.setattr(golden, "_changed", lambda *_: {"weights_matter": True})
+    monkeypatch.setattr(golden, "_with_changed_weights", lambda *_: {"weights_matter": True})
     monkeypatch.setattr(Context, "frames", lambda self: tmp_path)
     golden.run(Context("golden", tmp_path, None, "cpu"))
     found = {r["item"]: r.get("status") for r in read(tmp_path / "first_light.jsonl")}

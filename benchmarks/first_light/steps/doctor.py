@@ -1,5 +1,7 @@
-"""What `sam2-fast doctor` finds: every kernel proved on the model's own calls, and the fastest of
-its forms. `doctor.json` among the files is what `tools.ship_choices` makes a shipped table of."""
+"""The results of `sam2-fast doctor`: every kernel proved on the models' calls, its fastest form.
+
+`tools.ship_choices` reads the file `doctor.json` of this step.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,12 @@ from typing import Any
 
 from benchmarks.first_light.context import Context
 
+_TIMES = ("milliseconds", "torch_milliseconds", "share")
+_FIELDS = ("model", "isa", "configuration", "error", *_TIMES)
+
 
 def run(context: Context) -> None:
-    """Entry point."""
+    """Run the step."""
     if context.mode == "fake":
         context.record("doctor", status="not run: nothing is computed")
         return
@@ -30,14 +35,5 @@ def run(context: Context) -> None:
 
 
 def _short(row: dict[str, Any]) -> dict[str, Any]:
-    names = (
-        "model",
-        "isa",
-        "configuration",
-        "error",
-        "milliseconds",
-        "torch_milliseconds",
-        "share",
-    )
     status = "ok" if row["status"] == "proved" else f"{row['status']}: {row['reason']}"[:300]
-    return {name: row[name] for name in names if row[name] is not None} | {"status": status}
+    return {name: row[name] for name in _FIELDS if row[name] is not None} | {"status": status}

@@ -1,7 +1,7 @@
 """Out-of-bounds accesses of every kernel at small shapes, under compute-sanitizer.
 
-Torch's caching allocator hands out parts of large blocks, inside which the tool sees nothing: it is
-switched off.
+Torch's caching allocator is disabled: it returns parts of large blocks, and compute-sanitizer does
+not detect an access to another part of the same block.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.first_light.context import Context
 
 
 def run(context: Context) -> None:
-    """Entry point."""
+    """Run the step."""
     context.attempt("memcheck", lambda: _memcheck(context))
 
 

@@ -1,7 +1,7 @@
-"""Every op once with the arguments that the real model gives it: its error over torch's own.
+"""Every op once with arguments from the real model: its error over torch's own.
 
-Arguments are kept while the pipeline runs on the reference implementations. Integers must match
-exactly.
+The arguments are recorded while the pipeline runs on the reference implementations. Integer
+results must match exactly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sam2_fast.proving.rules import Call, rule_of, tensors_in
 
 
 def run(context: Context) -> None:
-    """Entry point."""
+    """Run the step."""
     candidates = {"cuda": ("cuda", "triton"), "fake": ("triton",), "cpu": ("cpu",)}[context.mode]
     known = registry.all_implementations()
     for name, (op, call) in _calls(context).items():
@@ -33,24 +33,27 @@ def run(context: Context) -> None:
             if (op, backend) in known:
                 compare = partial(_compare, context, known[op, backend], call)
                 context.attempt(f"{name} {backend}", compare)
-        if context.mode != "cpu" and (op, "triton") in known and _is_narrow(call):
-            halves = Call(cast(call.arguments, torch.float16), call.named)
-            compare = partial(_compare, context, known[op, "triton"], halves)
+        if context.mode != "cpu" and (op, "triton") in known and _has_bfloat16(call):
+            float16_call = Call(cast(call.arguments, torch.float16), call.named)
+            compare = partial(_compare, context, known[op, "triton"], float16_call)
             context.attempt(f"{name} triton float16", compare)
 
 
-def _is_narrow(call: Call) -> bool:
-    """Whether it gives the op numbers in bfloat16: such ops are compared in float16, too."""
+def _has_bfloat16(call: Call) -> bool:
+    """Whether an argument is bfloat16. Such calls are also compared in float16."""
     return any(x.dtype == torch.bfloat16 for x in tensors_in(call.arguments))
 
 
 def _calls(context: Context) -> dict[str, tuple[str, Call]]:
-    """Each op with each shape of its first tensor, from a picture, and for the tiny model also from
-    a click, automatic masks and tracked frames."""
+    """Name -> op and call, for each op with each shape of its first tensor.
+
+    The calls are those of encoding a picture, and for the tiny model also those of a click,
+    automatic masks and tracked frames.
+    """
     calls: dict[str, tuple[str, Call]] = {}
     for name in context.models:
-        run_ = partial(_run_pipeline, context, name, calls)
-        context.attempt(f"{name} arguments", run_, again=True)
+        record_calls = partial(_run_pipeline, context, name, calls)
+        context.attempt(f"{name} arguments", record_calls, again=True)
     return calls
 
 
@@ -67,18 +70,21 @@ def _run_pipeline(context: Context, name: str, calls: dict[str, tuple[str, Call]
 
     def keep(op: str, call: Call) -> None:
         first = next(x for x in call.arguments if isinstance(x, Tensor))
-        # the latest call, since later frames attend to more memories
+        # A later call replaces an earlier one, since later frames attend to more memories.
         calls[f"{name} {op} {'x'.join(map(str, first.shape))}"] = op, call
 
     with observed_calls(keep, "triton" if context.mode == "fake" else "torch"):
         if name == "tiny":
             run_pipeline(model, picture, folder, 8 if context.cuda else 2)
-        else:  # the other parts are those of the tiny model
+        else:  # the other parts are the same as in the tiny model
             encode_image(model, picture)
 
 
 def _compare(context: Context, implementation: Implementation, call: Call) -> dict[str, Any]:
-    """The verdict by the rule of `sam2_fast.proving`. first_call_s: with compilation."""
+    """Check one call by the rule of `sam2_fast.proving`.
+
+    In the result, `first_call_s` includes compilation.
+    """
     op, backend = implementation.op, implementation.backend
     reason = registry.absence(op, backend) or implementation.refuses(Request(call.arguments))
     if reason is not None:

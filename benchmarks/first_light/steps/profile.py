@@ -1,5 +1,4 @@
-"""Where the time goes: an encoding and a tracked frame as CUDA graphs, timed as a whole and kernel
-by kernel."""
+"""An encoding and a tracked frame as CUDA graphs, timed as a whole and kernel by kernel."""
 
 from __future__ import annotations
 
@@ -13,26 +12,25 @@ import torch
 from benchmarks.first_light.context import Context
 from tools.gpu.stages import stages
 
-WANTED = ("encode 1", "encode 4", "track 1", "track 8")
+STAGES = ("encode 1", "encode 4", "track 1", "track 8")
 MOST = 60
-"""Kernels that go into a record; all of them are in profile_*.json."""
+"""The largest number of kernels in a record. profile_*.json has all of them."""
 
 
 def run(context: Context) -> None:
-    """Entry point."""
+    """Run the step."""
     for name in context.models:
         replays = stages(name, context.device, context.dtype, context.size, context.graph)
-        for stage in (
-            WANTED if context.mode != "cpu" else WANTED[:2]
-        ):  # frames are recorded with Triton alone
+        # CUDA graphs of tracked frames need the Triton kernels.
+        for stage in STAGES if context.mode != "cpu" else STAGES[:2]:
             context.attempt(f"{name} {stage}", lambda r=replays[stage]: context.microseconds(r, 30))
-        for stage in WANTED[:3] if context.cuda else ():
+        for stage in STAGES[:3] if context.cuda else ():
             profile = partial(_profile, context, name, stage, replays[stage])
             context.attempt(f"{name} {stage} kernels", profile)
 
 
 def _profile(context: Context, name: str, stage: str, replay: Any) -> dict[str, Any]:
-    """Microseconds by kernel name of one replay."""
+    """Microseconds of one replay by name of the kernel."""
     replay()
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CUDA]

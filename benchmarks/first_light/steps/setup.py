@@ -1,5 +1,4 @@
-"""What this machine is: package, versions, whether the carried kernel cache is valid, and the
-card's two rates."""
+"""Package, versions, validity of the packed kernel cache, and the matrix and copy rates."""
 
 from __future__ import annotations
 
@@ -19,10 +18,10 @@ PACKAGES = ("torch", "triton", "numpy", "transformers", "torchvision")
 
 
 def run(context: Context) -> None:
-    """Entry point."""
+    """Run the step."""
     context.attempt("versions", _versions)
     context.attempt("card", lambda: _card(context))
-    context.attempt("triton key", lambda: _triton_key(context.carried))
+    context.attempt("triton key", lambda: _triton_key(context.pack))
     context.attempt("package", _package)
     context.attempt("matrix product", lambda: _matrix_rate(context))
     context.attempt("copy", lambda: _copy_rate(context))
@@ -54,21 +53,23 @@ def _card(context: Context) -> dict[str, Any]:
 
 
 def triton_key() -> str:
-    """A short hash of what Triton's cache depends on besides kernels: its own files and the
-    assembler's version."""
-    from triton.runtime.cache import triton_key as whole
+    """A short hash of Triton's files and the assembler's version.
 
-    return hashlib.sha256(whole().encode()).hexdigest()[:16]
+    Besides the kernels, Triton's cache depends on these.
+    """
+    from triton.runtime.cache import triton_key as full_key
+
+    return hashlib.sha256(full_key().encode()).hexdigest()[:16]
 
 
-def _triton_key(carried: Path | None) -> dict[str, Any]:
+def _triton_key(pack: Path | None) -> dict[str, Any]:
     key = triton_key()
-    if carried is None:
+    if pack is None:
         return {"key": key}
-    expected = json.loads((carried / "contents.json").read_text())["triton_key"]
+    expected = json.loads((pack / "contents.json").read_text())["triton_key"]
     if key != expected:
         return {
-            "status": "the carried kernels are of another Triton: they are compiled again",
+            "status": "the packed kernels are from another Triton: they are compiled again",
             "key": key,
         }
     return {"key": key, "valid": True}
@@ -80,23 +81,24 @@ def _package() -> dict[str, Any]:
 
     module = native()
     if module is None:
-        raise RuntimeError("sam2_fast._C is not there: the wheel does not fit this Python")
-    here = [f"{s.op}:{s.backend}" for s in backends() if s.available and s.backend != "torch"]
-    return {"cuda": module.cuda_architectures(), "available": len(here), "backends": " ".join(here)}
+        raise RuntimeError("sam2_fast._C cannot be imported: the wheel does not fit this Python")
+    names = [f"{s.op}:{s.backend}" for s in backends() if s.available and s.backend != "torch"]
+    architectures = module.cuda_architectures()
+    return {"cuda": architectures, "available": len(names), "backends": " ".join(names)}
 
 
 def _matrix_rate(context: Context) -> dict[str, Any]:
-    """Dense bf16 products on random data."""
+    """Rate of dense bfloat16 matrix products on random data."""
     n = 8192 if context.cuda else 256
     a, b = (torch.randn(n, n, device=context.device, dtype=torch.bfloat16) for _ in range(2))
-    taken = context.microseconds(lambda: a @ b)
-    return {**taken, "tflops": None if taken["us"] is None else 2 * n**3 / taken["us"] / 1e6}
+    timing = context.microseconds(lambda: a @ b)
+    return {**timing, "tflops": None if timing["us"] is None else 2 * n**3 / timing["us"] / 1e6}
 
 
 def _copy_rate(context: Context) -> dict[str, Any]:
-    """Device to device, bytes read and written."""
+    """Rate of a device-to-device copy, in bytes read and written."""
     size = 2**30 if context.cuda else 2**20
     source = torch.ones(size, dtype=torch.uint8, device=context.device)
     target = torch.empty_like(source)
-    taken = context.microseconds(lambda: target.copy_(source))
-    return {**taken, "tb_per_s": None if taken["us"] is None else 2 * size / taken["us"] / 1e6}
+    timing = context.microseconds(lambda: target.copy_(source))
+    return {**timing, "tb_per_s": None if timing["us"] is None else 2 * size / timing["us"] / 1e6}

@@ -1,4 +1,4 @@
-"""Frames per second of whole videos as a user sees them, host time, and peak memory."""
+"""Frames per second of whole videos, host time, and peak memory."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 
 from benchmarks.first_light.context import Context
 from benchmarks.first_light.steps.golden import build
-from benchmarks.video import STEADY, Contestant
+from benchmarks.video import STEADY, TimedPredictor
 
 FRAMES = 40
 
 
 def run(context: Context) -> None:
-    """Entry point."""
+    """Run the step."""
     for name in context.models:
         predictor = build(name, context.device, context.dtype, context.size)
-        recordings = predictor.graphs
-        for label, graphs in (("graphs", recordings), ("no graphs", None)):
+        cuda_graphs = predictor.graphs
+        for label, graphs in (("graphs", cuda_graphs), ("no graphs", None)):
             context.attempt(
                 f"{name} 1 object, {label}", partial(measure, context, predictor, graphs, 1)
             )
@@ -29,30 +29,29 @@ def run(context: Context) -> None:
         for objects in many if context.cuda else (2,):
             context.attempt(
                 f"{name} {objects} objects",
-                partial(measure, context, predictor, recordings, objects),
+                partial(measure, context, predictor, cuda_graphs, objects),
             )
 
 
 def measure(context: Context, predictor: Any, graphs: Any, objects: int) -> dict[str, Any]:
-    """Steady frames, which attend to 7 maps and 16 pointers: the second pass over the clip is
-    timed."""
+    """Time frames that attend to 7 maps and 16 pointers, after one warm-up pass over the video."""
     predictor.graphs = graphs
-    contestant = Contestant(predictor, str(context.frames()), objects, contextlib.nullcontext)
+    timed = TimedPredictor(predictor, str(context.frames()), objects, contextlib.nullcontext)
     if context.mode == "fake":
-        count = sum(1 for _ in contestant.masks(3))
+        count = sum(1 for _ in timed.masks(3))
         return {"frames": count, "status": "not timed: nothing is computed"}
     frames = frames_of(context)
     if context.cuda:
         torch.cuda.reset_peak_memory_stats()
-    contestant.milliseconds(frames)
-    taken = [contestant.milliseconds(frames) for _ in range(2 if context.cuda else 1)]
+    timed.milliseconds(frames)
+    milliseconds = [timed.milliseconds(frames) for _ in range(2 if context.cuda else 1)]
     peak = round(torch.cuda.max_memory_allocated() / 1e6) if context.cuda else None
-    host = _host_milliseconds(contestant, frames)
-    return {"fps": 1e3 / min(taken), "ms": taken, "host_ms": host, "peak_mb": peak}
+    host = _host_milliseconds(timed, frames)
+    return {"fps": 1e3 / min(milliseconds), "ms": milliseconds, "host_ms": host, "peak_mb": peak}
 
 
 def frames_of(context: Context) -> int:
-    """Frames of a pass. Raises ValueError where the clip has no steady ones."""
+    """Number of frames of a pass. Raises ValueError if the video is too short to be timed."""
     available = len(list(context.frames().glob("*.jpg")))
     if available < STEADY + 4:
         raise ValueError(
@@ -61,10 +60,10 @@ def frames_of(context: Context) -> int:
     return min(FRAMES if context.cuda else STEADY + 4, available)
 
 
-def _host_milliseconds(contestant: Contestant, frames: int) -> float:
-    """Of a steady frame, when the host never waits for the device at the end of one."""
+def _host_milliseconds(timed: TimedPredictor, frames: int) -> float:
+    """Milliseconds per frame without synchronisation with the device at the end of a frame."""
     start = 0.0
-    for number, _ in enumerate(contestant.masks(frames)):
+    for number, _ in enumerate(timed.masks(frames)):
         if number == STEADY - 1:
             start = time.perf_counter()
     return 1e3 * (time.perf_counter() - start) / (frames - STEADY)

@@ -1,5 +1,7 @@
-"""All forms of the kernels (`sam2_fast.kernels.choices`) beside what the libraries take for the
-same work, as CUDA graphs of ten calls."""
+"""Times of all forms of the kernels, and of libraries for the same work.
+
+Forms are those of `sam2_fast.kernels.choices`. Each is timed as a CUDA graph of ten calls.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from torch import Tensor
 from benchmarks.first_light.context import Context
 
 CALLS = 10
-PRODUCTS = {  # rows, inner, outer, with a norm: of the trunks and of memory attention
+# Linear layers of the trunks and of memory attention: rows, input channels, output channels,
+# whether a norm precedes the layer.
+PRODUCTS = {
     "tiny stage 1 qkv": (65536, 96, 288, True),
     "tiny stage 3 qkv": (4096, 384, 1152, True),
     "tiny stage 3 fc2": (4096, 1536, 384, False),
@@ -25,7 +29,9 @@ PRODUCTS = {  # rows, inner, outer, with a norm: of the trunks and of memory att
     "large stage 3 qkv, batch 4": (16384, 576, 1728, True),
     "memory attention": (4096, 256, 256, False),
 }
-WINDOWS = {  # side of the grid, channels of a head, heads, window, pooled
+# Windowed attention: side of the grid, channels of a head, heads, side of a window (0: global
+# attention), whether queries are pooled.
+WINDOWS = {
     "tiny 8 x 8": (256, 96, 1, 8, False),
     "tiny 14 x 14": (64, 96, 4, 14, False),
     "tiny global": (64, 96, 4, 0, False),
@@ -36,7 +42,7 @@ WINDOWS = {  # side of the grid, channels of a head, heads, window, pooled
 
 
 def run(context: Context) -> None:
-    """Entry point."""
+    """Run the step."""
     if context.mode == "cpu":
         context.record("sweeps", status="not run: the kernels need a GPU")
         return
@@ -49,21 +55,21 @@ def run(context: Context) -> None:
 
 
 def _timed(context: Context, item: str, function: Callable[[], Any], flops: float) -> None:
-    """Microseconds of one call, from a CUDA graph of several; TFLOP/s."""
+    """Record microseconds and TFLOP/s of one call, from a CUDA graph of several calls."""
 
-    def several() -> None:
+    def repeat() -> None:
         for _ in range(CALLS if context.cuda else 1):
             function()
 
     def measure() -> dict[str, Any]:
-        taken = context.microseconds(context.graph(several), 5)
-        if taken["us"] is None:
+        timing = context.microseconds(context.graph(repeat), 5)
+        if timing["us"] is None:
             return {"status": "compiled, not timed"}
-        us = taken["us"] / CALLS
+        us = timing["us"] / CALLS
         return {
             "us": us,
-            "low": taken["low"] / CALLS,
-            "high": taken["high"] / CALLS,
+            "low": timing["low"] / CALLS,
+            "high": timing["high"] / CALLS,
             "tflops": flops / us / 1e6,
         }
 
@@ -76,24 +82,27 @@ def _random(context: Context, *shape: int) -> Tensor:
 
 
 def _attention(context: Context, name: str, keys: int, values: int) -> None:
-    """4096 queries of 256 channels."""
+    """Time attention with 4096 queries of 256 channels.
+
+    keys: number of keys. values: channels of the values.
+    """
     from sam2_fast.kernels import attention as kernels
 
     shapes = ((1, 4096, 256), (1, keys, 256), (1, keys, values))
     q, k, v = (_random(context, *shape) for shape in shapes)
     flops = 2.0 * 4096 * keys * (256 + values)
     _forms(context, name, lambda: kernels.attend(q, k, v, 256), flops)
-    wide = F.pad(v, (0, 256 - values))
+    padded_values = F.pad(v, (0, 256 - values))
 
     def library() -> Tensor:
-        return F.scaled_dot_product_attention(q[None], k[None], wide[None])
+        return F.scaled_dot_product_attention(q[None], k[None], padded_values[None])
 
     if context.cuda:
         _timed(context, f"{name}, torch", library, flops)
 
 
 def _products(context: Context, name: str, rows: int, inner: int, outer: int, norm: bool) -> None:
-    """A linear layer, with the norm in front of it if there is one; the libraries are a form."""
+    """Time a linear layer, with a preceding norm if `norm`. One of the forms calls the library."""
     from sam2_fast.kernels.linear import Layer, Norm, fold, linear, row_statistics
 
     shapes = ((rows, inner), (outer, inner), (outer,))
@@ -112,32 +121,39 @@ def _windows(
 
     from sam2_fast.ops.window_attention import window_attention_reference
 
-    qkv, pad = _random(context, 1, side, side, 3 * head * heads), _random(context, 3 * head * heads)
+    qkv = _random(context, 1, side, side, 3 * head * heads)
+    pad = _random(context, 3 * head * heads)
     keys = window * window if window else side * side
     flops = 4.0 * side * side * keys * head * heads
-    given = (qkv, pad, heads, window, pool)
-    _forms(context, f"window {name}", lambda: window_attention(*given), flops)
+    arguments = (qkv, pad, heads, window, pool)
+    _forms(context, f"window {name}", lambda: window_attention(*arguments), flops)
     if context.cuda:
-        reference = partial(window_attention_reference, *given)
+        reference = partial(window_attention_reference, *arguments)
         _timed(context, f"window {name}, torch", reference, flops)
 
 
 def _forms(context: Context, name: str, function: Callable[[], Tensor], flops: float) -> None:
-    """A computation in each form of the one choice that it meets. Each must give the same."""
-    present: list[Tensor] = []
+    """Check and time a computation in each form of the kernel that it calls.
+
+    The results of all forms must equal that of the default form.
+    """
+    default: list[Tensor] = []
     with choices.trying() as trial:
-        context.attempt(f"{name} present form", lambda: present.append(function()), again=True)
+        context.attempt(f"{name} present form", lambda: default.append(function()), again=True)
     for point, (_, forms) in trial.choices.items():
         for form in forms:
             with choices.trying({point: form}):
-                if context.cuda and present:
-                    compare = partial(_compare, function, present[0])
+                if context.cuda and default:
+                    compare = partial(_compare, function, default[0])
                     context.attempt(f"{name} {form} result", compare)
                 _timed(context, f"{name} {form}", function, flops)
 
 
 def _compare(function: Callable[[], Tensor], expected: Tensor) -> dict[str, Any]:
-    """Other forms add in another order: within a few units of the last place of bfloat16."""
+    """Compare with a tolerance of a few bfloat16 units in the last place.
+
+    Forms differ in the order of their sums.
+    """
     exact = expected.float()
     worst = ((function().float() - exact).abs().max() / exact.abs().max()).item()
     return {"worst": worst, "status": "ok" if worst < 2**-6 else "WRONG"}

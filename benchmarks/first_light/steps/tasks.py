@@ -1,4 +1,4 @@
-"""What people do: automatic masks, a click on an encoded image, and the start of a process."""
+"""Typical tasks: automatic masks, a click on an encoded image, and the start of a process."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from benchmarks.first_light.context import Context
-from benchmarks.video import COLD
+from benchmarks.video import COLD_START
 
 
 def run(context: Context) -> None:
-    """Entry point."""
+    """Run the step."""
     picture = np.asarray(Image.open(sorted(context.frames().glob("*.jpg"))[0]).convert("RGB"))
     for name in context.models:
         context.attempt(f"{name} image", lambda n=name: _image(context, n, picture))
@@ -30,7 +30,7 @@ def run(context: Context) -> None:
 
 
 def _image(context: Context, name: str, picture: np.ndarray) -> dict[str, Any]:
-    """Wall-clock milliseconds from bytes on the host to masks on the host, the best of three."""
+    """Wall-clock milliseconds from pictures on the host to masks on the host, minimum of three."""
     from sam2_fast.build_sam import build_sam2
     from sam2_fast.image.automatic import SAM2AutomaticMaskGenerator
     from sam2_fast.image.predictor import SAM2ImagePredictor
@@ -47,29 +47,32 @@ def _image(context: Context, name: str, picture: np.ndarray) -> dict[str, Any]:
         stability_score_thresh=0.0,
         box_nms_thresh=1.0,
     )
-    found: list[int] = []
+    mask_counts: list[int] = []
 
     def click() -> None:
         predictor.predict(point_coords=np.array([[200.0, 150.0]]), point_labels=np.array([1]))
 
-    encode = _best(context, lambda: predictor.set_image(picture))
-    clicked = _best(context, click)
-    masks = _best(context, lambda: found.append(len(generator.generate(picture))), 2)
+    set_image_ms = _least_ms(context, lambda: predictor.set_image(picture))
+    click_ms = _least_ms(context, click)
+    automatic_ms = _least_ms(
+        context, lambda: mask_counts.append(len(generator.generate(picture))), 2
+    )
     return {
-        "set_image_ms": encode,
-        "click_ms": clicked,
-        "automatic_ms": masks,
+        "set_image_ms": set_image_ms,
+        "click_ms": click_ms,
+        "automatic_ms": automatic_ms,
         "clicks": side**2,
-        "masks": found[-1],
+        "masks": mask_counts[-1],
     }
 
 
-def _best(context: Context, function: Any, repeats: int = 3) -> float | None:
+def _least_ms(context: Context, function: Any, repeats: int = 3) -> float | None:
+    """Milliseconds of the fastest call, or None if nothing is computed."""
     if context.mode == "fake":
         function()
         return None
     times = []
-    for _ in range(repeats + 1):  # the first warms up
+    for _ in range(repeats + 1):  # the first call is a warm-up
         start = time.perf_counter()
         function()
         context.synchronize()
@@ -78,16 +81,18 @@ def _best(context: Context, function: Any, repeats: int = 3) -> float | None:
 
 
 def _start(context: Context, cache: Path | None) -> dict[str, Any]:
-    """Seconds from the interpreter's first import to the second tracked frame. cache: an empty
-    kernel cache."""
+    """Seconds from the first import of a new process to its second tracked frame.
+
+    cache: an empty kernel cache, or None for the one of this process.
+    """
     environment = dict(os.environ)
     if cache is not None:
         environment["TRITON_CACHE_DIR"] = str(cache)
     root = Path(__file__).resolve().parents[3]
-    command = [sys.executable, "-c", COLD, context.device.type, str(context.size), str(root)]
-    run_ = subprocess.run(
+    command = [sys.executable, "-c", COLD_START, context.device.type, str(context.size), str(root)]
+    result = subprocess.run(
         command, env=environment, cwd=root, capture_output=True, text=True, timeout=90, check=False
     )
-    if run_.returncode != 0:
-        raise RuntimeError(run_.stderr[-500:])
-    return {"seconds_to_masks": float(run_.stdout.split()[-1]), "torch": torch.__version__}
+    if result.returncode != 0:
+        raise RuntimeError(result.stderr[-500:])
+    return {"seconds_to_masks": float(result.stdout.split()[-1]), "torch": torch.__version__}

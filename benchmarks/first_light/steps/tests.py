@@ -1,4 +1,4 @@
-"""The GPU tests, end-to-end ones first, on as many processes as there are cores."""
+"""The GPU tests, end-to-end tests first, in one process per core and at most eight."""
 
 from __future__ import annotations
 
@@ -23,45 +23,36 @@ FILES = (
 
 
 def run(context: Context) -> None:
-    """Entry point."""
+    """Run the step."""
     context.attempt("pytest -m gpu", lambda: _tests(context))
 
 
 def _tests(context: Context) -> dict[str, Any]:
     root = Path(__file__).resolve().parents[3]
     report = context.files / "gpu_tests.xml"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        "gpu",
-        f"--junitxml={report}",
-    ]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["-m", "gpu", f"--junitxml={report}"]
     command += ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "worksteal", *FILES]
     command += [] if context.cuda else ["--collect-only"]
     environment = dict(os.environ)
     environment.pop("OMP_NUM_THREADS", None)
-    run_ = subprocess.run(
+    result = subprocess.run(
         command, cwd=root, env=environment, capture_output=True, text=True, timeout=235, check=False
     )
-    (context.files / "gpu_tests.log").write_text(run_.stdout + run_.stderr)
-    tail = run_.stdout.strip().splitlines()[-1:] or [run_.stderr[-200:]]
-    failed = _failed(report) if report.is_file() else []
-    good = run_.returncode == 0
-    status = "ok" if good else f"failed: exit {run_.returncode}"
+    (context.files / "gpu_tests.log").write_text(result.stdout + result.stderr)
+    tail = result.stdout.strip().splitlines()[-1:] or [result.stderr[-200:]]
+    failed = _failed_tests(report) if report.is_file() else []
+    good = result.returncode == 0
+    status = "ok" if good else f"failed: exit {result.returncode}"
     return {
         "summary": tail[0],
         "failed": failed,
         "status": status,
-        "log": "" if good else run_.stdout[-900:],
+        "log": "" if good else result.stdout[-900:],
     }
 
 
-def _failed(report: Path) -> list[str]:
+def _failed_tests(report: Path) -> list[str]:
     """Names of the tests that failed."""
     cases = ElementTree.parse(report).iter("testcase")
     return [
