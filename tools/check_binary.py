@@ -1,5 +1,8 @@
-"""Check the built module: no torch, CUDA runtime or driver library among its needs, and it imports
-where there is no driver."""
+"""Check the libraries and symbols of the native module.
+
+It must link no library of torch, of the CUDA runtime or of the driver, and export no symbol of the
+library's C++ code. Importing it must not need a driver.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,21 @@ FORBIDDEN = ("libtorch", "libc10", "libcudart", "libcuda.so")
 
 
 def main() -> int:
-    """Print what the module links against; 1 where something forbidden is among it."""
-    needed = subprocess.run(["ldd", _C.__file__], capture_output=True, text=True, check=True).stdout
-    found = [
-        line.strip() for line in needed.splitlines() if any(name in line for name in FORBIDDEN)
+    """Print the linked libraries. Returns the exit status: 1 if the check failed."""
+    linked = subprocess.run(["ldd", _C.__file__], capture_output=True, text=True, check=True).stdout
+    forbidden = [
+        line.strip() for line in linked.splitlines() if any(name in line for name in FORBIDDEN)
     ]
     exported = subprocess.run(
         ["nm", "-D", "--defined-only", _C.__file__], capture_output=True, text=True, check=True
     ).stdout.split()[2::3]
-    foreign = [name for name in exported if "sam2_fast" in name]
-    print(f"{_C.__file__}\n{needed.strip()}")
-    for line in found:
+    unexpected = [name for name in exported if "sam2_fast" in name]
+    print(f"{_C.__file__}\n{linked.strip()}")
+    for line in forbidden:
         print(f"forbidden: {line}")
-    for name in foreign:
+    for name in unexpected:
         print(f"unexpected export: {name}")
-    return 1 if found or foreign else 0
+    return 1 if forbidden or unexpected else 0
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""Compile every CUDA kernel and compare registers, shared memory and spills with the table beside
-its source, csrc/cuda/<stem>.ptxas.json.
+"""Compile every CUDA kernel and compare registers, shared memory and spills with committed limits.
 
     python tools/check_ptxas.py [--write]
 
-A kernel that spills, uses more registers than the table allows, or is missing from it fails the
-check.
+The limits are in csrc/cuda/<stem>.ptxas.json, beside the source. The check fails if a kernel spills
+registers, exceeds its limits, or has none.
 """
 
 from __future__ import annotations
@@ -29,18 +28,10 @@ _SHARED = re.compile(r"(\d+) bytes smem")
 
 
 def measure(source: Path, target: str) -> dict[str, dict[str, int]]:
-    """kernel name -> registers, shared bytes, spilled bytes of one file for one target."""
+    """Kernel name -> registers, shared bytes, spilled bytes of one file for one target."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            "nvcc",
-            "-O3",
-            "-std=c++17",
-            "--expt-relaxed-constexpr",
-            f"-I{ROOT}",
-            f"-arch=sm_{target}",
-            "-Xptxas",
-            "-v",
-        ]
+        command = ["nvcc", "-O3", "-std=c++17", "--expt-relaxed-constexpr", f"-I{ROOT}"]
+        command += [f"-arch=sm_{target}", "-Xptxas", "-v"]
         run = subprocess.run(
             [*command, "-c", str(source), "-o", f"{folder}/x.o"],
             capture_output=True,
@@ -49,18 +40,19 @@ def measure(source: Path, target: str) -> dict[str, dict[str, int]]:
         )
     if run.returncode:
         raise SystemExit(f"{source}: {run.stderr}")
-    found: dict[str, dict[str, int]] = {}
+    kernels: dict[str, dict[str, int]] = {}
     name = ""
     for line in run.stderr.splitlines():
         if entry := _ENTRY.search(line):
             name = _NAME.findall(entry[1])[-1]
-            found[name] = {"registers": 0, "shared_bytes": 0, "spilled_bytes": 0}
+            kernels[name] = {"registers": 0, "shared_bytes": 0, "spilled_bytes": 0}
         elif spill := _SPILL.search(line):
-            found[name]["spilled_bytes"] = int(spill[2]) + int(spill[3])
+            kernels[name]["spilled_bytes"] = int(spill[2]) + int(spill[3])
         elif used := _USED.search(line):
-            found[name]["registers"] = int(used[1])
-            found[name]["shared_bytes"] = int(shared[1]) if (shared := _SHARED.search(line)) else 0
-    return found
+            shared = _SHARED.search(line)
+            kernels[name]["registers"] = int(used[1])
+            kernels[name]["shared_bytes"] = int(shared[1]) if shared else 0
+    return kernels
 
 
 Table = dict[str, dict[str, dict[str, int]]]
@@ -68,28 +60,28 @@ Table = dict[str, dict[str, dict[str, int]]]
 
 
 def problems_of(source: Path, measured: Table, limits: Table) -> Iterator[str]:
-    """What is beyond the limits of a file."""
+    """One line for each kernel of a file that spills, exceeds its limits, or has none."""
     for kernel, targets in measured.items():
         for target, numbers in targets.items():
-            where = f"{source.stem}/{kernel} {target}"
+            label = f"{source.stem}/{kernel} {target}"
             limit = limits.get(kernel, {}).get(target)
             if numbers["spilled_bytes"]:
-                yield f"{where} spills {numbers['spilled_bytes']} bytes"
+                yield f"{label} spills {numbers['spilled_bytes']} bytes"
             if limit is None:
-                yield f"{where} is not in {table_of(source).name}"
+                yield f"{label} is not in {table_of(source).name}"
             elif any(numbers[name] > limit[name] for name in numbers):
-                yield f"{where}: {numbers} exceeds {limit}"
+                yield f"{label}: {numbers} exceeds {limit}"
 
 
 def table_of(source: Path) -> Path:
-    """Where the limits of a file are."""
+    """The file with the limits of a source file."""
     return source.with_suffix(".ptxas.json")
 
 
 def main() -> int:
-    """Print the tables; 1 where a kernel is beyond its limits."""
+    """Print the tables. Returns the exit status: 1 if there is a problem with a kernel."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="make the present numbers the limits")
+    parser.add_argument("--write", action="store_true", help="replace the limits by these numbers")
     arguments = parser.parse_args()
     problems: list[str] = []
     for source in sorted(SOURCES.glob("*.cu")):

@@ -1,14 +1,14 @@
-"""What a first run has to compile, and how long that takes: `python -m tools.cold_start [--write]`.
+"""Count what a first run has to compile, and how long it takes: `python -m tools.cold_start`.
 
-With an empty cache of Triton, the tiny and the large model at 1024 pixels in bfloat16 are compiled
-for compute capability 9.0 as `Graphs` does it on a GPU: all kernels of a kind of work at once.
-Processor seconds of this machine are counted, those of ptxas among them. Making Triton's IR holds
-Python's lock; the passes, LLVM and ptxas do not, so on N processors
+With an empty Triton cache, the tiny and the large model at 1024 pixels in bfloat16 are compiled for
+compute capability 9.0 as `Graphs` does it on a GPU: all kernels of a kind of work at once. The time
+is processor seconds of this machine, including ptxas. Generating Triton's IR holds Python's global
+interpreter lock; the passes, LLVM and ptxas do not. On N processors the time is therefore
 
     seconds = IR + (all - IR) / N
 
-Launchers of Triton 3.6 (C, compiled by gcc) are not among them: they need a driver's library.
---write replaces tools/gpu/cold_start.json.
+Launchers of Triton 3.6 (C, compiled by gcc) are not included, because building them needs the
+driver's library. --write replaces tools/gpu/cold_start.json.
 """
 
 from __future__ import annotations
@@ -29,17 +29,22 @@ from typing import Any
 TABLE = Path(__file__).resolve().parent / "gpu" / "cold_start.json"
 KINDS = {"image": ("encode 1", "click"), "video": ("encode 1", "encode 4", "track 1")}
 PROCESSORS = 16
-"""Of the machine that the forecast is for."""
+"""Number of processors that the forecast assumes."""
 
 
 def forecast(total: float, ir: float, processors: int) -> float:
-    """Seconds to compile on `processors`. total: processor seconds, ir: those that hold Python's
-    lock."""
+    """Seconds to compile on `processors` processors.
+
+    total: processor seconds. ir: the part of them that holds Python's global interpreter lock.
+    """
     return ir + (total - ir) / processors
 
 
-def compiled(model: str, kind: str) -> dict[str, Any]:
-    """One kind of work in this process, whose cache of Triton must be empty."""
+def compile_kind(model: str, kind: str) -> dict[str, Any]:
+    """Compile the kernels of one kind of work in this process. Returns a row of the table.
+
+    The Triton cache must be empty.
+    """
     import torch
     import triton
     from sam2_fast.kernels.launch import compile_ahead
@@ -54,8 +59,8 @@ def compiled(model: str, kind: str) -> dict[str, Any]:
     def listen(*, src: Any, times: Any, **_: Any) -> None:
         names[src.name] += 1
         stage_ns["ir"] += times.ir_initialization
-        for name, taken in times.lowering_stages:
-            stage_ns[name] += taken
+        for name, nanoseconds in times.lowering_stages:
+            stage_ns[name] += nanoseconds
 
     triton.knobs.compilation.listener = listen
     with torch.no_grad():
@@ -81,7 +86,7 @@ def _processor_seconds() -> float:
 
 
 def import_seconds() -> float:
-    """Processor seconds of importing the package and what its Triton kernels need."""
+    """Processor seconds to import the package and the modules that its Triton kernels need."""
     program = (
         "import time, sam2_fast, sam2_fast.video.predictor, sam2_fast.kernels.launch;"
         "print(time.process_time())"
@@ -93,7 +98,7 @@ def import_seconds() -> float:
 
 
 def measure(models: list[str]) -> dict[str, Any]:
-    """The table: every model and kind of work in a process of its own."""
+    """The table, with a separate process for every model and kind of work."""
     rows: dict[str, Any] = {}
     for model in models:
         for kind in KINDS:
@@ -114,7 +119,7 @@ def measure(models: list[str]) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point."""
+    """Run the command line. Returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -123,17 +128,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--one", nargs=2, metavar=("MODEL", "KIND"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.one:
-        sys.stdout.write(json.dumps(compiled(*options.one)) + "\n")
+        sys.stdout.write(json.dumps(compile_kind(*options.one)) + "\n")
         return 0
-    found = measure(options.model)
-    sys.stdout.write(f"import {found['import_cpu_s']} s\n")
-    for name, row in found["rows"].items():
+    table = measure(options.model)
+    sys.stdout.write(f"import {table['import_cpu_s']} s\n")
+    for name, row in table["rows"].items():
         sys.stdout.write(
             f"{name:12} {row['kernels']:3} kernels  {row['cpu_s']:5.1f} s of processor time  "
             f"{row['forecast_s']:4.1f} s on {PROCESSORS} processors\n"
         )
     if options.write:
-        TABLE.write_text(json.dumps(found, indent=1) + "\n")
+        TABLE.write_text(json.dumps(table, indent=1) + "\n")
     return 0
 
 

@@ -30,10 +30,10 @@ Imports = dict[str, dict[str, set[str]]]
 
 def files() -> list[Path]:
     """Python files of the package and of `kernels/`, without `sam2_fast/__init__.py`."""
-    found = [*PACKAGE.rglob("*.py"), *(ROOT / "kernels").glob("*.py")]
+    paths = [*PACKAGE.rglob("*.py"), *(ROOT / "kernels").glob("*.py")]
     top = PACKAGE / "__init__.py"
-    inside_link = PACKAGE / "kernels"
-    return sorted(p for p in found if p != top and not p.is_relative_to(inside_link))
+    link = PACKAGE / "kernels"  # to `kernels/`
+    return sorted(p for p in paths if p != top and not p.is_relative_to(link))
 
 
 def room_of(path: Path) -> str:
@@ -54,7 +54,7 @@ def public_names() -> dict[str, str]:
 
 
 def imported_rooms(path: Path) -> Iterator[str]:
-    """Rooms that a file imports, wherever in the file; the native module `_C` is none."""
+    """Rooms that a file imports, at the top or in functions. The native module `_C` is no room."""
     public = public_names()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -75,18 +75,18 @@ def imported_rooms(path: Path) -> Iterator[str]:
 
 @cache
 def imports() -> Imports:
-    """Every room, and which others it imports in which files."""
-    found: Imports = {room_of(path): {} for path in files()}
+    """Every room -> the other rooms that it imports, and the files with these imports."""
+    rooms: Imports = {room_of(path): {} for path in files()}
     for path in files():
-        own = room_of(path)
+        room = room_of(path)
         for other in imported_rooms(path):
-            if other != own:
-                found[own].setdefault(other, set()).add(str(path.relative_to(ROOT)))
-    return found
+            if other != room:
+                rooms[room].setdefault(other, set()).add(str(path.relative_to(ROOT)))
+    return rooms
 
 
 def circle(graph: Mapping[str, Mapping[str, object]]) -> list[str]:
-    """Rooms that import each other in a circle; empty without one."""
+    """Rooms that import each other in a circle, or an empty list."""
     try:
         list(TopologicalSorter(graph).static_order())
     except CycleError as error:
@@ -95,7 +95,7 @@ def circle(graph: Mapping[str, Mapping[str, object]]) -> list[str]:
 
 
 def floors(graph: Mapping[str, Mapping[str, object]]) -> list[list[str]]:
-    """Rooms by floor, the lowest first. The graph has no circle."""
+    """Rooms by floor, the lowest first. The graph must have no circle."""
     floor: dict[str, int] = {}
     for room in TopologicalSorter(graph).static_order():
         floor[room] = 1 + max((floor[other] for other in graph[room]), default=0)
@@ -114,14 +114,14 @@ def plan() -> str:
 
 
 def page_with(plan_text: str, page: str) -> str:
-    """`page` with the plan between its markers."""
+    """`page` with the floor plan between its markers replaced."""
     before, rest = page.split(BEGIN)
     after = rest.split(END)[1]
     return f"{before}{BEGIN}\n{plan_text}\n{END}{after}"
 
 
 def page() -> str:
-    """The page with the plan of the present sources."""
+    """The page with the floor plan of the present sources."""
     return page_with(plan(), PAGE.read_text())
 
 

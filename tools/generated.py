@@ -1,4 +1,4 @@
-"""Files that follow from the sources: print what should be in one, or write it."""
+"""The command line of modules that generate a file from the sources."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 
 
 def main(description: str | None, path: Path, content: Callable[[], str]) -> int:
-    """The command line of a module that makes `content`, the whole text of the file `path`."""
+    """Print the text of a generated file, or write it with --write. Returns the exit status.
+
+    content: returns the whole text of the file `path`.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,7 +1,7 @@
 """Names of all ops for type checkers: `python -m tools.op_names [--write]`.
 
-When `sam2_fast.ops` is imported it finds its modules by itself, which type checkers do not see. The
-imports for them are made from the `__all__` of each module; a test compares.
+`sam2_fast.ops` imports its modules dynamically, which type checkers cannot follow. This generates
+static imports for them from the `__all__` of each module. A test checks that they are current.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ END = "\n_modules = "
 
 def public_names() -> dict[str, list[str]]:
     """Module -> its `__all__`."""
-    found = {}
+    names = {}
     for path in sorted({*PACKAGE.glob("*.py"), *PACKAGE.glob("*/__init__.py")}):
         module = path.parent.name if path.stem == "__init__" else path.stem
         if path != FILE and module != "core":
-            found[module] = _all_of(ast.parse(path.read_text()), path)
-    return found
+            names[module] = _dunder_all(ast.parse(path.read_text()), path)
+    return names
 
 
-def _all_of(tree: ast.Module, path: Path) -> list[str]:
+def _dunder_all(tree: ast.Module, path: Path) -> list[str]:
+    """The sorted `__all__` of a module. Raises SystemExit if it has none."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return sorted(ast.literal_eval(node.value))
@@ -37,7 +38,7 @@ def _all_of(tree: ast.Module, path: Path) -> list[str]:
 
 
 def source() -> str:
-    """The file with the imports that there should be."""
+    """The text of the file with the imports for the present modules."""
     before, rest = FILE.read_text().split(BEGIN)
     _, after = rest.split(END, 1)
     lines = [

@@ -1,7 +1,8 @@
-"""Turn what `sam2-fast doctor --json` measured on a card into the choices that the package ships:
-`python -m tools.ship_choices REPORT.json [--into DIR]`.
+"""Convert a report of `sam2-fast doctor --json` to the kernel choices that the package ships.
 
-`--empty 80 89` writes files without choices, for architectures on which nothing was measured.
+    python -m tools.ship_choices REPORT.json [--into DIR]
+
+`--empty 80 89` writes files without choices, for architectures without measurements.
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ NOTHING = "Nothing has been measured on this architecture: kernels take their de
 
 
 def empty(capability: int) -> dict[str, Any]:
-    """A file without choices."""
+    """Content of a file without choices."""
     return _file(capability, None, NOTHING, [])
 
 
 def from_report(report: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """The compute capability and the file that a doctor's report makes.
+    """The compute capability of a report, and the content of the file for it.
 
-    Raises ValueError for a report of a CPU, one with failed kernels, and one without timing.
+    Raises ValueError if the report is of a CPU, has failed kernels, or has no times.
     """
     card = report["card"]
     if card["capability"] is None:
-        raise ValueError(f"the report is of a CPU, {card['name']}: choices are for GPUs")
+        raise ValueError(f"the report is of a CPU, {card['name']}: expected the report of a GPU")
     if report["failed"]:
-        raise ValueError(f"{report['failed']} kernels failed: nothing is shipped from such a card")
+        raise ValueError(f"{report['failed']} kernels failed: expected a report without failures")
     if report["matrix_gflops"] is None:
-        raise ValueError("the report has no times (doctor --no-timing)")
+        raise ValueError("the report has no times: run doctor without --no-timing")
     source = {key: card[key] for key in ("name", "driver", "torch", "triton", "package", "build")}
     choices = sorted(report["choices"], key=lambda c: (c["point"], str(c["key"])))
     note = f"Measured on {card['name']}, {report['date']}."
@@ -61,23 +62,25 @@ def write(capability: int, content: dict[str, Any], directory: Path) -> Path:
     return path
 
 
-def main(words: list[str]) -> int:
-    """Run the command line; returns the exit code."""
+def main(arguments: list[str]) -> int:
+    """Run the command line. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.ship_choices", description=__doc__)
     parser.add_argument("report", nargs="?", type=Path, help="output of sam2-fast doctor --json")
-    parser.add_argument("--into", type=Path, default=DIRECTORY, help="default: the package")
+    parser.add_argument(
+        "--into", type=Path, default=DIRECTORY, help="folder to write to (default: the package's)"
+    )
     parser.add_argument("--empty", nargs="+", type=int, default=[], metavar="CAPABILITY")
-    options = parser.parse_args(words)
+    options = parser.parse_args(arguments)
     if options.report is None and not options.empty:
-        parser.error("give a report, or --empty")
-    made = [(capability, empty(capability)) for capability in options.empty]
+        parser.error("expected a report, or --empty")
+    contents = [(capability, empty(capability)) for capability in options.empty]
     if options.report is not None:
         try:
-            made.append(from_report(json.loads(options.report.read_text())))
+            contents.append(from_report(json.loads(options.report.read_text())))
         except (OSError, ValueError, KeyError) as error:
             print(f"error: {options.report}: {error}", file=sys.stderr)
             return 2
-    for capability, content in made:
+    for capability, content in contents:
         path = write(capability, content, options.into)
         print(f"{path}: {len(content['choices'])} choices")
     return 0

@@ -1,9 +1,10 @@
-"""The glossary of docs/style.md as patterns: counts what is left of the words it replaces.
+"""The glossary of docs/style.md as patterns: finds the words that it replaces.
 
-    python -m tools.words              the table, and every occurrence below it
-    python -m tools.words --tree DIR   the same of another checkout, for example an older commit
+    python -m tools.words                every occurrence, and a table of their numbers
+    python -m tools.words --only PATH    only occurrences in files below this path
+    python -m tools.words --tree DIR     the same for another checkout, for example an older commit
 
-`tests/test_words.py` asserts that nothing is left.
+`tests/test_words.py` asserts that there is no occurrence.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 CODE = (".py", ".cpp", ".h", ".cu", ".cuh")
 PAGES = (".md",)
-# The two files that must spell what they forbid.
+# These two files contain the words that they forbid.
 EXEMPT = ("tools/words.py", "docs/style.md")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What `instead` replaces: names (whole identifiers that a file binds) and phrases."""
+    """Words to avoid, and what to write instead."""
 
     instead: str
-    names: str = ""
-    phrases: str = ""
-    folders: tuple[str, ...] = ()
+    names: str = ""  # pattern of whole identifiers that a file binds
+    phrases: str = ""  # pattern of text
+    folders: tuple[str, ...] = ()  # empty: all folders
 
 
 GLOSSARY = (
@@ -97,17 +98,17 @@ class Hit:
 
 
 def sources(tree: Path) -> Iterator[tuple[str, str]]:
-    """Tracked and new files of `tree`: path from its root, text."""
+    """Path relative to `tree` and text of every tracked or new file that git does not ignore."""
     command = ["git", "-C", str(tree), "ls-files", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for name in sorted(listed.splitlines()):
+    names = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for name in sorted(names.splitlines()):
         path = tree / name
         if path.suffix in CODE + PAGES and name not in EXEMPT and path.exists():
             yield name, path.read_text()
 
 
 def python_names(text: str) -> Iterator[tuple[str, int]]:
-    """Names that a Python file binds, with their lines."""
+    """Names that a Python file binds, with line numbers."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             yield node.name, node.lineno
@@ -120,7 +121,7 @@ def python_names(text: str) -> Iterator[tuple[str, int]]:
 
 
 def native_names(text: str) -> Iterator[tuple[str, int]]:
-    """Identifiers of C++ outside comments and strings that are not members of something."""
+    """C++ identifiers outside comments and strings, without qualified names and members."""
     skipped = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"', re.DOTALL)
     blank = skipped.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), text)
     for match in re.finditer(r"(?<![\w.>:])[A-Za-z_]\w*", blank):
@@ -151,20 +152,22 @@ def hits(tree: Path) -> Iterator[Hit]:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the command line. Returns the exit status: 1 if there are occurrences."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--tree", type=Path, default=ROOT)
-    parser.add_argument("--only", default="", help="occurrences below this path only")
+    parser.add_argument("--tree", type=Path, default=ROOT, help="checkout to search")
+    parser.add_argument("--only", default="", help="only occurrences in files below this path")
     options = parser.parse_args(arguments)
-    left = [hit for hit in hits(options.tree) if hit.path.startswith(options.only)]
-    for hit in left:
+    occurrences = [hit for hit in hits(options.tree) if hit.path.startswith(options.only)]
+    for hit in occurrences:
         print(f"{hit.path}:{hit.line}: {hit.text}")
-    print("\n| instead of | write | left |\n|---|---|---|")
+    print("\n| instead of | write | occurrences |\n|---|---|---|")
     for entry in GLOSSARY:
         patterns = "; ".join(p.replace("|", "\\|") for p in (entry.names, entry.phrases) if p)
-        print(f"| `{patterns}` | {entry.instead} | {sum(hit.entry is entry for hit in left)} |")
-    return 1 if left else 0
+        count = sum(hit.entry is entry for hit in occurrences)
+        print(f"| `{patterns}` | {entry.instead} | {count} |")
+    return 1 if occurrences else 0
 
 
 if __name__ == "__main__":

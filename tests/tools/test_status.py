@@ -58,12 +58,14 @@ def test_results_of_a_card_are_shown_and_wrong_ones_too(
     ]
     (results / "first_light_some_gpu.jsonl").write_text("\n".join(map(json.dumps, records)))
     monkeypatch.setattr(status, "ROOT", tmp_path)
-    found = status.on_cards()
-    assert found["nms", "triton"] == "Some GPU, 2027-01-02"
-    assert found["hiera_block", "triton"].startswith("Some GPU, 2027-01-02: WRONG")
+    runs = status.gpu_runs()
+    assert runs["nms", "triton"] == "Some GPU, 2027-01-02"
+    assert runs["hiera_block", "triton"].startswith("Some GPU, 2027-01-02: WRONG")
 
 
 def test_a_mark_of_an_unknown_op_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status, "marks", lambda: [(("no_such_op", "triton"), "interpreted")])
+    monkeypatch.setattr(
+        status, "marked_proofs", lambda: [(("no_such_op", "triton"), "interpreted")]
+    )
     with pytest.raises(ValueError, match="no_such_op:triton"):
         status.rows()

@@ -1,4 +1,4 @@
-"""What a compiled kernel needs and what its main loop consists of, read from its cubin."""
+"""Resources and main loop of a compiled kernel, read from its cubin."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Binary:
     """Resources and main loop of one kernel for one architecture."""
 
     registers: int  # per thread
-    spills: int  # instructions that store to or load from local memory: registers that are spilled
-    mma: str  # kinds of matrix instructions, most frequent first; empty: none
+    spills: int  # loads and stores of spilled registers in local memory
+    mma: str  # kinds of matrix instructions, the most frequent first, or empty
     loop_instructions: int  # SASS instructions of the innermost loop with the most matrix work
     loop_mma: int  # matrix instructions among them
-    loop_flops: int  # of these, for one warp
+    loop_flops: int  # FLOPs of these matrix instructions, for one warp
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -43,8 +43,8 @@ def read_binary(cubin: bytes) -> Binary:
         file.flush()
         usage = _run(tools / "cuobjdump", "-res-usage", file.name)
         code = _run(tools / "nvdisasm", "-c", file.name)
-    found = re.search(r"REG:(\d+)", usage)
-    if found is None:
+    registers = re.search(r"REG:(\d+)", usage)
+    if registers is None:
         raise ValueError(f"cuobjdump: expected REG, got {usage[:200]!r}")
     instructions, loops = _loops(code)
     first, last = _main_loop(instructions, loops)
@@ -52,7 +52,7 @@ def read_binary(cubin: bytes) -> Binary:
     kinds = [kind for line in instructions if (kind := _mma(line)) is not None]
     names = [name for name, _ in kinds]
     return Binary(
-        registers=int(found[1]),
+        registers=int(registers[1]),
         spills=sum(_LOCAL_MEMORY.search(line) is not None for line in instructions),
         mma=" ".join(sorted(set(names), key=lambda name: -names.count(name))),
         loop_instructions=len(body),
@@ -68,7 +68,10 @@ def _run(tool: Path, *arguments: str) -> str:
 
 
 def _loops(code: str) -> tuple[list[str], list[tuple[int, int]]]:
-    """Instructions in order, and loops as [first, last) of them: backward branches."""
+    """Instructions in order, and loops as [first, last) of the instructions.
+
+    A backward branch is taken for a loop.
+    """
     instructions: list[str] = []
     labels: dict[str, int] = {}
     loops = []
@@ -81,18 +84,20 @@ def _loops(code: str) -> tuple[list[str], list[tuple[int, int]]]:
         branch = _BRANCH.search(instruction[1])
         if branch is not None and branch[1] in labels:
             loops.append((labels[branch[1]], len(instructions)))
-    # the code ends with a branch to itself and padding; neither is a loop of the kernel
+    # The code ends with a branch to itself, which is no loop of the kernel.
     return instructions, [(first, last) for first, last in loops if last - first > 1]
 
 
 def _main_loop(instructions: list[str], loops: list[tuple[int, int]]) -> tuple[int, int]:
-    """The innermost loop with the most matrix work; without matrix work in a loop, all
-    instructions."""
-    working = [loop for loop in loops if _flops(instructions[slice(*loop)])]
+    """The innermost loop with the most matrix work, or all instructions.
+
+    All instructions are returned if no loop has matrix instructions.
+    """
+    with_flops = [loop for loop in loops if _flops(instructions[slice(*loop)])]
     innermost = [
         (first, last)
-        for first, last in working
-        if not any((a, b) != (first, last) and first <= a and b <= last for a, b in working)
+        for first, last in with_flops
+        if not any((a, b) != (first, last) and first <= a and b <= last for a, b in with_flops)
     ]
     if not innermost:
         return 0, len(instructions)
@@ -100,7 +105,7 @@ def _main_loop(instructions: list[str], loops: list[tuple[int, int]]) -> tuple[i
 
 
 def _mma(instruction: str) -> tuple[str, int] | None:
-    """Name and FLOPs, for one warp, of a matrix instruction; None for others."""
+    """Name of a matrix instruction and its FLOPs for one warp, or None for other instructions."""
     if (group := _WARPGROUP_MMA.search(instruction)) is not None:
         m, n, k = (int(group[i]) for i in (1, 2, 3))
         return f"wgmma m{m}n{n}k{k}", 2 * m * n * k // 4  # shared by the four warps of a warpgroup

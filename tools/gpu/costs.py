@@ -1,5 +1,7 @@
-"""FLOPs and bytes of a launch, from its arguments: what the operation needs, not what a tile
-wastes."""
+"""FLOPs and bytes of a launch, computed from its arguments.
+
+Only the work that the operation needs is counted, not what incomplete tiles waste.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,17 @@ def launch_flops(kernel: str, arguments: Arguments) -> int:
 
 
 def launch_bytes(arguments: Arguments) -> int:
-    """Bytes of all tensors that a launch names, each once, as each is read or written at least."""
+    """Bytes of all tensor arguments of a launch, each counted once."""
     tensors = {x.data_ptr(): x for x in arguments.values() if isinstance(x, Tensor)}
     return sum(x.numel() * x.element_size() for x in tensors.values())
 
 
 def _attend(a: Arguments) -> int:
-    """Keys of ragged objects are counted one by one: `num_keys` is only the most that an object may
-    have."""
-    width = a["q"].shape[-1] + a["value_dim"]
+    """FLOPs of attention. Objects with different numbers of keys are counted one by one.
+
+    For them `num_keys` is only an upper bound.
+    """
+    width = a["q"].shape[-1] + a["values"]
     if a["RAGGED"]:
         return 2 * a["num_queries"] * int(a["first_keys"][-1]) * width
     return 2 * a["num_queries"] * a["k"].shape[0] * a["num_keys"] * width
@@ -47,19 +51,19 @@ def _image_to_token_attention(a: Arguments) -> int:
 
 
 def _upscale_and_predict_masks(a: Arguments) -> int:
-    """Two transposed convolutions as products, then one product for each mask."""
+    """FLOPs of two transposed convolutions as products, then of one product for each mask."""
     dim = a["DIM"]
     upscale = 2 * dim * dim + 4 * 2 * (dim // 4) * (dim // 2)
     return a["image"].shape[0] * a["count"] * (upscale + 16 * 2 * a["MASKS"] * dim // 8)
 
 
 def _token_step(a: Arguments) -> int:
-    """Projections of the tokens, and what folds them into the image's channels."""
+    """FLOPs of the projections of the tokens, including those folded with the image's channels."""
     batch, tokens, dim = a["prompts"].shape
-    own = 8 * dim * dim + 4 * tokens * dim if a["SELF"] else 0
+    self_attention = 8 * dim * dim + 4 * tokens * dim if a["SELF"] else 0
     to_image = 2 * dim * dim if a["TO_IMAGE"] else 0
     to_token = 4 * dim * dim if a["TO_TOKEN"] else 0
-    return batch * tokens * (own + to_image + to_token)
+    return batch * tokens * (self_attention + to_image + to_token)
 
 
 def _token_mlp(a: Arguments) -> int:
@@ -73,7 +77,7 @@ def _token_to_image_output(a: Arguments) -> int:
 
 
 def _token_heads(a: Arguments) -> int:
-    """Three layers of the token that tells the quality, and of each mask's."""
+    """FLOPs of the three layers of the IoU token and of each mask token."""
     batch, _, dim = a["tokens"].shape
     quality = a["hidden"] * (dim + a["hidden"] + a["iou_count"])
     return 2 * batch * (quality + a["num_masks"] * (2 * dim * dim + dim * dim // 8))

@@ -1,5 +1,8 @@
-"""A GPU that compiles and never computes: launches of Triton kernels go through the real binder,
-key and compiler of Triton for any architecture, and are recorded instead of run."""
+"""A fake GPU, on which kernels are compiled and recorded, but not run.
+
+Launches of Triton kernels pass through Triton's own binder, cache key and compiler, for any
+architecture.
+"""
 
 from __future__ import annotations
 
@@ -33,29 +36,29 @@ class Launch:
 
     @property
     def blocks(self) -> int:
-        """Blocks of the grid."""
+        """Number of blocks in the grid."""
         return math.prod(self.grid)
 
 
 @dataclass
 class Stage:
-    """What one part of the pipeline would have launched."""
+    """The launches of one part of the pipeline."""
 
     launches: list[Launch] = field(default_factory=list)
-    torch_operations: dict[str, int] = field(default_factory=dict)  # name -> how often
+    torch_operations: dict[str, int] = field(default_factory=dict)  # name -> number of calls
     torch_flops: int = 0
     torch_bytes: int = 0
 
 
 class FakeGpu:
-    """Use as a context manager. CPU tensors stand for those of the GPU; outputs of kernels are
-    zeros, or True.
+    """A context manager in which CPU tensors take the place of GPU tensors.
 
-    Every op that has a Triton implementation takes it, whatever the device of its tensors.
+    Every op with a Triton implementation runs it, on whatever device its tensors are. The outputs
+    of kernels are zeros, or True if they are bool.
     """
 
     def __init__(self, capability: int) -> None:
-        """capability: a key of `ARCHITECTURES`. Raises KeyError for others."""
+        """Takes a key of `ARCHITECTURES`. Raises KeyError for other compute capabilities."""
         self.architecture: Architecture = ARCHITECTURES[capability]
         self._stage: Stage | None = None
         self._patches = ExitStack()
@@ -64,9 +67,9 @@ class FakeGpu:
         from triton.runtime.driver import driver
         from triton.runtime.jit import JITFunction
 
-        before = driver._active
+        active = driver._active
         driver.set_active(_Driver(self.architecture.capability))
-        self._patches.callback(setattr, driver, "_active", before)
+        self._patches.callback(setattr, driver, "_active", active)
         major, minor = divmod(self.architecture.capability, 10)
         properties = SimpleNamespace(multi_processor_count=self.architecture.multiprocessors)
         for target, name, value in (
@@ -89,7 +92,7 @@ class FakeGpu:
 
     @contextmanager
     def stage(self) -> Iterator[Stage]:
-        """Launches inside are recorded in the stage."""
+        """A context in which launches are recorded in the returned stage."""
         self._stage = stage = Stage()
         try:
             with _TorchOperations(stage):
@@ -106,18 +109,18 @@ class FakeGpu:
                 names = dict(zip(function.arg_names, args, strict=False)) | options
                 name = function.fn.__name__
                 with _disable_current_modes():
-                    flops, moved = launch_flops(name, names), launch_bytes(names)
-                self._stage.launches.append(Launch(name, tuple(grid), compiled, flops, moved))
+                    flops = launch_flops(name, names)
+                    num_bytes = launch_bytes(names)
+                self._stage.launches.append(Launch(name, tuple(grid), compiled, flops, num_bytes))
             return compiled
 
         return launch
 
 
 def _store_launcher(compiled: Any) -> None:
-    """Build the C launcher of a kernel into Triton's cache, where SAM2_FAST_FAKE_LAUNCHERS asks for
-    it.
+    """Build the C launcher of a kernel in Triton's cache if SAM2_FAST_FAKE_LAUNCHERS is set.
 
-    That takes a `libcuda.so.1`, for which a stub will do.
+    This needs a `libcuda.so.1`, which may be a stub.
     """
     if not os.environ.get("SAM2_FAST_FAKE_LAUNCHERS") or compiled.hash in _LAUNCHERS:
         return
@@ -130,11 +133,14 @@ def _store_launcher(compiled: Any) -> None:
 
 
 _LAUNCHERS: set[str] = set()
-"""Hashes of the kernels whose launchers this process has built."""
+"""Hashes of the kernels for which this process has built launchers."""
 
 
 class _Driver:
-    """What Triton asks of a driver before a launch. Each architecture is a device of its own."""
+    """The methods of a driver that Triton calls before a launch.
+
+    Every architecture has its own device index.
+    """
 
     def __init__(self, capability: int) -> None:
         self._capability = capability
@@ -190,7 +196,7 @@ _NO_KERNEL = {
 
 
 class _TorchOperations(TorchDispatchMode):
-    """Counts torch's operations that would launch at least one kernel each."""
+    """Counts the torch operations that would launch at least one kernel."""
 
     def __init__(self, stage: Stage) -> None:
         super().__init__()
@@ -212,14 +218,13 @@ class _TorchOperations(TorchDispatchMode):
 
 
 def _zeros(tensor: Tensor, *size: Any, **options: Any) -> Tensor:
-    """`Tensor.new_empty` with defined contents: what follows must not depend on chance."""
+    """`Tensor.new_empty` with zeros, so that results do not depend on uninitialised memory."""
     with _disable_current_modes():
         return tensor.new_zeros(*size, **options)
 
 
 def _zeros_like(tensor: Tensor, **options: Any) -> Tensor:
-    """`torch.empty_like` with defined contents. What is a choice is always taken: every mask is
-    kept."""
+    """`torch.empty_like` with zeros, or with True for bool, so that filters keep every mask."""
     with _disable_current_modes():
         zeros = torch.zeros_like(tensor, **options)
         return zeros.logical_not() if zeros.dtype == torch.bool else zeros
@@ -230,7 +235,10 @@ def _needs_a_gpu() -> str:
 
 
 def _every_op_in_triton() -> Iterator[tuple[Any, str, Any]]:
-    """What must be replaced so that every op runs in Triton, as it does on a GPU."""
+    """Attributes to patch so that every op runs in Triton, as it does on a GPU.
+
+    Yields the owner, the name and the new value of each.
+    """
     from sam2_fast.image import automatic as mask_generator
     from sam2_fast.ops.core import registry, tracing
 
@@ -242,7 +250,7 @@ def _every_op_in_triton() -> Iterator[tuple[Any, str, Any]]:
         if backend == "cuda":
             implementations[op, backend] = replace(implementation, absent=_needs_a_gpu)
     yield registry, "_implementations", implementations
-    yield mask_generator, "_on_accelerator", lambda device: True
-    # torch's operations are counted by a TorchDispatchMode, which would make ops run their
-    # definitions
+    yield mask_generator, "_far", lambda device: True
+    # `_TorchOperations` is a TorchDispatchMode. While one is active, ops would run their reference
+    # implementations.
     yield tracing, "recording_reason", lambda: None

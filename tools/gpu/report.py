@@ -1,5 +1,4 @@
-"""From recorded launches to rows, a forecast, a printed table, and what is worse than in an earlier
-table."""
+"""Tables of recorded launches, with a forecast of their time, and the comparison of two tables."""
 
 from __future__ import annotations
 
@@ -12,9 +11,9 @@ from tools.gpu.binary import Binary, read_binary
 from tools.gpu.fake import Launch, Stage
 
 LAUNCH_US = 2.2
-"""Microseconds from one dependent small kernel to the next in a CUDA graph; an estimate."""
+"""Estimated microseconds between two dependent small kernels in a CUDA graph."""
 ISSUE_SLOTS = 4
-"""Warp instructions that a multiprocessor issues in a cycle."""
+"""Warp instructions that a multiprocessor issues per cycle."""
 
 
 class Report:
@@ -26,7 +25,7 @@ class Report:
         self._models: dict[str, dict[str, Any]] = {}
 
     def add(self, model: str, name: str, stage: Stage) -> None:
-        """Take what one stage of a model has launched."""
+        """Add the launches of one stage of a model."""
         labels: dict[str, dict[str, Any]] = {}
         forecast = self._torch_us(stage)
         for launch in stage.launches:
@@ -41,12 +40,12 @@ class Report:
             if grid not in row["grids"]:
                 row["grids"].append(grid)
         flops = stage.torch_flops + sum(launch.flops for launch in stage.launches)
-        moved = stage.torch_bytes + sum(launch.bytes for launch in stage.launches)
+        num_bytes = stage.torch_bytes + sum(launch.bytes for launch in stage.launches)
         self._models.setdefault(model, {})[name] = {
             "triton_launches": len(stage.launches),
             "torch_operations": sum(stage.torch_operations.values()),
             "gflop": round(flops / 1e9, 2),
-            "megabytes": round(moved / 1e6, 1),
+            "megabytes": round(num_bytes / 1e6, 1),
             "limit_us": round(flops / self._architecture.matrix_tflops / 1e6, 1),
             "forecast_us": round(forecast, 0),
             "kernels": labels,
@@ -57,7 +56,8 @@ class Report:
         return {"kernels": dict(sorted(self._kernels.items())), "models": self._models}
 
     def _kernel(self, launch: Launch) -> dict[str, Any]:
-        metadata, binary = launch.compiled.metadata, binary_of(launch.compiled)
+        metadata = launch.compiled.metadata
+        binary = binary_of(launch.compiled)
         resident = self._architecture.resident_blocks(
             binary.registers, metadata.shared, metadata.num_warps
         )
@@ -70,21 +70,25 @@ class Report:
 
     @staticmethod
     def _worst(known: dict[str, Any] | None, row: dict[str, Any]) -> dict[str, Any]:
-        """Of two binaries that differ only in what is known of alignment, the one with more
-        registers."""
+        """The row with more registers, of two binaries compiled with different alignments."""
         return row if known is None or row["registers"] > known["registers"] else known
 
     def _launch_us(self, launch: Launch) -> float:
-        """The larger of the time to compute, on what the grid fills, and the time to move bytes."""
-        gpu, metadata = self._architecture, launch.compiled.metadata
+        """The larger of the time to compute and the time to move the bytes, plus a launch.
+
+        The time to compute is that of the multiprocessor with the most blocks.
+        """
+        gpu = self._architecture
+        metadata = launch.compiled.metadata
         binary = binary_of(launch.compiled)
         matrix = launch.flops / gpu.matrix_tflops / 1e6
         issue = 0.0
         if binary.loop_flops:
             instructions = launch.flops / binary.loop_flops * binary.loop_instructions
             issue = instructions / (ISSUE_SLOTS * gpu.multiprocessors * gpu.clock_ghz) / 1e3
-        alone = gpu.resident_blocks(binary.registers, metadata.shared, metadata.num_warps) == 1
-        work = matrix + issue if alone else max(matrix, issue)
+        resident = gpu.resident_blocks(binary.registers, metadata.shared, metadata.num_warps)
+        # Only blocks that share a multiprocessor can overlap matrix products and other work.
+        work = matrix + issue if resident == 1 else max(matrix, issue)
         rounds = math.ceil(launch.blocks / gpu.multiprocessors)
         work *= rounds * gpu.multiprocessors / launch.blocks
         return LAUNCH_US + max(work, launch.bytes / gpu.bandwidth_tbs / 1e6)
@@ -103,11 +107,11 @@ def label_of(launch: Launch) -> str:
     source = launch.compiled.src
     declared = [p.name for p in source.fn.params if p.is_constexpr]
     constants = {source.fn.arg_names[path[0]]: value for path, value in source.constants.items()}
-    chosen = " ".join(f"{name}={_short(constants[name])}" for name in declared)
+    values = " ".join(f"{name}={_short(constants[name])}" for name in declared)
     types = dict.fromkeys(
         t.removeprefix("*") for t in source.signature.values() if t.startswith("*")
     )
-    return f"{launch.kernel} [{' '.join(types)}] {chosen}"
+    return f"{launch.kernel} [{' '.join(types)}] {values}"
 
 
 def _short(value: Any) -> str:
@@ -115,7 +119,7 @@ def _short(value: Any) -> str:
 
 
 def binary_of(compiled: Any) -> Binary:
-    """Resources of a compiled kernel; each binary is analysed once."""
+    """Resources of a compiled kernel. Each binary is analysed once."""
     return _binary(compiled.asm["cubin"])
 
 
@@ -124,11 +128,11 @@ def _binary(cubin: bytes) -> Binary:
     return read_binary(cubin)
 
 
-def show(found: dict[str, Any]) -> str:
-    """A table for the terminal."""
+def as_table(table: dict[str, Any]) -> str:
+    """The table as text for the terminal."""
     lines = []
-    for capability, rows in found["architectures"].items():
-        lines.append(f"\nsm_{capability}, triton {found['triton']}, torch {found['torch']}")
+    for capability, rows in table["architectures"].items():
+        lines.append(f"\nsm_{capability}, triton {table['triton']}, torch {table['torch']}")
         for model, parts in rows["models"].items():
             for name, row in parts.items():
                 lines.append(
@@ -147,16 +151,16 @@ def show(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def differences(found: dict[str, Any], committed: dict[str, Any]) -> list[str]:
-    """What is worse than in the committed table, or not comparable with it: one line each, empty if
-    nothing."""
+def differences(table: dict[str, Any], committed: dict[str, Any]) -> list[str]:
+    """One line for each value that is worse than in the committed table.
+
+    Tables of other versions of torch or Triton cannot be compared: one line says so.
+    """
     faults = []
-    if found["triton"] != committed["triton"] or found["torch"] != committed["torch"]:
-        want, got = (f"torch {t['torch']} with triton {t['triton']}" for t in (committed, found))
-        return [
-            f"the table was made with {want}; this is {got}, whose compilers give other numbers"
-        ]
-    for capability, rows in found["architectures"].items():
+    if table["triton"] != committed["triton"] or table["torch"] != committed["torch"]:
+        want, got = (f"torch {t['torch']} with triton {t['triton']}" for t in (committed, table))
+        return [f"expected {want}, as in the committed table; {got} compiles to other numbers"]
+    for capability, rows in table["architectures"].items():
         before = committed["architectures"][capability]
         for label, row in rows["kernels"].items():
             faults += _kernel_faults(f"sm_{capability} {label}", row, before["kernels"].get(label))
@@ -165,15 +169,17 @@ def differences(found: dict[str, Any], committed: dict[str, Any]) -> list[str]:
                 known = before["models"][model][name]
                 for key in ("triton_launches", "torch_operations"):
                     if row[key] > known[key]:
-                        place = f"sm_{capability} {model} {name}"
-                        faults.append(f"{place}: {key} rose from {known[key]} to {row[key]}")
+                        faults.append(
+                            f"sm_{capability} {model} {name}: {key} rose from {known[key]} to "
+                            f"{row[key]}"
+                        )
     return faults
 
 
 def _kernel_faults(name: str, row: dict[str, Any], known: dict[str, Any] | None) -> list[str]:
     faults = [f"{name}: registers are spilled, {row['spills']} accesses"] if row["spills"] else []
     if known is None:
-        return [*faults, f"{name}: is not in the table; look at its numbers and run with --write"]
+        return [*faults, f"{name}: not in the table; check its numbers and run with --write"]
     if row["registers"] > known["registers"]:
         faults.append(f"{name}: registers rose from {known['registers']} to {row['registers']}")
     if row["resident"] < known["resident"]:

@@ -1,4 +1,4 @@
-"""The parts of the real model that a GPU would run, at 1024 pixels in bfloat16, as functions."""
+"""Parts of the pipeline with the real model, as functions."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ def stages(
     size: int = 1024,
     graph: Callable[[Run], Run] = lambda run: run,
 ) -> dict[str, Run]:
-    """Parts of the pipeline by name, for a model with seeded random weights.
+    """Parts of the pipeline by name, for a model with random weights and a fixed seed.
 
-    name: a preset of `build_sam2`; size: pixels of a side. "encode B" is the image encoder for B
-    images, "track N" a tracked frame of N objects with full memories (7 maps and 16 pointers each),
-    "click" a prompt on an encoded image up to the masks, "automatic masks" a 32 x 32 grid of
-    prompts, the encoding included. graph: makes the replay of a CUDA graph of a function; it is
-    applied to encodings and frames when they first run.
+    "encode B" is the image encoder for B images. "track N" is a tracked frame of N objects with
+    full memories (7 maps and 16 pointers each). "click" is a prompt on an encoded image up to the
+    masks. "automatic masks" is a 32 x 32 grid of prompts, including the encoding.
+
+    name: a preset of `build_sam2`. size: side of the image in pixels.
+    graph: returns the replay of a CUDA graph of a function. It is applied to encodings and frames
+    at their first call.
     """
     from sam2_fast.build_sam import build_sam2
     from sam2_fast.image.automatic import SAM2AutomaticMaskGenerator
@@ -55,19 +57,19 @@ def stages(
 
 
 def _lazily(graph: Callable[[Run], Run], run: Run) -> Run:
-    """`graph(run)`, made when it is first called."""
-    made: list[Run] = []
+    """A function that calls `graph(run)()`, in which `graph(run)` is computed at the first call."""
+    replays: list[Run] = []
 
     def call() -> Any:
-        if not made:
-            made.append(graph(run))
-        return made[0]()
+        if not replays:
+            replays.append(graph(run))
+        return replays[0]()
 
     return call
 
 
 def _tracked_frame(model: Any, objects: int) -> Run:
-    """One frame as a CUDA graph has it, of objects that remember as much as they may."""
+    """The part of a tracked frame that is a CUDA graph, with full memories of all objects."""
     from sam2_fast.recording.frame import FrameGraph, room_for
     from sam2_fast.types import Features, Remembered
 
@@ -86,13 +88,14 @@ def _tracked_frame(model: Any, objects: int) -> Run:
         ages=[list(range(1, len(pointers) + 1))] * objects,
         longest=16,
     )
-    dim, side = config.hidden_dim, config.grid
+    dim = config.hidden_dim
+    side = config.grid
     shapes = ((dim, side), (dim // 4, 2 * side), (dim // 8, 4 * side))
-    # the encoder's maps have their channels innermost
+    # The encoder's maps are in channels-last memory format.
     levels = [noise(1, n, n, c).permute(0, 3, 1, 2) for c, n in shapes]
     features = Features(*levels)
     multimask = model.options.use_multimask(0, is_initial=False)
     frame = FrameGraph(model, features, room_for(model, remembered), 16, multimask, model.dtype)
-    # the frame has the addresses of these, which therefore must live as long as it does
-    addressed = frame.fill(features, remembered)
-    return lambda held=addressed: frame.run()
+    # The frame stores addresses of these tensors, so they must live as long as the function.
+    tensors = frame.fill(features, remembered)
+    return lambda keep_alive=tensors: frame.run()
