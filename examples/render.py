@@ -1,10 +1,10 @@
-"""Renders the example media: a clip of three textured objects that pass behind each other and a
-pillar, a still, and the true masks; and a clip of a camera that moves over a photograph.
+"""Render the media in this folder: two videos, a still picture, and true masks.
 
-    python examples/render.py   # writes next to this file; needs PyAV
+    python examples/render.py   # writes to the folder of this file; needs PyAV
 
-Every pixel follows from the formulas below; nothing is random but the seeded texture. FFmpeg's
-encoder decides the bytes of the MP4.
+In clip.mp4 three textured objects pass behind each other and behind a pillar. In pan.mp4 a camera
+moves over a photograph. Every pixel is computed by the formulas below; noise has fixed seeds. The
+bytes of the MP4 files depend on FFmpeg's encoder.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from PIL import Image
 
 from sam2_fast.io.masks import JsonWriter
 
-HERE = Path(__file__).parent
-HEIGHT, WIDTH, FRAMES, RATE = 320, 480, 40, 20
-FOLDER_FRAMES = 10
-PAN = (256, 320)
+FOLDER = Path(__file__).parent
+HEIGHT, WIDTH = 320, 480
+FRAMES = 40
+RATE = 20  # frames per second
+FOLDER_FRAMES = 10  # frames in clip_frames/
+PAN = (256, 320)  # height and width of pan.mp4
 
 Field = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 
 def noise(seed: int, height: int, width: int) -> Field:
-    """Smooth noise in [0, 1]: four octaves of bilinearly enlarged random grids."""
+    """Smooth noise in [0, 1], from four octaves of random grids that are enlarged bilinearly."""
     source = np.random.default_rng(seed)
     total = np.zeros((height, width))
     for octave in range(4):
@@ -43,11 +45,12 @@ def noise(seed: int, height: int, width: int) -> Field:
 
 
 def mix(a: tuple[int, int, int], b: tuple[int, int, int], amount: Field) -> Field:
-    """Colours between a and b, [H, W, 3] in 0..255."""
+    """Colours between a and b: [H, W, 3] in 0..255."""
     return np.array(a) + (np.array(b) - np.array(a)) * amount[..., None]
 
 
 def background(y: Field, x: Field) -> Field:
+    """A wall above a wooden floor."""
     wall = mix((196, 188, 170), (150, 146, 140), noise(1, HEIGHT, WIDTH))
     floor = mix(
         (120, 84, 56), (84, 58, 40), 0.5 + 0.5 * np.sin(x / 23 + 3 * noise(2, HEIGHT, WIDTH))
@@ -56,10 +59,12 @@ def background(y: Field, x: Field) -> Field:
 
 
 def ball(t: float, y: Field, x: Field) -> tuple[Field, Field]:
-    """Object 1: rolls to the right, striped. Signed distance in pixels (negative inside) and
-    colour.
+    """Object 1, a striped ball that rolls to the right.
+
+    Returns the signed distance to its outline in pixels, which is negative inside, and its colour.
     """
-    cx, cy, radius = 40 + 400 * t, 212 - 60 * abs(np.sin(2.2 * np.pi * t)), 38
+    cx, cy = 40 + 400 * t, 212 - 60 * abs(np.sin(2.2 * np.pi * t))
+    radius = 38
     u, v = x - cx, y - cy
     angle = 400 * t / radius
     stripe = 0.5 + 0.5 * np.tanh(6 * np.sin((u * np.cos(angle) + v * np.sin(angle)) / 5))
@@ -68,35 +73,34 @@ def ball(t: float, y: Field, x: Field) -> tuple[Field, Field]:
 
 
 def crate(t: float, y: Field, x: Field) -> tuple[Field, Field]:
-    """Object 2: turns while it slides to the left, chequered."""
-    cx, cy, angle = 390 - 210 * t, 168 + 16 * np.sin(5 * t), 0.3 + 1.4 * t
-    u, v = (
-        (x - cx) * np.cos(angle) + (y - cy) * np.sin(angle),
-        (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle),
-    )
+    """Object 2, a chequered crate that rotates while it moves to the left. Returns as `ball`."""
+    cx, cy = 390 - 210 * t, 168 + 16 * np.sin(5 * t)
+    angle = 0.3 + 1.4 * t
+    u = (x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)
+    v = (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)
     boards = 0.5 + 0.5 * np.tanh(5 * np.sin(u / 6) * np.sin(v / 6))
     return np.maximum(abs(u), abs(v)) - 36, mix((214, 116, 30), (120, 58, 16), boards)
 
 
 def leaf(t: float, y: Field, x: Field) -> tuple[Field, Field]:
-    """Object 3: a five-lobed leaf that sways down, in front of all."""
+    """Object 3, a leaf with five lobes that falls in front of all others. Returns as `ball`."""
     cx, cy = 250 + 90 * np.sin(4.2 * t + 0.6), 50 + 190 * t
     u, v = x - cx, y - cy
-    turn = np.arctan2(v, u) + 2.5 * t
-    edge = 27 + 9 * np.cos(5 * turn)
-    veins = 0.5 + 0.5 * np.cos(10 * turn)
-    return (np.hypot(u, v) - edge) * 0.8, mix((38, 120, 44), (140, 200, 70), veins)
+    angle = np.arctan2(v, u) + 2.5 * t
+    radius = 27 + 9 * np.cos(5 * angle)
+    veins = 0.5 + 0.5 * np.cos(10 * angle)
+    return (np.hypot(u, v) - radius) * 0.8, mix((38, 120, 44), (140, 200, 70), veins)
 
 
 def pillar(y: Field, x: Field) -> tuple[Field, Field]:
-    """Stands in front of the ball and behind the crate; no object of ours."""
+    """A pillar in front of the ball and behind the crate. It has no mask. Returns as `ball`."""
     return abs(x - 185) - 17 + 0 * y, mix(
         (90, 92, 98), (168, 170, 176), 0.5 + 0.5 * np.sin(y / 9) * np.cos(x / 4)
     )
 
 
 def render(t: float) -> tuple[npt.NDArray[np.uint8], dict[int, Mask]]:
-    """The picture [H, W, 3] at time t of 0..1, and the visible part of each object."""
+    """The picture [H, W, 3] at time t in 0..1, and by number the visible part of each object."""
     y, x = (axis.astype(np.float64) for axis in np.mgrid[:HEIGHT, :WIDTH])
     image = background(y, x)
     masks: dict[int, Mask] = {}
@@ -117,18 +121,18 @@ def render(t: float) -> tuple[npt.NDArray[np.uint8], dict[int, Mask]]:
 
 
 def pan(t: float) -> npt.NDArray[np.uint8]:
-    """What a hand-held camera sees that moves over a photograph of a cup: a real picture, and a
-    clip of our own.
+    """The picture [H, W, 3] at time t in 0..1 of a camera that moves over a photograph of a cup.
+
+    The video has the content of a real picture, and can be distributed with the package.
     """
     height, width = PAN
-    with Image.open(HERE / "coffee.jpg") as photo:
-        zoom, turn = 1.1 + 0.12 * np.sin(3 * t), 0.09 * np.sin(5 * t)
-        x, y = (
-            photo.width / 2 + 70 * np.sin(2.6 * t) - 40,
-            photo.height / 2 + 22 * np.cos(3.4 * t) - 8,
-        )
-        a, b = np.cos(turn) * zoom, np.sin(turn) * zoom
-        place = (
+    with Image.open(FOLDER / "coffee.jpg") as photo:
+        zoom = 1.1 + 0.12 * np.sin(3 * t)
+        angle = 0.09 * np.sin(5 * t)
+        x = photo.width / 2 + 70 * np.sin(2.6 * t) - 40
+        y = photo.height / 2 + 22 * np.cos(3.4 * t) - 8
+        a, b = np.cos(angle) * zoom, np.sin(angle) * zoom
+        coefficients = (
             a,
             -b,
             x - a * width / 2 + b * height / 2,
@@ -138,19 +142,21 @@ def pan(t: float) -> npt.NDArray[np.uint8]:
         )
         return np.asarray(
             photo.convert("RGB").transform(
-                (width, height), Image.Transform.AFFINE, place, Image.Resampling.BICUBIC
+                (width, height), Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC
             )
         )
 
 
 @contextmanager
-def writing(
+def video_writer(
     name: str, height: int, width: int
 ) -> Iterator[Callable[[npt.NDArray[np.uint8]], None]]:
-    """Within, a function that adds a picture [H, W, 3] to the video."""
-    with av.open(str(HERE / name), "w") as container:
+    """A context with a function that appends a picture [H, W, 3] to the video."""
+    with av.open(str(FOLDER / name), "w") as container:
         stream = container.add_stream("libx264", rate=RATE)
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        stream.height = height
+        stream.width = width
+        stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "23", "preset": "slow", "g": "20", "threads": "1"}
         yield lambda image: container.mux(
             stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24"))
@@ -159,25 +165,41 @@ def writing(
 
 
 def main() -> None:
-    """Write clip.mp4, pan.mp4, clip_frames/, still.png and the two truth files."""
-    (HERE / "clip_frames").mkdir(exist_ok=True)
-    truth = JsonWriter(HERE / "clip_truth.json", HEIGHT, WIDTH)
-    with writing("clip.mp4", HEIGHT, WIDTH) as write:
+    """Write all files of this folder that are rendered."""
+    (FOLDER / "clip_frames").mkdir(exist_ok=True)
+    truth = JsonWriter(FOLDER / "clip_truth.json", HEIGHT, WIDTH)
+    with video_writer("clip.mp4", HEIGHT, WIDTH) as write:
         for index in range(FRAMES):
             image, masks = render(index / (FRAMES - 1))
             truth.write(index, masks)
             write(image)
             if index < FOLDER_FRAMES:
-                Image.fromarray(image).save(HERE / "clip_frames" / f"{index:05d}.jpg", quality=88)
-    with writing("pan.mp4", *PAN) as write:
+                Image.fromarray(image).save(FOLDER / "clip_frames" / f"{index:05d}.jpg", quality=88)
+    with video_writer("pan.mp4", *PAN) as write:
         for index in range(FRAMES):
             write(pan(index / (FRAMES - 1)))
     truth.close()
     image, masks = render(0.14)
-    Image.fromarray(image).save(HERE / "still.png", optimize=True)
-    still = JsonWriter(HERE / "still_truth.json", HEIGHT, WIDTH)
+    Image.fromarray(image).save(FOLDER / "still.png", optimize=True)
+    still = JsonWriter(FOLDER / "still_truth.json", HEIGHT, WIDTH)
     still.write(0, masks)
     still.close()
+    prompts = [
+        {"id": 1, "frame": 0, "points": [[40, 212]], "labels": [1]},
+        {"id": 2, "frame": 0, "box": [340, 118, 440, 218]},
+        {"id": 3, "frame": 0, "points": [[301, 50], [301, 100]], "labels": [1, 0]},
+        # A correction, when the ball reappears from behind the others.
+        {"id": 1, "frame": 26, "points": [[311, 150]], "labels": [1]},
+    ]
+    (FOLDER / "clip_prompts.json").write_text(json.dumps({"objects": prompts}, indent=1) + "\n")
+    still_prompts = [
+        {"id": 1, "points": [[96, 163]], "labels": [1]},
+        {"id": 2, "box": [310, 127, 412, 229]},
+        {"id": 3, "points": [[333, 77]], "labels": [1]},
+    ]
+    (FOLDER / "still_prompts.json").write_text(
+        json.dumps({"objects": still_prompts}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

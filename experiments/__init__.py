@@ -1,1 +1,1 @@
-"""Experiments of the SAM 2 paper on clips that nobody trained on, and what `nano` must reach."""
+"""Experiments of the SAM 2 paper on held-out clips, and the scores that `nano` must reach."""

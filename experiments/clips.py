@@ -1,4 +1,4 @@
-"""Held-out clips, predictors with a limited memory, and work over many clips at a time."""
+"""Held-out clips, predictors with a limited memory, and tasks that run over many clips."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from sam2_fast.data import SyntheticVideo, World
 from sam2_fast.model import Sam2
 from sam2_fast.weights.hub import PACKAGED
 
-FIRST_SEED, CLIPS, LENGTH = 2**31, 50, 32
+FIRST_SEED = 2**31
+CLIPS = 50
+LENGTH = 32  # frames
 WORLD = World(objects=(2, 4), size=(0.12, 0.3), variety=0.5, look_alikes=0.2, absences=0.1)
-LEAST = 5e-4
-"""Share of the first frame that an object covers at least, to be judged."""
+MIN_AREA = 5e-4
+"""The smallest share of the first frame that an object must cover to be evaluated."""
 T = TypeVar("T")
 Task = Callable[..., list[float]]
 
@@ -31,57 +33,63 @@ def clip(number: int, length: int = LENGTH, world: World = WORLD) -> SyntheticVi
     return SyntheticVideo(FIRST_SEED + number, length, world)
 
 
-def judged(video: SyntheticVideo) -> list[int]:
-    """The objects that the first frame shows."""
+def evaluated_objects(video: SyntheticVideo) -> list[int]:
+    """The ids of the objects that are visible in the first frame."""
     first = video[0].labels
-    return [i for i in video.ids() if (first == i).mean() >= LEAST]
+    return [i for i in video.ids() if (first == i).mean() >= MIN_AREA]
 
 
-def truth(video: SyntheticVideo) -> list[dict[int, npt.NDArray[np.bool_]]]:
-    """Masks of each frame, of the objects that the first one shows."""
-    objects = judged(video)
+def true_masks(video: SyntheticVideo) -> list[dict[int, npt.NDArray[np.bool_]]]:
+    """For each frame the masks of the evaluated objects, by id."""
+    objects = evaluated_objects(video)
     return [{i: frame.labels == i for i in objects} for frame in video]
 
 
 def video_predictor(weights: str | None) -> Any:
-    """Of `weights`, or `nano`, on the CPU."""
+    """A video predictor on the CPU, with these weights or those of `nano`."""
     return build_sam2_video_predictor(None, weights or PACKAGED["nano"], device="cpu")
 
 
 def image_predictor(weights: str | None) -> SAM2ImagePredictor:
-    """Of `weights`, or `nano`, on the CPU."""
+    """An image predictor on the CPU, with these weights or those of `nano`."""
     return SAM2ImagePredictor(build_sam2(None, weights or PACKAGED["nano"], device="cpu"))
 
 
 @contextmanager
-def remembering(
+def limited_memory(
     model: Sam2, maps: int | None = None, pointers: bool = True, prompted: bool = True
 ) -> Iterator[None]:
-    """Within, `model` attends to at most `maps` recent frames (None: all that it was trained with),
-    with or without object pointers and the maps of prompted frames. With nothing left to attend to,
-    a frame is decoded as the first of a video is.
-    """
-    attend, row = model.attend, model.config.num_maps - 1
+    """A context in which `model` attends to a part of its memory only.
 
-    def limited(
-        low: Any, all_maps: Any, rows: Any, all_pointers: Any, ages: Any, longest: int
+    maps: number of recent frames, or None for as many as in training. pointers: whether it attends
+    to object pointers. prompted: whether it attends to the maps of prompted frames.
+
+    Without any memory a frame is decoded like the first frame of a video.
+    """
+    attend = model.attend
+    prompted_row = model.config.num_maps - 1
+
+    def is_used(row: int) -> bool:
+        if row == prompted_row:
+            return prompted
+        return maps is None or row < maps
+
+    def attend_to_part(
+        low: Any, all_maps: Any, all_rows: Any, all_pointers: Any, ages: Any, longest: int
     ) -> Any:
         if maps == 0 and not pointers and not prompted:
             return model.without_memory(low).expand(len(all_maps), -1, -1, -1)
-        keep = [[prompted if r == row else maps is None or r < maps for r in mine] for mine in rows]
-        chosen = [
-            [m for m, k in zip(mine, kept, strict=True) if k]
-            for mine, kept in zip(all_maps, keep, strict=True)
+        used_maps = [
+            [m for m, row in zip(object_maps, rows, strict=True) if is_used(row)]
+            for object_maps, rows in zip(all_maps, all_rows, strict=True)
         ]
-        lines = [
-            [r for r, k in zip(mine, kept, strict=True) if k]
-            for mine, kept in zip(rows, keep, strict=True)
-        ]
+        used_rows = [[row for row in rows if is_used(row)] for rows in all_rows]
         if not pointers:
-            all_pointers, ages = [p[:0] for p in all_pointers], [[] for _ in ages]
-        return attend(low, chosen, lines, all_pointers, ages, longest)
+            all_pointers = [p[:0] for p in all_pointers]
+            ages = [[] for _ in ages]
+        return attend(low, used_maps, used_rows, all_pointers, ages, longest)
 
-    model.attend = limited
+    model.attend = attend_to_part
     try:
         yield
     finally:
@@ -89,7 +97,10 @@ def remembering(
 
 
 def over_clips(task: Callable[[int], list[T]], clips: int, processes: int, name: str) -> list[T]:
-    """What `task` finds in each of the held-out clips, one list after the other."""
+    """The concatenated results of `task(number)` for each of the held-out clips.
+
+    clips: number of clips. name: for the progress bar.
+    """
     with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         return [
             value

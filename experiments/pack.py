@@ -1,6 +1,8 @@
-"""From a training run to the weights that the package ships: float16, with where they come from.
+"""Convert the weights of a training run to those that the package ships.
 
-python -m experiments.pack runs/nano/model.safetensors
+    python -m experiments.pack runs/nano/model.safetensors
+
+They are stored in float16, with the name and hash of the training recipe.
 """
 
 from __future__ import annotations
@@ -23,44 +25,41 @@ MOST_BYTES = 16_000_000
 
 
 def pack(source: Path, target: Path) -> int:
-    """Write `target`; returns its bytes. Raises ValueError for another model, numbers that float16
-    lacks, or too large a file.
+    """Write the weights to `target`. Returns the size of the file in bytes.
+
+    Raises ValueError if the weights are of another model, if a value is out of float16's range, or
+    if the file is too large.
     """
     state = read_state_dict(source)
     if infer_config(state) != NANO:
         raise ValueError(f"{source}: expected the weights of nano, got {infer_config(state)}")
-    small = {name: t.to(torch.float16).contiguous() for name, t in state.items()}
-    if wrong := [name for name, t in small.items() if not bool(torch.isfinite(t).all())]:
-        raise ValueError(f"{source}: {', '.join(wrong)} has numbers that float16 lacks")
-    recipe = hashlib.sha256(RECIPE.read_bytes()).hexdigest()
-    with whole_file(target) as beside:
-        beside.write_bytes(
-            save(
-                small,
-                {
-                    "model": "nano",
-                    "license": "Apache-2.0",
-                    "recipe": RECIPE.name,
-                    "recipe_sha256": recipe,
-                },
-            )
-        )
-        size = beside.stat().st_size
+    half = {name: t.to(torch.float16).contiguous() for name, t in state.items()}
+    if wrong := [name for name, t in half.items() if not bool(torch.isfinite(t).all())]:
+        raise ValueError(f"{source}: expected values in float16's range, not so {', '.join(wrong)}")
+    metadata = {
+        "model": "nano",
+        "license": "Apache-2.0",
+        "recipe": RECIPE.name,
+        "recipe_sha256": hashlib.sha256(RECIPE.read_bytes()).hexdigest(),
+    }
+    with whole_file(target) as part:
+        part.write_bytes(save(half, metadata))
+        size = part.stat().st_size
         if size > MOST_BYTES:
             raise ValueError(f"{target}: expected at most {MOST_BYTES} bytes, got {size}")
     return size
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Pack one file."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", type=Path)
     parser.add_argument("--target", type=Path, default=PACKAGED["nano"])
-    given = parser.parse_args(arguments)
-    given.target.parent.mkdir(exist_ok=True)
-    print(f"{given.target}: {pack(given.source, given.target)} bytes")
+    options = parser.parse_args(arguments)
+    options.target.parent.mkdir(exist_ok=True)
+    print(f"{options.target}: {pack(options.source, options.target)} bytes")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The paper's first questions, asked of `nano` on held-out synthetic clips; writes
-docs/experiments.md and every number behind it.
+"""Experiments after the SAM 2 paper, with `nano` on held-out synthetic clips.
 
-python -m experiments.run [--weights FILE] [--clips N] [--only NAME ...]
+    python -m experiments.run [--weights FILE] [--clips N] [--only NAME ...]
+
+Writes docs/experiments.md, and the results of every object to docs/experiments.json.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from experiments.clips import (
     LENGTH,
     WORLD,
     clip,
-    judged,
+    evaluated_objects,
+    limited_memory,
     over_clips,
-    remembering,
-    truth,
+    true_masks,
     video_predictor,
 )
 from sam2_fast.data import World
 from sam2_fast.evaluation import VideoScores, follow, offline, semi_supervised
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-Row = tuple[str, float]
+Row = tuple[str, float]  # name of a row of the table, score of one object
 
 CALM = replace(WORLD, objects=(1, 3), look_alikes=0.0, absences=0.0)
 WORLDS = {
@@ -54,53 +55,52 @@ MEMORIES: dict[str, tuple[int | None, bool, bool]] = {
 }
 LENGTHS = (10, 30, 100, 300, 1_000, 3_000, 10_000)
 ABSENCES = (4, 8, 16, 32, 64)
-CLICKED, WANTED = 8, 0.8
+ROUNDS = 8  # of three clicks each
+TARGET = 0.8  # J&F
 
 
 def worlds(number: int, weights: str | None) -> list[Row]:
-    """J&F of each object of one clip of each world, clicked once."""
-    found: list[Row] = []
+    """J&F of each object after one click, for one clip of each world."""
+    results: list[Row] = []
     for name, world in WORLDS.items():
         video = clip(number, LENGTH, world)
-        found += [
-            (name, row.j_and_f)
-            for row in semi_supervised(
-                video_predictor(weights), video.images(), truth(video), "click"
-            )
-        ]
-    return found
+        predictor = video_predictor(weights)
+        scores = semi_supervised(predictor, video.images(), true_masks(video), "click")
+        results += [(name, score.j_and_f) for score in scores]
+    return results
 
 
 def memories(number: int, weights: str | None) -> list[Row]:
-    """J&F of each object with parts of the memory."""
-    found: list[Row] = []
+    """J&F of each object after one click, for each part of the memory."""
+    results: list[Row] = []
     video = clip(number)
     for name, (maps, pointers, prompted) in MEMORIES.items():
         predictor = video_predictor(weights)
-        with remembering(predictor, maps, pointers, prompted):
-            found += [
-                (name, row.j_and_f)
-                for row in semi_supervised(predictor, video.images(), truth(video), "click")
-            ]
-    return found
+        with limited_memory(predictor, maps, pointers, prompted):
+            scores = semi_supervised(predictor, video.images(), true_masks(video), "click")
+        results += [(name, score.j_and_f) for score in scores]
+    return results
 
 
 def lengths(number: int, weights: str | None, longest: int) -> list[Row]:
-    """J&F between each of LENGTHS and the one before, of objects that are clicked once on frame 0
-    and followed to the end.
+    """J&F of each object after one click on frame 0, by section of a long video.
+
+    A section ends at one of `LENGTHS` and starts at the one before.
     """
     video = clip(number, longest)
     predictor = video_predictor(weights)
-    state, objects = predictor.init_state(video.images(), keep="reachable"), judged(video)
+    state = predictor.init_state(video.images(), keep="reachable")
+    objects = evaluated_objects(video)
     for i in objects:
-        inside = np.argwhere(video[0].labels == i)
-        place = inside[np.argmin(((inside - inside.mean(0)) ** 2).sum(1))][::-1]
-        predictor.add_new_points_or_box(state, 0, i, points=[place.tolist()], labels=[1])
+        pixels = np.argwhere(video[0].labels == i)
+        # The pixel of the object that is nearest to its centroid.
+        click = pixels[np.argmin(((pixels - pixels.mean(0)) ** 2).sum(1))][::-1]
+        predictor.add_new_points_or_box(state, 0, i, points=[click.tolist()], labels=[1])
     ends = [end for end in LENGTHS if end <= longest]
     scores = {end: VideoScores() for end in ends}
     for t, ids, logits in predictor.propagate_in_video(state):
         end = next(e for e in ends if t < e)
-        if t > 0 and t % max(end // 100, 1) == 0:  # a hundred frames of each stretch are judged
+        if t > 0 and t % max(end // 100, 1) == 0:  # about a hundred frames of each section
             labels = video[t].labels
             scores[end].add(
                 {i: labels == i for i in objects},
@@ -110,89 +110,95 @@ def lengths(number: int, weights: str | None, longest: int) -> list[Row]:
 
 
 def absences(number: int, weights: str | None) -> list[Row]:
-    """J&F over the eight frames after an object comes back, by how long nothing of it was seen."""
-    found: list[Row] = []
-    for away in ABSENCES:
-        world = replace(CALM, objects=(2, 4), absences=0.5, absence=away)
-        video = clip(number, 3 * away + 24, world)
-        masks = truth(video)
+    """J&F in the eight frames after an object reappears, by the number of frames without it."""
+    results: list[Row] = []
+    for absence in ABSENCES:
+        world = replace(CALM, objects=(2, 4), absences=0.5, absence=absence)
+        video = clip(number, 3 * absence + 24, world)
+        masks = true_masks(video)
         tracked = follow(video_predictor(weights), video.images(), masks, "click")
         for i in masks[0]:
-            seen = [bool(m[i].any()) for m in masks]
-            for t in range(away, len(masks) - 8):
-                if seen[t] and not any(seen[t - away : t]) and all(seen[t : t + 8]):
+            visible = [bool(m[i].any()) for m in masks]
+            for t in range(absence, len(masks) - 8):
+                was_absent = not any(visible[t - absence : t])
+                if visible[t] and was_absent and all(visible[t : t + 8]):
                     scores = VideoScores()
                     for k in range(t, t + 8):
                         scores.add({i: masks[k][i]}, {i: tracked[k][i]})
-                    found.append((f"{away}", scores.result("")[0].j_and_f))
+                    results.append((f"{absence}", scores.result("")[0].j_and_f))
                     break
-    return found
+    return results
 
 
-def clicks_wanted(number: int, weights: str | None) -> list[Row]:
-    """After how many frames of three clicks J&F reaches WANTED, offline; CLICKED + 1 where it never
-    does.
+def click_rounds(number: int, weights: str | None) -> list[Row]:
+    """J&F of each object after each round of three clicks, with offline evaluation.
+
+    Further rows are "reached", 1.0 if J&F reaches `TARGET` or else 0.0, and if it does, "clicks",
+    the number of clicks until then.
     """
     video = clip(number)
-    masks = truth(video)
-    found: list[Row] = []
+    masks = true_masks(video)
+    results: list[Row] = []
     for i in masks[0]:
         rounds = offline(
-            video_predictor(weights), video.images(), [m[i] for m in masks], prompted_frames=CLICKED
+            video_predictor(weights), video.images(), [m[i] for m in masks], prompted_frames=ROUNDS
         )
-        found += [(f"{k}", r.j_and_f) for k, r in enumerate(rounds, start=1)]
-        enough = [r.clicks for r in rounds if r.j_and_f >= WANTED]
-        found.append(("reached", float(bool(enough))))
-        if enough:
-            found.append(("clicks", float(enough[0])))
-    return found
+        results += [(f"{k}", r.j_and_f) for k, r in enumerate(rounds, start=1)]
+        clicks = [r.clicks for r in rounds if r.j_and_f >= TARGET]
+        results.append(("reached", float(bool(clicks))))
+        if clicks:
+            results.append(("clicks", float(clicks[0])))
+    return results
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A question, the work on one clip, and how its table is headed."""
+    """The title, description and first column header of a table, and the task for one clip."""
 
     title: str
-    words: str
+    description: str
     task: Callable[..., list[Row]]
     column: str
     clips: int
 
 
 def experiments(clips: int, longest: int) -> dict[str, Experiment]:
-    """All of them, by name."""
+    """All experiments by name.
+
+    clips: the largest number of clips. longest: frames of the longest video.
+    """
     once = "One click on the first frame"
     reached = (
-        f"`reached`: share of objects whose J&F comes to {WANTED} or more; `clicks`: how "
-        f"many that took, on average."
+        f"`reached`: share of objects with a J&F of {TARGET} or more. `clicks`: mean number of\n"
+        "clicks until then."
     )
     return {
         "worlds": Experiment("Motion and transformation", f"{once}.", worlds, "world", clips),
         "memories": Experiment(
-            "What the memory is worth",
-            f"{once}; the model attends to part of its memory.",
+            "Parts of the memory",
+            f"{once}; the model attends to a part of its memory only.",
             memories,
             "attends to",
             clips,
         ),
         "lengths": Experiment(
             "Long videos",
-            f"{once}, followed to the end; each row judges the frames since the row before.",
+            f"{once}; each row has the scores of the frames since the row before.",
             partial(lengths, longest=longest),
             "frames up to",
             min(clips, 4),
         ),
         "absences": Experiment(
-            "Coming back",
-            f"{once}; eight frames after an object was away.",
+            "Objects that reappear",
+            f"{once}; scores of the eight frames after an object reappears.",
             absences,
-            "frames away",
+            "frames absent",
             min(clips, 30),
         ),
         "clicks": Experiment(
             "Clicks",
-            f"Offline, three clicks a round, on the worst frame. {reached}",
-            clicks_wanted,
+            f"Offline, three clicks per round, on the worst frame.\n{reached}",
+            click_rounds,
             "rounds",
             min(clips, 20),
         ),
@@ -200,69 +206,65 @@ def experiments(clips: int, longest: int) -> dict[str, Experiment]:
 
 
 def table(rows: Sequence[Row], column: str) -> list[str]:
-    """Means by name, in the order of appearance."""
+    """Lines of a table with the mean of each name.
+
+    Names that are numbers are sorted and come first; others are in the order of appearance.
+    """
     names = list(dict.fromkeys(name for name, _ in rows))
+    if names[0].isdigit():
+        names.sort(key=lambda n: (not n.isdigit(), int(n) if n.isdigit() else 0))
     lines = [f"| {column} | J&F | objects |", "|---|---|---|"]
-    for name in (
-        sorted(names, key=lambda n: (not n.isdigit(), int(n) if n.isdigit() else 0))
-        if names[0].isdigit()
-        else names
-    ):
+    for name in names:
         values = [value for other, value in rows if other == name]
         lines.append(f"| {name} | {np.mean(values):.3f} | {len(values)} |")
     return lines
 
 
-def page(found: dict[str, list[Row]], chosen: dict[str, Experiment], command: str) -> str:
-    """docs/experiments.md."""
+def page(results: dict[str, list[Row]], described: dict[str, Experiment], command: str) -> str:
+    """The text of docs/experiments.md."""
     lines = [
         "# Experiments",
         "",
-        "What `nano` ([nano.md](nano.md)) does on synthetic clips that it was not trained on: "
-        "their seeds are "
-        f"{FIRST_SEED} and up, training draws",
-        f"from below that. Written by `{command}`; the numbers of every object are in "
-        f"[experiments.json](experiments.json).",
+        "Scores of `nano` ([nano.md](nano.md)) on synthetic clips that it was not trained on:",
+        f"their seeds start at {FIRST_SEED}, and training draws smaller ones. Written by",
+        f"`{command}`; [experiments.json](experiments.json) has the results of",
+        "every object.",
         "",
-        f"Clips have {LENGTH} frames of {WORLD.height} x {WORLD.width} pixels where nothing else "
-        f"is said; judged are the objects that the "
-        "first frame shows.",
+        f"Unless stated otherwise, clips have {LENGTH} frames of {WORLD.height} x {WORLD.width} "
+        "pixels. Objects are",
+        "evaluated if they are visible in the first frame.",
     ]
-    for name, rows in found.items():
-        lines += [
-            "",
-            f"## {chosen[name].title}",
-            chosen[name].words,
-            "",
-            *table(rows, chosen[name].column),
-        ]
+    for name, rows in results.items():
+        experiment = described[name]
+        lines += ["", f"## {experiment.title}", experiment.description, ""]
+        lines += table(rows, experiment.column)
     return "\n".join(lines) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run, then write; what is not run again keeps its last numbers."""
+    """Run experiments and write their results. The others keep the results of earlier runs."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--weights", help="default: those of the package")
+    parser.add_argument("--weights", help="weights file (default: nano, from the package)")
     parser.add_argument("--clips", type=int, default=50)
     parser.add_argument("--longest", type=int, default=10_000, help="frames of the longest video")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--output", type=Path, default=DOCS)
-    given = parser.parse_args(arguments)
-    chosen = experiments(given.clips, given.longest)
-    file = given.output / "experiments.json"
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    for name in given.only or list(chosen):
-        experiment = chosen[name]
-        found[name] = over_clips(
-            partial(experiment.task, weights=given.weights), experiment.clips, given.processes, name
-        )
-    found = {name: found[name] for name in chosen if name in found}
-    file.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    (given.output / "experiments.md").write_text(
-        page(found, chosen, "python -m experiments.run"), encoding="utf-8"
+    options = parser.parse_args(arguments)
+    known = experiments(options.clips, options.longest)
+    file = options.output / "experiments.json"
+    results: dict[str, Any] = {}
+    if file.is_file():
+        results = json.loads(file.read_text(encoding="utf-8"))
+    for name in options.only or list(known):
+        task = partial(known[name].task, weights=options.weights)
+        results[name] = over_clips(task, known[name].clips, options.processes, name)
+    results = {name: results[name] for name in known if name in results}
+    file.write_text(json.dumps(results) + "\n", encoding="utf-8")
+    (options.output / "experiments.md").write_text(
+        page(results, known, "python -m experiments.run"), encoding="utf-8"
     )
 
 
