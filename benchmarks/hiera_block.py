@@ -71,7 +71,7 @@ def weights_of(dim: int, out: int, pool: bool, dtype: torch.dtype) -> HieraBlock
 def measure(options: Options) -> Iterator[Case]:
     """Every kind of block in each dtype of the device; with `quick` the tiny trunk only."""
     for dtype in dtypes(options):
-        best = matrix_peak(options.device, dtype)
+        peak = matrix_peak(options.device, dtype)
         for trunk, (first, head) in list(TRUNKS.items())[: 1 if options.quick else None]:
             for kind, side, stage, factor, window, pool in KINDS:
                 side = side // 4 if options.quick else side
@@ -79,7 +79,7 @@ def measure(options: Options) -> Iterator[Case]:
                 out = dim * factor
                 case = f"{trunk}, {kind}, {side}^2 x {dim}, {str(dtype)[6:]}"
                 yield Case(
-                    case, block, (side, dim, out, out // head, window, pool, dtype, best, options)
+                    case, block, (side, dim, out, out // head, window, pool, dtype, peak, options)
                 )
 
 
@@ -93,10 +93,10 @@ def block(
     window: int,
     pool: bool,
     dtype: torch.dtype,
-    best: float,
+    peak: float,
     options: Options,
 ) -> Iterator[Row]:
-    """Check and time one kind of block. best: GFLOP/s of a matrix product."""
+    """Check and time one kind of block. peak: GFLOP/s of a matrix product."""
     x = torch.randn(1, side, side, dim).to(dtype)
     weights = weights_of(dim, out, pool, dtype)
     arguments = to_device((x, weights, heads, window, pool), options.device)
@@ -118,7 +118,7 @@ def block(
         return {
             "x ours": median / ours,
             "GFLOP/s": flops / median / 1e6,
-            "% of matrix peak": flops / median / 1e4 / best,
+            "% of matrix peak": flops / median / 1e4 / peak,
         }
 
     yield from rows(case, times, {name: notes(statistics.median(t)) for name, t in times.items()})

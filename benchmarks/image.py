@@ -233,9 +233,9 @@ def generators(
     mask_counts = {name: len(f()) for name, f in functions.items()}
     for name, number in mask_counts.items():
         require(number == mask_counts["sam2_fast"], case, name)
-    few = Options(options.device, min(options.repeats, 3))
+    few_repeats = Options(options.device, min(options.repeats, 3))
     notes = {name: {"masks": number} for name, number in mask_counts.items()}
-    yield from timed_rows(case, functions, few, notes)
+    yield from timed_rows(case, functions, few_repeats, notes)
 
 
 @torch.inference_mode()

@@ -88,10 +88,10 @@ def measure(options: Options) -> Iterator[Case]:
     """
     size = 256 if options.quick else 1024
     for autocast in (False, True) if options.device.type == "cpu" else (True,):
-        best = matrix_peak(options.device, torch.bfloat16 if autocast else torch.float32)
+        peak = matrix_peak(options.device, torch.bfloat16 if autocast else torch.float32)
         for count in (1, 64):
             case = f"tiny {size}, {count} clicks, {'bfloat16 autocast' if autocast else 'float32'}"
-            yield Case(case, decoding, (size, count, autocast, best, options))
+            yield Case(case, decoding, (size, count, autocast, peak, options))
 
 
 def models(size: int, device: torch.device, with_official: bool) -> tuple[Any, Any]:
@@ -102,11 +102,11 @@ def models(size: int, device: torch.device, with_official: bool) -> tuple[Any, A
 
 @torch.inference_mode()
 def decoding(
-    case: str, size: int, count: int, autocast: bool, best: float, options: Options
+    case: str, size: int, count: int, autocast: bool, peak: float, options: Options
 ) -> Iterator[Row]:
     """Check the errors, then time one case.
 
-    autocast: whether it runs under bfloat16 autocast. best: GFLOP/s of a matrix product.
+    autocast: whether it runs under bfloat16 autocast. peak: GFLOP/s of a matrix product.
     """
     device = options.device
     side = size // 16
@@ -136,4 +136,4 @@ def decoding(
         slack = 0.0 if autocast else 1e-6 * exact.square().mean().sqrt().item()
         require(error["sam2_fast"] <= max(2 * error["torch"], slack), case, "sam2_fast")
         times = interleaved(functions, options)
-    yield from rows(case, times, rates(times, operations(side, count) / 1e9, best, error))
+    yield from rows(case, times, rates(times, operations(side, count) / 1e9, peak, error))

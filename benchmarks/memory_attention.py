@@ -120,17 +120,17 @@ def measure(options: Options) -> Iterator[Case]:
     """1, 4 and 7 maps of 64 x 64 tokens with 64 pointer tokens, one object and four."""
     side = 16 if options.quick else 64
     for dtype in dtypes(options):
-        best = matrix_peak(options.device, dtype)
+        peak = matrix_peak(options.device, dtype)
         for maps, objects in ((1, 1), (4, 1), (7, 1), (7, 4)):
             case = f"{maps} maps, {objects} objects, {side}^2 queries, {str(dtype)[6:]}"
-            yield Case(case, attention, (side, maps, objects, dtype, best, options))
+            yield Case(case, attention, (side, maps, objects, dtype, peak, options))
 
 
 @torch.inference_mode()
 def attention(
-    case: str, side: int, maps: int, objects: int, dtype: torch.dtype, best: float, options: Options
+    case: str, side: int, maps: int, objects: int, dtype: torch.dtype, peak: float, options: Options
 ) -> Iterator[Row]:
-    """Check the errors in this dtype, then time one case. best: GFLOP/s of a matrix product."""
+    """Check the errors in this dtype, then time one case. peak: GFLOP/s of a matrix product."""
     error = {}
     for sharp in (1.0, 8.0):
         our_error, reference_error = errors(min(side, 32), dtype, sharp, options.device)
@@ -150,7 +150,7 @@ def attention(
         name: {
             "x ours": statistics.median(t) / ours,
             "GFLOP/s": flops / statistics.median(t) / 1e6,
-            "% of matrix peak": flops / statistics.median(t) / 1e4 / best,
+            "% of matrix peak": flops / statistics.median(t) / 1e4 / peak,
             "rms error": error[1.0][i],
             "rms error, sharp": error[8.0][i],
         }

@@ -30,22 +30,22 @@ def measure(options: Options) -> Iterator[Case]:
     """Self-attention and attention to 1 and 7 memory maps, for each dtype of the device."""
     side = 16 if options.quick else 64
     for dtype in dtypes(options):
-        best = matrix_peak(options.device, dtype)
+        peak = matrix_peak(options.device, dtype)
         for maps in (0, 1, 7):
             keys = f"{maps} maps" if maps else "self"
             yield Case(
                 f"{keys}, {side * side} queries, {str(dtype)[6:]}",
                 attention,
-                (side, maps, dtype, best, options),
+                (side, maps, dtype, peak, options),
             )
 
 
 def attention(
-    case: str, side: int, maps: int, dtype: torch.dtype, best: float, options: Options
+    case: str, side: int, maps: int, dtype: torch.dtype, peak: float, options: Options
 ) -> Iterator[Row]:
     """Attention to memory maps.
 
-    maps: number of maps, or 0 for self-attention. best: GFLOP/s of a matrix product.
+    maps: number of maps, or 0 for self-attention. peak: GFLOP/s of a matrix product.
     """
     table = rope_table(DIM, side).to(options.device)
     generator = torch.Generator().manual_seed(0)
@@ -72,7 +72,7 @@ def attention(
         name: {
             "x ours": statistics.median(t) / our_median,
             "GFLOP/s": flops / statistics.median(t) / 1e6,
-            "% of matrix peak": flops / statistics.median(t) / 1e4 / best,
+            "% of matrix peak": flops / statistics.median(t) / 1e4 / peak,
         }
         for name, t in times.items()
     }

@@ -85,7 +85,7 @@ class Times(dict[str, list[float]]):
 
     def __init__(self, names: Iterable[str]) -> None:
         super().__init__({name: [] for name in names})
-        # Functions on a GPU that can only be timed by the host's clock.
+        # Functions on a GPU that have to be timed by the host's clock.
         self.wall_clock: set[str] = set()
 
     def switch_to_wall_clock(self, name: str) -> None:
@@ -106,7 +106,7 @@ def interleaved(functions: Mapping[str, Callable[[], Any]], options: Options) ->
     """
     times = Times(functions)
     is_cuda = options.device.type == "cuda"
-    # Writing it evicts the L2 cache, which is smaller on every GPU.
+    # Larger than the L2 cache of any GPU: writing it makes the cache cold.
     evicting = torch.empty(256 << 20 if is_cuda else 0, dtype=torch.int8, device=options.device)
     for repeat in range(options.repeats + 1):
         for name, function in functions.items():

@@ -55,7 +55,7 @@ def flex(attend: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
 def measure(options: Options) -> Iterator[Case]:
     """All shapes in each dtype of the device; with `quick` those of the tiny trunk only."""
     for dtype in dtypes(options):
-        best = matrix_peak(options.device, dtype)
+        peak = matrix_peak(options.device, dtype)
         for trunk, (first, head) in list(TRUNKS.items())[: 1 if options.quick else None]:
             for kind, side, stage, factor, window, pool in KINDS:
                 side = side // 4 if options.quick else side
@@ -64,7 +64,7 @@ def measure(options: Options) -> Iterator[Case]:
                 yield Case(
                     case,
                     attention,
-                    (side, channels, channels // head, window, pool, dtype, best, options),
+                    (side, channels, channels // head, window, pool, dtype, peak, options),
                 )
 
 
@@ -77,10 +77,10 @@ def attention(
     window: int,
     pool: bool,
     dtype: torch.dtype,
-    best: float,
+    peak: float,
     options: Options,
 ) -> Iterator[Row]:
-    """Check and time one shape. best: GFLOP/s of a matrix product."""
+    """Check and time one shape. peak: GFLOP/s of a matrix product."""
     torch.manual_seed(0)
     qkv = torch.randn(1, side, side, 3 * channels).to(dtype)
     pad = torch.randn(3 * channels).to(dtype)
@@ -105,7 +105,7 @@ def attention(
         return {
             "x ours": median / ours,
             "GFLOP/s": flops / median / 1e6,
-            "% of matrix peak": flops / median / 1e4 / best,
+            "% of matrix peak": flops / median / 1e4 / peak,
             "GB/s": bytes_moved / median / 1e6,
         }
 

@@ -2,7 +2,7 @@
 
     python -m experiments.held_out [--weights FILE] [--clips N] [--json FILE]
 
-Training draws seeds below 2 ** 31; those of the held-out clips are larger.
+Training draws seeds below 2 ** 31; the seeds of the held-out clips start there.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def files() -> list[Path]:
     """Python files of the package and of `kernels/`, without `sam2_fast/__init__.py`."""
     paths = [*PACKAGE.rglob("*.py"), *(ROOT / "kernels").glob("*.py")]
     top = PACKAGE / "__init__.py"
-    link = PACKAGE / "kernels"  # to `kernels/`
+    link = PACKAGE / "kernels"  # a symbolic link to `kernels/`
     return sorted(p for p in paths if p != top and not p.is_relative_to(link))
 
 

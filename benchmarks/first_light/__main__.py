@@ -38,7 +38,7 @@ from benchmarks.first_light.runner import DEFAULT, STEPS, Plan, run_steps
 
 
 def main() -> int:
-    """Entry point."""
+    """Run the command line. Returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

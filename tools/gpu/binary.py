@@ -29,7 +29,7 @@ class Binary:
     loop_flops: int  # FLOPs of these matrix instructions, for one warp
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The fields as a dict for JSON."""
         return asdict(self)
 
 

@@ -52,7 +52,7 @@ class Report:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The rows as a dict for JSON."""
         return {"kernels": dict(sorted(self._kernels.items())), "models": self._models}
 
     def _kernel(self, launch: Launch) -> dict[str, Any]:
