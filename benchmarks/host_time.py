@@ -105,7 +105,7 @@ _KERNELS: dict[str, Callable[..., Any]] = {
 @contextmanager
 def without_a_device(model: Any) -> Iterator[None]:
     """Replace everything that would run on a GPU, so that `model` costs host time only."""
-    captured = _fake_capture(model)
+    capture = _fake_capture(model)
     with contextlib.ExitStack() as stack:
         for target, name, value in (
             (graphs, "capture", capture),

@@ -184,22 +184,6 @@ def main() -> None:
     still = JsonWriter(FOLDER / "still_truth.json", HEIGHT, WIDTH)
     still.write(0, masks)
     still.close()
-    prompts = [
-        {"id": 1, "frame": 0, "points": [[40, 212]], "labels": [1]},
-        {"id": 2, "frame": 0, "box": [340, 118, 440, 218]},
-        {"id": 3, "frame": 0, "points": [[301, 50], [301, 100]], "labels": [1, 0]},
-        # A correction, when the ball reappears from behind the others.
-        {"id": 1, "frame": 26, "points": [[311, 150]], "labels": [1]},
-    ]
-    (FOLDER / "clip_prompts.json").write_text(json.dumps({"objects": prompts}, indent=1) + "\n")
-    still_prompts = [
-        {"id": 1, "points": [[96, 163]], "labels": [1]},
-        {"id": 2, "box": [310, 127, 412, 229]},
-        {"id": 3, "points": [[333, 77]], "labels": [1]},
-    ]
-    (FOLDER / "still_prompts.json").write_text(
-        json.dumps({"objects": still_prompts}, indent=1) + "\n"
-    )
 
 
 if __name__ == "__main__":

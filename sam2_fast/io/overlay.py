@@ -126,8 +126,12 @@ class VideoWriter:
         self._size = (height, width)
         self._frame: Any = av.VideoFrame
         self._pending = PendingFile(path)
-        self._container: Any = av.open(os.fspath(self._pending.temporary), mode="w", format="mp4")
-        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+        self._container: Any = av.open(
+            os.fspath(self._pending.temporary),
+            mode="w",
+            format="webp" if animated else "mp4",
+            options={"loop": "0"} if animated else {},
+        )
         self._stream = cast(
             Any, self._container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
         )

@@ -175,7 +175,7 @@ def cached_values(model: nn.Module) -> list[object]:
             if isinstance(attribute, Cache):
                 values.append(attribute.value)
             elif isinstance(attribute, WeightsCache):
-                values += attribute.held
+                values += attribute.cached_values
     return values
 
 

@@ -20,7 +20,7 @@ from sam2_fast.model import Sam2
 from sam2_fast.model.position import sine_position
 from sam2_fast.model.prompt_encoder import padding_points
 from sam2_fast.official.memories import bank_of, recalled_maps, recalled_pointers
-from sam2_fast.ops.mask_decoder.reference import taken
+from sam2_fast.ops.mask_decoder.reference import select_one
 from sam2_fast.ops.object_heads import mix_absent
 from sam2_fast.types import Features, Points
 
@@ -106,9 +106,9 @@ class OfficialSteps(Sam2):
         best_low, best_high, token = low, high, prediction.tokens[:, 0]
         if multimask_output:
             best = prediction.iou.argmax(-1)
-            best_low = taken(low, best)
-            best_high = taken(high, best)
-            token = taken(prediction.tokens, best)[:, 0]
+            best_low = select_one(low, best)
+            best_high = select_one(high, best)
+            token = select_one(prediction.tokens, best)[:, 0]
         pointer = mix_absent(self.obj_ptr_proj(token), present, self.no_obj_ptr)
         return low, high, prediction.iou, best_low, best_high, pointer, prediction.presence
 

@@ -153,7 +153,9 @@ def first_correct(
 
 def _other_forms(trial: Trial) -> Iterator[dict[Point, Form]]:
     """Forms to force: first all defaults, then each form of each point."""
-    defaults = {point: forms[0] for point, (form, forms) in trial.choices.items() if form != forms[0]}
+    defaults = {
+        point: forms[0] for point, (form, forms) in trial.choices.items() if form != forms[0]
+    }
     if defaults:
         yield defaults
     for point, (current, forms) in trial.choices.items():

@@ -17,7 +17,7 @@ from sam2_fast.model.layers import cached_values
 from sam2_fast.ops.core import tracing
 from sam2_fast.ops.core.autocast import compute_dtype
 from sam2_fast.ops.core.registry import registered
-from sam2_fast.ops.memory_attention import table_left_out
+from sam2_fast.ops.memory_attention import triton_refusal
 from sam2_fast.proving.device import compile_ahead
 from sam2_fast.recording.cuda_graph import CaptureError, Recorder, capture
 from sam2_fast.recording.fingerprint import Fingerprint
@@ -109,7 +109,7 @@ class Graphs:
                 f"the compute dtype is {dtype} with {dim} channels; CUDA graphs need bfloat16 or "
                 f"float16 and 16, 32 ... 256 channels"
             )
-        return table_left_out() or unproved_attention(model, low, dtype)
+        return triton_refusal() or unproved_attention(model, low, dtype)
 
     def encode(
         self, model: Sam2, images: Tensor, fingerprint: Fingerprint | None = None

@@ -142,16 +142,16 @@ def _interact(
         )
         steps.append(Step(full_size, output.iou, output.presence))
         best = output.iou.argmax(-1)
-        hint = taken(logits, best)
+        hint = select_one(logits, best)
         if len(steps) > clicks:
-            token = taken(output.tokens, best)[:, 0]
+            token = select_one(output.tokens, best)[:, 0]
             return (
                 steps,
                 hint,
                 mix_absent(model.obj_ptr_proj(token), present, model.no_obj_ptr),
                 output.presence,
             )
-        click = correction(hands, truth, taken(full_size, best) > 0, annotator)
+        click = correction(hands, truth, select_one(full_size, best) > 0, annotator)
         points = (
             Points(*click)
             if points is None

@@ -33,7 +33,7 @@ def build(name: str, device: torch.device, dtype: torch.dtype, size: int) -> Any
 
     predictor = build_sam2_video_predictor(name, device="cpu", seed=0, image_size=size)
     predictor.fill_hole_area = 0
-    enliven(predictor)
+    perturb_constants(predictor)
     # With random weights most objects are predicted to be absent. Their masks are constant, so a
     # comparison would show nothing.
     predictor.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.data.fill_(10.0)
