@@ -1,23 +1,30 @@
-# Everything works on a fresh machine with Python 3.10+ and a C++ compiler; nvcc and a GPU are used where they exist.
+# Everything works on a fresh machine with Python 3.10+ and a C++ compiler. nvcc and a GPU are used
+# if they exist.
 VENV ?= .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -q
-# torch first and exactly: a plain `torch` may bring gigabytes of CUDA packages that a CPU machine does not need
+# An exact version, installed first: a plain `torch` may download gigabytes of CUDA packages that a
+# CPU machine does not need.
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
+BUILD_PACKAGES := "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.24" ninja
+DOCS_PACKAGES := "mkdocs-material>=9.6,<10" "mkdocstrings-python>=1.16"
 
-# The lowest versions that are supported, in an environment of its own; Triton 3.6's interpreter needs numpy < 2.4.
+# The lowest supported versions, in a virtual environment of their own. Triton 3.6's interpreter
+# needs numpy < 2.4.
 FLOOR ?= .venv-floor
 FLOOR_PYTHON ?= python3
+FLOOR_PIP := $(FLOOR)/bin/python -m pip --disable-pip-version-check -q
 FLOOR_PACKAGES := "torch==2.11.0" "triton==3.6.0" "numpy<2.4"
 FLOOR_WHEEL ?=
-FLOOR_TESTS := tests/ops/test_triton_sizes.py tests/test_all_in_triton.py tests/ops/test_tracing.py tests/test_traced_model.py
-# What packs for a GPU machine: its Python and the same versions.
+FLOOR_TESTS := tests/ops/test_triton_sizes.py tests/test_all_in_triton.py \
+  tests/ops/test_tracing.py tests/test_traced_model.py
+# The virtual environment from which a GPU machine is packed: its Python and the same versions.
 GPU ?= .venv-gpu
 GPU_PYTHON ?= python3.12
-DOCS_PACKAGES := "mkdocs-material>=9.6,<10" "mkdocstrings-python>=1.16"
-TEST_PACKAGES := pytest pytest-timeout pytest-xdist hypothesis pillow safetensors tqdm huggingface_hub typer av scipy \
-  onnx onnxscript onnxruntime
+GPU_PIP := $(GPU)/bin/python -m pip --disable-pip-version-check -q
+TEST_PACKAGES := pytest pytest-timeout pytest-xdist hypothesis pillow safetensors tqdm \
+  huggingface_hub typer av scipy onnx onnxscript onnxruntime
 
 .PHONY: setup demo test test-slow test-floor bench lint format build clean floor-packages \
   gpu-setup pack-gpu dry-run generated pictures docs docs-serve
@@ -28,15 +35,16 @@ $(STAMP): pyproject.toml CMakeLists.txt
 	test -x $(PY) || $${PYTHON:-python3} -m venv $(VENV)
 	$(PIP) install -U pip
 	$(PY) -c "import torch" 2>/dev/null || $(PIP) install "$(TORCH)"
-	$(PIP) install "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.24" ninja
+	$(PIP) install $(BUILD_PACKAGES)
 	$(PIP) install --no-build-isolation -e ".[test,dev,triton]"
 	touch $@
 
 build: $(STAMP)  ## rebuild the native module after a change
 	$(PIP) install --no-build-isolation --no-deps -e .
 
-demo: $(STAMP)  ## the main job on the shipped clip: track three objects, write masks and an overlay
-	$(VENV)/bin/sam2-fast track examples/clip.mp4 --prompts examples/clip_prompts.json --output outputs/demo
+demo: $(STAMP)  ## track three objects through the example clip; write masks and an overlay
+	$(VENV)/bin/sam2-fast track examples/clip.mp4 --prompts examples/clip_prompts.json \
+	  --output outputs/demo
 
 test: $(STAMP)
 	$(PY) -m pytest -n 2 --dist worksteal -q
@@ -46,37 +54,40 @@ test-slow: $(STAMP)
 
 $(FLOOR)/.packages: Makefile
 	test -x $(FLOOR)/bin/python || $(FLOOR_PYTHON) -m venv $(FLOOR)
-	$(FLOOR)/bin/python -m pip --disable-pip-version-check -q install -U pip
-	$(FLOOR)/bin/python -m pip --disable-pip-version-check -q install $(FLOOR_PACKAGES) $(TEST_PACKAGES)
+	$(FLOOR_PIP) install -U pip
+	$(FLOOR_PIP) install $(FLOOR_PACKAGES) $(TEST_PACKAGES)
 	touch $@
 
 floor-packages: $(FLOOR)/.packages
 
-test-floor: $(FLOOR)/.packages  ## with the lowest supported versions; FLOOR_WHEEL: a wheel of this tree, else it is built
-	$(FLOOR)/bin/python -m pip --disable-pip-version-check -q install --no-deps --force-reinstall $(or $(FLOOR_WHEEL),.)
+# FLOOR_WHEEL: a wheel of this tree; without it, one is built
+test-floor: $(FLOOR)/.packages  ## tests with the lowest supported versions
+	$(FLOOR_PIP) install --no-deps --force-reinstall $(or $(FLOOR_WHEEL),.)
 	rm -rf build/floor && mkdir -p build/floor
 	cp -r tests tools benchmarks examples pyproject.toml build/floor/
-	cd build/floor && $(abspath $(FLOOR))/bin/python -m pytest -n 2 --dist worksteal -q $(FLOOR_TESTS)
+	cd build/floor && $(abspath $(FLOOR))/bin/python -m pytest -n 2 --dist worksteal -q \
+	  $(FLOOR_TESTS)
 	cd build/floor && $(abspath $(FLOOR))/bin/python -m tools.dry_run --check
 
-dry-run: $(FLOOR)/.packages  ## replace the table of what the real model launches
-	$(FLOOR)/bin/python -m pip --disable-pip-version-check -q install --no-deps --force-reinstall $(or $(FLOOR_WHEEL),.)
+dry-run: $(FLOOR)/.packages  ## replace the table of what the real models launch
+	$(FLOOR_PIP) install --no-deps --force-reinstall $(or $(FLOOR_WHEEL),.)
 	rm -rf build/floor && mkdir -p build/floor && cp -r tools build/floor/
-	cd build/floor && $(abspath $(FLOOR))/bin/python -m tools.dry_run --json $(abspath tools/gpu/dry_run.json)
+	cd build/floor && $(abspath $(FLOOR))/bin/python -m tools.dry_run \
+	  --json $(abspath tools/gpu/dry_run.json)
 
 $(GPU)/.installed: Makefile
 	test -x $(GPU)/bin/python || $(GPU_PYTHON) -m venv $(GPU)
-	$(GPU)/bin/python -m pip --disable-pip-version-check -q install -U pip
-	$(GPU)/bin/python -m pip --disable-pip-version-check -q install $(FLOOR_PACKAGES) $(TEST_PACKAGES)
-	$(GPU)/bin/python -m pip --disable-pip-version-check -q install "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.24" ninja
+	$(GPU_PIP) install -U pip
+	$(GPU_PIP) install $(FLOOR_PACKAGES) $(TEST_PACKAGES)
+	$(GPU_PIP) install $(BUILD_PACKAGES)
 	touch $@
 
 gpu-setup: $(GPU)/.installed
 
-pack-gpu: $(GPU)/.installed  ## everything that benchmarks.first_light needs on a GPU machine without a network, into .gpu
+pack-gpu: $(GPU)/.installed  ## pack what benchmarks.first_light needs on a GPU machine into .gpu
 	$(GPU)/bin/python -m tools.pack_gpu
 
-generated: $(STAMP)  ## write what follows from the sources: floor plan, names of ops, status page
+generated: $(STAMP)  ## write files that follow from the sources: floor plan, op names, status, chart
 	$(PY) -m tools.floor_plan --write
 	$(PY) -m tools.op_names --write
 	$(PY) -m tools.status --write
@@ -94,7 +105,7 @@ pictures: $(STAMP)  ## the moving picture and the still of the documents, by the
 
 docs: $(STAMP)  ## the documentation site, into build/site; strict
 	$(PIP) install $(DOCS_PACKAGES)
-	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build -q
 	$(PY) -m tools.check_site
 
 docs-serve: docs

@@ -114,7 +114,8 @@ def without_small_regions(masks: Tensor, area_thresh: float, mode: str) -> tuple
         small = small_components(~masks, largest_small)
         return masks | small, small.flatten(1).any(1)
     small = small_components(masks, largest_small)
-    cleaned, changed = masks & ~small, small.flatten(1).any(1)
+    cleaned = masks & ~small
+    changed = small.flatten(1).any(1)
     vanished = changed & ~cleaned.flatten(1).any(1)
     if vanished.any():
         labels, areas = connected_components(masks[vanished])

@@ -19,6 +19,8 @@ END = "<!-- end of the status -->"
 def table() -> str:
     """CPU and GPU side by side."""
     rows = status.rows()
+    from sam2_fast.ops.core.native import ISAS
+
     ops = {op for op, _ in rows}
     cpu = {op for op, backend in rows if backend == "cpu"}
     gpu = {op for op, backend in rows if backend in ("triton", "cuda")}
@@ -35,8 +37,8 @@ def table() -> str:
             f"| ops with a kernel | {len(cpu)} of {len(ops)} | {len(gpu)} of {len(ops)} |",
             f"| tested against PyTorch in CI | {len(tested)} of {len(cpu)} "
             f"| {interpreted} of {len(triton)} in Triton's interpreter |",
-            "| compiled in CI for | portable, AVX2, AVX-512, AVX-512 BF16 "
-            f"| {', '.join(capabilities)} ({compiled} of {len(triton)} without spills) |",
+            f"| compiled in CI for | {', '.join(ISAS)} | {', '.join(capabilities)} |",
+            f"| without register spills | | {compiled} of {len(triton)} |",
             f"| last run | CI | {'; '.join(cards)} |",
         ]
     )

@@ -111,10 +111,13 @@ class SmallShapes:
 
     def attention(self) -> None:
         """Run attention with rotary positions and windowed attention."""
-        q, k, v = self._random(2, 64, 64), self._random(2, 133, 64), self._random(2, 133, 16)
+        q = self._random(2, 64, 64)
+        k = self._random(2, 133, 64)
+        v = self._random(2, 133, 16)
         rope_attention(q, k, v, rope_table(64, 8).to(self._device), 5, backend=self._backend)
         for window, pool in ((8, False), (14, False), (4, True), (0, True)):
-            qkv, pad = self._random(1, 16, 16, 3 * 112), self._random(3 * 112)
+            qkv = self._random(1, 16, 16, 3 * 112)
+            pad = self._random(3 * 112)
             window_attention(qkv, pad, 2, window, pool, backend=self._backend)
 
     def blocks(self) -> None:
@@ -136,7 +139,8 @@ class SmallShapes:
         """Run the memory encoder, and memory attention with different numbers of maps."""
         widths = {"K1": 4, "K2": 16, "K3": 64, "K4": 256, "C": 256, "F": 64, "M": 64}
         weights = self._weights(MemoryEncoderWeights, **widths)
-        low, logits = self._random(1, 3, 4, 256), self._random(2, 12, 16)
+        low = self._random(1, 3, 4, 256)
+        logits = self._random(2, 12, 16)
         memory_encoder(low, logits, weights, False, backend=self._backend)
         dim = 64
         m = 16  # channels of a memory

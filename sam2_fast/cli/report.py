@@ -18,7 +18,10 @@ import typer
 from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.weights.hub import WeightsUnavailableError
 
-BAD_INPUT, NO_WEIGHTS, INTERRUPTED, OUT_OF_MEMORY = 2, 3, 130, 1
+BAD_INPUT = 2
+NO_WEIGHTS = 3
+INTERRUPTED = 130
+OUT_OF_MEMORY = 1
 
 P = ParamSpec("P")
 

@@ -206,7 +206,8 @@ def _draw(
         return
     y, x = np.mgrid[top:bottom, left:right].astype(np.float32)
     across, down = (x - pose.x) / pose.radius, (y - pose.y) / pose.radius
-    cos, sin = np.float32(np.cos(pose.angle)), np.float32(np.sin(pose.angle))
+    cos = np.float32(np.cos(pose.angle))
+    sin = np.float32(np.sin(pose.angle))
     u, v = cos * across + sin * down, cos * down - sin * across
     covered = item.shape.contains(u, v, t)
     image[top:bottom, left:right][covered] = item.texture.colour(u[covered], v[covered])

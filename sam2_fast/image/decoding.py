@@ -109,7 +109,8 @@ class PromptDecoder:
             low.append(prediction.logits)
             iou.append(prediction.iou)
         if not low:
-            masks, side = 3 if multimask else 1, self.model.config.image_size // 4
+            masks = 3 if multimask else 1
+            side = self.model.config.image_size // 4
             no_logits = torch.zeros(0, masks, side, side, device=self.device)
             return no_logits, torch.zeros(0, masks, device=self.device)
         return torch.cat(low), torch.cat(iou)

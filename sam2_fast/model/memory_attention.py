@@ -69,7 +69,8 @@ class MemoryAttention(OpModule[MemoryAttentionWeights]):
 
     def __init__(self, config: Sam2Config) -> None:
         super().__init__()
-        dim, side = config.hidden_dim, config.grid
+        dim = config.hidden_dim
+        side = config.grid
         self.layers = nn.ModuleList(
             MemoryAttentionLayer(dim, config.memory_dim, config.memory_ffn_dim)
             for _ in range(config.memory_layers)

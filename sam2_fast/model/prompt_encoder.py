@@ -26,7 +26,8 @@ class PromptEncoder(nn.Module):
 
     def __init__(self, config: Sam2Config) -> None:
         super().__init__()
-        dim, side = config.hidden_dim, config.grid
+        dim = config.hidden_dim
+        side = config.grid
         self.embed_dim = dim
         self.input_image_size = (config.image_size, config.image_size)
         self.image_embedding_size = (side, side)

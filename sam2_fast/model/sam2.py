@@ -53,7 +53,9 @@ class Sam2(nn.Module):
         super().__init__()
         self.config = config
         self.options = options or Options()
-        dim, memory_dim, side = config.hidden_dim, config.memory_dim, config.grid
+        dim = config.hidden_dim
+        memory_dim = config.memory_dim
+        side = config.grid
         self.image_encoder = ImageEncoder(config)
         self.mask_downsample = nn.Conv2d(1, 1, kernel_size=4, stride=4)
         self.memory_attention = MemoryAttention(config)
@@ -125,7 +127,8 @@ class Sam2(nn.Module):
 
         The decoder's projections of the fine levels are already applied.
         """
-        neck, decoder = self.image_encoder.neck, self.sam_mask_decoder
+        neck = self.image_encoder.neck
+        decoder = self.sam_mask_decoder
         maps = self.image_encoder.trunk(self._enter(images))
         return Features(neck.low(maps), *neck.projected(maps, decoder.conv_s1, decoder.conv_s0))
 
@@ -151,7 +154,8 @@ class Sam2(nn.Module):
         longest: the age that is scaled to 1.
         Source: official `_prepare_memory_conditioned_features`.
         """
-        dtype, memory_dim = low.dtype, self.config.memory_dim
+        dtype = low.dtype
+        memory_dim = self.config.memory_dim
         tokens_per_pointer = self.config.hidden_dim // memory_dim
         flat_maps = list(chain.from_iterable(maps))
         flat_ages = upload_numbers(list(chain.from_iterable(ages)), torch.float32, low.device)
@@ -176,7 +180,8 @@ class Sam2(nn.Module):
     @respects_prove
     def attend_at(self, low: Tensor, memories: Memories | MemoryTable) -> Tensor:
         """`attend` for arguments of the op: low [1 or B, 256, h, w] -> [B, 256, h, w]."""
-        side, dtype = self.config.grid, low.dtype
+        side = self.config.grid
+        dtype = low.dtype
         constants = self.maskmem_tpos_enc[:, 0, 0], self._memory_position(), self._image_position()
         parameters = [self.maskmem_tpos_enc, *constants[1:]]
         temporal, memory_position, position = self._tables.get(

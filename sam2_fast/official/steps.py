@@ -159,7 +159,8 @@ class OfficialSteps(Sam2):
         bank = bank_of(output_dict)
         limits = self.recall_limits._replace(stride=1) if self.training else self.recall_limits
         recall = bank.recall(frame_idx, -1 if track_in_reverse else 1, num_frames, *limits)
-        batch, num_maps = low.shape[0], self.config.num_maps
+        batch = low.shape[0]
+        num_maps = self.config.num_maps
         maps = [m.to(low.device) for m in recalled_maps(bank, recall, num_maps)]
         pointers = recalled_pointers(bank, recall, num_maps, frame_idx, track_in_reverse)
         if pointers:

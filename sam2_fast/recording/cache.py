@@ -103,7 +103,8 @@ class Graphs:
 
     def refuses_frame(self, model: Sam2, low: Tensor) -> str | None:
         """Why a tracked frame cannot run from a CUDA graph although `refuses` is None, or None."""
-        dtype, dim = compute_dtype(model.no_mem_embed), model.config.hidden_dim
+        dtype = compute_dtype(model.no_mem_embed)
+        dim = model.config.hidden_dim
         if dtype not in (torch.bfloat16, torch.float16) or dim not in (16, 32, 64, 128, 256):
             return (
                 f"the compute dtype is {dtype} with {dim} channels; CUDA graphs need bfloat16 or "

@@ -67,7 +67,8 @@ class FrameGraph:
         features: of any frame, for their shapes and dtypes.
         pointer_dtype: dtype of the stored object pointers.
         """
-        device, config = features.low.device, model.config
+        device = features.low.device
+        config = model.config
         self._model = model
         self._room = room
         self._longest = longest
@@ -119,8 +120,10 @@ class FrameGraph:
         """One frame, computed from static memory; this function is captured."""
         from sam2_fast.kernels.memory_attention import gather_rows
 
-        model, features = self._model, self._features
-        pointers, positions = self._pointers, self._positions
+        model = self._model
+        features = self._features
+        pointers = self._pointers
+        positions = self._positions
         gather_rows(self._pointer_addresses, self._pointer_like, pointers)
         gather_rows(self._position_addresses, positions, positions.view(pointers.shape))
         fused = model.attend_at(features.low, self._table)

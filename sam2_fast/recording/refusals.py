@@ -30,7 +30,8 @@ def overridden(model: Sam2) -> list[str]:
 
     A CUDA graph of the model runs the code of `Sam2`.
     """
-    kind, own = type(model), vars(model)
+    kind = type(model)
+    own = vars(model)
     return [
         name for name, value in _sam2_members() if getattr(kind, name) is not value or name in own
     ]

@@ -17,7 +17,9 @@ from sam2_fast.training.recipe import Recipe
 from sam2_fast.training.trainer import Trainer
 from sam2_fast.weights.build import choose_device
 
-CHECKPOINT, WEIGHTS, LOG = "checkpoint.pt", "model.safetensors", "log.jsonl"
+CHECKPOINT = "checkpoint.pt"
+WEIGHTS = "model.safetensors"
+LOG = "log.jsonl"
 LAST = 100
 """Number of last steps over which the returned losses are averaged."""
 

@@ -291,7 +291,8 @@ class Tracker:
         self, session: VideoSession, tracks: Sequence[ObjectTrack], frame: int, step: int
     ) -> Remembered:
         """The memories that a frame attends to for each object, on the compute device."""
-        limits, num_frames = self._model.recall_limits, session.num_frames
+        limits = self._model.recall_limits
+        num_frames = session.num_frames
         recalls = [t.bank.recall(frame, step, num_frames, *limits) for t in tracks]
         pairs = list(zip(tracks, recalls, strict=True))
         return Remembered(
@@ -326,7 +327,8 @@ class Tracker:
         self, session: VideoSession, rows: Sequence[Preview | FrameMemory | None]
     ) -> Tensor:
         """[N, 1, 4h, 4w] float32 on the compute device; an object without a result is absent."""
-        side, device = 4 * self._model.config.grid, session.device
+        side = 4 * self._model.config.grid
+        device = session.device
         if not rows:
             return torch.zeros(0, 1, side, side, device=device)
         logits = [None if row is None else row.logits for row in rows]

@@ -65,13 +65,15 @@ def triton_decoder(
         state = step(None, self_attention=_projections(first.self_attention))
         residual = None
         for layer, following in ((first, second), (second, None)):
-            norm, bias = layer.norm1, layer.self_attention.out.bias
+            norm = layer.norm1
+            bias = layer.self_attention.out.bias
             pending = Pending(state.self_parts, bias, residual, norm.weight, norm.bias)
             state = step(pending, to_image=_queries(layer.token_to_image))
             spans = token_to_image_attention(pixels, position, state.queries, num_heads)
             values = _values(layer.token_to_image)
             attended = token_to_image_output(spans, values, num_heads, count)
-            norm, bias = layer.norm2, layer.token_to_image.out.bias
+            norm = layer.norm2
+            bias = layer.token_to_image.out.bias
             pending = Pending(attended, bias, state.tokens, norm.weight, norm.bias)
             fc1, fc2 = layer.fc1, layer.fc2
             residual, parts = token_mlp(pending, (fc1.weight, fc1.bias, fc2.weight), EPS)
@@ -86,7 +88,8 @@ def triton_decoder(
             pixels = image_to_token_attention(
                 pixels, position, state.to_token, num_heads, bias_and_norm, EPS, residual_dtype
             )
-        last, norm = w.named.final_attention, w.named.final_norm
+        last = w.named.final_attention
+        norm = w.named.final_norm
         spans = token_to_image_attention(pixels, position, state.queries, num_heads)
         attended = token_to_image_output(spans, _values(last), num_heads, count)
         pending = Pending(attended, last.out.bias, residual, norm.weight, norm.bias)
