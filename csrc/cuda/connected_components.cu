@@ -1,8 +1,8 @@
-// Block union-find on the GPU: tiles are resolved in shared memory, their borders merged in global
-// memory, then every pixel takes its root's index and area. Four launches for any number of masks;
-// small components in one. Parents only ever decrease (atomicMin), so a root is the first pixel of
-// its component in row-major order, and a chain that is read while others write still ends at an
-// ancestor.
+// Union-find by tiles: the components of each tile are linked in shared memory, then linked across
+// tile borders in global memory, then every pixel gets the index and area of its root. Any number
+// of masks needs four launches; small_components_cuda needs one. Parents only decrease (atomicMin).
+// So the root of a component is its first pixel in row-major order, and a thread that follows a
+// chain of parents while other threads modify it still reaches an ancestor of the pixel.
 #include <cuda_runtime.h>
 
 #include "csrc/connected_components.h"
@@ -10,9 +10,9 @@
 namespace sam2_fast {
 namespace {
 
-constexpr int kTileWidth = 32;  // one warp reads one row of a tile: 32 bytes of mask, 128 of labels
+constexpr int kTileWidth = 32;  // a warp reads one row of a tile: 32 bytes of mask, 128 of labels
 constexpr int kTileHeight = 32;
-constexpr int kThreads = 256;                                // 8 rows at a time; a tile is 4 steps
+constexpr int kThreads = 256;                                // 8 rows of a tile at a time
 constexpr int kBorder = kTileWidth + 2 * (kTileHeight - 1);  // top row, left column, right column
 constexpr int32_t kBackground = -1;
 
@@ -30,8 +30,8 @@ struct Tile {
 __host__ Grid make_grid(int64_t count, int32_t height, int32_t width) {
   Grid g;
   g.pixels = static_cast<int64_t>(height) * width;
-  g.tiles_x =
-      (width - 1) / kTileWidth + 1;  // not (width + 31) / 32: a width near 2^31 would overflow
+  // not (width + 31) / 32, which would overflow for a width near 2^31
+  g.tiles_x = (width - 1) / kTileWidth + 1;
   g.tiles_y = (height - 1) / kTileHeight + 1;
   g.tiles = count * g.tiles_x * g.tiles_y;
   return g;
@@ -40,11 +40,12 @@ __host__ Grid make_grid(int64_t count, int32_t height, int32_t width) {
 __device__ Tile locate(const Grid& g, int64_t index) {
   const int64_t per_mask = static_cast<int64_t>(g.tiles_x) * g.tiles_y;
   const int64_t mask = index / per_mask;
-  const int32_t rest = static_cast<int32_t>(index - mask * per_mask);
-  return {mask * g.pixels, rest / g.tiles_x * kTileHeight, rest % g.tiles_x * kTileWidth};
+  const int32_t tile_in_mask = static_cast<int32_t>(index - mask * per_mask);
+  return {mask * g.pixels, tile_in_mask / g.tiles_x * kTileHeight,
+          tile_in_mask % g.tiles_x * kTileWidth};
 }
 
-// Parents are read past the L1 cache: another block may have lowered them.
+// The read bypasses the L1 cache, because another block may have changed the parent.
 __device__ int32_t read_parent(const int32_t* parent, int32_t i) {
   return *reinterpret_cast<const volatile int32_t*>(parent + i);
 }
@@ -59,50 +60,50 @@ __device__ void unite(int32_t* parent, int32_t a, int32_t b) {
     a = find_root(parent, a);
     b = find_root(parent, b);
     if (a == b) return;
-    const int32_t high = max(a, b), low = min(a, b);
-    const int32_t before = atomicMin(parent + high, low);
-    if (before == high) return;  // it was a root, and now hangs under `low`
-    // another thread linked `high` to `before` first: `before` and `low` must be united, too
-    a = before;
-    b = low;
+    const int32_t larger = max(a, b), smaller = min(a, b);
+    const int32_t old_parent = atomicMin(parent + larger, smaller);
+    if (old_parent == larger) return;  // `larger` was a root and is now linked to `smaller`
+    // another thread linked `larger` to `old_parent` first: unite `old_parent` and `smaller`, too
+    a = old_parent;
+    b = smaller;
   }
 }
 
-// A block owns one tile at a time: links its pixels in shared memory, then writes each pixel's
-// parent as an index in its mask.
+// Each block processes one tile at a time. It links the tile's pixels in shared memory, then stores
+// the parent of each pixel as an index in the mask.
 __global__ void label_tiles_kernel(ConnectedComponentsParams p, Grid g) {
   __shared__ int32_t parent[kTileHeight * kTileWidth];
-  const int lane = threadIdx.x % kTileWidth, first_row = threadIdx.x / kTileWidth;
+  const int column = threadIdx.x % kTileWidth, first_row = threadIdx.x / kTileWidth;
   for (int64_t index = blockIdx.x; index < g.tiles; index += gridDim.x) {
     const Tile tile = locate(g, index);
-    const int32_t x = tile.x0 + lane;
+    const int32_t x = tile.x0 + column;
     for (int r = first_row; r < kTileHeight; r += kThreads / kTileWidth) {
-      const int32_t y = tile.y0 + r, local = r * kTileWidth + lane;
+      const int32_t y = tile.y0 + r, local = r * kTileWidth + column;
       const bool on = y < p.height && x < p.width &&
                       p.masks[tile.base + static_cast<int64_t>(y) * p.width + x] != 0;
       parent[local] = on ? local : kBackground;
     }
     __syncthreads();
     for (int r = first_row; r < kTileHeight; r += kThreads / kTileWidth) {
-      const int32_t local = r * kTileWidth + lane;
+      const int32_t local = r * kTileWidth + column;
       if (read_parent(parent, local) == kBackground) continue;
-      if (lane > 0 && read_parent(parent, local - 1) != kBackground) {
+      if (column > 0 && read_parent(parent, local - 1) != kBackground) {
         unite(parent, local, local - 1);
       }
       if (r == 0) continue;
       const int32_t up = local - kTileWidth;
       if (read_parent(parent, up) != kBackground) {
-        unite(parent, local, up);  // the corners above are then linked to `up` already
+        unite(parent, local, up);  // the pixels beside `up` are linked to it already
         continue;
       }
-      if (lane > 0 && read_parent(parent, up - 1) != kBackground) unite(parent, local, up - 1);
-      if (lane < kTileWidth - 1 && read_parent(parent, up + 1) != kBackground) {
+      if (column > 0 && read_parent(parent, up - 1) != kBackground) unite(parent, local, up - 1);
+      if (column < kTileWidth - 1 && read_parent(parent, up + 1) != kBackground) {
         unite(parent, local, up + 1);
       }
     }
     __syncthreads();
     for (int r = first_row; r < kTileHeight; r += kThreads / kTileWidth) {
-      const int32_t y = tile.y0 + r, local = r * kTileWidth + lane;
+      const int32_t y = tile.y0 + r, local = r * kTileWidth + column;
       if (y >= p.height || x >= p.width) continue;
       int32_t out = kBackground;
       if (parent[local] != kBackground) {
@@ -115,15 +116,16 @@ __global__ void label_tiles_kernel(ConnectedComponentsParams p, Grid g) {
   }
 }
 
-// A thread owns one pixel on the top row, left or right column of a tile and links it to its
-// neighbours in earlier tiles.
+// Each thread processes one pixel of the top row, left column or right column of a tile and links
+// it to its neighbours in other tiles.
 __global__ void merge_borders_kernel(ConnectedComponentsParams p, Grid g) {
-  const int64_t total = g.tiles * kBorder, stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; index < total;
-       index += stride) {
+  const int64_t num_border_pixels = g.tiles * kBorder,
+                stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+       index < num_border_pixels; index += stride) {
     const Tile tile = locate(g, index / kBorder);
     const int k = static_cast<int>(index % kBorder);
-    const int side = k - kTileWidth;  // < 0: top row; then left and right columns, alternating
+    const int side = k - kTileWidth;  // < 0: top row; else left (even) or right column
     const int32_t ly = side < 0 ? 0 : 1 + side / 2;
     const int32_t column = side % 2 ? kTileWidth - 1 : 0;
     const int32_t lx = side < 0 ? k : column;
@@ -148,35 +150,37 @@ __global__ void merge_borders_kernel(ConnectedComponentsParams p, Grid g) {
   }
 }
 
-// A thread owns pixels; it replaces the parent by the root and adds to the root's area, one atomic
-// per root and warp.
-__global__ void count_areas_kernel(ConnectedComponentsParams p, Grid g, int64_t total) {
+// Each thread replaces the parents of its pixels by their roots. Pixels of a warp with the same
+// root are added to the root's area by one atomic operation.
+__global__ void count_areas_kernel(ConnectedComponentsParams p, Grid g, int64_t num_pixels) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  const int64_t rounded = (total + 31) / 32 * 32;  // whole warps stay together for the vote
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < rounded;
+  // rounded up to whole warps, because all threads of a warp must execute the match
+  const int64_t rounded_pixels = (num_pixels + 31) / 32 * 32;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < rounded_pixels;
        i += stride) {
-    int64_t at = -1;  // offset of the root in `areas`
-    if (i < total) {
+    int64_t root_offset = -1;  // in `areas`; -1 on background
+    if (i < num_pixels) {
       const int64_t base = i / g.pixels * g.pixels;
       const int32_t self = static_cast<int32_t>(i - base);
       if (read_parent(p.labels + base, self) != kBackground) {
         const int32_t root = find_root(p.labels + base, self);
         p.labels[i] = root;
-        at = base + root;
+        root_offset = base + root;
       }
     }
-    const unsigned same = __match_any_sync(0xffffffffu, static_cast<unsigned long long>(at));
-    if (at >= 0 && static_cast<int>(threadIdx.x % 32) == __ffs(same) - 1) {
-      atomicAdd(p.areas + at, __popc(same));
+    const unsigned same_root =
+        __match_any_sync(0xffffffffu, static_cast<unsigned long long>(root_offset));
+    if (root_offset >= 0 && static_cast<int>(threadIdx.x % 32) == __ffs(same_root) - 1) {
+      atomicAdd(p.areas + root_offset, __popc(same_root));
     }
   }
 }
 
-// A thread owns pixels; it takes the area from the root (whose own value does not change) and turns
-// the root into a label.
-__global__ void spread_kernel(ConnectedComponentsParams p, Grid g, int64_t total) {
+// Each thread copies the area of the root to its pixels and converts root indices to labels. The
+// area at the root itself does not change.
+__global__ void spread_kernel(ConnectedComponentsParams p, Grid g, int64_t num_pixels) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < total;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < num_pixels;
        i += stride) {
     const int32_t root = p.labels[i];
     if (root != kBackground) p.areas[i] = p.areas[i / g.pixels * g.pixels + root];
@@ -184,9 +188,9 @@ __global__ void spread_kernel(ConnectedComponentsParams p, Grid g, int64_t total
   }
 }
 
-// A block owns one tile and sees max_area pixels beyond it on every side. A component that reaches
-// past what it sees has more than max_area pixels in sight, so counting what is in sight decides
-// exactly.
+// Each block loads one tile with a halo of max_area pixels on every side. A component that touches
+// the tile and extends beyond the halo has more than max_area pixels in tile and halo. So counting
+// pixels in tile and halo is sufficient to decide whether the component is small.
 __global__ void small_components_kernel(SmallComponentsParams p, Grid g) {
   constexpr int kSide = kTileWidth + 2 * kMaxLocalArea;
   static_assert(2 * kSide * kSide * sizeof(int32_t) <= 48 * 1024,
@@ -198,8 +202,8 @@ __global__ void small_components_kernel(SmallComponentsParams p, Grid g) {
     const Tile tile = locate(g, index);
     for (int c = threadIdx.x; c < cells; c += blockDim.x) {
       const int32_t y = tile.y0 - halo + c / side, x = tile.x0 - halo + c % side;
-      const bool inside = y >= 0 && y < p.height && x >= 0 && x < p.width;
-      parent[c] = inside && p.masks[tile.base + static_cast<int64_t>(y) * p.width + x] != 0
+      const bool in_image = y >= 0 && y < p.height && x >= 0 && x < p.width;
+      parent[c] = in_image && p.masks[tile.base + static_cast<int64_t>(y) * p.width + x] != 0
                       ? c
                       : kBackground;
       area[c] = 0;
@@ -234,12 +238,14 @@ __global__ void small_components_kernel(SmallComponentsParams p, Grid g) {
   }
 }
 
-unsigned blocks(int64_t wanted) {
-  constexpr int64_t kMost = 1 << 20;  // kernels stride over the rest
-  return static_cast<unsigned>(wanted < kMost ? wanted : kMost);
+// Grid size for `count` blocks of work; kernels loop over work beyond the maximum.
+unsigned block_count(int64_t count) {
+  constexpr int64_t kMaxBlocks = 1 << 20;
+  return static_cast<unsigned>(count < kMaxBlocks ? count : kMaxBlocks);
 }
 
-const char* result(cudaError_t error) {
+// Null for success, or CUDA's error text.
+const char* error_text(cudaError_t error) {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
@@ -247,27 +253,28 @@ const char* result(cudaError_t error) {
 
 const char* connected_components_cuda(const ConnectedComponentsParams& p, void* stream_handle) {
   const Grid g = make_grid(p.count, p.height, p.width);
-  const int64_t total = p.count * g.pixels;
-  if (total == 0) return nullptr;
+  const int64_t num_pixels = p.count * g.pixels;
+  if (num_pixels == 0) return nullptr;
   const auto stream = static_cast<cudaStream_t>(stream_handle);
-  const cudaError_t cleared =
-      cudaMemsetAsync(p.areas, 0, static_cast<size_t>(total) * sizeof(int32_t), stream);
-  if (cleared != cudaSuccess) return result(cleared);
-  label_tiles_kernel<<<blocks(g.tiles), kThreads, 0, stream>>>(p, g);
-  merge_borders_kernel<<<blocks((g.tiles * kBorder + kThreads - 1) / kThreads), kThreads, 0,
+  const cudaError_t error =
+      cudaMemsetAsync(p.areas, 0, static_cast<size_t>(num_pixels) * sizeof(int32_t), stream);
+  if (error != cudaSuccess) return error_text(error);
+  label_tiles_kernel<<<block_count(g.tiles), kThreads, 0, stream>>>(p, g);
+  merge_borders_kernel<<<block_count((g.tiles * kBorder + kThreads - 1) / kThreads), kThreads, 0,
                          stream>>>(p, g);
-  count_areas_kernel<<<blocks((total + kThreads - 1) / kThreads), kThreads, 0, stream>>>(p, g,
-                                                                                         total);
-  spread_kernel<<<blocks((total + kThreads - 1) / kThreads), kThreads, 0, stream>>>(p, g, total);
-  return result(cudaGetLastError());
+  count_areas_kernel<<<block_count((num_pixels + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
+      p, g, num_pixels);
+  spread_kernel<<<block_count((num_pixels + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
+      p, g, num_pixels);
+  return error_text(cudaGetLastError());
 }
 
 const char* small_components_cuda(const SmallComponentsParams& p, void* stream_handle) {
   const Grid g = make_grid(p.count, p.height, p.width);
   if (p.count * g.pixels == 0) return nullptr;
-  small_components_kernel<<<blocks(g.tiles), kThreads, 0,
+  small_components_kernel<<<block_count(g.tiles), kThreads, 0,
                             static_cast<cudaStream_t>(stream_handle)>>>(p, g);
-  return result(cudaGetLastError());
+  return error_text(cudaGetLastError());
 }
 
 }  // namespace sam2_fast
