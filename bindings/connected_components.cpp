@@ -1,4 +1,4 @@
-// Checks and launch of csrc/connected_components.h.
+// Checks the arguments of the kernels in csrc/connected_components.h and runs them.
 #include "csrc/connected_components.h"
 
 #include <limits>
@@ -19,8 +19,8 @@ struct Shape {
 
 Shape check_masks(const View& masks) {
   if (masks.t.ndim != 3) refuse(masks.name, "[N, H, W]", text_of_sizes(masks.sizes()));
-  masks.want_byte();
-  masks.want_contiguous();
+  masks.require_byte();
+  masks.require_contiguous();
   const int64_t height = masks.t.shape[1], width = masks.t.shape[2];
   if (height != 0 && width > std::numeric_limits<int32_t>::max() / height) {
     refuse(masks.name, "H * W < 2^31", text_of_sizes(masks.sizes()));
@@ -29,9 +29,9 @@ Shape check_masks(const View& masks) {
 }
 
 void check_output(const View& out, const View& masks) {
-  out.want_shape({masks.t.shape[0], masks.t.shape[1], masks.t.shape[2]});
-  out.want_contiguous();
-  out.want_device_of(masks);
+  out.require_shape({masks.t.shape[0], masks.t.shape[1], masks.t.shape[2]});
+  out.require_contiguous();
+  out.require_device_of(masks);
 }
 
 template <typename Params>
@@ -53,7 +53,7 @@ void launch(const View& masks, const Params& params, int num_threads,
     return;
   }
 #endif
-  refuse(masks.name, "a tensor on a device that this build has kernels for",
+  refuse(masks.name, "a tensor on a device for which this build has kernels",
          text_of(masks.t.device));
 }
 
@@ -64,7 +64,7 @@ void components(py::handle masks_object, py::handle labels_object, py::handle ar
   const Shape s = check_masks(masks);
   for (const View* out : {&labels, &areas}) {
     check_output(*out, masks);
-    out->want_int32();
+    out->require_int32();
   }
   const ConnectedComponentsParams params{masks.data<const uint8_t>(),
                                          labels.data<int32_t>(),
@@ -83,7 +83,7 @@ void small(py::handle masks_object, py::handle small_object, int32_t max_area, i
   const View masks("masks", masks_object), out("small", small_object);
   const Shape s = check_masks(masks);
   check_output(out, masks);
-  out.want_byte();
+  out.require_byte();
   if (max_area < 1) refuse("max_area", "1 or more pixels", std::to_string(max_area));
   if (masks.t.device.type == dl::kCuda && max_area > kMaxLocalArea) {
     refuse("max_area", "at most " + std::to_string(kMaxLocalArea) + " on CUDA",

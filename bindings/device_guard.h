@@ -1,4 +1,4 @@
-// Makes a CUDA device current for a scope and puts the caller's back.
+// Makes a CUDA device current for a scope, then restores the previous one.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,10 +11,10 @@ namespace sam2_fast {
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
-    check(cudaGetDevice(&before_));
-    if (before_ != device) check(cudaSetDevice(device));
+    check(cudaGetDevice(&previous_));
+    if (previous_ != device) check(cudaSetDevice(device));
   }
-  ~DeviceGuard() { cudaSetDevice(before_); }
+  ~DeviceGuard() { cudaSetDevice(previous_); }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
@@ -24,7 +24,7 @@ class DeviceGuard {
       throw std::runtime_error(std::string("CUDA device: ") + cudaGetErrorString(error));
     }
   }
-  int before_ = 0;
+  int previous_ = 0;
 };
 
 }  // namespace sam2_fast

@@ -1,4 +1,4 @@
-// Comparisons of Python objects that are made for every frame, without the interpreter's loop.
+// Comparisons of Python objects that run for every frame, as native loops.
 #include <initializer_list>
 #include <string>
 
@@ -7,7 +7,7 @@
 namespace sam2_fast {
 namespace {
 
-void want_equal_lengths(const char* names, std::initializer_list<size_t> lengths) {
+void require_equal_lengths(const char* names, std::initializer_list<size_t> lengths) {
   bool equal = true;
   for (const size_t length : lengths) equal = equal && length == *lengths.begin();
   if (equal) return;
@@ -20,18 +20,19 @@ void want_equal_lengths(const char* names, std::initializer_list<size_t> lengths
 
 // Whether groups[i][names[i]] is values[i], for all i.
 bool same_members(const py::list& groups, const py::list& names, const py::list& values) {
-  want_equal_lengths("groups, names, values", {groups.size(), names.size(), values.size()});
+  require_equal_lengths("groups, names, values", {groups.size(), names.size(), values.size()});
   for (Py_ssize_t i = 0, count = static_cast<Py_ssize_t>(values.size()); i < count; ++i) {
     PyObject* group = PyList_GET_ITEM(groups.ptr(), i);
     if (!PyDict_Check(group)) refuse_type("groups: expected dictionaries", group);
-    PyObject* found = PyDict_GetItemWithError(group, PyList_GET_ITEM(names.ptr(), i));
-    if (found == nullptr && PyErr_Occurred()) throw py::error_already_set();
-    if (found != PyList_GET_ITEM(values.ptr(), i)) return false;
+    PyObject* member = PyDict_GetItemWithError(group, PyList_GET_ITEM(names.ptr(), i));
+    if (member == nullptr && PyErr_Occurred()) throw py::error_already_set();
+    if (member != PyList_GET_ITEM(values.ptr(), i)) return false;
   }
   return true;
 }
 
-// The result of a method without arguments or of an attribute, through its descriptor.
+// Calls a method without arguments or reads an attribute, given by its descriptor. Returns a new
+// reference, or null with a Python error set.
 PyObject* result_of(PyObject* descriptor, PyObject* object) {
   if (Py_TYPE(descriptor) == &PyGetSetDescr_Type) {
     const auto* getset = reinterpret_cast<PyGetSetDescrObject*>(descriptor)->d_getset;
@@ -48,9 +49,9 @@ long long integer(PyObject* object) {
 }
 
 long long integer_of(PyObject* descriptor, PyObject* object) {
-  const py::object found = py::reinterpret_steal<py::object>(result_of(descriptor, object));
-  if (!found) throw py::error_already_set();
-  return integer(found.ptr());
+  const py::object result = py::reinterpret_steal<py::object>(result_of(descriptor, object));
+  if (!result) throw py::error_already_set();
+  return integer(result.ptr());
 }
 
 bool is_method_without_arguments(PyObject* descriptor) {
@@ -58,12 +59,13 @@ bool is_method_without_arguments(PyObject* descriptor) {
          reinterpret_cast<PyMethodDescrObject*>(descriptor)->d_method->ml_flags == METH_NOARGS;
 }
 
-// Whether addresses[i] and, where there is one, versions[i] are those of tensors[i], for all i;
-// integers of 64 bits. Both at once: most of the time goes into fetching the object.
+// Whether the address and the version of tensors[i] are addresses[i] and versions[i], for all i.
+// Versions that are None are not compared. Both are compared in one loop, because fetching the
+// tensor takes most of the time.
 bool same_tensors(const py::object& address, const py::object& version, const py::list& tensors,
                   const py::list& addresses, const py::list& versions) {
-  want_equal_lengths("tensors, addresses, versions",
-                     {tensors.size(), addresses.size(), versions.size()});
+  require_equal_lengths("tensors, addresses, versions",
+                        {tensors.size(), addresses.size(), versions.size()});
   if (!is_method_without_arguments(address.ptr()) ||
       Py_TYPE(version.ptr()) != &PyGetSetDescr_Type) {
     throw py::type_error(
@@ -77,10 +79,12 @@ bool same_tensors(const py::object& address, const py::object& version, const py
     if (!PyObject_TypeCheck(tensor, owner)) {
       refuse_type("tensors: expected instances of the descriptors' class", tensor);
     }
-    PyObject* was = PyList_GET_ITEM(versions.ptr(), i);
-    if (was != Py_None && integer_of(version.ptr(), tensor) != integer(was)) return false;
-    const long long known = integer(PyList_GET_ITEM(addresses.ptr(), i));
-    if (integer_of(address.ptr(), tensor) != known) return false;
+    PyObject* expected_version = PyList_GET_ITEM(versions.ptr(), i);
+    if (expected_version != Py_None &&
+        integer_of(version.ptr(), tensor) != integer(expected_version))
+      return false;
+    const long long expected_address = integer(PyList_GET_ITEM(addresses.ptr(), i));
+    if (integer_of(address.ptr(), tensor) != expected_address) return false;
   }
   return true;
 }
@@ -100,9 +104,10 @@ bool all_empty(const py::list& dictionaries) {
 void register_fingerprint(py::module_& module) {
   module.def("same_members", &same_members, py::arg("groups"), py::arg("names"), py::arg("values"),
              "Whether groups[i][names[i]] is values[i], for all i.");
-  module.def("same_tensors", &same_tensors, py::arg("address"), py::arg("version"),
-             py::arg("tensors"), py::arg("addresses"), py::arg("versions"),
-             "Whether addresses and versions (None: not compared) are those of the tensors now.");
+  module.def(
+      "same_tensors", &same_tensors, py::arg("address"), py::arg("version"), py::arg("tensors"),
+      py::arg("addresses"), py::arg("versions"),
+      "Whether the tensors have these addresses and versions; a version of None is not compared.");
   module.def("all_empty", &all_empty, py::arg("dictionaries"),
              "Whether all dictionaries are empty.");
 }

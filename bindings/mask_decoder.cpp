@@ -1,4 +1,4 @@
-// Checks and launch of csrc/mask_decoder.h.
+// Checks the arguments of the kernels in csrc/mask_decoder.h and runs them.
 #include "csrc/mask_decoder.h"
 
 #include "bindings/weights.h"
@@ -39,19 +39,20 @@ MlpWeights mlp_of(const WeightFields& fields, int64_t dim, int64_t hidden, int64
   return mlp;
 }
 
-// A matrix whose rows are places and channels, and a bias of the channels alone.
+// Weights of an upscaling layer: the rows of the matrix are ordered by position, then by channel;
+// the bias has one value for each channel.
 Linear upscaling_of(const WeightFields& fields, int64_t channels, int64_t columns) {
   return {fields.matrix("weight", 4 * channels, columns), fields.vector("bias", channels)};
 }
 
-// Weights that were checked, and the tensors in whose memory they lie.
-struct HeldMaskDecoder {
-  HeldWeights held;
+// Checked weights, and references to the tensors that store them.
+struct MaskDecoderWeightsOwner {
+  WeightTensors tensors;
   std::vector<MlpWeights> masks;
   MaskDecoderWeights weights{};
 
-  explicit HeldMaskDecoder(const py::object& object) {
-    const WeightFields fields(object, "weights", held);
+  explicit MaskDecoderWeightsOwner(const py::object& object) {
+    const WeightFields fields(object, "weights", tensors);
     const std::vector<WeightFields> layers = fields.sequence_of("layers", 2);
     const WeightFields& first = layers.front();
     const WeightFields first_q = first.fields("self_attention").fields("q");
@@ -78,7 +79,7 @@ struct HeldMaskDecoder {
     }
     weights.masks = masks.data();
     weights.num_masks = static_cast<int64_t>(masks.size());
-    weights.storage = held.storage;
+    weights.storage = tensors.storage;
   }
 };
 
@@ -112,9 +113,9 @@ void check_tokens(const MaskDecoderParams& params) {
 
 const uint8_t* present_of(py::handle object, const MaskDecoderParams& params) {
   const View present("present", object);
-  want_contiguous_on_cpu(present);
-  present.want_byte();
-  present.want_shape({params.objects, params.prompt_tokens});
+  require_contiguous_on_cpu(present);
+  present.require_byte();
+  present.require_shape({params.objects, params.prompt_tokens});
   const uint8_t* const data = present.data<const uint8_t>();
   const int64_t always = params.first_mask_token + params.weights.num_masks;
   for (int64_t o = 0; o < params.objects; ++o) {
@@ -129,19 +130,19 @@ const uint8_t* present_of(py::handle object, const MaskDecoderParams& params) {
 
 void run(py::handle image_object, py::handle mid_object, py::handle high_object,
          py::handle position_object, py::handle prompts_object, const py::object& present_object,
-         const HeldMaskDecoder& held, int64_t heads, int64_t first_mask_token, int64_t iou_token,
-         bool best, py::handle logits_object, py::handle tokens_object, py::handle quality_object,
-         int num_threads, const std::string& isa_name) {
+         const MaskDecoderWeightsOwner& owner, int64_t heads, int64_t first_mask_token,
+         int64_t iou_token, bool best, py::handle logits_object, py::handle tokens_object,
+         py::handle quality_object, int num_threads, const std::string& isa_name) {
   const View image("image", image_object), mid("mid", mid_object), high("high", high_object);
   const View position("position", position_object), prompts("prompts", prompts_object);
   const View logits("logits", logits_object), tokens("tokens", tokens_object);
   const View quality("quality", quality_object);
   for (const View* view : {&image, &mid, &high, &position, &prompts, &logits, &tokens, &quality}) {
-    want_contiguous_on_cpu(*view);
+    require_contiguous_on_cpu(*view);
   }
-  for (const View* view : {&image, &mid, &high}) view->want_dimensions(4);
-  prompts.want_dimensions(3);
-  const MaskDecoderWeights& weights = held.weights;
+  for (const View* view : {&image, &mid, &high}) view->require_dimensions(4);
+  prompts.require_dimensions(3);
+  const MaskDecoderWeights& weights = owner.weights;
   MaskDecoderParams params{};
   params.weights = weights;
   params.storage = storage_of(image);
@@ -156,13 +157,13 @@ void run(py::handle image_object, py::handle mid_object, py::handle high_object,
   params.iou_token = iou_token;
   params.best = best;
   const int64_t height = params.height, width = params.width, dim = weights.dim;
-  image.want_shape({params.images, height, width, dim});
+  image.require_shape({params.images, height, width, dim});
   check_heads(params);
-  for (const View* view : {&image, &mid}) want_one_or_each(*view, params.objects);
-  mid.want_dtype_of(image);
-  high.want_dtype_of(image);
-  mid.want_shape({params.frames, 2 * height, 2 * width, dim / 4});
-  high.want_shape({params.frames, 4 * height, 4 * width, dim / 8});
+  for (const View* view : {&image, &mid}) require_one_or_each(*view, params.objects);
+  mid.require_dtype_of(image);
+  high.require_dtype_of(image);
+  mid.require_shape({params.frames, 2 * height, 2 * width, dim / 4});
+  high.require_shape({params.frames, 4 * height, 4 * width, dim / 8});
   params.position = floats(position, {height * width, dim});
   params.prompts = floats(prompts, {params.objects, params.prompt_tokens, dim});
   const int64_t num_outputs = best ? 1 : weights.num_masks;
@@ -173,31 +174,36 @@ void run(py::handle image_object, py::handle mid_object, py::handle high_object,
   if (!present_object.is_none()) params.present = present_of(present_object, params);
   if (params.objects == 0 || height * width == 0) return;
   params.image = image.data<const void>();
-  params.mid = mid.data<const void>();
-  params.high = high.data<const void>();
+  params.mid_features = mid.data<const void>();
+  params.high_features = high.data<const void>();
   run_on_cpu(&mask_decoder_cpu, params, num_threads, isa_name);
 }
 
 }  // namespace
 
 void register_mask_decoder(py::module_& module) {
-  typedef HeldMaskDecoder Held;
-  const std::string doc =
-      std::string(
-          R"(Of an object with layers, two of self_attention, norm1, token_to_image, norm2,
-fc1 [F, C], fc2 [C, F], norm3, norm4 and image_to_token; final_attention and final_norm;
-up1 [C, C], up_norm [C / 4] and up2 [C / 2, C / 4], rows by position, then channel, with
-biases [C / 4] and [C / 8]; iou, linear1 [H, C], linear2 [H, H], linear3 [K, H]; masks, a
-sequence of the same to [C / 8]. An attention: q, k, v [I, C] and out [C, I], I = C in
-self_attention, else C / 2.
-)") + kHeldDoc;
-  py::class_<Held>(module, "MaskDecoderWeights", doc.c_str())
+  typedef MaskDecoderWeightsOwner Owner;
+  const std::string doc = std::string(
+                              R"(Weights of the mask decoder, read from the attributes of an object:
+layers: two layers, each with self_attention, norm1, token_to_image, norm2, fc1 [F, C],
+    fc2 [C, F], norm3, norm4 and image_to_token.
+final_attention, final_norm.
+up1 [C, C], up_norm [C / 4], up2 [C / 2, C / 4]: rows of up1 and up2 are ordered by
+    position, then by channel; their biases are [C / 4] and [C / 8].
+iou: linear1 [H, C], linear2 [H, H], linear3 [K, H].
+masks: a sequence of MLPs like iou, with C hidden and C / 8 output channels.
+An attention has q, k, v [I, C] and out [C, I]; I is C in self_attention, else C / 2.
+)") + kWeightsDoc;
+  py::class_<Owner>(module, "MaskDecoderWeights", doc.c_str())
       .def(py::init<const py::object&>(), py::arg("weights"))
-      .def_property_readonly("dim", [](const Held& held) { return held.weights.dim; })
-      .def_property_readonly("hidden", [](const Held& held) { return held.weights.hidden; })
-      .def_property_readonly("iou_hidden", [](const Held& held) { return held.weights.iou_hidden; })
-      .def_property_readonly("iou_values", [](const Held& held) { return held.weights.iou_values; })
-      .def_property_readonly("num_masks", [](const Held& held) { return held.weights.num_masks; });
+      .def_property_readonly("dim", [](const Owner& owner) { return owner.weights.dim; })
+      .def_property_readonly("hidden", [](const Owner& owner) { return owner.weights.hidden; })
+      .def_property_readonly("iou_hidden",
+                             [](const Owner& owner) { return owner.weights.iou_hidden; })
+      .def_property_readonly("iou_values",
+                             [](const Owner& owner) { return owner.weights.iou_values; })
+      .def_property_readonly("num_masks",
+                             [](const Owner& owner) { return owner.weights.num_masks; });
   module.def("mask_decoder", &run, py::arg("image"), py::arg("mid"), py::arg("high"),
              py::arg("position"), py::arg("prompts"), py::arg("present"), py::arg("weights"),
              py::arg("heads"), py::arg("first_mask_token"), py::arg("iou_token"), py::arg("best"),

@@ -1,4 +1,4 @@
-// Checks and launch of csrc/memory_encoder.h.
+// Checks the arguments of the kernels in csrc/memory_encoder.h and runs them.
 #include "csrc/memory_encoder.h"
 
 #include "bindings/weights.h"
@@ -20,7 +20,7 @@ FuserBlockWeights block_of(const WeightFields& fields, int64_t dim, int64_t hidd
   return block;
 }
 
-// `is_float`: the weight is float32 whatever the dtype of matrices.
+// `is_float`: the weight is float32, independent of the dtype of the matrices.
 MaskConvolutionWeights convolution_of(const WeightFields& fields, int64_t channels_before,
                                       bool is_float) {
   MaskConvolutionWeights layer{};
@@ -36,14 +36,14 @@ MaskConvolutionWeights convolution_of(const WeightFields& fields, int64_t channe
   return layer;
 }
 
-// Weights that were checked, and the tensors in whose memory they lie.
-struct HeldMemoryEncoder {
-  HeldWeights held;
+// Checked weights, and references to the tensors that store them.
+struct MemoryEncoderWeightsOwner {
+  WeightTensors tensors;
   std::vector<FuserBlockWeights> blocks;
   MemoryEncoderWeights weights{};
 
-  explicit HeldMemoryEncoder(const py::object& object) {
-    const WeightFields fields(object, "weights", held);
+  explicit MemoryEncoderWeightsOwner(const py::object& object) {
+    const WeightFields fields(object, "weights", tensors);
     int64_t channels = 1;
     const std::vector<WeightFields> convolutions = fields.sequence_of("convolutions", 4);
     for (size_t i = 0; i < convolutions.size(); ++i) {
@@ -62,19 +62,19 @@ struct HeldMemoryEncoder {
     weights.blocks = blocks.data();
     weights.num_blocks = static_cast<int64_t>(blocks.size());
     weights.out_proj = fields.linear("out_proj", weights.memory_dim, weights.dim);
-    weights.storage = held.storage;
+    weights.storage = tensors.storage;
   }
 };
 
-void run(py::handle low_object, py::handle logits_object, const HeldMemoryEncoder& held,
+void run(py::handle low_object, py::handle logits_object, const MemoryEncoderWeightsOwner& owner,
          py::handle out_object, bool binarize, double epsilon, int num_threads,
          const std::string& isa_name) {
   const View low("low", low_object), logits("logits", logits_object), out("out", out_object);
-  for (const View* view : {&low, &logits, &out}) want_contiguous_on_cpu(*view);
-  low.want_dimensions(4);
-  logits.want_dimensions(3);
+  for (const View* view : {&low, &logits, &out}) require_contiguous_on_cpu(*view);
+  low.require_dimensions(4);
+  logits.require_dimensions(3);
   MemoryEncoderParams params{};
-  params.weights = held.weights;
+  params.weights = owner.weights;
   params.storage = storage_of(low);
   params.out_storage = storage_of(out);
   params.images = low.t.shape[0];
@@ -85,14 +85,14 @@ void run(py::handle low_object, py::handle logits_object, const HeldMemoryEncode
   params.logit_width = logits.t.shape[2];
   params.binarize = binarize;
   params.epsilon = static_cast<float>(epsilon);
-  low.want_shape({params.images, params.height, params.width, held.weights.dim});
-  want_one_or_each(low, params.objects);
+  low.require_shape({params.images, params.height, params.width, owner.weights.dim});
+  require_one_or_each(low, params.objects);
   for (const View* view : {&low, &logits}) {
     if (std::max(view->t.shape[1], view->t.shape[2]) > kMaxSide) {
       refuse(view->name, "sides up to " + std::to_string(kMaxSide), text_of_sizes(view->sizes()));
     }
   }
-  out.want_shape({params.objects, params.height * params.width, held.weights.memory_dim});
+  out.require_shape({params.objects, params.height * params.width, owner.weights.memory_dim});
   if (out.size() == 0) return;
   if (params.logit_height * params.logit_width == 0) {
     refuse("logits", "1 pixel or more", text_of_sizes(logits.sizes()));
@@ -106,21 +106,24 @@ void run(py::handle low_object, py::handle logits_object, const HeldMemoryEncode
 }  // namespace
 
 void register_memory_encoder(py::module_& module) {
-  typedef HeldMemoryEncoder Held;
+  typedef MemoryEncoderWeightsOwner Owner;
   const std::string doc =
       std::string(
-          R"(Of an object with convolutions, four of weight [C_i, 9 C_(i-1)] with columns by
-position, then channel, bias and norm, the first two weights float32; mask_proj [C, C_4],
-low_proj [C, C], out_proj [M, C]; blocks, a sequence of depthwise [C, 49] in float32, norm
-[C], fc1 [F, C], fc2 [C, F] and the tensor gamma [C].
-)") + kHeldDoc;
-  py::class_<Held>(module, "MemoryEncoderWeights", doc.c_str())
+          R"(Weights of the memory encoder, read from the attributes of an object:
+convolutions: four convolutions, each with weight [C_i, 9 C_(i-1)], bias and norm. Columns
+    of a weight are ordered by position, then by channel. The first two are float32.
+mask_proj [C, C_4], low_proj [C, C], out_proj [M, C].
+blocks: a sequence of blocks, each with depthwise [C, 49] in float32, norm [C], fc1 [F, C],
+    fc2 [C, F] and the tensor gamma [C].
+)") + kWeightsDoc;
+  py::class_<Owner>(module, "MemoryEncoderWeights", doc.c_str())
       .def(py::init<const py::object&>(), py::arg("weights"))
-      .def_property_readonly("dim", [](const Held& held) { return held.weights.dim; })
-      .def_property_readonly("hidden", [](const Held& held) { return held.weights.hidden; })
-      .def_property_readonly("memory_dim", [](const Held& held) { return held.weights.memory_dim; })
+      .def_property_readonly("dim", [](const Owner& owner) { return owner.weights.dim; })
+      .def_property_readonly("hidden", [](const Owner& owner) { return owner.weights.hidden; })
+      .def_property_readonly("memory_dim",
+                             [](const Owner& owner) { return owner.weights.memory_dim; })
       .def_property_readonly("num_blocks",
-                             [](const Held& held) { return held.weights.num_blocks; });
+                             [](const Owner& owner) { return owner.weights.num_blocks; });
   module.def("memory_encoder", &run, py::arg("low"), py::arg("logits"), py::arg("weights"),
              py::arg("out"), py::arg("binarize"), py::arg("epsilon"), py::arg("num_threads"),
              py::arg("isa"));

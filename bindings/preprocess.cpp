@@ -1,4 +1,4 @@
-// Checks and launch of csrc/preprocess.h.
+// Checks the arguments of the kernels in csrc/preprocess.h and runs them.
 #include "csrc/preprocess.h"
 
 #include <pybind11/stl.h>
@@ -10,9 +10,10 @@
 namespace sam2_fast {
 namespace {
 
-constexpr int64_t kMostPixels = int64_t{1} << 24;  // a side; positions are exact in float32
+// Maximum pixels of a side; up to this size positions are exact in float32.
+constexpr int64_t kMaxPixels = int64_t{1} << 24;
 
-// Bytes between neighbours along each of four dimensions, where the tensor is of bytes.
+// The strides of a uint8 tensor of four dimensions, in bytes.
 std::vector<int64_t> strides_of(const View& x) {
   if (x.t.strides != nullptr) return {x.t.strides, x.t.strides + 4};
   std::vector<int64_t> strides(4, 1);
@@ -24,8 +25,8 @@ void run(py::handle pictures_object, bool bicubic, bool columns_first,
          const std::vector<float>& mean, const std::vector<float>& std_of_values,
          py::handle out_object, int num_threads, const std::string& isa_name) {
   const View pictures("pictures", pictures_object), out("out", out_object);
-  pictures.want_cpu();
-  want_contiguous_on_cpu(out);
+  pictures.require_cpu();
+  require_contiguous_on_cpu(out);
   if (!pictures.has_dtype(dl::kUInt, 8) || pictures.t.ndim != 4 || pictures.t.shape[3] != 3) {
     refuse("pictures", "[B, H, W, 3] uint8", pictures.shape_and_dtype());
   }
@@ -35,7 +36,7 @@ void run(py::handle pictures_object, bool bicubic, bool columns_first,
   params.width = pictures.t.shape[2];
   if (out.t.ndim != 4 || out.t.shape[0] != params.count) {
     refuse("out",
-           "4 dimensions, as many pictures as the " + std::to_string(params.count) + " given",
+           "4 dimensions, as many pictures as the input (" + std::to_string(params.count) + ")",
            out.shape_and_dtype());
   }
   const bool bytes = out.has_dtype(dl::kUInt, 8);
@@ -51,7 +52,7 @@ void run(py::handle pictures_object, bool bicubic, bool columns_first,
     params.planes = floats(out, {params.count, 3, size, size});
   }
   for (const int64_t side : {params.height, params.width, size}) {
-    if (side >= 1 && side <= kMostPixels) continue;
+    if (side >= 1 && side <= kMaxPixels) continue;
     refuse("pictures, out", "sides of 1 to 2^24 pixels", std::to_string(side));
   }
   if (mean.size() != 3 || std_of_values.size() != 3) {

@@ -1,4 +1,4 @@
-// Checks and launch of csrc/rope_attention.h.
+// Checks the arguments of the kernels in csrc/rope_attention.h and runs them.
 #include "csrc/rope_attention.h"
 
 #include "bindings/storage.h"
@@ -6,19 +6,19 @@
 namespace sam2_fast {
 namespace {
 
-constexpr int64_t kMaxDim = 1024;  // channels; the kernel keeps a row of q in its scratch
+constexpr int64_t kMaxDim = 1024;  // channels; a row of q must fit the kernel's scratch memory
 
 void run(py::handle q_object, py::handle k_object, py::handle v_object, py::handle table_object,
          py::handle out_object, int64_t unrotated, int num_threads, const std::string& isa_name) {
   const View q("q", q_object), k("k", k_object), v("v", v_object);
   const View table("table", table_object), out("out", out_object);
   for (const View* view : {&q, &k, &v, &table, &out}) {
-    view->want_dimensions(3);
-    want_contiguous_on_cpu(*view);
+    view->require_dimensions(3);
+    require_contiguous_on_cpu(*view);
   }
   RopeAttentionParams params{};
   params.storage = storage_of(q);
-  for (const View* view : {&k, &v, &out}) view->want_dtype_of(q);
+  for (const View* view : {&k, &v, &out}) view->require_dtype_of(q);
   const int64_t batch = q.t.shape[0], queries = q.t.shape[1], dim = q.t.shape[2];
   const int64_t keys = k.t.shape[1], value_dim = v.t.shape[2];
   if (dim % 2 != 0 || dim < 2 || dim > kMaxDim) {
@@ -27,9 +27,9 @@ void run(py::handle q_object, py::handle k_object, py::handle v_object, py::hand
   if (value_dim < 1 || value_dim > kMaxDim) {
     refuse("v", "1 to " + std::to_string(kMaxDim) + " channels", std::to_string(value_dim));
   }
-  k.want_shape({batch, keys, dim});
-  v.want_shape({batch, keys, value_dim});
-  out.want_shape({batch, queries, value_dim});
+  k.require_shape({batch, keys, dim});
+  v.require_shape({batch, keys, value_dim});
+  out.require_shape({batch, queries, value_dim});
   params.cos = floats(table, {2, queries, dim / 2});
   params.sin = params.cos + queries * (dim / 2);
   if (keys < 1) refuse("k", "1 or more keys", std::to_string(keys));

@@ -1,4 +1,4 @@
-// What kernels that are compiled once per instruction set ask of every call.
+// Checks and launch that are common to kernels that are compiled once per instruction set.
 #pragma once
 
 #include <new>
@@ -25,20 +25,20 @@ inline Isa isa_of(const std::string& name) {
   refuse("isa", std::string("an instruction set up to ") + kIsaNames[widest], name);
 }
 
-inline void want_contiguous_on_cpu(const View& x) {
-  x.want_cpu();
-  x.want_contiguous();
+inline void require_contiguous_on_cpu(const View& x) {
+  x.require_cpu();
+  x.require_contiguous();
 }
 
-// Of what lies in x along its first dimension there is one for all objects, or one for each.
-inline void want_one_or_each(const View& x, int64_t objects) {
+// The first dimension of x must be 1, shared by all objects, or the number of objects.
+inline void require_one_or_each(const View& x, int64_t objects) {
   const int64_t count = x.t.shape[0];
   if (count == 1 || count == objects) return;
   refuse(x.name, "1 image or one for each of " + std::to_string(objects) + " objects",
          std::to_string(count));
 }
 
-// The numbers of a float32 tensor of this shape.
+// The data of a contiguous float32 tensor, which must have this shape.
 inline float* floats(const View& x, std::initializer_list<int64_t> shape) {
   if (!x.has_shape(shape) || !x.has_dtype(dl::kFloat, 32)) {
     refuse(x.name, text_of_sizes(shape) + " float32", x.shape_and_dtype());
@@ -46,7 +46,7 @@ inline float* floats(const View& x, std::initializer_list<int64_t> shape) {
   return x.data<float>();
 }
 
-// Runs a kernel without Python's lock; a kernel returns false where memory is missing.
+// Runs a kernel without the GIL. Throws std::bad_alloc (MemoryError) if the kernel returns false.
 template <class Params>
 void run_on_cpu(bool (*kernel)(const Params&, int, Isa), const Params& params, int num_threads,
                 const std::string& isa_name) {

@@ -15,7 +15,7 @@ namespace sam2_fast {
 
 namespace py = pybind11;
 
-// Own declarations of the stable DLPack ABI (version 1). See
+// Declarations of the stable DLPack ABI (version 1). See
 // https://dmlc.github.io/dlpack/latest/c_api.html
 namespace dl {
 struct Version {
@@ -54,7 +54,7 @@ enum : int32_t { kCpu = 1, kCuda = 2 };
 enum : uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4, kComplex = 5, kBool = 6 };
 }  // namespace dl
 
-// torch's table, looked up once.
+// torch's DLPack exchange API, looked up once.
 inline const dl::Exchange& exchange() {
   static const dl::Exchange* table = [] {
     const py::object capsule =
@@ -65,7 +65,7 @@ inline const dl::Exchange& exchange() {
     while (header != nullptr && header->version.major != 1) header = header->previous;
     if (header == nullptr) {
       throw py::import_error(
-          "this torch offers no DLPack exchange API of version 1; torch >= 2.11 does");
+          "this torch has no DLPack exchange API of version 1; torch >= 2.11 has it");
     }
     return reinterpret_cast<const dl::Exchange*>(header);
   }();
@@ -108,7 +108,7 @@ inline std::string text_of(const dl::Device& device) {
   return "DLPack device type " + std::to_string(device.type);
 }
 
-// Method names of torch.Tensor as Python strings that are made once.
+// Method names of torch.Tensor as Python strings, created once.
 struct MethodNames {
   PyObject* is_neg = PyUnicode_InternFromString("is_neg");
   PyObject* is_conj = PyUnicode_InternFromString("is_conj");
@@ -121,18 +121,18 @@ inline const MethodNames& method_names() {
 }
 
 inline py::object call(py::handle object, PyObject* method) {
-  const auto answer =
+  const auto result =
       py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object.ptr(), method));
-  if (!answer) throw py::error_already_set();
-  return answer;
+  if (!result) throw py::error_already_set();
+  return result;
 }
 
 inline bool is_true(py::handle object, PyObject* method) {
   return call(object, method).ptr() == Py_True;
 }
 
-// Subclasses are refused: memory of a FakeTensor, for one, does not exist.
-inline void want_tensor(const std::string& name, py::handle object) {
+// Subclasses are not accepted, because some of them, such as FakeTensor, have no memory.
+inline void require_tensor(const std::string& name, py::handle object) {
   static const PyObject* const types[] = {
       py::object(py::module_::import("torch").attr("Tensor")).release().ptr(),
       py::object(py::module_::import("torch").attr("nn").attr("Parameter")).release().ptr()};
@@ -144,19 +144,19 @@ inline void want_tensor(const std::string& name, py::handle object) {
 
 // A borrowed view of a tensor.
 struct View {
-  std::string name;  // that errors call it by
+  std::string name;  // of the argument, for errors
   dl::Tensor t;
 
   View(std::string argument, py::handle object) : name(std::move(argument)) {
-    want_tensor(name, object);
+    require_tensor(name, object);
     if (exchange().view_of_object(object.ptr(), &t) != 0) throw py::error_already_set();
-    // torch negates and conjugates lazily: memory then holds other numbers than the tensor
-    constexpr const char* kPlain = "a tensor whose memory holds its numbers";
+    // torch negates and conjugates lazily: memory can differ from the tensor's values
+    constexpr const char* kMaterialized = "a tensor with materialized values";
     if (is_true(object, method_names().is_neg)) {
-      refuse(name, kPlain, "a lazily negated one; pass tensor.resolve_neg()");
+      refuse(name, kMaterialized, "a lazily negated one; pass tensor.resolve_neg()");
     }
     if (t.dtype.code == dl::kComplex && is_true(object, method_names().is_conj)) {
-      refuse(name, kPlain, "a lazily conjugated one; pass tensor.resolve_conj()");
+      refuse(name, kMaterialized, "a lazily conjugated one; pass tensor.resolve_conj()");
     }
     if (t.data == nullptr && size() != 0) {
       refuse(name, "a tensor that holds data", "a null pointer for " + text_of_sizes(sizes()));
@@ -188,17 +188,18 @@ struct View {
            std::equal(shape.begin(), shape.end(), t.shape);
   }
 
-  void want_dimensions(int32_t count) const {
+  void require_dimensions(int32_t count) const {
     if (t.ndim == count) return;
     refuse(name, std::to_string(count) + " dimensions", text_of_sizes(sizes()));
   }
 
-  void want_shape(std::initializer_list<int64_t> shape) const {
+  void require_shape(std::initializer_list<int64_t> shape) const {
     if (!has_shape(shape)) refuse(name, text_of_sizes(shape), text_of_sizes(sizes()));
   }
 
-  // As want_shape, for as many dimensions as there are: names the first that differs.
-  void want_each_size(std::initializer_list<int64_t> shape) const {
+  // As require_shape, but the error names the first dimension that differs. `shape` must have as
+  // many dimensions as the tensor.
+  void require_each_size(std::initializer_list<int64_t> shape) const {
     const int64_t* const differs = std::mismatch(shape.begin(), shape.end(), t.shape).first;
     if (differs == shape.end()) return;
     const std::string dimension = std::to_string(differs - shape.begin());
@@ -206,7 +207,7 @@ struct View {
            text_of_sizes(sizes()));
   }
 
-  void want_contiguous() const {
+  void require_contiguous() const {
     if (t.strides == nullptr || size() == 0) return;
     int64_t step = 1;
     for (int32_t i = t.ndim - 1; i >= 0; --i) {
@@ -219,26 +220,26 @@ struct View {
     }
   }
 
-  void want_byte() const {
+  void require_byte() const {
     if (has_dtype(dl::kBool, 8) || has_dtype(dl::kUInt, 8)) return;
     refuse(name, "bool or uint8", text_of(t.dtype));
   }
 
-  void want_int32() const {
+  void require_int32() const {
     if (!has_dtype(dl::kInt, 32)) refuse(name, "int32", text_of(t.dtype));
   }
 
-  void want_dtype_of(const View& other) const {
+  void require_dtype_of(const View& other) const {
     if (t.dtype.code == other.t.dtype.code && t.dtype.bits == other.t.dtype.bits) return;
     refuse(name, text_of(other.t.dtype) + ", the dtype of " + other.name, text_of(t.dtype));
   }
 
-  void want_device_of(const View& other) const {
+  void require_device_of(const View& other) const {
     if (t.device.type == other.t.device.type && t.device.id == other.t.device.id) return;
     refuse(name, text_of(other.t.device) + ", the device of " + other.name, text_of(t.device));
   }
 
-  void want_cpu() const {
+  void require_cpu() const {
     if (t.device.type != dl::kCpu) refuse(name, "a tensor on the CPU", text_of(t.device));
   }
 

@@ -1,4 +1,4 @@
-// An op's weights, read once from the attributes of a Python object.
+// Reads the weights of an op from the attributes of a Python object.
 #pragma once
 
 #include <optional>
@@ -11,28 +11,29 @@
 
 namespace sam2_fast {
 
-// How docstrings of held weights end.
-constexpr const char* kHeldDoc = R"(
-The tensors are held. In-place writes to the tensors are seen; replacing an attribute or a
-parameter's `.data` is not. ValueError names the field that does not fit.)";
+// The last sentences of the docstrings of weight classes.
+constexpr const char* kWeightsDoc = R"(
+Keeps references to the tensors and uses their current values. Replaced attributes and a
+replaced `.data` of a parameter have no effect. Raises ValueError with the name of a field
+that does not fit.)";
 
-// What all weights of an op share: the tensors in whose memory they lie, and the dtype of its
-// matrices, which the first one that is read decides.
-struct HeldWeights {
-  HeldWeights() = default;
-  HeldWeights(const HeldWeights&) = delete;
-  HeldWeights& operator=(const HeldWeights&) = delete;
-  std::vector<py::object> tensors;
+// The tensors of an op's weights, which stay alive as long as this object. All matrices of the op
+// must have the dtype of the first one.
+struct WeightTensors {
+  WeightTensors() = default;
+  WeightTensors(const WeightTensors&) = delete;
+  WeightTensors& operator=(const WeightTensors&) = delete;
+  std::vector<py::object> references;
   std::optional<View> first_matrix;
   Storage storage = Storage::kFloat32;
 };
 
-// One Python object whose attributes are weights. `name` is the way to it, as in
-// weights.layers[1].self_q, for errors.
+// A Python object with weights as attributes. `name` is used in errors, for example
+// weights.layers[1].self_q.
 class WeightFields {
  public:
-  WeightFields(py::object object, std::string name, HeldWeights& held)
-      : object_(std::move(object)), name_(std::move(name)), held_(held) {}
+  WeightFields(py::object object, std::string name, WeightTensors& tensors)
+      : object_(std::move(object)), name_(std::move(name)), tensors_(tensors) {}
 
   std::string name_of(const char* field) const { return name_ + "." + field; }
 
@@ -49,10 +50,10 @@ class WeightFields {
 
   bool has(const char* field) const { return !get(field).is_none(); }
 
-  WeightFields fields(const char* field) const { return {get(field), name_of(field), held_}; }
+  WeightFields fields(const char* field) const { return {get(field), name_of(field), tensors_}; }
 
-  // The elements of a sequence of `least` or more objects.
-  std::vector<WeightFields> sequence(const char* field, size_t least) const {
+  // The elements of a sequence of at least `min` objects.
+  std::vector<WeightFields> sequence(const char* field, size_t min) const {
     const py::object sequence = get(field);
     if (!PySequence_Check(sequence.ptr())) {
       refuse(name_of(field), "a sequence", Py_TYPE(sequence.ptr())->tp_name);
@@ -61,15 +62,15 @@ class WeightFields {
     for (const py::handle element : py::reinterpret_borrow<py::sequence>(sequence)) {
       const std::string index = "[" + std::to_string(elements.size()) + "]";
       elements.emplace_back(py::reinterpret_borrow<py::object>(element), name_of(field) + index,
-                            held_);
+                            tensors_);
     }
-    if (elements.size() < least) {
-      refuse(name_of(field), std::to_string(least) + " or more", std::to_string(elements.size()));
+    if (elements.size() < min) {
+      refuse(name_of(field), std::to_string(min) + " or more", std::to_string(elements.size()));
     }
     return elements;
   }
 
-  // A sequence of exactly `count` objects.
+  // The elements of a sequence of exactly `count` objects.
   std::vector<WeightFields> sequence_of(const char* field, size_t count) const {
     std::vector<WeightFields> elements = sequence(field, 0);
     if (elements.size() != count) {
@@ -78,16 +79,16 @@ class WeightFields {
     return elements;
   }
 
-  // A matrix in the dtype that all matrices of the op share.
+  // A matrix, in the dtype of the op's other matrices.
   const void* matrix(const char* field, int64_t rows, int64_t columns) const {
     const View x = view(field);
-    x.want_shape({rows, columns});
+    x.require_shape({rows, columns});
     const Storage storage = storage_of(x);
-    if (!held_.first_matrix) {
-      held_.first_matrix = x;
-      held_.storage = storage;
+    if (!tensors_.first_matrix) {
+      tensors_.first_matrix = x;
+      tensors_.storage = storage;
     }
-    x.want_dtype_of(*held_.first_matrix);
+    x.require_dtype_of(*tensors_.first_matrix);
     return x.data<const void>();
   }
 
@@ -109,34 +110,35 @@ class WeightFields {
     return {layer.vector("weight", channels), layer.vector("bias", channels)};
   }
 
-  // Rows or columns of the matrix `field`: a multiple of `step`, up to `most`.
-  int64_t rows(const char* field, int64_t most, int64_t step = 1) const {
-    return count(field, "rows", 0, most, step);
+  // Number of rows or columns of the matrix `field`: a multiple of `step`, at most `max`.
+  int64_t rows(const char* field, int64_t max, int64_t step = 1) const {
+    return count(field, "rows", 0, max, step);
   }
-  int64_t even_rows(const char* field, int64_t most) const { return rows(field, most, 2); }
-  int64_t even_columns(const char* field, int64_t most) const {
-    return count(field, "columns", 1, most, 2);
+  int64_t even_rows(const char* field, int64_t max) const { return rows(field, max, 2); }
+  int64_t even_columns(const char* field, int64_t max) const {
+    return count(field, "columns", 1, max, 2);
   }
 
  private:
-  // The tensor is detached: an alias, whose memory stays where it is if the parameter's `data` is
-  // replaced.
+  // Keeps the detached tensor, an alias of the parameter's memory that stays valid if the
+  // parameter's `data` is replaced.
   View view(const char* field) const {
     const py::object tensor = get(field);
-    want_tensor(name_of(field), tensor);
-    held_.tensors.push_back(call(tensor, method_names().detach));
-    View x(name_of(field), held_.tensors.back());
-    want_contiguous_on_cpu(x);
+    require_tensor(name_of(field), tensor);
+    tensors_.references.push_back(call(tensor, method_names().detach));
+    View x(name_of(field), tensors_.references.back());
+    require_contiguous_on_cpu(x);
     return x;
   }
 
-  int64_t count(const char* field, const char* what, int axis, int64_t most, int64_t step) const {
+  int64_t count(const char* field, const char* axis_name, int axis, int64_t max,
+                int64_t step) const {
     const View x(name_of(field), get(field));
-    x.want_dimensions(2);
+    x.require_dimensions(2);
     const int64_t size = x.t.shape[axis];
-    if (size < 1 || size > most || size % step != 0) {
+    if (size < 1 || size > max || size % step != 0) {
       const std::string kind = step == 1 ? "1 or more" : "a multiple of " + std::to_string(step);
-      refuse(x.name, kind + " " + what + " up to " + std::to_string(most),
+      refuse(x.name, kind + " " + axis_name + " up to " + std::to_string(max),
              text_of_sizes(x.sizes()));
     }
     return size;
@@ -144,7 +146,7 @@ class WeightFields {
 
   py::object object_;
   std::string name_;
-  HeldWeights& held_;
+  WeightTensors& tensors_;
 };
 
 }  // namespace sam2_fast

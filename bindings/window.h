@@ -1,4 +1,4 @@
-// What kernels that attend in windows ask of the windows.
+// Checks of the window argument of attention kernels.
 #pragma once
 
 #include <string>
@@ -9,17 +9,17 @@ namespace sam2_fast {
 
 constexpr int64_t kMaxWindow = 64;  // tokens along a side
 
-// 0: every token attends to all.
-inline void want_window(int64_t window) {
+// A window of 0 is global attention.
+inline void require_window(int64_t window) {
   if (window >= 0 && window <= kMaxWindow) return;
   refuse("window", "0 to " + std::to_string(kMaxWindow), std::to_string(window));
 }
 
-// For queries that are pooled 2 x 2. x: [batch, height, width, channels]; `least`: 0 where the
-// whole image may be one window, else 2.
-inline void want_even_window(int64_t window, const View& x, int64_t least) {
+// Requirements of 2 x 2 pooling. x: [batch, height, width, channels]. min: smallest window, which
+// is 0 if global attention is allowed, else 2.
+inline void require_even_window(int64_t window, const View& x, int64_t min) {
   const int64_t height = x.t.shape[1], width = x.t.shape[2];
-  if (window >= least && window % 2 == 0 && height % 2 == 0 && width % 2 == 0) return;
+  if (window >= min && window % 2 == 0 && height % 2 == 0 && width % 2 == 0) return;
   refuse("pool", "an even window on an even grid",
          "a window of " + std::to_string(window) + " on " + std::to_string(height) + " x " +
              std::to_string(width) + " tokens");

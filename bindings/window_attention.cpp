@@ -1,4 +1,4 @@
-// Checks and launch of csrc/window_attention.h.
+// Checks the arguments of the kernels in csrc/window_attention.h and runs them.
 #include "csrc/window_attention.h"
 
 #include "bindings/storage.h"
@@ -12,12 +12,12 @@ constexpr int64_t kMaxHead = 1024;  // channels
 void run(py::handle qkv_object, py::handle pad_object, py::handle out_object, int64_t heads,
          int64_t window, bool pool, int num_threads, const std::string& isa_name) {
   const View qkv("qkv", qkv_object), pad("pad", pad_object), out("out", out_object);
-  qkv.want_dimensions(4);
-  out.want_dimensions(4);
-  for (const View* view : {&qkv, &pad, &out}) want_contiguous_on_cpu(*view);
+  qkv.require_dimensions(4);
+  out.require_dimensions(4);
+  for (const View* view : {&qkv, &pad, &out}) require_contiguous_on_cpu(*view);
   WindowAttentionParams params{};
   params.storage = storage_of(qkv);
-  out.want_dtype_of(qkv);
+  out.require_dtype_of(qkv);
   params.batch = qkv.t.shape[0];
   params.height = qkv.t.shape[1];
   params.width = qkv.t.shape[2];
@@ -34,11 +34,12 @@ void run(py::handle qkv_object, py::handle pad_object, py::handle out_object, in
     refuse("heads", "an even number of channels each, up to " + std::to_string(kMaxHead),
            std::to_string(params.head_dim));
   }
-  want_window(window);
-  if (pool) want_even_window(window, qkv, 0);
+  require_window(window);
+  if (pool) require_even_window(window, qkv, 0);
   params.pad = floats(pad, {channels});
-  const int64_t by = pool ? 2 : 1;
-  out.want_each_size({params.batch, params.height / by, params.width / by, channels / 3});
+  const int64_t cell_side = pool ? 2 : 1;
+  out.require_each_size(
+      {params.batch, params.height / cell_side, params.width / cell_side, channels / 3});
   if (qkv.size() == 0) return;
   params.qkv = qkv.data<const void>();
   params.out = out.data<void>();

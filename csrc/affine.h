@@ -1,4 +1,5 @@
-// y = x * weight + bias by channel. Contract between bindings and kernels. No torch, no Python.
+// y = x * weight + bias, by channel. Interface between the binding and the kernels; uses neither
+// torch nor Python.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +23,8 @@ struct AffineParams {
   int64_t rows;
 };
 
-// Runs with the instructions of `isa`, which must not be wider than widest_isa(). Each number's
-// arithmetic is the same for any number of threads. Returns true: it needs no scratch memory.
+// Runs with the instructions of `isa`, which must not be wider than widest_isa(). The result does
+// not depend on the number of threads. Always returns true, because no scratch memory is allocated.
 bool affine_cpu(const AffineParams& params, int num_threads, Isa isa);
 
 }  // namespace sam2_fast

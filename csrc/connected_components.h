@@ -1,5 +1,5 @@
-// Connected components of binary masks, 8-connected: labels and areas, and the pixels of small
-// components. Contract between the bindings and the kernels. No torch, no Python.
+// 8-connected components of binary masks: their labels and areas, and the pixels of small
+// components. Interface between the binding and the kernels; uses neither torch nor Python.
 #pragma once
 
 #include <cstdint>
@@ -26,15 +26,15 @@ struct SmallComponentsParams {
   int32_t max_area;  // pixels, >= 1
 };
 
-// Largest max_area that the one-launch CUDA kernel decides; its tile and halo then fill 32 KB of
-// shared memory.
+// The largest max_area that the CUDA kernel supports. With this area its tile and halo take 32 KB
+// of shared memory.
 constexpr int32_t kMaxLocalArea = 16;
 
 void connected_components_cpu(const ConnectedComponentsParams& params, int num_threads);
 void small_components_cpu(const SmallComponentsParams& params, int num_threads);
 
-// `stream` is a cudaStream_t of the current device. Nothing is synchronised. Returns nullptr, or
-// what CUDA said.
+// `stream` is a cudaStream_t of the current device. The launchers do not synchronize with the host.
+// They return nullptr or CUDA's error text.
 const char* connected_components_cuda(const ConnectedComponentsParams& params, void* stream);
 const char* small_components_cuda(const SmallComponentsParams& params, void* stream);
 

@@ -1,5 +1,5 @@
-// Low-resolution mask logits to what is kept of a mask: pixel counts for its stability, its box,
-// its run lengths. Contract between bindings and kernels. No torch, no Python.
+// From low-resolution mask logits: pixel counts for the stability score, bounding boxes, and run
+// lengths. Interface between the binding and the kernel; uses neither torch nor Python.
 #pragma once
 
 #include <cstdint>
@@ -12,22 +12,24 @@ struct MaskPostprocessParams {
   const float* logits;            // [count, low_height, low_width], contiguous
   int64_t count;                  // masks
   int64_t low_height, low_width;  // >= 1
-  // pixels that the logits are interpolated to, bilinearly, corners not aligned; >= 1
+  // size in pixels to which the logits are interpolated, bilinearly, corners not aligned; >= 1
   int64_t height, width;
-  // run lengths are of this larger mask, empty outside; canvas pixels < 2^31
+  // run lengths describe a canvas of this size that has the mask at (top, left) and is empty
+  // elsewhere; canvas pixels < 2^31
   int64_t canvas_height, canvas_width, top, left;
-  float low, middle, high;  // thresholds: a pixel is in the mask where its logit is above `middle`
-  int64_t* outer;           // [count] pixels above `low`
-  int64_t* inner;           // [count] pixels above `high`
-  int64_t* boxes;    // [count, 4] first and last column and row of the mask: x0, y0, x1, y1; zeros
-                     // for an empty one
-  int32_t** runs;    // [count] lengths of zeros and ones in turn, column by column, zeros first; to
-                     // be freed with free()
-  int64_t* lengths;  // [count] how many
+  // a pixel is in the mask if its logit is above `threshold`; the other two are for the counts
+  float low_threshold, threshold, high_threshold;
+  int64_t* outer;  // [count] pixels above low_threshold
+  int64_t* inner;  // [count] pixels above high_threshold
+  int64_t* boxes;  // [count, 4] first and last column and row of the mask: x0, y0, x1, y1; zeros
+                   // if the mask is empty
+  int32_t** runs;  // [count] alternating lengths of zeros and ones, column by column, zeros first;
+                   // the caller frees them with free()
+  int64_t* lengths;  // [count] number of run lengths
 };
 
-// Every instruction set computes the same bits: products and sums are rounded one by one. Returns
-// false, with `runs` all null, without memory.
+// Every instruction set computes the same bits, because each product and each sum is rounded by
+// itself. Returns false and leaves null in all of `runs` if memory cannot be allocated.
 bool mask_postprocess_cpu(const MaskPostprocessParams& params, int num_threads, Isa isa);
 
 }  // namespace sam2_fast

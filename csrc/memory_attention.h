@@ -1,5 +1,5 @@
-// Memory attention: a frame's tokens attend to themselves and to what each object remembers, layer
-// after layer. Contract between bindings and kernels. No torch, no Python.
+// Memory attention, all layers: a frame's tokens attend to themselves and to each object's
+// memories. Interface between the binding and the kernel; uses neither torch nor Python.
 #pragma once
 
 #include <cstdint>
@@ -32,28 +32,29 @@ struct MemoryAttentionParams {
   void* out;        // [objects, tokens, dim], contiguous, `storage`
   Storage storage;  // of x and out
   MemoryAttentionWeights weights;
-  const float* cos;         // [tokens, dim / 2]: of the angles by which pairs (2i, 2i + 1) of a
-                            // token's channels are rotated
-  const float* sin;         // [tokens, dim / 2]
-  const void* const* maps;  // [slots] memories, each [tokens, memory_dim], contiguous,
-                            // `map_storage`
+  const float* cos;         // [tokens, dim / 2]: cosines of the angles by which the channel pairs
+                            // (2i, 2i + 1) of a token are rotated
+  const float* sin;         // [tokens, dim / 2]: sines of these angles
+  const void* const* maps;  // memory maps, each [tokens, memory_dim], contiguous, `map_storage`
   Storage map_storage;
-  const float* place;     // [tokens, memory_dim]: added to every map for its keys
-  const float* temporal;  // [rows, memory_dim]: and one of these rows
-  const int64_t* slots;   // object o remembers maps slots[first[o]] .. slots[first[o + 1] - 1]
-  const int64_t* rows;    // with these rows of `temporal`
-  const int64_t* first;   // [objects + 1]
-  const float* pointers;  // [pointer tokens, memory_dim]: not rotated
-  const float* pointer_positions;  // [pointer tokens, memory_dim]: added for their keys
-  const int64_t* first_pointer;    // [objects + 1] pointer tokens
-  int64_t images;                  // 1, shared by the objects, or as many as objects
+  // the keys of a map come from map + map_positions + one row of `temporal`, its values from the
+  // map alone
+  const float* map_positions;  // [tokens, memory_dim]
+  const float* temporal;       // [temporal rows, memory_dim]
+  const int64_t* slots;        // entries first[o] .. first[o + 1] - 1: indices of object o's maps
+  const int64_t* rows;         // for each entry of `slots` a row of `temporal`
+  const int64_t* first;        // [objects + 1] offsets in `slots`
+  const float* pointers;       // [pointer tokens, memory_dim]: keys and values that are not rotated
+  const float* pointer_positions;  // [pointer tokens, memory_dim]: added to the pointers for keys
+  const int64_t* first_pointer;    // [objects + 1] offsets in `pointers`
+  int64_t images;                  // `objects`, or 1 if all objects share it
   int64_t objects;
   int64_t tokens;  // >= 1
 };
 
-// Runs with the instructions of `isa`, which must not be wider than widest_isa(). Each token's
-// arithmetic is the same for any number of threads and whatever the other objects. Every object has
-// one key or more. Returns false, with nothing written, without scratch memory.
+// Runs with the instructions of `isa`, which must not be wider than widest_isa(). Every object must
+// have one key or more. Its result depends neither on the number of threads nor on the other
+// objects. Returns false and writes nothing if scratch memory cannot be allocated.
 bool memory_attention_cpu(const MemoryAttentionParams& params, int num_threads, Isa isa);
 
 }  // namespace sam2_fast

@@ -1,6 +1,7 @@
-// The memory encoder: a mask, brought to 16 times the frame's tokens and convolved down to them,
-// is added to the frame's features; ConvNeXt blocks and a projection make a memory map of both.
-// Contract between bindings and kernels. No torch, no Python.
+// The memory encoder: mask logits are resized to 16 times the height and width of the frame's token
+// grid, convolved down to that grid and added to the frame's features; ConvNeXt blocks and a
+// projection turn the sum into a memory map. Interface between the binding and the kernel; uses
+// neither torch nor Python.
 #pragma once
 
 #include <cstdint>
@@ -11,17 +12,17 @@
 
 namespace sam2_fast {
 
-// 3 x 3 of stride 2 with a border of zeros, layer norm over the channels, GELU.
+// 3 x 3 convolution of stride 2 with a border of zeros, layer norm over the channels, GELU.
 struct MaskConvolutionWeights {
-  const void* weight;  // [channels, 9 * channels before], columns by place (dy, dx), then channel
+  const void* weight;  // [channels, 9 * input channels], columns by position (dy, dx), then channel
   const float* bias;   // [channels]
   Norm norm;
   int64_t channels;
 };
 
-// 7 x 7 with a border of zeros.
+// 7 x 7 convolution with a border of zeros.
 struct DepthwiseWeights {
-  const float* weight;  // [dim, 49], places (dy, dx)
+  const float* weight;  // [dim, 49], positions (dy, dx)
   const float* bias;    // [dim]
 };
 
@@ -45,22 +46,22 @@ struct MemoryEncoderWeights {
 };
 
 struct MemoryEncoderParams {
-  const void* low;      // [images, height * width, dim], contiguous, `storage`
+  const void* low;  // [images, height * width, dim], contiguous, `storage`: the frame's features
   const float* logits;  // [objects, logit_height, logit_width], contiguous
   void* out;            // [objects, height * width, memory_dim], contiguous, `out_storage`
   Storage storage, out_storage;
   MemoryEncoderWeights weights;
-  int64_t images;                     // 1, shared by the objects, or as many as objects
+  int64_t images;                     // `objects`, or 1 if all objects share it
   int64_t objects, height, width;     // tokens
   int64_t logit_height, logit_width;  // pixels
-  bool binarize;  // logits above zero count as 10, others as -10; else 20 * sigmoid - 10
+  bool binarize;  // logits become 10 if above zero, else -10; without it 20 * sigmoid - 10
   float epsilon;  // of all norms
 };
 
-// Logits are resized to 16 height x 16 width, bilinear with align_corners false. Runs with the
-// instructions of `isa`, which must not be wider than widest_isa(). Each object's arithmetic is the
-// same for any number of threads and whatever the other objects. Returns false, with nothing
-// written, without scratch memory.
+// Logits are resized to 16 height x 16 width, bilinearly, with align_corners false. Runs with the
+// instructions of `isa`, which must not be wider than widest_isa(). An object's result depends
+// neither on the number of threads nor on the other objects. Returns false and writes nothing if
+// scratch memory cannot be allocated.
 bool memory_encoder_cpu(const MemoryEncoderParams& params, int num_threads, Isa isa);
 
 }  // namespace sam2_fast

@@ -1,4 +1,5 @@
-// A row at a time: four channels are read, computed in float32 and written; then those that remain.
+// Threads share the rows. Four channels are computed at a time, in float32, then the remaining
+// ones.
 #include "csrc/affine.h"
 
 #include "csrc/cpu/dispatch.h"
@@ -10,7 +11,7 @@ namespace {
 
 void affine_row(const AffineParams& params, int64_t row) {
   const AffineWeights& weights = params.weights;
-  const int64_t first = row * weights.channels;  // in the tensor: 64 bits
+  const int64_t first = row * weights.channels;  // offset of the row
   int64_t channel = 0;
   for (; channel + 4 <= weights.channels; channel += 4) {
     const Four x = read_four(params.x, params.storage, first + channel);

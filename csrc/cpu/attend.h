@@ -1,6 +1,6 @@
-// Softmax attention of up to 64 queries over keys that come in blocks of up to 64, without ever
-// holding more scores than one block. Scores lie key by key (row) and query by query (column):
-// maxima and sums of the softmax run down the columns, one query per lane.
+// Softmax attention of up to 64 queries to keys in blocks of up to 64. Only the scores of one block
+// exist at a time. Scores are stored as [keys][queries], so that the maximum and sum of each
+// softmax run down a column and each vector lane holds one query.
 #pragma once
 
 #include "csrc/cpu/tile.h"
@@ -8,42 +8,43 @@
 namespace sam2_fast {
 namespace SAM2_FAST_ISA {
 
-constexpr int64_t kBlock = 64;  // keys of a block, and the most queries of a tile: 16 KB of scores
-constexpr int64_t kStride = kBlock + 16;  // of a tile's rows of 64 columns
+constexpr int64_t kBlock = 64;  // keys of a block and maximum queries of a tile: 16 KB of scores
+constexpr int64_t kStride = kBlock + 16;  // row stride of a tile of 64 columns
 
-// One head's keys and values. Unit s of key j lies at k[j / 64 * k_block + s * k_stride + j % 64];
-// channel c of the values of keys j .. j + kDepth - 1 at v[j / 64 * v_block + c * v_stride + j % 64
-// / kDepth].
+// Keys and values of one head. Unit s of key j is k[j / 64 * k_block + s * k_stride + j % 64].
+// Channel c of the values of keys j .. j + kDepth - 1 is
+// v[j / 64 * v_block + c * v_stride + j % 64 / kDepth].
 template <class Dot>
 struct Keys {
   const typename Dot::Unit *k, *v;
   int64_t k_stride, k_block, v_stride, v_block;
-  int64_t count;  // where it is odd and kDepth is 2, what follows the last value must be finite
+  int64_t count;  // if it is odd and kDepth is 2, the memory after the last value must be finite
 };
 
-// The running state of a tile: exact for the keys seen so far.
+// State of the online softmax of a tile: exact for the keys processed so far.
 struct Softmax {
-  float* scores;       // [64][64], scratch; then probabilities
-  float* accumulator;  // [value channels][64]: weighted values, to be divided by running_sum
+  float* scores;       // [64][64] scratch, overwritten by the probabilities
+  float* accumulator;  // [value channels][64]: weighted values, not yet divided by running_sum
   float* running_max;  // [64] of the scores
   float* running_sum;  // [64] of the probabilities
-  // Of the state without the scores.
-  static int64_t floats(int64_t value_channels) { return kBlock * (value_channels + 2); }
-  Softmax(float* scores_of_a_block, float* state, int64_t value_channels)
-      : scores(scores_of_a_block),
+  // Size of the state without the scores.
+  static int64_t state_floats(int64_t value_channels) { return kBlock * (value_channels + 2); }
+  Softmax(float* block_scores, float* state, int64_t value_channels)
+      : scores(block_scores),
         accumulator(state),
         running_max(accumulator + value_channels * kBlock),
         running_sum(running_max + kBlock) {}
-  static Softmax take(Arena& arena, int64_t value_channels) {
-    float* const scores = arena.take<float>(kBlock * kBlock);
-    float* const state = arena.take<float>(floats(value_channels));
+  static Softmax allocate(Arena& arena, int64_t value_channels) {
+    float* const scores = arena.allocate<float>(kBlock * kBlock);
+    float* const state = arena.allocate<float>(state_floats(value_channels));
     return {scores, state, value_channels};
   }
 };
 
-// Scores of `count` keys, to be multiplied by `scale` for powers of two, to units of probabilities;
-// running_max and running_sum are updated, the accumulator is rescaled to the new maxima. The
-// maximum is subtracted before anything is rounded: scores may be large where attention is sharp.
+// Replaces the scores of `count` keys by units of probabilities 2^((score - maximum) * scale),
+// updates running_max and running_sum, and rescales the accumulator to the new maxima. The maximum
+// is subtracted before anything is rounded, because scores can be large. `first`: these are the
+// first keys, and the previous state is ignored.
 template <class Dot>
 void update_online_softmax(const Softmax& state, int64_t count, int64_t columns,
                            int64_t value_channels, float scale, bool first) {
@@ -59,8 +60,8 @@ void update_online_softmax(const Softmax& state, int64_t count, int64_t columns,
       const Vec rescale = exp2_of((before - maximum) * scale);
       sum_before = load(state.running_sum + i) * rescale;
       for (int64_t c = 0; c < value_channels; ++c) {
-        float* const at = state.accumulator + c * kBlock + i;
-        store(at, load(at) * rescale);
+        float* const row = state.accumulator + c * kBlock + i;
+        store(row, load(row) * rescale);
       }
     }
     store(state.running_max + i, maximum);
@@ -71,14 +72,14 @@ void update_online_softmax(const Softmax& state, int64_t count, int64_t columns,
             j + d < count ? Dot::exp2((load(scores + (j + d) * kBlock) - maximum) * scale) : Vec{};
         sum = sum + values[d];
       }
-      Dot::put(values, units + j / Dot::kDepth * kBlock + i);
+      Dot::store_rows(values, units + j / Dot::kDepth * kBlock + i);
     }
     store(state.running_sum + i, sum_before + sum);
   }
 }
 
-// Starts with `count` keys that are all the same, as one: their score is the maximum, their number
-// the sum. key: [steps] units; value: [value_channels].
+// Initializes the state with `count` equal keys, computed as one: the running maximum is their
+// score and the running sum is `count`. key: [steps] units; value: [value_channels].
 template <class Dot>
 void start_with_repeated_key(const typename Dot::Unit* key, const float* value, int64_t count,
                              const typename Dot::Unit* q, int64_t q_stride, int64_t columns,
@@ -93,16 +94,16 @@ void start_with_repeated_key(const typename Dot::Unit* key, const float* value, 
   }
 }
 
-// q: [steps][q_stride] units, `columns` of them (a multiple of 16, at most 64). `fresh`: nothing
-// has been seen, else the state goes on.
+// Attends to all of `keys`. q: [steps][q_stride] units, of which `columns` are used (a multiple of
+// 16, at most 64). `reset`: ignore the previous state instead of continuing from it.
 template <class Dot>
 void attend(const typename Dot::Unit* q, int64_t q_stride, int64_t columns, int64_t steps,
-            const Keys<Dot>& keys, int64_t value_channels, float scale, bool fresh,
+            const Keys<Dot>& keys, int64_t value_channels, float scale, bool reset,
             const Softmax& state) {
   typedef typename Dot::Unit Unit;
   for (int64_t j = 0; j < keys.count; j += kBlock) {
     const int64_t count = keys.count - j < kBlock ? keys.count - j : kBlock;
-    const bool first = fresh && j == 0;
+    const bool first = reset && j == 0;
     const Left<Unit> k{keys.k + j / kBlock * keys.k_block, 1, keys.k_stride};
     multiply<Dot>(k, q, q_stride, state.scores, kBlock, count, columns, steps, false);
     update_online_softmax<Dot>(state, count, columns, value_channels, scale, first);
@@ -113,11 +114,11 @@ void attend(const typename Dot::Unit* q, int64_t q_stride, int64_t columns, int6
   }
 }
 
-// out[channels / kDepth][count of `columns`] units = accumulator / running_sum
+// out[channels / kDepth][count] units = accumulator / running_sum
 template <class Dot>
-void store_attended(const Softmax& state, int64_t channels, int64_t count, typename Dot::Unit* out,
-                    int64_t stride) {
-  typename Dot::Unit last[kLanes];
+void store_attention(const Softmax& state, int64_t channels, int64_t count, typename Dot::Unit* out,
+                     int64_t stride) {
+  typename Dot::Unit tail[kLanes];
   for (int64_t i = 0; i < count; i += kLanes) {
     const Vec inverse = 1.0f / load(state.running_sum + i);
     for (int64_t c = 0; c < channels; c += Dot::kDepth) {
@@ -125,12 +126,12 @@ void store_attended(const Softmax& state, int64_t channels, int64_t count, typen
       for (int d = 0; d < Dot::kDepth; ++d) {
         values[d] = load(state.accumulator + (c + d) * kBlock + i) * inverse;
       }
-      typename Dot::Unit* const at = out + c / Dot::kDepth * stride + i;
+      typename Dot::Unit* const row = out + c / Dot::kDepth * stride + i;
       if (i + kLanes <= count) {
-        Dot::put(values, at);
-      } else {  // what lies beyond belongs to the next window
-        Dot::put(values, last);
-        std::memcpy(at, last, sizeof(typename Dot::Unit) * (count - i));
+        Dot::store_rows(values, row);
+      } else {  // the memory after `count` belongs to the next window
+        Dot::store_rows(values, tail);
+        std::memcpy(row, tail, sizeof(typename Dot::Unit) * (count - i));
       }
     }
   }

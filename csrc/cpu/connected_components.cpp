@@ -1,6 +1,6 @@
-// Run-based union-find. A run is a maximal stretch of foreground in one row: a mask has a few
-// thousand of them where it has a million pixels, so all the merging is done on runs and each pixel
-// is read once and written once.
+// Union-find on runs. A run is a maximal sequence of foreground pixels in one row. A mask of a
+// million pixels has a few thousand runs, so components are merged on runs, and each pixel is read
+// and written only once.
 #include "csrc/connected_components.h"
 
 #include <cstring>
@@ -21,15 +21,16 @@ struct Run {
 
 struct Scratch {
   std::vector<Run> runs;
-  // index of a run; the root is the first run of the component in row-major order
+  // for each run the index of its parent; a root is the first run of its component in row-major
+  // order
   std::vector<int32_t> parent;
-  std::vector<int32_t> area;  // pixels, at roots
+  std::vector<int32_t> area;  // pixels of the component; only valid for roots
 };
 
-// First column >= x whose foreground-ness is `on`, or width. Eight background (or foreground)
-// pixels are skipped at a time.
-inline int32_t next_column(const uint8_t* row, int32_t x, int32_t width, bool on) {
-  if (on) {
+// First column >= x with a foreground pixel (or, if `foreground` is false, a background pixel), or
+// `width`. Other pixels are skipped eight at a time.
+inline int32_t next_column(const uint8_t* row, int32_t x, int32_t width, bool foreground) {
+  if (foreground) {
     for (; x + 8 <= width; x += 8) {
       uint64_t word;
       std::memcpy(&word, row + x, 8);
@@ -63,26 +64,27 @@ inline void unite(int32_t* parent, int32_t a, int32_t b) {
   if (b < a) parent[a] = b;
 }
 
-// Runs of one mask, linked to the runs of the row above that they touch (corners included), with
-// areas at the roots.
+// Finds the runs of one mask, links each to the runs in the row above that touch it (also at
+// corners), and sums areas at the roots.
 void link_runs(const uint8_t* mask, int32_t height, int32_t width, Scratch& s) {
   s.runs.clear();
   s.parent.clear();
-  size_t above = 0, above_end = 0;  // runs of the row above
+  size_t above = 0, above_end = 0;  // range of the runs in the row above
   for (int32_t y = 0; y < height; ++y) {
     const uint8_t* row = mask + static_cast<int64_t>(y) * width;
     const size_t first = s.runs.size();
-    size_t up = above;
+    size_t first_touching = above;
     for (int32_t x = next_column(row, 0, width, true); x < width;
          x = next_column(row, x, width, true)) {
       const int32_t begin = x;
       x = next_column(row, x, width, false);
-      const int32_t self = static_cast<int32_t>(s.runs.size());
+      const int32_t run_index = static_cast<int32_t>(s.runs.size());
       s.runs.push_back({y, begin, x});
-      s.parent.push_back(self);
-      while (up < above_end && s.runs[up].end < begin) ++up;
-      for (size_t k = up; k < above_end && s.runs[k].begin <= x; ++k) {
-        unite(s.parent.data(), self, static_cast<int32_t>(k));
+      s.parent.push_back(run_index);
+      while (first_touching < above_end && s.runs[first_touching].end < begin) ++first_touching;
+      for (size_t above_index = first_touching;
+           above_index < above_end && s.runs[above_index].begin <= x; ++above_index) {
+        unite(s.parent.data(), run_index, static_cast<int32_t>(above_index));
       }
     }
     above = first;
@@ -100,11 +102,11 @@ void fill(int32_t* out, int32_t begin, int32_t end, int32_t value) {
   for (int32_t x = begin; x < end; ++x) out[x] = value;
 }
 
-// Rows [y0, y1) of one mask: background zeros between runs, the component's values on them.
+// Writes rows [y0, y1) of one mask: the component's label and area on runs, zeros between them.
 void write_rows(const Scratch& s, int32_t width, int32_t y0, int32_t y1, int32_t* labels,
                 int32_t* areas) {
   size_t i = 0, n = s.runs.size();
-  for (size_t lo = 0, hi = n; lo < hi;) {  // first run of row y0
+  for (size_t lo = 0, hi = n; lo < hi;) {  // binary search for the first run of row y0
     const size_t mid = (lo + hi) / 2;
     if (s.runs[mid].row < y0) lo = mid + 1;
     else hi = mid;
@@ -146,7 +148,7 @@ void connected_components_cpu(const ConnectedComponentsParams& p, int num_thread
     return;
   }
   Scratch s;
-  // fewer masks than threads: the writing, most of the work, is shared by rows
+  // Fewer masks than threads: the threads share the rows when writing, which is most of the work.
   for (int64_t n = 0; n < p.count; ++n) {
     link_runs(p.masks + n * pixels, p.height, p.width, s);
 #pragma omp parallel for num_threads(num_threads)

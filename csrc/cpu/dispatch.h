@@ -1,6 +1,7 @@
-// The choice between instruction sets, in the object that needs none (SAM2_FAST_DISPATCH):
-// SAM2_FAST_CHOOSE(stem, Params) defines `bool stem_cpu(params, num_threads, isa)` over the sets'
-// own `bool stem(params, num_threads)`. Use it inside namespace sam2_fast.
+// Selects the instruction set at run time. SAM2_FAST_CHOOSE(stem, Params) defines
+// `bool stem_cpu(params, num_threads, isa)`, which calls `bool stem(params, num_threads)` of the
+// set `isa`. It expands to nothing except in the portable object (SAM2_FAST_DISPATCH). Use it in
+// namespace sam2_fast.
 #pragma once
 
 #include "csrc/cpu/isa.h"

@@ -1,4 +1,4 @@
-// GELU as exact as its result is stored.
+// GELU, as accurate as the format in which its result is stored.
 #pragma once
 
 #include "csrc/cpu/tile.h"
@@ -6,9 +6,10 @@
 namespace sam2_fast {
 namespace SAM2_FAST_ISA {
 
-// x Phi(x) = max(x, 0) - |x| / 2 erfc(|x| / sqrt 2), and -log2 of that erfc is a polynomial without
-// constant term: fitted on [0, 8] with the weight of its effect on the result; rms error 4e-8 on
-// [-4, 4], 2e-7 at most below 8 (torch's own, in float32: 2e-7 and 1e-6).
+// x Phi(x) = max(x, 0) - |x| / 2 erfc(|x| / sqrt 2). -log2 of this erfc is approximated by a
+// polynomial without a constant term, fitted on [0, 8] with errors weighted by their effect on the
+// result. The error is 4e-8 rms on [-4, 4] and at most 2e-7 below 8 (torch in float32: 2e-7 and
+// 1e-6).
 struct Gelu {
   static Vec of(Vec x) {
     Vec t = x < 0.0f ? -x : x;
@@ -29,9 +30,10 @@ template <class Dot>
 struct GeluOf : Gelu {};
 
 #if defined(__AVX512BF16__)
-// As Gelu, with a shorter polynomial and a coarser power of two: fitted on [0, 6.5] for the least
-// largest error relative to the result or to 0.003, 3e-5. With exp2_coarse it errs by 2.2e-5 at
-// most, 8e-6 rms on normal values, where rounding to bfloat16 costs 1.1e-3 rms.
+// As Gelu, with a shorter polynomial and a less accurate power of two. The polynomial is fitted on
+// [0, 6.5] to minimize the maximum error relative to the result or to 0.003, which is 3e-5. With
+// exp2_coarse the error is at most 2.2e-5, and 8e-6 rms for normally distributed values; rounding
+// to bfloat16 adds 1.1e-3 rms.
 template <>
 struct GeluOf<DotBfloat16> {
   static Vec of(Vec x) {

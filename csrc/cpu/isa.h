@@ -1,4 +1,4 @@
-// The instruction sets that CPU kernels are compiled for, each into an object of its own.
+// The instruction sets for which CPU kernels are compiled, each to a separate object file.
 #pragma once
 
 #include <cstdint>
@@ -10,10 +10,11 @@ enum class Isa : int32_t {
   kAvx2 = 1,
   kAvx512 = 2,
   kAvx512Bf16 = 3
-};  // each includes those before it
+};  // each set includes the ones before it
 constexpr const char* kIsaNames[] = {"portable", "avx2", "avx512", "avx512_bf16"};
 
-// The widest that this processor has. For code that is compiled without any of them.
+// The widest set that this processor supports. Call it from code that is compiled without any of
+// them.
 inline Isa widest_isa() {
 #if defined(__x86_64__) && defined(__GNUC__)
   __builtin_cpu_init();

@@ -1,11 +1,11 @@
-// Weights of layers as torch stores them.
+// Weights of layers in torch's layout.
 #pragma once
 
 namespace sam2_fast {
 
 struct Linear {
-  const void* weight;  // [rows out, columns in], contiguous, in the storage of the op's matrices
-  const float* bias;   // [rows out]
+  const void* weight;  // [output channels, input channels], contiguous, in the op's matrix storage
+  const float* bias;   // [output channels]
 };
 
 struct Norm {

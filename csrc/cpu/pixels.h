@@ -1,5 +1,5 @@
-// Vectors of pixels for kernels that are compiled once per instruction set, without fused
-// multiply-adds unless written out; see simd.h.
+// Vectors of pixels, for kernels that are compiled once per instruction set (see simd.h) and
+// without implicit fused multiply-adds.
 #pragma once
 
 #include <cstdint>
@@ -14,12 +14,13 @@
 namespace sam2_fast {
 namespace SAM2_FAST_ISA {
 
-constexpr int kRows = kLanes / 4;  // rows that are resized along together: a vector holds a pixel
-                                   // of each, three channels and a rest
-constexpr int kPixel = 4;          // bytes of a pixel side by side with others
+// Rows that are resized together. A vector holds one pixel of each row: three channels and one
+// unused lane.
+constexpr int kRows = kLanes / 4;
+constexpr int kPixel = 4;  // bytes of a pixel in such a vector
 typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
 
-// a * b + c, rounded once where the set can
+// a * b + c, rounded only once if the instruction set has fused multiply-adds
 static inline Vec fused(Vec a, Vec b, Vec c) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -33,24 +34,25 @@ static inline Vec fused(Vec a, Vec b, Vec c) {
 #endif
 }
 
-// Elements of two vectors by their places; the second's are counted on from the first's.
-template <int... places, typename Many>
-inline Many shuffle(Many x, Many y) {
+// Elements of two vectors, selected by index; the elements of y follow those of x.
+template <int... indices, typename Vector>
+inline Vector shuffle(Vector x, Vector y) {
 #if defined(__clang__)
-  return __builtin_shufflevector(x, y, places...);
+  return __builtin_shufflevector(x, y, indices...);
 #else
-  typedef decltype(x < y) Places;
-  return __builtin_shuffle(x, y, Places{places...});
+  typedef decltype(x < y) Indices;
+  return __builtin_shuffle(x, y, Indices{indices...});
 #endif
 }
 
+// kLanes bytes as int32.
 static inline VecInt widen(const uint8_t* bytes) {
 #if defined(__AVX512F__)
   return (VecInt)_mm512_maskz_cvtepu8_epi32(
       0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
 #elif defined(__AVX2__)
   return (VecInt)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes)));
-#else  // zeros are put between bytes, then between pairs: the order of a little-endian processor
+#else  // insert zeros between bytes, then between pairs of bytes; little-endian only
   typedef uint8_t Sixteen __attribute__((vector_size(16)));
   typedef uint16_t Eight __attribute__((vector_size(16)));
   int32_t four;
@@ -61,9 +63,9 @@ static inline VecInt widen(const uint8_t* bytes) {
 #endif
 }
 
-// 0..255 -> x / 255, rounded once. With fused products a quotient that is an ulp off is mended by
-// its exact remainder.
-static inline Vec over_255(VecInt bytes) {
+// x / 255 for x = 0 .. 255, correctly rounded. With fused multiply-adds the approximate quotient is
+// corrected by its exact remainder.
+static inline Vec divide_by_255(VecInt bytes) {
   const Vec x = __builtin_convertvector(bytes, Vec);
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   const Vec reciprocal = fill(1.0f / 255.0f), quotient = x * reciprocal;
@@ -73,10 +75,10 @@ static inline Vec over_255(VecInt bytes) {
 #endif
 }
 
-// The elements a, b, c, d of two vectors' quarters, in each quarter; the second's are counted from
-// kLanes.
-template <int a, int b, int c, int d, typename Many>
-inline Many shuffle_quarters(Many x, Many y) {
+// Applies the same shuffle within each group of four lanes: elements a, b, c, d of the groups of x
+// and y, where indices from kLanes on select from y.
+template <int a, int b, int c, int d, typename Vector>
+inline Vector shuffle_quarters(Vector x, Vector y) {
 #if defined(__AVX512F__)
   return shuffle<a, b, c, d, a + 4, b + 4, c + 4, d + 4, a + 8, b + 8, c + 8, d + 8, a + 12, b + 12,
                  c + 12, d + 12>(x, y);
@@ -87,16 +89,17 @@ inline Many shuffle_quarters(Many x, Many y) {
 #endif
 }
 
-// Four pixels of kRows rows -> by channel four pixels of each row.
-template <typename Many>
-inline void by_channel(const Many pixels[4], Many channels[3]) {
+// From interleaved to planar: pixels[i] is pixel i of kRows rows; channels[c] is channel c of four
+// pixels of each row.
+template <typename Vector>
+inline void split_channels(const Vector pixels[4], Vector channels[3]) {
   constexpr int n = kLanes;
-  const Many a = shuffle_quarters<0, n, 1, n + 1>(pixels[0], pixels[1]),
-             b = shuffle_quarters<0, n, 1, n + 1>(pixels[2], pixels[3]);
+  const Vector a = shuffle_quarters<0, n, 1, n + 1>(pixels[0], pixels[1]),
+               b = shuffle_quarters<0, n, 1, n + 1>(pixels[2], pixels[3]);
   channels[0] = shuffle_quarters<0, 1, n, n + 1>(a, b);
   channels[1] = shuffle_quarters<2, 3, n + 2, n + 3>(a, b);
-  const Many c = shuffle_quarters<2, n + 2, 3, n + 3>(pixels[0], pixels[1]),
-             d = shuffle_quarters<2, n + 2, 3, n + 3>(pixels[2], pixels[3]);
+  const Vector c = shuffle_quarters<2, n + 2, 3, n + 3>(pixels[0], pixels[1]),
+               d = shuffle_quarters<2, n + 2, 3, n + 3>(pixels[2], pixels[3]);
   channels[2] = shuffle_quarters<0, 1, n, n + 1>(c, d);
 }
 

@@ -1,5 +1,5 @@
-// Compiled once per instruction set (SAM2_FAST_ISA); fused products are written out.
-// docs/kernels/preprocess.md explains the passes.
+// Compiled once per instruction set (SAM2_FAST_ISA), without implicit fused multiply-adds.
+// docs/kernels/preprocess.md describes the passes.
 #include "csrc/preprocess.h"
 
 #include <cstdlib>
@@ -15,186 +15,193 @@ namespace sam2_fast {
 namespace SAM2_FAST_ISA {
 namespace {
 
-// What differs between the filters. Cell: a source pixel of kRows rows; sums are in Many.
+// The operations in which the filters differ. Element: of source pixels; Scalar: a weight or a
+// result; Vector: kLanes scalars.
 struct Bilinear {
-  static constexpr bool kColumnsFirst = false;  // whether it can be asked for
-  typedef float Number;
-  typedef Vec Many;
-  typedef float Cell;
-  static inline Many get(const Cell* cell) { return load(cell); }
-  static inline Many weight(Number w) { return fill(w); }
-  static inline Many first(Many w, Many x) { return w * x; }
-  static inline Many add_rounded(Many sum, Many w, Many x) { return sum + w * x; }
-  static inline Many add(Many sum, Many w, Many x) { return fused(w, x, sum); }
-  static inline Many done(Many sum) { return sum; }
-  static inline Vec scaled(Many value) { return value; }
-  static const Cell* cells(const uint8_t* bytes, int64_t width, float* room) {
+  static constexpr bool kSupportsColumnsFirst = false;
+  typedef float Scalar;
+  typedef Vec Vector;
+  typedef float Element;
+  static inline Vector get(const Element* element) { return load(element); }
+  static inline Vector weight(Scalar w) { return fill(w); }
+  static inline Vector first(Vector w, Vector x) { return w * x; }
+  static inline Vector add_rounded(Vector sum, Vector w, Vector x) { return sum + w * x; }
+  static inline Vector add(Vector sum, Vector w, Vector x) { return fused(w, x, sum); }
+  static inline Vector finish(Vector sum) { return sum; }
+  static inline Vec scaled(Vector value) { return value; }  // in [0, 1]
+  static const Element* elements(const uint8_t* bytes, int64_t width, float* buffer) {
     for (int64_t x = 0; x < width; ++x) {
-      store(room + x * kLanes, over_255(widen(bytes + x * kLanes)));
+      store(buffer + x * kLanes, divide_by_255(widen(bytes + x * kLanes)));
     }
-    return room;
+    return buffer;
   }
 };
 
 struct Bicubic {
-  static constexpr bool kColumnsFirst = true;
-  typedef int32_t Number;
-  typedef VecInt Many;
-  typedef uint8_t Cell;
-  static inline Many get(const Cell* cell) { return widen(cell); }
-  static inline Many weight(Number w) { return VecInt{} + w; }
-  static inline Many first(Many w, Many x) { return w * x + (1 << (kWeightBits - 1)); }
-  static inline Many add_rounded(Many sum, Many w, Many x) { return sum + w * x; }
-  static inline Many add(Many sum, Many w, Many x) { return sum + w * x; }
-  static inline Many done(Many sum) {
+  static constexpr bool kSupportsColumnsFirst = true;
+  typedef int32_t Scalar;
+  typedef VecInt Vector;
+  typedef uint8_t Element;
+  static inline Vector get(const Element* element) { return widen(element); }
+  static inline Vector weight(Scalar w) { return VecInt{} + w; }
+  static inline Vector first(Vector w, Vector x) { return w * x + (1 << (kWeightBits - 1)); }
+  static inline Vector add_rounded(Vector sum, Vector w, Vector x) { return sum + w * x; }
+  static inline Vector add(Vector sum, Vector w, Vector x) { return sum + w * x; }
+  static inline Vector finish(Vector sum) {
     sum >>= kWeightBits;
     sum = sum < 0 ? VecInt{} : sum;
     return sum > 255 ? VecInt{} + 255 : sum;
   }
-  static inline Vec scaled(Many value) { return over_255(value); }
-  static const Cell* cells(const uint8_t* bytes, int64_t, float*) { return bytes; }
+  static inline Vec scaled(Vector value) { return divide_by_255(value); }
+  static const Element* elements(const uint8_t* bytes, int64_t, float*) { return bytes; }
 };
 
 template <typename Filter>
 struct Plan {
-  Axis<typename Filter::Number> across, down;
-  Axis<typename Filter::Number> before;  // down the source, before rows are resized; without taps
-                                         // where they are resized first
-  int64_t height;    // rows that are resized across: the source's, or what `before` makes of them
-  int64_t line;      // numbers of a resized row's channel, whole vectors
-  int64_t capacity;  // resized rows that are kept, in a ring
-  int64_t cells;     // of a source row, zeros after its end
+  Axis<typename Filter::Scalar> horizontal, vertical;
+  // For the pass that resizes columns before rows; its taps are null without such a pass. With it,
+  // `vertical` has one tap per pixel.
+  Axis<typename Filter::Scalar> vertical_first;
+  int64_t height;        // rows that are resized horizontally: of the source or of vertical_first
+  int64_t padded_size;   // size, rounded up to whole vectors
+  int64_t ring_rows;     // capacity of the ring buffer of resized rows
+  int64_t padded_width;  // pixels of a source row and of the zeros after it
 };
 
 template <typename Filter>
 struct Scratch {
-  uint8_t* bytes;                 // [cells][kRows][4]
-  float* scaled;                  // [cells][kRows][4]
-  typename Filter::Number* ring;  // [capacity][3][line]
-  const typename Filter::Number** rows;
-  uint8_t* lines;  // [kRows][3 width + kLanes], what `before` makes
+  uint8_t* bytes;                        // [padded_width][kRows][4]
+  float* scaled;                         // [padded_width][kRows][4]
+  typename Filter::Scalar* ring;         // [ring_rows][3][padded_size]
+  const typename Filter::Scalar** rows;  // the ring's rows for the taps of one output row
+  uint8_t* row_buffer;                   // [kRows][3 width + kLanes]: results of vertical_first
 
-  static Scratch take(Arena& arena, const PreprocessParams& p, const Plan<Filter>& plan) {
+  static Scratch allocate(Arena& arena, const PreprocessParams& p, const Plan<Filter>& plan) {
     Scratch s{};
-    s.bytes = arena.take<uint8_t>(plan.cells * kLanes);
-    s.scaled = arena.take<float>(plan.cells * kLanes);
-    s.ring = arena.take<typename Filter::Number>(plan.capacity * 3 * plan.line);
-    s.rows = arena.take<const typename Filter::Number*>(plan.capacity);
-    s.lines = arena.take<uint8_t>(kRows * (3 * p.width + kLanes));
+    s.bytes = arena.allocate<uint8_t>(plan.padded_width * kLanes);
+    s.scaled = arena.allocate<float>(plan.padded_width * kLanes);
+    s.ring = arena.allocate<typename Filter::Scalar>(plan.ring_rows * 3 * plan.padded_size);
+    s.rows = arena.allocate<const typename Filter::Scalar*>(plan.ring_rows);
+    s.row_buffer = arena.allocate<uint8_t>(kRows * (3 * p.width + kLanes));
     return s;
   }
 };
 
-// Row `y` of what becomes of the source when columns are resized first; its pixels are packed.
+// Resizes the columns of a picture before its rows: computes row `y`, with packed pixels.
 void resize_columns(const PreprocessParams& p, const Plan<Bicubic>& plan, int64_t picture,
-                    int64_t y, uint8_t* line) {
-  const Taps taps = plan.before.taps[y];
-  const int32_t* const w = plan.before.weights + y * plan.before.room;
+                    int64_t y, uint8_t* row_bytes) {
+  const Taps taps = plan.vertical_first.taps[y];
+  const int32_t* const weights =
+      plan.vertical_first.weights + y * plan.vertical_first.weights_per_pixel;
   const uint8_t* const source = p.pictures + picture * p.picture_stride + taps.first * p.row_stride;
   const int64_t bytes = 3 * p.width;
   uint8_t tail[kLanes];
   for (int64_t x = 0; x < bytes; x += kLanes) {
     VecInt sum = VecInt{} + (1 << (kWeightBits - 1));
     for (int j = 0; j < taps.count; ++j) {
-      const uint8_t* at = source + j * p.row_stride + x;
+      const uint8_t* pixels = source + j * p.row_stride + x;
       if (x + kLanes > bytes) {
-        at = static_cast<const uint8_t*>(std::memcpy(tail, at, static_cast<size_t>(bytes - x)));
+        pixels =
+            static_cast<const uint8_t*>(std::memcpy(tail, pixels, static_cast<size_t>(bytes - x)));
       }
-      sum += widen(at) * w[j];
+      sum += widen(pixels) * weights[j];
     }
-    const Bytes rounded = __builtin_convertvector(Bicubic::done(sum), Bytes);
-    std::memcpy(line + x, &rounded, sizeof(rounded));
+    const Bytes rounded = __builtin_convertvector(Bicubic::finish(sum), Bytes);
+    std::memcpy(row_bytes + x, &rounded, sizeof(rounded));
   }
 }
 
-// Rows from `y` side by side; rows after the last repeat it.
+// Interleaves the pixels of kRows rows from `y` on in s.bytes. The last row is repeated beyond the
+// end of the picture.
 template <typename Filter>
 void gather(const PreprocessParams& p, const Plan<Filter>& plan, int64_t picture, int64_t y,
             const Scratch<Filter>& s) {
   const bool packed = p.column_stride == 3 && p.channel_stride == 1;
-  // four bytes of the last pixel may be one too many
-  const int64_t whole = packed ? p.width - 1 : 0;
+  // copying four bytes of the last pixel could read past the end of the picture
+  const int64_t safe_width = packed ? p.width - 1 : 0;
   for (int r = 0; r < kRows; ++r) {
     const int64_t row = smaller(y + r, plan.height - 1);
-    const uint8_t* at = p.pictures + picture * p.picture_stride + row * p.row_stride;
-    if constexpr (Filter::kColumnsFirst) {
-      if (plan.before.taps != nullptr) {
-        uint8_t* const line = s.lines + r * (3 * p.width + kLanes);
-        resize_columns(p, plan, picture, row, line);
-        at = line;
+    const uint8_t* from = p.pictures + picture * p.picture_stride + row * p.row_stride;
+    if constexpr (Filter::kSupportsColumnsFirst) {
+      if (plan.vertical_first.taps != nullptr) {
+        uint8_t* const row_bytes = s.row_buffer + r * (3 * p.width + kLanes);
+        resize_columns(p, plan, picture, row, row_bytes);
+        from = row_bytes;
       }
     }
     uint8_t* to = s.bytes + r * kPixel;
-    for (int64_t x = 0; x < whole; ++x) {
-      std::memcpy(to, at, kPixel);
-      at += 3;
+    for (int64_t x = 0; x < safe_width; ++x) {
+      std::memcpy(to, from, kPixel);
+      from += 3;
       to += kLanes;
     }
-    for (int64_t x = whole; x < p.width; ++x) {
-      for (int c = 0; c < 3; ++c) to[c] = at[c * p.channel_stride];
-      at += p.column_stride;
+    for (int64_t x = safe_width; x < p.width; ++x) {
+      for (int c = 0; c < 3; ++c) to[c] = from[c * p.channel_stride];
+      from += p.column_stride;
       to += kLanes;
     }
   }
 }
 
-// kRows source rows from `y` into the ring.
+// Resizes kRows rows from `y` on horizontally and stores them in the ring.
 template <typename Filter>
-void resize_across(const PreprocessParams& p, const Plan<Filter>& plan, int64_t picture, int64_t y,
-                   const Scratch<Filter>& s) {
-  typedef typename Filter::Number Number;
-  typedef typename Filter::Many Many;
+void resize_horizontally(const PreprocessParams& p, const Plan<Filter>& plan, int64_t picture,
+                         int64_t y, const Scratch<Filter>& s) {
+  typedef typename Filter::Scalar Scalar;
+  typedef typename Filter::Vector Vector;
   gather(p, plan, picture, y, s);
-  const typename Filter::Cell* const cells = Filter::cells(s.bytes, p.width, s.scaled);
-  const int fused = plan.across.fused;
-  for (int64_t x = 0; x < plan.line; x += 4) {
-    Many pixels[4], channels[3];
+  const typename Filter::Element* const elements = Filter::elements(s.bytes, p.width, s.scaled);
+  const int fused = plan.horizontal.max_fused;
+  for (int64_t x = 0; x < plan.padded_size; x += 4) {
+    Vector pixels[4], channels[3];
     for (int i = 0; i < 4; ++i) {
-      const Taps taps = plan.across.taps[x + i];
-      const Number* w = plan.across.weights + (x + i) * plan.across.room;
-      const typename Filter::Cell* cell = cells + taps.first * int64_t{kLanes};
-      Many sum = Filter::first(Filter::weight(w[0]), Filter::get(cell));
-      ++w;
-      cell += kLanes;
+      const Taps taps = plan.horizontal.taps[x + i];
+      const Scalar* weights = plan.horizontal.weights + (x + i) * plan.horizontal.weights_per_pixel;
+      const typename Filter::Element* element = elements + taps.first * int64_t{kLanes};
+      Vector sum = Filter::first(Filter::weight(weights[0]), Filter::get(element));
+      ++weights;
+      element += kLanes;
       for (int j = 0; j < taps.rounded; ++j) {
-        sum = Filter::add_rounded(sum, Filter::weight(*w), Filter::get(cell));
-        ++w;
-        cell += kLanes;
+        sum = Filter::add_rounded(sum, Filter::weight(*weights), Filter::get(element));
+        ++weights;
+        element += kLanes;
       }
       for (int j = 0; j < fused; ++j) {
-        sum = Filter::add(sum, Filter::weight(*w), Filter::get(cell));
-        ++w;
-        cell += kLanes;
+        sum = Filter::add(sum, Filter::weight(*weights), Filter::get(element));
+        ++weights;
+        element += kLanes;
       }
-      pixels[i] = Filter::done(sum);
+      pixels[i] = Filter::finish(sum);
     }
-    by_channel(pixels, channels);
+    split_channels(pixels, channels);
     for (int r = 0; r < kRows; ++r) {
-      Number* const row = s.ring + (y + r) % plan.capacity * 3 * plan.line + x;
+      Scalar* const row = s.ring + (y + r) % plan.ring_rows * 3 * plan.padded_size + x;
       for (int c = 0; c < 3; ++c) {
-        std::memcpy(row + c * plan.line, reinterpret_cast<const Number*>(&channels[c]) + 4 * r, 16);
+        std::memcpy(row + c * plan.padded_size,
+                    reinterpret_cast<const Scalar*>(&channels[c]) + 4 * r, 16);
       }
     }
   }
 }
 
-// kLanes numbers of resized rows, `x` numbers into them.
+// Output row y before normalisation: kLanes values from offset `x` in the rows of the ring.
 template <typename Filter>
-inline typename Filter::Many resize_down(const Plan<Filter>& plan, const Scratch<Filter>& s,
-                                         int64_t y, int64_t x) {
-  typedef typename Filter::Many Many;
-  const Taps taps = plan.down.taps[y];
-  const typename Filter::Number* const w = plan.down.weights + y * plan.down.room;
-  const auto at = [&](int j) {
-    Many many;
-    std::memcpy(&many, s.rows[j] + x, sizeof(many));
-    return many;
+inline typename Filter::Vector resize_vertically(const Plan<Filter>& plan, const Scratch<Filter>& s,
+                                                 int64_t y, int64_t x) {
+  typedef typename Filter::Vector Vector;
+  const Taps taps = plan.vertical.taps[y];
+  const typename Filter::Scalar* const weights =
+      plan.vertical.weights + y * plan.vertical.weights_per_pixel;
+  const auto row = [&](int j) {
+    Vector vector;
+    std::memcpy(&vector, s.rows[j] + x, sizeof(vector));
+    return vector;
   };
-  Many sum = Filter::first(Filter::weight(w[0]), at(0));
+  Vector sum = Filter::first(Filter::weight(weights[0]), row(0));
   int j = 1;
-  for (; j <= taps.rounded; ++j) sum = Filter::add_rounded(sum, Filter::weight(w[j]), at(j));
-  for (; j < taps.count; ++j) sum = Filter::add(sum, Filter::weight(w[j]), at(j));
-  return Filter::done(sum);
+  for (; j <= taps.rounded; ++j) sum = Filter::add_rounded(sum, Filter::weight(weights[j]), row(j));
+  for (; j < taps.count; ++j) sum = Filter::add(sum, Filter::weight(weights[j]), row(j));
+  return Filter::finish(sum);
 }
 
 template <typename Filter>
@@ -204,7 +211,8 @@ void write_planes(const PreprocessParams& p, const Plan<Filter>& plan, const Scr
     float* const out = p.planes + ((picture * 3 + c) * p.size + y) * p.size;
     const Vec mean = fill(p.mean[c]), std = fill(p.std[c]);
     for (int64_t x = 0; x < p.size; x += kLanes) {
-      const Vec value = (Filter::scaled(resize_down(plan, s, y, c * plan.line + x)) - mean) / std;
+      const Vec value =
+          (Filter::scaled(resize_vertically(plan, s, y, c * plan.padded_size + x)) - mean) / std;
       if (x + kLanes <= p.size) {
         store(out + x, value);
       } else {
@@ -220,7 +228,7 @@ void write_bytes(const PreprocessParams& p, const Plan<Bicubic>& plan, const Scr
   for (int64_t x = 0; x < p.size; x += kLanes) {
     int32_t channels[3][kLanes];
     for (int c = 0; c < 3; ++c) {
-      const VecInt channel = resize_down(plan, s, y, c * plan.line + x);
+      const VecInt channel = resize_vertically(plan, s, y, c * plan.padded_size + x);
       std::memcpy(channels[c], &channel, sizeof(channel));
     }
     const int pixels = static_cast<int>(smaller(kLanes, p.size - x));
@@ -244,70 +252,73 @@ void write(const PreprocessParams& p, const Plan<Bicubic>& plan, const Scratch<B
   }
 }
 
-// Rows `from` to `to` of one resized picture.
+// Computes output rows [begin, end) of one picture.
 template <typename Filter>
-void resize_band(const PreprocessParams& p, const Plan<Filter>& plan, int64_t picture, int64_t from,
-                 int64_t to, const Scratch<Filter>& s) {
-  // source rows before this one are resized across, or not needed
-  int64_t ready = plan.down.taps[from].first;
-  for (int64_t y = from; y < to; ++y) {
-    const Taps taps = plan.down.taps[y];
+void resize_band(const PreprocessParams& p, const Plan<Filter>& plan, int64_t picture,
+                 int64_t begin, int64_t end, const Scratch<Filter>& s) {
+  // all required rows before this one are in the ring
+  int64_t ready = plan.vertical.taps[begin].first;
+  for (int64_t y = begin; y < end; ++y) {
+    const Taps taps = plan.vertical.taps[y];
     for (; ready < taps.first + taps.count; ready += kRows) {
-      resize_across(p, plan, picture, ready, s);
+      resize_horizontally(p, plan, picture, ready, s);
     }
     for (int j = 0; j < taps.count; ++j) {
-      s.rows[j] = s.ring + (taps.first + j) % plan.capacity * 3 * plan.line;
+      s.rows[j] = s.ring + (taps.first + j) % plan.ring_rows * 3 * plan.padded_size;
     }
     write(p, plan, s, picture, y);
   }
 }
 
-// Room for the taps and weights of `places` pixels.
-template <typename Number>
-void take_axis(Arena& arena, int64_t places, Axis<Number>* axis) {
-  axis->taps = arena.take<Taps>(places);
-  axis->weights = arena.take<Number>(places * axis->room);
+// Allocates the taps and weights of `pixels` pixels.
+template <typename Scalar>
+void allocate_axis(Arena& arena, int64_t pixels, Axis<Scalar>* axis) {
+  axis->taps = arena.allocate<Taps>(pixels);
+  axis->weights = arena.allocate<Scalar>(pixels * axis->weights_per_pixel);
 }
 
 template <typename Filter>
 bool resize(const PreprocessParams& p, int num_threads, int radius) {
-  const bool columns_first = Filter::kColumnsFirst && p.columns_first;
+  const bool columns_first = Filter::kSupportsColumnsFirst && p.columns_first;
   Plan<Filter> plan;
   plan.height = columns_first ? p.size : p.height;
-  plan.line = round_up(p.size, kLanes);
-  plan.across.room = taps_room(p.width, p.size, radius);
-  plan.down.room = taps_room(plan.height, p.size, radius);
-  plan.before.room = columns_first ? taps_room(p.height, p.size, radius) : 0;
-  plan.capacity = plan.down.room / 2 + kRows;
-  plan.cells = p.width + plan.across.room;
-  const auto take_axes = [&](Arena& arena) {
-    take_axis(arena, plan.line, &plan.across);
-    take_axis(arena, p.size, &plan.down);
-    if (columns_first) take_axis(arena, p.size, &plan.before);
+  plan.padded_size = round_up(p.size, kLanes);
+  plan.horizontal.weights_per_pixel = weight_capacity(p.width, p.size, radius);
+  plan.vertical.weights_per_pixel = weight_capacity(plan.height, p.size, radius);
+  plan.vertical_first.weights_per_pixel =
+      columns_first ? weight_capacity(p.height, p.size, radius) : 0;
+  plan.ring_rows = plan.vertical.weights_per_pixel / 2 + kRows;
+  plan.padded_width = p.width + plan.horizontal.weights_per_pixel;
+  const auto allocate_axes = [&](Arena& arena) {
+    allocate_axis(arena, plan.padded_size, &plan.horizontal);
+    allocate_axis(arena, p.size, &plan.vertical);
+    if (columns_first) allocate_axis(arena, p.size, &plan.vertical_first);
   };
   Arena call_size{nullptr}, thread_size{nullptr};
-  take_axes(call_size);
-  Scratch<Filter>::take(thread_size, p, plan);
+  allocate_axes(call_size);
+  Scratch<Filter>::allocate(thread_size, p, plan);
   char* const memory =
       static_cast<char*>(std::aligned_alloc(64, call_size.used + thread_size.used * num_threads));
   if (memory == nullptr) return false;
-  Arena call{memory};
-  take_axes(call);
-  fill_axis(p.width, p.size, plan.line, &plan.across);
-  fill_axis(plan.height, p.size, p.size, &plan.down);
-  if (columns_first) fill_axis(p.height, p.size, p.size, &plan.before);
+  Arena call_arena{memory};
+  allocate_axes(call_arena);
+  fill_axis(p.width, p.size, plan.padded_size, &plan.horizontal);
+  fill_axis(plan.height, p.size, p.size, &plan.vertical);
+  if (columns_first) fill_axis(p.height, p.size, p.size, &plan.vertical_first);
   const int64_t bands = smaller(ceil_div(num_threads, p.count), p.size);
-  const int64_t high = ceil_div(p.size, bands);
+  const int64_t band_height = ceil_div(p.size, bands);
 #pragma omp parallel num_threads(num_threads)
   {
-    Arena own{memory + call_size.used + thread_size.used * thread_number()};
-    const Scratch<Filter> s = Scratch<Filter>::take(own, p, plan);
-    std::memset(s.bytes, 0, static_cast<size_t>(plan.cells * kLanes));
-    std::memset(s.scaled, 0, static_cast<size_t>(4 * plan.cells * kLanes));
+    Arena thread_arena{memory + call_size.used + thread_size.used * thread_number()};
+    const Scratch<Filter> s = Scratch<Filter>::allocate(thread_arena, p, plan);
+    std::memset(s.bytes, 0, static_cast<size_t>(plan.padded_width * kLanes));
+    std::memset(s.scaled, 0, static_cast<size_t>(4 * plan.padded_width * kLanes));
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < p.count * bands; ++i) {
-      const int64_t from = i % bands * high;
-      if (from < p.size) resize_band(p, plan, i / bands, from, smaller(from + high, p.size), s);
+      const int64_t begin = i % bands * band_height;
+      if (begin < p.size) {
+        resize_band(p, plan, i / bands, begin, smaller(begin + band_height, p.size), s);
+      }
     }
   }
   std::free(memory);

@@ -1,6 +1,6 @@
-// Which pixels of a line a resized pixel is made of, and with which weights: torch's antialiased
-// bilinear filter in float32 and Pillow's bicubic one in fixed point, bit-exact. Compiled without
-// fused multiply-adds, in an object per instruction set, see simd.h.
+// The source pixels along one axis that contribute to a resized pixel, and their weights: bit-exact
+// with torch's antialiased bilinear filter in float32 and with Pillow's bicubic filter in fixed
+// point. Compiled without fused multiply-adds, once per instruction set (see simd.h).
 #pragma once
 
 #include <cmath>
@@ -14,82 +14,86 @@ namespace SAM2_FAST_ISA {
 
 struct Taps {
   int32_t first, count;  // source pixels
-  int32_t rounded;  // of them, after the first: products are rounded before they are summed; the
-                    // rest are fused where the set can
+  // After the first tap, the products of `rounded` taps are rounded before they are added; the
+  // remaining taps use fused multiply-adds if the instruction set has them.
+  int32_t rounded;
 };
 
-// The windows of one axis. `room` weights a pixel, zeros after the window.
-template <typename Number>
+// The taps and weights of all target pixels of one axis.
+template <typename Scalar>
 struct Axis {
   Taps* taps = nullptr;
-  Number* weights = nullptr;
-  int64_t room = 0;
-  int32_t fused = 0;  // the largest number of taps that are neither the first nor rounded
+  Scalar* weights = nullptr;
+  int64_t weights_per_pixel = 0;  // zeros after the weights of the taps
+  int32_t max_fused = 0;          // maximum over the pixels of count - 1 - rounded
 };
 
-constexpr int kWeightBits = 22;  // of a fixed-point weight after the point: 32 less 8 of a pixel,
-                                 // less 2 for a sum's overshoot
+// Fraction bits of a fixed-point weight: 32, less 8 for a pixel, less 2 because a weighted sum can
+// exceed the range of a pixel.
+constexpr int kWeightBits = 22;
 
-// Weights that a window may have, and as many zeros as a window before its end may be read over.
-static inline int64_t taps_room(int64_t from, int64_t to, int radius) {
-  const double scale = static_cast<double>(from) / static_cast<double>(to);
+// Storage for the weights of a pixel: the maximum number of its taps, and as many zeros, because a
+// loop over the maximum tap count reads past the weights of pixels with fewer taps.
+static inline int64_t weight_capacity(int64_t source_size, int64_t target_size, int radius) {
+  const double scale = static_cast<double>(source_size) / static_cast<double>(target_size);
   return 2 * (2 * static_cast<int64_t>(std::ceil(radius * (scale < 1 ? 1 : scale))) + 2);
 }
 
-// The triangle of half width 1, stretched where pixels are merged. torch mixes float32 and float64
-// in this way.
-static inline Taps taps_of(int64_t i, int64_t from, int64_t to, float* weights) {
-  if (from == to) {  // the neighbours have no weight
+// Bilinear: a triangle of half width 1, stretched by the scale when downsampling. The mix of
+// float32 and float64 is torch's.
+static inline Taps taps_of(int64_t i, int64_t source_size, int64_t target_size, float* weights) {
+  if (source_size == target_size) {  // only the pixel itself has weight
     weights[0] = 1;
     return {static_cast<int32_t>(i), 1, 0};
   }
-  const float scale = static_cast<float>(from) / static_cast<float>(to);
+  const float scale = static_cast<float>(source_size) / static_cast<float>(target_size);
   const float support = scale >= 1.0f ? scale : 1.0f;
   const double inverse = scale >= 1.0f ? static_cast<float>(1.0 / static_cast<double>(scale)) : 1.0;
   const float center =
       static_cast<float>(static_cast<double>(scale) * (static_cast<double>(i) + 0.5));
-  const int64_t first = smaller(
-      larger(static_cast<int64_t>(static_cast<double>(center - support) + 0.5), 0), from - 1);
+  const int64_t first =
+      smaller(larger(static_cast<int64_t>(static_cast<double>(center - support) + 0.5), 0),
+              source_size - 1);
   const int64_t end =
-      smaller(static_cast<int64_t>(static_cast<double>(center + support) + 0.5), from);
+      smaller(static_cast<int64_t>(static_cast<double>(center + support) + 0.5), source_size);
   const int64_t count =
       smaller(larger(end - first, 0),
               2 * static_cast<int64_t>(std::ceil(static_cast<double>(support))) + 1);
   float sum = 0;
   for (int64_t j = 0; j < count; ++j) {
-    const float at = static_cast<float>(
+    const float offset = static_cast<float>(
         (static_cast<double>(static_cast<float>(first + j) - center) + 0.5) * inverse);
-    const float distance = at < 0 ? -at : at;
+    const float distance = offset < 0 ? -offset : offset;
     weights[j] = distance < 1.0f ? 1.0f - distance : 0.0f;
     sum += weights[j];
   }
   for (int64_t j = 0; j < count && sum != 0; ++j) weights[j] /= sum;
-  // torch's compiler takes taps after the first by fours, products first, and fuses what is left
-  // over
+  // in torch's compiled loop the taps after the first are unrolled by four with products rounded
+  // separately; the remaining ones are fused
   const int64_t rounded = count < 1 ? 0 : (count - 1) / 4 * 4;
   return {static_cast<int32_t>(first), static_cast<int32_t>(count), static_cast<int32_t>(rounded)};
 }
 
-// Keys' cubic convolution with a = -1/2.
+// Cubic convolution kernel of R. Keys with a = -1/2.
 static inline double cubic(double x) {
   x = x < 0 ? -x : x;
   if (x < 1.0) return (1.5 * x - 2.5) * x * x + 1;
   return x < 2.0 ? (((x - 5) * x + 8) * x - 4) * -0.5 : 0.0;
 }
 
-// The cubic, stretched where pixels are merged; rounded to fixed point after the weights were made
-// to sum to one in float64.
-static inline Taps taps_of(int64_t i, int64_t from, int64_t to, int32_t* weights) {
-  if (from == to) {  // the neighbours have no weight
+// Bicubic: the cubic kernel, stretched by the scale when downsampling. The weights are normalized
+// to sum to one in float64, then rounded to fixed point.
+static inline Taps taps_of(int64_t i, int64_t source_size, int64_t target_size, int32_t* weights) {
+  if (source_size == target_size) {  // only the pixel itself has weight
     weights[0] = 1 << kWeightBits;
     return {static_cast<int32_t>(i), 1, 0};
   }
-  const double scale = static_cast<double>(from) / static_cast<double>(to),
+  const double scale = static_cast<double>(source_size) / static_cast<double>(target_size),
                stretch = scale < 1.0 ? 1.0 : scale;
   const double support = 2.0 * stretch, inverse = 1.0 / stretch,
                center = (static_cast<double>(i) + 0.5) * scale;
   const int64_t first = larger(static_cast<int64_t>(center - support + 0.5), 0);
-  const int64_t count = smaller(static_cast<int64_t>(center + support + 0.5), from) - first;
+  const int64_t count = smaller(static_cast<int64_t>(center + support + 0.5), source_size) - first;
   double sum = 0;
   for (int64_t j = 0; j < count; ++j) {
     sum += cubic((static_cast<double>(j + first) - center + 0.5) * inverse);
@@ -102,14 +106,17 @@ static inline Taps taps_of(int64_t i, int64_t from, int64_t to, int32_t* weights
   return {static_cast<int32_t>(first), static_cast<int32_t>(count), 0};
 }
 
-// `places` >= to: what is beyond `to` has no weight.
-template <typename Number>
-inline void fill_axis(int64_t from, int64_t to, int64_t places, Axis<Number>* axis) {
-  std::memset(axis->weights, 0, sizeof(Number) * static_cast<size_t>(places * axis->room));
-  for (int64_t i = 0; i < places; ++i) {
-    axis->taps[i] = i < to ? taps_of(i, from, to, axis->weights + i * axis->room) : Taps{0, 1, 0};
+// Computes `count` >= target_size entries; those from target_size on have zero weights.
+template <typename Scalar>
+inline void fill_axis(int64_t source_size, int64_t target_size, int64_t count, Axis<Scalar>* axis) {
+  std::memset(axis->weights, 0,
+              sizeof(Scalar) * static_cast<size_t>(count * axis->weights_per_pixel));
+  for (int64_t i = 0; i < count; ++i) {
+    axis->taps[i] = i < target_size ? taps_of(i, source_size, target_size,
+                                              axis->weights + i * axis->weights_per_pixel)
+                                    : Taps{0, 1, 0};
     const int32_t fused = axis->taps[i].count - 1 - axis->taps[i].rounded;
-    axis->fused = fused > axis->fused ? fused : axis->fused;
+    axis->max_fused = fused > axis->max_fused ? fused : axis->max_fused;
   }
 }
 

@@ -1,5 +1,5 @@
-// Compiled once per instruction set (SAM2_FAST_ISA); the portable object also holds the choice
-// between them. docs/kernels/rope_attention.md has the tiling and its arithmetic.
+// Compiled once per instruction set (SAM2_FAST_ISA). The portable object also selects the set at
+// run time. docs/kernels/rope_attention.md describes the tiling and its arithmetic.
 #include "csrc/rope_attention.h"
 
 #include <cmath>
@@ -12,23 +12,24 @@ namespace sam2_fast {
 namespace SAM2_FAST_ISA {
 namespace {
 
-// Keys of a block; also the columns of a tile row, in scores and in values.
+// Keys of a block, which are the columns of a tile of scores. Values are padded to a multiple of
+// it.
 constexpr int64_t kBlock = 64;
-// Queries of a task: 16 tiles of 6 rows read a key block.
+// Queries of a task: 16 tiles of 6 rows, which read the same block of keys.
 constexpr int64_t kTask = 96;
 
-// Where a call's intermediate data lies; `Unit`s hold one float, or a pair of bfloat16.
+// Sizes of a call's intermediate data. A `Unit` is one float or a pair of bfloat16.
 template <class Dot>
 struct Plan {
   typedef typename Dot::Unit Unit;
   static constexpr int64_t kDepth = Dot::kDepth;
   const RopeAttentionParams& params;
   int64_t blocks = ceil_div(params.keys, kBlock);
-  int64_t steps = params.dim / kDepth;  // of a score's sum
+  int64_t steps = params.dim / kDepth;  // steps of the sum of one score
   int64_t width = round_up(params.value_dim, kBlock);
   int64_t key_units = steps * kBlock;             // packed keys of a block: [steps][kBlock]
   int64_t value_units = kBlock / kDepth * width;  // packed values: [kBlock / kDepth][width]
-  // a task's scratch: queries [kTask][steps], probabilities [kTask][kBlock / kDepth], then floats
+  // scratch of a task: queries [kTask][steps], probabilities [kTask][kBlock / kDepth], then floats
   int64_t task_bytes = 4 * (kTask * (steps + kBlock / kDepth) + kTask * (kBlock + width + 2));
 };
 
@@ -57,16 +58,16 @@ struct Worker {
   typedef typename Dot::Unit Unit;
   static constexpr int64_t kDepth = Dot::kDepth;
   const Plan<Dot>& plan;
-  Unit *keys, *values;  // packed, of the current object; shared by all threads
+  Unit *keys, *values;  // packed keys and values of the current object, shared by all threads
   char* scratch;
   const RopeAttentionParams& params = plan.params;
   Task<Dot> task{plan, scratch};
 
-  // row: [dim] floats of token `place`
-  void rotate(float* row, int64_t place) const {
+  // Rotates row [dim] of token `token`.
+  void rotate(float* row, int64_t token) const {
     const int64_t half = params.dim / 2;
-    const float* const cos = params.cos + place * half;
-    const float* const sin = params.sin + place * half;
+    const float* const cos = params.cos + token * half;
+    const float* const sin = params.sin + token * half;
     for (int64_t i = 0; i < half; ++i) {
       const float c = cos[i], s = sin[i], even = row[2 * i], odd = row[2 * i + 1];
       row[2 * i] = even * c - odd * s;
@@ -78,6 +79,7 @@ struct Worker {
     for (int64_t i = 0; i < columns; ++i) out[i] = read(data, params.storage, row * columns + i);
   }
 
+  // Packs the rotated keys and the values of one block; keys after the last one are zero.
   void pack_block(int64_t object, int64_t block) const {
     float* const row = reinterpret_cast<float*>(scratch);
     const int64_t first = block * kBlock, count = smaller(params.keys - first, kBlock);
@@ -107,8 +109,8 @@ struct Worker {
     }
   }
 
-  // Row r of a block: scores to probabilities, running_max and running_sum updated, the accumulator
-  // rescaled to the new maximum.
+  // Converts row r of a block of scores to probabilities, updates running_max and running_sum, and
+  // rescales the accumulator to the new maximum.
   void update_online_softmax(int64_t r, float scale) const {
     float* const scores = task.scores + r * kBlock;
     float* const accumulator = task.accumulator + r * plan.width;
@@ -116,10 +118,10 @@ struct Worker {
     for (int64_t j = kLanes; j < kBlock; j += kLanes) {
       largest_scores = larger(load(scores + j), largest_scores);
     }
-    const float before = task.running_max[r], now = largest(largest_scores) * scale;
-    if (!(now <= before)) {  // a NaN, too, is taken over
-      task.running_max[r] = now;
-      const float rescale = exp2_of(fill(before - now))[0];
+    const float old_max = task.running_max[r], new_max = largest(largest_scores) * scale;
+    if (!(new_max <= old_max)) {  // also true for NaN
+      task.running_max[r] = new_max;
+      const float rescale = exp2_of(fill(old_max - new_max))[0];
       task.running_sum[r] *= rescale;
       for (int64_t i = 0; i < plan.width; i += kLanes) {
         store(accumulator + i, load(accumulator + i) * fill(rescale));
@@ -139,9 +141,9 @@ struct Worker {
     }
   }
 
-  // The queries of a task, rotated.
+  // Rotates and packs the queries of a task.
   void pack_queries(int64_t row, int64_t first, int64_t count) const {
-    float* const query = task.accumulator;  // not yet in use, and larger than any dim
+    float* const query = task.accumulator;  // unused so far and large enough for any dim
     for (int64_t r = 0; r < count; ++r) {
       read_row(params.q, row + r, params.dim, query);
       rotate(query, first + r);
@@ -163,13 +165,13 @@ struct Worker {
     }
     const float scale = softmax_scale(params.dim);
     for (int64_t block = 0; block < plan.blocks; ++block) {
-      // 96 queries x 64 keys, in parts of the sum outside: 16 KB of keys stay in the first-level
-      // cache for all rows
+      // 96 queries x 64 keys. `multiply` loops over partial sums outermost, so that the part of the
+      // keys in use stays in the first-level cache for all rows.
       multiply<Dot>({task.queries, plan.steps, 1}, keys + block * plan.key_units, kBlock,
                     task.scores, kBlock, count, kBlock, plan.steps, false);
-      const int64_t real = params.keys - block * kBlock;
+      const int64_t num_keys = params.keys - block * kBlock;
       for (int64_t r = 0; r < count; ++r) {
-        for (int64_t j = real; j < kBlock; ++j) task.scores[r * kBlock + j] = -INFINITY;
+        for (int64_t j = num_keys; j < kBlock; ++j) task.scores[r * kBlock + j] = -INFINITY;
         update_online_softmax(r, scale);
       }
       multiply<Dot>({task.probabilities, depth, 1}, values + block * plan.value_units, width,
@@ -184,7 +186,7 @@ struct Worker {
   }
 };
 
-// Every thread calls this: loops are shared out, each ends with a barrier.
+// Called by every thread. The threads share the loops, and each loop ends with a barrier.
 template <class Dot>
 void run_all(const Worker<Dot>& worker) {
   const int64_t tasks = ceil_div(worker.params.queries, kTask);
@@ -202,7 +204,7 @@ bool run(const RopeAttentionParams& params, int num_threads) {
   const Plan<Dot> plan{params};
   const int64_t thread_bytes = round_up(plan.task_bytes, 64);
   const int64_t packed_bytes = round_up(4 * plan.blocks * (plan.key_units + plan.value_units), 64);
-  // one object at a time: scratch does not grow with their number
+  // objects are processed one after the other, so scratch memory does not grow with their number
   char* const memory =
       static_cast<char*>(std::aligned_alloc(64, packed_bytes + thread_bytes * num_threads));
   if (memory == nullptr) return false;
@@ -210,8 +212,8 @@ bool run(const RopeAttentionParams& params, int num_threads) {
   Unit* const values = keys + plan.blocks * plan.key_units;
 #pragma omp parallel num_threads(num_threads)
   {
-    char* const own = memory + packed_bytes + thread_bytes * thread_number();
-    run_all(Worker<Dot>{plan, keys, values, own});
+    char* const thread_scratch = memory + packed_bytes + thread_bytes * thread_number();
+    run_all(Worker<Dot>{plan, keys, values, thread_scratch});
   }
   std::free(memory);
   return true;

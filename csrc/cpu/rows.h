@@ -1,4 +1,4 @@
-// Between stored tensors, whose rows are tokens, and tiles, whose rows are channels: four tokens
+// Conversion between stored tensors (rows are tokens) and tiles (rows are channels), four tokens
 // and four channels at a time.
 #pragma once
 
@@ -25,14 +25,14 @@ inline void write(void* data, Storage storage, int64_t i, float x) {
 }
 
 typedef float Four __attribute__((vector_size(16)));
-typedef float FourLoose __attribute__((vector_size(16), aligned(4), may_alias));
+typedef float FourUnaligned __attribute__((vector_size(16), aligned(4), may_alias));
 typedef uint32_t FourWords __attribute__((vector_size(16)));
 typedef uint16_t FourHalves __attribute__((vector_size(8)));
-typedef uint16_t FourHalvesLoose __attribute__((vector_size(8), aligned(2), may_alias));
+typedef uint16_t FourHalvesUnaligned __attribute__((vector_size(8), aligned(2), may_alias));
 
 inline Four read_four(const void* data, Storage storage, int64_t i) {
   if (storage == Storage::kFloat32) {
-    return *reinterpret_cast<const FourLoose*>(static_cast<const float*>(data) + i);
+    return *reinterpret_cast<const FourUnaligned*>(static_cast<const float*>(data) + i);
   }
   const uint16_t* const halves = static_cast<const uint16_t*>(data) + i;
   if (storage == Storage::kFloat16) {
@@ -40,38 +40,40 @@ inline Four read_four(const void* data, Storage storage, int64_t i) {
                 from_float16(halves[3])};
   }
   return reinterpret_cast<Four>(
-      __builtin_convertvector(*reinterpret_cast<const FourHalvesLoose*>(halves), FourWords) << 16);
+      __builtin_convertvector(*reinterpret_cast<const FourHalvesUnaligned*>(halves), FourWords)
+      << 16);
 }
 
 inline void write_four(void* data, Storage storage, int64_t i, Four x) {
   if (storage == Storage::kFloat32) {
-    *reinterpret_cast<FourLoose*>(static_cast<float*>(data) + i) = x;
+    *reinterpret_cast<FourUnaligned*>(static_cast<float*>(data) + i) = x;
   } else if (storage == Storage::kBfloat16) {
     const FourWords bits = reinterpret_cast<FourWords>(x);
     const FourWords rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16,
                     nan = (bits >> 16) | 0x40u;
-    *reinterpret_cast<FourHalvesLoose*>(static_cast<uint16_t*>(data) + i) =
+    *reinterpret_cast<FourHalvesUnaligned*>(static_cast<uint16_t*>(data) + i) =
         __builtin_convertvector(x == x ? rounded : nan, FourHalves);
   } else {
     for (int j = 0; j < 4; ++j) static_cast<uint16_t*>(data)[i + j] = to_float16(x[j]);
   }
 }
 
-// x[i][j] becomes x[j][i].
+// Transposes 4 x 4 elements in place.
 inline void transpose(Four* x) {
-  const FourWords low{0, 4, 1, 5}, high{2, 6, 3, 7}, first{0, 1, 4, 5}, second{2, 3, 6, 7};
-  const Four low_top = __builtin_shuffle(x[0], x[1], low);
-  const Four high_top = __builtin_shuffle(x[0], x[1], high);
-  const Four low_bottom = __builtin_shuffle(x[2], x[3], low);
-  const Four high_bottom = __builtin_shuffle(x[2], x[3], high);
-  x[0] = __builtin_shuffle(low_top, low_bottom, first);
-  x[1] = __builtin_shuffle(low_top, low_bottom, second);
-  x[2] = __builtin_shuffle(high_top, high_bottom, first);
-  x[3] = __builtin_shuffle(high_top, high_bottom, second);
+  const FourWords unpack_low{0, 4, 1, 5}, unpack_high{2, 6, 3, 7}, first_halves{0, 1, 4, 5},
+      second_halves{2, 3, 6, 7};
+  const Four low_top = __builtin_shuffle(x[0], x[1], unpack_low);
+  const Four high_top = __builtin_shuffle(x[0], x[1], unpack_high);
+  const Four low_bottom = __builtin_shuffle(x[2], x[3], unpack_low);
+  const Four high_bottom = __builtin_shuffle(x[2], x[3], unpack_high);
+  x[0] = __builtin_shuffle(low_top, low_bottom, first_halves);
+  x[1] = __builtin_shuffle(low_top, low_bottom, second_halves);
+  x[2] = __builtin_shuffle(high_top, high_bottom, first_halves);
+  x[3] = __builtin_shuffle(high_top, high_bottom, second_halves);
 }
 
-// out[channels][stride] = column i from row `row(i)` of a stored tensor; zeros from `count` to
-// `columns`
+// Column i of out[channels][stride] = row `row(i)` of a stored tensor, for i < count; zeros from
+// `count` to `columns`.
 template <class Row>
 void gather_rows(const void* data, Storage storage, int64_t channels, int64_t count,
                  int64_t columns, float* out, int64_t stride, Row row) {
@@ -84,7 +86,7 @@ void gather_rows(const void* data, Storage storage, int64_t channels, int64_t co
       for (int64_t j = 0; j < 4; ++j) x[j] = read_four(data, storage, from[j] + c);
       transpose(x);
       for (int64_t j = 0; j < 4; ++j) {
-        *reinterpret_cast<FourLoose*>(out + (c + j) * stride + i) = x[j];
+        *reinterpret_cast<FourUnaligned*>(out + (c + j) * stride + i) = x[j];
       }
     }
     for (; c < channels; ++c) {
@@ -99,7 +101,7 @@ void gather_rows(const void* data, Storage storage, int64_t channels, int64_t co
   }
 }
 
-// Row `row(i)` of a stored tensor = column i of x[channels][stride]
+// Row `row(i)` of a stored tensor = column i of x[channels][stride].
 template <class Row>
 void scatter_rows(const float* x, int64_t stride, int64_t channels, int64_t count, void* data,
                   Storage storage, Row row) {
@@ -110,7 +112,7 @@ void scatter_rows(const float* x, int64_t stride, int64_t channels, int64_t coun
     for (; c + 4 <= channels; c += 4) {
       Four y[4];
       for (int64_t j = 0; j < 4; ++j) {
-        y[j] = *reinterpret_cast<const FourLoose*>(x + (c + j) * stride + i);
+        y[j] = *reinterpret_cast<const FourUnaligned*>(x + (c + j) * stride + i);
       }
       transpose(y);
       for (int64_t j = 0; j < 4; ++j) write_four(data, storage, to[j] + c, y[j]);

@@ -1,4 +1,4 @@
-// How numbers lie in a tensor.
+// Element types of tensors in memory.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,8 @@
-// Work on a tile of tokens that stays in the cache. A tile lies channel by channel: row c holds
-// channel c of all its tokens (columns), so that vectors run over tokens, a weight is broadcast
-// from where torch stored it, and norms and softmax need no sums across a vector. Rows of `Unit`s
-// hold kDepth channels each. Everything lives in the namespace of an instruction set, as in simd.h.
+// Operations on a tile of tokens that stays in the cache. A tile is stored channel by channel: row
+// c has channel c of all tokens (columns). So vectors run over tokens, weights are broadcast
+// directly from torch's layout, and norms and softmax need no reduction across a vector. A row of
+// `Unit`s has kDepth channels. As in simd.h, all of this is in the namespace of the instruction
+// set.
 #pragma once
 
 #include <cmath>
@@ -15,32 +16,33 @@
 namespace sam2_fast {
 namespace SAM2_FAST_ISA {
 
-// A tile's width in tokens is a multiple: a vector of the widest set.
+// The number of columns of a tile is a multiple of this, one vector of the widest set.
 constexpr int64_t kColumns = 16;
-// Steps of a sum that are added up at once; fewer err less, more write results less often.
-constexpr int64_t kPart = 192;
+// Steps of a sum per partial sum. Shorter partial sums have smaller rounding errors, longer ones
+// store results less often.
+constexpr int64_t kPartialSteps = 192;
 constexpr float kLog2E = 1.4426950408889634f;
 
-// Of scores over `channels`, to be taken as powers of two.
+// Scale of attention scores over `channels`, for exponentials to base 2.
 inline float softmax_scale(int64_t channels) {
   return kLog2E / std::sqrt(static_cast<float>(channels));
 }
 
-// From one row to the next, in elements: an odd number of cache lines, since powers of two would
-// crowd into a few sets of the cache.
+// Distance between rows of a tile, in elements: an odd number of cache lines, because rows at a
+// distance of a power of two would map to few cache sets.
 inline int64_t row_stride(int64_t columns) {
   return round_up(columns, 16) + (round_up(columns, 16) / 16 % 2 == 0 ? 16 : 0);
 }
 
-// Element (row, step) of a left operand is at[row * next_row + step * next_step].
+// Left operand of a matrix product; element (row, step) is data[row * next_row + step * next_step].
 template <class Unit>
 struct Left {
-  const Unit* at;
+  const Unit* data;
   int64_t next_row, next_step;
 };
 
-// c[R][V vectors] = (accumulate ? c : 0) + a b. The new sum is complete before it is added: long
-// sums made of short ones err less.
+// c[R][V vectors] = (accumulate ? c : 0) + a b. The sum over `steps` is complete before it is added
+// to c, because partial sums reduce the rounding error.
 template <class Dot, int R, int V>
 inline void multiply_tile(Left<typename Dot::Unit> a, const typename Dot::Unit* b, int64_t b_stride,
                           int64_t steps, float* c, int64_t c_stride, bool accumulate) {
@@ -52,51 +54,54 @@ inline void multiply_tile(Left<typename Dot::Unit> a, const typename Dot::Unit* 
     }
 #pragma GCC unroll 24
     for (int r = 0; r < R; ++r) {
-      const Vec row = fill_bits(a.at + r * a.next_row + s * a.next_step);
+      const Vec row = fill_bits(a.data + r * a.next_row + s * a.next_step);
       for (int j = 0; j < V; ++j) sums[r][j] = Dot::add(sums[r][j], row, columns[j]);
     }
   }
 #pragma GCC unroll 24
   for (int r = 0; r < R; ++r) {
     for (int j = 0; j < V; ++j) {
-      float* const at = c + r * c_stride + j * kLanes;
-      store(at, accumulate ? load(at) + sums[r][j] : sums[r][j]);
+      float* const output = c + r * c_stride + j * kLanes;
+      store(output, accumulate ? load(output) + sums[r][j] : sums[r][j]);
     }
   }
 }
 
-// All rows of one strip of V vectors: as many tiles of full height as fit, then lower ones.
+// One strip of V vectors: tiles of kTileRows rows, then of 4 rows, then single rows.
 template <class Dot, int V>
 inline void multiply_strip(Left<typename Dot::Unit> a, const typename Dot::Unit* b,
                            int64_t b_stride, int64_t steps, float* c, int64_t c_stride,
                            int64_t rows, bool accumulate) {
-  constexpr int kHigh = kAccumulators / V;
+  constexpr int kTileRows = kAccumulators / V;
   int64_t r = 0;
-  const auto at = [&](int64_t row) {
-    return Left<typename Dot::Unit>{a.at + row * a.next_row, a.next_row, a.next_step};
+  const auto from_row = [&](int64_t row) {
+    return Left<typename Dot::Unit>{a.data + row * a.next_row, a.next_row, a.next_step};
   };
-  for (; r + kHigh <= rows; r += kHigh) {
-    multiply_tile<Dot, kHigh, V>(at(r), b, b_stride, steps, c + r * c_stride, c_stride, accumulate);
+  for (; r + kTileRows <= rows; r += kTileRows) {
+    multiply_tile<Dot, kTileRows, V>(from_row(r), b, b_stride, steps, c + r * c_stride, c_stride,
+                                     accumulate);
   }
   for (; r + 4 <= rows; r += 4) {
-    multiply_tile<Dot, 4, V>(at(r), b, b_stride, steps, c + r * c_stride, c_stride, accumulate);
+    multiply_tile<Dot, 4, V>(from_row(r), b, b_stride, steps, c + r * c_stride, c_stride,
+                             accumulate);
   }
   for (; r < rows; ++r) {
-    multiply_tile<Dot, 1, V>(at(r), b, b_stride, steps, c + r * c_stride, c_stride, accumulate);
+    multiply_tile<Dot, 1, V>(from_row(r), b, b_stride, steps, c + r * c_stride, c_stride,
+                             accumulate);
   }
 }
 
-// c[rows][columns] = (accumulate ? c : 0) + a[rows][steps] b[steps][columns]; columns: a multiple
-// of kColumns.
+// c[rows][columns] = (accumulate ? c : 0) + a[rows][steps] b[steps][columns]. `columns` is a
+// multiple of kColumns.
 template <class Dot>
 void multiply(Left<typename Dot::Unit> a, const typename Dot::Unit* b, int64_t b_stride, float* c,
               int64_t c_stride, int64_t rows, int64_t columns, int64_t steps, bool accumulate,
-              int64_t part_steps = kPart) {
-  const int64_t parts = ceil_div(steps, part_steps), vectors = columns / kLanes;
+              int64_t partial_steps = kPartialSteps) {
+  const int64_t parts = ceil_div(steps, partial_steps), vectors = columns / kLanes;
   const int64_t strips = ceil_div(vectors, kTileVectors);
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t from = steps * part / parts, count = steps * (part + 1) / parts - from;
-    const Left<typename Dot::Unit> left{a.at + from * a.next_step, a.next_row, a.next_step};
+    const Left<typename Dot::Unit> left{a.data + from * a.next_step, a.next_row, a.next_step};
     const bool add = accumulate || part > 0;
     for (int64_t strip = 0; strip < strips; ++strip) {
       const int64_t first = vectors * strip / strips;
@@ -129,47 +134,48 @@ struct Relu {
   static Vec of(Vec x) { return x < 0.0f ? Vec{} : x; }
 };
 
-// out[rows / kDepth][columns] units = activation(c + bias); no bias (null) is zero
+// out[rows / kDepth][columns] units = activation(c + bias). A null bias counts as zero.
 template <class Dot, class Activation>
 void pack_rows(const float* c, int64_t stride, const float* bias, int64_t rows, int64_t columns,
                typename Dot::Unit* out, int64_t out_stride) {
   for (int64_t r = 0; r < rows; r += Dot::kDepth) {
-    float added[Dot::kDepth];
-    for (int d = 0; d < Dot::kDepth; ++d) added[d] = bias == nullptr ? 0.0f : bias[r + d];
+    float addend[Dot::kDepth];
+    for (int d = 0; d < Dot::kDepth; ++d) addend[d] = bias == nullptr ? 0.0f : bias[r + d];
     for (int64_t i = 0; i < columns; i += kLanes) {
       Vec values[Dot::kDepth];
       for (int d = 0; d < Dot::kDepth; ++d) {
-        values[d] = Activation::of(load(c + (r + d) * stride + i) + added[d]);
+        values[d] = Activation::of(load(c + (r + d) * stride + i) + addend[d]);
       }
-      Dot::put(values, out + r / Dot::kDepth * out_stride + i);
+      Dot::store_rows(values, out + r / Dot::kDepth * out_stride + i);
     }
   }
 }
 
-// out[rows][columns] numbers = c + bias, units made of neighbours in a row; no bias (null) is zero
+// out[rows][columns] elements = c + bias, with neighbours in a row packed to a unit. A null bias
+// counts as zero.
 template <class Dot>
 void pack_along(const float* c, int64_t stride, const float* bias, int64_t rows, int64_t columns,
                 typename Dot::Unit* out, int64_t out_stride) {
   for (int64_t r = 0; r < rows; ++r) {
-    const float added = bias == nullptr ? 0.0f : bias[r];
+    const float addend = bias == nullptr ? 0.0f : bias[r];
     for (int64_t i = 0; i < columns; i += kLanes) {
-      Dot::put_row(load(c + r * stride + i) + added, out + r * out_stride, i);
+      Dot::store_row(load(c + r * stride + i) + addend, out + r * out_stride, i);
     }
   }
 }
 
-// out = x + (c + bias); out may be x
+// out = x + (c + bias). `out` may be x.
 inline void add_rows(const float* x, const float* c, int64_t c_stride, const float* bias,
                      int64_t rows, int64_t columns, float* out, int64_t stride) {
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t i = 0; i < columns; i += kLanes) {
-      const Vec added = load(c + r * c_stride + i) + bias[r];
-      store(out + r * stride + i, load(x + r * stride + i) + added);
+      const Vec addend = load(c + r * c_stride + i) + bias[r];
+      store(out + r * stride + i, load(x + r * stride + i) + addend);
     }
   }
 }
 
-// out = units of the layer norm of x over its rows
+// out = layer norm of x over its rows (channels), as units.
 template <class Dot>
 void layer_norm(const float* x, int64_t stride, const Norm& norm, float epsilon, int64_t rows,
                 int64_t columns, typename Dot::Unit* out, int64_t out_stride) {
@@ -189,31 +195,31 @@ void layer_norm(const float* x, int64_t stride, const Norm& norm, float epsilon,
         const Vec centred = load(x + (r + d) * stride + i) - mean;
         values[d] = centred * rstd * norm.weight[r + d] + norm.bias[r + d];
       }
-      Dot::put(values, out + r / Dot::kDepth * out_stride + i);
+      Dot::store_rows(values, out + r / Dot::kDepth * out_stride + i);
     }
   }
 }
 
-// Copies of weights as Dot reads them, where torch's own cannot be read in place.
+// Matrices as units of Dot: torch's own memory if its element type fits, else converted copies.
 template <class Dot>
-struct Copies {
+struct WeightCopies {
   typedef typename Dot::Unit Unit;
-  static constexpr Storage kRead = Dot::kDepth == 1 ? Storage::kFloat32 : Storage::kBfloat16;
+  static constexpr Storage kStorage = Dot::kDepth == 1 ? Storage::kFloat32 : Storage::kBfloat16;
   Storage storage;
-  Unit* next;  // room for them, or null where the caller only counts
+  Unit* next;  // memory for the copies, or null to compute only their size `units`
   int64_t units = 0;
 
-  // From here on copies are made, to `room`, which is as large as they were counted.
-  void start(Unit* room) {
-    next = room;
+  // Makes the following calls of `prepare` copy to `memory`, which has `units` units.
+  void start(Unit* memory) {
+    next = memory;
     units = 0;
   }
 
-  const Unit* of(const void* weight, int64_t numbers) {
-    if (weight == nullptr || storage == kRead) return static_cast<const Unit*>(weight);
+  const Unit* prepare(const void* weight, int64_t elements) {
+    if (weight == nullptr || storage == kStorage) return static_cast<const Unit*>(weight);
     Unit* const copy = next + units;
-    units += numbers / Dot::kDepth;
-    for (int64_t i = 0; next != nullptr && i < numbers; i += Dot::kDepth) {
+    units += elements / Dot::kDepth;
+    for (int64_t i = 0; next != nullptr && i < elements; i += Dot::kDepth) {
       float values[Dot::kDepth];
       for (int d = 0; d < Dot::kDepth; ++d) values[d] = read(weight, storage, i + d);
       copy[i / Dot::kDepth] = Dot::pack(values, 1);

@@ -21,7 +21,7 @@ from tests.ops.cases import Odd, collected, listed, numbers
 
 FLOATS = collected("RECORDED")
 OPS = {**FLOATS, **collected("FIXED_BY_VALUES")}
-SAFE = "a tensor whose memory holds its numbers"
+SAFE = "a tensor with materialized values"
 # They read no memory.
 UNCHECKED = (
     "cpu_isa",

@@ -1,5 +1,5 @@
-// Compiled once per instruction set (SAM2_FAST_ISA); the portable object also holds the choice
-// between them. docs/kernels/hiera_block.md has the tiling and its arithmetic.
+// Compiled once per instruction set (SAM2_FAST_ISA). The portable object also selects the set at
+// run time. docs/kernels/hiera_block.md describes the tiling and its arithmetic.
 #include "csrc/hiera_block.h"
 
 #include <cstdlib>
@@ -11,13 +11,13 @@ namespace sam2_fast {
 namespace SAM2_FAST_ISA {
 namespace {
 
-// Tokens of a task: enough that weights, which stream from an outer cache, serve many of them.
+// Desired tokens of a task. Many tokens reuse weights that are loaded from an outer cache.
 int64_t target_tokens(const HieraBlockParams& params) {
   if (params.pool) return 256;
   return params.weights.dim_out <= 192 ? 64 : 192;
 }
 
-// Windows of a task: few enough that no thread idles.
+// Windows of a task: fewer than desired if threads would otherwise be idle.
 int64_t group_of(const HieraBlockParams& params, int64_t windows, int64_t area, int num_threads) {
   const int64_t target = target_tokens(params);
   int64_t group = target > area ? target / area : 1;
@@ -25,11 +25,11 @@ int64_t group_of(const HieraBlockParams& params, int64_t windows, int64_t area, 
   return group;
 }
 
-// How a call's tokens are divided into tiles.
+// Division of a call's tokens into tiles.
 template <class Dot>
 struct Plan {
-  int64_t windows, group;        // where attention stays in windows; windows of a tile
-  int64_t blocks;                // of 64 tokens of an image, where every token attends to all
+  int64_t windows, group;        // with windows: their number, and windows of a tile
+  int64_t blocks;                // with global attention: blocks of 64 tokens of an image
   int64_t columns, out_columns;  // of a tile, before and after pooling
 
   static Plan of(const HieraBlockParams& params, int num_threads) {
@@ -51,14 +51,15 @@ struct Plan {
   }
 };
 
-// Every thread calls this with the same arguments: loops are shared out, each ends with a barrier.
+// Called by every thread with the same arguments. The threads share the loops, and each loop ends
+// with a barrier.
 template <class Dot>
 void run_all(const Worker<Dot>& worker, const Plan<Dot>& plan) {
   if (worker.params.window > 0) {
     const int64_t tasks = ceil_div(plan.windows, plan.group);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < tasks; ++i) {
-      worker.windows(i * plan.group, smaller(plan.windows, (i + 1) * plan.group));
+      worker.run_windows(i * plan.group, smaller(plan.windows, (i + 1) * plan.group));
     }
     return;
   }
@@ -70,53 +71,54 @@ void run_all(const Worker<Dot>& worker, const Plan<Dot>& plan) {
   }
 }
 
-// A call's memory besides the threads'; without memory only counted.
+// Memory of a call that all threads share. With an arena without memory only its size is computed.
 template <class Dot>
 struct CallMemory {
   typedef typename Dot::Unit Unit;
   Unit *copies, *pad_key;
-  WholeImage<Dot> whole;
+  WholeImage<Dot> whole_image;
 
-  static CallMemory take(Arena& arena, const HieraBlockParams& params, int64_t copied_units,
-                         int64_t blocks) {
+  static CallMemory allocate(Arena& arena, const HieraBlockParams& params, int64_t copied_units,
+                             int64_t blocks) {
     const int64_t pitch = params.weights.dim_out / Dot::kDepth * kBlock;
     const int64_t whole_units = params.window > 0 ? 0 : blocks * pitch;
-    CallMemory call{};
-    call.copies = arena.take<Unit>(copied_units);
-    call.pad_key = arena.take<Unit>(params.weights.dim_out / Dot::kDepth);
-    call.whole.q = arena.take<Unit>(whole_units);
-    call.whole.k = arena.take<Unit>(whole_units);
-    call.whole.v = arena.take<Unit>(whole_units);
-    call.whole.pitch = pitch;
-    return call;
+    CallMemory call_memory{};
+    call_memory.copies = arena.allocate<Unit>(copied_units);
+    call_memory.pad_key = arena.allocate<Unit>(params.weights.dim_out / Dot::kDepth);
+    call_memory.whole_image.q = arena.allocate<Unit>(whole_units);
+    call_memory.whole_image.k = arena.allocate<Unit>(whole_units);
+    call_memory.whole_image.v = arena.allocate<Unit>(whole_units);
+    call_memory.whole_image.pitch = pitch;
+    return call_memory;
   }
 };
 
 template <class Dot>
 bool run(const HieraBlockParams& params, int num_threads) {
   const HieraBlockWeights& weights = params.weights;
-  Copies<Dot> copies{weights.storage, nullptr};
-  Matrices<Dot>::of(weights, copies);  // counts
+  WeightCopies<Dot> copies{weights.storage, nullptr};
+  Matrices<Dot>::of(weights, copies);  // computes the size of the copies
   const Plan<Dot> plan = Plan<Dot>::of(params, num_threads);
   Arena call_size{nullptr}, thread_size{nullptr};
-  CallMemory<Dot>::take(call_size, params, copies.units, plan.blocks);
-  Tile<Dot>::take(thread_size, params, plan.columns, plan.out_columns);
+  CallMemory<Dot>::allocate(call_size, params, copies.units, plan.blocks);
+  Tile<Dot>::allocate(thread_size, params, plan.columns, plan.out_columns);
   char* const memory =
       static_cast<char*>(std::aligned_alloc(64, call_size.used + thread_size.used * num_threads));
   if (memory == nullptr) return false;
   Arena arena{memory};
-  const auto call = CallMemory<Dot>::take(arena, params, copies.units, plan.blocks);
-  copies.start(call.copies);
+  const auto call_memory = CallMemory<Dot>::allocate(arena, params, copies.units, plan.blocks);
+  copies.start(call_memory.copies);
   Matrices<Dot> matrices = Matrices<Dot>::of(weights, copies);
   for (int64_t i = 0; i < weights.dim_out; i += Dot::kDepth) {
-    call.pad_key[i / Dot::kDepth] = Dot::pack(weights.qkv.bias + weights.dim_out + i, 1);
+    call_memory.pad_key[i / Dot::kDepth] = Dot::pack(weights.qkv.bias + weights.dim_out + i, 1);
   }
-  matrices.pad_key = call.pad_key;
+  matrices.pad_key = call_memory.pad_key;
 #pragma omp parallel num_threads(num_threads)
   {
-    Arena own{memory + call_size.used + thread_size.used * thread_number()};
-    const Worker<Dot> worker{params, matrices, call.whole,
-                             Tile<Dot>::take(own, params, plan.columns, plan.out_columns)};
+    Arena thread_arena{memory + call_size.used + thread_size.used * thread_number()};
+    const Worker<Dot> worker{
+        params, matrices, call_memory.whole_image,
+        Tile<Dot>::allocate(thread_arena, params, plan.columns, plan.out_columns)};
     run_all(worker, plan);
   }
   std::free(memory);

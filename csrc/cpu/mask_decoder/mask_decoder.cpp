@@ -1,5 +1,5 @@
-// Compiled once per instruction set (SAM2_FAST_ISA); the portable object also holds the choice
-// between them. docs/kernels/mask_decoder.md has the passes and their arithmetic.
+// Compiled once per instruction set (SAM2_FAST_ISA). The portable object also selects the set at
+// run time. docs/kernels/mask_decoder.md describes the passes and their arithmetic.
 #include "csrc/mask_decoder.h"
 
 #include <cstdlib>
@@ -11,16 +11,16 @@ namespace sam2_fast {
 namespace SAM2_FAST_ISA {
 namespace {
 
-// Every thread calls the following with the same arguments: loops are shared out, each ends with a
-// barrier.
+// Every thread calls the following functions with the same arguments. The threads share the loops,
+// and each loop ends with a barrier. Computations outside loops are repeated by every thread.
 
 template <class Dot>
 void decode(Worker<Dot>& worker, int64_t object) {
   const MaskDecoderWeights& weights = worker.weights;
   const Matrices<Dot>& matrices = worker.matrices;
   PromptTokens<Dot>& tokens = worker.tokens;
-  // two buffers, alternating: one thread may still merge one pass's partial results while another
-  // writes the next pass's
+  // two alternating buffers, because a thread may still merge the partial results of one pass while
+  // another thread writes those of the next pass
   float* partial = worker.shared.partial[object % 2];
   float* next_partial = worker.shared.partial[(object + 1) % 2];
   const AttentionLayer<Dot> attentions[3] = {
@@ -38,7 +38,7 @@ void decode(Worker<Dot>& worker, int64_t object) {
     const TwoWayLayerWeights& l = weights.layers[layer];
     const LayerMatrices<Dot>& m = matrices.layers[layer];
     worker.merge_blocks(partial);
-    tokens.add_attended(attentions[layer], l.norm2);
+    tokens.add_attention(attentions[layer], l.norm2);
     tokens.mlp(l, m);
     tokens.project_keys({l.image_to_token, m.image_to_token});
     if (layer == 0) {
@@ -47,13 +47,14 @@ void decode(Worker<Dot>& worker, int64_t object) {
     const AttentionLayer<Dot>& next = attentions[layer + 1];
     tokens.project_queries(next);
 #pragma omp for schedule(static)
-    for (int64_t b = 0; b < worker.blocks; ++b) worker.pass_block(layer, next, b, next_partial);
-    float* const merged = partial;
+    for (int64_t b = 0; b < worker.blocks; ++b)
+      worker.update_image_block(layer, next, b, next_partial);
+    float* const previous = partial;
     partial = next_partial;
-    next_partial = merged;
+    next_partial = previous;
   }
   worker.merge_blocks(partial);
-  tokens.add_attended(attentions[2], weights.final_norm);
+  tokens.add_attention(attentions[2], weights.final_norm);
   worker.run_heads();
 #pragma omp for schedule(static)
   for (int64_t b = 0; b < worker.blocks; ++b) worker.predict_masks(object, b);
@@ -75,7 +76,7 @@ void run_all(Worker<Dot> worker) {
 #pragma omp for schedule(static)
       for (int64_t b = 0; b < worker.blocks; ++b) worker.project_first_layer(b);
     }
-    if (object == 0 && keeps_frame(params)) {
+    if (object == 0 && caches_frame(params)) {
 #pragma omp for schedule(static)
       for (int64_t b = 0; b < worker.blocks; ++b) worker.read_frame(b);
     }
@@ -83,41 +84,41 @@ void run_all(Worker<Dot> worker) {
   }
 }
 
-// A call's memory besides the threads'; without memory only counted.
+// Memory of a call that all threads share. With an arena without memory only its size is computed.
 template <class Dot>
 struct CallMemory {
   typename Dot::Unit* copies;
   MlpMatrices<Dot>* masks;
   Shared<Dot> shared;
 
-  static CallMemory take(Arena& arena, const MaskDecoderParams& params, int64_t copied_units) {
-    CallMemory call{};
-    call.copies = arena.take<typename Dot::Unit>(copied_units);
-    call.masks = arena.take<MlpMatrices<Dot>>(params.weights.num_masks);
-    call.shared = Shared<Dot>::take(arena, params);
-    return call;
+  static CallMemory allocate(Arena& arena, const MaskDecoderParams& params, int64_t copied_units) {
+    CallMemory call_memory{};
+    call_memory.copies = arena.allocate<typename Dot::Unit>(copied_units);
+    call_memory.masks = arena.allocate<MlpMatrices<Dot>>(params.weights.num_masks);
+    call_memory.shared = Shared<Dot>::allocate(arena, params);
+    return call_memory;
   }
 };
 
 template <class Dot>
 bool run(const MaskDecoderParams& params, int num_threads) {
   const MaskDecoderWeights& weights = params.weights;
-  Copies<Dot> copies{weights.storage, nullptr};
+  WeightCopies<Dot> copies{weights.storage, nullptr};
   const Matrices<Dot> counted = Matrices<Dot>::of(weights, copies, nullptr);
   Arena call_size{nullptr}, thread_size{nullptr};
-  const auto counted_call = CallMemory<Dot>::take(call_size, params, copies.units);
-  Worker<Dot>::take(thread_size, params, counted, counted_call.shared);
+  const auto counted_memory = CallMemory<Dot>::allocate(call_size, params, copies.units);
+  Worker<Dot>::allocate(thread_size, params, counted, counted_memory.shared);
   char* const memory =
       static_cast<char*>(std::aligned_alloc(64, call_size.used + thread_size.used * num_threads));
   if (memory == nullptr) return false;
   Arena arena{memory};
-  const auto call = CallMemory<Dot>::take(arena, params, copies.units);
-  copies.start(call.copies);
-  const Matrices<Dot> matrices = Matrices<Dot>::of(weights, copies, call.masks);
+  const auto call_memory = CallMemory<Dot>::allocate(arena, params, copies.units);
+  copies.start(call_memory.copies);
+  const Matrices<Dot> matrices = Matrices<Dot>::of(weights, copies, call_memory.masks);
 #pragma omp parallel num_threads(num_threads)
   {
-    Arena own{memory + call_size.used + thread_size.used * thread_number()};
-    run_all(Worker<Dot>::take(own, params, matrices, call.shared));
+    Arena thread_arena{memory + call_size.used + thread_size.used * thread_number()};
+    run_all(Worker<Dot>::allocate(thread_arena, params, matrices, call_memory.shared));
   }
   std::free(memory);
   return true;

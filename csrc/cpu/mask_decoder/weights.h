@@ -1,4 +1,4 @@
-// The mask decoder's weights as Dot reads them: torch's own, or copies.
+// The mask decoder's matrices as units of Dot: torch's own memory or converted copies.
 #pragma once
 
 #include "csrc/cpu/tile.h"
@@ -12,18 +12,18 @@ template <class Dot>
 struct AttentionMatrices {
   const typename Dot::Unit *q, *k, *v, *out;
 
-  static AttentionMatrices of(const AttentionWeights& weights, int64_t numbers,
-                              Copies<Dot>& copies) {
+  static AttentionMatrices of(const AttentionWeights& weights, int64_t elements,
+                              WeightCopies<Dot>& copies) {
     AttentionMatrices matrices{};
-    matrices.q = copies.of(weights.q.weight, numbers);
-    matrices.k = copies.of(weights.k.weight, numbers);
-    matrices.v = copies.of(weights.v.weight, numbers);
-    matrices.out = copies.of(weights.out.weight, numbers);
+    matrices.q = copies.prepare(weights.q.weight, elements);
+    matrices.k = copies.prepare(weights.k.weight, elements);
+    matrices.v = copies.prepare(weights.v.weight, elements);
+    matrices.out = copies.prepare(weights.out.weight, elements);
     return matrices;
   }
 };
 
-// The matrices of an attention beside its biases.
+// An attention layer: its matrices as units and, in `weights`, its biases.
 template <class Dot>
 struct AttentionLayer {
   const AttentionWeights& weights;
@@ -36,14 +36,16 @@ struct LayerMatrices {
   const typename Dot::Unit *fc1, *fc2;
 
   static LayerMatrices of(const TwoWayLayerWeights& weights, int64_t dim, int64_t hidden,
-                          Copies<Dot>& copies) {
-    const int64_t narrow = dim * (dim / 2);
+                          WeightCopies<Dot>& copies) {
+    const int64_t inner_size = dim * (dim / 2);
     LayerMatrices matrices{};
     matrices.self_attention = AttentionMatrices<Dot>::of(weights.self_attention, dim * dim, copies);
-    matrices.token_to_image = AttentionMatrices<Dot>::of(weights.token_to_image, narrow, copies);
-    matrices.image_to_token = AttentionMatrices<Dot>::of(weights.image_to_token, narrow, copies);
-    matrices.fc1 = copies.of(weights.fc1.weight, dim * hidden);
-    matrices.fc2 = copies.of(weights.fc2.weight, dim * hidden);
+    matrices.token_to_image =
+        AttentionMatrices<Dot>::of(weights.token_to_image, inner_size, copies);
+    matrices.image_to_token =
+        AttentionMatrices<Dot>::of(weights.image_to_token, inner_size, copies);
+    matrices.fc1 = copies.prepare(weights.fc1.weight, dim * hidden);
+    matrices.fc2 = copies.prepare(weights.fc2.weight, dim * hidden);
     return matrices;
   }
 };
@@ -53,11 +55,11 @@ struct MlpMatrices {
   const typename Dot::Unit *linear1, *linear2, *linear3;
 
   static MlpMatrices of(const MlpWeights& weights, int64_t dim, int64_t hidden, int64_t out,
-                        Copies<Dot>& copies) {
+                        WeightCopies<Dot>& copies) {
     MlpMatrices matrices{};
-    matrices.linear1 = copies.of(weights.linear1.weight, hidden * dim);
-    matrices.linear2 = copies.of(weights.linear2.weight, hidden * hidden);
-    matrices.linear3 = copies.of(weights.linear3.weight, out * hidden);
+    matrices.linear1 = copies.prepare(weights.linear1.weight, hidden * dim);
+    matrices.linear2 = copies.prepare(weights.linear2.weight, hidden * hidden);
+    matrices.linear3 = copies.prepare(weights.linear3.weight, out * hidden);
     return matrices;
   }
 };
@@ -71,8 +73,8 @@ struct Matrices {
   MlpMatrices<Dot> iou;
   MlpMatrices<Dot>* masks;
 
-  // masks: [num_masks], or null where the caller only counts.
-  static Matrices of(const MaskDecoderWeights& weights, Copies<Dot>& copies,
+  // masks: memory for [num_masks], or null to compute only the size of the copies.
+  static Matrices of(const MaskDecoderWeights& weights, WeightCopies<Dot>& copies,
                      MlpMatrices<Dot>* masks) {
     const int64_t dim = weights.dim;
     Matrices matrices{};
@@ -82,8 +84,8 @@ struct Matrices {
     }
     matrices.final_attention =
         AttentionMatrices<Dot>::of(weights.final_attention, dim * (dim / 2), copies);
-    matrices.up1 = copies.of(weights.up1.weight, dim * dim);
-    matrices.up2 = copies.of(weights.up2.weight, dim / 4 * dim / 2);
+    matrices.up1 = copies.prepare(weights.up1.weight, dim * dim);
+    matrices.up2 = copies.prepare(weights.up2.weight, dim / 4 * dim / 2);
     matrices.iou =
         MlpMatrices<Dot>::of(weights.iou, dim, weights.iou_hidden, weights.iou_values, copies);
     for (int64_t m = 0; m < weights.num_masks; ++m) {

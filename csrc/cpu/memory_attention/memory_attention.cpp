@@ -1,5 +1,5 @@
-// Compiled once per instruction set (SAM2_FAST_ISA); the portable object also holds the choice
-// between them. docs/kernels/memory_attention.md has the phases and their arithmetic.
+// Compiled once per instruction set (SAM2_FAST_ISA). The portable object also selects the set at
+// run time. docs/kernels/memory_attention.md describes the phases and their arithmetic.
 #include "csrc/memory_attention.h"
 
 #include <cstdlib>
@@ -11,14 +11,15 @@ namespace sam2_fast {
 namespace SAM2_FAST_ISA {
 namespace {
 
-constexpr int64_t kWindow = 4096;  // keys that are made and attended to before the next ones: with
-                                   // their values 5 MB in float32
-static_assert(kWindow % kBlock == 0, "whole blocks");
+// Number of keys that are computed and attended to at a time. With their values they take 5 MB in
+// float32.
+constexpr int64_t kKeyWindow = 4096;
+static_assert(kKeyWindow % kBlock == 0, "whole blocks");
 
-// Every thread calls the following with the same arguments: loops are shared out, each ends with a
-// barrier.
+// Every thread calls the following functions with the same arguments. The threads share the loops,
+// and each loop ends with a barrier.
 
-// out = x + self-attention(x), and its queries to the memories to q.
+// out = x + self-attention(x); q = queries of `out` to the memories.
 template <class Dot>
 void self_attention(const Worker<Dot>& worker, int64_t layer, const float* x, float* out,
                     typename Dot::Unit* q) {
@@ -31,10 +32,10 @@ void self_attention(const Worker<Dot>& worker, int64_t layer, const float* x, fl
   }
 }
 
-// `count` keys from `from` are made, and attended to by all queries.
+// Computes `count` keys from `from` on, then lets all queries attend to them.
 template <class Dot>
-void attend_window(const Worker<Dot>& worker, int64_t layer, const typename Dot::Unit* q,
-                   KeySource source, int64_t from, int64_t count, bool fresh) {
+void attend_key_window(const Worker<Dot>& worker, int64_t layer, const typename Dot::Unit* q,
+                       KeySource source, int64_t from, int64_t count, bool reset) {
 #pragma omp for schedule(static)
   for (int64_t i = 0; i < ceil_div(count, kBlock); ++i) {
     const int64_t num_keys = smaller(kBlock, count - i * kBlock);
@@ -42,27 +43,29 @@ void attend_window(const Worker<Dot>& worker, int64_t layer, const typename Dot:
   }
 #pragma omp for schedule(dynamic, 1)
   for (int64_t block = 0; block < worker.blocks; ++block) {
-    worker.attend_memory(q, block, count, fresh);
+    worker.attend_memory(q, block, count, reset);
   }
 }
 
-// out = what the layer makes of x, the stream after self-attention.
+// Attention to the memories and MLP of a layer. x: the residual stream after self-attention; out:
+// the stream after the layer.
 template <class Dot>
 void memory_and_mlp(const Worker<Dot>& worker, int64_t layer, int64_t object,
                     const typename Dot::Unit* q, const float* x, float* out) {
   const MemoryAttentionParams& params = worker.params;
-  bool fresh = true;
+  bool reset = true;
   for (int64_t map = params.first[object]; map < params.first[object + 1]; ++map) {
-    for (int64_t from = 0; from < params.tokens; from += kWindow) {
-      const int64_t count = smaller(kWindow, params.tokens - from);
-      attend_window(worker, layer, q, KeySource{map}, from, count, fresh);
-      fresh = false;
+    for (int64_t from = 0; from < params.tokens; from += kKeyWindow) {
+      const int64_t count = smaller(kKeyWindow, params.tokens - from);
+      attend_key_window(worker, layer, q, KeySource{map}, from, count, reset);
+      reset = false;
     }
   }
   const int64_t end = params.first_pointer[object + 1];
-  for (int64_t from = params.first_pointer[object]; from < end; from += kWindow) {
-    attend_window(worker, layer, q, KeySource{-1}, from, smaller(kWindow, end - from), fresh);
-    fresh = false;
+  for (int64_t from = params.first_pointer[object]; from < end; from += kKeyWindow) {
+    attend_key_window(worker, layer, q, KeySource{-1}, from, smaller(kKeyWindow, end - from),
+                      reset);
+    reset = false;
   }
 #pragma omp for schedule(dynamic, 1)
   for (int64_t block = 0; block < worker.blocks; ++block) {
@@ -94,40 +97,41 @@ void run_all(const Worker<Dot>& worker) {
   }
 }
 
-int64_t most_pointers(const MemoryAttentionParams& params) {
-  int64_t most = 0;
+int64_t max_pointers(const MemoryAttentionParams& params) {
+  int64_t maximum = 0;
   for (int64_t o = 0; o < params.objects; ++o) {
-    most = larger(params.first_pointer[o + 1] - params.first_pointer[o], most);
+    maximum = larger(params.first_pointer[o + 1] - params.first_pointer[o], maximum);
   }
-  return most;
+  return maximum;
 }
 
-// Without memory the arena only counts, and nothing is written.
+// Allocates shared memory and, unless the arena only computes its size, copies the weights.
 template <class Dot>
-Shared<Dot> shared_of(const MemoryAttentionParams& params, Copies<Dot>& copies, Arena& arena) {
+Shared<Dot> shared_of(const MemoryAttentionParams& params, WeightCopies<Dot>& copies,
+                      Arena& arena) {
   typedef typename Dot::Unit Unit;
   const MemoryAttentionWeights& weights = params.weights;
   const int64_t blocks = ceil_div(params.tokens, kBlock);
-  const int64_t pointer_blocks = ceil_div(smaller(most_pointers(params), kWindow), kBlock);
+  const int64_t pointer_blocks = ceil_div(smaller(max_pointers(params), kKeyWindow), kBlock);
   const int64_t key_blocks = larger(blocks, pointer_blocks);
   const int64_t stream = blocks * weights.dim * kBlock;
   const int64_t block_units = weights.dim / Dot::kDepth * kBlock;
   Shared<Dot> shared{};
-  Unit* const room = arena.take<Unit>(copies.units);
-  auto* const layers = arena.take<LayerMatrices<Dot>>(weights.num_layers);
+  Unit* const copied_weights = arena.allocate<Unit>(copies.units);
+  auto* const layers = arena.allocate<LayerMatrices<Dot>>(weights.num_layers);
   shared.layers = layers;
-  shared.cos = arena.take<float>(blocks * weights.dim / 2 * kBlock);
-  shared.sin = arena.take<float>(blocks * weights.dim / 2 * kBlock);
-  shared.frame = arena.take<float>(stream);
-  shared.stream = arena.take<float>(stream);
-  shared.after_self = arena.take<float>(stream);
-  shared.frame_q = arena.take<Unit>(blocks * block_units);
-  shared.q = arena.take<Unit>(blocks * block_units);
-  shared.k = arena.take<Unit>(key_blocks * block_units);
-  shared.v = arena.take<Unit>(key_blocks * block_units);
-  shared.softmaxes = arena.take<float>(blocks * Softmax::floats(weights.memory_dim));
+  shared.cos = arena.allocate<float>(blocks * weights.dim / 2 * kBlock);
+  shared.sin = arena.allocate<float>(blocks * weights.dim / 2 * kBlock);
+  shared.frame = arena.allocate<float>(stream);
+  shared.stream = arena.allocate<float>(stream);
+  shared.after_self = arena.allocate<float>(stream);
+  shared.frame_q = arena.allocate<Unit>(blocks * block_units);
+  shared.q = arena.allocate<Unit>(blocks * block_units);
+  shared.k = arena.allocate<Unit>(key_blocks * block_units);
+  shared.v = arena.allocate<Unit>(key_blocks * block_units);
+  shared.softmaxes = arena.allocate<float>(blocks * Softmax::state_floats(weights.memory_dim));
   if (arena.memory == nullptr) return shared;
-  copies.start(room);
+  copies.start(copied_weights);
   for (int64_t i = 0; i < weights.num_layers; ++i) {
     layers[i] = LayerMatrices<Dot>::of(weights, weights.layers[i], copies);
   }
@@ -137,13 +141,13 @@ Shared<Dot> shared_of(const MemoryAttentionParams& params, Copies<Dot>& copies, 
 template <class Dot>
 bool run(const MemoryAttentionParams& params, int num_threads) {
   const MemoryAttentionWeights& weights = params.weights;
-  Copies<Dot> copies{weights.storage, nullptr};
+  WeightCopies<Dot> copies{weights.storage, nullptr};
   for (int64_t i = 0; i < weights.num_layers; ++i) {
-    LayerMatrices<Dot>::of(weights, weights.layers[i], copies);  // counts
+    LayerMatrices<Dot>::of(weights, weights.layers[i], copies);  // computes the size of the copies
   }
   Arena shared_size{nullptr}, thread_size{nullptr};
   shared_of(params, copies, shared_size);
-  Tile<Dot>::take(thread_size, weights.dim);
+  Tile<Dot>::allocate(thread_size, weights.dim);
   char* const memory =
       static_cast<char*>(std::aligned_alloc(64, shared_size.used + thread_size.used * num_threads));
   if (memory == nullptr) return false;
@@ -151,8 +155,8 @@ bool run(const MemoryAttentionParams& params, int num_threads) {
   const Shared<Dot> shared = shared_of(params, copies, arena);
 #pragma omp parallel num_threads(num_threads)
   {
-    Arena own{memory + shared_size.used + thread_size.used * thread_number()};
-    run_all(Worker<Dot>{params, shared, Tile<Dot>::take(own, weights.dim)});
+    Arena thread_arena{memory + shared_size.used + thread_size.used * thread_number()};
+    run_all(Worker<Dot>{params, shared, Tile<Dot>::allocate(thread_arena, weights.dim)});
   }
   std::free(memory);
   return true;

@@ -1,4 +1,4 @@
-// Memory attention's weights as products read them, and its scratch memory.
+// Memory attention's weights as matrix products read them, and its scratch memory.
 #pragma once
 
 #include "csrc/cpu/attend.h"
@@ -14,61 +14,62 @@ struct LayerMatrices {
       *linear2;
 
   static LayerMatrices of(const MemoryAttentionWeights& weights, const MemoryLayerWeights& layer,
-                          Copies<Dot>& copies) {
-    const int64_t square = weights.dim * weights.dim;
-    const int64_t narrow = weights.dim * weights.memory_dim;
-    const int64_t wide = weights.dim * weights.hidden;
+                          WeightCopies<Dot>& copies) {
+    const int64_t square_size = weights.dim * weights.dim;
+    const int64_t memory_size = weights.dim * weights.memory_dim;
+    const int64_t hidden_size = weights.dim * weights.hidden;
     LayerMatrices matrices{};
-    matrices.self_q = copies.of(layer.self_q.weight, square);
-    matrices.self_k = copies.of(layer.self_k.weight, square);
-    matrices.self_v = copies.of(layer.self_v.weight, square);
-    matrices.self_out = copies.of(layer.self_out.weight, square);
-    matrices.q = copies.of(layer.q.weight, square);
-    matrices.k = copies.of(layer.k.weight, narrow);
-    matrices.v = copies.of(layer.v.weight, narrow);
-    matrices.out = copies.of(layer.out.weight, square);
-    matrices.linear1 = copies.of(layer.linear1.weight, wide);
-    matrices.linear2 = copies.of(layer.linear2.weight, wide);
+    matrices.self_q = copies.prepare(layer.self_q.weight, square_size);
+    matrices.self_k = copies.prepare(layer.self_k.weight, square_size);
+    matrices.self_v = copies.prepare(layer.self_v.weight, square_size);
+    matrices.self_out = copies.prepare(layer.self_out.weight, square_size);
+    matrices.q = copies.prepare(layer.q.weight, square_size);
+    matrices.k = copies.prepare(layer.k.weight, memory_size);
+    matrices.v = copies.prepare(layer.v.weight, memory_size);
+    matrices.out = copies.prepare(layer.out.weight, square_size);
+    matrices.linear1 = copies.prepare(layer.linear1.weight, hidden_size);
+    matrices.linear2 = copies.prepare(layer.linear2.weight, hidden_size);
     return matrices;
   }
 };
 
-// What all threads share. Tokens lie in blocks of 64 columns: [blocks][rows][64] floats or units.
+// Memory that all threads share. Tokens are stored in blocks of 64 columns: [blocks][rows][64]
+// floats or units.
 template <class Dot>
 struct Shared {
   typedef typename Dot::Unit Unit;
   const LayerMatrices<Dot>* layers;
   float *cos, *sin;  // [blocks][dim / 2][64]
-  // residual streams: a frame's after its first self-attention; an object's; an object's after
-  // self-attention
+  // residual streams: of the frame after the first self-attention, of the current object, and of
+  // the current object after self-attention
   float *frame, *stream, *after_self;
-  Unit* frame_q;     // a frame's queries to the memories in the first layer
-  Unit* q;           // a layer's queries
-  Unit *k, *v;       // keys and values of the tokens, or of a window of memories
-  float* softmaxes;  // [blocks] states without scores
+  Unit* frame_q;     // queries of the frame to the memories in the first layer
+  Unit* q;           // queries of a layer
+  Unit *k, *v;       // keys and values of the tokens, or of a range of memory tokens
+  float* softmaxes;  // [blocks] softmax states without scores
 };
 
 // One thread's tile of 64 columns: [rows][kStride].
 template <class Dot>
 struct Tile {
   typedef typename Dot::Unit Unit;
-  float* features;  // of memories; then the residual stream after the attention to them
-  float* product;   // of a matrix, not yet packed
+  float* features;  // of memories; later the residual stream after the attention to them
+  float* product;   // output of a matrix product, not yet packed
   float* mlp_sum;
-  Unit *normed, *attended, *hidden;
+  Unit *normed, *attention_out, *hidden;
   float* scores;        // [64][64]
-  float* self_softmax;  // state of the attention of tokens to themselves, without scores
+  float* self_softmax;  // softmax state of self-attention, without scores
 
-  static Tile take(Arena& arena, int64_t dim) {
+  static Tile allocate(Arena& arena, int64_t dim) {
     Tile tile{};
-    tile.features = arena.take<float>(dim * kStride);
-    tile.product = arena.take<float>(dim * kStride);
-    tile.mlp_sum = arena.take<float>(dim * kStride);
-    tile.normed = arena.take<Unit>(dim * kStride);
-    tile.attended = arena.take<Unit>(dim * kStride);
-    tile.hidden = arena.take<Unit>(dim * kStride);
-    tile.scores = arena.take<float>(kBlock * kBlock);
-    tile.self_softmax = arena.take<float>(Softmax::floats(dim));
+    tile.features = arena.allocate<float>(dim * kStride);
+    tile.product = arena.allocate<float>(dim * kStride);
+    tile.mlp_sum = arena.allocate<float>(dim * kStride);
+    tile.normed = arena.allocate<Unit>(dim * kStride);
+    tile.attention_out = arena.allocate<Unit>(dim * kStride);
+    tile.hidden = arena.allocate<Unit>(dim * kStride);
+    tile.scores = arena.allocate<float>(kBlock * kBlock);
+    tile.self_softmax = arena.allocate<float>(Softmax::state_floats(dim));
     return tile;
   }
 };

@@ -1,5 +1,5 @@
-// What a thread does with a block of 64 tokens in memory attention.
-// docs/kernels/memory_attention.md has the phases and their arithmetic.
+// The operations of a thread on a block of 64 tokens in memory attention.
+// docs/kernels/memory_attention.md describes the phases and their arithmetic.
 #pragma once
 
 #include "csrc/cpu/memory_attention/tiles.h"
@@ -10,7 +10,7 @@ namespace {
 
 constexpr float kEpsilon = 1e-5f;  // of the norms
 
-// Where keys come from: a map, or (map < 0) the pointer tokens.
+// The source of keys: a map, or the pointer tokens if `map` is negative.
 struct KeySource {
   int64_t map;  // index in `slots`
   bool is_map() const { return map >= 0; }
@@ -28,24 +28,24 @@ struct Worker {
   int64_t blocks = ceil_div(params.tokens, kBlock);
   int64_t pitch = dim * kBlock;           // floats of a block of tokens
   int64_t units = dim / kDepth * kBlock;  // units of a block of queries, keys or values
-  int64_t memory_units = memory_dim * (kBlock / kDepth);  // of a block of a memory's values
-  int64_t softmax_floats = Softmax::floats(memory_dim);
+  int64_t memory_units = memory_dim * (kBlock / kDepth);  // units of a block of memory values
+  int64_t softmax_floats = Softmax::state_floats(memory_dim);
   float scale = softmax_scale(dim);
 
   int64_t count_of(int64_t block) const { return smaller(kBlock, params.tokens - block * kBlock); }
 
-  // tile.product[rows][64] = weight[rows][numbers] in
-  void linear(const Unit* weight, int64_t rows, int64_t numbers, const Unit* in) const {
-    multiply<Dot>({weight, numbers / kDepth, 1}, in, kStride, tile.product, kStride, rows, kBlock,
-                  numbers / kDepth, false);
+  // tile.product[rows][64] = weight[rows][in_channels] in.
+  void linear(const Unit* weight, int64_t rows, int64_t in_channels, const Unit* in) const {
+    multiply<Dot>({weight, in_channels / kDepth, 1}, in, kStride, tile.product, kStride, rows,
+                  kBlock, in_channels / kDepth, false);
   }
 
-  // tile.product + bias to out[dim / kDepth][64].
+  // out[dim / kDepth][64] = tile.product + bias.
   void pack_product(const float* bias, Unit* out) const {
     pack_rows<Dot, Identity>(tile.product, kStride, bias, dim, kBlock, out, kBlock);
   }
 
-  // The same, each pair of channels rotated by the angles of a block's tokens.
+  // As pack_product, with each pair of channels rotated by the angles of a block's tokens.
   void pack_rotated(const float* bias, int64_t block, Unit* out) const {
     for (int64_t r = 0; r < dim; r += 2) {
       const int64_t angles = (block * dim / 2 + r / 2) * kBlock;
@@ -55,7 +55,7 @@ struct Worker {
         const Vec c = load(shared.cos + angles + i), s = load(shared.sin + angles + i);
         const Vec rotated[2] = {even * c - odd * s, even * s + odd * c};
         for (int64_t d = 0; d < 2; d += kDepth) {
-          Dot::put(rotated + d, out + (r + d) / kDepth * kBlock + i);
+          Dot::store_rows(rotated + d, out + (r + d) / kDepth * kBlock + i);
         }
       }
     }
@@ -67,17 +67,17 @@ struct Worker {
                 [&](int64_t i) { return first + i; });
   }
 
-  // Norm of x[dim][64] to tile.normed.
+  // tile.normed = norm of x[dim][64].
   void norm(const float* x, int64_t stride, const Norm& layer) const {
     layer_norm<Dot>(x, stride, layer, kEpsilon, dim, kBlock, tile.normed, kStride);
   }
 
-  // out[dim][64] = x[dim][64] + product[dim][kStride] + bias
+  // out[dim][64] = x[dim][64] + product[dim][kStride] + bias.
   void add_residual(const float* x, const float* product, const float* bias, float* out) const {
     add_rows(x, product, kStride, bias, dim, kBlock, out, kBlock);
   }
 
-  // The frame's tokens to shared.stream, their angles to shared.cos and shared.sin.
+  // Loads a block of the frame's tokens to shared.stream, and cosines and sines of its angles.
   void read_tokens(int64_t image, int64_t block) const {
     const int64_t half = dim / 2, count = count_of(block), first = block * kBlock;
     gather(params.x, params.storage, image * params.tokens + first, count, dim,
@@ -88,7 +88,7 @@ struct Worker {
            kBlock);
   }
 
-  // Queries, keys and values of a block's tokens for their attention to themselves.
+  // Queries, keys and values of a block for self-attention.
   void project_self(int64_t layer, const float* x, int64_t block) const {
     const MemoryLayerWeights& l = weights.layers[layer];
     const LayerMatrices<Dot>& m = shared.layers[layer];
@@ -102,19 +102,19 @@ struct Worker {
                     kBlock / kDepth);
   }
 
-  // out = x + the attention of a block's tokens to themselves
+  // Self-attention of a block: out = x + attention.
   void attend_self(int64_t layer, const float* x, int64_t block, float* out) const {
     const MemoryLayerWeights& l = weights.layers[layer];
     const Keys<Dot> keys{shared.k, shared.v, kBlock, units, kBlock / kDepth, units, params.tokens};
     const Softmax softmax{tile.scores, tile.self_softmax, dim};
     attend<Dot>(shared.q + block * units, kBlock, kBlock, dim / kDepth, keys, dim, scale, true,
                 softmax);
-    store_attended<Dot>(softmax, dim, kBlock, tile.attended, kStride);
-    linear(shared.layers[layer].self_out, dim, dim, tile.attended);
+    store_attention<Dot>(softmax, dim, kBlock, tile.attention_out, kStride);
+    linear(shared.layers[layer].self_out, dim, dim, tile.attention_out);
     add_residual(x + block * pitch, tile.product, l.self_out.bias, out + block * pitch);
   }
 
-  // Queries of a block of x to the memories.
+  // Queries of a block to the memories.
   void project_queries(int64_t layer, const float* x, int64_t block, Unit* q) const {
     const MemoryLayerWeights& l = weights.layers[layer];
     norm(x + block * pitch, kBlock, l.norm2);
@@ -122,23 +122,24 @@ struct Worker {
     pack_rotated(l.q.bias, block, q + block * units);
   }
 
-  // Keys and values of `count` tokens from `first`, up to 64, to block `at` of shared.k and
-  // shared.v.
+  // Computes keys and values of `count` <= 64 tokens of `source` from `first` on, and stores them
+  // as block `out_block` of shared.k and shared.v. Values are the tokens themselves: they are
+  // projected after the attention.
   void project_keys(int64_t layer, KeySource source, int64_t first, int64_t count,
-                    int64_t at) const {
+                    int64_t out_block) const {
     const MemoryLayerWeights& l = weights.layers[layer];
     const bool is_map = source.is_map();
     const void* const data = is_map ? params.maps[params.slots[source.map]] : params.pointers;
     gather(data, is_map ? params.map_storage : Storage::kFloat32, first, count, memory_dim,
            tile.features, kStride);
     for (int64_t c = 0; c < memory_dim; ++c) {
-      Unit* const values = shared.v + at * memory_units + c * (kBlock / kDepth);
+      Unit* const values = shared.v + out_block * memory_units + c * (kBlock / kDepth);
       for (int64_t i = 0; i < kBlock; i += kLanes) {
-        Dot::put_row(load(tile.features + c * kStride + i), values, i);
+        Dot::store_row(load(tile.features + c * kStride + i), values, i);
       }
     }
     if (is_map) {
-      add_place(first, count, params.temporal + params.rows[source.map] * memory_dim);
+      add_map_positions(first, count, params.temporal + params.rows[source.map] * memory_dim);
     } else {
       add_pointer_positions(first, count);
     }
@@ -146,16 +147,17 @@ struct Worker {
                              kStride);
     linear(shared.layers[layer].k, dim, memory_dim, tile.normed);
     if (is_map) {
-      pack_rotated(l.k.bias, first / kBlock, shared.k + at * units);
+      pack_rotated(l.k.bias, first / kBlock, shared.k + out_block * units);
     } else {
-      pack_product(l.k.bias, shared.k + at * units);
+      pack_product(l.k.bias, shared.k + out_block * units);
     }
   }
 
-  void add_place(int64_t first, int64_t count, const float* temporal) const {
+  void add_map_positions(int64_t first, int64_t count, const float* temporal) const {
     for (int64_t i = 0; i < count; ++i) {
       for (int64_t c = 0; c < memory_dim; ++c) {
-        tile.features[c * kStride + i] += params.place[(first + i) * memory_dim + c] + temporal[c];
+        tile.features[c * kStride + i] +=
+            params.map_positions[(first + i) * memory_dim + c] + temporal[c];
       }
     }
   }
@@ -172,19 +174,20 @@ struct Worker {
     return {tile.scores, shared.softmaxes + block * softmax_floats, memory_dim};
   }
 
-  void attend_memory(const Unit* q, int64_t block, int64_t num_keys, bool fresh) const {
+  // Attention of a block of queries to the first num_keys of shared.k.
+  void attend_memory(const Unit* q, int64_t block, int64_t num_keys, bool reset) const {
     const Keys<Dot> keys{shared.k,        shared.v,     kBlock,  units,
                          kBlock / kDepth, memory_units, num_keys};
-    attend<Dot>(q + block * units, kBlock, kBlock, dim / kDepth, keys, memory_dim, scale, fresh,
+    attend<Dot>(q + block * units, kBlock, kBlock, dim / kDepth, keys, memory_dim, scale, reset,
                 memory_softmax(block));
   }
 
-  // out = x + the attention of a block's tokens to the memories, projected; then the MLP.
+  // Projects the attention of a block to the memories, adds it to x, then applies the MLP.
   void finish_layer(int64_t layer, const float* x, int64_t block, float* out) const {
     const MemoryLayerWeights& l = weights.layers[layer];
     const LayerMatrices<Dot>& m = shared.layers[layer];
-    store_attended<Dot>(memory_softmax(block), memory_dim, kBlock, tile.attended, kStride);
-    linear(m.v, dim, memory_dim, tile.attended);
+    store_attention<Dot>(memory_softmax(block), memory_dim, kBlock, tile.attention_out, kStride);
+    linear(m.v, dim, memory_dim, tile.attention_out);
     pack_rows<Dot, Identity>(tile.product, kStride, l.v.bias, dim, kBlock, tile.normed, kStride);
     linear(m.out, dim, dim, tile.normed);
     add_residual(x + block * pitch, tile.product, l.out.bias, tile.features);
@@ -201,6 +204,7 @@ struct Worker {
     add_residual(tile.features, tile.mlp_sum, l.linear2.bias, out + block * pitch);
   }
 
+  // Applies the last norm to a block and stores it as output of an object.
   void write_out(const float* x, int64_t object, int64_t block) const {
     layer_norm<DotFloat>(x + block * pitch, kBlock, weights.norm, kEpsilon, dim, kBlock,
                          tile.product, kStride);

@@ -1,5 +1,5 @@
-// Compiled once per instruction set (SAM2_FAST_ISA); the portable object also holds the choice
-// between them. docs/kernels/memory_encoder.md has the passes and their arithmetic.
+// Compiled once per instruction set (SAM2_FAST_ISA). The portable object also selects the set at
+// run time. docs/kernels/memory_encoder.md describes the passes and their arithmetic.
 #include "csrc/memory_encoder.h"
 
 #include <cstdlib>
@@ -11,12 +11,13 @@ namespace sam2_fast {
 namespace SAM2_FAST_ISA {
 namespace {
 
-constexpr int64_t kTileColumns = 128;  // tokens of a tile, where rows are shorter: weights come
-                                       // from an outer cache once for all of them
-constexpr int64_t kStripRows = 8;      // of tokens, for which a thread walks down the mask: each
-                                       // start makes a few rows again
+// Desired tokens of a tile. Weights are loaded from an outer cache once per tile.
+constexpr int64_t kTileColumns = 128;
+// Desired rows of tokens in a strip, which a thread computes from top to bottom. The first rows of
+// a strip need a few rows of the mask's levels that the strip above computes, too.
+constexpr int64_t kStripRows = 8;
 
-// Rows of a tile, and tiles of a strip: large, but enough of them that no thread idles.
+// Rows of a tile, and tiles of a strip: as desired, or fewer if threads would otherwise be idle.
 struct Division {
   int64_t group, strip;
 
@@ -28,7 +29,7 @@ struct Division {
   }
 };
 
-// Every thread calls this: loops are shared out, each ends with a barrier.
+// Called by every thread. The threads share the loops, and each loop ends with a barrier.
 template <class Dot>
 void run_all(Worker<Dot>& worker, int64_t strip) {
   const MemoryEncoderParams& params = worker.params;
@@ -53,7 +54,7 @@ void run_all(Worker<Dot>& worker, int64_t strip) {
   }
 }
 
-// A call's memory besides the threads'; without memory only counted.
+// Memory of a call that all threads share. With an arena without memory only its size is computed.
 template <class Dot>
 struct CallMemory {
   typename Dot::Unit* copies;
@@ -62,18 +63,19 @@ struct CallMemory {
 
   CallMemory(const MemoryEncoderParams& params, const Layout& layout, int64_t copied_units,
              int64_t stride, Arena& arena) {
-    copies = arena.take<typename Dot::Unit>(copied_units);
-    blocks = arena.take<FuserBlockMatrices<Dot>>(params.weights.num_blocks);
-    first_map = arena.take<float>(layout.map_floats());
-    second_map = arena.take<float>(layout.map_floats());
-    features = arena.take<float>(shares_features(params) ? layout.tiles * layout.dim * stride : 0);
+    copies = arena.allocate<typename Dot::Unit>(copied_units);
+    blocks = arena.allocate<FuserBlockMatrices<Dot>>(params.weights.num_blocks);
+    first_map = arena.allocate<float>(layout.map_floats());
+    second_map = arena.allocate<float>(layout.map_floats());
+    features =
+        arena.allocate<float>(shares_features(params) ? layout.tiles * layout.dim * stride : 0);
   }
 };
 
 template <class Dot>
 bool run(const MemoryEncoderParams& params, int num_threads) {
   const MemoryEncoderWeights& weights = params.weights;
-  Copies<Dot> copies{weights.storage, nullptr};
+  WeightCopies<Dot> copies{weights.storage, nullptr};
   const Matrices<Dot> counted = Matrices<Dot>::of(weights, copies, nullptr);
   const Division division(params.height, params.width, num_threads);
   const Layout layout{params.height, params.width, weights.dim, division.group};
@@ -93,11 +95,11 @@ bool run(const MemoryEncoderParams& params, int num_threads) {
   const Shared shared{{call.first_map, call.second_map}, call.features};
 #pragma omp parallel num_threads(num_threads)
   {
-    Arena own{memory + call_bytes + thread_bytes * thread_number()};
-    std::memset(own.memory, 0, static_cast<size_t>(thread_bytes));
-    const Tile<Dot> tile(params, layout.group, own);
+    Arena thread_arena{memory + call_bytes + thread_bytes * thread_number()};
+    std::memset(thread_arena.memory, 0, static_cast<size_t>(thread_bytes));
+    const Tile<Dot> tile(params, layout.group, thread_arena);
     const MaskRows<Dot> mask(params, matrices.convolutions, layout.group,
-                             reinterpret_cast<float*>(tile.normed), stride, own);
+                             reinterpret_cast<float*>(tile.normed), stride, thread_arena);
     Worker<Dot> worker{params, matrices, shared, layout, tile, mask};
     run_all(worker, division.strip);
   }

@@ -1,4 +1,4 @@
-// The memory encoder's weights as products read them, and its scratch memory.
+// The memory encoder's weights as matrix products read them, and its scratch memory.
 #pragma once
 
 #include "csrc/cpu/tile.h"
@@ -20,8 +20,8 @@ struct Matrices {
   const Unit *mask_proj, *low_proj, *out_proj;
   FuserBlockMatrices<Dot>* blocks;
 
-  // blocks: [num_blocks], or null where the caller only counts.
-  static Matrices of(const MemoryEncoderWeights& weights, Copies<Dot>& copies,
+  // blocks: memory for [num_blocks], or null to compute only the size of the copies.
+  static Matrices of(const MemoryEncoderWeights& weights, WeightCopies<Dot>& copies,
                      FuserBlockMatrices<Dot>* blocks) {
     const int64_t dim = weights.dim;
     Matrices matrices{};
@@ -30,56 +30,56 @@ struct Matrices {
     for (int i = 0; i < 4; ++i) {
       const MaskConvolutionWeights& layer = weights.convolutions[i];
       matrices.convolutions[i] =
-          i < 2 ? layer.weight : copies.of(layer.weight, 9 * layer.channels * before);
+          i < 2 ? layer.weight : copies.prepare(layer.weight, 9 * layer.channels * before);
       before = layer.channels;
     }
-    matrices.mask_proj = copies.of(weights.mask_proj.weight, dim * before);
-    matrices.low_proj = copies.of(weights.low_proj.weight, dim * dim);
-    matrices.out_proj = copies.of(weights.out_proj.weight, weights.memory_dim * dim);
+    matrices.mask_proj = copies.prepare(weights.mask_proj.weight, dim * before);
+    matrices.low_proj = copies.prepare(weights.low_proj.weight, dim * dim);
+    matrices.out_proj = copies.prepare(weights.out_proj.weight, weights.memory_dim * dim);
     for (int64_t i = 0; i < weights.num_blocks; ++i) {
-      const Unit* const fc1 = copies.of(weights.blocks[i].fc1.weight, dim * weights.hidden);
-      const Unit* const fc2 = copies.of(weights.blocks[i].fc2.weight, dim * weights.hidden);
+      const Unit* const fc1 = copies.prepare(weights.blocks[i].fc1.weight, dim * weights.hidden);
+      const Unit* const fc2 = copies.prepare(weights.blocks[i].fc2.weight, dim * weights.hidden);
       if (blocks != nullptr) blocks[i] = {fc1, fc2};
     }
     return matrices;
   }
 };
 
-// A thread's tile of whole rows of tokens, row after row: every array is [channels][stride] floats
-// or [channels / kDepth][stride] units.
+// A thread's tile of whole rows of tokens. Arrays are [channels][stride] floats or
+// [channels / kDepth][stride] units.
 template <class Dot>
 struct Tile {
   typedef typename Dot::Unit Unit;
   int64_t stride;
-  float* product;  // of a matrix, or a depthwise convolution
-  float* mlp_sum;  // also other results that `product` must not take
-  Unit* normed;    // also the mask's tokens
+  float* product;  // output of a matrix product or of a depthwise convolution
+  float* mlp_sum;  // also other results while `product` is in use
+  Unit* normed;    // also level 4 of the mask
   Unit* hidden;    // also the frame's features
 
   Tile(const MemoryEncoderParams& params, int64_t group, Arena& arena)
       : stride(row_stride(group * params.width + kColumns)) {
     const MemoryEncoderWeights& weights = params.weights;
-    const int64_t widest =
+    const int64_t max_channels =
         larger(weights.convolutions[3].channels, larger(weights.dim, weights.memory_dim));
-    const int64_t count = widest * stride + kColumns;  // a last run is written past its end, by
-                                                       // less than a vector
-    product = arena.take<float>(count);
-    mlp_sum = arena.take<float>(count);
-    normed = arena.take<Unit>(count);
-    hidden = arena.take<Unit>(count);
+    const int64_t count = max_channels * stride + kColumns;  // a last run is written past its end,
+                                                             // by less than a vector
+    product = arena.allocate<float>(count);
+    mlp_sum = arena.allocate<float>(count);
+    normed = arena.allocate<Unit>(count);
+    hidden = arena.allocate<Unit>(count);
   }
 };
 
-// Whether the projected features are kept: several objects read them.
+// Whether the projected features are cached, because several objects read them.
 inline bool shares_features(const MemoryEncoderParams& params) {
   return params.images == 1 && params.objects > 1;
 }
 
-// What all threads share: maps [height][dim][pitch] whose rows begin after kPad zeros, one read and
-// one written.
+// Memory that all threads share. maps: [height][dim][pitch], where each row begins after kPad
+// zeros; a pass reads one map and writes the other.
 struct Shared {
   float* maps[2];
-  float* features;  // [tiles][dim][stride], projected low, where the objects share it
+  float* features;  // [tiles][dim][stride]: projected features if the objects share them
 };
 
 }  // namespace

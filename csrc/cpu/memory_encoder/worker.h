@@ -1,5 +1,5 @@
-// What a thread does with a tile of whole rows of tokens in the memory encoder.
-// docs/kernels/memory_encoder.md has the passes and their arithmetic.
+// The operations of a thread on a tile of whole rows of tokens in the memory encoder.
+// docs/kernels/memory_encoder.md describes the passes and their arithmetic.
 #pragma once
 
 #include "csrc/cpu/memory_encoder/mask_rows.h"
@@ -9,7 +9,7 @@ namespace sam2_fast {
 namespace SAM2_FAST_ISA {
 namespace {
 
-// Where tokens lie in tiles and maps; the same for all threads.
+// Layout of tokens in tiles and maps.
 struct Layout {
   static constexpr int64_t kPad = 16;  // zeros before a row of a map
   int64_t height, width, dim;
@@ -36,14 +36,14 @@ struct Worker {
   const MemoryEncoderWeights& weights = params.weights;
   int64_t dim = weights.dim, width = layout.width, stride = tile.stride;
 
-  // out[rows][columns] floats = weight[rows][numbers] in
-  void linear(const Unit* weight, int64_t rows, int64_t numbers, const Unit* in, float* out,
+  // out[rows][columns] floats = weight[rows][in_channels] in.
+  void linear(const Unit* weight, int64_t rows, int64_t in_channels, const Unit* in, float* out,
               int64_t columns) const {
-    multiply<Dot>({weight, numbers / kDepth, 1}, in, stride, out, stride, rows, columns,
-                  numbers / kDepth, false);
+    multiply<Dot>({weight, in_channels / kDepth, 1}, in, stride, out, stride, rows, columns,
+                  in_channels / kDepth, false);
   }
 
-  // The zeros around a row of a map.
+  // Zeros the border of a row of a map; for the last row also the end of the map.
   void clear_borders(int64_t y, float* map) const {
     for (int64_t c = 0; c < dim; ++c) {
       float* const row = map + y * layout.row_step + c * layout.pitch;
@@ -54,8 +54,8 @@ struct Worker {
     for (int64_t i = 0; i < 4 * kPad; ++i) map[params.height * layout.row_step + i] = 0;
   }
 
-  // out[word][i] = in[i][word], 16 rows at a time: where they are a power of two long, more would
-  // crowd into a few sets of the cache
+  // out[word][i] = in[i][word], 16 rows at a time: more rows of a length that is a power of two
+  // would map to few cache sets.
   template <class Word>
   static void transpose_words(const Word* in, int64_t words, int64_t count, Word* out,
                               int64_t stride) {
@@ -67,10 +67,12 @@ struct Worker {
     }
   }
 
+  // Projects the frame's features of a tile.
   void project_low(int64_t image, int64_t t, float* out) const {
     const int64_t first = image * params.height * width + t * layout.group * width;
     const int64_t count = layout.rows_of(t) * width;
-    if (params.storage == Copies<Dot>::kRead) {  // a token's channels already lie as units
+    if (params.storage == WeightCopies<Dot>::kStorage) {
+      // the channels of a token are already packed as units
       const int64_t words = dim / kDepth;
       transpose_words(static_cast<const Unit*>(params.low) + first * words, words, count,
                       tile.hidden, stride);
@@ -89,13 +91,14 @@ struct Worker {
     linear(matrices.low_proj, dim, dim, tile.hidden, out, layout.columns_of(t));
   }
 
-  // The mask's rows of a tile, projected, plus the projected features, to the first map.
+  // Stores the projected mask of a tile plus the projected features in the first map.
   void merge_mask_and_features(int64_t object, int64_t t) {
     const int64_t y = t * layout.group, rows = layout.rows_of(t);
     float* const features =
         shares_features(params) ? shared.features + t * dim * stride : tile.mlp_sum;
-    if (!shares_features(params) || object == 0)
+    if (!shares_features(params) || object == 0) {
       project_low(params.images > 1 ? object : 0, t, features);
+    }
     mask.produce(4, y + rows);
     linear(matrices.mask_proj, dim, weights.convolutions[3].channels, tile.normed, tile.product,
            layout.columns_of(t));
@@ -111,8 +114,8 @@ struct Worker {
     }
   }
 
-  // V vectors of R rows of one channel: each vector of the map is loaded once for all rows that
-  // read it.
+  // Depthwise convolution of V vectors of R rows of one channel. Each vector of the map is loaded
+  // once for all rows that need it.
   template <int R, int V>
   void depthwise_tile(const float* in, int64_t y, const float* weight, float bias,
                       float* out) const {
@@ -154,14 +157,15 @@ struct Worker {
 
   void depthwise(const DepthwiseWeights& layer, const float* map, int64_t t) const {
     const int64_t rows = layout.rows_of(t), y = t * layout.group;
-    // else a row written past its end would spoil the one made with it
-    const bool pairs = width % kLanes == 0;
+    // two rows at a time only if rows are whole vectors: a vector beyond the end of one row would
+    // overwrite the other
+    const bool two_rows = width % kLanes == 0;
     for (int64_t c = 0; c < dim; ++c) {
       const float* const in = map + c * layout.pitch + kPad;
       const float* const weight = layer.weight + c * 49;
       float* const out = tile.product + c * stride;
       int64_t g = 0;
-      for (; pairs && g + 2 <= rows; g += 2) {
+      for (; two_rows && g + 2 <= rows; g += 2) {
         depthwise_rows<2>(in, y + g, weight, layer.bias[c], out + g * width);
       }
       for (; g < rows; ++g) {
@@ -170,7 +174,8 @@ struct Worker {
     }
   }
 
-  // One block's tile of maps[b % 2] to the other map; after the last block to the output.
+  // ConvNeXt block b of a tile, from maps[b % 2] to the other map, or to the output for the last
+  // block.
   void fuse(int64_t object, int64_t b, int64_t t) const {
     const FuserBlockWeights& block = weights.blocks[b];
     const int64_t columns = layout.columns_of(t), hidden = weights.hidden;
@@ -192,24 +197,24 @@ struct Worker {
     if (last) write_out(object, t);
   }
 
-  // x + gamma * (mlp_sum + bias) to the other map, or (null) to tile.product.
+  // x + gamma * (mlp_sum + bias), stored in next_map or, if that is null, in tile.product.
   void add_residual(const FuserBlockWeights& block, const float* map, int64_t t,
                     float* next_map) const {
     const int64_t y = t * layout.group;
     for (int64_t c = 0; c < dim; ++c) {
       const float gamma = block.gamma[c], bias = block.fc2.bias[c];
       for (int64_t g = 0; g < layout.rows_of(t); ++g) {
-        const int64_t at = (y + g) * layout.row_step + c * layout.pitch + kPad;
+        const int64_t in_map = (y + g) * layout.row_step + c * layout.pitch + kPad;
         const int64_t in_tile = c * stride + g * width;
-        const float* const x = map + at;
+        const float* const x = map + in_map;
         const float* const inner = tile.mlp_sum + in_tile;
-        float* const to = next_map == nullptr ? tile.product + in_tile : next_map + at;
+        float* const to = next_map == nullptr ? tile.product + in_tile : next_map + in_map;
         for (int64_t i = 0; i < width; ++i) to[i] = x[i] + gamma * (inner[i] + bias);
       }
     }
   }
 
-  // tile.product, projected, to the output.
+  // Projects tile.product and stores it as output.
   void write_out(int64_t object, int64_t t) const {
     const int64_t first = (object * params.height + t * layout.group) * width;
     const int64_t columns = layout.columns_of(t), memory_dim = weights.memory_dim;
