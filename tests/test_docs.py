@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -60,3 +62,69 @@ def test_code_that_a_page_quotes_is_in_the_source() -> None:
     assert len(blocks) > 8
     assert not [block for block in blocks if not any(quotes(block, source) for source in sources)]
     assert quotes("a\n# ...\nc\n", "a\nb\nc\n") and not quotes("c\n# ...\na\n", "a\nb\nc\n")
+
+
+def test_the_readme_shows_the_same_lines_with_nano_and_with_a_released_model() -> None:
+    text = (ROOT / "README.md").read_text()
+    (nano,) = BLOCK.findall(text)
+    (released,) = re.findall(r"^```py\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert released == nano.replace('"nano"', '"facebook/sam2.1-hiera-large"')
+    assert len([line for line in nano.splitlines() if line.strip()]) == 6
+
+
+def test_the_chart_has_the_numbers_of_the_results() -> None:
+    chart = pytest.importorskip("tools.pictures.chart", reason="the chart needs matplotlib")
+    for theme in ("light", "dark"):
+        drawn = (ROOT / "docs" / "assets" / f"speed-{theme}.svg").read_text()
+        for bar in chart.bars():
+            assert bar.caption() in drawn and bar.text in drawn
+        assert chart.machine_text() in drawn
+
+
+def test_the_status_in_the_readme_is_that_of_now() -> None:
+    from tools import readme
+
+    assert (ROOT / "README.md").read_text() == readme.page()
+
+
+def api_packages() -> list[str]:
+    from tools.docs_hooks import NAMES
+
+    pages = (ROOT / "docs" / "api").glob("*.md")
+    return sorted(name for page in pages for name in NAMES.findall(page.read_text()))
+
+
+@pytest.mark.parametrize("package", api_packages())
+def test_public_names_and_their_methods_have_docstrings(package: str) -> None:
+    module = importlib.import_module(package)
+    missing = []
+    for name in module.__all__:
+        value = getattr(module, name)
+        if not callable(value):
+            continue
+        if not inspect.getdoc(value):
+            missing.append(name)
+        methods = vars(value) if inspect.isclass(value) else {}
+        missing += [
+            f"{name}.{method}"
+            for method, function in methods.items()
+            if not method.startswith("_")
+            and inspect.isfunction(function)
+            and not inspect.getdoc(function)
+        ]
+    assert not missing, missing
+
+
+def test_every_document_is_in_the_navigation_of_the_site() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    pages = [str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md")]
+    assert not [page for page in pages if f": {page}\n" not in navigation]
+
+
+def test_rows_of_the_robustness_table_that_tests_cite_exist() -> None:
+    table = (ROOT / "docs" / "robustness.md").read_text()
+    rows = {int(number) for number in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
+    assert rows == set(range(1, 41))
+    for page in ("tests/video/test_bad_input.py", "tests/test_checkpoint.py"):
+        cited = re.findall(r"\brows?[_ ](\d+)", (ROOT / page).read_text())
+        assert cited and {int(number) for number in cited} <= rows
