@@ -1,9 +1,9 @@
-"""What tests of one op give to tests of all ops, which collect it by name: a new op edits no list.
+"""Cases that the test module of an op declares, and that the tests of all ops collect by name.
 
-A module tests/ops/test_<op>.py may have
-* `RECORDED: dict[str, Callable[[], Case]]`, ops whose definition is recorded;
-* `FIXED_BY_VALUES`, the same for ops whose definition must not be recorded, since its
-  control flow depends on the recorded values; all backends of them agree exactly;
+A new op therefore edits no shared list. A module tests/ops/test_<op>.py may declare
+* `RECORDED: dict[str, Callable[[], Case]]`, cases of ops whose definition torch can record;
+* `FIXED_BY_VALUES`, the same for ops whose definition must not be recorded, because its
+  control flow depends on the recorded values; all backends of such an op agree exactly;
 * `ON_A_DEVICE`, functions and their arguments, which are run on a second GPU;
 * `TRITON_SIZES: list[Sizes]`, kernels that are compiled in bfloat16 with every size 1.
 """
@@ -26,14 +26,14 @@ W = TypeVar("W", bound=Weights)
 
 
 class Case(NamedTuple):
-    """An op as a function of tensors. `run(*tensors, backend=...)`; the two draws differ in every
-    tensor.
-    """
+    """An op as a function of tensors, and two draws of them that differ in every tensor."""
 
     run: Callable[..., Any]
+    """Called as `run(*tensors, backend=...)`."""
     example: Tensors
     other: Tensors
-    exact: Callable[..., Any] | None = None  # in float64; None: `run` itself, on tensors in float64
+    exact: Callable[..., Any] | None = None
+    """The result in float64. If None, it is that of `run` on tensors in float64."""
 
 
 class Sizes(NamedTuple):
@@ -42,13 +42,14 @@ class Sizes(NamedTuple):
     module: str
     name: str
     constants: dict[str, Any]
-    kinds: dict[str, str]
+    types: dict[str, str]
     """Triton's types of pointers and floats by argument name; other arguments are int32."""
 
 
-def drawn(run: Callable[..., Any], *tensors: Tensor) -> Case:
-    """A case of `tensors` and of others of the same shapes. No tensor is given twice: a recorder
-    would take the two for one.
+def case_of(run: Callable[..., Any], *tensors: Tensor) -> Case:
+    """A case with `tensors` as the example, and other values in the same shapes as the other draw.
+
+    Every tensor is a copy: a recorder would treat a tensor that is passed twice as one input.
     """
     generator = torch.Generator().manual_seed(7)
     other = (
@@ -60,36 +61,36 @@ def drawn(run: Callable[..., Any], *tensors: Tensor) -> Case:
     return Case(run, tuple(t.clone() for t in tensors), tuple(other))
 
 
-class Odd(Tensor):
-    """A subclass, of which nothing is known."""
+class TensorSubclass(Tensor):
+    """A subclass that the library does not know."""
 
 
-def narrowed(weights: W, dtype: torch.dtype = torch.bfloat16) -> W:
-    """Matrices in a narrower dtype."""
+def with_matrix_dtype(weights: W, dtype: torch.dtype = torch.bfloat16) -> W:
+    """`weights` with the matrices in `dtype`, and the other tensors as they are."""
     return weights.mapped(lambda leaf, w: w.to(dtype) if leaf.matrix else w)
 
 
-def changed(inputs: Any, name: str, change: Callable[[Tensor], Tensor]) -> Any:
-    """A named tuple with one of its `weights` changed by its name."""
+def with_changed_weight(inputs: Any, name: str, change: Callable[[Tensor], Tensor]) -> Any:
+    """`inputs`, a named tuple, with `change` applied to the tensor `name` of its `weights`."""
     weights = inputs.weights
     return inputs._replace(
         weights=weights.with_tensors({name: change(dict(weights.named())[name])})
     )
 
 
-def numbers(*shapes: tuple[int, ...], seed: int = 0) -> Tensors:
+def random_tensors(*shapes: tuple[int, ...], seed: int = 0) -> Tensors:
     """Normally distributed tensors of these shapes."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(torch.randn(shape, generator=generator) for shape in shapes)
 
 
-def listed(found: Any) -> list[Tensor]:
-    """What an op returns, as a list."""
-    return [found] if isinstance(found, Tensor) else list(found)
+def as_list(output: Any) -> list[Tensor]:
+    """The tensors that an op returns, as a list."""
+    return [output] if isinstance(output, Tensor) else list(output)
 
 
 def collected(name: str) -> Any:
-    """What all modules have under this name, dictionaries or lists joined."""
+    """The dictionaries or lists that test modules declare as `name`, joined into one."""
     parts = []
     for path in sorted(Path(__file__).parent.glob("test_*.py")):
         if re.search(rf"^{name}\b", path.read_text(), re.MULTILINE):

@@ -1,8 +1,8 @@
-"""Errors of a kernel as multiples of torch's, over several draws of a case.
+"""Errors of a kernel as multiples of torch's errors, over several draws of a case.
 
-The error of a few numbers is a matter of chance: where torch happens to be lucky, a kernel that
-errs as torch does may err four times as much, and which draws these are differs between processors.
-The typical ratio, a geometric mean, hardly depends on them.
+The error of a few numbers is a matter of chance: on a draw on which torch's result happens to be
+nearly exact, a kernel that is as accurate as torch may err four times as much, and which draws
+these are differs between processors. The typical ratio, a geometric mean, hardly depends on them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ from sam2_fast.proving.errors import rms_error
 
 Outputs = Sequence[Tensor]
 
-LIMIT, LIMIT_OF_ONE = 2.0, 8.0
-"""Of the typical ratio, and of the ratio of one draw."""
-LEAST = 1 / LIMIT
-"""A draw on which a kernel is luckier than this does not make up for others."""
+MEAN_LIMIT = 2.0
+"""Limit of the geometric mean of the ratios."""
+DRAW_LIMIT = 8.0
+"""Limit of the ratio of each draw."""
+LEAST_RATIO = 1 / MEAN_LIMIT
+"""Smaller ratios enter the mean as this one, so that a draw on which the kernel happens to be very
+accurate does not make up for others.
+"""
 
 
 class Errors:
@@ -28,19 +32,21 @@ class Errors:
     def __init__(self) -> None:
         self._ratios: list[list[float]] = []
 
-    def add(self, ours: Outputs, torchs: Outputs, exact: Outputs) -> None:
-        """One draw: outputs of the kernel, of torch in the same dtype, and in float64."""
+    def add(self, actual: Outputs, reference: Outputs, exact: Outputs) -> None:
+        """Add one draw: outputs of the kernel, of torch in the same dtype, and in float64."""
         ratios = []
-        for own, other, true in zip(ours, torchs, exact, strict=True):
-            assert own.shape == other.shape == true.shape
-            rounding = rms_error(true.to(other.dtype), true)  # torch may have met a number exactly
-            ratios.append(rms_error(own, true) / max(rms_error(other, true), rounding, 1e-30))
+        for ours, torchs, true in zip(actual, reference, exact, strict=True):
+            assert ours.shape == torchs.shape == true.shape
+            # Torch's result may be exact; the error of rounding to its dtype is always allowed.
+            rounding = rms_error(true.to(torchs.dtype), true)
+            ratios.append(rms_error(ours, true) / max(rms_error(torchs, true), rounding, 1e-30))
         self._ratios.append(ratios)
 
-    def check(self, *which: object) -> None:
-        """Every output errs at most `LIMIT` times as much as torch. which: part of the message."""
+    def check(self, *context: object) -> None:
+        """Assert that every output is within both limits. `context` is part of the message."""
         for output, ratios in enumerate(zip(*self._ratios, strict=True)):
-            assert all(map(math.isfinite, ratios)), (*which, output, ratios)
-            mean = math.exp(math.fsum(math.log(max(r, LEAST)) for r in ratios) / len(ratios))
-            assert mean <= LIMIT and max(ratios) <= LIMIT_OF_ONE, (*which, output, mean, ratios)
+            assert all(map(math.isfinite, ratios)), (*context, output, ratios)
+            mean = math.exp(math.fsum(math.log(max(r, LEAST_RATIO)) for r in ratios) / len(ratios))
+            within_limits = mean <= MEAN_LIMIT and max(ratios) <= DRAW_LIMIT
+            assert within_limits, (*context, output, mean, ratios)
         assert self._ratios, "nothing was added"

@@ -1,9 +1,9 @@
-"""Streams, events, memory pools and captures of `torch.cuda` by its documented rules, without a
-device.
+"""Streams, events, memory pools and captures of `torch.cuda` that follow its documented rules,
+without a device.
 
-A stream knows which operations are ordered before its next one; `did` adds one. Of captures there
-may be one at a time; a pool may be used again while a graph of it lives, as the allocator of torch
-demands.
+A stream has the set of operations that are ordered before its next one; `run` adds an operation.
+There may be one capture at a time. A pool may be reused only while a graph that uses it exists, as
+torch's allocator requires.
 """
 
 from __future__ import annotations
@@ -24,32 +24,33 @@ CPU = torch.device("cpu")
 class Stream:
     def __init__(self, device: Any = None) -> None:
         self.device = CPU
-        self.before: set[str] = set()
+        self.preceding: set[str] = set()
+        """Names of the operations that finish before the stream's next one starts."""
 
-    def did(self, what: str) -> None:
-        self.before.add(what)
+    def run(self, operation: str) -> None:
+        self.preceding.add(operation)
 
     def wait_stream(self, other: Stream) -> None:
-        self.before |= other.before
+        self.preceding |= other.preceding
 
     def wait_event(self, event: Event) -> None:
-        self.before |= event.before
+        self.preceding |= event.preceding
 
 
 class Event:
     def __init__(self) -> None:
-        self.before: set[str] = set()
+        self.preceding: set[str] = set()
 
     def record(self, stream: Stream) -> None:
-        self.before = set(stream.before)
+        self.preceding = set(stream.preceding)
 
     def synchronize(self) -> None:
         pass
 
 
 class Cuda:
-    """What the process has: pools by the number of their graphs, captures under way, the current
-    stream.
+    """State of the process: the number of graphs of each pool, captures in progress, and the
+    current stream.
     """
 
     def __init__(self) -> None:
@@ -57,7 +58,7 @@ class Cuda:
         self.recording: list[int] = []
         self.pools: list[int] = []
         self.overlaps = 0
-        self.invalid = False  # the capture has met an operation that cannot be captured
+        self.invalid = False  # whether the capture contains an operation that cannot be captured
         self.main = Stream()
         self._threads = threading.local()
         self._handles = itertools.count(1)
@@ -70,12 +71,12 @@ class Cuda:
 
     @contextmanager
     def stream(self, stream: Stream) -> Iterator[None]:
-        before = self.current()
+        previous = self.current()
         self.select(stream)
         try:
             yield
         finally:
-            self.select(before)
+            self.select(previous)
 
     def handle(self) -> int:
         return next(self._handles)
@@ -91,16 +92,16 @@ class Cuda:
 
 
 class Capture:
-    """As `torch.cuda.graph`: where its end raises, the stream stays the current one."""
+    """Like `torch.cuda.graph`: if the end of a capture raises, its stream stays the current one."""
 
     def __init__(self, cuda: Cuda, graph: Any, pool: int, stream: Stream) -> None:
         self._cuda, self._graph, self._pool, self._stream = cuda, graph, pool, stream
-        self._before = cuda.current()
+        self._previous = cuda.current()
 
     def __enter__(self) -> None:
         cuda = self._cuda
         cuda.overlaps += bool(cuda.recording)
-        self._before = cuda.current()
+        self._previous = cuda.current()
         cuda.select(self._stream)
         if self._pool in cuda.recording:
             raise RuntimeError("already recording to mempool_id")
@@ -119,11 +120,11 @@ class Capture:
             )
         cuda.recording.remove(self._pool)
         self._graph.release = lambda: cuda.uses.subtract([self._pool])
-        cuda.select(self._before)
+        cuda.select(self._previous)
 
 
 class Graph:
-    """As `torch.cuda.CUDAGraph`: a graph that is freed leaves its pool."""
+    """Like `torch.cuda.CUDAGraph`: a graph that is freed no longer uses its pool."""
 
     def __init__(self) -> None:
         self.release: Any = None
@@ -139,9 +140,9 @@ class Graph:
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
-    """`torch.cuda` as far as recordings use it, replaced for one test."""
+    """Replaces the parts of `torch.cuda` that CUDA graphs use, for one test."""
     fake = Cuda()
-    replaced = {
+    replacements = {
         "Stream": Stream,
         "Event": Event,
         "CUDAGraph": Graph,
@@ -151,7 +152,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
         "graph_pool_handle": fake.handle,
         "device": lambda device: fake.stream(fake.current()),
     }
-    for name, value in replaced.items():
+    for name, value in replacements.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", fake.end_allocation, raising=False)
     return fake

@@ -1,5 +1,5 @@
-"""Named weights as objects whose fields can be changed, for tests of what the
-native module checks.
+"""Named weights as objects whose fields can be changed, for tests of the checks in the native
+module.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from sam2_fast.ops.memory_encoder import MemoryEncoderWeights
 
 
 def namespace_of(weights: Any) -> Any:
-    """The same fields in a `SimpleNamespace`, sequences in lists."""
+    """The fields of `weights` in a `SimpleNamespace`, sequences as lists."""
     if isinstance(weights, tuple):
         return [namespace_of(part) for part in weights]
     if not isinstance(weights, Weights):
         return weights
-    found = {field.name: namespace_of(getattr(weights, field.name)) for field in fields(weights)}
+    members = {field.name: namespace_of(getattr(weights, field.name)) for field in fields(weights)}
     if isinstance(weights, MemoryEncoderWeights):
-        found["convolutions"] = found.pop("first_convolutions") + found.pop("last_convolutions")
-    return SimpleNamespace(**found)
+        members["convolutions"] = members.pop("first_convolutions") + members.pop(
+            "last_convolutions"
+        )
+    return SimpleNamespace(**members)

@@ -1,5 +1,7 @@
-"""Ways in which torch records, transforms or watches operations, each as a function that runs a
-module on other inputs than it recorded.
+"""Ways in which torch records, transforms or intercepts operations.
+
+Each is a function of a module, example inputs and other inputs: it records the module with the
+example and returns the outputs for the other inputs.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ class Module(nn.Module):
         self.function, self.owner = function, owner
 
     def forward(self, *tensors: Tensor) -> Tensors:
-        found = self.function(*tensors)
-        return (found,) if isinstance(found, Tensor) else tuple(found)
+        output = self.function(*tensors)
+        return (output,) if isinstance(output, Tensor) else tuple(output)
 
 
-class Seen(TorchDispatchMode):
-    """Notes the operators that ran."""
+class OperatorNames(TorchDispatchMode):
+    """Collects the names of the operators that run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,8 +45,8 @@ class Seen(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Passing(TorchFunctionMode):
-    """Sees every function of torch and changes none."""
+class PassThrough(TorchFunctionMode):
+    """Intercepts every function of torch and changes none."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **(kwargs or {}))
@@ -112,12 +114,12 @@ def counted(module: nn.Module, example: Tensors, other: Tensors) -> Sequence[Ten
 
 
 def dispatched(module: nn.Module, example: Tensors, other: Tensors) -> Sequence[Tensor]:
-    with Seen():
+    with OperatorNames():
         return module(*other)
 
 
 def watched(module: nn.Module, example: Tensors, other: Tensors) -> Sequence[Tensor]:
-    with Passing():
+    with PassThrough():
         return module(*other)
 
 

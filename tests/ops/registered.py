@@ -1,4 +1,4 @@
-"""Changes of the registry of ops for the length of a test."""
+"""Changes of the registry of ops for the duration of a test."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from sam2_fast.ops.core import registry
 
 
 def set_absence(patch: pytest.MonkeyPatch, op: str, backend: str, reason: str | None) -> None:
-    """As if the machine lacked an implementation for this reason, or had it (None)."""
-    known = registry._implementations[op, backend]
-    patch.setitem(registry._implementations, (op, backend), replace(known, absent=lambda: reason))
+    """Mark an implementation as missing on this machine for `reason`, or as available (None)."""
+    implementation = registry._implementations[op, backend]
+    patch.setitem(
+        registry._implementations,
+        (op, backend),
+        replace(implementation, absent=lambda: reason),
+    )

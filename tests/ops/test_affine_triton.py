@@ -1,5 +1,6 @@
-"""Scale and shift by channel in Triton: its arithmetic in the interpreter, its code for several
-GPUs, and there what the CPU promises. The template of a Triton kernel's tests."""
+"""Scale and shift by channel in Triton: errors in the interpreter, compiled code for several GPUs,
+and errors on a GPU. This file is the template of a Triton kernel's tests.
+"""
 
 from __future__ import annotations
 
@@ -48,15 +49,14 @@ def test_compiles_without_spills(capability: int, dtype: str) -> None:
     pytest.importorskip("triton")
     from sam2_fast.kernels import affine as kernels
 
-    kinds = dict.fromkeys(POINTERS, dtype) | {"rows": "i32", "channels": "i32"}
+    types = dict.fromkeys(POINTERS, dtype) | {"rows": "i32", "channels": "i32"}
     constants = {"ROWS": kernels.ROWS, "CHANNELS": kernels.CHANNELS}
-    registers, spilled, shared = resources(
-        kernels.affine_kernel, kinds, constants, capability, 4, 3
-    )
-    assert registers <= 128 and spilled == 0 and shared <= 16 * 1024
+    used = resources(kernels.affine_kernel, types, constants, capability, 4, 3)
+    assert used.registers <= 128 and used.spilled_bytes == 0
+    assert used.shared_bytes <= 16 * 1024
 
 
-def test_says_why_it_refuses() -> None:
+def test_a_refusal_without_a_gpu_names_the_next_backend() -> None:
     with pytest.raises(BackendError, match=r"^affine: triton refuses: .*Would run: cpu$"):
         affine(*case(5, 6), backend="triton")
 

@@ -1,6 +1,4 @@
-"""Connected components on every backend against a flood fill and two libraries: integers match
-exactly.
-"""
+"""Connected components on every backend: the integers of a flood fill and of two libraries."""
 
 from __future__ import annotations
 
@@ -35,7 +33,8 @@ def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def place(masks: np.ndarray, backend: str) -> torch.Tensor:
+def on_device(masks: np.ndarray, backend: str) -> torch.Tensor:
+    """The masks on the device of `backend`."""
     return torch.from_numpy(masks).to("cuda" if backend in ("cuda", "triton") else "cpu")
 
 
@@ -46,7 +45,8 @@ def flood_fill(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for y, x in np.argwhere(mask):
         if labels[y, x]:
             continue
-        queue, found = deque([(y, x)]), [(y, x)]
+        queue = deque([(y, x)])
+        component = [(y, x)]
         labels[y, x] = 1 + y * width + x
         while queue:
             cy, cx = queue.popleft()
@@ -55,15 +55,18 @@ def flood_fill(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
                     if mask[ny, nx] and not labels[ny, nx]:
                         labels[ny, nx] = 1 + y * width + x
                         queue.append((ny, nx))
-                        found.append((ny, nx))
-        for fy, fx in found:
-            areas[fy, fx] = len(found)
+                        component.append((ny, nx))
+        for fy, fx in component:
+            areas[fy, fx] = len(component)
     return labels, areas
 
 
 def spiral(size: int) -> np.ndarray:
     mask = np.zeros((size, size), bool)
-    y, x, dy, dx, left, top, right, bottom = 0, 0, 0, 1, 0, 0, size - 1, size - 1
+    y, x = 0, 0
+    dy, dx = 0, 1
+    left, top = 0, 0
+    right, bottom = size - 1, size - 1
     while left <= right and top <= bottom:
         mask[y, x] = True
         if (
@@ -101,7 +104,7 @@ CASES = {
     "checkerboard": (np.indices((65, 70)).sum(0) % 2 == 0)[None],
     "dots": ((np.indices((65, 70)) % 2).sum(0) == 0)[None],
     "spiral": spiral(101)[None],
-    "spiral, mirrored and turned": np.ascontiguousarray(
+    "spiral, mirrored and rotated": np.ascontiguousarray(
         np.stack([spiral(64)[:, ::-1], spiral(64)[::-1].T])
     ),
     "one row": noise(0.6, 1, 300),
@@ -120,7 +123,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_labels_and_areas_equal_a_flood_fill(backend: str, name: str) -> None:
     masks = CASES[name]
-    labels, areas = connected_components(place(masks, backend), backend=backend)
+    labels, areas = connected_components(on_device(masks, backend), backend=backend)
     expected = [flood_fill(mask) for mask in masks]
     assert labels.dtype == areas.dtype == torch.int32
     assert np.array_equal(labels.cpu().numpy(), np.stack([e[0] for e in expected]))
@@ -129,21 +132,21 @@ def test_labels_and_areas_equal_a_flood_fill(backend: str, name: str) -> None:
 
 @pytest.mark.parametrize("shape", [(0, 5, 5), (3, 0, 5), (3, 5, 0), (0, 0, 0)])
 def test_empty_input_gives_empty_output(backend: str, shape: tuple[int, ...]) -> None:
-    masks = place(np.zeros(shape, bool), backend)
+    masks = on_device(np.zeros(shape, bool), backend)
     labels, areas = connected_components(masks, backend=backend)
     assert labels.shape == areas.shape == small_components(masks, 3, backend=backend).shape == shape
 
 
 @pytest.mark.parametrize("density", [0.2, 0.4, 0.5])
-def test_the_partition_equals_scipys_and_cc3ds(backend: str, density: float) -> None:
+def test_the_partition_equals_that_of_scipy_and_cc3d(backend: str, density: float) -> None:
     ndimage, cc3d = pytest.importorskip("scipy.ndimage"), pytest.importorskip("cc3d")
     mask = noise(density, 301, 257, count=1)
-    labels = connected_components(place(mask, backend), backend=backend)[0][0].cpu().numpy()
-    for theirs in (
+    labels = connected_components(on_device(mask, backend), backend=backend)[0][0].cpu().numpy()
+    for expected in (
         ndimage.label(mask[0], np.ones((3, 3)))[0],
         cc3d.connected_components(mask[0], connectivity=8),
     ):
-        pairs = np.unique(np.stack([labels.ravel(), theirs.astype(np.int64).ravel()]), axis=1)
+        pairs = np.unique(np.stack([labels.ravel(), expected.astype(np.int64).ravel()]), axis=1)
         assert len(np.unique(pairs[0])) == len(np.unique(pairs[1])) == pairs.shape[1]
 
 
@@ -153,10 +156,10 @@ def test_the_partition_equals_scipys_and_cc3ds(backend: str, density: float) -> 
 @pytest.mark.parametrize(
     "name", ["noise 0.3", "noise 0.45", "spiral", "dots", "many masks", "all on"]
 )
-def test_small_components_are_those_of_small_area(backend: str, name: str, max_area: int) -> None:
+def test_small_components_have_at_most_the_area(backend: str, name: str, max_area: int) -> None:
     masks = CASES[name]
     areas = np.stack([flood_fill(mask)[1] for mask in masks])
-    small = small_components(place(masks, backend), max_area, backend=backend)
+    small = small_components(on_device(masks, backend), max_area, backend=backend)
     assert small.dtype == torch.bool
     assert np.array_equal(small.cpu().numpy(), (areas > 0) & (areas <= max_area))
 
@@ -166,30 +169,26 @@ def test_small_components_are_those_of_small_area(backend: str, name: str, max_a
     hnp.arrays(bool, hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=24)),
     st.integers(1, 20),
 )
-def test_any_mask_on_the_cpu(masks: np.ndarray, max_area: int) -> None:
+def test_random_masks_on_the_cpu(masks: np.ndarray, max_area: int) -> None:
     expected = [flood_fill(mask) for mask in masks]
     areas = np.stack([e[1] for e in expected])
     for backend in ("cpu", "torch"):
         if ABSENT[backend]():
             continue
-        labels, found = connected_components(torch.from_numpy(masks), backend=backend)
-        assert np.array_equal(
-            labels.numpy(), np.stack([e[0] for e in expected])
-        ) and np.array_equal(found.numpy(), areas)
+        output = connected_components(torch.from_numpy(masks), backend=backend)
+        assert np.array_equal(output[0].numpy(), np.stack([e[0] for e in expected]))
+        assert np.array_equal(output[1].numpy(), areas)
         small = small_components(torch.from_numpy(masks), max_area, backend=backend).numpy()
         assert np.array_equal(small, (areas > 0) & (areas <= max_area))
 
 
-def test_strides_channel_axis_and_uint8_are_taken(backend: str) -> None:
-    masks = place(noise(0.4, 40, 60), backend)
+def test_strides_a_channel_axis_and_uint8_are_accepted(backend: str) -> None:
+    masks = on_device(noise(0.4, 40, 60), backend)
     expected = connected_components(masks, backend=backend)
-    turned = masks.transpose(1, 2).contiguous().transpose(1, 2)
+    transposed = masks.transpose(1, 2).contiguous().transpose(1, 2)
     every_second = masks.repeat_interleave(2, dim=2)[..., ::2]
-    for other in (turned, every_second, masks.to(torch.uint8) * 255):
-        assert all(
-            torch.equal(a, b)
-            for a, b in zip(expected, connected_components(other, backend=backend), strict=True)
-        )
+    for other in (transposed, every_second, masks.to(torch.uint8) * 255):
+        assert all(map(torch.equal, expected, connected_components(other, backend=backend)))
     labels, areas = connected_components(masks[:, None], backend=backend)
     assert torch.equal(labels[:, 0], expected[0]) and torch.equal(areas[:, 0], expected[1])
 
@@ -197,7 +196,7 @@ def test_strides_channel_axis_and_uint8_are_taken(backend: str) -> None:
 def test_every_pixel_of_the_output_is_written(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    masks = place(noise(0.3, 45, 77), backend)
+    masks = on_device(noise(0.3, 45, 77), backend)
     expected = connected_components(masks, backend="torch")
     empty = torch.empty
     monkeypatch.setattr(
@@ -211,7 +210,7 @@ def test_every_pixel_of_the_output_is_written(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.int8])
-def test_other_dtypes_are_refused_with_the_way_out(dtype: torch.dtype) -> None:
+def test_other_dtypes_are_refused_with_advice(dtype: torch.dtype) -> None:
     with pytest.raises(TypeError, match=r"masks: expected bool or uint8.*masks > 0"):
         connected_components(torch.zeros(1, 4, 4, dtype=dtype))
 
@@ -222,7 +221,7 @@ def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
         connected_components(torch.zeros(shape, dtype=torch.bool))
 
 
-def test_a_named_backend_runs_or_says_why_not() -> None:
+def test_a_backend_that_cannot_run_or_is_unknown_raises() -> None:
     masks = torch.zeros(1, 4, 4, dtype=torch.bool)
     with pytest.raises(
         BackendError, match=r"connected_components: cuda refuses: .*Would run: (cpu|torch)"
@@ -235,12 +234,12 @@ def test_a_named_backend_runs_or_says_why_not() -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 7), (2, 1, 5, 7), (0, 5, 7)])
-def test_results_go_where_the_caller_wants_them(backend: str, shape: tuple[int, ...]) -> None:
-    masks = place(np.random.default_rng(0).random(shape) > 0.5, backend)
+def test_results_are_written_to_out(backend: str, shape: tuple[int, ...]) -> None:
+    masks = on_device(np.random.default_rng(0).random(shape) > 0.5, backend)
     out = tuple(torch.full(shape, -1, dtype=torch.int32, device=masks.device) for _ in range(2))
-    found = connected_components(masks, backend=backend, out=out)
-    assert all(a.data_ptr() == b.data_ptr() for a, b in zip(found, out, strict=True))
-    assert all(map(torch.equal, found, connected_components(masks, backend=backend)))
+    output = connected_components(masks, backend=backend, out=out)
+    assert all(a.data_ptr() == b.data_ptr() for a, b in zip(output, out, strict=True))
+    assert all(map(torch.equal, output, connected_components(masks, backend=backend)))
 
 
 @pytest.mark.parametrize(
@@ -254,47 +253,40 @@ def test_results_go_where_the_caller_wants_them(backend: str, shape: tuple[int, 
     ],
     ids=["dtype", "shape", "strides", "the same memory", "device"],
 )
-def test_results_that_do_not_fit_are_refused_and_left_alone(change: Callable[..., Any]) -> None:
-    given = (
-        torch.full((2, 5, 5), -1, dtype=torch.int32),
-        torch.full((2, 5, 5), -1, dtype=torch.int32),
-    )
+def test_out_that_does_not_fit_is_refused_and_not_written(change: Callable[..., Any]) -> None:
+    out = tuple(torch.full((2, 5, 5), -1, dtype=torch.int32) for _ in range(2))
     with pytest.raises(ValueError, match=r"^out: "):
-        connected_components(torch.ones(2, 5, 5, dtype=torch.bool), out=change(*given))
-    assert (given[0] == -1).all() and (given[1] == -1).all()
+        connected_components(torch.ones(2, 5, 5, dtype=torch.bool), out=change(*out))
+    assert (out[0] == -1).all() and (out[1] == -1).all()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads_do_not_change_the_result(threads: int) -> None:
     if no_cpu():
         pytest.skip(str(no_cpu()))
-    before = torch.get_num_threads()
+    default_threads = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
         for name in ("all on", "noise 0.45", "many masks", "one row", "spiral"):
             masks = torch.from_numpy(CASES[name])
-            for a, b in zip(
-                connected_components(masks, backend="cpu"),
-                connected_components(masks, backend="torch"),
-                strict=True,
-            ):
-                assert torch.equal(a, b)
+            output = connected_components(masks, backend="cpu")
+            assert all(map(torch.equal, output, connected_components(masks, backend="torch")))
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(default_threads)
 
 
-def test_the_native_door_checks_what_it_is_given() -> None:
+def test_the_binding_checks_its_arguments() -> None:
     module = native()
     if module is None:
         pytest.skip(str(no_cpu()))
     masks, out = torch.zeros(2, 4, 6, dtype=torch.bool), torch.zeros(2, 4, 6, dtype=torch.int32)
-    for wrong in (
+    for invalid in (
         torch.zeros(2, 4, 5, dtype=torch.int32),
         torch.zeros(2, 6, 4, dtype=torch.int32).transpose(1, 2),
         out.long(),
     ):
         with pytest.raises(ValueError, match="areas: expected"):
-            module.connected_components(masks, out, wrong, 1)
+            module.connected_components(masks, out, invalid, 1)
     with pytest.raises(ValueError, match="masks: expected bool or uint8"):
         module.connected_components(masks.float(), out, out, 1)
 
@@ -307,12 +299,12 @@ SAMPLES = [
 
 
 @pytest.mark.parametrize("index", range(len(SAMPLES)))
-def test_opcheck(index: int) -> None:
+def test_opcheck_passes(index: int) -> None:
     torch.library.opcheck(torch.ops.sam2_fast.connected_components.default, (SAMPLES[index],))
     torch.library.opcheck(torch.ops.sam2_fast.small_components.default, (SAMPLES[index], 3))
 
 
-def test_fake_tensors_take_the_registered_op() -> None:
+def test_fake_tensors_have_the_shapes_and_dtypes_of_the_results() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
@@ -322,14 +314,11 @@ def test_fake_tensors_take_the_registered_op() -> None:
 
 def test_it_compiles_as_one_graph() -> None:
     masks = torch.from_numpy(CASES["noise 0.4"])
-    compiled = torch.compile(
-        lambda m: small_components(m, 8).sum() + connected_components(m)[1].sum(),
-        fullgraph=True,
-        backend="eager",
-    )
-    assert (
-        compiled(masks) == small_components(masks, 8).sum() + connected_components(masks)[1].sum()
-    )
+
+    def run(masks: torch.Tensor) -> torch.Tensor:
+        return small_components(masks, 8).sum() + connected_components(masks)[1].sum()
+
+    assert torch.compile(run, fullgraph=True, backend="eager")(masks) == run(masks)
 
 
 INTERPRETED = """
@@ -346,10 +335,8 @@ for density, shape in (
     (0.3, (3, 17, 9)),
 ):
     masks = torch.from_numpy(np.random.default_rng(0).random(shape) < density)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(kernels.connected_components(masks), connected_components_reference(masks))
-    )
+    expected = connected_components_reference(masks)
+    assert all(map(torch.equal, kernels.connected_components(masks), expected))
 """
 
 
@@ -366,29 +353,23 @@ def test_the_triton_kernels_compile_without_a_gpu(capability: int) -> None:
     from sam2_fast.kernels import connected_components as kernels
 
     pointers = {"masks": "*u8", "labels": "*i32", "areas": "*i32"}
-    for kernel in (
-        kernels.init_kernel,
-        kernels.merge_kernel,
-        kernels.count_kernel,
-        kernels.spread_kernel,
-    ):
-        kinds = {
-            n: pointers.get(n, "i32" if n in ("height", "width") else "i64")
-            for n in kernel.arg_names
-        }
-        assert compiled(kernel, kinds, {"BLOCK": 1024}, capability, aligned=False, num_warps=8).asm[
-            "cubin"
-        ]
+    for name in ("init", "merge", "count", "spread"):
+        kernel = getattr(kernels, f"{name}_kernel")
+        types = dict.fromkeys(kernel.arg_names, "i64") | pointers
+        types |= {"height": "i32", "width": "i32"}
+        program = compiled(kernel, types, {"BLOCK": 1024}, capability, aligned=False, num_warps=8)
+        assert program.asm["cubin"]
 
 
-def of_masks(run: Callable[..., Any]) -> cases.Case:
-    empty = torch.zeros(2, 9, 11, dtype=torch.bool)  # after one round nothing changes
-    return cases.Case(
-        run, (empty,), (torch.rand(empty.shape, generator=torch.Generator().manual_seed(1)) < 0.6,)
-    )
+def masks_case(run: Callable[..., Any]) -> cases.Case:
+    empty = torch.zeros(2, 9, 11, dtype=torch.bool)  # the definition ends after one iteration
+    generator = torch.Generator().manual_seed(1)
+    return cases.Case(run, (empty,), (torch.rand(empty.shape, generator=generator) < 0.6,))
 
 
 FIXED_BY_VALUES: dict[str, Callable[[], cases.Case]] = {
-    "connected_components": lambda: of_masks(connected_components),
-    "small_components": lambda: of_masks(lambda masks, **how: small_components(masks, 3, **how)),
+    "connected_components": lambda: masks_case(connected_components),
+    "small_components": lambda: masks_case(
+        lambda masks, **kwargs: small_components(masks, 3, **kwargs)
+    ),
 }

@@ -1,5 +1,5 @@
-"""Every form of every choice that the ops' Triton kernels offer gives the right result, in the
-interpreter.
+"""Every form (tile size or algorithm) that an op's Triton kernels offer gives the right result, in
+the interpreter.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ implementations = registry.all_implementations()
 kernel, reference = (implementations[OP, backend].run for backend in ("triton", "torch"))
 tried = set()
 for arguments in {cases}:
-    given = module.case(*arguments) if isinstance(arguments, tuple) else module.case(**arguments)
-    given = (
-        module.cast(given, torch.float16)
-        if hasattr(module, "cast")
-        else (*(x.half() for x in given[:3]), *given[3:])
-    )
-    case = Case(reference, rule_of(OP), Call((*given, *rest), {{}}))
+    inputs = module.case(*arguments) if isinstance(arguments, tuple) else module.case(**arguments)
+    if hasattr(module, "cast"):
+        inputs = module.cast(inputs, torch.float16)
+    else:
+        inputs = (*(x.half() for x in inputs[:3]), *inputs[3:])
+    case = Case(reference, rule_of(OP), Call((*inputs, *rest), {{}}))
     with trying() as trial:
         assert case.check(kernel).reason is None
-    for point, (taken, forms) in trial.choices.items():
+    for choice, (default, forms) in trial.choices.items():
         for form in forms:
-            if form != taken and (point[0], form) not in tried:
-                with trying({{point: form}}):
+            if form != default and (choice[0], form) not in tried:
+                with trying({{choice: form}}):
                     outcome = case.check(kernel)
-                assert outcome.reason is None, (arguments, point, form, outcome)
-                tried.add((point[0], form))
-found = {{name for name, _ in tried}}
-assert found == {points}, found
+                assert outcome.reason is None, (arguments, choice, form, outcome)
+                tried.add((choice[0], form))
+names = {{name for name, _ in tried}}
+assert names == {choices}, names
 """
+# For each op: arguments of `case`, and the names of the choices between forms.
 CASES = {
     "window_attention": (
         "[(16, 16, 2, 24, 0, False), (16, 8, 2, 12, 4, False), (16, 16, 2, 12, 16, True)]",
@@ -72,5 +72,5 @@ CASES = {
 @pytest.mark.parametrize("op", CASES)
 def test_every_form_is_right(op: str) -> None:
     pytest.importorskip("triton")
-    cases, points = CASES[op]
-    interpret(PROGRAM.format(op=op, cases=cases, points=points))
+    cases, choices = CASES[op]
+    interpret(PROGRAM.format(op=op, cases=cases, choices=choices))

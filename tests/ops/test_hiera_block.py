@@ -1,5 +1,5 @@
-"""The fused Hiera block: every instruction set against the definition in float64, and what the
-public function promises.
+"""The fused Hiera block: errors of every instruction set against the definition in float64, and the
+behaviour of the public function.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from sam2_fast.ops.hiera_block import (
 )
 from sam2_fast.proving.errors import cast
 from tests.ops import cases
-from tests.ops.cases import narrowed
+from tests.ops.cases import with_matrix_dtype
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = {
     "whole windows": (16, 16, 16, 16, 1, 8, False),
     "small windows": (16, 8, 24, 24, 2, 4, False),
-    "windows that stick out": (18, 22, 28, 28, 2, 7, False),
-    "large windows that stick out": (20, 16, 12, 12, 1, 14, False),
+    "windows beyond the grid": (18, 22, 28, 28, 2, 7, False),
+    "large windows beyond the grid": (20, 16, 12, 12, 1, 14, False),
     "one token beyond the last window": (15, 8, 8, 8, 1, 7, False),
     "pooled": (16, 16, 12, 24, 2, 8, True),
     "pooled small windows": (16, 12, 12, 24, 4, 4, True),
-    "pooled windows that stick out": (20, 16, 12, 24, 2, 14, True),
+    "pooled windows beyond the grid": (20, 16, 12, 24, 2, 14, True),
     "global": (8, 8, 16, 16, 2, 0, False),
-    "global, a part of a block": (9, 15, 16, 16, 1, 0, False),
+    "global, a partial block": (9, 15, 16, 16, 1, 0, False),
     "head of 56": (8, 8, 112, 112, 2, 8, False),
     "head of 72": (8, 8, 144, 144, 2, 8, False),
     "head of 96": (14, 14, 96, 96, 1, 14, False),
     "one token": (1, 1, 4, 4, 1, 7, False),
-    "wide": (4, 4, 400, 400, 4, 4, False),
+    "many channels": (4, 4, 400, 400, 4, 4, False),
 }
-Case = tuple[Tensor, HieraBlockWeights, int, int, bool]
+Inputs = tuple[Tensor, HieraBlockWeights, int, int, bool]
 
 
 def case(
@@ -60,46 +60,45 @@ def case(
     pool: bool,
     batch: int = 2,
     scale: float = 1.0,
-) -> Case:
-    """Arguments of the op. `scale` makes peaked attention."""
+) -> Inputs:
+    """Arguments of the op. A large `scale` makes attention peaked."""
     generator = torch.Generator().manual_seed(height * 100 + width)
 
     def random(leaf: Leaf, shape: tuple[int, ...]) -> Tensor:
-        spread = shape[1] ** -0.5 if leaf.matrix else 0.3
-        return (
-            torch.randn(shape, generator=generator)
-            * spread
-            * (scale if leaf.name == "qkv.weight" else 1.0)
-        )
+        std = shape[1] ** -0.5 if leaf.matrix else 0.3
+        if leaf.name == "qkv.weight":
+            std *= scale
+        return torch.randn(shape, generator=generator) * std
 
     weights = HieraBlockWeights.build(random, count=int(pool), C=dim, D=out, F=4 * out)
     return torch.randn(batch, height, width, dim, generator=generator), weights, heads, window, pool
 
 
-def held(weights: HieraBlockWeights) -> Any:
-    """Weights as the kernel takes them."""
+def native_weights(weights: HieraBlockWeights) -> Any:
+    """The weights as an object of the native module."""
     module = native()
     assert module is not None
     return module.HieraBlockWeights(for_cpu(weights, weights.qkv.weight.dtype))
 
 
-def poisoned(given: Case, isa: str, threads: int = 2) -> Tensor:
-    """The kernel itself, into memory full of NaN."""
-    x, weights, heads, window, pool = given
-    by = 2 if pool else 1
+def native_output(inputs: Inputs, isa: str, threads: int = 2) -> Tensor:
+    """The output of the native kernel, written to memory that is full of NaN."""
+    x, weights, heads, window, pool = inputs
+    stride = 2 if pool else 1
     out = torch.full(
-        (x.shape[0], x.shape[1] // by, x.shape[2] // by, weights.proj.bias.shape[0]),
+        (x.shape[0], x.shape[1] // stride, x.shape[2] // stride, weights.proj.bias.shape[0]),
         torch.nan,
         dtype=x.dtype,
     )
     module = native()
     assert module is not None
-    module.hiera_block(x, held(weights), out, heads, window, pool, 1e-6, threads, isa)
+    module.hiera_block(x, native_weights(weights), out, heads, window, pool, 1e-6, threads, isa)
     return out
 
 
-def error(found: Tensor, exact: Tensor) -> float:
-    return (found.double() - exact).square().mean().sqrt().item()
+def error(output: Tensor, exact: Tensor) -> float:
+    """Root mean square error."""
+    return (output.double() - exact).square().mean().sqrt().item()
 
 
 @pytest.mark.proves("reference", "hiera_block:cpu")
@@ -109,99 +108,99 @@ def error(found: Tensor, exact: Tensor) -> float:
 def test_errs_at_most_twice_as_much_as_torch(
     isa: str, dtype: torch.dtype, scale: float, shape: tuple[int, int, int, int, int, int, bool]
 ) -> None:
-    given = cast(case(*shape, scale=scale), dtype)
-    exact = hiera_block_reference(*cast(given, torch.float64), 1e-6)
-    theirs, mine = (
-        error(hiera_block_reference(*given, 1e-6), exact),
-        error(poisoned(given, isa), exact),
-    )
-    # where torch is exact by luck (one key), a result rounded to its dtype is as good as can be
-    assert mine <= 2 * max(theirs, error(exact.to(dtype), exact)), (mine, theirs)
+    inputs = cast(case(*shape, scale=scale), dtype)
+    exact = hiera_block_reference(*cast(inputs, torch.float64), 1e-6)
+    torch_error = error(hiera_block_reference(*inputs, 1e-6), exact)
+    # Torch's result may be exact (one key); the error of rounding to the dtype is always allowed.
+    limit = 2 * max(torch_error, error(exact.to(dtype), exact))
+    kernel_error = error(native_output(inputs, isa), exact)
+    assert kernel_error <= limit, (kernel_error, torch_error)
 
 
 @pytest.mark.parametrize(
-    "name", ["windows that stick out", "pooled small windows", "global, a part of a block"]
+    "name", ["windows beyond the grid", "pooled small windows", "global, a partial block"]
 )
 def test_results_do_not_depend_on_threads_or_the_run_or_the_other_images(
     isa: str, name: str
 ) -> None:
     x, weights, *rest = case(*SHAPES[name], batch=3)
-    one = poisoned((x, weights, *rest), isa, threads=1)
+    expected = native_output((x, weights, *rest), isa, threads=1)
     for threads in (1, 2, 3, 7):
-        assert torch.equal(poisoned((x, weights, *rest), isa, threads), one)
+        assert torch.equal(native_output((x, weights, *rest), isa, threads), expected)
     for i in range(3):
-        assert torch.equal(poisoned((x[i : i + 1], weights, *rest), isa), one[i : i + 1])
+        image = native_output((x[i : i + 1], weights, *rest), isa)
+        assert torch.equal(image, expected[i : i + 1])
 
 
-def test_not_a_number_spoils_its_window_and_nothing_else(isa: str) -> None:
-    given = case(16, 16, 8, 8, 1, 4, False)
-    clean = poisoned(given, isa)
-    given[0][1, 5, 6, 2] = torch.nan
-    found = poisoned(given, isa)
-    spoilt = torch.zeros(2, 16, 16, dtype=torch.bool)
-    spoilt[1, 4:8, 4:8] = True
-    assert found[spoilt].isnan().all() and torch.equal(found[~spoilt], clean[~spoilt])
+def test_nan_affects_only_its_window(isa: str) -> None:
+    inputs = case(16, 16, 8, 8, 1, 4, False)
+    clean = native_output(inputs, isa)
+    inputs[0][1, 5, 6, 2] = torch.nan
+    output = native_output(inputs, isa)
+    affected = torch.zeros(2, 16, 16, dtype=torch.bool)
+    affected[1, 4:8, 4:8] = True
+    assert output[affected].isnan().all()
+    assert torch.equal(output[~affected], clean[~affected])
 
 
-def test_weights_may_be_narrower_than_the_tokens(isa: str) -> None:
-    """As under autocast: a float32 residual stream through bfloat16 products."""
-    x, weights, *rest = case(*SHAPES["windows that stick out"])
-    narrow = narrowed(weights)
-    exact = hiera_block_reference(x.double(), narrow.to(torch.float64), *rest, 1e-6)
+def test_weights_may_have_fewer_bits_than_the_tokens(isa: str) -> None:
+    """As under autocast: the residual stream is float32, matrices are multiplied in bfloat16."""
+    x, weights, *rest = case(*SHAPES["windows beyond the grid"])
+    half_weights = with_matrix_dtype(weights)
+    exact = hiera_block_reference(x.double(), half_weights.to(torch.float64), *rest, 1e-6)
     with torch.autocast("cpu", torch.bfloat16):
-        theirs = error(hiera_block_reference(x, weights, *rest, 1e-6), exact)
-    found = poisoned((x, narrow, *rest), isa)
-    assert found.dtype == torch.float32 and error(found, exact) <= 2 * theirs
+        torch_error = error(hiera_block_reference(x, weights, *rest, 1e-6), exact)
+    output = native_output((x, half_weights, *rest), isa)
+    assert output.dtype == torch.float32 and error(output, exact) <= 2 * torch_error
 
 
-def test_the_callers_autocast_decides_the_dtype_of_products() -> None:
+def test_autocast_of_the_caller_sets_the_compute_dtype() -> None:
     x, weights, *rest = case(*SHAPES["pooled"])
     with torch.autocast("cpu", torch.bfloat16):
-        found = hiera_block(x, weights, *rest)
-    narrow = narrowed(weights)
-    assert found.dtype == torch.float32 and torch.equal(found, hiera_block(x, narrow, *rest))
+        output = hiera_block(x, weights, *rest)
+    expected = hiera_block(x, with_matrix_dtype(weights), *rest)
+    assert output.dtype == torch.float32 and torch.equal(output, expected)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_gelu_is_at_least_as_good_as_torchs(isa: str, sign: int) -> None:
-    """An identity around the activation: two hidden channels per value, attention and norms out of
-    the way.
-    """
-    values = sign * torch.linspace(0, 12, 4096).view(1, 64, 64, 1)
+def test_gelu_is_at_least_as_accurate_as_torchs(isa: str, sign: int) -> None:
+    """The output is that of the activation: attention and norms contribute nothing."""
+    x = sign * torch.linspace(0, 12, 4096)[::61]
     zeros = HieraBlockWeights.build(lambda _, shape: torch.zeros(shape), count=0, C=2, D=2, F=2)
-    found = []
-    for value in values.flatten()[::61]:
-        # the norm's scale is zero: the activation sees this bias alone
+    outputs = []
+    for value in x:
+        # The weights of the norm are zero, so that the input of the activation is this bias.
         weights = zeros.with_tensors(
             {"fc1.bias": torch.full((2,), value.item()), "fc2.weight": torch.eye(2)}
         )
-        found.append(poisoned((torch.zeros(1, 1, 1, 2), weights, 1, 1, False), isa)[0, 0, 0, 0])
-    x = values.flatten()[::61]
+        outputs.append(
+            native_output((torch.zeros(1, 1, 1, 2), weights, 1, 1, False), isa)[0, 0, 0, 0]
+        )
     exact = F.gelu(x.double())
-    assert (torch.stack(found) - exact).abs().max() <= max(
+    assert (torch.stack(outputs) - exact).abs().max() <= max(
         (F.gelu(x) - exact).abs().max(), 1.2e-7 * exact.abs().max()
     )
 
 
-def test_any_strides() -> None:
+def test_strides_do_not_change_results() -> None:
     x, weights, *rest = case(*SHAPES["pooled"])
-    spread = weights.mapped(lambda _, w: w.repeat_interleave(2, 0)[::2])
+    strided_weights = weights.mapped(lambda _, w: w.repeat_interleave(2, 0)[::2])
     assert torch.equal(
-        hiera_block(x.transpose(1, 2).contiguous().transpose(1, 2), spread, *rest),
+        hiera_block(x.transpose(1, 2).contiguous().transpose(1, 2), strided_weights, *rest),
         hiera_block(x, weights, *rest),
     )
 
 
-def test_nothing_to_do() -> None:
+def test_empty_inputs_give_empty_outputs() -> None:
     x, weights, *rest = case(*SHAPES["pooled"])
     assert hiera_block(x[:0], weights, *rest).shape == (0, 8, 8, 24)
     assert hiera_block(x[:, :0], weights, *rest).shape == (2, 0, 8, 24)
 
 
-def test_auto_is_the_native_kernel_on_a_cpu() -> None:
-    given = case(*SHAPES["whole windows"])
-    assert torch.equal(hiera_block(*given), hiera_block(*given, backend="cpu"))
-    assert not torch.equal(hiera_block(*given), hiera_block(*given, backend="torch"))
+def test_auto_runs_the_native_kernel_on_a_cpu() -> None:
+    inputs = case(*SHAPES["whole windows"])
+    assert torch.equal(hiera_block(*inputs), hiera_block(*inputs, backend="cpu"))
+    assert not torch.equal(hiera_block(*inputs), hiera_block(*inputs, backend="torch"))
 
 
 @pytest.mark.parametrize(
@@ -225,7 +224,7 @@ def test_auto_is_the_native_kernel_on_a_cpu() -> None:
         (lambda x, w, h, s, p: (x, w, 8, s, p), "even numbers of channels"),
     ],
 )
-def test_the_kernel_says_why_it_refuses(change: Callable[..., Case], reason: str) -> None:
+def test_a_refusal_names_its_reason(change: Callable[..., Inputs], reason: str) -> None:
     with pytest.raises(
         BackendError, match=rf"hiera_block: cpu refuses: .*{reason}.*Would run: torch"
     ):
@@ -233,7 +232,7 @@ def test_the_kernel_says_why_it_refuses(change: Callable[..., Case], reason: str
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (lambda x, w, h, s, p: (x[0], w, h, s, p), "x: expected shape"),
         (
@@ -256,18 +255,18 @@ def test_the_kernel_says_why_it_refuses(change: Callable[..., Case], reason: str
         (lambda x, w, h, s, p: (x, w, h, -1, p), "window: expected tokens"),
     ],
 )
-def test_arguments_that_do_not_fit_are_named(change: Callable[..., Case], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_arguments_that_do_not_fit_are_named(change: Callable[..., Inputs], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         hiera_block(*change(*case(*SHAPES["pooled"])))
 
 
-def test_the_binding_checks_for_itself(isa: str) -> None:
+def test_the_binding_checks_its_arguments(isa: str) -> None:
     x, w, heads, window, pool = case(*SHAPES["pooled"])
 
     def changed(name: str, change: Callable[[Tensor], Tensor]) -> HieraBlockWeights:
         return w.converted(lambda leaf, t: change(t) if leaf.name == name else t)
 
-    wrong: Sequence[Case] = (
+    invalid: Sequence[Inputs] = (
         (x[0], w, heads, window, pool),
         (x.double(), w, heads, window, pool),
         (x, replace(w, shortcut=None), heads, window, pool),
@@ -280,17 +279,23 @@ def test_the_binding_checks_for_itself(isa: str) -> None:
     )
     module = native()
     assert module is not None
-    for arguments in wrong:
+    for tokens, weights, *rest in invalid:
         with pytest.raises(ValueError, match="expected"):
-            given = module.HieraBlockWeights(arguments[1])
             module.hiera_block(
-                arguments[0], given, torch.zeros(2, 8, 8, 24), *arguments[2:], 1e-6, 2, isa
+                tokens,
+                module.HieraBlockWeights(weights),
+                torch.zeros(2, 8, 8, 24),
+                *rest,
+                1e-6,
+                2,
+                isa,
             )
+    out = torch.zeros(2, 7, 8, 24)
     with pytest.raises(ValueError, match="out: expected size 8 of dimension 1"):
-        module.hiera_block(x, held(w), torch.zeros(2, 7, 8, 24), heads, window, pool, 1e-6, 2, isa)
+        module.hiera_block(x, native_weights(w), out, heads, window, pool, 1e-6, 2, isa)
 
 
-def test_opcheck() -> None:
+def test_opcheck_passes() -> None:
     for name in ("pooled", "global"):
         x, weights, *rest = case(*SHAPES[name])
         torch.library.opcheck(
@@ -299,40 +304,41 @@ def test_opcheck() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["windows that stick out", "global, a part of a block", "head of 72"]
+    "name", ["windows beyond the grid", "global, a partial block", "head of 72"]
 )
-def test_the_result_may_take_the_place_of_the_input(name: str) -> None:
+def test_the_output_may_overwrite_the_input(name: str) -> None:
     x, weights, *rest = case(*SHAPES[name], batch=3)
-    expected, given = hiera_block(x, weights, *rest), x.clone()
-    found = hiera_block(given, weights, *rest, overwrite=True)
-    assert torch.equal(found, expected) and found.data_ptr() == given.data_ptr()
+    expected = hiera_block(x, weights, *rest)
+    output = hiera_block(x, weights, *rest, overwrite=True)
+    assert torch.equal(output, expected) and output.data_ptr() == x.data_ptr()
 
 
-def test_pooled_strided_or_reference_blocks_leave_the_input_alone() -> None:
+def test_pooled_strided_or_reference_blocks_do_not_overwrite_their_input() -> None:
     pooled, whole = case(*SHAPES["pooled"]), case(*SHAPES["whole windows"])
-    turned = whole[0].transpose(1, 2).contiguous().transpose(1, 2)
-    for x, given, backend in (
-        (pooled[0], pooled, "auto"),
-        (turned, whole, "auto"),
-        (whole[0], whole, "torch"),
+    transposed = whole[0].transpose(1, 2).contiguous().transpose(1, 2)
+    for x, rest, backend in (
+        (pooled[0], pooled[1:], "auto"),
+        (transposed, whole[1:], "auto"),
+        (whole[0], whole[1:], "torch"),
     ):
         before = x.clone()
-        hiera_block(x, *given[1:], backend=backend, overwrite=True)
+        hiera_block(x, *rest, backend=backend, overwrite=True)
         assert torch.equal(x, before)
 
 
-def test_a_trunk_with_hooks_overwrites_nothing() -> None:
+def test_a_trunk_with_hooks_overwrites_no_outputs() -> None:
     trunk = Hiera(
         Sam2Config(embed_dim=16, stages=(1, 2, 1, 1), global_blocks=(), image_size=64)
     ).eval()
-    images, seen = torch.randn(1, 3, 64, 64), []
+    images = torch.randn(1, 3, 64, 64)
+    hooked: list[tuple[Tensor, Tensor]] = []
     with torch.inference_mode():
-        plain = [m.clone() for m in trunk(images)]
+        expected = [m.clone() for m in trunk(images)]
         trunk.blocks[1].register_forward_hook(
-            lambda _module, _inputs, output: seen.append((output, output.clone()))
+            lambda _module, _inputs, output: hooked.append((output, output.clone()))
         )
-        assert all(map(torch.equal, trunk(images), plain))
-    assert torch.equal(*seen[0])
+        assert all(map(torch.equal, trunk(images), expected))
+    assert torch.equal(*hooked[0])
 
 
 def test_gradients_flow_through_the_definition() -> None:
@@ -341,20 +347,22 @@ def test_gradients_flow_through_the_definition() -> None:
     assert all(p.grad is not None for p in block.parameters())
 
 
-def test_narrower_sets_are_only_for_tests() -> None:
+def test_the_private_function_accepts_an_instruction_set() -> None:
     x, weights, *rest = case(*SHAPES["pooled"])
     assert _native_block(x, weights, *rest, 1e-6, isa="portable").shape == (2, 8, 8, 24)
 
 
-def of_hiera_block(pool: bool) -> cases.Case:
+def hiera_block_case(pool: bool) -> cases.Case:
     x, weights, *rest = case(8, 8, 16, 32 if pool else 16, 2, 4, pool, batch=1)
-    named = HieraBlockWeights.unflatten
-    return cases.drawn(
-        lambda x, *w, **how: hiera_block(x, named(w), *rest, **how), x, *weights.flatten()
+    unflatten = HieraBlockWeights.unflatten
+    return cases.case_of(
+        lambda x, *w, **kwargs: hiera_block(x, unflatten(w), *rest, **kwargs),
+        x,
+        *weights.flatten(),
     )
 
 
 RECORDED: dict[str, Callable[[], cases.Case]] = {
-    "hiera_block": lambda: of_hiera_block(False),
-    "hiera_block, pooled": lambda: of_hiera_block(True),
+    "hiera_block": lambda: hiera_block_case(False),
+    "hiera_block, pooled": lambda: hiera_block_case(True),
 }

@@ -1,5 +1,5 @@
-"""A Hiera block in Triton: its arithmetic in the interpreter, its code for several GPUs, and there
-what the CPU promises.
+"""A Hiera block in Triton: errors in the interpreter, compiled code for several GPUs, and errors on
+a GPU.
 """
 
 from __future__ import annotations
@@ -19,30 +19,31 @@ from sam2_fast.ops.hiera_block import _triton_block, hiera_block_reference
 from tests.ops.test_hiera_block import SHAPES, case, cast, error
 
 for name, shape in list(SHAPES.items())[{part} :: 2]:
-    wide, half = torch.float32, torch.float16
-    for dtype, scale, far in (
-        (wide, 1.0, 0.0),
-        (wide, 1.0, 300.0),
-        (half, 1.0, 0.0),
-        (half, 8.0, 20.0),
+    for dtype, scale, mean in (
+        (torch.float32, 1.0, 0.0),
+        (torch.float32, 1.0, 300.0),
+        (torch.float16, 1.0, 0.0),
+        (torch.float16, 8.0, 20.0),
     ):
-        given = case(*shape, scale=scale)
-        given[0].add_(far)  # far from zero a variance from sums of squares is noise
-        given = cast(given, dtype)
-        exact = hiera_block_reference(*cast(given, torch.float64), 1e-6)
-        theirs = max(
-            error(hiera_block_reference(*given, 1e-6), exact), error(exact.to(dtype), exact)
+        inputs = case(*shape, scale=scale)
+        # With a large mean, a variance computed from sums of squares would be inaccurate.
+        inputs[0].add_(mean)
+        inputs = cast(inputs, dtype)
+        exact = hiera_block_reference(*cast(inputs, torch.float64), 1e-6)
+        torch_error = max(
+            error(hiera_block_reference(*inputs, 1e-6), exact), error(exact.to(dtype), exact)
         )
-        for kernels.MLP_CHANNELS in (0, 160)[
-            1 if far else 0 :
-        ]:  # the MLP in three launches, and in one
-            mine = error(_triton_block(*given, 1e-6), exact)
-            assert mine <= 2 * theirs, (name, dtype, scale, far, kernels.MLP_CHANNELS, mine, theirs)
+        # 0: the MLP is three launches. 160: it is one launch for up to 160 channels.
+        for kernels.MLP_CHANNELS in (160,) if mean else (0, 160):
+            kernel_error = error(_triton_block(*inputs, 1e-6), exact)
+            context = name, dtype, scale, mean, kernels.MLP_CHANNELS
+            assert kernel_error <= 2 * torch_error, (*context, kernel_error, torch_error)
+
+# The kernels use the eps of the call.
 kernels.MLP_CHANNELS = 0
-other = error(_triton_block(*given, 1.0), hiera_block_reference(*cast(given, torch.float64), 1.0))
-assert other <= 1e-2 < error(exact, hiera_block_reference(*cast(given, torch.float64), 1.0)), (
-    other
-)  # the eps of this call
+exact_with_eps = hiera_block_reference(*cast(inputs, torch.float64), 1.0)
+difference = error(_triton_block(*inputs, 1.0), exact_with_eps)
+assert difference <= 1e-2 < error(exact, exact_with_eps), difference
 """
 
 
@@ -63,23 +64,20 @@ def test_the_mlp_compiles_without_spills_and_fits(
     pytest.importorskip("triton")
     from sam2_fast.kernels import hiera_block as kernels
 
-    kinds = dict.fromkeys(kernels.mlp_kernel.arg_names, "*bf16") | {
-        "x": stream,
-        "out": stream,
-        "eps": "fp32",
-    }
-    kinds |= dict.fromkeys(("rows", "channels", "hidden"), "i32")
+    types = dict.fromkeys(kernels.mlp_kernel.arg_names, "*bf16")
+    types |= {"x": stream, "out": stream, "eps": "fp32"}
+    types |= dict.fromkeys(("rows", "channels", "hidden"), "i32")
     block, deep, stages = kernels.mlp_tile(2, 2 if stream == "*bf16" else 4, capability)
     low, rest = kernels.split_channels(channels)
     constants = {"LOW": low, "REST": rest, "BLOCK_M": block, "BLOCK_H": deep, "EXACT": False}
-    found = resources(
-        kernels.mlp_kernel, kinds, constants, capability, 8, stages, ("channels", "hidden")
+    used = resources(
+        kernels.mlp_kernel, types, constants, capability, 8, stages, ("channels", "hidden")
     )
-    assert found[1] == 0 and found[2] <= shared * 1024, found
+    assert used.spilled_bytes == 0 and used.shared_bytes <= shared * 1024, used
 
 
 @pytest.mark.parametrize(
-    ("channels", "taken"),
+    ("channels", "expected"),
     [
         (96, (64, 32)),
         (112, (128, 0)),
@@ -89,14 +87,14 @@ def test_the_mlp_compiles_without_spills_and_fits(
         (160, (128, 32)),
     ],
 )
-def test_channels_are_taken_as_powers_of_two(channels: int, taken: tuple[int, int]) -> None:
+def test_channels_are_split_into_powers_of_two(channels: int, expected: tuple[int, int]) -> None:
     pytest.importorskip("triton")
     from sam2_fast.kernels.hiera_block import split_channels
 
-    assert split_channels(channels) == taken
+    assert split_channels(channels) == expected
 
 
-def test_says_why_it_refuses() -> None:
+def test_a_refusal_without_a_gpu_names_the_next_backend() -> None:
     with pytest.raises(BackendError, match=r"hiera_block: triton refuses: .*Would run: cpu"):
         hiera_block(*case(*SHAPES["pooled"]), backend="triton")
 
@@ -115,13 +113,14 @@ def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(
     if reason := no_triton():
         pytest.skip(reason)
     x, weights, *rest = cast(case(*shape), dtype)
-    given = (x.cuda(), weights.to("cuda"), *rest)
-    exact = hiera_block_reference(*cast(given, torch.float64), 1e-6)
+    inputs = (x.cuda(), weights.to("cuda"), *rest)
+    exact = hiera_block_reference(*cast(inputs, torch.float64), 1e-6)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        found = hiera_block(*given, backend="triton")
+        output = hiera_block(*inputs, backend="triton")
     stream.synchronize()
-    theirs = max(error(hiera_block_reference(*given, 1e-6), exact), error(exact.to(dtype), exact))
-    assert error(found, exact) <= 2 * theirs
-    assert torch.equal(hiera_block(*given, backend="triton"), found), "run to run"
+    torch_error = error(hiera_block_reference(*inputs, 1e-6), exact)
+    rounding_error = error(exact.to(dtype), exact)
+    assert error(output, exact) <= 2 * max(torch_error, rounding_error)
+    assert torch.equal(hiera_block(*inputs, backend="triton"), output), "run to run"

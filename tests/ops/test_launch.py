@@ -1,5 +1,5 @@
-"""Kernels are compiled several at once before they are launched, and choices between forms are made
-in one place.
+"""Kernels are compiled concurrently before they are launched, and forms of kernels are chosen by a
+table.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HALF = torch.bfloat16
 
 @pytest.fixture
 def compiled(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Names of the kernels that are compiled, in a cache of their own."""
+    """Names of the kernels that are compiled. The cache of compiled kernels is empty at first."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     names: list[str] = []
 
@@ -35,8 +35,8 @@ def compiled(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[st
         yield names
 
 
-def work(channels: int = 48) -> Callable[[], None]:
-    """Something that launches two kernels, each twice."""
+def launches(channels: int = 48) -> Callable[[], None]:
+    """A function that launches two kernels, each twice."""
     x = torch.zeros(64, channels, dtype=HALF)
     layer = Layer(torch.zeros(16, channels, dtype=HALF), torch.zeros(16, dtype=HALF))
 
@@ -48,8 +48,10 @@ def work(channels: int = 48) -> Callable[[], None]:
     return run
 
 
-def test_kernels_are_compiled_once_and_found_by_the_launch(compiled: list[str]) -> None:
-    run = work()
+def test_launches_do_not_compile_kernels_that_were_compiled_ahead(
+    compiled: list[str],
+) -> None:
+    run = launches()
     launch.compile_ahead(run, workers=2)
     assert sorted(compiled) == ["linear_kernel", "row_statistics_kernel"]
     run()
@@ -65,22 +67,22 @@ def test_nothing_is_launched_while_kernels_are_compiled(monkeypatch: pytest.Monk
     monkeypatch.setattr(launch.JITFunction, "run", run)
     monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: torch.no_grad())
     with launch.only_compile():
-        work()()
+        launches()()
         assert launch.is_only_compiling()
     assert launched == [False] * 4
-    work()()
+    launches()()
     assert launched == [False] * 4 + [True] * 4 and not launch.is_only_compiling()
 
 
-def test_a_kernel_that_does_not_compile_is_left_to_its_launch(
+def test_an_error_of_the_compiler_is_raised_by_the_launch(
     compiled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = triton.compiler.compile
+    compile_kernel = triton.compiler.compile
 
     def fails(source: Any, **options: Any) -> Any:
         if source.name == "linear_kernel":
             raise RuntimeError("no such instruction")
-        return plain(source, **options)
+        return compile_kernel(source, **options)
 
     monkeypatch.setattr(triton.compiler, "compile", fails)
     from sam2_fast.kernels.layer_norm import row_statistics_kernel
@@ -88,7 +90,7 @@ def test_a_kernel_that_does_not_compile_is_left_to_its_launch(
 
     for kernel in (linear_kernel, row_statistics_kernel):
         kernel.device_caches.clear()
-    run = work(80)
+    run = launches(80)
     launch.compile_ahead(run, workers=2)
     assert compiled == ["row_statistics_kernel"]
     with pytest.raises(RuntimeError, match="no such instruction"):
@@ -97,9 +99,9 @@ def test_a_kernel_that_does_not_compile_is_left_to_its_launch(
         kernel.device_caches.clear()
 
 
-def test_what_raises_between_launches_passes_through(compiled: list[str]) -> None:
+def test_errors_between_launches_are_propagated(compiled: list[str]) -> None:
     def run() -> None:
-        work()()
+        launches()()
         raise ValueError("no frame")
 
     with pytest.raises(ValueError, match="no frame"):
@@ -107,7 +109,7 @@ def test_what_raises_between_launches_passes_through(compiled: list[str]) -> Non
     assert not launch.is_only_compiling()
 
 
-def test_a_form_of_the_table_is_taken_where_it_is_one_of_the_choice() -> None:
+def test_the_form_of_the_table_is_chosen_if_it_is_among_the_offered_ones() -> None:
     device = torch.device("meta")
     choices.install(device, {("tile", (1,)): (64, 64), ("tile", (2,)): (7, 7)})
     try:

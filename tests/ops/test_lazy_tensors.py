@@ -1,10 +1,11 @@
-"""Tensors whose memory does not hold their numbers: negated, conjugated and zero ones that torch
-has not yet computed.
+"""Tensors whose memory does not contain their values: lazily negated or conjugated tensors, and
+zero tensors without memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -17,100 +18,89 @@ from sam2_fast.ops.core.native import is_plain, materialized, native
 from sam2_fast.ops.hiera_block import hiera_block
 from sam2_fast.ops.mask_postprocess import mask_postprocess
 from tests.ops import test_hiera_block
-from tests.ops.cases import Odd, collected, listed, numbers
+from tests.ops.cases import TensorSubclass, as_list, collected, random_tensors
 
 FLOATS = collected("RECORDED")
 OPS = {**FLOATS, **collected("FIXED_BY_VALUES")}
 SAFE = "a tensor with materialized values"
-# They read no memory.
-UNCHECKED = (
-    "cpu_isa",
-    "cuda_architectures",
-    "same_members",
-    "same_tensors",
-    "all_empty",
-)
+UNCHECKED = ("cpu_isa", "cuda_architectures", "same_members", "same_tensors", "all_empty")
+"""Functions of the native module that do not read the memory of tensors."""
 
 
 def negated(x: Tensor) -> Tensor:
-    """Equal to x; memory holds -x."""
+    """A tensor equal to x, whose memory contains -x."""
     return torch._neg_view(-x)
 
 
 def imaginary(x: Tensor) -> Tensor:
-    """Equal to x; the imaginary part of a lazily conjugated tensor, with gaps
-    between its numbers.
-    """
+    """A strided tensor equal to x: the imaginary part of a lazily conjugated tensor."""
     return torch.complex(torch.zeros_like(x), -x).conj().imag
 
 
 @pytest.mark.parametrize("lazy", [negated, imaginary])
 @pytest.mark.parametrize("backend", ["auto", "cpu"])
 @pytest.mark.parametrize("name", OPS)
-def test_a_negated_tensor_gives_what_its_numbers_give(
+def test_negated_tensors_give_the_results_of_their_values(
     name: str, backend: str, lazy: Callable[[Tensor], Tensor]
 ) -> None:
     case = OPS[name]()
-    how = (
-        {}
-        if backend == "auto" or name in ("nms", "preprocess_images, floats")
-        else {"backend": backend}
-    )
-    expected = listed(case.run(*case.other, **how))
-    kinds = (torch.float32,) if lazy is imaginary else (torch.float32, torch.uint8)
-    places = [i for i, t in enumerate(case.other) if t.dtype in kinds]
+    has_cpu_kernel = name not in ("nms", "preprocess_images, floats")
+    kwargs = {"backend": backend} if backend != "auto" and has_cpu_kernel else {}
+    expected = as_list(case.run(*case.other, **kwargs))
+    dtypes = (torch.float32,) if lazy is imaginary else (torch.float32, torch.uint8)
+    indices = [i for i, t in enumerate(case.other) if t.dtype in dtypes]
     if name in ("connected_components", "small_components"):
-        assert not places  # booleans; bytes have a test of their own
-    for i in places:
-        given = [lazy(t) if j == i else t for j, t in enumerate(case.other)]
-        assert given[i].is_neg() and torch.equal(given[i], case.other[i])
-        found = listed(case.run(*given, **how))
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), f"tensor {i}"
-    given = [lazy(t) if t.dtype in kinds else t for t in case.other]
-    assert all(
-        torch.equal(a, b) for a, b in zip(listed(case.run(*given, **how)), expected, strict=True)
-    )
+        assert not indices  # the masks are boolean; another test has byte masks
+    for i in indices:
+        inputs = [lazy(t) if j == i else t for j, t in enumerate(case.other)]
+        assert inputs[i].is_neg() and torch.equal(inputs[i], case.other[i])
+        outputs = as_list(case.run(*inputs, **kwargs))
+        assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True)), f"tensor {i}"
+    inputs = [lazy(t) if t.dtype in dtypes else t for t in case.other]
+    outputs = as_list(case.run(*inputs, **kwargs))
+    assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
 
 
 @pytest.mark.parametrize("name", FLOATS)
-def test_a_zero_tensor_gives_what_zeros_give(name: str) -> None:
+def test_zero_tensors_without_memory_give_the_results_of_zeros(name: str) -> None:
     case = FLOATS[name]()
     for i in range(0, len(case.other), 5):
         x = case.other[i]
         zero = torch._efficientzerotensor(x.shape, dtype=x.dtype)
-        found, expected = (
-            listed(case.run(*case.other[:i], z, *case.other[i + 1 :]))
+        outputs, expected = (
+            as_list(case.run(*case.other[:i], z, *case.other[i + 1 :]))
             for z in (zero, torch.zeros_like(x))
         )
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), f"tensor {i}"
+        assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True)), f"tensor {i}"
 
 
-def test_masks_of_negated_bytes() -> None:
+def test_negated_byte_masks_give_the_results_of_their_values() -> None:
     masks = (torch.rand(2, 9, 11) < 0.5).to(torch.uint8) * 3
-    for a, b in zip(connected_components(negated(masks)), connected_components(masks), strict=True):
-        assert torch.equal(a, b)
-    sure = masks * 64  # 192: its negative is 64
-    assert torch.equal(connected_components(negated(sure))[0], connected_components(sure)[0])
+    outputs = connected_components(negated(masks))
+    assert all(map(torch.equal, outputs, connected_components(masks)))
+    large = masks * 64  # 192, of which the negative is 64
+    assert torch.equal(connected_components(negated(large))[0], connected_components(large)[0])
 
 
-def test_results_are_written_to_memory_that_holds_numbers() -> None:
-    masks, made = torch.ones(1, 2, 2, dtype=torch.bool), torch.zeros(1, 2, 2, dtype=torch.int32)
+def test_a_negated_output_is_refused() -> None:
+    masks = torch.ones(1, 2, 2, dtype=torch.bool)
+    labels = torch.zeros(1, 2, 2, dtype=torch.int32)
     with pytest.raises(
         ValueError,
         match=r"out: areas: expected memory that holds the numbers, got a lazily negated .*; pass "
         r"torch\.empty",
     ):
-        connected_components(masks, out=(made, torch._neg_view(made.clone())))
+        connected_components(masks, out=(labels, torch._neg_view(labels.clone())))
 
 
-def test_counts_and_runs_of_negated_logits() -> None:
-    logits = numbers((2, 5, 5))[0]
-    found, expected = (mask_postprocess(x, (9, 9), 0.0, 0.5) for x in (negated(logits), logits))
-    assert torch.equal(found.inner, expected.inner) and torch.equal(found.boxes, expected.boxes)
-    assert all((a == b).all() for a, b in zip(found.runs, expected.runs, strict=True))
+def test_negated_logits_give_the_counts_boxes_and_runs_of_their_values() -> None:
+    logits = random_tensors((2, 5, 5))[0]
+    output, expected = (mask_postprocess(x, (9, 9), 0.0, 0.5) for x in (negated(logits), logits))
+    assert torch.equal(output.inner, expected.inner) and torch.equal(output.boxes, expected.boxes)
+    assert all((a == b).all() for a, b in zip(output.runs, expected.runs, strict=True))
 
 
-def test_gradients_pass_through_a_tensor_that_is_resolved() -> None:
+def test_gradients_flow_through_a_negated_tensor() -> None:
     x, weights, *rest = test_hiera_block.case(8, 8, 16, 16, 2, 4, False, batch=1)
     x.requires_grad_()
     hiera_block(torch._neg_view(x), weights, *rest).sum().backward()
@@ -119,96 +109,109 @@ def test_gradients_pass_through_a_tensor_that_is_resolved() -> None:
     assert lazy is not None and torch.equal(lazy, x.grad)
 
 
-def test_what_may_be_overwritten_is_not_if_it_was_resolved() -> None:
+def test_a_negated_input_is_not_overwritten() -> None:
     x, weights, *rest = test_hiera_block.case(8, 8, 16, 16, 2, 4, False, batch=1)
     lazy, before = negated(x), x.clone()
-    found = hiera_block(lazy, weights, *rest, overwrite=True)
-    assert torch.equal(lazy, before) and torch.equal(found, hiera_block(x, weights, *rest))
+    output = hiera_block(lazy, weights, *rest, overwrite=True)
+    assert torch.equal(lazy, before) and torch.equal(output, hiera_block(x, weights, *rest))
 
 
-def test_ordinary_tensors_are_told_from_the_others() -> None:
-    x = torch.ones(2, dtype=torch.complex64)
-    strange = [
+def test_is_plain_is_false_for_lazy_tensors_and_subclasses() -> None:
+    not_plain = [
         torch._neg_view(torch.ones(2)),
         torch._efficientzerotensor((2,)),
-        torch.ones(1, device="meta").as_subclass(Odd),
+        torch.ones(1, device="meta").as_subclass(TensorSubclass),
     ]
-    assert is_plain(torch.ones(2), torch.nn.Parameter(torch.ones(2))) and not any(
-        map(is_plain, strange)
-    )
-    resolved = materialized((strange[0], [strange[1], x.conj()], 3))
-    assert (
-        is_plain(resolved[0], resolved[1][0]) and not resolved[1][1].is_conj() and resolved[2] == 3
-    )
+    assert is_plain(torch.ones(2), torch.nn.Parameter(torch.ones(2)))
+    assert not any(map(is_plain, not_plain))
 
 
-class Held(NamedTuple):
-    """A native class of weights, and the weights that it is made of."""
+def test_materialized_resolves_lazy_tensors() -> None:
+    zero = torch._efficientzerotensor((2,))
+    conjugated = torch.ones(2, dtype=torch.complex64).conj()
+    resolved = materialized((torch._neg_view(torch.ones(2)), [zero, conjugated], 3))
+    assert is_plain(resolved[0], resolved[1][0])
+    assert not resolved[1][1].is_conj()
+    assert resolved[2] == 3
 
-    hold: Callable[[Any], Any]
+
+class NativeWeights(NamedTuple):
+    """A class of the native module, and the argument of its constructor."""
+
+    create: Callable[[Any], Any]
     weights: Any
 
 
-def handed(argument: Any) -> Any:
-    """What a native function takes."""
-    return argument.hold(argument.weights) if isinstance(argument, Held) else argument
+def created(argument: Any) -> Any:
+    """The argument of a native function: for `NativeWeights`, an object of the class."""
+    return argument.create(argument.weights) if isinstance(argument, NativeWeights) else argument
+
+
+def record_calls(module: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
+    """Replaces the functions and classes of the native module; returns the list of calls, to which
+    functions append themselves and their arguments.
+    """
+    calls: list[tuple[Any, Any]] = []
+
+    def recording(function: Any) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            calls.append((function, arguments))
+            return function(*map(created, arguments))
+
+        return call
+
+    for name in dir(module):
+        member = getattr(module, name)
+        if not callable(member) or name in UNCHECKED:
+            continue
+        # The constructor checks its weights, so that they must be created within each call.
+        is_class = isinstance(member, type)
+        replacement = partial(NativeWeights, member) if is_class else recording(member)
+        monkeypatch.setattr(module, name, replacement)
+    return calls
 
 
 @pytest.mark.parametrize("name", [n for n in OPS if n not in ("nms", "preprocess_images, floats")])
-def test_bindings_refuse_memory_that_does_not_hold_the_numbers(
+def test_bindings_refuse_each_negated_argument_and_result(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every tensor that the native function gets, arguments and results, one by one."""
     module = native()
     if module is None:
         pytest.skip("sam2_fast._C is not built")
-    case, seen = OPS[name](), []
-    functions = {
-        n: f for n in dir(module) if callable(f := getattr(module, n)) and n not in UNCHECKED
-    }
-    # Weights are checked when they are held.
-    held = [n for n, f in functions.items() if isinstance(f, type)]
-    for n, function in functions.items():
-        if n in held:
-            monkeypatch.setattr(module, n, lambda weights, hold=function: Held(hold, weights))
-        else:
-            monkeypatch.setattr(
-                module,
-                n,
-                lambda *given, f=function: (seen.append((f, given)), f(*map(handed, given)))[1],
-            )
+    case = OPS[name]()
+    calls = record_calls(module, monkeypatch)
     case.run(*case.other)
-    assert len(seen) == 1
-    function, given = seen[0]
-    leaves, shape = tree_flatten(list(given))
-    # Torch negates no booleans.
+    assert len(calls) == 1
+    function, arguments = calls[0]
+    leaves, shape = tree_flatten(list(arguments))
+    # Torch cannot negate booleans.
     leaves = [
         x.view(torch.uint8) if isinstance(x, Tensor) and x.dtype == torch.bool else x
         for x in leaves
     ]
-    places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
-    assert len(places) > 1
-    for i in places:
+    indices = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
+    assert len(indices) > 1
+    for i in indices:
         changed = [torch._neg_view(x) if j == i else x for j, x in enumerate(leaves)]
         with pytest.raises(
             ValueError,
             match=rf"^\S.*: expected {SAFE}, got a lazily negated one; pass "
             rf"tensor\.resolve_neg\(\)$",
         ):
-            function(*map(handed, tree_unflatten(changed, shape)))
-    function(*map(handed, given))
+            function(*map(created, tree_unflatten(changed, shape)))
+    function(*map(created, arguments))
 
 
-def test_the_binding_of_run_lengths_refuses_too() -> None:
+def test_the_binding_of_mask_postprocess_refuses_each_negated_tensor() -> None:
     module = native()
     if module is None:
         pytest.skip("sam2_fast._C is not built")
-    given: list[Any] = [
-        numbers((2, 5, 5))[0],
+    tensors: list[Any] = [
+        random_tensors((2, 5, 5))[0],
         *(torch.empty(shape, dtype=torch.int64) for shape in ((2,), (2,), (2, 4))),
     ]
     for i in range(4):
-        logits, *out = (torch._neg_view(x) if j == i else x for j, x in enumerate(given))
+        logits, *out = (torch._neg_view(x) if j == i else x for j, x in enumerate(tensors))
         with pytest.raises(ValueError, match=f"expected {SAFE}, got a lazily negated one"):
             module.mask_postprocess(
                 logits, 9, 9, 9, 9, 0, 0, -0.5, 0.0, 0.5, *out, 1, module.cpu_isa()
@@ -231,17 +234,17 @@ def test_bindings_refuse_conjugated_tensors() -> None:
 
 def test_custom_ops_resolve_their_arguments() -> None:
     x, weights, *rest = test_hiera_block.case(8, 8, 16, 16, 2, 4, False, batch=1)
-    found = torch.ops.sam2_fast.hiera_block(
+    output = torch.ops.sam2_fast.hiera_block(
         negated(x), [negated(w) for w in weights.flatten()], *rest, 1e-6
     )
-    assert torch.equal(found, hiera_block(x, weights, *rest, backend="cpu"))
+    assert torch.equal(output, hiera_block(x, weights, *rest, backend="cpu"))
 
 
-def test_a_default_device_does_not_move_results() -> None:
+def test_results_do_not_depend_on_the_default_device() -> None:
     with torch.device("meta"):
         for name, make in OPS.items():
             with torch.device("cpu"):
                 case = make()
-                expected = listed(case.run(*case.other))
-            found = listed(case.run(*case.other))
-            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), name
+                expected = as_list(case.run(*case.other))
+            outputs = as_list(case.run(*case.other))
+            assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True)), name

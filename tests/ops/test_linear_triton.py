@@ -1,4 +1,4 @@
-"""Linear layers in Triton: against torch in the interpreter, and their code for several GPUs."""
+"""Linear layers in Triton: errors in the interpreter, and compiled code for several GPUs."""
 
 from __future__ import annotations
 
@@ -32,15 +32,19 @@ def rms(x, y):
     return (x.double() - y).square().mean().sqrt().item()
 
 
-def check(found, torchs, exact, name):
-    assert rms(found, exact) <= 2 * max(rms(torchs, exact), rms(exact.to(found.dtype), exact)), name
+def check(actual, reference, exact, name):
+    rounding_error = rms(exact.to(actual.dtype), exact)
+    assert rms(actual, exact) <= 2 * max(rms(reference, exact), rounding_error), name
 
 
-def reference(x, weight, bias, norm, activation, gamma, residual, width):
+def definition(x, weight, bias, norm, activation, gamma, residual, width):
     if norm is not None:
         x = F.layer_norm(x, (x.shape[1],), norm[0], norm[1], 1e-6)
     y = F.linear(x, weight, bias)
-    y = F.gelu(y) if activation == GELU else F.relu(y) if activation == RELU else y
+    if activation == GELU:
+        y = F.gelu(y)
+    if activation == RELU:
+        y = F.relu(y)
     y = y if gamma is None else y * gamma
     if width:
         y = y.unflatten(0, (-1, 2, width // 2, 2)).amax((1, 3)).flatten(0, 1)
@@ -56,64 +60,65 @@ cases = {  # rows, inner, outer, norm, activation, gamma, residual, width
     "one": (1, 16, 1, True, 0, False, True, 0),
 }
 for name, (rows, inner, outer, normed, activation, scaled, added, width) in cases.items():
-    weight, bias, gamma = (
-        torch.randn(outer, inner) / inner**0.5,
-        torch.randn(outer),
-        torch.rand(outer),
-    )
-    x, norm = 2 * torch.randn(rows, inner) + 3, (1 + torch.rand(inner), torch.randn(inner))
+    x = 2 * torch.randn(rows, inner) + 3
+    norm = (1 + torch.rand(inner), torch.randn(inner))
+    weight = torch.randn(outer, inner) / inner**0.5
+    bias = torch.randn(outer)
+    gamma = torch.rand(outer)
     residual = torch.randn(rows // 4 if width else rows, outer)
-    parts = [t.to(half) for t in (x, weight, bias, *norm, gamma, residual)]
+    tensors = [t.to(half) for t in (x, weight, bias, *norm, gamma, residual)]
 
-    def given(dtype):
-        x, weight, bias, a, b, gamma, residual = (t.to(dtype) for t in parts)
+    def arguments(dtype):
+        x, weight, bias, norm_weight, norm_bias, gamma, residual = (t.to(dtype) for t in tensors)
         return (
             x,
             weight,
             bias,
-            (a, b) if normed else None,
+            (norm_weight, norm_bias) if normed else None,
             activation,
             gamma if scaled else None,
             residual if added else None,
             width,
         )
 
-    exact, torchs = reference(*given(torch.float64)), reference(*given(half))
-    x, weight, bias, norm, activation, gamma, residual, width = given(half)
+    exact = definition(*arguments(torch.float64))
+    reference = definition(*arguments(half))
+    x, weight, bias, norm, activation, gamma, residual, width = arguments(half)
     layer = fold(weight, bias, Norm(*norm, 1e-6)) if normed else Layer(weight, bias)
     options = dict(activation=activation, gamma=gamma, residual=residual, width=width)
-    for key in (None, "library"):
+    for library in (False, True):  # the default form; the last form, which may be a library's
         with trying() as trial:
             statistics = row_statistics(x) if normed else None
             linear(x, layer, statistics, **options)
-        forced = {k: forms[1][-1] if key else forms[0] for k, forms in trial.choices.items()}
-        with trying(forced):
-            found, after = linear_with_statistics(x, layer, statistics, **options)
-        check(found, torchs, exact, (name, key))
-        values = found.double()
-        groups = values.split(after.group_size, 1)
-        assert torch.allclose(
-            after.values[:, :, 0].double(), torch.stack([g.mean(1) for g in groups], 1), atol=1e-5
-        ), name
-        squares = torch.stack([(g - g.mean(1, keepdim=True)).square().sum(1) for g in groups], 1)
-        assert torch.allclose(after.values[:, :, 1].double(), squares, rtol=1e-4, atol=1e-5), name
-    if normed:  # what one layer has measured folds the norm of the next
-        y = normalize(x, layer.norm, half)
-        wide = [t.double() for t in norm]
+        forms = {k: choice[1][-1] if library else choice[0] for k, choice in trial.choices.items()}
+        with trying(forms):
+            actual, row_statistics = linear_with_statistics(x, layer, statistics, **options)
+        check(actual, reference, exact, (name, library))
+        groups = actual.double().split(row_statistics.group_size, 1)
+        means = torch.stack([g.mean(1) for g in groups], 1)
+        sums = torch.stack([(g - g.mean(1, keepdim=True)).square().sum(1) for g in groups], 1)
+        actual_means, actual_sums = row_statistics.values.double().unbind(2)
+        assert torch.allclose(actual_means, means, atol=1e-5), name
+        assert torch.allclose(actual_sums, sums, rtol=1e-4, atol=1e-5), name
+    if normed:
+        in_float64 = [t.double() for t in norm]
         check(
-            y,
+            normalize(x, layer.norm, half),
             F.layer_norm(x, (inner,), *norm, 1e-6),
-            F.layer_norm(x.double(), (inner,), *wide, 1e-6),
+            F.layer_norm(x.double(), (inner,), *in_float64, 1e-6),
             name,
         )
+        # The row statistics of one layer are used by the norm of the next.
         first = Layer(torch.randn(inner, inner).to(half) / 8, torch.randn(inner).to(half))
         y, statistics = linear_with_statistics(x, first)
         options["residual"] = residual
-        found = linear(y, layer, statistics, **options)
-        rest = given(torch.float64)[1:]
-        check(found, reference(y, *given(half)[1:]), reference(y.double(), *rest), ("chain", name))
+        actual = linear(y, layer, statistics, **options)
+        reference = definition(y, *arguments(half)[1:])
+        exact = definition(y.double(), *arguments(torch.float64)[1:])
+        check(actual, reference, exact, ("chain", name))
 """
-LAYERS: dict[str, dict[str, Any]] = {  # of the trunks and of memory attention at 1024 pixels
+# Layers of the trunks and of memory attention at 1024 pixels.
+LAYERS: dict[str, dict[str, Any]] = {
     "tiny 1, q k v": {"inner": 96, "outer": 288, "parts": 1},
     "tiny 1, projection": {"inner": 96, "outer": 96, "add": True},
     "base+ 1, hidden": {"inner": 112, "outer": 448, "parts": 1, "activation": 1},
@@ -145,57 +150,42 @@ def test_compiles_without_spills_and_fits(
 
     inner, outer, parts = layer["inner"], layer["outer"], layer.get("parts", 0)
     form = kernels.default_form(layer.get("rows", 65536), inner, outer, 2, capability, 132)
-    pointers = ("x", "weight", "bias", "gamma", "residual", "out")
-    kinds = dict.fromkeys(pointers, "*bf16") | dict.fromkeys(
-        ("in_statistics", "column_sums", "out_statistics"), "*fp32"
-    )
-    kinds |= dict.fromkeys(("rows", "inner", "outer", "width", "part_size"), "i32") | {
-        "eps": "fp32"
-    }
+    types = dict.fromkeys(("x", "weight", "bias", "gamma", "residual", "out"), "*bf16")
+    types |= dict.fromkeys(("in_statistics", "column_sums", "out_statistics"), "*fp32")
+    types |= dict.fromkeys(("rows", "inner", "outer", "width", "part_size"), "i32")
+    types |= {"eps": "fp32"}
     flags = {name.upper(): layer.get(name, False) for name in ("scale", "add", "pool", "measure")}
     constants = flags | {
         "PARTS": parts,
         "ACTIVATION": layer.get("activation", 0),
         "EVEN": inner % form[2] == 0,
-    }
-    constants |= {
         "BLOCK_M": form[0],
         "BLOCK_N": form[1],
         "BLOCK_K": form[2],
         "GROUP": 8,
         "EXACT": False,
     }
-    found = resources(
+    used = resources(
         kernels.linear_kernel,
-        kinds,
+        types,
         constants,
         capability,
         *form[3:],
         ("rows", "inner", "outer", "part_size"),
     )
-    assert found[1] == 0 and found[2] <= shared * 1024, found
+    assert used.spilled_bytes == 0 and used.shared_bytes <= shared * 1024, used
 
 
 @pytest.mark.parametrize("channels", [96, 144, 1152])
 @pytest.mark.parametrize("capability", [80, 90, 120])
-def test_row_statistics_compile_without_spills(capability: int, channels: int) -> None:
+def test_row_statistics_and_norms_compile_without_spills(capability: int, channels: int) -> None:
     pytest.importorskip("triton")
     from sam2_fast.kernels import layer_norm as kernels
 
-    block, wide = kernels._rows_at_once(channels)
-    kinds = {
-        "x": "*bf16",
-        "statistics": "*fp32",
-        "weight": "*bf16",
-        "bias": "*bf16",
-        "out": "*bf16",
-        "eps": "fp32",
-    }
-    kinds |= dict.fromkeys(("rows", "channels"), "i32")
+    block, padded_channels = kernels._rows_at_once(channels)
+    constants = {"BLOCK": block, "WIDE": padded_channels}
+    types = dict.fromkeys(("x", "weight", "bias", "out"), "*bf16")
+    types |= {"moments": "*fp32", "eps": "fp32", "rows": "i32", "channels": "i32"}
     for kernel in (kernels.row_statistics_kernel, kernels.normalize_kernel):
-        assert (
-            resources(
-                kernel, kinds, {"BLOCK": block, "WIDE": wide}, capability, 8, 1, ("channels",)
-            )[1]
-            == 0
-        )
+        used = resources(kernel, types, constants, capability, 8, 1, ("channels",))
+        assert used.spilled_bytes == 0, used

@@ -1,5 +1,5 @@
-"""The memory encoder in Triton: its arithmetic in the interpreter, its code for several GPUs, and
-there what the CPU promises.
+"""The memory encoder in Triton: errors in the interpreter, compiled code for several GPUs, and
+errors on a GPU.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ from tests.ops.triton_tools import interpret, resources
 
 SHAPES: dict[str, dict[str, Any]] = {
     "one frame": {},
-    "a frame each, sizes that fit": {"images": 3, "logits": (80, 80), "binarize": True},
-    "released widths": {
+    "one frame per object, logits at full size": {
+        "images": 3,
+        "logits": (80, 80),
+        "binarize": True,
+    },
+    "channels as in the model": {
         "height": 2,
         "width": 3,
         "objects": 2,
         "logits": (12, 16),
         "dim": 32,
         "channels": (4, 16, 64, 32),
-        "memory": 64,
+        "memory_dim": 64,
     },
     "one token": {"height": 1, "width": 1, "objects": 1, "logits": (7, 5), "blocks": 1},
     "larger logits": {"height": 2, "width": 3, "objects": 1, "logits": (50, 90), "scale": 20.0},
@@ -50,14 +54,16 @@ for name, shape in SHAPES.items():
         errors = Errors()
         for draw in range(6 if shape.get("objects") == 1 else 1):
             autocast = dtype == "autocast"
-            given = cast(case(**shape, draw=draw), torch.float32 if autocast else dtype)
+            inputs = cast(case(**shape, draw=draw), torch.float32 if autocast else dtype)
             with torch.autocast("cpu", torch.float16, enabled=autocast):
-                ours, torchs = _triton_encoder(*given), memory_encoder_reference(*given)
-            assert ours.dtype == torchs.dtype
-            errors.add([ours], [torchs], [memory_encoder_reference(*cast(given, torch.float64))])
+                actual = _triton_encoder(*inputs)
+                reference = memory_encoder_reference(*inputs)
+            assert actual.dtype == reference.dtype
+            exact = memory_encoder_reference(*cast(inputs, torch.float64))
+            errors.add([actual], [reference], [exact])
             if draw == 0 and not autocast:
-                last = _triton_encoder(*given._replace(weights=channels_last(given.weights)))
-                assert torch.equal(last, ours), "where convolutions lie otherwise"
+                strided = inputs._replace(weights=channels_last(inputs.weights))
+                assert torch.equal(_triton_encoder(*strided), actual), "weights in channels_last"
         errors.check(name, dtype)
 """
 
@@ -69,26 +75,29 @@ def test_errs_at_most_twice_as_much_as_torch_in_the_interpreter() -> None:
 
 
 @pytest.mark.proves("compiled", "memory_encoder:triton")
-@pytest.mark.parametrize("widths", [(4, 16), (16, 64), (64, 256)], ids=str)
+@pytest.mark.parametrize("channels", [(4, 16), (16, 64), (64, 256)], ids=str)
 @pytest.mark.parametrize(("capability", "shared"), [(80, 163), (90, 227), (120, 99)])
 def test_convolutions_compile_without_spills_and_fit(
-    capability: int, shared: int, widths: tuple[int, int]
+    capability: int, shared: int, channels: tuple[int, int]
 ) -> None:
     pytest.importorskip("triton")
     from sam2_fast.kernels import memory_encoder as kernels
 
-    kernel, (inner, outer) = kernels.down_kernel, widths
-    kinds = dict.fromkeys(kernel.arg_names, "i32") | {"eps": "fp32"}
-    kinds |= dict.fromkeys(("x", "weight", "bias", "norm_weight", "norm_bias", "out"), "*bf16")
+    kernel = kernels.down_kernel
+    inner, outer = channels
+    types = dict.fromkeys(kernel.arg_names, "i32") | {"eps": "fp32"}
+    types |= dict.fromkeys(("x", "weight", "bias", "norm_weight", "norm_bias", "out"), "*bf16")
     block, warps, stages = kernels.down_form(outer, 2, capability)
     constants = {"DEEP": max(inner, 16), "WIDE": outer, "BLOCK": block, "EXACT": False}
-    sixteens = ("height", "width", "inner", "outer") if inner > 4 else ("height", "width", "outer")
-    found = resources(kernel, kinds, constants, capability, warps, stages, sixteens)
-    assert found[1] == 0 and found[2] <= shared * 1024, found
+    multiples_of_16 = ("height", "width", "outer")
+    if inner % 16 == 0:
+        multiples_of_16 += ("inner",)
+    used = resources(kernel, types, constants, capability, warps, stages, multiples_of_16)
+    assert used.spilled_bytes == 0 and used.shared_bytes <= shared * 1024, used
 
 
 @pytest.mark.parametrize("capability", [80, 90, 120])
-def test_the_others_compile_without_spills(capability: int) -> None:
+def test_first_and_depthwise_convolutions_compile_without_spills(capability: int) -> None:
     pytest.importorskip("triton")
     from sam2_fast.kernels import memory_encoder as kernels
 
@@ -97,14 +106,14 @@ def test_the_others_compile_without_spills(capability: int) -> None:
         (kernels.first_kernel, {"BINARIZE": False, "WIDE": 4, "BLOCK": kernels.FIRST_BLOCK}),
         (kernels.depthwise_kernel, {"WIDE": 256, "BLOCK": kernels.DEPTHWISE_BLOCK}),
     ):
-        kinds = (
-            dict.fromkeys(kernel.arg_names, "i32") | {"eps": "fp32", "logits": "*fp32"} | pointers
-        )
-        kinds = {name: kinds[name] for name in kernel.arg_names}
-        assert resources(kernel, kinds, constants, capability, 4, 3)[1] == 0
+        types = dict.fromkeys(kernel.arg_names, "i32")
+        types |= {"eps": "fp32", "logits": "*fp32"} | pointers
+        types = {name: types[name] for name in kernel.arg_names}
+        used = resources(kernel, types, constants, capability, 4, 3)
+        assert used.spilled_bytes == 0, used
 
 
-def test_says_why_it_refuses() -> None:
+def test_a_refusal_without_a_gpu_names_the_next_backend() -> None:
     with pytest.raises(BackendError, match=r"memory_encoder: triton refuses: .*Would run: cpu"):
         memory_encoder(*case(), backend="triton")
 
@@ -127,15 +136,17 @@ def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(
         pytest.skip(reason)
     errors, stream = Errors(), torch.cuda.Stream()
     for draw in range(6 if shape.get("objects") == 1 else 1):
-        given = cast(case(**shape, draw=draw), dtype)
-        weights = given.weights.to("cuda")
-        given = given._replace(low=given.low.cuda(), logits=given.logits.cuda(), weights=weights)
-        exact = memory_encoder_reference(*cast(given, torch.float64))
-        torchs = memory_encoder_reference(*given)
+        inputs = cast(case(**shape, draw=draw), dtype)
+        weights = inputs.weights.to("cuda")
+        inputs = inputs._replace(
+            low=inputs.low.cuda(), logits=inputs.logits.cuda(), weights=weights
+        )
+        exact = memory_encoder_reference(*cast(inputs, torch.float64))
+        reference = memory_encoder_reference(*inputs)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            ours = memory_encoder(*given, backend="triton")
+            actual = memory_encoder(*inputs, backend="triton")
         stream.synchronize()
-        errors.add([ours], [torchs], [exact])
-        assert torch.equal(memory_encoder(*given, backend="triton"), ours), "run to run"
+        errors.add([actual], [reference], [exact])
+        assert torch.equal(memory_encoder(*inputs, backend="triton"), actual), "run to run"
     errors.check()

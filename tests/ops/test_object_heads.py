@@ -1,5 +1,5 @@
-"""What a tracked frame keeps: the op against the composition of the model, and in Triton's
-interpreter against its definition.
+"""Mask, object pointer and presence of a tracked frame: the op against the definition in plain
+Python, and the Triton kernels against the definition in torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.ops.triton_tools import interpret, resources
 NO_OBJECT = -1024.0
 
 
-class Case(NamedTuple):
+class Inputs(NamedTuple):
     """Arguments of the op."""
 
     logits: Tensor
@@ -46,9 +46,10 @@ def case(
     width: int = 9,
     tokens: int = 8,
     draw: int = 0,
-) -> Case:
-    """Of several masks, those of object 1 are unstable, of object 2 all below -delta; about half of
-    the objects are absent.
+) -> Inputs:
+    """Arguments in which about half of the objects are absent.
+
+    The first mask of object 1 is unstable; all logits of that of object 2 are below -delta.
     """
     generator = torch.Generator().manual_seed(100 * masks + draw)
 
@@ -62,28 +63,37 @@ def case(
     if objects > 2:
         logits[1] *= 0.02
         logits[2, 0] = -3.0
-    presence, pointer = (
-        [*linear(hidden, dim), *linear(hidden, hidden), *linear(1, hidden)],
-        [*linear(dim, dim), *linear(dim, dim), *linear(dim, dim)],
-    )
-    iou, found = random(objects, 4).sigmoid(), random(objects, tokens, dim)
-    iou[0, 1:] = iou[0, 1]  # the first of equals
-    if objects > 1:
-        logit = three_layers(found[:, 0], MlpWeights.unflatten(presence)).flatten().sort().values
-        presence[-1] -= (logit[objects // 2] + logit[objects // 2 - 1]) / 2
-    weights = ObjectHeadsWeights.unflatten([*presence, *pointer])
-    return Case(
-        logits, iou, found, weights, random(1, dim), 3 if best else 2, best, 0.05, 0.98, NO_OBJECT
+    presence = [*linear(hidden, dim), *linear(hidden, hidden), *linear(1, hidden)]
+    pointer = [*linear(dim, dim), *linear(dim, dim), *linear(dim, dim)]
+    iou = random(objects, 4).sigmoid()
+    iou[0, 1:] = iou[0, 1]  # of equal values, the first is chosen
+    output_tokens = random(objects, tokens, dim)
+    if objects > 1:  # the bias makes the median of the presence logits zero
+        presence_logits = three_layers(output_tokens[:, 0], MlpWeights.unflatten(presence))
+        ascending = presence_logits.flatten().sort().values
+        presence[-1] -= (ascending[objects // 2] + ascending[objects // 2 - 1]) / 2
+    return Inputs(
+        logits=logits,
+        iou=iou,
+        tokens=output_tokens,
+        weights=ObjectHeadsWeights.unflatten([*presence, *pointer]),
+        absent_pointer=random(1, dim),
+        first_mask_token=3 if best else 2,
+        best=best,
+        delta=0.05,
+        threshold=0.98,
+        absent_logit=NO_OBJECT,
     )
 
 
-def cast(given: Case, dtype: torch.dtype, logits: torch.dtype) -> Case:
-    return given._replace(
-        logits=given.logits.to(logits),
-        iou=given.iou.to(logits),
-        tokens=given.tokens.to(dtype),
-        weights=given.weights.to(dtype),
-        absent_pointer=given.absent_pointer.to(dtype),
+def cast(inputs: Inputs, dtype: torch.dtype, logits: torch.dtype) -> Inputs:
+    """Logits and predicted IoUs in the dtype `logits`, the other tensors in `dtype`."""
+    return inputs._replace(
+        logits=inputs.logits.to(logits),
+        iou=inputs.iou.to(logits),
+        tokens=inputs.tokens.to(dtype),
+        weights=inputs.weights.to(dtype),
+        absent_pointer=inputs.absent_pointer.to(dtype),
     )
 
 
@@ -91,7 +101,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "stable or best": {},
     "the best": {"best": True, "masks": 1},
     "one mask": {"masks": 1, "objects": 1},
-    "more pixels than a program takes": {"height": 90, "width": 60, "objects": 2, "tokens": 6},
+    "more pixels than in a block": {"height": 90, "width": 60, "objects": 2, "tokens": 6},
 }
 
 INTERPRETED = """
@@ -103,26 +113,28 @@ for name, shape in SHAPES.items():
     for dtype in (torch.float32, torch.float16):
         errors, signs = Errors(), set()
         for draw in range(6):
-            plain = case(**shape, draw=draw)
-            given = cast(plain, dtype, torch.float32)
-            noncontiguous = given._replace(
-                tokens=given.tokens.transpose(0, 1).contiguous().transpose(0, 1)
+            inputs = cast(case(**shape, draw=draw), dtype, torch.float32)
+            noncontiguous = inputs._replace(
+                tokens=inputs.tokens.transpose(0, 1).contiguous().transpose(0, 1)
             )
-            exact = object_heads_reference(*cast(given, torch.float64, torch.float32))
-            torchs, ours = object_heads_reference(*given), _triton_heads(*given)
-            assert [x.dtype for x in ours] == [x.dtype for x in torchs]
-            assert [x.shape for x in ours] == [x.shape for x in torchs]
-            assert all(map(torch.equal, ours, _triton_heads(*noncontiguous)))
-            assert torch.equal(ours[0], exact[0].float()), (name, draw)  # a choice, and copies
-            signs |= set((ours[2] > 0).flatten().tolist())
-            errors.add(ours[1:], torchs[1:], exact[1:])
+            exact = object_heads_reference(*cast(inputs, torch.float64, torch.float32))
+            reference = object_heads_reference(*inputs)
+            actual = _triton_heads(*inputs)
+            assert [x.dtype for x in actual] == [x.dtype for x in reference]
+            assert [x.shape for x in actual] == [x.shape for x in reference]
+            assert all(map(torch.equal, actual, _triton_heads(*noncontiguous)))
+            # The mask is copied, so that it has no rounding errors.
+            assert torch.equal(actual[0], exact[0].float()), (name, draw)
+            signs |= set((actual[2] > 0).flatten().tolist())
+            errors.add(actual[1:], reference[1:], exact[1:])
         errors.check(name, dtype)
         assert signs == {True, False}, (name, signs)
 
-given = case(masks=4)
+inputs = case(masks=4)
 with torch.autocast("cpu", torch.float16):
-    torchs, ours = object_heads_reference(*given), _triton_heads(*given)
-assert [x.dtype for x in ours] == [x.dtype for x in torchs]
+    reference = object_heads_reference(*inputs)
+    actual = _triton_heads(*inputs)
+assert [x.dtype for x in actual] == [x.dtype for x in reference]
 """
 
 
@@ -133,41 +145,48 @@ def test_errs_at_most_twice_as_much_as_torch_in_the_interpreter() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_masks_are_chosen_one_by_one(dtype: torch.dtype) -> None:
-    """The definition, object by object and in plain Python."""
-    given = cast(case(), dtype, dtype)
-    mask, pointer, presence = object_heads(*given)
+def test_each_object_has_the_mask_that_the_definition_in_python_chooses(
+    dtype: torch.dtype,
+) -> None:
+    inputs = cast(case(), dtype, dtype)
+    mask, pointer, presence = object_heads(*inputs)
     for b in range(5):
-        alone = cast(case(), dtype, dtype)._replace(
-            logits=given.logits[b : b + 1], iou=given.iou[b : b + 1], tokens=given.tokens[b : b + 1]
+        one_object = inputs._replace(
+            logits=inputs.logits[b : b + 1],
+            iou=inputs.iou[b : b + 1],
+            tokens=inputs.tokens[b : b + 1],
         )
-        for whole, part in zip((mask, pointer, presence), object_heads(*alone), strict=True):
-            assert torch.allclose(whole[b : b + 1], part, atol=1e-5)
-        single = given.logits[b, 0].flatten().tolist()
-        inner, outer = sum(x > 0.05 for x in single), sum(x > -0.05 for x in single)
+        outputs = (mask, pointer, presence)
+        for output, expected in zip(outputs, object_heads(*one_object), strict=True):
+            assert torch.allclose(output[b : b + 1], expected, atol=1e-5)
+        first_mask = inputs.logits[b, 0].flatten().tolist()
+        inner = sum(x > 0.05 for x in first_mask)
+        outer = sum(x > -0.05 for x in first_mask)
         stable = outer == 0 or inner / outer >= 0.98
-        wanted = 0 if stable else 1 + max(range(3), key=lambda m: given.iou[b, 1 + m].item())
+        choice = 0 if stable else 1 + max(range(3), key=lambda m: inputs.iou[b, 1 + m].item())
         if presence[b] > 0:
-            assert torch.equal(mask[b, 0], given.logits[b, wanted])
+            assert torch.equal(mask[b, 0], inputs.logits[b, choice])
         else:
-            assert (mask[b] == NO_OBJECT).all() and torch.equal(pointer[b], given.absent_pointer[0])
+            assert (mask[b] == NO_OBJECT).all() and torch.equal(
+                pointer[b], inputs.absent_pointer[0]
+            )
     assert 0 < (presence > 0).sum() < 5
 
 
 def test_arguments_that_do_not_fit_are_named() -> None:
-    given = case()
-    wrong = [
-        (given._replace(logits=given.logits[0]), "logits, iou, tokens: expected"),
-        (given._replace(first_mask_token=3), "first_mask_token: expected"),
-        (given._replace(best=True), "logits: expected the best mask alone, got 4"),
+    inputs = case()
+    invalid = [
+        (inputs._replace(logits=inputs.logits[0]), "logits, iou, tokens: expected"),
+        (inputs._replace(first_mask_token=3), "first_mask_token: expected"),
+        (inputs._replace(best=True), "logits: expected the best mask alone, got 4"),
         (
-            given._replace(tokens=given.tokens[..., 1:]),
+            inputs._replace(tokens=inputs.tokens[..., 1:]),
             "tokens: expected the 128 channels of the weights, got 127",
         ),
-        (given._replace(absent_pointer=given.absent_pointer[0]), "absent_pointer"),
+        (inputs._replace(absent_pointer=inputs.absent_pointer[0]), "absent_pointer"),
     ]
-    for arguments, words in wrong:
-        with pytest.raises(ValueError, match=words):
+    for arguments, message in invalid:
+        with pytest.raises(ValueError, match=message):
             object_heads(*arguments)
 
 
@@ -181,15 +200,15 @@ def test_weights_that_do_not_fit_are_named() -> None:
         weights.with_tensors({"presence.linear2.weight": weights.presence.linear2.weight[1:]})
 
 
-def test_says_why_it_refuses() -> None:
+def test_a_refusal_without_a_gpu_names_the_next_backend() -> None:
     with pytest.raises(BackendError, match=r"object_heads: triton refuses: .*Would run: torch"):
         object_heads(*case(), backend="triton")
 
 
 def test_gradients_flow_through_the_definition() -> None:
-    given = case(masks=1)
-    weights = [w.requires_grad_() for w in given.weights.flatten()]
-    mask, pointer, presence = object_heads(*given)
+    inputs = case(masks=1)
+    weights = [w.requires_grad_() for w in inputs.weights.flatten()]
+    mask, pointer, presence = object_heads(*inputs)
     (mask.sum() + pointer.sum() + presence.sum()).backward()
     assert all(w.grad is not None for w in weights)
 
@@ -201,23 +220,14 @@ def test_compiles_without_spills(capability: int, masks: int) -> None:
     pytest.importorskip("triton")
     from sam2_fast.kernels import object_heads as kernels
 
-    floats = dict.fromkeys(
-        ("logits", "iou", "pointer", "mask", "delta", "threshold", "absent_logit"), "fp32"
-    )
-    pointers = {"logits", "iou", "pointer", "mask"}
+    floats = dict.fromkeys(("logits", "iou", "pointer", "mask"), "*fp32")
+    floats |= dict.fromkeys(("delta", "threshold", "absent_logit"), "fp32")
+    integers = dict.fromkeys(("count", "size", "num_masks", "iou_count", "first_mask"), "i32")
+    integers |= dict.fromkeys(("first_value", "blocks"), "i32")
+    integers |= dict.fromkeys(("presence_hidden", "pointer_hidden"), "i32")
+    sizes = {"DIM": 256, "PRESENCE": 256, "POINTER": 256, "VALUES": 4, "BLOCK": 32}
     for kernel, constants, warps in (
-        (
-            kernels.object_state_kernel,
-            {
-                "BEST": masks == 1,
-                "DIM": 256,
-                "PRESENCE": 256,
-                "POINTER": 256,
-                "VALUES": 4,
-                "BLOCK": 32,
-            },
-            8,
-        ),
+        (kernels.object_state_kernel, {"BEST": masks == 1, **sizes}, 8),
         (
             kernels.select_mask_kernel,
             {"CHOOSE": masks > 1, "VALUES": 4, "BLOCKS": 16, "DIM": 256},
@@ -225,31 +235,18 @@ def test_compiles_without_spills(capability: int, masks: int) -> None:
         ),
     ):
         names = [n for n in kernel.arg_names if n not in constants and n != "PIXELS"]
-        numbers = {
-            "count",
-            "size",
-            "num_masks",
-            "iou_count",
-            "first_mask",
-            "first_value",
-            "blocks",
-            "presence_hidden",
-            "pointer_hidden",
-        }
-        kinds = {n: "i32" if n in numbers else "*bf16" for n in names}
-        kinds |= {n: f"*{t}" if n in pointers else t for n, t in floats.items() if n in names} | {
-            "counts": "*i32"
-        }
-        found = resources(
+        types = dict.fromkeys(names, "*bf16") | {"counts": "*i32"}
+        types |= {n: t for n, t in (floats | integers).items() if n in names}
+        used = resources(
             kernel,
-            kinds,
+            types,
             constants | {"PIXELS": kernels.PIXELS},
             capability,
             warps,
             3,
             ("size", "presence_hidden", "pointer_hidden"),
         )
-        assert found[1] == 0, found
+        assert used.spilled_bytes == 0, used
 
 
 @pytest.mark.proves("gpu test", "object_heads:triton")
@@ -265,17 +262,22 @@ def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(
         pytest.skip(reason)
     errors = Errors()
     for draw in range(8):
-        given = cast(case(**shape, draw=draw), dtype, torch.float32)
-        given = given._replace(
-            **{name: x.cuda() for name, x in given._asdict().items() if isinstance(x, Tensor)},
-            weights=given.weights.to("cuda"),
+        inputs = cast(case(**shape, draw=draw), dtype, torch.float32)
+        inputs = inputs._replace(
+            **{name: x.cuda() for name, x in inputs._asdict().items() if isinstance(x, Tensor)},
+            weights=inputs.weights.to("cuda"),
         )
-        exact = object_heads_reference(*cast(given, torch.float64, torch.float32))
-        torchs, ours = object_heads_reference(*given), object_heads(*given, backend="triton")
-        assert all(map(torch.equal, ours, object_heads(*given, backend="triton"))), "run to run"
-        # a logit near zero may round to the other side
-        present = ((ours[2] > 0) == (exact[2] > 0))[:, 0]
-        assert torch.equal(ours[0][present], exact[0][present].float())
-        results = ours, torchs, exact
-        errors.add(*((pointer[present], presence[present]) for _, pointer, presence in results))
+        exact = object_heads_reference(*cast(inputs, torch.float64, torch.float32))
+        reference = object_heads_reference(*inputs)
+        actual = object_heads(*inputs, backend="triton")
+        assert all(map(torch.equal, actual, object_heads(*inputs, backend="triton"))), "run to run"
+        # The sign of a presence logit near zero may differ; such objects are left out.
+        comparable = ((actual[2] > 0) == (exact[2] > 0))[:, 0]
+        assert torch.equal(actual[0][comparable], exact[0][comparable].float())
+        errors.add(
+            *(
+                (pointer[comparable], presence[comparable])
+                for _, pointer, presence in (actual, reference, exact)
+            )
+        )
     errors.check()

@@ -1,5 +1,5 @@
-"""Pictures to model input in Triton: Pillow's bytes and torch's accuracy in the interpreter and on
-a GPU, compiled for several.
+"""Preprocessing of images in Triton: the bytes of Pillow and the accuracy of torch, in the
+interpreter and on a GPU, and compiled code for several GPUs.
 """
 
 from __future__ import annotations
@@ -47,27 +47,30 @@ from sam2_fast.ops.preprocess import (
 from tests.ops.test_preprocess import MEAN, STD, exact, picture
 from tests.ops.test_preprocess_triton import SMALL
 
-kernels.LONG = kernels.SHORT = 128  # the interpreter takes its time for each block
+# The time of the interpreter is proportional to the number of blocks.
+kernels.LONG = kernels.SHORT = 128
 for height, width, size in SMALL:
     for kind in ("noise", "board"):
         frame = picture(height, width, kind)
         columns = columns_before_rows(height, width, size)
-        found = kernels.resample(frame[None], size, True, columns)[0]
-        assert torch.equal(found, resize_bicubic_reference(frame, size)), (height, width, size)
-        found = kernels.resample(frame[None], size, True, columns, MEAN, STD)[0]
-        assert torch.equal(found, preprocess_frame_reference(frame, size, MEAN, STD)), (
-            height,
-            width,
-            size,
-        )
-    turned = frame.transpose(0, 1)  # strided; and what is first on one axis is second on the other
-    there = kernels.resample(turned[None], size, True, not columns)[0].transpose(0, 1)
-    assert torch.equal(there, kernels.resample(frame[None], size, True, columns)[0])
+        shape = (height, width, size)
+        resized = kernels.resample(frame[None], size, True, columns)[0]
+        assert torch.equal(resized, resize_bicubic_reference(frame, size)), shape
+        planes = kernels.resample(frame[None], size, True, columns, MEAN, STD)[0]
+        assert torch.equal(planes, preprocess_frame_reference(frame, size, MEAN, STD)), shape
+    # A transposed frame is strided, and its axes are resized in the opposite order.
+    transposed = kernels.resample(frame.transpose(0, 1)[None], size, True, not columns)[0]
+    assert torch.equal(transposed.transpose(0, 1), resized), shape
     images = torch.stack([picture(height, width), picture(height, width, "board")])
-    truth = exact(images, size)
-    mine = (kernels.resample(images, size, False, False, MEAN, STD) - truth).square().mean().sqrt()
-    theirs = (preprocess_images_reference(images, size, MEAN, STD) - truth).square().mean().sqrt()
-    assert mine <= 2 * theirs, (height, width, size, mine, theirs)
+    exact_planes = exact(images, size)
+    errors = [
+        (planes - exact_planes).square().mean().sqrt()
+        for planes in (
+            kernels.resample(images, size, False, False, MEAN, STD),
+            preprocess_images_reference(images, size, MEAN, STD),
+        )
+    ]
+    assert errors[0] <= 2 * errors[1], (*shape, errors)
 assert kernels.resample(picture(4, 4)[None][:0], 8, False, False, MEAN, STD).shape == (0, 3, 8, 8)
 """
 
@@ -75,7 +78,7 @@ assert kernels.resample(picture(4, 4)[None][:0], 8, False, False, MEAN, STD).sha
 @pytest.mark.proves(
     "interpreted", "preprocess_frame:triton", "preprocess_images:triton", "resize_bicubic:triton"
 )
-def test_gives_pillows_bytes_and_torchs_accuracy_in_the_interpreter() -> None:
+def test_has_the_bytes_of_pillow_and_the_accuracy_of_torch_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     interpret(INTERPRETED)
 
@@ -90,26 +93,23 @@ def test_compiles_without_spills(constants: tuple[bool, bool], capability: int) 
     from sam2_fast.kernels import preprocess as kernels
 
     bicubic, planes = constants
-    kinds = dict.fromkeys(kernels.resample_kernel.arg_names, "i32") | {
-        "first_starts": "*i32",
-        "second_starts": "*i32",
-        "statistics": "*fp32",
-    }
-    kinds |= {"source": "*u8", "out": "*fp32" if planes else "*u8"}
-    kinds |= dict.fromkeys(("first_weights", "second_weights"), "*i32" if bicubic else "*fp32")
-    fixed: dict[str, Any] = {
+    types = dict.fromkeys(kernels.resample_kernel.arg_names, "i32")
+    types |= {"first_starts": "*i32", "second_starts": "*i32", "statistics": "*fp32"}
+    types |= {"source": "*u8", "out": "*fp32" if planes else "*u8"}
+    types |= dict.fromkeys(("first_weights", "second_weights"), "*i32" if bicubic else "*fp32")
+    kernel_constants: dict[str, Any] = {
         "BICUBIC": bicubic,
         "PLANES": planes,
         "SECOND": kernels.SHORT,
         "FIRST": kernels.LONG,
         "FIXED": kernels.FIXED,
     }
-    found = resources(kernels.resample_kernel, kinds, fixed, capability, 4, 3)
-    assert found[1] == 0, found
+    used = resources(kernels.resample_kernel, types, kernel_constants, capability, 4, 3)
+    assert used.spilled_bytes == 0, used
 
 
 @pytest.mark.parametrize("op", ["images", "frame", "bicubic"])
-def test_says_why_it_refuses(op: str) -> None:
+def test_a_refusal_without_a_gpu_names_the_next_backend(op: str) -> None:
     with pytest.raises(BackendError, match=r"triton refuses: .*Would run: cpu"):
         if op == "images":
             preprocess_images(picture(8, 8)[None], 4, MEAN, STD, backend="triton")
@@ -124,32 +124,26 @@ def test_says_why_it_refuses(op: str) -> None:
 )
 @pytest.mark.gpu
 @pytest.mark.parametrize(("height", "width", "size"), [*SIZES, (1080, 1920, 1024)])
-def test_gives_pillows_bytes_and_torchs_accuracy_on_a_gpu(
+def test_has_the_bytes_of_pillow_and_the_accuracy_of_torch_on_a_gpu(
     height: int, width: int, size: int
 ) -> None:
     if reason := no_triton():
         pytest.skip(reason)
-    frame, images = (
-        picture(height, width, "board"),
-        torch.stack([picture(height, width), picture(height, width, "board")]),
-    )
-    on_gpu = frame.cuda(), images.cuda()
+    frame = picture(height, width, "board")
+    images = torch.stack([picture(height, width), frame])
+    frame_on_gpu, images_on_gpu = frame.cuda(), images.cuda()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        found = (
-            resize_bicubic(on_gpu[0], size, backend="triton"),
-            preprocess_frame(on_gpu[0], size, MEAN, STD, backend="triton"),
-        )
-        planes = preprocess_images(on_gpu[1], size, MEAN, STD, backend="triton")
+        resized = resize_bicubic(frame_on_gpu, size, backend="triton")
+        planes = preprocess_frame(frame_on_gpu, size, MEAN, STD, backend="triton")
+        output = preprocess_images(images_on_gpu, size, MEAN, STD, backend="triton")
     stream.synchronize()
-    assert torch.equal(found[0].cpu(), resize_bicubic_reference(frame, size))
-    assert torch.equal(found[1].cpu(), preprocess_frame(frame, size, MEAN, STD, backend="torch"))
-    truth = exact(images, size)
-    theirs = (
-        (preprocess_images(on_gpu[1], size, MEAN, STD, backend="torch").cpu() - truth)
-        .square()
-        .mean()
-        .sqrt()
+    assert torch.equal(resized.cpu(), resize_bicubic_reference(frame, size))
+    assert torch.equal(planes.cpu(), preprocess_frame(frame, size, MEAN, STD, backend="torch"))
+    reference = preprocess_images(images_on_gpu, size, MEAN, STD, backend="torch")
+    exact_planes = exact(images, size)
+    error, torch_error = (
+        (x.cpu() - exact_planes).square().mean().sqrt() for x in (output, reference)
     )
-    assert (planes.cpu() - truth).square().mean().sqrt() <= 2 * theirs
+    assert error <= 2 * torch_error

@@ -1,5 +1,5 @@
-"""Captures: one at a time, nothing left behind by one that fails, and no stream reads what is not
-written.
+"""Captures of CUDA graphs: at most one at a time, the state after a failed capture, and the order
+of streams.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.ops.fake_cuda import CPU, Cuda, cuda
 __all__ = ["cuda"]
 
 
-def in_threads(*runs: Callable[[], None]) -> None:
+def run_in_threads(*runs: Callable[[], None]) -> None:
     threads = [threading.Thread(target=run, daemon=True) for run in runs]
     for thread in threads:
         thread.start()
@@ -37,16 +37,18 @@ def in_threads(*runs: Callable[[], None]) -> None:
 
 
 def test_captures_of_two_threads_never_overlap(cuda: Cuda) -> None:
-    inside: list[int] = [0, 0]  # now, most
-    guard, start = threading.Lock(), threading.Barrier(2)
+    running = 0
+    max_running = 0
+    lock, start = threading.Lock(), threading.Barrier(2)
 
     def work() -> None:
-        with guard:
-            inside[0] += 1
-            inside[1] = max(inside)
+        nonlocal running, max_running
+        with lock:
+            running += 1
+            max_running = max(max_running, running)
         time.sleep(0.01)
-        with guard:
-            inside[0] -= 1
+        with lock:
+            running -= 1
 
     def predict() -> None:
         recorder = Recorder(CPU)
@@ -55,9 +57,9 @@ def test_captures_of_two_threads_never_overlap(cuda: Cuda) -> None:
             with recorder.exclusive():
                 recorder.record(work)
 
-    in_threads(predict, predict)
+    run_in_threads(predict, predict)
     assert len(cuda.pools) == 6 and cuda.overlaps == 0
-    assert inside[1] == 1, "warm-up counts too: beginning a capture waits for the device"
+    assert max_running == 1, "warm-ups exclude captures, too: a capture waits for the device"
 
 
 def test_a_failed_capture_leaves_the_lock_free_for_other_threads(cuda: Cuda) -> None:
@@ -68,8 +70,8 @@ def test_a_failed_capture_leaves_the_lock_free_for_other_threads(cuda: Cuda) -> 
     def capture_in_a_thread() -> None:
         capture(Recorder(CPU), lambda: None)
 
-    in_threads(capture_in_a_thread)
-    assert len(cuda.pools) == 1, "the first failed before its capture"
+    run_in_threads(capture_in_a_thread)
+    assert len(cuda.pools) == 1, "the first failed before its capture began"
 
 
 def test_other_recorders_replay_during_a_capture(cuda: Cuda) -> None:
@@ -89,19 +91,20 @@ def test_other_recorders_replay_during_a_capture(cuda: Cuda) -> None:
         with first.exclusive():
             first.record(work)
 
-    in_threads(record, replay)
+    run_in_threads(record, replay)
     assert len(cuda.pools) == 1
 
 
 def raises(error: BaseException, at: int, cuda: Cuda | None = None) -> Callable[[], None]:
-    """A function whose run number `at` raises (0, 1: warm-up; 2: capture), and invalidates the
-    capture of `cuda`.
+    """A function whose run number `at` raises `error`, and invalidates the capture of `cuda`.
+
+    Runs 0 and 1 are the warm-up, run 2 is the capture.
     """
     runs = iter(range(10))
 
     def run() -> None:
         stream: Any = torch.cuda.current_stream()
-        stream.did(f"run of {at}")
+        stream.run(f"run of {at}")
         if next(runs) == at:
             if cuda is not None:
                 cuda.invalid = True
@@ -111,40 +114,38 @@ def raises(error: BaseException, at: int, cuda: Cuda | None = None) -> Callable[
 
 
 @pytest.mark.parametrize(("at", "invalid"), [(0, False), (1, False), (2, False), (2, True)])
-def test_after_a_failure_all_is_as_before(cuda: Cuda, at: int, invalid: bool) -> None:
+def test_a_failed_capture_leaves_no_state_behind(cuda: Cuda, at: int, invalid: bool) -> None:
     recorder = Recorder(CPU)
     with recorder.exclusive():
         living = recorder.record(lambda: 1)
         with pytest.raises(CaptureError, match="RuntimeError: cannot"):
             capture(recorder, raises(RuntimeError("cannot"), at, cuda if invalid else None))
-        assert cuda.current() is cuda.main, "the caller's stream"
-        assert cuda.recording == [], "the allocator serves no capture"
-        assert f"run of {at}" in cuda.main.before, (
-            "memory that the failed run writes to may be used again here"
+        assert cuda.current() is cuda.main, "the stream of the caller is the current one"
+        assert cuda.recording == [], "the allocator is in no capture"
+        assert f"run of {at}" in cuda.main.preceding, (
+            "the caller's stream may reuse memory that the failed run writes to"
         )
         again = recorder.record(lambda: 2)
-    assert cuda.pools[-1] not in cuda.pools[:-1], "no pool of a failed capture is used again"
+    assert cuda.pools[-1] not in cuda.pools[:-1], "the pool of a failed capture is not reused"
     assert living.result + again.result == 3
 
 
-def test_reasons_name_what_failed_first() -> None:
+def test_reasons_begin_with_the_first_error() -> None:
     try:
         try:
             raise RuntimeError("a synchronisation\nand advice")
         except RuntimeError:
             raise ValueError("the end of the capture")  # noqa: B904
     except ValueError as error:
-        assert (
-            reason_of(error)
-            == "RuntimeError: a synchronisation; then ValueError: the end of the capture"
-        )
+        expected = "RuntimeError: a synchronisation; then ValueError: the end of the capture"
+        assert reason_of(error) == expected
     assert reason_of(KeyError()) == "KeyError"
 
 
 @pytest.mark.parametrize(
     "error", [ValueError("a shape"), KeyboardInterrupt()], ids=["ValueError", "interrupt"]
 )
-def test_other_errors_are_no_failed_captures(cuda: Cuda, error: BaseException) -> None:
+def test_other_errors_are_raised_unchanged(cuda: Cuda, error: BaseException) -> None:
     recorder = Recorder(CPU)
     with pytest.raises(type(error)):
         capture(recorder, raises(error, 2))
@@ -160,41 +161,42 @@ def test_errors_of_triton_are_failed_captures(cuda: Cuda) -> None:
         capture(Recorder(CPU), raises(errors.OutOfResources(2, 1, "shared memory"), 0))
 
 
-def test_a_pool_is_shared_while_a_recording_lives_and_never_after(cuda: Cuda) -> None:
+def test_a_pool_is_shared_only_while_one_of_its_graphs_exists(cuda: Cuda) -> None:
     recorder = Recorder(CPU)
     with recorder.exclusive():
         living = [recorder.record(lambda: None) for _ in range(2)]
-        assert len(set(cuda.pools)) == 1, "scratch memory is shared"
-        for _ in range(3):  # the weights change
+        assert len(set(cuda.pools)) == 1, "graphs share memory"
+        for _ in range(3):  # all graphs are freed, as after a change of the weights
             living.clear()
             gc.collect()
             living.append(recorder.record(lambda: None))
     assert len(set(cuda.pools)) == 4
 
 
-def test_the_side_stream_waits_for_weights_that_were_written_and_for_no_others(cuda: Cuda) -> None:
+def test_the_side_stream_waits_only_for_changed_weights(cuda: Cuda) -> None:
     stream = SideStream(CPU)
 
-    def read(weights: object) -> set[str]:
+    def preceding(weights: object) -> set[str]:
+        """Operations that precede work on the side stream that reads `weights`."""
         with stream.enter(weights):
-            return set(cuda.current().before)
+            return set(cuda.current().preceding)
 
-    assert read("first") == set()
-    cuda.main.did("track a frame")
-    assert read("first") == set(), "waiting would undo the overlap"
-    cuda.main.did("write the weights")
-    assert read("second") == {"track a frame", "write the weights"}
-    cuda.main.did("track another frame")
-    assert "track another frame" not in read("second") | read(None)
+    assert preceding("first") == set()
+    cuda.main.run("track a frame")
+    assert preceding("first") == set(), "without changes, the streams overlap"
+    cuda.main.run("write the weights")
+    assert preceding("second") == {"track a frame", "write the weights"}
+    cuda.main.run("track another frame")
+    assert "track another frame" not in preceding("second") | preceding(None)
 
 
-def test_nothing_is_kept_of_what_is_only_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: Cache[list[int]] = Cache()
+def test_values_computed_during_a_capture_are_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache: Cache[list[int]] = Cache()
     weight = torch.zeros(2)
-    during: Any = kept.get(lambda: [1], [weight])
+    before: Any = cache.get(lambda: [1], [weight])
     monkeypatch.setattr("sam2_fast.ops.core.cache.capturing", lambda tensor: True)
-    assert kept.get(lambda: [2], [weight]) is during, "computed before the capture"
+    assert cache.get(lambda: [2], [weight]) is before, "it was computed before the capture"
     weight.add_(1.0)
-    assert kept.get(lambda: [3], [weight]) == [3] and kept.value is during
+    assert cache.get(lambda: [3], [weight]) == [3] and cache.value is before
     monkeypatch.undo()
-    assert kept.get(lambda: [4], [weight]) == [4] and kept.value == [4]
+    assert cache.get(lambda: [4], [weight]) == [4] and cache.value == [4]

@@ -1,4 +1,4 @@
-"""The registry of ops: what is registered follows from the sources."""
+"""The registry of ops: the registered backends are those that the sources implement."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sam2_fast.ops.core.registry import all_implementations, backends
 from sam2_fast.ops.core.requirements import Request, on_one
 
 ROOT = Path(__file__).resolve().parents[2]
-OPS = {
+MINIMAL_OPS = {
     "connected_components",
     "hiera_block",
     "mask_decoder",
@@ -27,20 +27,17 @@ OPS = {
     "small_components",
     "window_attention",
 }
-"""What there is at the least."""
+"""Ops that must be registered; there may be others."""
 
 
 def module_of(op: str) -> str:
     """The module of `sam2_fast.ops` that declares an op."""
-    return (
-        all_implementations()[op, "torch"]
-        .run.__module__.removeprefix("sam2_fast.ops.")
-        .split(".")[0]
-    )
+    module: str = all_implementations()[op, "torch"].run.__module__
+    return module.removeprefix("sam2_fast.ops.").split(".")[0]
 
 
-def test_an_op_has_the_backends_that_its_sources_are_for() -> None:
-    """csrc/<stem>.h declares launchers for CPUs and CUDA; kernels/<stem>.py is for Triton."""
+def test_an_op_has_the_backends_that_its_sources_implement() -> None:
+    """csrc/<stem>.h declares launchers for CPUs and CUDA, kernels/<stem>.py implements Triton."""
     rows = [(s.op, s.backend) for s in backends()]
     expected = set()
     for op in {op for op, _ in rows}:
@@ -51,19 +48,19 @@ def test_an_op_has_the_backends_that_its_sources_are_for() -> None:
         expected |= {(op, "triton")} if (ROOT / "kernels" / f"{stem}.py").exists() else set()
         expected |= {(op, "torch")}
     assert len(rows) == len(set(rows)) and set(rows) == expected
-    assert {op for op, _ in rows} >= OPS
+    assert {op for op, _ in rows} >= MINIMAL_OPS
 
 
-def test_requirements_see_every_tensor_of_a_call() -> None:
+def test_requirements_check_every_tensor_of_a_call() -> None:
     a, b = torch.ones(1), torch.ones(1, device="meta")
     for arguments in ((a, 3, b), (3, a, b), (a, [b], 3), ([3, 4], a, (b, None))):
         assert [x.device.type for x in Request(arguments).tensors] == ["cpu", "meta"]
-    takes = Backend("cpu", lambda *_: None, (on_one("cpu"),))
-    assert takes.refuses(Request((a, 3, a))) is None
-    assert "cpu, meta" in (takes.refuses(Request((a, 3, b))) or "")
+    backend = Backend("cpu", lambda *_: None, (on_one("cpu"),))
+    assert backend.refuses(Request((a, 3, a))) is None
+    assert "cpu, meta" in (backend.refuses(Request((a, 3, b))) or "")
 
 
-def test_definitions_run_everywhere() -> None:
+def test_definitions_are_available_on_every_machine() -> None:
     assert all(s.reason is None for s in backends() if s.backend == "torch")
 
 

@@ -1,5 +1,5 @@
-"""Rotary attention: every instruction set against the definition in float64, and what the public
-function promises.
+"""Rotary attention: errors of every instruction set against the definition in float64, and the
+behaviour of the public function.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def case(
     scale: float = 1.0,
     draw: int = 0,
 ) -> tuple[Tensor, ...]:
-    """q, k, v, table; `scale` makes peaked attention."""
+    """q, k, v, table. A large `scale` makes attention peaked."""
     generator = torch.Generator().manual_seed(side * 100 + maps + 10000 * draw)
     keys = maps * side * side + unrotated
     q, k, v = (
@@ -44,8 +44,10 @@ def case(
     return q * scale, k, v, rope_table(dim, side)
 
 
-def poisoned(arguments: tuple[Tensor, ...], unrotated: int, isa: str, threads: int = 2) -> Tensor:
-    """The kernel itself, into memory full of NaN."""
+def native_output(
+    arguments: tuple[Tensor, ...], unrotated: int, isa: str, threads: int = 2
+) -> Tensor:
+    """The output of the native kernel, written to memory that is full of NaN."""
     q, v = arguments[0], arguments[2]
     out = torch.full((q.shape[0], q.shape[1], v.shape[2]), torch.nan, dtype=q.dtype)
     module = native()
@@ -55,12 +57,13 @@ def poisoned(arguments: tuple[Tensor, ...], unrotated: int, isa: str, threads: i
 
 
 def draws(side: int, value: int) -> int:
-    """How many draws tell the typical error: few numbers need more."""
+    """The number of draws from which the typical error is estimated: more for few numbers."""
     return 16 if side * side * value < 100 else 2
 
 
-def error(found: Tensor, exact: Tensor) -> float:
-    return (found.double() - exact).square().mean().sqrt().item()
+def error(output: Tensor, exact: Tensor) -> float:
+    """Root mean square error."""
+    return (output.double() - exact).square().mean().sqrt().item()
 
 
 @pytest.mark.proves("reference", "rope_attention:cpu")
@@ -91,59 +94,56 @@ def test_errs_at_most_twice_as_much_as_torch(
     for draw in range(draws(side, value)):
         *inputs, table = case(side, maps, unrotated, dim, value, scale=scale, draw=draw)
         q, k, v = (x.to(dtype) for x in inputs)
-        wide = (x.double() for x in (q, k, v, table))
-        exact = rope_attention_reference(*wide, unrotated)
-        torchs = rope_attention_reference(q, k, v, table, unrotated)
-        errors.add([poisoned((q, k, v, table), unrotated, isa)], [torchs], [exact])
+        in_float64 = (x.double() for x in (q, k, v, table))
+        exact = rope_attention_reference(*in_float64, unrotated)
+        reference = rope_attention_reference(q, k, v, table, unrotated)
+        errors.add([native_output((q, k, v, table), unrotated, isa)], [reference], [exact])
     errors.check()
 
 
 def test_results_do_not_depend_on_threads_or_the_run_or_the_other_objects(isa: str) -> None:
     q, k, v, table = case(12, 2, 9, 64, 64, batch=3)
-    one = poisoned((q, k, v, table), 9, isa, threads=1)
+    expected = native_output((q, k, v, table), 9, isa, threads=1)
     for threads in (1, 2, 3, 7):
-        assert torch.equal(poisoned((q, k, v, table), 9, isa, threads), one)
+        assert torch.equal(native_output((q, k, v, table), 9, isa, threads), expected)
     for i in range(3):
-        assert torch.equal(
-            poisoned((q[i : i + 1], k[i : i + 1], v[i : i + 1], table), 9, isa), one[i : i + 1]
-        )
+        one_object = (q[i : i + 1], k[i : i + 1], v[i : i + 1], table)
+        assert torch.equal(native_output(one_object, 9, isa), expected[i : i + 1])
 
 
-def test_not_a_number_spoils_what_it_touches_and_nothing_else(isa: str) -> None:
+def test_nan_affects_its_query_or_all_queries_of_its_key(isa: str) -> None:
     q, k, v, table = case(8, 2, 3)
-    clean = poisoned((q, k, v, table), 3, isa)
+    clean = native_output((q, k, v, table), 3, isa)
     q[0, 5, 1] = torch.nan
     k[1, 70, 2] = torch.nan
-    found = poisoned((q, k, v, table), 3, isa)
-    assert found[0, 5].isnan().all() and found[1].isnan().all()
+    output = native_output((q, k, v, table), 3, isa)
+    assert output[0, 5].isnan().all() and output[1].isnan().all()
     others = torch.arange(64) != 5
-    assert torch.equal(found[0, others], clean[0, others])
+    assert torch.equal(output[0, others], clean[0, others])
 
 
-def test_scores_far_apart_neither_overflow_nor_vanish(isa: str) -> None:
+def test_large_scores_neither_overflow_nor_underflow(isa: str) -> None:
     q, k, v, table = case(8, 2, 3, scale=1e4)
     exact = rope_attention_reference(q.double(), k.double(), v.double(), table.double(), 3)
-    found = poisoned((q, k, v, table), 3, isa)
-    assert torch.isfinite(found).all() and error(found, exact) <= 2 * error(
-        rope_attention_reference(q, k, v, table, 3), exact
-    )
+    output = native_output((q, k, v, table), 3, isa)
+    torch_error = error(rope_attention_reference(q, k, v, table, 3), exact)
+    assert torch.isfinite(output).all() and error(output, exact) <= 2 * torch_error
 
 
 @pytest.mark.parametrize(
-    "spread",
+    "with_strides",
     [
         lambda x: x.repeat_interleave(2, 1)[:, ::2],
         lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
     ],
 )
-def test_any_strides(spread: Callable[[Tensor], Tensor]) -> None:
+def test_strides_do_not_change_results(with_strides: Callable[[Tensor], Tensor]) -> None:
     q, k, v, table = case(6, 2, 1)
-    assert torch.equal(
-        rope_attention(spread(q), spread(k), spread(v), table, 1), rope_attention(q, k, v, table, 1)
-    )
+    strided = (with_strides(x) for x in (q, k, v))
+    assert torch.equal(rope_attention(*strided, table, 1), rope_attention(q, k, v, table, 1))
 
 
-def test_nothing_to_do() -> None:
+def test_empty_inputs_give_empty_outputs() -> None:
     table = rope_table(8, 2)
     assert rope_attention(
         torch.zeros(0, 4, 8), torch.zeros(0, 4, 8), torch.zeros(0, 4, 2), table
@@ -153,14 +153,11 @@ def test_nothing_to_do() -> None:
     ).shape == (2, 0, 2)
 
 
-def test_auto_is_the_native_kernel_on_a_cpu() -> None:
-    q, k, v, table = case(6, 2, 1)
-    assert torch.equal(
-        rope_attention(q, k, v, table, 1), rope_attention(q, k, v, table, 1, backend="cpu")
-    )
-    assert not torch.equal(
-        rope_attention(q, k, v, table, 1), rope_attention(q, k, v, table, 1, backend="torch")
-    )
+def test_auto_runs_the_native_kernel_on_a_cpu() -> None:
+    inputs = case(6, 2, 1)
+    output = rope_attention(*inputs, 1)
+    assert torch.equal(output, rope_attention(*inputs, 1, backend="cpu"))
+    assert not torch.equal(output, rope_attention(*inputs, 1, backend="torch"))
 
 
 @pytest.mark.parametrize(
@@ -172,9 +169,7 @@ def test_auto_is_the_native_kernel_on_a_cpu() -> None:
         (lambda q, k, v, t: (q.to("meta"), k, v, t), "meta"),
     ],
 )
-def test_the_kernel_says_why_it_refuses(
-    change: Callable[..., tuple[Tensor, ...]], reason: str
-) -> None:
+def test_a_refusal_names_its_reason(change: Callable[..., tuple[Tensor, ...]], reason: str) -> None:
     with pytest.raises(
         BackendError, match=rf"rope_attention: cpu refuses: .*{reason}.*Would run: torch"
     ):
@@ -182,7 +177,7 @@ def test_the_kernel_says_why_it_refuses(
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (lambda q, k, v, t: (q[0], k, v, t), "q: expected shape"),
         (lambda q, k, v, t: (q, k[:1], v, t), "k: expected shape"),
@@ -193,15 +188,15 @@ def test_the_kernel_says_why_it_refuses(
     ],
 )
 def test_shapes_that_do_not_fit_are_named(
-    change: Callable[..., tuple[Tensor, ...]], words: str
+    change: Callable[..., tuple[Tensor, ...]], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         rope_attention(*change(*case(2, 2, 0)))
 
 
-def test_the_binding_checks_for_itself(isa: str) -> None:
+def test_the_binding_checks_its_arguments(isa: str) -> None:
     q, k, v, table = case(2, 2, 0)
-    for wrong in (
+    for invalid in (
         (q[0], k, v, table),
         (q.double(), k, v, table),
         (q, k.half(), v, table),
@@ -209,12 +204,12 @@ def test_the_binding_checks_for_itself(isa: str) -> None:
         (q, k[:, 1:], v, table),
     ):
         with pytest.raises(ValueError, match="expected"):
-            poisoned(wrong, 0, isa)
+            native_output(invalid, 0, isa)
     with pytest.raises(ValueError, match="isa: expected an instruction set up to"):
-        poisoned((q, k, v, table), 0, "mmx")
+        native_output((q, k, v, table), 0, "mmx")
 
 
-def test_opcheck() -> None:
+def test_opcheck_passes() -> None:
     for arguments, unrotated in ((case(3, 2, 2), 2), (case(2, 0, 3), 3)):
         torch.library.opcheck(torch.ops.sam2_fast.rope_attention.default, (*arguments, unrotated))
 
@@ -226,23 +221,23 @@ def test_gradients_flow_through_the_definition() -> None:
     assert q.grad is not None and q.grad.abs().sum() > 0
 
 
-def test_the_callers_autocast_decides_the_dtype() -> None:
+def test_autocast_of_the_caller_sets_the_dtype() -> None:
     q, k, v, table = case(3, 2, 2)
     with torch.autocast("cpu", torch.bfloat16):
-        found = rope_attention(q, k.bfloat16(), v, table, 2)
-    assert torch.equal(found, rope_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), table, 2))
+        output = rope_attention(q, k.bfloat16(), v, table, 2)
+    assert torch.equal(output, rope_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), table, 2))
 
 
-def test_narrower_sets_are_only_for_tests() -> None:
+def test_the_private_function_accepts_an_instruction_set() -> None:
     q, k, v, table = case(3, 2, 2)
     assert _native_rope(q, k, v, table, 2, "portable").shape == (2, 9, 16)
 
 
-def of_rope_attention() -> cases.Case:
-    return cases.drawn(
-        lambda *t, **how: rope_attention(*t, 2, **how),
-        *cases.numbers((2, 9, 8), (2, 20, 8), (2, 20, 4), (2, 9, 4)),
+def rope_attention_case() -> cases.Case:
+    return cases.case_of(
+        lambda *t, **kwargs: rope_attention(*t, 2, **kwargs),
+        *cases.random_tensors((2, 9, 8), (2, 20, 8), (2, 20, 4), (2, 9, 4)),
     )
 
 
-RECORDED: dict[str, Callable[[], cases.Case]] = {"rope_attention": of_rope_attention}
+RECORDED: dict[str, Callable[[], cases.Case]] = {"rope_attention": rope_attention_case}

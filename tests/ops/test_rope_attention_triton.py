@@ -1,5 +1,5 @@
-"""Rotary attention in Triton: its arithmetic in the interpreter, its code for three generations,
-and on a GPU what the CPU promises.
+"""Rotary attention in Triton: errors in the interpreter, compiled code for several GPUs, and errors
+on a GPU.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ for dtype in (torch.float32, torch.float16):
             for draw in range(draws(side, values)):
                 *inputs, table = case(side, maps, unrotated, dim, values, scale=scale, draw=draw)
                 q, k, v = (x.to(dtype) for x in inputs)
-                wide = (x.double() for x in (q, k, v, table))
-                exact = rope_attention_reference(*wide, unrotated)
-                torchs = rope_attention_reference(q, k, v, table, unrotated)
-                errors.add([rope_attention(q, k, v, table, unrotated, spans)], [torchs], [exact])
+                in_float64 = (x.double() for x in (q, k, v, table))
+                exact = rope_attention_reference(*in_float64, unrotated)
+                reference = rope_attention_reference(q, k, v, table, unrotated)
+                actual = rope_attention(q, k, v, table, unrotated, spans)
+                errors.add([actual], [reference], [exact])
             errors.check(dtype, scale, side)
 """
 
@@ -68,19 +69,23 @@ def test_compiles_without_spills_and_fits(capability: int, shared: int, values: 
         "span_sums": "*fp32",
         "first_keys": "*i32",
     }
-    numbers = {"num_queries": "i32", "num_keys": "i32", "shared": "i32", "scale": "fp32"}
+    integers = {"num_queries": "i32", "num_keys": "i32", "shared": "i32", "scale": "fp32"}
     rows, columns, warps, stages = kernels.default_form(values, 2, capability)
     constants = {"WIDE": 256, "VALUES": values, "BLOCK_Q": rows, "BLOCK_K": columns}
     constants |= {"EXACT": False, "value_dim": values}
     for alone, ragged in ((False, True), (kernels.min_spans(values) == 1, False)):
-        chosen = constants | {"ALONE": alone, "RAGGED": ragged}
-        chosen["PEELED"] = capability in kernels.HOPPER
-        sixteens = ("num_queries", "num_keys")  # as at 1024 pixels
-        found = resources(
-            kernels.attend_kernel, pointers | numbers, chosen, capability, warps, stages, sixteens
+        flags = {"ALONE": alone, "RAGGED": ragged, "PEELED": capability in kernels.HOPPER}
+        used = resources(
+            kernels.attend_kernel,
+            pointers | integers,
+            constants | flags,
+            capability,
+            warps,
+            stages,
+            ("num_queries", "num_keys"),  # multiples of 16, as at 1024 pixels
         )
-        assert found[1] == 0 and found[2] <= shared * 1024, found
-    tables = {
+        assert used.spilled_bytes == 0 and used.shared_bytes <= shared * 1024, used
+    rotate_types = {
         "x": "*bf16",
         "table": "*fp32",
         "out": "*bf16",
@@ -89,31 +94,33 @@ def test_compiles_without_spills_and_fits(capability: int, shared: int, values: 
         "rotated": "i32",
         "channels": "i32",
     }
-    sixteens = ("tokens", "table_tokens", "rotated", "channels")
-    assert (
-        resources(rotate_kernel, tables, {"BLOCK": 32, "HALF": 128}, capability, 4, 2, sixteens)[1]
-        == 0
+    used = resources(
+        rotate_kernel,
+        rotate_types,
+        {"BLOCK": 32, "HALF": 128},
+        capability,
+        4,
+        2,
+        ("tokens", "table_tokens", "rotated", "channels"),
     )
-    merged = {n: pointers[n] for n in ("span_accumulators", "span_maxima", "span_sums", "out")}
-    merged |= dict.fromkeys(("num_queries", "value_dim", "spans"), "i32")
+    assert used.spilled_bytes == 0, used
+    merge_types = {n: pointers[n] for n in ("span_accumulators", "span_maxima", "span_sums", "out")}
+    merge_types |= dict.fromkeys(("num_queries", "value_dim", "spans"), "i32")
     for spans in (2, 8, 64):
-        block, wide = kernels.merge_tile(spans)
-        merging = {"SPANS": wide, "BLOCK": block, "VALUES": kernels.MERGE_CHANNELS}
-        assert (
-            resources(
-                kernels.merge_kernel,
-                merged,
-                merging,
-                capability,
-                4,
-                2,
-                ("num_queries", "value_dim"),
-            )[1]
-            == 0
+        block, padded_spans = kernels.merge_tile(spans)
+        used = resources(
+            kernels.merge_kernel,
+            merge_types,
+            {"SPANS": padded_spans, "BLOCK": block, "VALUES": kernels.MERGE_CHANNELS},
+            capability,
+            4,
+            2,
+            ("num_queries", "value_dim"),
         )
+        assert used.spilled_bytes == 0, used
 
 
-def test_says_why_it_refuses() -> None:
+def test_a_refusal_without_a_gpu_names_the_next_backend() -> None:
     q, k, v = (torch.zeros(1, 4, c) for c in (8, 8, 2))
     with pytest.raises(BackendError, match=r"rope_attention: triton refuses: .*Would run: cpu"):
         rope_attention(q, k, v, rope_table(8, 2), backend="triton")
@@ -139,13 +146,13 @@ def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(
         *inputs, table = case(side, maps, unrotated, dim, values, scale=scale, draw=draw)
         q, k, v = (x.to("cuda", dtype) for x in inputs)
         table = table.cuda()
-        wide = (x.double() for x in (q, k, v, table))
-        exact = rope_attention_reference(*wide, unrotated)
-        torchs = rope_attention_reference(q, k, v, table, unrotated)
+        in_float64 = (x.double() for x in (q, k, v, table))
+        exact = rope_attention_reference(*in_float64, unrotated)
+        reference = rope_attention_reference(q, k, v, table, unrotated)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            ours = launch(q, k, v, table, unrotated, spans or None)
+            actual = launch(q, k, v, table, unrotated, spans or None)
         stream.synchronize()
-        errors.add([ours], [torchs], [exact])
-        assert torch.equal(launch(q, k, v, table, unrotated, spans or None), ours), "run to run"
+        errors.add([actual], [reference], [exact])
+        assert torch.equal(launch(q, k, v, table, unrotated, spans or None), actual), "run to run"
     errors.check()

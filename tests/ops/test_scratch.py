@@ -1,5 +1,5 @@
-"""Scratch memory is never read before it is written: results do not depend on what an allocation
-holds.
+"""Scratch memory is not read before it is written: results do not depend on the contents of
+allocated memory.
 """
 
 from __future__ import annotations
@@ -14,71 +14,63 @@ import pytest
 from sam2_fast.ops.core.native import native, no_cpu
 
 SCRIPT = """
-import hashlib, sys
-import torch
-import test_hiera_block, test_mask_decoder, test_memory_attention, test_memory_encoder
+import hashlib
+import sys
+
+import test_hiera_block
+import test_mask_decoder
+import test_memory_attention
+import test_memory_encoder
 import test_preprocess
-import test_rope_attention, test_window_attention
+import test_rope_attention
+import test_window_attention
+import torch
+
+
+def output(module, dtype, *args, **kwargs):
+    return module.native_output(module.cast(module.case(*args, **kwargs), dtype), isa)
+
 
 digest = hashlib.sha256()
 isa = sys.argv[1]
 for dtype in (torch.float32, torch.bfloat16):
-    found = []
-    for shape in test_hiera_block.SHAPES.values():
-        found.append(
-            test_hiera_block.poisoned(
-                test_hiera_block.cast(test_hiera_block.case(*shape), dtype), isa
-            )
-        )
-    for shape in test_window_attention.SHAPES.values():
-        found.append(
-            test_window_attention.poisoned(
-                test_window_attention.cast(test_window_attention.case(*shape), dtype), isa
-            )
-        )
+    outputs = []
+    for module in (test_hiera_block, test_window_attention):
+        outputs += [output(module, dtype, *shape) for shape in module.SHAPES.values()]
     for tokens in (8, 9, 17, 33):
         for images, absent in ((1, False), (3, True)):
-            given = test_mask_decoder.case(
+            inputs = test_mask_decoder.case(
                 height=9, width=8, tokens=tokens, images=images, absent=absent
             )
-            found += test_mask_decoder.poisoned(test_mask_decoder.cast(given, dtype), isa)
+            outputs += test_mask_decoder.native_outputs(test_mask_decoder.cast(inputs, dtype), isa)
     for side in (3, 6, 9):
-        found.append(
-            test_memory_attention.poisoned(
-                test_memory_attention.cast(test_memory_attention.case(side=side), dtype), isa
-            )
-        )
+        outputs.append(output(test_memory_attention, dtype, side=side))
         q, k, v, table = test_rope_attention.case(side, 2, 5)
-        found.append(
-            test_rope_attention.poisoned((q.to(dtype), k.to(dtype), v.to(dtype), table), 5, isa)
-        )
+        inputs = (q.to(dtype), k.to(dtype), v.to(dtype), table)
+        outputs.append(test_rope_attention.native_output(inputs, 5, isa))
     for shape in test_memory_encoder.SHAPES.values():
-        found.append(
-            test_memory_encoder.poisoned(
-                test_memory_encoder.cast(test_memory_encoder.case(**shape), dtype), isa
-            )
-        )
+        outputs.append(output(test_memory_encoder, dtype, **shape))
     for height, width, size in test_preprocess.SIZES:
-        frame, statistics = (
-            test_preprocess.picture(height, width),
-            (test_preprocess.MEAN, test_preprocess.STD),
-        )
-        found.append(test_preprocess._native_images(frame[None], size, *statistics, isa=isa))
-        found.append(test_preprocess._native_frame(frame, size, *statistics, isa=isa))
-    for x in found:
+        frame = test_preprocess.picture(height, width)
+        statistics = test_preprocess.MEAN, test_preprocess.STD
+        outputs.append(test_preprocess._native_images(frame[None], size, *statistics, isa=isa))
+        outputs.append(test_preprocess._native_frame(frame, size, *statistics, isa=isa))
+    for x in outputs:
         assert torch.isfinite(x).all()
         digest.update(x.float().contiguous().numpy().tobytes())
 print(digest.hexdigest())
 """
+"""Prints a digest of the outputs of all native kernels that use scratch memory."""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="MALLOC_PERTURB_ is glibc's")
-def test_results_do_not_depend_on_what_memory_held() -> None:
+def test_results_do_not_depend_on_the_contents_of_allocated_memory() -> None:
     module = native()
     if module is None:
         pytest.skip(str(no_cpu()))
-    found = set()
-    for fill in ("1", "128", "64"):  # allocations hold bytes fe; 7f: the largest numbers; bf
+    digests = set()
+    # Allocated memory is filled with the complement of the byte: fe, 7f (very large numbers), bf.
+    for fill in ("1", "128", "64"):
         environment = {
             **os.environ,
             "MALLOC_PERTURB_": fill,
@@ -93,5 +85,5 @@ def test_results_do_not_depend_on_what_memory_held() -> None:
             timeout=240,
         )
         assert run.returncode == 0, run.stderr
-        found.add(run.stdout)
-    assert len(found) == 1
+        digests.add(run.stdout)
+    assert len(digests) == 1

@@ -1,4 +1,6 @@
-"""Kernels on a device that is not the current one: the same results to the bit as on the first."""
+"""Kernels on a device that is not the current one: results are bitwise equal to those of the first
+device.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,7 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", CASES)
-def test_a_kernel_runs_where_its_tensors_are(name: str) -> None:
+def test_a_kernel_runs_on_the_device_of_its_tensors(name: str) -> None:
     if reason := no_triton():
         pytest.skip(reason)
     if torch.cuda.device_count() < 2:

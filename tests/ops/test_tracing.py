@@ -1,5 +1,5 @@
-"""Every op while torch records, transforms or watches: the right numbers for other inputs than the
-recorded ones, or a reason.
+"""Every op while torch records, transforms or intercepts operations: results are right for other
+inputs than the recorded ones, or the op raises with a reason.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sam2_fast.ops.mask_postprocess import mask_postprocess
 from sam2_fast.ops.nms import nms
 from sam2_fast.ops.preprocess import preprocess_images
 from tests.ops import recorders
-from tests.ops.cases import Case, Tensors, collected, listed, numbers
+from tests.ops.cases import Case, Tensors, as_list, collected, random_tensors
 from tests.ops.recorders import ONNX, RECORDERS, Module, jit_trace
 
 pytestmark = [
@@ -31,42 +31,49 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 
 
 FLOATS: dict[str, Callable[[], Case]] = collected("RECORDED")
-
-
 FIXED: dict[str, Callable[[], Case]] = collected("FIXED_BY_VALUES")
 
 
-def error(found: Tensor, exact: Tensor) -> float:
-    return (found.double() - exact.double()).square().mean().sqrt().item()
+def error(output: Tensor, exact: Tensor) -> float:
+    """Root mean square error."""
+    return (output.double() - exact.double()).square().mean().sqrt().item()
 
 
-def close(found: Any, case: Case) -> None:
-    """For `case.other`: an error of at most twice that of torch in the same dtype."""
-    torchs = listed(case.run(*case.other, backend="torch"))
-    wide = (t.double() if t.is_floating_point() else t for t in case.other)
-    exact = listed(
-        case.run(*wide, backend="torch") if case.exact is None else case.exact(*case.other)
-    )
-    assert len(listed(found)) == len(exact)
-    for mine, theirs, true in zip(listed(found), torchs, exact, strict=True):
-        least = error(true.to(theirs.dtype), true)
-        assert mine.shape == true.shape
-        assert error(mine, true) <= 2 * max(error(theirs, true), least)
+def in_float64(tensors: Tensors) -> Tensors:
+    """Floating-point tensors in float64, the others as they are."""
+    return tuple(t.double() if t.is_floating_point() else t for t in tensors)
+
+
+def assert_errs_at_most_twice_as_much_as_torch(output: Any, case: Case) -> None:
+    """Compares the output for `case.other` with torch in the same dtype."""
+    reference = as_list(case.run(*case.other, backend="torch"))
+    if case.exact is None:
+        exact = as_list(case.run(*in_float64(case.other), backend="torch"))
+    else:
+        exact = as_list(case.exact(*case.other))
+    for ours, torchs, true in zip(as_list(output), reference, exact, strict=True):
+        rounding_error = error(true.to(torchs.dtype), true)
+        assert ours.shape == true.shape
+        assert error(ours, true) <= 2 * max(error(torchs, true), rounding_error)
+
+
+def are_equal(outputs: Any, expected: Any) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(as_list(outputs), as_list(expected), strict=True))
 
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
-    """Fresh memory is full of NaN (integers: of the largest number), also in a recording that is
-    run.
+    """Uninitialized memory is filled with NaN (integers: with the largest number), also while a
+    recording runs.
     """
-    before = (
+    previous = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(3).isnan().all()
     yield
-    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    torch.use_deterministic_algorithms(previous[0], warn_only=previous[1])
 
 
 @pytest.mark.parametrize("record", RECORDERS.values(), ids=RECORDERS)
@@ -75,18 +82,16 @@ def test_a_recording_is_right_for_other_inputs(
     make: Callable[[], Case], record: Callable[..., Any]
 ) -> None:
     case = make()
-    before = listed(case.run(*case.other))
+    before = case.run(*case.other)
     with torch.no_grad():
         try:
-            found = record(Module(case.run), case.example, case.other)
-        except torch.onnx.errors.UnsupportedOperatorError as refused:
-            # The older exporter has no antialiasing.
-            assert "_upsample_bilinear2d_aa" in str(refused) and case.exact is not None
+            output = record(Module(case.run), case.example, case.other)
+        except torch.onnx.errors.UnsupportedOperatorError as unsupported:
+            # The older exporter does not support antialiasing.
+            assert "_upsample_bilinear2d_aa" in str(unsupported) and case.exact is not None
             return
-    close(found, case)
-    assert all(
-        torch.equal(a, b) for a, b in zip(listed(case.run(*case.other)), before, strict=True)
-    ), "an eager call changed"
+    assert_errs_at_most_twice_as_much_as_torch(output, case)
+    assert are_equal(case.run(*case.other), before), "the result of an eager call changed"
 
 
 @pytest.mark.parametrize(
@@ -95,31 +100,26 @@ def test_a_recording_is_right_for_other_inputs(
     ids=[n for n in RECORDERS if n not in ONNX],
 )
 @pytest.mark.parametrize("make", FIXED.values(), ids=FIXED)
-def test_what_depends_on_values_is_recorded_as_one_node(
+def test_an_op_whose_definition_depends_on_values_is_recorded_as_one_node(
     make: Callable[[], Case], record: Callable[..., Any]
 ) -> None:
     case = make()
-    expected = listed(case.run(*case.other, backend="torch"))
-    assert not all(
-        torch.equal(a, b) for a, b in zip(expected, listed(case.run(*case.example)), strict=True)
-    )
-    found = listed(record(Module(case.run), case.example, case.other))
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert all(
-        torch.equal(a, b) for a, b in zip(listed(case.run(*case.other)), expected, strict=True)
-    ), "an eager call changed"
+    expected = case.run(*case.other, backend="torch")
+    assert not are_equal(expected, case.run(*case.example))
+    assert are_equal(record(Module(case.run), case.example, case.other), expected)
+    assert are_equal(case.run(*case.other), expected), "the result of an eager call changed"
 
 
-def reasons(raised: BaseException | None) -> Iterator[str]:
-    """What an exporter says, and what it was told."""
-    while raised is not None:
-        yield f"{type(raised).__name__}: {raised}"
-        raised = raised.__cause__ or raised.__context__
+def reasons(error: BaseException | None) -> Iterator[str]:
+    """Type and message of an exporter's error, and of the errors that caused it."""
+    while error is not None:
+        yield f"{type(error).__name__}: {error}"
+        error = error.__cause__ or error.__context__
 
 
 @pytest.mark.parametrize("record", ONNX.values(), ids=ONNX)
 @pytest.mark.parametrize("make", FIXED.values(), ids=FIXED)
-def test_what_depends_on_values_is_no_part_of_an_onnx_file(
+def test_an_op_whose_definition_depends_on_values_cannot_be_exported_to_onnx(
     make: Callable[[], Case], record: Callable[..., Any]
 ) -> None:
     case = make()
@@ -131,9 +131,10 @@ def test_what_depends_on_values_is_no_part_of_an_onnx_file(
     )
 
 
-def lists(logits: Tensor, **how: Any) -> Tensor:
-    found = mask_postprocess(logits, (20, 20), 0.0, 0.5, **how)
-    return found.inner + sum(map(len, found.runs))
+def inner_and_runs(logits: Tensor, **kwargs: Any) -> Tensor:
+    """A tensor that depends on the lengths of run lengths."""
+    output = mask_postprocess(logits, (20, 20), 0.0, 0.5, **kwargs)
+    return output.inner + sum(map(len, output.runs))
 
 
 @pytest.mark.parametrize(
@@ -141,10 +142,10 @@ def lists(logits: Tensor, **how: Any) -> Tensor:
     [jit_trace, recorders.export, recorders.traced_fx, *ONNX.values()],
     ids=["torch.jit.trace", "torch.export", "make_fx", *ONNX],
 )
-def test_run_lengths_are_no_part_of_a_recording(record: Callable[..., Any]) -> None:
-    example, other = numbers((2, 5, 5)), numbers((2, 5, 5), seed=1)
+def test_run_lengths_cannot_be_recorded(record: Callable[..., Any]) -> None:
+    example, other = random_tensors((2, 5, 5)), random_tensors((2, 5, 5), seed=1)
     with pytest.raises((BackendError, torch.onnx.OnnxExporterError)) as raised:
-        record(Module(lists), example, other)
+        record(Module(inner_and_runs), example, other)
     assert any(
         "mask_postprocess" in r and "lists with lengths that depend on the masks" in r
         for r in reasons(raised.value)
@@ -152,26 +153,27 @@ def test_run_lengths_are_no_part_of_a_recording(record: Callable[..., Any]) -> N
 
 
 @pytest.mark.parametrize("watch", [recorders.counted, recorders.watched])
-def test_run_lengths_under_a_watcher(watch: Callable[..., Any]) -> None:
-    logits = numbers((2, 5, 5))
-    assert torch.equal(watch(Module(lists), logits, logits)[0], lists(*logits, backend="torch"))
+def test_run_lengths_can_be_computed_under_a_mode(watch: Callable[..., Any]) -> None:
+    logits = random_tensors((2, 5, 5))
+    output = watch(Module(inner_and_runs), logits, logits)[0]
+    assert torch.equal(output, inner_and_runs(*logits, backend="torch"))
 
 
-def test_run_lengths_in_a_compiled_function_are_computed_between_its_graphs() -> None:
+def test_run_lengths_break_the_graph_of_a_compiled_function() -> None:
     torch._dynamo.reset()
 
     def counts(logits: Tensor) -> Tensor:
         return mask_postprocess(2 * logits, (20, 20), 0.0, 0.5).inner + 1
 
-    program, logits = torch.compile(counts, backend="aot_eager"), numbers((2, 5, 5))[0]
-    assert torch.equal(program(logits), counts(logits)) and torch.equal(
-        program(logits + 1), counts(logits + 1)
-    )
+    program = torch.compile(counts, backend="aot_eager")
+    logits = random_tensors((2, 5, 5))[0]
+    assert torch.equal(program(logits), counts(logits))
+    assert torch.equal(program(logits + 1), counts(logits + 1))
 
 
-# Which no native kernel takes.
+# No native kernel supports floating-point images.
 @pytest.mark.parametrize("name", [n for n in FLOATS if n != "preprocess_images, floats"])
-def test_a_backend_that_was_asked_for_by_name_says_why_it_cannot(name: str) -> None:
+def test_a_named_backend_refuses_to_be_recorded(name: str) -> None:
     case = FLOATS[name]()
     with pytest.raises(
         BackendError, match=r"cpu refuses: torch.jit.trace is under way, .*Would run: torch"
@@ -180,7 +182,7 @@ def test_a_backend_that_was_asked_for_by_name_says_why_it_cannot(name: str) -> N
 
 
 @pytest.mark.parametrize("make", FIXED.values(), ids=FIXED)
-def test_no_recording_of_a_definition_that_depends_on_values_even_by_name(
+def test_a_named_definition_that_depends_on_values_refuses_to_be_recorded(
     make: Callable[[], Case],
 ) -> None:
     case = make()
@@ -192,114 +194,108 @@ def test_no_recording_of_a_definition_that_depends_on_values_even_by_name(
 
 
 @pytest.mark.parametrize("make", {**FLOATS, **FIXED}.values(), ids={**FLOATS, **FIXED})
-def test_vmap(make: Callable[[], Case]) -> None:
+def test_vmap_over_the_first_tensor(make: Callable[[], Case]) -> None:
     case = make()
-    many = torch.stack([case.example[0], case.other[0]])
+    batch = torch.stack([case.example[0], case.other[0]])
     rest = case.other[1:]
-    found = listed(torch.vmap(lambda x: case.run(x, *rest))(many))
+    outputs = as_list(torch.vmap(lambda x: case.run(x, *rest))(batch))
     for i in range(2):
-        close([x[i] for x in found], case._replace(other=(many[i], *rest)))
+        inputs = case._replace(other=(batch[i], *rest))
+        assert_errs_at_most_twice_as_much_as_torch([x[i] for x in outputs], inputs)
 
 
 @pytest.mark.parametrize("forward", ["torch.func.jvp", "dual numbers"])
 @pytest.mark.parametrize("name", [n for n in FLOATS if n != "preprocess_images, bytes"])
 def test_forward_derivatives(name: str, forward: str) -> None:
     case = FLOATS[name]()
-    rest, wide = (
-        case.other[1:],
-        tuple(t.double() if t.is_floating_point() else t for t in case.other),
-    )
 
-    def tangents(x: Tensor, rest: Tensors, **how: Any) -> list[Tensor]:
+    def tangents(tensors: Tensors, **kwargs: Any) -> list[Tensor]:
+        """Derivatives of the outputs in the direction of ones, by the first tensor."""
+        x, *rest = tensors
+
         def run(x: Tensor) -> Tensors:
-            return tuple(listed(case.run(x, *rest, **how)))
+            return tuple(as_list(case.run(x, *rest, **kwargs)))
 
-        if forward == "torch.func.jvp" or how:
-            return listed(torch.func.jvp(run, (x,), (torch.ones_like(x),))[1])
+        if forward == "torch.func.jvp" or kwargs:
+            return as_list(torch.func.jvp(run, (x,), (torch.ones_like(x),))[1])
         with torch.autograd.forward_ad.dual_level():
             dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
-            found = [torch.autograd.forward_ad.unpack_dual(y).tangent for y in run(dual)]
-        assert all(t is not None for t in found)
-        return found
+            outputs = [torch.autograd.forward_ad.unpack_dual(y).tangent for y in run(dual)]
+        assert all(t is not None for t in outputs)
+        return outputs
 
-    with sdpa_kernel(
-        SDPBackend.MATH
-    ):  # torch's fused attention has no forward derivative, and says so
-        mine, theirs = tangents(case.other[0], rest), tangents(case.other[0], rest, backend="torch")
-        exact = tangents(wide[0], wide[1:], backend="torch")
-    for a, b, c in zip(mine, theirs, exact, strict=True):
-        assert error(a, c) <= 2 * max(error(b, c), error(c.float(), c))
+    # Torch's fused attention has no forward derivative and raises.
+    with sdpa_kernel(SDPBackend.MATH):
+        actual = tangents(case.other)
+        reference = tangents(case.other, backend="torch")
+        exact = tangents(in_float64(case.other), backend="torch")
+    for ours, torchs, true in zip(actual, reference, exact, strict=True):
+        assert error(ours, true) <= 2 * max(error(torchs, true), error(true.float(), true))
 
 
 @pytest.mark.parametrize("name", [n for n in FLOATS if n != "preprocess_images, bytes"])
-def test_gradients_of_a_transform_are_those_of_backward(name: str) -> None:
+def test_torch_func_grad_equals_backward(name: str) -> None:
     case = FLOATS[name]()
     x, rest = case.other[0], case.other[1:]
 
-    def total(x: Tensor) -> Tensor:
-        return sum((y.square().mean() for y in listed(case.run(x, *rest))), torch.zeros(()))
+    def loss(x: Tensor) -> Tensor:
+        return sum((y.square().mean() for y in as_list(case.run(x, *rest))), torch.zeros(()))
 
-    total(leaf := x.clone().requires_grad_()).backward()
+    leaf = x.clone().requires_grad_()
+    loss(leaf).backward()
     assert leaf.grad is not None and leaf.grad.abs().max() > 0
-    assert torch.equal(torch.func.grad(total)(x), leaf.grad)
+    assert torch.equal(torch.func.grad(loss)(x), leaf.grad)
 
 
-def test_a_compiled_function_may_name_a_backend() -> None:
-    """It is called between two graphs."""
+def test_a_named_backend_breaks_the_graph_of_a_compiled_function() -> None:
     torch._dynamo.reset()
     case = FLOATS["window_attention"]()
     program = torch.compile(lambda *t: 2 * case.run(*t, backend="cpu"), backend="aot_eager")
     assert torch.equal(program(*case.other), 2 * case.run(*case.other, backend="cpu"))
 
 
-def test_tensors_with_tangents_have_whole_masks_and_boxes() -> None:
+def test_nms_accepts_tensors_with_tangents() -> None:
     boxes, scores = FIXED["nms"]().other
     with torch.autograd.forward_ad.dual_level():
         dual = [torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)) for x in (boxes, scores)]
         assert torch.equal(nms(*dual, 0.3), nms(boxes, scores, 0.3))
 
 
-PRODUCTS = {
-    "addmm",
-    "mm",
-    "bmm",
-    "mul",
-    "convolution",
-    "_scaled_dot_product_flash_attention_for_cpu",
-}
+ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
+PRODUCTS = {"addmm", "mm", "bmm", "mul", "convolution", ATTENTION}
 
 
 @pytest.mark.parametrize("make", [FLOATS[n] for n in FLOATS if not n.startswith("preprocess")])
-def test_who_watches_sees_the_products(make: Callable[[], Case]) -> None:
+def test_a_dispatch_mode_sees_the_operators_of_the_definition(make: Callable[[], Case]) -> None:
     case = make()
-    with recorders.Seen() as seen:
+    with recorders.OperatorNames() as operators:
         case.run(*case.other)
-    with recorders.Seen() as by_name:
+    with recorders.OperatorNames() as expected:
         case.run(*case.other, backend="torch")
-    assert seen.names == by_name.names and seen.names & PRODUCTS, seen.names
+    assert operators.names == expected.names and operators.names & PRODUCTS, operators.names
 
 
-def test_constants_that_are_made_in_a_fake_mode_stay_there() -> None:
+def test_constants_computed_in_a_fake_mode_are_not_cached() -> None:
     case = FLOATS["preprocess_images, bytes"]()
-    wanted = [s + 1 / 64 for s in STD]  # of these, nothing is kept yet
+    std = [s + 1 / 64 for s in STD]  # values that are in no cache yet
     with torch._subclasses.FakeTensorMode():
-        preprocess_images(torch.zeros(1, 16, 16, 3), 16, MEAN, wanted)
-    found = preprocess_images(*case.other, 16, MEAN, wanted, backend="torch")
-    assert type(found) is Tensor and found.isfinite().all()
+        preprocess_images(torch.zeros(1, 16, 16, 3), 16, MEAN, std)
+    output = preprocess_images(*case.other, 16, MEAN, std, backend="torch")
+    assert type(output) is Tensor and output.isfinite().all()
 
 
-def test_who_asks_is_told_what_goes_on() -> None:
-    seen: list[str | None] = []
+def test_recording_reason_names_what_torch_does() -> None:
+    observed: list[str | None] = []
 
-    def look(x: Tensor) -> Tensor:
-        seen.append(tracing.recording_reason())
+    def run(x: Tensor) -> Tensor:
+        observed.append(tracing.recording_reason())
         return x * 2
 
-    x = numbers((3,))
-    look(*x)
+    x = random_tensors((3,))
+    run(*x)
     with torch.device("cpu"):
-        look(*x)
-    assert seen == [None, None]
+        run(*x)
+    assert observed == [None, None]
     words = {
         "torch.jit.trace": "jit.trace",
         "torch.export": "torch.export",
@@ -311,7 +307,7 @@ def test_who_asks_is_told_what_goes_on() -> None:
         "onnx, dynamo": "ONNX",
     }
     for name, word in words.items():
-        seen.clear()
-        RECORDERS[name](Module(look), x, x)
-        assert seen and all(word in (reason or "") for reason in seen), (name, seen)
+        observed.clear()
+        RECORDERS[name](Module(run), x, x)
+        assert observed and all(word in (reason or "") for reason in observed), (name, observed)
     assert tracing.recording_reason() is None

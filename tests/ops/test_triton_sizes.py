@@ -1,8 +1,7 @@
-"""Every kernel compiles for every value of its boolean constants in bfloat16, and where every size
-is one.
+"""Every kernel compiles in bfloat16, for both values of its boolean constants, and with sizes of 1.
 
-Triton turns an argument of 1 into a constant and compiles again. The interpreter has no bfloat16,
-so that a kernel whose types do not fit is seen here alone.
+Triton replaces an argument of 1 by a constant and compiles the kernel again. The interpreter has no
+bfloat16: only these tests find kernels whose types do not fit.
 """
 
 from __future__ import annotations
@@ -110,8 +109,10 @@ DECODER |= dict.fromkeys(("self_out", "to_token_out", "to_image_q"), "*bf16") | 
     "counts": "*i32",
 }
 DECODER |= dict.fromkeys(("self_scale", "delta", "absent_logit"), "fp32")
-STATE = {"tokens": "*fp32"}  # between launches; the final tokens are in the dtype of the prompts
+# Between launches, tokens are float32; the final tokens have the dtype of the prompts.
+STATE = {"tokens": "*fp32"}
 SCALARS = dict.fromkeys(("scale", "lower_threshold", "upper_threshold", "eps", "threshold"), "fp32")
+# Names of all constants that launches set to True or False.
 FLAGS = {
     "ADD",
     "ALONE",
@@ -264,53 +265,48 @@ _KERNELS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-def _kinds(module: str, name: str) -> dict[str, str]:
+STEP_MODULES = ("decoder_step", "decoder_mlp")
+DECODER_MODULES = (
+    *STEP_MODULES,
+    "mask_decoder",
+    "mask_prediction",
+    "decoder_heads",
+    "object_heads",
+)
+
+
+def _types(module: str, name: str) -> dict[str, str]:
     """Triton's types of pointers and floats by argument name."""
-    of_decoder = module in (
-        "mask_decoder",
-        "mask_prediction",
-        "decoder_heads",
-        "decoder_step",
-        "decoder_mlp",
-        "object_heads",
-    )
-    kinds = (
-        POINTERS
-        | SCALARS
-        | (DECODER if of_decoder else {})
-        | (
-            STATE
-            if module in ("decoder_step", "decoder_mlp")
-            else {"tokens": "*bf16"}
-            if of_decoder
-            else {}
-        )
-    )
+    types = POINTERS | SCALARS
+    if module in DECODER_MODULES:
+        types |= DECODER | {"tokens": "*bf16"}
+    if module in STEP_MODULES:
+        types |= STATE
     if name in ("attend", "merge"):
-        return {key: kind for key, kind in kinds.items() if key not in ("keys", "values")}
-    return kinds
+        return {key: value for key, value in types.items() if key not in ("keys", "values")}
+    return types
 
 
 KERNELS = [
-    Sizes(module, name, constants, _kinds(module, name)) for module, name, constants in _KERNELS
+    Sizes(module, name, constants, _types(module, name)) for module, name, constants in _KERNELS
 ]
 KERNELS += collected("TRITON_SIZES")
 
 
 @pytest.mark.parametrize("row", KERNELS, ids=[f"{row.module} {row.name}" for row in KERNELS])
-def test_compiles_where_every_size_is_one(row: Sizes) -> None:
+def test_compiles_if_every_size_is_one(row: Sizes) -> None:
     pytest.importorskip("triton")
     kernel = _kernel(row)
     specialized = [
         p.name
         for p in kernel.params
-        if p.name not in row.kinds | row.constants and not p.do_not_specialize
+        if p.name not in row.types | row.constants and not p.do_not_specialize
     ]
-    _compile(kernel, row.kinds, row.constants | dict.fromkeys(specialized, 1))
+    _compile(kernel, row.types, row.constants | dict.fromkeys(specialized, 1))
 
 
 def _flipped() -> list[tuple[Sizes, str]]:
-    """Each kernel once for each of its boolean constants, with that one the other way."""
+    """Each kernel once for each of its boolean constants, with the opposite value of that one."""
     return [
         (row._replace(constants=row.constants | {flag: not value}), flag)
         for row in KERNELS
@@ -324,16 +320,16 @@ def _flipped() -> list[tuple[Sizes, str]]:
     [row for row, _ in _flipped()],
     ids=[f"{row.module} {row.name} {flag}={row.constants[flag]}" for row, flag in _flipped()],
 )
-def test_compiles_in_bfloat16_with_each_boolean_constant_either_way(row: Sizes) -> None:
+def test_compiles_in_bfloat16_with_each_boolean_constant_flipped(row: Sizes) -> None:
     pytest.importorskip("triton")
-    kinds = row.kinds
-    if row.constants.get("EXACT"):  # products of float32 without TF32: no other dtype has it
-        kinds = {key: kind.replace("bf16", "fp32") for key, kind in kinds.items()}
-    _compile(_kernel(row), kinds, row.constants)
+    types = row.types
+    if row.constants.get("EXACT"):  # set for float32 only: products without TF32
+        types = {key: value.replace("bf16", "fp32") for key, value in types.items()}
+    _compile(_kernel(row), types, row.constants)
 
 
-def test_every_boolean_constant_is_compiled_both_ways() -> None:
-    """A constant that the launches set to True or False must be a bool in the table above."""
+def test_the_table_has_every_constant_and_flags_are_booleans() -> None:
+    """A constant that launches set to True or False must be a bool in the table above."""
     pytest.importorskip("triton")
     for row in KERNELS:
         declared = {p.name for p in _kernel(row).params if p.is_constexpr}
@@ -346,22 +342,22 @@ def _kernel(row: Sizes) -> Any:
     return getattr(import_module(f"sam2_fast.kernels.{row.module}"), f"{row.name}_kernel")
 
 
-def _compile(kernel: Any, kinds: dict[str, str], constants: dict[str, Any]) -> None:
-    numbers = dict.fromkeys(kernel.arg_names, "i32")
-    assert compiled(kernel, numbers | kinds, constants, 90, aligned=False).asm["ptx"]
+def _compile(kernel: Any, types: dict[str, str], constants: dict[str, Any]) -> None:
+    integers = dict.fromkeys(kernel.arg_names, "i32")
+    assert compiled(kernel, integers | types, constants, 90, aligned=False).asm["ptx"]
 
 
-def test_every_kernel_is_among_them() -> None:
+def test_the_table_has_every_kernel() -> None:
     pytest.importorskip("triton")
     from pathlib import Path
 
     folder = Path(import_module("sam2_fast.kernels.connected_components").__file__ or "").parent
-    found = {
+    kernels = {
         (file.stem, name.removesuffix("_kernel"))
         for file in folder.glob("*.py")
         for name in _kernels(file.stem)
     }
-    assert found == {(row.module, row.name) for row in KERNELS}
+    assert kernels == {(row.module, row.name) for row in KERNELS}
 
 
 def _kernels(stem: str) -> list[str]:

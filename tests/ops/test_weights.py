@@ -1,5 +1,5 @@
-"""Named weights: layout, checks and order in one class; what is derived from them is computed once,
-and again after a change.
+"""Named weights: their layout, checks and order, and values derived from them, which are computed
+once, and again after a change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from sam2_fast.ops.core import cache as module
+from sam2_fast.ops.core import cache as cache_module
 from sam2_fast.ops.core.autocast import in_compute_dtype
 from sam2_fast.ops.core.cache import Cache, WeightsCache, derive
 from sam2_fast.ops.core.weights import (
@@ -43,6 +43,7 @@ from tests.ops import (
     test_memory_attention,
     test_memory_encoder,
 )
+from tests.ops.cases import as_list
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -76,24 +77,21 @@ def test_names_shapes_and_order_are_those_of_the_declaration() -> None:
     weights = example()
     names = [name for name, _ in weights.named()]
     assert names[:3] == ["layers[0].q.weight", "layers[0].q.bias", "layers[0].out.weight"]
-    assert (
-        names[-3:] == ["scale", "last.weight", "last.bias"] and len(set(names)) == len(names) == 19
-    )
+    assert names[-3:] == ["scale", "last.weight", "last.bias"]
+    assert len(set(names)) == len(names) == 19
     shapes = {name: tuple(x.shape) for name, x in weights.named()}
-    assert (
-        shapes["layers[1].q.weight"] == (4, 8)
-        and shapes["pair[1].weight"] == (5, 9)
-        and shapes["scale"] == (8, 1)
-    )
+    assert shapes["layers[1].q.weight"] == (4, 8)
+    assert shapes["pair[1].weight"] == (5, 9)
+    assert shapes["scale"] == (8, 1)
     assert {leaf.name for leaf in weights.leaves() if leaf.matrix} == {
         name for name in names if name.endswith("weight") and name != "last.weight"
     }
-    again = Example.unflatten(weights.flatten())
-    assert all(a is b for a, b in zip(weights.flatten(), again.flatten(), strict=True))
+    rebuilt = Example.unflatten(weights.flatten())
+    assert all(a is b for a, b in zip(weights.flatten(), rebuilt.flatten(), strict=True))
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "words"),
+    ("name", "shape", "message"),
     [
         (
             "layers[1].q.weight",
@@ -108,8 +106,10 @@ def test_names_shapes_and_order_are_those_of_the_declaration() -> None:
         ("scale", (8,), r"weights.scale: expected 2 dimensions, \[C, 1\], got \(8,\)"),
     ],
 )
-def test_a_shape_that_does_not_fit_is_named(name: str, shape: tuple[int, ...], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_a_shape_that_does_not_fit_is_named(
+    name: str, shape: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
         example().with_tensors({name: torch.zeros(shape)})
 
 
@@ -134,7 +134,7 @@ def test_optional_parts_may_be_absent() -> None:
     assert WithOption.unflatten(tensors).shortcut is not None
 
 
-def test_torch_maps_over_the_tensors() -> None:
+def test_pytree_functions_of_torch_map_the_tensors() -> None:
     weights = example()
     doubled = tree_map_only(Tensor, lambda x: 2 * x, [weights, 3])[0]
     assert isinstance(doubled, Example) and torch.equal(
@@ -143,11 +143,13 @@ def test_torch_maps_over_the_tensors() -> None:
 
 
 def exchanged(weights: Weights, first: str, second: str) -> Weights:
-    named = dict(weights.named())
-    assert named[first].shape == named[second].shape
-    return weights.with_tensors({first: named[second], second: named[first]})
+    """`weights` with the tensors `first` and `second` exchanged."""
+    tensors = dict(weights.named())
+    assert tensors[first].shape == tensors[second].shape
+    return weights.with_tensors({first: tensors[second], second: tensors[first]})
 
 
+# For each op: the function, its arguments, and the names of two weights of equal shape.
 CASES = {
     "hiera_block": (
         hiera_block,
@@ -178,36 +180,32 @@ CASES = {
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
 @pytest.mark.parametrize("op", CASES)
-def test_two_tensors_of_equal_shape_that_change_places_change_the_result(
-    op: str, backend: str
-) -> None:
+def test_exchanging_two_tensors_of_equal_shape_changes_the_result(op: str, backend: str) -> None:
     run, case, first, second = CASES[op]
-    given = list(case())
-    place = next(i for i, x in enumerate(given) if isinstance(x, Weights))
-    plain = run(*given, backend=backend)
-    given[place] = exchanged(given[place], first, second)
-    other = run(*given, backend=backend)
-    if isinstance(plain, Tensor):
-        plain, other = [plain], [other]
-    assert any((a - b).abs().max() > 1e-3 for a, b in zip(plain, other, strict=True))
+    inputs = list(case())
+    index = next(i for i, x in enumerate(inputs) if isinstance(x, Weights))
+    before = as_list(run(*inputs, backend=backend))
+    inputs[index] = exchanged(inputs[index], first, second)
+    after = as_list(run(*inputs, backend=backend))
+    assert any((a - b).abs().max() > 1e-3 for a, b in zip(before, after, strict=True))
 
 
-def test_no_weight_is_addressed_by_its_number() -> None:
-    """Not in ops, in the model, in graphs, in bindings, nor in native code."""
-    found = []
+def test_weights_are_accessed_by_name_and_not_by_index() -> None:
+    """In ops, the model, CUDA graphs, bindings and native code."""
+    accesses = []
     for folder in ("sam2_fast/ops", "sam2_fast/model", "sam2_fast/recording"):
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Subscript) and ast.unparse(node.value) in ("weights", "w"):
-                    found.append(f"{path.name}:{node.lineno}: {ast.unparse(node)}")
+                    accesses.append(f"{path.name}:{node.lineno}: {ast.unparse(node)}")
     for folder in ("bindings", "csrc"):
         for path in [p for p in (ROOT / folder).rglob("*") if p.suffix in {".h", ".cpp", ".cu"}]:
             numbered = re.findall(
                 r"\b(?:weights|tensors|parameters|views)\w*(?:\[\s*\d|\.at\()", path.read_text()
             )
-            # Of an interpolation.
-            found += [f"{path.name}: {one}" for one in numbered if path.name != "resample.h"]
-    assert not found
+            if path.name != "resample.h":  # its weights are those of an interpolation
+                accesses += [f"{path.name}: {access}" for access in numbered]
+    assert not accesses
 
 
 def test_derived_values_are_computed_once_for_each_name() -> None:
@@ -217,17 +215,11 @@ def test_derived_values_are_computed_once_for_each_name() -> None:
         calls.append(1)
         return len(calls)
 
-    assert [derive(weights, "a", make), derive(weights, "a", make), derive(weights, "b", make)] == [
-        1,
-        1,
-        2,
-    ]
-    assert derive(example(), "a", make) == 3, "other weights have values of their own"
+    assert [derive(weights, name, make) for name in ("a", "a", "b")] == [1, 1, 2]
+    assert derive(example(), "a", make) == 3, "values are not shared with other weights"
 
 
-def test_they_are_computed_again_after_a_write_and_never_held_where_gradients_are_computed() -> (
-    None
-):
+def test_derived_values_are_computed_again_after_a_write_and_not_cached_for_gradients() -> None:
     parameter, calls = nn.Parameter(torch.ones(8)), []
     weights = example().with_tensors({"last.bias": parameter})
 
@@ -244,7 +236,7 @@ def test_they_are_computed_again_after_a_write_and_never_held_where_gradients_ar
     assert len(calls) == 4
 
 
-def test_weights_are_checked_again_after_a_tensor_was_moved() -> None:
+def test_weights_are_checked_again_after_the_data_of_a_parameter_is_replaced() -> None:
     parameter = nn.Parameter(torch.ones(8), requires_grad=False)
     weights = example().with_tensors({"last.bias": parameter})
     parameter.data = torch.ones(7)
@@ -252,28 +244,28 @@ def test_weights_are_checked_again_after_a_tensor_was_moved() -> None:
         weights.facts()
 
 
-def test_what_is_only_captured_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_computed_during_a_capture_are_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = example()
     assert derive(weights, "before", lambda: 1) == 1
-    number = Cache.computations
-    monkeypatch.setattr(module, "capturing", lambda tensor: True)
+    computations = Cache.computations
+    monkeypatch.setattr(cache_module, "capturing", lambda tensor: True)
     assert derive(weights, "before", lambda: 2) == 1
     assert derive(weights, "during", lambda: 3) == 3
     monkeypatch.undo()
     assert derive(weights, "during", lambda: 4) == 4
-    assert Cache.computations != number, "other streams have to wait for it"
+    assert Cache.computations != computations, "other streams have to wait for the value"
 
 
-def test_modules_gather_their_weights_when_they_are_placed_or_changed() -> None:
+def test_modules_gather_their_weights_again_after_a_parameter_is_replaced() -> None:
     layer, calls = nn.Linear(2, 2), []
-    held: WeightsCache[WithOption] = WeightsCache()
+    cache: WeightsCache[WithOption] = WeightsCache()
 
     def gather() -> WithOption:
         calls.append(1)
         return WithOption(Linear(layer.weight, layer.bias))
 
     def get() -> WithOption:
-        return held.get(lambda: [layer], gather)
+        return cache.get(lambda: [layer], gather)
 
     assert get() is get() and len(calls) == 1
     with torch.no_grad():
@@ -287,48 +279,49 @@ def test_modules_gather_their_weights_when_they_are_placed_or_changed() -> None:
 
 
 def test_copies_and_pickles_of_a_cache_start_empty() -> None:
-    held: WeightsCache[WithOption] = WeightsCache()
-    held.get(list, lambda: WithOption.unflatten([torch.zeros(2, 2), torch.zeros(2)]))
-    assert held.cached_values
-    assert not copy.deepcopy(held).cached_values
-    assert not pickle.loads(pickle.dumps(held)).cached_values
+    cache: WeightsCache[WithOption] = WeightsCache()
+    cache.get(list, lambda: WithOption.unflatten([torch.zeros(2, 2), torch.zeros(2)]))
+    assert cache.cached_values
+    assert not copy.deepcopy(cache).cached_values
+    assert not pickle.loads(pickle.dumps(cache)).cached_values
 
 
-def pickled(weights: Weights) -> Any:
+def pickle_copy(weights: Weights) -> Any:
     return pickle.loads(pickle.dumps(weights))
 
 
 @pytest.mark.parametrize("op", CASES)
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickled])
-def test_weights_that_kernels_have_read_can_be_copied(op: str, copied: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("copy_of", [copy.copy, copy.deepcopy, pickle_copy])
+def test_weights_can_be_copied_after_kernels_used_them(
+    op: str, copy_of: Callable[..., Any]
+) -> None:
     run, case, *_ = CASES[op]
     inputs = list(case())
-    place = next(i for i, x in enumerate(inputs) if isinstance(x, Weights))
-    before, weights = run(*inputs, backend="cpu"), inputs[place]
-    other = inputs[place] = copied(weights)
+    index = next(i for i, x in enumerate(inputs) if isinstance(x, Weights))
+    before = as_list(run(*inputs, backend="cpu"))
+    weights = inputs[index]
+    other = inputs[index] = copy_of(weights)
     assert type(other) is type(weights) and weights.state.cached_values
     assert other.state is not weights.state and not other.state.cached_values
     pairs = zip(other.flatten(), weights.flatten(), strict=True)
-    assert all(torch.equal(a, b) and (a is b) == (copied is copy.copy) for a, b in pairs)
-    after = run(*inputs, backend="cpu")
-    before, after = ([x] if isinstance(x, Tensor) else x for x in (before, after))
-    assert all(map(torch.equal, before, after))
+    assert all(torch.equal(a, b) and (a is b) == (copy_of is copy.copy) for a, b in pairs)
+    assert all(map(torch.equal, before, as_list(run(*inputs, backend="cpu"))))
 
 
 @torch.inference_mode()
-def test_what_is_derived_under_autocast_is_held_in_inference_mode() -> None:
+def test_values_derived_under_autocast_are_cached_in_inference_mode() -> None:
     weights, calls = example(), []
     with torch.inference_mode(False):
         weights = weights.mapped(lambda _, x: x.clone())
     with torch.autocast("cpu", torch.bfloat16):
         for _ in range(3):
-            inner = in_compute_dtype(weights)
-            assert inner.first_matrix.dtype == torch.bfloat16
-            derive(inner, "counted", lambda: calls.append(1))
+            half_weights = in_compute_dtype(weights)
+            assert half_weights.first_matrix.dtype == torch.bfloat16
+            derive(half_weights, "counted", lambda: calls.append(1))
     assert len(calls) == 1
 
 
-def test_weights_of_a_block_follow_its_parameters() -> None:
+def test_results_follow_weights_that_are_modified_in_place() -> None:
     x, weights, *rest = test_hiera_block.case(*test_hiera_block.SHAPES["whole windows"])
     assert isinstance(weights, HieraBlockWeights)
     before = hiera_block(x, weights, *rest)

@@ -1,5 +1,5 @@
-"""Windowed attention in Triton: its arithmetic in the interpreter, its code for several GPUs, and
-there what the CPU promises.
+"""Windowed attention in Triton: errors in the interpreter, compiled code for several GPUs, and
+errors on a GPU.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from tests.ops.test_window_attention import SHAPES, case, cast, error
 
 for name, shape in SHAPES.items():
     for dtype, scale in ((torch.float32, 1.0), (torch.float16, 1.0), (torch.float16, 16.0)):
-        given = cast(case(*shape, scale=scale), dtype)
-        exact = window_attention_reference(*cast(given, torch.float64))
-        theirs = max(
-            error(window_attention_reference(*given), exact), error(exact.to(dtype), exact)
+        inputs = cast(case(*shape, scale=scale), dtype)
+        exact = window_attention_reference(*cast(inputs, torch.float64))
+        torch_error = max(
+            error(window_attention_reference(*inputs), exact), error(exact.to(dtype), exact)
         )
-        mine = error(window_attention(*given), exact)
-        assert mine <= 2 * theirs, (name, dtype, scale, mine, theirs)
+        kernel_error = error(window_attention(*inputs), exact)
+        assert kernel_error <= 2 * torch_error, (name, dtype, scale, kernel_error, torch_error)
 """
-TRUNK = {  # window, pooled, channels of a head, side of the grid: of the trunks at 1024 pixels
+# Blocks of the trunks at 1024 pixels: window, pooled, channels of a head, side of the grid.
+TRUNK = {
     "tiny 8": (8, False, 96, 256),
     "tiny 8 pooled": (8, True, 96, 256),
     "base+ 4": (4, False, 56, 128),
@@ -57,14 +58,14 @@ def test_compiles_without_spills_and_fits(
     from sam2_fast.kernels import window_attention as kernels
 
     window, pool, head, side = block
-    tall, by = window or side, 2 if pool else 1
-    padded, pack = bool(window and side % window), kernels.tile_shape(tall, tall, by)[2]
-    form = kernels.forms(tall, tall, by, head, capability, padded, 2)[0]
+    tall = window or side
+    stride = 2 if pool else 1
+    padded = bool(window and side % window)
+    pack = kernels.tile_shape(tall, tall, stride)[2]
+    form = kernels.forms(tall, tall, stride, head, capability, padded, 2)[0]
     low, rest = kernels.split_head_dim(head)
-    numbers = ("height", "width", "columns", "count", "blocks", "heads")
-    kinds = {"qkv": "*bf16", "pad": "*bf16", "out": "*bf16", "scale": "fp32"} | dict.fromkeys(
-        numbers, "i32"
-    )
+    types = {"qkv": "*bf16", "pad": "*bf16", "out": "*bf16", "scale": "fp32"}
+    types |= dict.fromkeys(("height", "width", "columns", "count", "blocks", "heads"), "i32")
     constants = {
         "head_dim": head,
         "BLOCK_Q": form[0],
@@ -77,13 +78,13 @@ def test_compiles_without_spills_and_fits(
     }
     regular = pack == 1 and not padded and kernels.is_regular(tall, tall, form[1])
     constants |= {"PADDED": padded, "REGULAR": regular, "window_height": tall, "window_width": tall}
-    found = resources(
-        kernels.window_kernel, kinds, constants, capability, *form[2:], ("height", "width")
+    used = resources(
+        kernels.window_kernel, types, constants, capability, *form[2:], ("height", "width")
     )
-    assert found[1] == 0 and found[2] <= shared * 1024, found
+    assert used.spilled_bytes == 0 and used.shared_bytes <= shared * 1024, used
 
 
-def test_says_why_it_refuses() -> None:
+def test_a_refusal_without_a_gpu_names_the_next_backend() -> None:
     with pytest.raises(BackendError, match=r"window_attention: triton refuses: .*Would run: cpu"):
         window_attention(*case(*SHAPES["pooled"]), backend="triton")
 
@@ -100,13 +101,14 @@ def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(
     if reason := no_triton():
         pytest.skip(reason)
     qkv, pad, *rest = cast(case(*shape), dtype)
-    given = (qkv.cuda(), pad.cuda(), *rest)
-    exact = window_attention_reference(*cast(given, torch.float64))
+    inputs = (qkv.cuda(), pad.cuda(), *rest)
+    exact = window_attention_reference(*cast(inputs, torch.float64))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        found = window_attention(*given, backend="triton")
+        output = window_attention(*inputs, backend="triton")
     stream.synchronize()
-    theirs = max(error(window_attention_reference(*given), exact), error(exact.to(dtype), exact))
-    assert error(found, exact) <= 2 * theirs
-    assert torch.equal(window_attention(*given, backend="triton"), found), "run to run"
+    torch_error = error(window_attention_reference(*inputs), exact)
+    rounding_error = error(exact.to(dtype), exact)
+    assert error(output, exact) <= 2 * max(torch_error, rounding_error)
+    assert torch.equal(window_attention(*inputs, backend="triton"), output), "run to run"

@@ -193,11 +193,11 @@ def test_frames_ahead_are_encoded_behind_weights_that_were_written(
     def encode(model: Any, images: torch.Tensor, checked: Any = None) -> Any:
         del checked
         ordered.clear()
-        ordered.update(cuda.current().before)
+        ordered.update(cuda.current().preceding)
         return model.encode_image(images)
 
     def batch(before: str) -> None:
-        cuda.main.did(before)
+        cuda.main.run(before)
         ahead._encoded.clear()
         for _ in range(BATCH // READS):
             ahead.advance(0, Runner(watched, watched.graphs))
