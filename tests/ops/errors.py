@@ -35,11 +35,13 @@ class Errors:
     def add(self, actual: Outputs, reference: Outputs, exact: Outputs) -> None:
         """Add one draw: outputs of the kernel, of torch in the same dtype, and in float64."""
         ratios = []
-        for ours, torchs, true in zip(actual, reference, exact, strict=True):
-            assert ours.shape == torchs.shape == true.shape
+        for kernel_output, torch_output, exact_output in zip(actual, reference, exact, strict=True):
+            assert kernel_output.shape == torch_output.shape == exact_output.shape
             # Torch's result may be exact; the error of rounding to its dtype is always allowed.
-            rounding = rms_error(true.to(torchs.dtype), true)
-            ratios.append(rms_error(ours, true) / max(rms_error(torchs, true), rounding, 1e-30))
+            rounding_error = rms_error(exact_output.to(torch_output.dtype), exact_output)
+            torch_error = rms_error(torch_output, exact_output)
+            kernel_error = rms_error(kernel_output, exact_output)
+            ratios.append(kernel_error / max(torch_error, rounding_error, 1e-30))
         self._ratios.append(ratios)
 
     def check(self, *context: object) -> None:

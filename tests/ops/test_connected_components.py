@@ -156,7 +156,7 @@ def test_the_partition_equals_that_of_scipy_and_cc3d(backend: str, density: floa
 @pytest.mark.parametrize(
     "name", ["noise 0.3", "noise 0.45", "spiral", "dots", "many masks", "all on"]
 )
-def test_small_components_have_at_most_the_area(backend: str, name: str, max_area: int) -> None:
+def test_small_components_have_at_most_max_area(backend: str, name: str, max_area: int) -> None:
     masks = CASES[name]
     areas = np.stack([flood_fill(mask)[1] for mask in masks])
     small = small_components(on_device(masks, backend), max_area, backend=backend)
@@ -341,7 +341,7 @@ for density, shape in (
 
 
 @pytest.mark.proves("interpreted", "connected_components:triton", "small_components:triton")
-def test_the_triton_kernel_in_the_interpreter() -> None:
+def test_the_triton_kernels_equal_the_reference_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     interpret(INTERPRETED)
 

@@ -18,7 +18,7 @@ def check_draws(*multiples: float) -> None:
 
 
 @pytest.mark.parametrize("multiples", [(0.0,), (1.0, 1.0), (5.0, 0.9, 1.1, 0.7), (0.0, 1.9, 2.0)])
-def test_errors_like_torchs_pass(multiples: tuple[float, ...]) -> None:
+def test_errors_similar_to_those_of_torch_pass(multiples: tuple[float, ...]) -> None:
     check_draws(*multiples)
 
 

@@ -143,7 +143,7 @@ def test_nan_affects_only_its_window(isa: str) -> None:
     assert torch.equal(output[~affected], clean[~affected])
 
 
-def test_weights_may_have_fewer_bits_than_the_tokens(isa: str) -> None:
+def test_weights_may_be_bfloat16_for_float32_tokens(isa: str) -> None:
     """As under autocast: the residual stream is float32, matrices are multiplied in bfloat16."""
     x, weights, *rest = case(*SHAPES["windows beyond the grid"])
     half_weights = with_matrix_dtype(weights)
@@ -163,7 +163,7 @@ def test_autocast_of_the_caller_sets_the_compute_dtype() -> None:
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_gelu_is_at_least_as_accurate_as_torchs(isa: str, sign: int) -> None:
+def test_gelu_is_at_least_as_accurate_as_that_of_torch(isa: str, sign: int) -> None:
     """The output is that of the activation: attention and norms contribute nothing."""
     x = sign * torch.linspace(0, 12, 4096)[::61]
     zeros = HieraBlockWeights.build(lambda _, shape: torch.zeros(shape), count=0, C=2, D=2, F=2)

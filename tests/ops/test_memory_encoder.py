@@ -167,7 +167,9 @@ def test_errs_at_most_twice_as_much_as_torch(
 
 @pytest.mark.parametrize("binarize", [False, True], ids=["sigmoid", "binarized"])
 @pytest.mark.parametrize("full", [False, True], ids=["resized", "full size"])
-def test_sharp_masks_and_logits_of_exactly_zero(isa: str, binarize: bool, full: bool) -> None:
+def test_large_and_zero_logits_err_at_most_twice_as_much_as_torch(
+    isa: str, binarize: bool, full: bool
+) -> None:
     generator = torch.Generator().manual_seed(0)
     inputs = case(binarize=binarize)
     # The logits are resized by a factor of four, so that its weights and the signs are exact.
@@ -224,7 +226,7 @@ def test_nan_is_where_the_definition_has_it(isa: str) -> None:
     )
 
 
-def test_weights_may_have_fewer_bits_than_the_features(isa: str) -> None:
+def test_weights_may_be_bfloat16_for_float32_features(isa: str) -> None:
     """As under autocast: features and norms are float32, matrices are multiplied in bfloat16."""
     inputs = case()
     half = inputs._replace(weights=with_matrix_dtype(inputs.weights))
