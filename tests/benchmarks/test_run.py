@@ -1,4 +1,4 @@
-"""Rows are on disk as soon as they are known, and a bad case does not affect the others."""
+"""`benchmarks.run`: rows are written at once, and a case that fails does not affect the others."""
 
 from __future__ import annotations
 
@@ -43,29 +43,29 @@ sys.exit(run.main())
 """
 
 
-def good(case: str, who: str = "sam2_fast") -> Iterator[Row]:
-    yield Row(case, who, 1.0, 1.0, 1.0, {})
+def passing_case(case: str, implementation: str = "sam2_fast") -> Iterator[Row]:
+    yield Row(case, implementation, 1.0, 1.0, 1.0, {})
 
 
-def red(case: str) -> Iterator[Row]:
-    yield from good(case)
+def red_case(case: str) -> Iterator[Row]:
+    yield from passing_case(case)
     require(False, case, "sam2_fast")
-    yield from good(case, "not reached")
+    yield from passing_case(case, "not reached")
 
 
-def broken(case: str, error: BaseException) -> Iterator[Row]:
+def failing_case(case: str, error: BaseException) -> Iterator[Row]:
     raise error
     yield
 
 
-Run = Callable[..., tuple[int, dict[str, Any]]]
+RunBenchmarks = Callable[..., tuple[int, dict[str, Any]]]
 
 
 @pytest.fixture
-def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Run benchmarks given by name; returns the exit status and the document."""
+def run_benchmarks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RunBenchmarks:
+    """A function that runs benchmarks, passed by name, and returns exit status and document."""
 
-    def go(**benchmarks: Callable[[Options], Iterator[Case]]) -> tuple[int, dict[str, Any]]:
+    def run_all(**benchmarks: Callable[[Options], Iterator[Case]]) -> tuple[int, dict[str, Any]]:
         for name, measure in benchmarks.items():
             monkeypatch.setitem(sys.modules, f"benchmarks.{name}", SimpleNamespace(measure=measure))
         monkeypatch.setattr(run, "available", lambda: list(benchmarks))
@@ -76,10 +76,10 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
         assert [p.name for p in path.parent.iterdir()] == ["results.json"]
         return status, json.loads(path.read_text())
 
-    return go
+    return run_all
 
 
-def kept(document: dict[str, Any]) -> dict[str, list[str]]:
+def cases_by_benchmark(document: dict[str, Any]) -> dict[str, list[str]]:
     return {name: [row["case"] for row in rows] for name, rows in document["results"].items()}
 
 
@@ -89,20 +89,24 @@ def test_a_killed_run_leaves_a_valid_document_with_its_rows(tmp_path: Path) -> N
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()  # the line about the machine
-        printed = [process.stdout.readline().split()[0] for _ in range(2)]  # not kept in a buffer
+        printed = [process.stdout.readline().split()[0] for _ in range(2)]  # lines are flushed
         process.send_signal(signal.SIGKILL)
     assert printed == ["first", "second"]
     document = json.loads(path.read_text())
     assert document["complete"] is False
-    assert kept(document) == {"endless": ["first", "second"]}
+    assert cases_by_benchmark(document) == {"endless": ["first", "second"]}
 
 
-def test_a_whole_run_is_complete(ran: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    status, document = ran(one=lambda options: iter([Case("a", good), Case("b", good, ("torch",))]))
+def test_a_run_that_finishes_is_marked_complete(
+    run_benchmarks: RunBenchmarks, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, document = run_benchmarks(
+        one=lambda options: iter([Case("a", passing_case), Case("b", passing_case, ("torch",))])
+    )
     assert status == 0
     assert document["complete"] is True
     assert (document["red"], document["failed"]) == ([], [])
-    assert kept(document) == {"one": ["a", "b"]}
+    assert cases_by_benchmark(document) == {"one": ["a", "b"]}
     headline, *lines = capsys.readouterr().out.splitlines()
     assert headline.endswith("matrix product, GFLOP/s: float32 100")
     assert [line.split()[:2] for line in lines] == [
@@ -111,14 +115,18 @@ def test_a_whole_run_is_complete(ran: Run, capsys: pytest.CaptureFixture[str]) -
     ]
 
 
-def test_a_red_case_leaves_the_others(ran: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    status, document = ran(
-        one=lambda options: iter([Case("a", good), Case("b", red), Case("c", good)]),
-        two=lambda options: iter([Case("d", good)]),
+def test_a_red_case_does_not_stop_the_others(
+    run_benchmarks: RunBenchmarks, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, document = run_benchmarks(
+        one=lambda options: iter(
+            [Case("a", passing_case), Case("b", red_case), Case("c", passing_case)]
+        ),
+        two=lambda options: iter([Case("d", passing_case)]),
     )
     assert status == 1
     assert document["complete"] is True
-    assert kept(document) == {"one": ["a", "b", "c"], "two": ["d"]}
+    assert cases_by_benchmark(document) == {"one": ["a", "b", "c"], "two": ["d"]}
     (entry,) = document["red"]
     assert (entry["benchmark"], entry["case"]) == ("one", "b")
     assert "b: sam2_fast differs" in entry["message"]
@@ -134,49 +142,63 @@ def test_a_red_case_leaves_the_others(ran: Run, capsys: pytest.CaptureFixture[st
         subprocess.CalledProcessError(1, ["python"], stderr="the reason"),
     ],
 )
-def test_a_case_that_fails_leaves_the_others(ran: Run, error: BaseException) -> None:
-    status, document = ran(one=lambda options: iter([Case("a", broken, (error,)), Case("b", good)]))
+def test_a_case_that_raises_does_not_stop_the_others(
+    run_benchmarks: RunBenchmarks, error: BaseException
+) -> None:
+    status, document = run_benchmarks(
+        one=lambda options: iter([Case("a", failing_case, (error,)), Case("b", passing_case)])
+    )
     assert status == 1
-    assert kept(document) == {"one": ["b"]}
+    assert cases_by_benchmark(document) == {"one": ["b"]}
     (entry,) = document["failed"]
     assert entry["case"] == "a"
     assert type(error).__name__ in entry["message"]
     assert (getattr(error, "stderr", None) or "") in entry["message"]
 
 
-def test_errors_of_triton_are_failures_too(ran: Run) -> None:
+def test_an_error_of_triton_is_a_failed_case(run_benchmarks: RunBenchmarks) -> None:
     errors = pytest.importorskip("triton.errors")
-    status, document = ran(
-        one=lambda options: iter([Case("a", broken, (errors.TritonError("no"),)), Case("b", good)])
+    status, document = run_benchmarks(
+        one=lambda options: iter(
+            [Case("a", failing_case, (errors.TritonError("no"),)), Case("b", passing_case)]
+        )
     )
     assert status == 1
-    assert kept(document) == {"one": ["b"]}
+    assert cases_by_benchmark(document) == {"one": ["b"]}
 
 
-def test_a_benchmark_that_ends_early_keeps_its_rows_and_leaves_the_others(ran: Run) -> None:
-    def ends(options: Options) -> Iterator[Case]:
-        yield Case("a", good)
+def test_a_benchmark_that_raises_keeps_its_rows_and_does_not_stop_the_others(
+    run_benchmarks: RunBenchmarks,
+) -> None:
+    def raises_after_a_case(options: Options) -> Iterator[Case]:
+        yield Case("a", passing_case)
         raise OSError("no such picture")
 
-    status, document = ran(one=ends, two=lambda options: iter([Case("b", good)]))
+    status, document = run_benchmarks(
+        one=raises_after_a_case, two=lambda options: iter([Case("b", passing_case)])
+    )
     assert status == 1
-    assert kept(document) == {"one": ["a"], "two": ["b"]}
+    assert cases_by_benchmark(document) == {"one": ["a"], "two": ["b"]}
     assert document["failed"] == [
         {"benchmark": "one", "case": "", "message": "OSError: no such picture"}
     ]
 
 
-def test_an_error_of_the_program_itself_is_not_hidden(ran: Run, tmp_path: Path) -> None:
+def test_a_keyboard_interrupt_ends_the_run(run_benchmarks: RunBenchmarks, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        ran(one=lambda options: iter([Case("a", good), Case("b", broken, (KeyboardInterrupt(),))]))
+        run_benchmarks(
+            one=lambda options: iter(
+                [Case("a", passing_case), Case("b", failing_case, (KeyboardInterrupt(),))]
+            )
+        )
     document = json.loads((tmp_path / "folder" / "results.json").read_text())
     assert document["complete"] is False
-    assert kept(document) == {"one": ["a"]}
+    assert cases_by_benchmark(document) == {"one": ["a"]}
 
 
 @pytest.mark.parametrize("name", run.available())
-def test_what_may_be_red_or_fail_is_in_a_case(name: str) -> None:
-    """An error in `measure` itself would end the benchmark."""
+def test_measure_only_yields_cases(name: str) -> None:
+    """An error in `measure` itself, outside a case, would end the benchmark."""
     tree = ast.parse((ROOT / "benchmarks" / f"{name}.py").read_text())
     (measure,) = (
         node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "measure"
@@ -197,7 +219,7 @@ def test_what_may_be_red_or_fail_is_in_a_case(name: str) -> None:
     "path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda p: p.stem
 )
 def test_committed_results_are_complete(path: Path) -> None:
-    """Results from before `complete` was written do not have it."""
+    """Old results lack the key `complete`, which was added later."""
     document = json.loads(path.read_text())
     assert document.get("complete", True)
     assert not document.get("red")
@@ -208,8 +230,8 @@ def test_committed_results_are_complete(path: Path) -> None:
 
 def test_a_real_benchmark_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    words = ["run", "nms", "--quick", "--device", "cpu", "--repeats", "1", "--json", str(path)]
-    monkeypatch.setattr(sys, "argv", words)
+    command = ["run", "nms", "--quick", "--device", "cpu", "--repeats", "1", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", command)
     assert run.main() == 0
     document = json.loads(path.read_text())
     assert document["complete"] is True
@@ -219,12 +241,12 @@ def test_a_real_benchmark_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert min(document["machine"]["matrix_peak"].values()) > 0
 
 
-def test_a_cold_start_has_a_kernel_cache_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[str, list[str]]] = []
+def test_a_cold_start_has_its_own_empty_kernel_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    caches: list[tuple[str, list[str]]] = []
 
     def start(command: list[str], env: dict[str, str], **_: Any) -> SimpleNamespace:
         cache = Path(env["TRITON_CACHE_DIR"])
-        seen.append((str(cache), [p.name for p in cache.iterdir()]))
+        caches.append((str(cache), [p.name for p in cache.iterdir()]))
         (cache / "kernel").touch()
         return SimpleNamespace(stdout="1.5\n")
 
@@ -236,12 +258,15 @@ def test_a_cold_start_has_a_kernel_cache_of_its_own(monkeypatch: pytest.MonkeyPa
         ("empty kernel cache", 1500.0),
         ("warm kernel cache", 1500.0),
     ]
-    (first, empty), (second, warm) = seen
-    assert first == second
-    assert (empty, warm) == ([], ["kernel"])
+    (first_path, first_files), (second_path, second_files) = caches
+    assert first_path == second_path
+    assert first_files == []
+    assert second_files == ["kernel"]
 
 
-def test_few_objects_of_every_size_come_before_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_model_size_runs_with_few_objects_before_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(video, "write_jpegs", lambda pictures: "")
     monkeypatch.setattr(video, "matrix_peak", lambda device, dtype: 1.0)
     cases = [case.name for case in video.measure(Options(torch.device("cuda")))][2:]

@@ -1,4 +1,4 @@
-"""Timing on a GPU, against a host clock and a device queue that are simulated."""
+"""Timing on a GPU, with a simulated host clock and a simulated device queue."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Machine:
     """A host and a device that runs what is enqueued in order. All times in milliseconds."""
 
     def __init__(self) -> None:
-        self.now = 0.0  # of the host
-        self.free = 0.0  # when the device has done all that was enqueued
+        self.now = 0.0  # the host's clock
+        self.free = 0.0  # when the device will have finished all enqueued work
         self.sleeps: list[float] = []
-        self.cold = 0  # calls of `flush`
+        self.flushes = 0
 
     def work(self, host: float, device: float) -> None:
-        """Enqueue `device` ms of work, which costs the host `host` ms."""
+        """Enqueue work that takes the device `device` ms; enqueueing takes the host `host` ms."""
         self.now += host
         self.free = max(self.now, self.free) + device
 
@@ -36,7 +36,7 @@ class Machine:
         self.work(0.0, self.sleeps[-1])
 
     def flush(self) -> None:
-        self.cold += 1
+        self.flushes += 1
         self.work(0.01, 0.5)
 
 
@@ -54,7 +54,7 @@ class Event:
         return self._machine.now >= self._at
 
     def elapsed_time(self, end: Event) -> float:
-        assert self._machine.now >= end._at, "read before the device got there"
+        assert self._machine.now >= end._at, "read before the device reached the event"
         return end._at - self._at
 
 
@@ -78,14 +78,12 @@ def kernels(machine: Machine, count: int, host: float, device: float) -> Callabl
     return run
 
 
-def test_the_device_s_time_is_reported_where_the_host_enqueues_more_slowly(
-    machine: Machine,
-) -> None:
+def test_device_time_is_reported_even_if_the_host_enqueues_more_slowly(machine: Machine) -> None:
     assert cuda_milliseconds(kernels(machine, 10, host=0.5, device=0.1)) == pytest.approx(1.0)
     assert machine.sleeps == [10.0]
 
 
-def test_a_device_that_woke_up_early_sleeps_longer(machine: Machine) -> None:
+def test_the_device_sleeps_longer_if_it_woke_before_the_host_was_done(machine: Machine) -> None:
     assert cuda_milliseconds(kernels(machine, 60, host=0.5, device=0.1)) == pytest.approx(6.0)
     assert machine.sleeps == [10.0, 40.0]
 
@@ -94,41 +92,43 @@ def test_a_function_that_waits_for_the_device_is_timed_by_the_wall_clock(machine
     def run() -> None:
         machine.work(1.0, 2.0)
         machine.synchronize()
-        machine.now += 3.0  # the host goes on with the result
+        machine.now += 3.0  # work of the host on the result
 
     assert cuda_milliseconds(run) == pytest.approx(6.0)
     assert machine.sleeps == [10.0, 40.0, 160.0]
 
 
-def test_work_that_is_still_running_at_the_start_is_not_timed(machine: Machine) -> None:
+def test_work_enqueued_earlier_is_not_timed(machine: Machine) -> None:
     machine.work(0.0, 500.0)
     assert cuda_milliseconds(kernels(machine, 1, host=0.1, device=2.0)) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("host", [0.5, 400.0])
-def test_caches_are_cold_before_every_attempt_and_that_is_not_timed(
+def test_caches_are_flushed_before_every_attempt_and_the_flush_is_not_timed(
     machine: Machine, host: float
 ) -> None:
-    calls: list[int] = []
+    flushes: list[int] = []
 
     def run() -> None:
-        calls.append(machine.cold)
+        flushes.append(machine.flushes)
         machine.work(host, 1.0)
 
-    taken = cuda_milliseconds(run, before=machine.flush)
-    assert calls == list(range(1, len(calls) + 1))
-    assert taken == pytest.approx(1.0 if len(calls) == 1 else host + 1.0)
+    milliseconds = cuda_milliseconds(run, before=machine.flush)
+    assert flushes == list(range(1, len(flushes) + 1))
+    assert milliseconds == pytest.approx(1.0 if len(flushes) == 1 else host + 1.0)
 
 
 @pytest.fixture
-def on_gpu(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> timing.Options:
-    """Options of the simulated machine."""
-    cold = SimpleNamespace(zero_=machine.flush)
-    monkeypatch.setattr(timing.torch, "empty", lambda *_, **__: cold)
+def gpu_options(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> timing.Options:
+    """Options for the simulated GPU."""
+    flushed_buffer = SimpleNamespace(zero_=machine.flush)
+    monkeypatch.setattr(timing.torch, "empty", lambda *_, **__: flushed_buffer)
     return timing.Options(torch.device("cuda"), repeats=3)
 
 
-def test_rounds_alternate_and_the_first_warms_up(machine: Machine, on_gpu: timing.Options) -> None:
+def test_rounds_alternate_and_the_first_warms_up(
+    machine: Machine, gpu_options: timing.Options
+) -> None:
     order: list[str] = []
 
     def function(name: str, device: float) -> Callable[[], None]:
@@ -138,27 +138,27 @@ def test_rounds_alternate_and_the_first_warms_up(machine: Machine, on_gpu: timin
 
         return run
 
-    times = interleaved({"a": function("a", 1.0), "b": function("b", 2.0)}, on_gpu)
+    times = interleaved({"a": function("a", 1.0), "b": function("b", 2.0)}, gpu_options)
     assert order == ["a", "b"] * 4
     assert times["a"] == pytest.approx([1.0] * 3)
     assert times["b"] == pytest.approx([2.0] * 3)
     assert [row.notes for row in rows("case", times)] == [{}, {}]
 
 
-def test_a_row_says_that_the_wall_clock_timed_it_and_clocks_are_not_mixed(
-    machine: Machine, on_gpu: timing.Options
+def test_times_of_the_wall_clock_are_noted_and_not_mixed_with_device_times(
+    machine: Machine, gpu_options: timing.Options
 ) -> None:
     calls: list[int] = []
 
-    def sometimes() -> None:
+    def synchronizes_later() -> None:
         calls.append(0)
         machine.work(0.5, 2.0)
-        if len(calls) > 2:  # from the third round on
+        if len(calls) > 2:  # from the third call on
             machine.synchronize()
 
-    times = interleaved({"a": kernels(machine, 1, 0.1, 1.0), "b": sometimes}, on_gpu)
+    times = interleaved({"a": kernels(machine, 1, 0.1, 1.0), "b": synchronizes_later}, gpu_options)
     assert times["b"] == pytest.approx([2.5, 2.5])
-    assert len(calls) == 1 + 1 + (3 + 1) + 1  # three sleeps in vain, then no more
+    assert len(calls) == 1 + 1 + (3 + 1) + 1  # three longer sleeps do not help, then none
     assert [row.notes for row in rows("case", times, {"a": {"x ours": 1.0}})] == [
         {"x ours": 1.0},
         {"clock": "wall"},

@@ -1,4 +1,4 @@
-"""J and F against their definitions written out pixel by pixel, and against OpenCV's dilation."""
+"""J and F compared with their definitions, pixel by pixel, and with OpenCV's dilation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "sav_0
 
 
 def random_masks(count: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """Blobs: [count, height, width] bool."""
+    """Masks of random blobs: [count, height, width] bool."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(count, 1, height // 4 + 2, width // 4 + 2, generator=generator)
     return torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")[:, 0] > 0.2
@@ -37,7 +37,8 @@ def official_boundary(seg: np.ndarray) -> np.ndarray:
     edges = np.zeros_like(seg)
     for y in range(height):
         for x in range(width):
-            right, below = x + 1 < width, y + 1 < height
+            right = x + 1 < width
+            below = y + 1 < height
             if right and below:
                 edges[y, x] = (
                     seg[y, x] != seg[y, x + 1]
@@ -52,7 +53,7 @@ def official_boundary(seg: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (13, 17), (32, 20)])
-def test_boundaries_are_those_of_the_definition(size: tuple[int, int]) -> None:
+def test_boundaries_equal_the_definition(size: tuple[int, int]) -> None:
     masks = random_masks(6, *size)
     for mask, edges in zip(masks.numpy(), boundary(masks).numpy(), strict=True):
         assert np.array_equal(edges, official_boundary(mask))
@@ -63,11 +64,11 @@ def test_near_is_a_disk_around_every_point(radius: int) -> None:
     points = torch.rand(4, 23, 31, generator=torch.Generator().manual_seed(radius)) < 0.01
     points[0] = False
     y, x = torch.meshgrid(torch.arange(23), torch.arange(31), indexing="ij")
-    for some, found in zip(points, near(points, radius), strict=True):
+    for point_mask, dilated in zip(points, near(points, radius), strict=True):
         expected = torch.zeros(23, 31, dtype=torch.bool)
-        for row, column in some.nonzero().tolist():
+        for row, column in point_mask.nonzero().tolist():
             expected |= (y - row) ** 2 + (x - column) ** 2 <= radius * radius
-        assert torch.equal(found, expected)
+        assert torch.equal(dilated, expected)
 
 
 def test_near_equals_opencvs_dilation_with_a_disk() -> None:
@@ -76,8 +77,8 @@ def test_near_equals_opencvs_dilation_with_a_disk() -> None:
     for radius in range(1, 9):
         offset = np.arange(-radius, radius + 1)
         disk = (offset[:, None] ** 2 + offset**2 <= radius * radius).astype(np.uint8)
-        for one, found in zip(edges.numpy(), near(edges, radius).numpy(), strict=True):
-            assert np.array_equal(found, cv2.dilate(one.astype(np.uint8), disk) > 0)
+        for edge_mask, dilated in zip(edges.numpy(), near(edges, radius).numpy(), strict=True):
+            assert np.array_equal(dilated, cv2.dilate(edge_mask.astype(np.uint8), disk) > 0)
 
 
 @pytest.mark.parametrize(
@@ -90,28 +91,25 @@ def test_tolerance_is_a_share_of_the_diagonal_rounded_up(
 
 
 def test_empty_masks() -> None:
-    nothing, something = (
-        torch.zeros(20, 20, dtype=torch.bool),
-        torch.zeros(20, 20, dtype=torch.bool),
-    )
-    something[5:10, 5:10] = True
-    pairs = {(0, 0): 1.0, (0, 1): 0.0, (1, 0): 0.0, (1, 1): 1.0}
-    for (a, b), expected in pairs.items():
-        masks, truth = (nothing, something)[a], (nothing, something)[b]
-        assert (
-            region_similarity(masks, truth).item()
-            == boundary_accuracy(masks, truth).item()
-            == expected
-        )
+    empty = torch.zeros(20, 20, dtype=torch.bool)
+    square = empty.clone()
+    square[5:10, 5:10] = True
+    for masks, truth, expected in (
+        (empty, empty, 1.0),
+        (empty, square, 0.0),
+        (square, empty, 0.0),
+        (square, square, 1.0),
+    ):
+        assert region_similarity(masks, truth).item() == expected
+        assert boundary_accuracy(masks, truth).item() == expected
 
 
-def test_a_mask_without_boundary_has_none_to_match() -> None:
-    whole, half = torch.ones(20, 20, dtype=torch.bool), torch.ones(20, 20, dtype=torch.bool)
+def test_a_mask_of_the_whole_image_has_no_boundary() -> None:
+    whole = torch.ones(20, 20, dtype=torch.bool)
+    half = whole.clone()
     half[:, 10:] = False
-    assert (
-        boundary_accuracy(whole, whole).item() == 1.0
-        and boundary_accuracy(whole, half).item() == 0.0
-    )
+    assert boundary_accuracy(whole, whole).item() == 1.0
+    assert boundary_accuracy(whole, half).item() == 0.0
 
 
 def test_hand_computed_squares() -> None:
@@ -119,39 +117,34 @@ def test_hand_computed_squares() -> None:
     masks[0, 20:40, 20:40] = True
     truth[0, 20:40, 30:50] = True
     assert region_similarity(masks, truth).item() == 200 / 600
-    # boundaries: 21 x 21 - 19 x 19 = 80 pixels each; two pixels of tolerance: ceil(0.008 * 141.4)
+    # Each boundary has 21 x 21 - 19 x 19 = 80 pixels; the tolerance is ceil(0.008 * 141.4) = 2.
     assert boundary(masks).sum() == 80 and tolerance(100, 100) == 2
     shares = []
-    for a, b in (
-        (boundary(masks)[0], boundary(truth)[0]),
-        (boundary(truth)[0], boundary(masks)[0]),
-    ):
-        points, others = a.nonzero().double(), b.nonzero().double()
+    mask_points = boundary(masks)[0].nonzero().double()
+    truth_points = boundary(truth)[0].nonzero().double()
+    for points, others in ((mask_points, truth_points), (truth_points, mask_points)):
         shares.append((torch.cdist(points, others).min(1).values <= 2).double().mean().item())
-    assert 0 < shares[0] < 1 and math.isclose(
-        boundary_accuracy(masks, truth).item(), 2 / (1 / shares[0] + 1 / shares[1])
-    )
+    assert 0 < shares[0] < 1
+    expected = 2 / (1 / shares[0] + 1 / shares[1])
+    assert math.isclose(boundary_accuracy(masks, truth).item(), expected)
 
 
-def test_a_batch_is_its_masks_one_by_one_and_crops_change_nothing() -> None:
-    masks, truth = (
-        random_masks(6, 60, 80, 1).view(2, 3, 60, 80),
-        random_masks(6, 60, 80, 2).view(2, 3, 60, 80),
-    )
-    masks[0, 0], truth[1, 2] = False, False
-    together = boundary_accuracy(masks, truth)
-    assert together.shape == (2, 3) and together.dtype == torch.float64
+def test_a_batch_gives_the_scores_of_its_masks_and_padding_changes_nothing() -> None:
+    masks = random_masks(6, 60, 80, 1).view(2, 3, 60, 80)
+    truth = random_masks(6, 60, 80, 2).view(2, 3, 60, 80)
+    masks[0, 0] = False
+    truth[1, 2] = False
+    batched = boundary_accuracy(masks, truth)
+    assert batched.shape == (2, 3) and batched.dtype == torch.float64
     for i in range(2):
         for j in range(3):
-            assert together[i, j] == boundary_accuracy(masks[i, j], truth[i, j])
-    wide = [torch.nn.functional.pad(x, (500, 400, 300, 200)) for x in (masks, truth)]
-    assert torch.equal(
-        boundary_accuracy(wide[0], wide[1], bound=2),
-        boundary_accuracy(*(torch.nn.functional.pad(x, (9,) * 4) for x in (masks, truth)), bound=2),
-    )
+            assert batched[i, j] == boundary_accuracy(masks[i, j], truth[i, j])
+    far = [torch.nn.functional.pad(x, (500, 400, 300, 200)) for x in (masks, truth)]
+    near_ = [torch.nn.functional.pad(x, (9,) * 4) for x in (masks, truth)]
+    assert torch.equal(boundary_accuracy(*far, bound=2), boundary_accuracy(*near_, bound=2))
 
 
-def test_what_is_not_a_mask_is_refused() -> None:
+def test_masks_of_another_dtype_or_shape_are_refused() -> None:
     mask = torch.zeros(4, 4, dtype=torch.bool)
     with pytest.raises(TypeError, match=r"truth: expected bool, got torch\.float32"):
         region_similarity(mask, mask.float())
@@ -162,15 +155,11 @@ def test_what_is_not_a_mask_is_refused() -> None:
 def shifted(mask: np.ndarray, down: int, right: int) -> np.ndarray:
     moved = np.zeros_like(mask)
     height, width = mask.shape
-    rows, columns = (
-        slice(max(down, 0), height + min(down, 0)),
-        slice(max(right, 0), width + min(right, 0)),
-    )
-    back = (
-        slice(max(-down, 0), height + min(-down, 0)),
-        slice(max(-right, 0), width + min(-right, 0)),
-    )
-    moved[rows, columns] = mask[back]
+    target_rows = slice(max(down, 0), height + min(down, 0))
+    target_columns = slice(max(right, 0), width + min(right, 0))
+    source_rows = slice(max(-down, 0), height + min(-down, 0))
+    source_columns = slice(max(-right, 0), width + min(-right, 0))
+    moved[target_rows, target_columns] = mask[source_rows, source_columns]
     return moved
 
 
@@ -190,7 +179,7 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize("kind", GOLDEN)
-def test_the_golden_values_of_the_official_evaluator(kind: str) -> None:
+def test_scores_equal_those_of_the_official_evaluator(kind: str) -> None:
     if not SHARED.is_file():
         pytest.skip("no sav_000001_manual.json in ../shared/data")
     frames = [
@@ -200,13 +189,13 @@ def test_the_golden_values_of_the_official_evaluator(kind: str) -> None:
         scores = VideoScores()
         for t in range(1, len(frames) - 1):
             truth = frames[t][number]
-            found = {
+            predictions = {
                 "dx=+5": shifted(truth, 0, 5),
                 "dy=+12, dx=-7": shifted(truth, 12, -7),
                 "previous": frames[t - 1][number],
                 "first": frames[0][number],
                 "empty": np.zeros_like(truth),
             }
-            scores.add({1: truth}, {1: found[kind]})
+            scores.add({1: truth}, {1: predictions[kind]})
         (row,) = scores.result("sav_000001")
         assert (round(100 * row.j, 4), round(100 * row.f, 4)) == (j, f)

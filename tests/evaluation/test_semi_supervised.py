@@ -1,4 +1,4 @@
-"""One prompt an object, on its first frame: what predictors are shown, and how they are judged."""
+"""Semi-supervised evaluation: each object is prompted once, on its first frame, and scored."""
 
 from __future__ import annotations
 
@@ -20,19 +20,24 @@ def square(x: int) -> np.ndarray:
     return mask
 
 
-NOTHING = np.zeros((40, 60), dtype=bool)
+EMPTY = np.zeros((40, 60), dtype=bool)
 TRUTH = [
-    {1: square(0), 2: NOTHING},
-    {1: square(2), 2: NOTHING},
+    {1: square(0), 2: EMPTY},
+    {1: square(2), 2: EMPTY},
     {1: square(4), 2: square(30)},
     {1: square(6), 2: square(32)},
     {1: square(8)},
 ]
 
 
-class Frozen:
-    """Shows on every frame what it was last shown of an object; a click shows the true mask, two
-    columns off until the third.
+def logits_of(masks: dict[int, np.ndarray]) -> torch.Tensor:
+    return torch.stack([torch.from_numpy(m.astype(np.float32))[None] - 0.5 for m in masks.values()])
+
+
+class FrozenPredictor:
+    """A predictor that returns the last prompted mask of an object on every later frame.
+
+    After a click that mask is the true one; with fewer than three clicks it is two columns off.
     """
 
     def __init__(self) -> None:
@@ -49,71 +54,53 @@ class Frozen:
         state[number] = mask
 
     def add_new_points_or_box(
-        self, state: dict[int, np.ndarray], frame: int, number: int, **given: Any
+        self, state: dict[int, np.ndarray], frame: int, number: int, **prompt: Any
     ) -> Any:
-        self.calls.append(
-            ("box", frame, number, given["box"].tolist())
-            if "box" in given
-            else ("click", frame, number, given["labels"].tolist())
-        )
+        if "box" in prompt:
+            self.calls.append(("box", frame, number, prompt["box"].tolist()))
+        else:
+            self.calls.append(("click", frame, number, prompt["labels"].tolist()))
         clicks = sum(call[:3] == ("click", frame, number) for call in self.calls)
         state[number] = np.roll(TRUTH[frame][number], 2 if clicks < 3 else 0, axis=1)
-        return (
-            frame,
-            list(state),
-            torch.stack(
-                [torch.from_numpy(m.astype(np.float32))[None] - 0.5 for m in state.values()]
-            ),
-        )
+        return frame, list(state), logits_of(state)
 
     def propagate_in_video(
         self, state: dict[int, np.ndarray], start_frame_idx: int
     ) -> Generator[Any, None, None]:
         for t in range(start_frame_idx, len(TRUTH)):
-            yield (
-                t,
-                list(state),
-                torch.stack(
-                    [torch.from_numpy(m.astype(np.float32))[None] - 0.5 for m in state.values()]
-                ),
-            )
+            yield t, list(state), logits_of(state)
 
 
-def test_each_object_is_shown_once_on_its_first_frame_and_followed_from_there() -> None:
-    predictor = Frozen()
-    found = follow(predictor, "video", TRUTH)
+def test_each_object_is_prompted_once_on_its_first_frame_and_tracked_from_there() -> None:
+    predictor = FrozenPredictor()
+    followed = follow(predictor, "video", TRUTH)
     assert predictor.calls == [("init", "video"), ("mask", 0, 1), ("init", "video"), ("mask", 2, 2)]
-    assert [sorted(masks) for masks in found] == [[1], [1], [1, 2], [1, 2], [1, 2]]
-    assert all(np.array_equal(masks[1], square(0)) for masks in found) and np.array_equal(
-        found[4][2], square(30)
-    )
+    assert [sorted(masks) for masks in followed] == [[1], [1], [1, 2], [1, 2], [1, 2]]
+    assert all(np.array_equal(masks[1], square(0)) for masks in followed)
+    assert np.array_equal(followed[4][2], square(30))
 
 
-def test_scores_leave_out_the_ends_and_count_an_object_from_its_first_frame() -> None:
-    one, two = semi_supervised(Frozen(), "video", TRUTH, name="v")
+def test_scores_leave_out_both_ends_and_count_an_object_from_its_first_frame() -> None:
+    first, second = semi_supervised(FrozenPredictor(), "video", TRUTH, name="v")
     overlap = [(20 - 2 * t) / (20 + 2 * t) for t in range(5)]
-    assert (one.video, one.object, one.frames, one.j) == (
-        "v",
-        1,
-        3,
-        pytest.approx(np.mean(overlap[1:4])),
-    )
-    assert (two.object, two.frames, two.j) == (2, 2, pytest.approx(np.mean(overlap[:2])))
-    whole = semi_supervised(Frozen(), "video", TRUTH, ends=True)
-    assert [row.frames for row in whole] == [5, 3] and whole[1].j == pytest.approx(
-        (1 + 18 / 22 + 0) / 3
-    )
+    assert (first.video, first.object, first.frames) == ("v", 1, 3)
+    assert first.j == pytest.approx(np.mean(overlap[1:4]))
+    assert (second.object, second.frames) == (2, 2)
+    assert second.j == pytest.approx(np.mean(overlap[:2]))
+    with_ends = semi_supervised(FrozenPredictor(), "video", TRUTH, ends=True)
+    assert [row.frames for row in with_ends] == [5, 3]
+    assert with_ends[1].j == pytest.approx((1 + 18 / 22 + 0) / 3)
 
 
-def test_boxes_are_corners_of_pixels() -> None:
-    predictor = Frozen()
+def test_a_box_goes_from_the_first_to_the_last_pixel() -> None:
+    predictor = FrozenPredictor()
     follow(predictor, "video", TRUTH, "box")
     assert ("box", 2, 2, [30.0, 10.0, 49.0, 29.0]) in predictor.calls
 
 
 @pytest.mark.parametrize(("prompt", "clicks"), [("click", 1), ("3 clicks", 3), ("5 clicks", 3)])
 def test_clicks_stop_when_nothing_is_wrong(prompt: Any, clicks: int) -> None:
-    predictor = Frozen()
+    predictor = FrozenPredictor()
     follow(predictor, "video", TRUTH, prompt)
     first = [call for call in predictor.calls if call[:3] == ("click", 0, 1)]
     assert len(first) == clicks and first[0][3] == [1]
@@ -123,11 +110,11 @@ def test_other_prompts_are_refused() -> None:
     with pytest.raises(
         ValueError, match="prompt: expected mask, box, click, 3 clicks, 5 clicks, got 'scribble'"
     ):
-        follow(Frozen(), "video", TRUTH, "scribble")
+        follow(FrozenPredictor(), "video", TRUTH, "scribble")
 
 
 @pytest.mark.parametrize("prompt", ["mask", "box", "3 clicks"])
-def test_our_own_predictor_on_the_synthetic_world(prompt: Any) -> None:
+def test_our_predictor_on_a_synthetic_video(prompt: Any) -> None:
     clip = SyntheticVideo(0, 5, World(height=64, width=96, objects=(2, 2)))
     predictor = build_sam2_video_predictor("tiny", image_size=64, device="cpu", seed=0)
     rows = semi_supervised(predictor, clip.images(), [frame.masks() for frame in clip], prompt)

@@ -1,6 +1,4 @@
-"""Simulated users on folders: the same numbers as by hand, videos at a time, and errors that name
-the file.
-"""
+"""Simulated users on folders: results, several processes, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -34,6 +32,7 @@ from sam2_fast.evaluation import (
 from sam2_fast.evaluation.scores import ObjectScore
 from sam2_fast.io.rle import encode_rle
 
+CLI = (sys.executable, "-m", "sam2_fast.cli")
 WORLD = World(height=64, width=64, objects=(2, 2), size=(0.2, 0.3), absences=0.0, noise=0.0)
 LENGTH = 5
 BUILD = partial(build_sam2_video_predictor, "tiny", None, device="cpu", image_size=64, seed=0)
@@ -51,59 +50,50 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "images", tmp_path / "masks"
 
 
-def test_rounds_are_those_of_each_object_alone(folders: tuple[Path, Path]) -> None:
+def test_rounds_equal_those_of_each_object_evaluated_alone(folders: tuple[Path, Path]) -> None:
     images, masks = folders
-    found = simulate_users(BUILD, images, masks, User(prompted_frames=2), progress=False)
+    results = simulate_users(BUILD, images, masks, User(prompted_frames=2), progress=False)
     frames = list(SyntheticVideo(3, LENGTH, WORLD))
     by_hand = offline(
         BUILD(), [f.image for f in frames], [f.labels == 1 for f in frames], prompted_frames=2
     )
-    rows = [row for row in found.rounds if (row.video, row.object) == ("a", 1)]
+    rows = [row for row in results.rounds if (row.video, row.object) == ("a", 1)]
     assert [(r.prompted_frames, r.clicks, r.j, r.f) for r in rows] == [
         (k, r.clicks, r.j, r.f) for k, r in enumerate(by_hand, start=1)
     ]
-    assert {(row.video, row.object) for row in found.rounds} == {
-        ("a", 1),
-        ("a", 2),
-        ("b", 1),
-        ("b", 2),
-    }
-    assert found.mean() == pytest.approx(np.mean([row.j_and_f for row in found.rounds])) and list(
-        found.curve()
-    ) == [1, 2]
+    objects = {(row.video, row.object) for row in results.rounds}
+    assert objects == {("a", 1), ("a", 2), ("b", 1), ("b", 2)}
+    assert results.mean() == pytest.approx(np.mean([row.j_and_f for row in results.rounds]))
+    assert list(results.curve()) == [1, 2]
     assert rows[0].seconds == pytest.approx(0.1 * LENGTH + 1 + 1.5 * rows[0].clicks)
 
 
-def test_two_processes_find_the_same(folders: tuple[Path, Path]) -> None:
+def test_two_processes_give_the_results_of_one(folders: tuple[Path, Path]) -> None:
     user = User("semi-supervised", "click")
-    alone, together = (
-        simulate_users(BUILD, *folders, user, processes=n, progress=False) for n in (1, 2)
+    one, two = (
+        simulate_users(BUILD, *folders, user, processes=n, progress=False).rounds for n in (1, 2)
     )
-    assert [(r.video, r.object) for r in alone.rounds] == [
-        (r.video, r.object) for r in together.rounds
-    ]
-    assert [r.j for r in alone.rounds] == pytest.approx([r.j for r in together.rounds], abs=1e-3)
+    assert [(r.video, r.object) for r in one] == [(r.video, r.object) for r in two]
+    assert [r.j for r in one] == pytest.approx([r.j for r in two], abs=1e-3)
 
 
-def test_frames_without_annotations_are_tracked_and_not_judged(folders: tuple[Path, Path]) -> None:
+def test_frames_without_annotations_are_tracked_but_not_scored(folders: tuple[Path, Path]) -> None:
     images, masks = folders
     for t in (1, 3):
         (masks / "a" / f"{t:05d}.png").unlink()
-    found = simulate_users(
-        BUILD, images, masks, User("semi-supervised"), videos=["a"], progress=False
-    )
+    user = User("semi-supervised")
+    results = simulate_users(BUILD, images, masks, user, videos=["a"], progress=False)
     frames = list(SyntheticVideo(3, LENGTH, WORLD))
     truth = [f.masks() if t % 2 == 0 else None for t, f in enumerate(frames)]
-    assert [r.j for r in found.rounds] == [
-        r.j for r in semi_supervised(BUILD(), [f.image for f in frames], truth)
-    ]
+    expected = semi_supervised(BUILD(), [f.image for f in frames], truth)
+    assert [r.j for r in results.rounds] == [r.j for r in expected]
     with pytest.raises(
         ValueError, match=r"masks.a: expected masks of all 5 frames for offline, got 3"
     ):
         simulate_users(BUILD, images, masks, User(), videos=["a"], progress=False)
 
 
-def test_what_is_missing_is_named(folders: tuple[Path, Path]) -> None:
+def test_errors_name_what_is_missing(folders: tuple[Path, Path]) -> None:
     images, masks = folders
     (images / "a" / "00002.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"a.00002: no such frame, but .* has its masks"):
@@ -120,54 +110,36 @@ def test_the_command_writes_rounds_and_a_curve(folders: tuple[Path, Path], tmp_p
     from safetensors.torch import save_file
 
     save_file(BUILD().state_dict(), tmp_path / "tiny.safetensors")
-    arguments = [
-        *folders,
-        "--protocol",
-        "online",
-        "--frames",
-        2,
-        "--weights",
-        tmp_path / "tiny.safetensors",
-        "--image-size",
-        64,
-    ]
-    files = [
-        "--output",
-        tmp_path / "rounds.csv",
-        "--plot",
-        tmp_path / "curve.svg",
-        "--device",
-        "cpu",
-        "--json",
-    ]
-    program = [sys.executable, "-m", "sam2_fast.cli", "simulate", *map(str, [*arguments, *files])]
-    found = subprocess.run(
-        program, capture_output=True, text=True, env={**os.environ}, timeout=200, check=False
+    files = ("--weights", tmp_path / "tiny.safetensors", "--output", tmp_path / "rounds.csv")
+    options = ("--protocol", "online", "--frames", 2, "--image-size", 64, "--device", "cpu")
+    arguments = [*folders, *files, "--plot", tmp_path / "curve.svg", *options, "--json"]
+    command = [*CLI, "simulate", *map(str, arguments)]
+    completed = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ}, timeout=200, check=False
     )
-    assert found.returncode == 0, found.stderr[-2000:]
-    facts = json.loads(found.stdout)
+    assert completed.returncode == 0, completed.stderr[-2000:]
+    facts = json.loads(completed.stdout)
     rows = list(csv.DictReader((tmp_path / "rounds.csv").open()))
     assert len(rows) == 8 and list(facts["curve"]) == ["1", "2"]
     assert facts["mean_j_and_f"] == pytest.approx(np.mean([float(row["j_and_f"]) for row in rows]))
     assert (tmp_path / "curve.svg").read_text().startswith("<?xml")
 
 
-def test_images_of_a_folder_are_clicked(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_click_protocol_runs_on_a_folder_of_images(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
     images, masks = folders
-    build = partial(_image_predictor, BUILD)
+    build = partial(image_predictor, BUILD)
     rows = simulate_images(build, images / "a", masks / "a", clicks=(1, 2), progress=False)
     frames = list(SyntheticVideo(3, LENGTH, WORLD))
-    alone = image_clicks(build(), frames[1].image, list(frames[1].masks().values()), clicks=(1, 2))
-    assert [list(row.iou.values()) for row in rows if row.image == "00001"] == alone.tolist()
+    masks_of_frame = list(frames[1].masks().values())
+    expected = image_clicks(build(), frames[1].image, masks_of_frame, clicks=(1, 2)).tolist()
+    assert [list(row.iou.values()) for row in rows if row.image == "00001"] == expected
     (tmp_path / "json").mkdir()
-    found = [{"segmentation": encode_rle(mask, text=True)} for mask in frames[1].masks().values()]
-    (tmp_path / "json" / "00001.json").write_text(json.dumps({"annotations": found}))
-    assert [
-        list(r.iou.values())
-        for r in simulate_images(
-            build, images / "a", tmp_path / "json", clicks=(1, 2), progress=False
-        )
-    ] == alone.tolist()
+    annotations = [{"segmentation": encode_rle(mask, text=True)} for mask in masks_of_frame]
+    (tmp_path / "json" / "00001.json").write_text(json.dumps({"annotations": annotations}))
+    rows = simulate_images(build, images / "a", tmp_path / "json", clicks=(1, 2), progress=False)
+    assert [list(row.iou.values()) for row in rows] == expected
     (images / "a" / "00001.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"a.00001: no image of that name"):
         simulate_images(build, images / "a", tmp_path / "json", progress=False)
@@ -175,7 +147,7 @@ def test_images_of_a_folder_are_clicked(folders: tuple[Path, Path], tmp_path: Pa
         simulate_images(build, images / "a", tmp_path / "none", progress=False)
 
 
-def _image_predictor(build: Callable[[], Any]) -> SAM2ImagePredictor:
+def image_predictor(build: Callable[[], Any]) -> SAM2ImagePredictor:
     return SAM2ImagePredictor(build())
 
 
@@ -217,20 +189,10 @@ def test_youtube_vos_score_is_the_mean_over_seen_and_unseen(
     for path in (masks / "a").iterdir():
         Image.fromarray(np.roll(np.asarray(Image.open(path)), 3, axis=1)).save(shifted / path.name)
     (tmp_path / "shifted" / "b").symlink_to(masks / "b")
-    program = [
-        sys.executable,
-        "-m",
-        "sam2_fast.cli",
-        "evaluate",
-        str(masks),
-        str(tmp_path / "shifted"),
-        "--json",
-    ]
-    groups = ["--groups", str(tmp_path / "classes.csv"), "--by", "class"]
-    found = subprocess.run(
-        [*program, *groups], capture_output=True, text=True, timeout=100, check=True
-    )
-    facts = json.loads(found.stdout)
+    command = [*CLI, "evaluate", str(masks), str(tmp_path / "shifted"), "--json"]
+    command += ["--groups", str(tmp_path / "classes.csv"), "--by", "class"]
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    facts = json.loads(completed.stdout)
     seen, unseen = facts["groups"]["seen"], facts["groups"]["unseen"]
     assert unseen["j"] == unseen["f"] == 100 and seen["j"] < 95
     assert facts["mean_over_groups"] == pytest.approx(
@@ -238,6 +200,6 @@ def test_youtube_vos_score_is_the_mean_over_seen_and_unseen(
     )
 
 
-def test_a_plot_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_a_plot_in_another_file_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected a \.svg, \.png or \.pdf file"):
         save_curves({"a": {1: 0.5}}, tmp_path / "x.txt")

@@ -1,4 +1,4 @@
-"""Media made on the spot, and the real media where the checkout has them beside it."""
+"""Generated media, and the real media if they are next to the checkout."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 @pytest.fixture
 def real() -> Path:
     if not REAL.is_dir():
-        pytest.skip("the real media (../shared/data beside the checkout) are not here")
+        pytest.skip("needs the real media in ../shared/data next to the checkout")
     return REAL
 
 
@@ -36,14 +36,17 @@ def folder(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def the_callers_scheduling() -> Iterator[None]:
-    """Undo what SVT-AV1 does to the calling thread when run as root: it makes it real-time, and all
-    threads it starts later.
+def unchanged_scheduling() -> Iterator[None]:
+    """Restore the scheduling policy of the calling thread.
+
+    SVT-AV1, when run as root, makes the calling thread a real-time thread, and with it all threads
+    that it starts later.
     """
     if not hasattr(os, "sched_getscheduler"):
         yield
         return
-    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    policy = os.sched_getscheduler(0)
+    parameters = os.sched_getparam(0)
     try:
         yield
     finally:
@@ -53,8 +56,9 @@ def the_callers_scheduling() -> Iterator[None]:
 
 @pytest.fixture
 def make_video(tmp_path: Path) -> Callable[..., Path]:
-    """Write a video: make_video(name, frames=40, codec="libx264", options={...}, size=(height,
-    width), rate=25) -> path.
+    """A function that writes a video of 25 frames a second and returns its path.
+
+    `make_video(name, frames=40, codec="libx264", size=(height, width), **encoder_options)`
     """
     av = pytest.importorskip("av", reason="video files need PyAV")
 
@@ -68,16 +72,15 @@ def make_video(tmp_path: Path) -> Callable[..., Path]:
         if codec not in av.codecs_available:
             pytest.skip(f"this FFmpeg has no encoder {codec}")
         path = tmp_path / name
-        with the_callers_scheduling(), av.open(str(path), "w") as container:
+        with unchanged_scheduling(), av.open(str(path), "w") as container:
             stream = container.add_stream(codec, rate=25)
             stream.height, stream.width = size
             stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
             stream.options = options
             container.start_encoding()
             for index in range(frames):
-                container.mux(
-                    stream.encode(av.VideoFrame.from_ndarray(picture(index, *size), format="rgb24"))
-                )
+                frame = av.VideoFrame.from_ndarray(picture(index, *size), format="rgb24")
+                container.mux(stream.encode(frame))
             if frames:
                 container.mux(stream.encode(None))
         return path

@@ -1,5 +1,6 @@
-"""Images of every kind become [H, W, 3] uint8, or a ValueError of one line (robustness row 33, and
-32 for files).
+"""Images of every kind become [H, W, 3] uint8, or raise a ValueError of one line.
+
+Robustness row 33, and row 32 for files.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ RGB = picture(4)
 
 
 def same(image: object, expected: np.ndarray = RGB) -> bool:
+    """Whether the converted image is contiguous uint8 with the expected values."""
     pixels = as_rgb_uint8(image)
-    return (
-        pixels.dtype == np.uint8 and pixels.flags.c_contiguous and np.array_equal(pixels, expected)
-    )
+    is_plain = pixels.dtype == np.uint8 and pixels.flags.c_contiguous
+    return is_plain and np.array_equal(pixels, expected)
 
 
-def test_arrays_pillow_images_and_tensors_of_one_picture_are_the_same() -> None:
+def test_arrays_pillow_images_and_tensors_of_one_picture_give_the_same_pixels() -> None:
     assert same(RGB)
     assert same(Image.fromarray(RGB))
     assert same(torch.from_numpy(RGB))
@@ -41,12 +42,12 @@ def test_arrays_pillow_images_and_tensors_of_one_picture_are_the_same() -> None:
 
 def test_grey_and_alpha() -> None:
     grey = RGB[:, :, 0]
-    three = np.repeat(grey[:, :, None], 3, axis=2)
-    assert same(grey, three)
-    assert same(grey[:, :, None], three)
-    assert same(torch.from_numpy(grey), three)
-    assert same(torch.from_numpy(grey)[None], three)
-    assert same(Image.fromarray(grey), three)
+    grey_rgb = np.repeat(grey[:, :, None], 3, axis=2)
+    assert same(grey, grey_rgb)
+    assert same(grey[:, :, None], grey_rgb)
+    assert same(torch.from_numpy(grey), grey_rgb)
+    assert same(torch.from_numpy(grey)[None], grey_rgb)
+    assert same(Image.fromarray(grey), grey_rgb)
     assert same(np.dstack([RGB, grey]))
     assert same(Image.fromarray(np.dstack([RGB, grey])))
 
@@ -71,7 +72,7 @@ def test_as_rgb_does_not_round_floats() -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "words"),
+    ("image", "message"),
     [
         (np.transpose(RGB, (2, 0, 1)), r"transpose\(1, 2, 0\)"),
         (RGB.astype(np.float32), r"\[0, 1\], got \[0, "),
@@ -91,19 +92,19 @@ def test_as_rgb_does_not_round_floats() -> None:
         (Image.new("RGB", (0, 3)), "at least one pixel"),
     ],
 )
-def test_what_is_no_image_is_a_value_error_of_one_line(image: object, words: str) -> None:
-    with pytest.raises(ValueError, match=words) as caught:
+def test_an_invalid_image_is_a_value_error_of_one_line(image: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
         as_rgb_uint8(image)
     assert "\n" not in str(caught.value)
 
 
-def test_another_object_is_a_type_error() -> None:
+def test_an_object_of_another_type_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="got NoneType"):
         as_rgb_uint8(None)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff", "bmp", "gif", "ppm"])
-def test_image_files_give_what_pillow_gives(tmp_path: Path, suffix: str) -> None:
+def test_image_files_give_the_pixels_of_pillow(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"image.{suffix}"
     Image.fromarray(RGB).save(path)
     with Image.open(path) as image:
@@ -111,15 +112,15 @@ def test_image_files_give_what_pillow_gives(tmp_path: Path, suffix: str) -> None
         assert same(str(path), np.array(image.convert("RGB")))
 
 
-def test_the_orientation_tag_is_not_applied_as_upstream(tmp_path: Path) -> None:
+def test_the_orientation_tag_is_ignored_as_in_the_official_code(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(RGB).save(tmp_path / "turned.jpg", exif=exif)
-    assert load_image(tmp_path / "turned.jpg").shape == RGB.shape
+    Image.fromarray(RGB).save(tmp_path / "rotated.jpg", exif=exif)
+    assert load_image(tmp_path / "rotated.jpg").shape == RGB.shape
 
 
 def huge_jpeg(side: int) -> bytes:
-    """A JPEG whose header says side x side; the pixels are those of a small one."""
+    """A JPEG whose header claims side x side pixels, with the data of a small picture."""
     import io
 
     small = io.BytesIO()
@@ -132,21 +133,16 @@ def huge_jpeg(side: int) -> bytes:
 
 def huge_png(side: int) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        )
+        checksum = struct.pack(">I", zlib.crc32(kind + body))
+        return struct.pack(">I", len(body)) + kind + body + checksum
 
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(bytes(1000)))
-        + chunk(b"IEND", b"")
-    )
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    data = chunk(b"IDAT", zlib.compress(bytes(1000)))
+    return b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("data", [huge_jpeg(30_000), huge_png(100_000)], ids=["jpeg", "png"])
-def test_a_huge_image_is_refused_by_its_header_at_once(tmp_path: Path, data: bytes) -> None:
+def test_a_huge_image_is_refused_at_once_because_of_its_header(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "huge.jpg"
     path.write_bytes(data)
     started = time.thread_time()
@@ -157,14 +153,13 @@ def test_a_huge_image_is_refused_by_its_header_at_once(tmp_path: Path, data: byt
 
 def test_a_gif_whose_first_frame_is_larger_than_its_screen_is_refused(tmp_path: Path) -> None:
     screen = b"GIF89a" + struct.pack("<HHBBB", 10, 10, 0, 0, 0)
-    (tmp_path / "huge.gif").write_bytes(
-        screen + b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\x02\x02L\x01\x00;"
-    )
+    frame = b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\x02\x02L\x01\x00;"
+    (tmp_path / "huge.gif").write_bytes(screen + frame)
     with pytest.raises(ValueError, match=r"huge\.gif"):
         load_image(tmp_path / "huge.gif")
 
 
-def test_a_caller_can_raise_and_lower_the_limit(tmp_path: Path) -> None:
+def test_max_pixels_raises_and_lowers_the_limit(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     Image.fromarray(RGB).save(path)
     with pytest.raises(ValueError, match="limit is 100"):
@@ -173,7 +168,7 @@ def test_a_caller_can_raise_and_lower_the_limit(tmp_path: Path) -> None:
         as_rgb_uint8(Image.open(path), max_pixels=100)
     before = Image.MAX_IMAGE_PIXELS
     try:
-        Image.MAX_IMAGE_PIXELS = 10  # Pillow's own limit is not ours: our argument decides
+        Image.MAX_IMAGE_PIXELS = 10  # Pillow's limit must not apply, only our argument does
         assert same(path)
     finally:
         Image.MAX_IMAGE_PIXELS = before
@@ -191,7 +186,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpa
     "data",
     [FITS, EPS, b"", b"garbage" * 10, b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF0000WEBPVP8 "],
 )
-def test_other_kinds_of_file_named_jpg_are_refused_by_name(tmp_path: Path, data: bytes) -> None:
+def test_files_of_another_format_are_refused_with_their_name(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "picture.jpg"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"picture.jpg") as caught:
@@ -202,21 +197,20 @@ def test_other_kinds_of_file_named_jpg_are_refused_by_name(tmp_path: Path, data:
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff", "bmp", "gif"])
 def test_a_truncated_file_is_a_value_error_that_names_it(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"image.{suffix}"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)).save(
-        path
-    )
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match=rf"image.{suffix}"):
         load_image(path)
 
 
-def test_a_missing_file_and_a_directory(tmp_path: Path) -> None:
+def test_missing_files_and_directories_are_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none.png: no such file"):
         load_image(tmp_path / "none.png")
     with pytest.raises(ValueError, match="cannot be opened"):
         load_image(tmp_path)
 
 
-def test_a_real_photograph_equals_what_the_official_code_reads(real: Path) -> None:
+def test_a_real_photograph_gives_the_pixels_of_pillow(real: Path) -> None:
     with Image.open(real / "truck.jpg") as image:
         assert same(real / "truck.jpg", np.array(image.convert("RGB")))

@@ -1,4 +1,4 @@
-"""Masks survive a trip through every kind of file, and a file is whole or not there."""
+"""Masks can be written to every file format and read back; files are written atomically."""
 
 from __future__ import annotations
 
@@ -31,22 +31,13 @@ RIGHT[2:6, 3:8] = True
 
 def test_the_palette_is_that_of_davis_and_voc() -> None:
     colors = np.frombuffer(DAVIS_PALETTE, np.uint8).reshape(256, 3)
-    assert colors[:9].tolist() == [
-        [0, 0, 0],
-        [128, 0, 0],
-        [0, 128, 0],
-        [128, 128, 0],
-        [0, 0, 128],
-        [128, 0, 128],
-        [0, 128, 128],
-        [128, 128, 128],
-        [64, 0, 0],
-    ]
+    corners = [[r, g, b] for b in (0, 128) for g in (0, 128) for r in (0, 128)]
+    assert colors[:9].tolist() == [*corners, [64, 0, 0]]
     assert len({tuple(color) for color in colors.tolist()}) == 256
     assert colors[255].tolist() == [224, 224, 192]
 
 
-def test_one_mask_as_png(tmp_path: Path) -> None:
+def test_a_mask_is_written_as_png_and_read_back(tmp_path: Path) -> None:
     save_mask(tmp_path / "deep" / "mask.png", LEFT)
     assert np.array_equal(load_mask(tmp_path / "deep" / "mask.png"), LEFT)
     with Image.open(tmp_path / "deep" / "mask.png") as image:
@@ -54,7 +45,7 @@ def test_one_mask_as_png(tmp_path: Path) -> None:
         assert image.getpalette() == list(DAVIS_PALETTE)
 
 
-def test_in_a_davis_png_lower_ids_are_on_top(tmp_path: Path) -> None:
+def test_lower_ids_are_on_top_in_a_davis_png(tmp_path: Path) -> None:
     save_davis(tmp_path / "0.png", {2: RIGHT, 1: LEFT, 200: LEFT})
     assert np.array_equal(load_mask(tmp_path / "0.png", 1), LEFT)
     assert np.array_equal(load_mask(tmp_path / "0.png", 2), RIGHT & ~LEFT)
@@ -62,7 +53,7 @@ def test_in_a_davis_png_lower_ids_are_on_top(tmp_path: Path) -> None:
     assert np.array_equal(load_mask(tmp_path / "0.png"), LEFT | RIGHT)
 
 
-def test_ids_that_a_palette_cannot_hold(tmp_path: Path) -> None:
+def test_ids_outside_the_palette_are_refused(tmp_path: Path) -> None:
     for object_id in (0, 256, -1):
         with pytest.raises(ValueError, match="1 to 255"):
             save_davis(tmp_path / "0.png", {object_id: LEFT})
@@ -70,15 +61,16 @@ def test_ids_that_a_palette_cannot_hold(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "RGB", "RGBA", "I;16"])
-def test_masks_drawn_elsewhere_are_read(tmp_path: Path, mode: str) -> None:
-    grey = Image.fromarray(LEFT.astype(np.uint8) * 255)
-    (
-        Image.fromarray(LEFT.astype(np.uint16) * 65535) if mode == "I;16" else grey.convert(mode)
-    ).save(tmp_path / "mask.png")
+def test_masks_of_other_image_modes_can_be_read(tmp_path: Path, mode: str) -> None:
+    if mode == "I;16":
+        image = Image.fromarray(LEFT.astype(np.uint16) * 65535)
+    else:
+        image = Image.fromarray(LEFT.astype(np.uint8) * 255).convert(mode)
+    image.save(tmp_path / "mask.png")
     assert np.array_equal(load_mask(tmp_path / "mask.png"), LEFT)
 
 
-def test_masks_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_masks_are_errors(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"bad.png"):
         load_mask(tmp_path / "bad.png")
@@ -89,7 +81,7 @@ def test_masks_that_cannot_be_read(tmp_path: Path) -> None:
         load_mask(tmp_path / "colors.png", 1)
 
 
-def test_writers_lay_files_out_as_documented(tmp_path: Path) -> None:
+def test_writers_use_the_documented_layout(tmp_path: Path) -> None:
     for writer in (
         PngWriter(tmp_path / "png"),
         DavisWriter(tmp_path / "davis"),
@@ -111,16 +103,12 @@ def test_writers_lay_files_out_as_documented(tmp_path: Path) -> None:
     assert list(frames) == [3, 0]
     assert np.array_equal(frames[0][12], RIGHT)
     document = json.loads((tmp_path / "masks.json").read_text())
-    assert (document["format"], document["version"], document["height"], document["width"]) == (
-        "sam2_fast.masks",
-        1,
-        6,
-        8,
-    )
+    assert (document["format"], document["version"]) == ("sam2_fast.masks", 1)
+    assert (document["height"], document["width"]) == (6, 8)
     assert document["frames"][0]["objects"][0] == {"id": 1, **describe(LEFT)}
 
 
-def test_an_aborted_json_leaves_the_older_file(tmp_path: Path) -> None:
+def test_an_aborted_json_writer_leaves_the_older_file(tmp_path: Path) -> None:
     path = tmp_path / "masks.json"
     path.write_text("older")
     writer = JsonWriter(path, 6, 8)
@@ -131,8 +119,8 @@ def test_an_aborted_json_leaves_the_older_file(tmp_path: Path) -> None:
 
 
 def test_an_error_while_writing_leaves_no_file(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="power cut"), whole_file(tmp_path / "out") as beside:
-        beside.write_text("half")
+    with pytest.raises(RuntimeError, match="power cut"), whole_file(tmp_path / "out") as temporary:
+        temporary.write_text("half")
         raise RuntimeError("power cut")
     assert list(tmp_path.iterdir()) == []
 
@@ -147,28 +135,26 @@ def test_an_error_while_writing_leaves_no_file(tmp_path: Path) -> None:
         '{"format": "sam2_fast.masks", "version": 2}',
     ],
 )
-def test_another_json_is_refused_by_name(tmp_path: Path, text: str) -> None:
+def test_other_json_documents_are_refused_with_their_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "masks.json").write_text(text)
     with pytest.raises(ValueError, match=r"masks.json"):
         load_masks_json(tmp_path / "masks.json")
 
 
 def test_a_description_has_area_and_box() -> None:
-    assert {key: describe(LEFT)[key] for key in ("area", "bbox")} == {
-        "area": 15,
-        "bbox": [0, 1, 5, 3],
-    }
+    assert describe(LEFT)["area"] == 15
+    assert describe(LEFT)["bbox"] == [0, 1, 5, 3]
     assert describe(np.zeros((6, 8), bool))["bbox"] == [0, 0, 0, 0]
 
 
 def test_supervision_detections() -> None:
-    pytest.importorskip("supervision", reason="makes supervision.Detections")
+    pytest.importorskip("supervision", reason="builds supervision.Detections")
     logits = np.where(np.stack([LEFT, np.zeros_like(LEFT), RIGHT]), 3.0, -3.0)
-    found = to_detections(logits, [4, 5, 6], [0.5, 0.25, 0.75])
-    assert found.tracker_id.tolist() == [4, 6]
-    assert found.confidence.tolist() == [0.5, 0.75]
-    assert np.array_equal(found.mask, np.stack([LEFT, RIGHT]))
-    assert found.xyxy[0].tolist() == [0, 1, 4, 3]
+    detections = to_detections(logits, [4, 5, 6], [0.5, 0.25, 0.75])
+    assert detections.tracker_id.tolist() == [4, 6]
+    assert detections.confidence.tolist() == [0.5, 0.75]
+    assert np.array_equal(detections.mask, np.stack([LEFT, RIGHT]))
+    assert detections.xyxy[0].tolist() == [0, 1, 4, 3]
     assert len(to_detections(np.zeros((1, 6, 8)))) == 0
     with pytest.raises(ValueError, match="object_ids: expected 3"):
         to_detections(logits, [1])

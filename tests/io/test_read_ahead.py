@@ -1,6 +1,4 @@
-"""Frames that are decoded before they are asked for: the same frames, no waiting for what is there,
-and errors where they belong.
-"""
+"""Frames decoded ahead of time: the same frames, no waiting for cached ones, errors on access."""
 
 from __future__ import annotations
 
@@ -22,51 +20,53 @@ CLIP = Path(__file__).resolve().parents[2] / "examples" / "clip.mp4"
 SMALL = Sam2Config(
     embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(2,), windows=(8, 4, 4, 2), image_size=64
 )
-PATIENCE = 20  # seconds that no test should need
+TIMEOUT = 20  # seconds
 
 
-class Gated(FrameSource):
-    """Frame t is full of t; reading waits for a gate, and is noted."""
+class GatedSource(FrameSource):
+    """A source whose reads wait for an event and are recorded. All values of frame t are t."""
 
     reads_ahead = True
 
     def __init__(self, frames: int = 10) -> None:
         super().__init__("gated", frames, 4, 6)
-        self.gate, self.reads = threading.Event(), list[tuple[int, str]]()
-        self.begun = threading.Event()
+        self.gate = threading.Event()
+        self.started = threading.Event()
+        self.reads: list[tuple[int, str]] = []
 
     def _read(self, index: int) -> Frame:
         self.reads.append((index, threading.current_thread().name))
-        self.begun.set()
-        assert self.gate.wait(PATIENCE)
+        self.started.set()
+        assert self.gate.wait(TIMEOUT)
         if index == 7:
             raise ValueError("gated: frame 7 is damaged")
         return np.full((4, 6, 3), index, np.uint8)
 
 
-def test_a_frame_is_decoded_once_by_the_thread_of_the_source() -> None:
-    source = Gated()
+def test_a_frame_is_decoded_once_on_the_thread_of_the_source() -> None:
+    source = GatedSource()
     source.read_ahead(3)
-    assert source.begun.wait(PATIENCE)
+    assert source.started.wait(TIMEOUT)
     source.gate.set()
     assert int(source[3][0, 0, 0]) == 3
     assert [(i, name.startswith("sam2_fast-read-ahead")) for i, name in source.reads] == [(3, True)]
 
 
-def test_what_is_in_the_window_waits_for_no_decoder() -> None:
-    source = Gated()
+def test_a_frame_in_the_window_is_returned_while_another_one_is_decoded() -> None:
+    source = GatedSource()
     source.gate.set()
     assert int(source[2][0, 0, 0]) == 2
-    source.gate.clear(), source.begun.clear()
+    source.gate.clear()
+    source.started.clear()
     source.read_ahead(3)
-    assert source.begun.wait(PATIENCE)
-    assert int(source[2][0, 0, 0]) == 2, "while frame 3 is on its way"
+    assert source.started.wait(TIMEOUT)
+    assert int(source[2][0, 0, 0]) == 2, "frame 3 is still being decoded"
     source.gate.set()
     source.close()
 
 
-def test_an_error_is_raised_when_the_frame_is_asked_for() -> None:
-    source = Gated()
+def test_a_decoding_error_is_raised_when_the_frame_is_accessed() -> None:
+    source = GatedSource()
     source.gate.set()
     source.read_ahead(7)
     with pytest.raises(ValueError, match="frame 7 is damaged"):
@@ -75,18 +75,19 @@ def test_an_error_is_raised_when_the_frame_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("index", [-1, 10])
-def test_frames_that_are_not_there_are_not_read(index: int) -> None:
-    source = Gated()
+def test_frames_out_of_range_are_not_read(index: int) -> None:
+    source = GatedSource()
     source.read_ahead(index)
     source.close()
     source.read_ahead(3)
     assert not source.reads
 
 
-def test_closing_waits_for_the_read_that_has_begun() -> None:
-    source = Gated()
-    source.read_ahead(1), source.read_ahead(2)
-    assert source.begun.wait(PATIENCE)
+def test_closing_waits_for_the_read_in_progress() -> None:
+    source = GatedSource()
+    source.read_ahead(1)
+    source.read_ahead(2)
+    assert source.started.wait(TIMEOUT)
     threading.Timer(0.05, source.gate.set).start()
     source.close()
     assert [i for i, _ in source.reads] == [1]
@@ -94,8 +95,8 @@ def test_closing_waits_for_the_read_that_has_begun() -> None:
         source[1]
 
 
-def test_lists_are_read_by_whoever_asks() -> None:
-    """Their items may be anything, and of any thread."""
+def test_lists_are_not_read_ahead() -> None:
+    """Items of a list may belong to any thread, so they are read on the calling thread."""
     frames = FrameList([np.zeros((4, 6, 3), np.uint8)] * 3)
     frames.read_ahead(1)
     assert 1 not in frames._recent
@@ -106,35 +107,38 @@ def test_lists_are_read_by_whoever_asks() -> None:
     [range(12), range(11, -1, -1), [0, 5, 6, 2, 11, 1]],
     ids=["forwards", "backwards", "jumps"],
 )
-def test_a_video_file_gives_the_same_frames(order: Any) -> None:
+def test_a_video_file_gives_the_same_frames_with_reading_ahead(order: Any) -> None:
     with VideoFile(CLIP) as plain, VideoFile(CLIP) as ahead:
         for frame, following in zip(order, [*[*order][1:], 0], strict=True):
-            found = ahead[frame]
+            pixels = ahead[frame]
             ahead.read_ahead(following)
-            assert np.array_equal(found, plain[frame])
+            assert np.array_equal(pixels, plain[frame])
 
 
-def test_propagation_reads_the_next_frame_ahead_and_none_past_its_end(
+def test_propagation_reads_the_next_frame_ahead_but_none_after_its_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(0)
     for t in range(6):
-        Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(
-            tmp_path / f"{t}.png"
-        )
-    asked: list[int] = []
-    plain = FrameFolder.read_ahead
-    monkeypatch.setattr(
-        FrameFolder, "read_ahead", lambda self, index: (asked.append(index), plain(self, index))[1]
-    )
+        pixels = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{t}.png")
+    requests: list[int] = []
+    original = FrameFolder.read_ahead
+
+    def record(source: FrameFolder, index: int) -> None:
+        requests.append(index)
+        original(source, index)
+
+    monkeypatch.setattr(FrameFolder, "read_ahead", record)
     predictor = build_sam2_video_predictor(SMALL, device="cpu", seed=0)
     state = predictor.init_state(str(tmp_path))
     predictor.add_new_points_or_box(state, 2, 1, points=[[20, 20]], labels=[1])
     forwards = [t for t, _, _ in predictor.propagate_in_video(state, max_frame_num_to_track=2)]
-    assert (forwards, asked) == ([2, 3, 4], [4])  # frame 2 is settled: nothing was read for it
-    asked.clear()
-    assert [t for t, _, _ in predictor.propagate_in_video(state, reverse=True)] == [
-        2,
-        1,
-        0,
-    ] and asked == [0]
+    assert forwards == [2, 3, 4]
+    assert requests == [
+        4
+    ]  # frame 2 has a prompt and its masks are known, so nothing is read for it
+    requests.clear()
+    backwards = [t for t, _, _ in predictor.propagate_in_video(state, reverse=True)]
+    assert backwards == [2, 1, 0]
+    assert requests == [0]

@@ -1,4 +1,4 @@
-"""Run lengths are byte for byte those of pycocotools, and hostile ones are refused."""
+"""Run lengths are equal, byte for byte, to those of pycocotools; malformed ones are refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ masks = st.one_of(
 
 @given(masks)
 @settings(max_examples=300, deadline=None)
-def test_compressed_run_lengths_are_those_of_pycocotools_and_come_back(mask: np.ndarray) -> None:
+def test_compressed_run_lengths_equal_those_of_pycocotools_and_can_be_decoded(
+    mask: np.ndarray,
+) -> None:
     coco = pytest.importorskip("pycocotools.mask", reason="compares with pycocotools")
     expected = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
     ours = encode_rle(mask)
@@ -39,7 +41,7 @@ def test_compressed_run_lengths_are_those_of_pycocotools_and_come_back(mask: np.
     st.lists(masks.filter(lambda mask: mask.size > 1), min_size=1, max_size=1), st.integers(1, 4)
 )
 @settings(max_examples=100, deadline=None)
-def test_plain_run_lengths_have_the_official_meaning(one: list[np.ndarray], copies: int) -> None:
+def test_plain_run_lengths_have_the_official_format(one: list[np.ndarray], copies: int) -> None:
     stack = torch.from_numpy(np.stack([np.roll(one[0], step, axis=1) for step in range(copies)]))
     for rle, mask in zip(mask_to_rle(stack), stack, strict=True):
         assert rle["size"] == [*mask.shape]
@@ -61,7 +63,7 @@ def test_runs_go_down_the_columns_and_start_with_zeros() -> None:
     assert mask_to_rle(torch.zeros(0, 2, 3, dtype=torch.bool)) == []
 
 
-def test_non_contiguous_and_numeric_masks() -> None:
+def test_non_contiguous_and_numeric_masks_can_be_encoded() -> None:
     base = np.random.default_rng(0).random((30, 40)) > 0.5
     assert encode_rle(base.T) == encode_rle(np.ascontiguousarray(base.T))
     assert encode_rle(base[::-1, ::2]) == encode_rle(base[::-1, ::2].copy())
@@ -69,7 +71,7 @@ def test_non_contiguous_and_numeric_masks() -> None:
     assert encode_rle(torch.from_numpy(base)) == encode_rle(base)
 
 
-def test_an_empty_mask_is_that_of_pycocotools() -> None:
+def test_a_mask_without_pixels_is_encoded_as_by_pycocotools() -> None:
     assert encode_rle(np.zeros((0, 5), bool)) == {"size": [0, 5], "counts": b"0"}
     assert decode_rle({"size": [0, 5], "counts": b"0"}).shape == (0, 5)
 
@@ -98,7 +100,7 @@ def test_an_empty_mask_is_that_of_pycocotools() -> None:
         {"size": [10**6, 10**6], "counts": [10**12]},
     ],
 )
-def test_what_is_no_mask_is_a_value_error_at_once(rle: object) -> None:
+def test_malformed_run_lengths_are_a_value_error_at_once(rle: object) -> None:
     started = time.thread_time()
     with pytest.raises(ValueError, match=r"^rle"):
         decode_rle(rle)
@@ -107,7 +109,9 @@ def test_what_is_no_mask_is_a_value_error_at_once(rle: object) -> None:
 
 @given(st.binary(max_size=60), st.integers(0, 50), st.integers(0, 50))
 @settings(max_examples=300, deadline=None)
-def test_any_bytes_give_a_whole_mask_or_a_value_error(data: bytes, height: int, width: int) -> None:
+def test_any_bytes_give_a_mask_of_the_right_size_or_a_value_error(
+    data: bytes, height: int, width: int
+) -> None:
     try:
         mask = decode_rle({"size": [height, width], "counts": data})
     except ValueError:
@@ -115,21 +119,21 @@ def test_any_bytes_give_a_whole_mask_or_a_value_error(data: bytes, height: int, 
     assert mask.shape == (height, width)
 
 
-def test_a_limit_can_be_raised() -> None:
+def test_max_pixels_raises_the_limit() -> None:
     rle = {"size": [100, 100], "counts": [10_000]}
     with pytest.raises(ValueError, match="max_pixels="):
         decode_rle(rle, max_pixels=9_999)
     assert decode_rle(rle, max_pixels=10_000).shape == (100, 100)
 
 
-def test_bad_masks_to_encode() -> None:
+def test_masks_of_the_wrong_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\[H, W\]"):
         encode_rle(np.zeros((1, 2, 3), bool))
     with pytest.raises(ValueError, match=r"\[N, H, W\]"):
         mask_to_rle(torch.zeros(2, 3, dtype=torch.bool))
 
 
-def test_real_ground_truth_comes_back(real) -> None:
+def test_real_annotations_can_be_decoded_and_encoded_again(real) -> None:
     import json
 
     masklets = json.loads((real / "sav_000001_manual.json").read_text())["masklet"]

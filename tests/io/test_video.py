@@ -1,4 +1,7 @@
-"""Every kind of video is read frame by frame, exactly, within limits (robustness rows 29 to 32)."""
+"""Videos of every kind are read frame by frame, exactly and within limits.
+
+Robustness rows 29 to 32.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,10 @@ from sam2_fast.io.frames import FrameGoneError
 from sam2_fast.io.video import open_video
 
 
-def test_a_folder_is_read_in_the_order_of_its_numbers(folder: Path) -> None:
+def test_a_folder_is_read_in_numerical_order(folder: Path) -> None:
     with open_video(folder) as video:
-        assert (video.num_frames, len(video), video.height, video.width, video.fps) == (
-            12,
-            12,
-            48,
-            64,
-            None,
-        )
+        assert video.num_frames == len(video) == 12
+        assert (video.height, video.width, video.fps) == (48, 64, None)
         assert all(np.array_equal(video[i], picture(i)) for i in (11, 0, 2, 10, 1))
         assert np.array_equal(video[np.int64(3)], picture(3))
         assert sum(1 for _ in video) == 12
@@ -35,7 +33,7 @@ def test_a_folder_is_read_in_the_order_of_its_numbers(folder: Path) -> None:
 @pytest.mark.parametrize(
     "pattern", ["{}.jpg", "{:05d}.JPG", "frame_{}.jpeg", "clip-2_{}.png", "{}.JPEG"]
 )
-def test_names_of_a_folder(tmp_path: Path, pattern: str) -> None:
+def test_frames_of_a_folder_may_have_any_of_these_names(tmp_path: Path, pattern: str) -> None:
     for index in (0, 2, 9, 10, 11):
         Image.new("RGB", (8, 8), (index * 10,) * 3).save(tmp_path / pattern.format(index))
     (tmp_path / "._0.jpg").write_bytes(b"resource fork")
@@ -45,7 +43,7 @@ def test_names_of_a_folder(tmp_path: Path, pattern: str) -> None:
         assert [round(int(frame[0, 0, 0]) / 10) for frame in video] == [0, 2, 9, 10, 11]
 
 
-def test_a_missing_an_empty_and_an_ambiguous_folder(tmp_path: Path) -> None:
+def test_missing_empty_and_ambiguous_folders_are_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere: no such file or directory"):
         open_video(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"no images found; expected files such as 00000.jpg"):
@@ -56,9 +54,7 @@ def test_a_missing_an_empty_and_an_ambiguous_folder(tmp_path: Path) -> None:
         open_video(tmp_path)
 
 
-def test_a_corrupt_frame_is_an_error_that_names_its_file_and_the_others_are_fine(
-    folder: Path,
-) -> None:
+def test_a_corrupt_frame_is_an_error_that_names_its_file_and_affects_no_other(folder: Path) -> None:
     path = folder / "5.png"
     path.write_bytes(path.read_bytes()[:60])
     with open_video(folder) as video:
@@ -79,7 +75,7 @@ def test_a_frame_of_another_size_is_an_error_at_that_frame(folder: Path) -> None
         assert video[8].shape == (48, 64, 3)
 
 
-def test_limits_of_a_folder(folder: Path) -> None:
+def test_folders_over_the_limits_are_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"more than 5 frames.*max_frames="):
         open_video(folder, max_frames=5)
     with pytest.raises(ValueError, match="limit is 100"):
@@ -99,12 +95,12 @@ def test_frame_numbers_are_checked(folder: Path) -> None:
     video.close()
 
 
-def test_frames_cannot_be_spoilt_by_their_reader(folder: Path) -> None:
+def test_frames_are_read_only(folder: Path) -> None:
     with open_video(folder) as video, pytest.raises(ValueError, match="read-only"):
         video[0][0, 0] = 0
 
 
-def test_the_window_is_bounded(folder: Path) -> None:
+def test_the_number_of_cached_frames_is_bounded(folder: Path) -> None:
     with open_video(folder) as video:
         video.window = 3
         for index in range(12):
@@ -128,34 +124,26 @@ STACK = np.stack([picture(i) for i in range(5)])
         tuple(Image.fromarray(frame) for frame in STACK),
         [torch.from_numpy(frame).permute(2, 0, 1) for frame in STACK],
     ],
-    ids=[
-        "array",
-        "float array",
-        "tensor THWC",
-        "tensor T3HW",
-        "list of arrays",
-        "tuple of images",
-        "list of tensors",
-    ],
+    ids=["array", "float array", "tensor THWC", "tensor T3HW", "arrays", "images", "tensors"],
 )
-def test_frames_in_memory(source: object) -> None:
+def test_videos_in_memory(source: object) -> None:
     with open_video(source) as video:
         assert (video.num_frames, video.height, video.width) == (5, 48, 64)
         assert all(np.array_equal(video[i], STACK[i]) for i in (4, 0, 2))
 
 
-def test_a_list_of_paths_and_a_single_image_file(folder: Path) -> None:
+def test_a_list_of_paths_and_a_single_image_file_are_videos(folder: Path) -> None:
     assert np.array_equal(open_video([folder / "3.png", str(folder / "1.png")])[1], picture(1))
     assert open_video(folder / "3.png").num_frames == 1
 
 
-def test_an_open_video_is_returned_as_it_is(folder: Path) -> None:
+def test_an_open_video_is_returned_unchanged(folder: Path) -> None:
     video = open_video(folder)
     assert open_video(video) is video
 
 
 @pytest.mark.parametrize(
-    ("source", "kind", "words"),
+    ("source", "error", "message"),
     [
         ([], ValueError, "empty list"),
         (np.zeros((4, 4, 3), np.uint8), ValueError, r"\[T, H, W, 3\], got \[4, 4, 3\]"),
@@ -171,19 +159,20 @@ def test_an_open_video_is_returned_as_it_is(folder: Path) -> None:
         (Image.new("RGB", (4, 4)), TypeError, "got Image"),
     ],
 )
-def test_what_is_no_video(source: object, kind: type[Exception], words: str) -> None:
-    with pytest.raises(kind, match=words):
+def test_invalid_videos_are_refused(source: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         open_video(source)
 
 
-def endless() -> Iterator[np.ndarray]:
+def endless_pictures() -> Iterator[np.ndarray]:
     return (picture(i) for i in itertools.count())
 
 
-def test_a_stream_is_pulled_as_it_is_asked_for_and_keeps_a_bounded_window() -> None:
+def test_a_stream_is_read_on_demand_and_keeps_a_bounded_number_of_frames() -> None:
     pulled = []
     video = open_video(pulled.append(i) or picture(i) for i in itertools.count())
-    assert (video.num_frames, video.sequential, pulled) == (None, True, [0])
+    assert video.num_frames is None and video.sequential
+    assert pulled == [0]
     assert np.array_equal(video[100], picture(100))
     assert len(pulled) == 101
     assert np.array_equal(video[100 - video.window + 1], picture(100 - video.window + 1))
@@ -195,7 +184,7 @@ def test_a_stream_is_pulled_as_it_is_asked_for_and_keeps_a_bounded_window() -> N
         len(video)
 
 
-def test_a_stream_learns_its_length_at_its_end() -> None:
+def test_the_length_of_a_stream_is_known_after_its_end() -> None:
     video = open_video(picture(i) for i in range(4))
     with pytest.raises(IndexError, match="ended after 4 frames"):
         video[9]
@@ -204,22 +193,22 @@ def test_a_stream_learns_its_length_at_its_end() -> None:
     assert sum(1 for _ in open_video(picture(i) for i in range(7))) == 7
 
 
-def test_a_stream_goes_on_after_a_bad_frame_and_stops_at_its_limit() -> None:
+def test_a_stream_continues_after_a_bad_frame_and_stops_at_its_limit() -> None:
     video = open_video(iter([picture(0), np.zeros((2, 2), np.float32) + 9, picture(2)]))
     with pytest.raises(ValueError, match="frame 1: image"):
         video[1]
     assert np.array_equal(video[2], picture(2))
     with pytest.raises(ValueError, match="more than 10 frames"):
-        open_video(endless(), max_frames=10)[20]
+        open_video(endless_pictures(), max_frames=10)[20]
 
 
-def test_a_camera_that_is_not_there() -> None:
+def test_a_missing_camera_is_an_error() -> None:
     pytest.importorskip("cv2", reason="cameras need OpenCV")
     with pytest.raises(ValueError, match="camera 97: cannot be opened"):
         open_video(97)
 
 
-def test_many_threads_read_one_video(folder: Path) -> None:
+def test_several_threads_can_read_one_video(folder: Path) -> None:
     video = open_video(folder)
     video.window = 2
     wrong: list[int] = []
