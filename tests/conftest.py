@@ -1,16 +1,15 @@
-"""What every test gets and must leave as it found it."""
+"""Settings for all tests, and a check that no test changes settings of the process."""
 
 from __future__ import annotations
 
 import os
 
-if (
-    "PYTEST_XDIST_WORKER_COUNT" in os.environ
-):  # workers that share the cores must not each start a thread per core and spin
+# Workers share the cores, so that each of them must start fewer threads than there are cores.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
-# On a GPU tests judge kernels themselves; tests/proving switches proofs on.
+# On a GPU tests compare kernels themselves, without proofs; tests/proving enables proofs.
 os.environ.setdefault("SAM2_FAST_PROVE", "0")
 
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ import pytest
 import torch
 
 
-def globals_of_the_process() -> dict[str, Any]:
+def process_settings() -> dict[str, Any]:
     return {
         "scheduling": os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else None,
         "threads": torch.get_num_threads(),
@@ -34,10 +33,12 @@ def globals_of_the_process() -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_global_is_touched() -> Iterator[None]:
-    """A test that changes these for the tests after it makes failures that depend on the order (and
-    once stopped the machine).
+def unchanged_process_settings() -> Iterator[None]:
+    """Fail tests that change settings of the process.
+
+    Such changes cause failures of later tests, and once a real-time scheduling policy made the
+    whole machine unresponsive.
     """
-    before = globals_of_the_process()
+    before = process_settings()
     yield
-    assert globals_of_the_process() == before
+    assert process_settings() == before

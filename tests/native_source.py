@@ -1,5 +1,6 @@
-"""C++ sources as statements, for rules that no compiler at hand checks. Not a parser: it knows
-brackets, literals and comments.
+"""Splits C++ sources into statements, for style rules that no compiler checks.
+
+It is not a full parser: it distinguishes only brackets, literals, comments and other tokens.
 """
 
 from __future__ import annotations
@@ -15,26 +16,12 @@ TOKENS = re.compile(
     re.DOTALL,
 )
 SKIPPED = ("//", "/*", "#")
-DECLARING = {
-    "const",
-    "constexpr",
-    "static",
-    "auto",
-    "typedef",
-    "using",
-    "template",
-    "struct",
-    "enum",
-    "class",
-    "unsigned",
-    "extern",
-    "inline",
-    "explicit",
-    "typename",
-    "volatile",
+DECLARATION_KEYWORDS = {
+    *("const", "constexpr", "static", "auto", "typedef", "using", "template", "struct", "enum"),
+    *("class", "unsigned", "extern", "inline", "explicit", "typename", "volatile"),
 }
-LEADING = {"if", "for", "while", "switch"}
-NO_TYPES = {"return", "throw", "delete", "goto", "new", "co_return", "else", "do", "case"}
+CONTROL_KEYWORDS = {"if", "for", "while", "switch"}
+OTHER_KEYWORDS = {"return", "throw", "delete", "goto", "new", "co_return", "else", "do", "case"}
 
 
 @dataclass
@@ -45,7 +32,7 @@ class Token:
 
 @dataclass
 class Group:
-    """What is inside a pair of brackets, or a whole file."""
+    """The content of a pair of brackets, or a whole file."""
 
     opening: str
     line: int
@@ -53,7 +40,7 @@ class Group:
 
     @property
     def is_block(self) -> bool:
-        """Whether statements are in it: an initializer or an enumeration has none."""
+        """Whether it contains statements, unlike an initializer or an enumeration."""
         texts = [text(item) for item in self.items]
         return self.opening == "{" and (not texts or ";" in texts or texts[-1] == "{")
 
@@ -63,9 +50,12 @@ def text(item: Token | Group) -> str:
 
 
 def parse(source: str) -> Group:
-    stack, line, last = [Group("", 1)], 1, 0
+    stack = [Group("", 1)]
+    line = 1
+    last = 0
     for match in TOKENS.finditer(source):
-        line, last = line + source.count("\n", last, match.start()), match.start()
+        line += source.count("\n", last, match.start())
+        last = match.start()
         token = match.group()
         if token.startswith(SKIPPED):
             continue
@@ -87,49 +77,54 @@ def groups(group: Group) -> Iterator[Group]:
 
 
 def statements(block: Group) -> Iterator[list[Token | Group]]:
-    """Those that end in a semicolon, without what leads them: conditions, loop headers, else,
-    labels.
-    """
-    found: list[Token | Group] = []
+    """Statements that end in a semicolon, without conditions, loop headers, else and labels."""
+    statement: list[Token | Group] = []
     for item in block.items:
         if text(item) == ";":
-            yield body(found)
-            found = []
-        elif (
-            isinstance(item, Group)
-            and item.is_block
-            and not any(text(x) in ("=", "return") for x in found)
-        ) or (
-            text(item) == ":"
-            and len(found) in (1, 2)
-            and text(found[0]) in ("public", "private", "protected", "default", "case")
-        ):
-            found = []
+            yield body(statement)
+            statement = []
+        elif _is_body(item, statement) or _is_label(item, statement):
+            statement = []
         else:
-            found.append(item)
+            statement.append(item)
+
+
+def _is_body(item: Token | Group, before: list[Token | Group]) -> bool:
+    """Whether the item is a block that is not part of an assignment or a return statement."""
+    is_block = isinstance(item, Group) and item.is_block
+    return is_block and not any(text(x) in ("=", "return") for x in before)
+
+
+def _is_label(item: Token | Group, before: list[Token | Group]) -> bool:
+    """Whether the item is the colon of a label."""
+    labels = ("public", "private", "protected", "default", "case")
+    return text(item) == ":" and len(before) in (1, 2) and text(before[0]) in labels
 
 
 def body(statement: list[Token | Group]) -> list[Token | Group]:
+    """The statement without conditions, loop headers and else in front of it."""
     while statement:
         first = text(statement[0])
         if first == "else" or first == "do":
             statement = statement[1:]
-        elif first in LEADING:
-            at = next(i for i, item in enumerate(statement) if text(item) == "(")
-            statement = statement[at + 1 :]
+        elif first in CONTROL_KEYWORDS:
+            header = next(i for i, item in enumerate(statement) if text(item) == "(")
+            statement = statement[header + 1 :]
         else:
             break
     return statement
 
 
 def declares(statement: list[Token | Group]) -> bool:
-    """Whether it begins with a type: two names, perhaps with template arguments, `*` or `&`
-    between.
+    """Whether a statement is a declaration.
+
+    It then starts with a keyword, or with two names that may be separated by template arguments,
+    `*` or `&`.
     """
     words = [text(item) for item in statement]
-    if words[0] in DECLARING:
+    if words[0] in DECLARATION_KEYWORDS:
         return True
-    if not re.match(r"[A-Za-z_]", words[0]) or words[0] in NO_TYPES:
+    if not re.match(r"[A-Za-z_]", words[0]) or words[0] in OTHER_KEYWORDS:
         return False
     i = 1
     while i + 1 < len(words) and words[i] == "::":
@@ -145,24 +140,25 @@ def declares(statement: list[Token | Group]) -> bool:
     return i < len(words) and bool(re.match(r"[A-Za-z_]", words[i]))
 
 
-def in_angles(statement: list[Token | Group]) -> set[int]:
-    """Places between the angle brackets of template arguments of a call, as in f<a, b>(x)."""
-    found: set[int] = set()
+def template_argument_indices(statement: list[Token | Group]) -> set[int]:
+    """Indices of the tokens within template arguments of a call, as in f<a, b>(x)."""
+    indices: set[int] = set()
     words = [text(item) for item in statement]
     for i, word in enumerate(words):
         if word != "<":
             continue
-        depth, j = 1, i
+        depth = 1
+        j = i
         while depth and j + 1 < len(words) and words[j + 1] not in (";", "&&", "||"):
             j += 1
             depth += {"<": 1, ">": -1}.get(words[j], 0)
         if depth == 0 and j + 1 < len(words) and words[j + 1] in ("(", "::", "{"):
-            found |= set(range(i, j))
-    return found
+            indices |= set(range(i, j))
+    return indices
 
 
 def comma_operators(source: str) -> list[int]:
-    """Lines on which a statement is continued by a comma; in a loop's header too."""
+    """Lines of comma operators in statements and in the steps of loops."""
     lines = []
     for group in groups(parse(source)):
         for statement in statements(group) if group.opening in ("", "{") else ():
@@ -176,8 +172,8 @@ def comma_operators(source: str) -> list[int]:
 def commas(statement: list[Token | Group]) -> list[int]:
     if not statement or declares(statement):
         return []
-    inside = in_angles(statement)
-    return [x.line for i, x in enumerate(statement) if text(x) == "," and i not in inside]
+    excluded = template_argument_indices(statement)
+    return [x.line for i, x in enumerate(statement) if text(x) == "," and i not in excluded]
 
 
 def parts(items: list[Token | Group], separator: str) -> Iterator[list[Token | Group]]:
@@ -197,19 +193,19 @@ def nested_conditionals(source: str) -> list[int]:
     for group in groups(parse(source)):
         for piece in parts(group.items, ";"):
             for operand in parts(piece, ","):
-                inside = [
+                nested_groups = [
                     x
                     for item in operand
                     if isinstance(item, Group) and not item.is_block
                     for x in groups(item)
                 ]
-                own = [x.line for x in operand if text(x) == "?"]
-                deeper = [x.line for g in inside for x in g.items if text(x) == "?"]
-                lines += own[1:] + (deeper if own else [])
+                outer = [x.line for x in operand if text(x) == "?"]
+                inner = [x.line for g in nested_groups for x in g.items if text(x) == "?"]
+                lines += outer[1:] + (inner if outer else [])
     return sorted(lines)
 
 
-def several_on_a_line(source: str) -> list[int]:
+def several_statements_on_a_line(source: str) -> list[int]:
     """Lines on which two statements of the same block end."""
     lines = set()
     for group in groups(parse(source)):

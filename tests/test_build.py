@@ -1,4 +1,4 @@
-"""Builders: official names and overrides without Hydra, devices, dtypes, seeds, the Hub."""
+"""Builders: official names, overrides without Hydra, devices, dtypes, seeds and the Hub."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ NAMES = {
     "configs/sam2/sam2_hiera_l.yaml": ("large", "2.0"),
     "sam2_hiera_s.yaml": ("small", "2.0"),
     "sam2_hiera_b+": ("base_plus", "2.0"),
-    "//home/somebody/sam2/configs/sam2.1/sam2.1_hiera_s.yaml": ("small", "2.1"),
+    "//home/user/sam2/configs/sam2.1/sam2.1_hiera_s.yaml": ("small", "2.1"),
 }
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_official_configuration_names_are_understood(name: str) -> None:
+def test_official_configuration_names_are_accepted(name: str) -> None:
     size, version = NAMES[name]
     assert read_config_name(name) == preset(size, version)
 
@@ -50,29 +50,25 @@ def test_other_names_are_refused(name: str) -> None:
         read_config_name(name)
 
 
-def test_all_eight_hub_ids_name_a_known_configuration() -> None:
+def test_all_eight_hub_ids_have_a_known_configuration() -> None:
     assert len(HF_MODEL_ID_TO_FILENAMES) == 8
     assert HF_MODEL_ID_TO_FILENAMES["facebook/sam2.1-hiera-base-plus"] == (
         "configs/sam2.1/sam2.1_hiera_b+.yaml",
         "sam2.1_hiera_base_plus.pt",
     )
-    assert {read_config_name(c).version for c, _ in HF_MODEL_ID_TO_FILENAMES.values()} == {
-        "2.0",
-        "2.1",
-    }
+    versions = {read_config_name(c).version for c, _ in HF_MODEL_ID_TO_FILENAMES.values()}
+    assert versions == {"2.0", "2.1"}
 
 
 @pytest.mark.parametrize("prefix", ["++", "+", ""])
-def test_overrides_in_all_spellings(prefix: str) -> None:
+def test_overrides_may_have_any_prefix_of_hydra(prefix: str) -> None:
     overrides = [
-        f"{prefix}model.image_size=512",
-        f"{prefix}model.fill_hole_area=4",
-        f"{prefix}model.non_overlap_masks=true",
+        "model.image_size=512",
+        "model.fill_hole_area=4",
+        "model.non_overlap_masks=true",
+        "model.sam_mask_decoder_extra_args.dynamic_multimask_stability_delta=0.1",
     ]
-    overrides.append(
-        f"{prefix}model.sam_mask_decoder_extra_args.dynamic_multimask_stability_delta=0.1"
-    )
-    config, options = apply_overrides(SMALL, Options(), overrides)
+    config, options = apply_overrides(SMALL, Options(), [prefix + text for text in overrides])
     assert config.image_size == 512 and options.fill_hole_area == 4 and options.non_overlap_masks
     assert options.dynamic_multimask_stability_delta == 0.1
     _, options = apply_overrides(config, options, ["~model.fill_hole_area"])
@@ -89,19 +85,19 @@ def test_overrides_in_all_spellings(prefix: str) -> None:
         5,
     ],
 )
-def test_overrides_that_mean_nothing_are_refused(text: Any) -> None:
+def test_invalid_overrides_are_refused(text: Any) -> None:
     with pytest.raises(ValueError, match=r"hydra_overrides_extra|option"):
         apply_overrides(SMALL, Options(), [text])
 
 
-def test_what_names_code_is_not_followed() -> None:
+def test_overrides_that_name_code_are_ignored() -> None:
     config, options = apply_overrides(
         SMALL, Options(), ["++model._target_=os.system", "++model.compile_image_encoder=true"]
     )
     assert (config, options) == (SMALL, Options())
 
 
-def test_options_read_and_write_under_their_official_names() -> None:
+def test_options_are_attributes_with_their_official_names() -> None:
     model = build_sam2_video_predictor(SMALL, device="cpu")
     assert model.fill_hole_area == 8
     model.fill_hole_area = 0
@@ -110,7 +106,7 @@ def test_options_read_and_write_under_their_official_names() -> None:
         model.fill_hole_area = "few"
 
 
-def test_a_seed_draws_the_same_weights_and_leaves_the_callers_generator_alone() -> None:
+def test_a_seed_determines_the_weights_and_does_not_change_the_global_generator() -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -120,10 +116,8 @@ def test_a_seed_draws_the_same_weights_and_leaves_the_callers_generator_alone() 
 
 
 def test_modes_dtypes_and_missing_arguments() -> None:
-    assert (
-        build_sam2(SMALL, device="cpu", mode="train").training
-        and not build_sam2(SMALL, device="cpu").training
-    )
+    assert build_sam2(SMALL, device="cpu", mode="train").training
+    assert not build_sam2(SMALL, device="cpu").training
     assert build_sam2(SMALL, device="cpu", dtype=torch.float16).dtype == torch.float16
     for wrong in ({"mode": "test"}, {"dtype": torch.int8}):
         with pytest.raises(ValueError, match="expected"):
@@ -136,20 +130,19 @@ def test_modes_dtypes_and_missing_arguments() -> None:
 
 def test_half_precision_keeps_position_tables_in_float32() -> None:
     model = build_sam2(SMALL, device="cpu", dtype=torch.bfloat16)
-    assert (
-        model.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.dtype == torch.float32
-    )
+    matrix = model.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+    assert matrix.dtype == torch.float32
     assert model.memory_attention.rope().dtype == torch.float32
 
 
-def test_vos_optimized_is_accepted_and_compiles_nothing() -> None:
-    assert isinstance(
-        build_sam2_video_predictor(SMALL, device="cpu", vos_optimized=True),
-        sam2_fast.SAM2VideoPredictor,
-    )
+def test_vos_optimized_is_accepted() -> None:
+    predictor = build_sam2_video_predictor(SMALL, device="cpu", vos_optimized=True)
+    assert isinstance(predictor, sam2_fast.SAM2VideoPredictor)
 
 
-def test_weights_that_cannot_be_had_say_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_unavailable_weights_are_an_error_with_a_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
@@ -160,7 +153,7 @@ def test_weights_that_cannot_be_had_say_why(monkeypatch: pytest.MonkeyPatch, tmp
         build_sam2_hf("not a model id")
 
 
-def test_models_are_copied_and_pickled() -> None:
+def test_models_can_be_copied_and_pickled() -> None:
     model = build_sam2_video_predictor(SMALL, device="cpu", seed=0)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert other.config == model.config and other.options == model.options
@@ -168,19 +161,20 @@ def test_models_are_copied_and_pickled() -> None:
         assert torch.equal(other.memory_attention.rope(), model.memory_attention.rope())
 
 
-def test_a_model_made_on_the_meta_device_fills_its_tables_when_it_lands() -> None:
-    made = build_sam2(SMALL, device="cpu", seed=0)
+def test_a_model_moved_from_the_meta_device_computes_its_tables() -> None:
+    expected = build_sam2(SMALL, device="cpu", seed=0)
     with torch.device("meta"):
         model = sam2_fast.SAM2Base(SMALL)
     model = model.to_empty(device="cpu")
-    model.load_state_dict(made.state_dict())
+    model.load_state_dict(expected.state_dict())
     images = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
-        assert torch.equal(model.eval().encode_image(images).low, made.encode_image(images).low)
-    assert torch.equal(model.memory_attention.rope(), made.memory_attention.rope())
+        features = model.eval().encode_image(images)
+        assert torch.equal(features.low, expected.encode_image(images).low)
+    assert torch.equal(model.memory_attention.rope(), expected.memory_attention.rope())
 
 
-def test_weights_in_the_hub_cache_are_found_offline(
+def test_weights_in_the_hub_cache_are_loaded_offline(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     from safetensors.torch import save_file
@@ -202,70 +196,55 @@ def test_weights_in_the_hub_cache_are_found_offline(
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
 
-QUIET = """
+IMPORT = """
 import logging, sys, warnings, torch
 
-before = (
-    torch.is_grad_enabled(),
-    torch.get_default_dtype(),
-    torch.get_float32_matmul_precision(),
-    torch.get_num_threads(),
-    torch.backends.cudnn.allow_tf32,
-    len(logging.getLogger().handlers),
-    len(warnings.filters),
-    torch.get_rng_state().sum().item(),
-)
+
+def settings():
+    return (
+        torch.is_grad_enabled(),
+        torch.get_default_dtype(),
+        torch.get_float32_matmul_precision(),
+        torch.get_num_threads(),
+        torch.backends.cudnn.allow_tf32,
+        len(logging.getLogger().handlers),
+        len(warnings.filters),
+        torch.get_rng_state().sum().item(),
+    )
+
+
+before = settings()
 import sam2_fast
 from sam2_fast.weights import hub
 
 for name in sam2_fast.__all__:
     getattr(sam2_fast, name)
-after = (
-    torch.is_grad_enabled(),
-    torch.get_default_dtype(),
-    torch.get_float32_matmul_precision(),
-    torch.get_num_threads(),
-    torch.backends.cudnn.allow_tf32,
-    len(logging.getLogger().handlers),
-    len(warnings.filters),
-    torch.get_rng_state().sum().item(),
-)
-assert before == after, (before, after)
-heavy = {
-    "triton",
-    "torchvision",
-    "hydra",
-    "omegaconf",
-    "iopath",
-    "decord",
-    "cv2",
-    "av",
-    "transformers",
-    "sam2",
-} & set(sys.modules)
-assert not heavy, heavy
+assert before == settings(), (before, settings())
+optional = "triton torchvision hydra omegaconf iopath decord cv2 av transformers sam2"
+imported = set(optional.split()) & set(sys.modules)
+assert not imported, imported
 assert not torch.cuda.is_initialized()
 """
 
 
-def test_row_39_importing_touches_nothing_global_and_needs_no_optional_package() -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", QUIET], capture_output=True, text=True, timeout=120, check=False
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
-    assert run.returncode == 0 and run.stdout == run.stderr == "", run.stderr
+
+
+def test_row_39_importing_changes_no_global_setting_and_needs_no_optional_package() -> None:
+    completed = run_python(IMPORT)
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout == completed.stderr == ""
 
 
 def test_row_39_no_device_is_needed_to_import() -> None:
-    code = (
+    completed = run_python(
         "import os; os.environ['CUDA_VISIBLE_DEVICES'] = ''; import sam2_fast._C, sam2_fast; "
         "sam2_fast.build_sam2"
     )
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, timeout=120, check=False
-        ).returncode
-        == 0
-    )
+    assert completed.returncode == 0
 
 
 def test_row_39_a_model_works_in_a_forked_worker() -> None:
@@ -295,17 +274,13 @@ result = queue.get()
 worker.join()
 assert worker.exitcode == 0 and result == result
 """
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert run.returncode == 0, run.stderr
+    completed = run_python(code)
+    assert completed.returncode == 0, completed.stderr
 
 
-def test_info_tells_what_there_is() -> None:
+def test_info_lists_versions_devices_and_kernels() -> None:
     facts = sam2_fast.info()
-    assert (
-        facts["versions"]["sam2_fast"] == sam2_fast.__version__
-        and facts["devices"][0]["name"] == "cpu"
-    )
+    assert facts["versions"]["sam2_fast"] == sam2_fast.__version__
+    assert facts["devices"][0]["name"] == "cpu"
     assert {row["backend"] for row in facts["kernels"]} == {"cuda", "triton", "cpu", "torch"}
     assert all((row["reason_why_not"] is None) or row["reason_why_not"] for row in facts["kernels"])

@@ -1,4 +1,4 @@
-"""Every Python example in the documents runs."""
+"""Examples in the documents run, links have targets, and quoted code is in the sources."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_the_examples_of_a_page_run(page: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
+def test_links_between_pages_have_targets(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
@@ -40,19 +40,20 @@ SOURCES = [
 
 
 def quotes(block: str, source: str) -> bool:
-    """Whether the lines of a block stand in a source in this order; `# ...` on a line of its own is
-    what was left out.
+    """Whether the lines of a block are in a source in this order.
+
+    A line `# ...` stands for lines that the block omits.
     """
-    place = 0
+    position = 0
     for part in re.split(r"^ *# \.\.\.\n", block, flags=re.MULTILINE):
-        place = source.find(part, place)
-        if place < 0:
+        position = source.find(part, position)
+        if position < 0:
             return False
-        place += len(part)
+        position += len(part)
     return True
 
 
-def test_code_that_a_page_quotes_is_in_the_source() -> None:
+def test_quoted_code_is_in_the_sources() -> None:
     blocks = QUOTED.findall((ROOT / "docs" / "adding_a_kernel.md").read_text())
     sources = [
         p.read_text()

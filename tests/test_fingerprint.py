@@ -1,4 +1,4 @@
-"""Whatever changes a model changes its fingerprint, in C++ and in Python alike."""
+"""Every change of a model changes its fingerprint, in C++ and in Python."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def model() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Sequential(nn.Linear(4, 2)))
 
 
-def write(m: nn.Sequential) -> None:
+def write_parameter(m: nn.Sequential) -> None:
     with torch.no_grad():
         m[0].weight.mul_(1.0)
 
 
-def give_other_memory(m: nn.Sequential) -> None:
+def replace_memory(m: nn.Sequential) -> None:
     m[0].bias.data = m[0].bias.data.clone()
 
 
@@ -30,7 +30,7 @@ def replace_parameter(m: nn.Sequential) -> None:
     m[2][0].weight = nn.Parameter(m[2][0].weight.detach())
 
 
-def replace_part(m: nn.Sequential) -> None:
+def replace_module(m: nn.Sequential) -> None:
     m[2][0] = nn.Linear(4, 2)
 
 
@@ -47,10 +47,10 @@ def exchange_parameters(m: nn.Sequential) -> None:
 
 
 CHANGES = [
-    write,
-    give_other_memory,
+    write_parameter,
+    replace_memory,
     replace_parameter,
-    replace_part,
+    replace_module,
     write_buffer,
     remove_parameter,
     exchange_parameters,
@@ -67,7 +67,7 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_every_change_is_seen(change: Callable[[nn.Sequential], None]) -> None:
+def test_every_change_is_detected(change: Callable[[nn.Sequential], None]) -> None:
     m = model()
     before = Fingerprint(m)
     m.eval()(torch.zeros(1, 4))
@@ -78,22 +78,22 @@ def test_every_change_is_seen(change: Callable[[nn.Sequential], None]) -> None:
 
 
 @pytest.mark.usefixtures("implementation")
-def test_another_model_is_another_one_even_with_the_same_tensors() -> None:
+def test_another_model_with_the_same_tensors_has_another_fingerprint() -> None:
     m = model()
     assert not Fingerprint(m).same(nn.Sequential(*m))
 
 
 @pytest.mark.usefixtures("implementation")
-def test_tensors_of_inference_mode_have_no_version() -> None:
+def test_tensors_of_inference_mode_are_compared_without_a_version() -> None:
     with torch.inference_mode():
         m = model()
-    found = Fingerprint(m)
-    assert found.same(m)
-    give_other_memory(m)
-    assert not found.same(m)
+    fingerprint = Fingerprint(m)
+    assert fingerprint.same(m)
+    replace_memory(m)
+    assert not fingerprint.same(m)
 
 
-def test_the_native_functions_refuse_what_they_do_not_know() -> None:
+def test_the_native_functions_refuse_arguments_of_other_types() -> None:
     if (compiled := native()) is None:
         pytest.skip("the native module is not built")
     tensor = torch.zeros(1)
@@ -101,7 +101,8 @@ def test_the_native_functions_refuse_what_they_do_not_know() -> None:
         compiled.same_members([{}], [], [])
     with pytest.raises(TypeError, match="dictionaries"):
         compiled.same_members([1], ["a"], [1])
-    address, version = torch._C.TensorBase.data_ptr, torch._C.TensorBase._version
+    address = torch._C.TensorBase.data_ptr
+    version = torch._C.TensorBase._version
     with pytest.raises(TypeError, match="address, version"):
         compiled.same_tensors(len, version, [tensor], [1], [0])
     with pytest.raises(TypeError, match="address, version"):
@@ -115,11 +116,11 @@ def test_the_native_functions_refuse_what_they_do_not_know() -> None:
 
 
 @pytest.mark.usefixtures("implementation")
-def test_hooks_are_seen() -> None:
+def test_hooks_are_detected() -> None:
     m = model()
-    found = Fingerprint(m)
-    assert found.hook_reason() is None
+    fingerprint = Fingerprint(m)
+    assert fingerprint.hook_reason() is None
     handle = m[2][0].register_forward_hook(lambda *_: None)
-    assert "hook" in (found.hook_reason() or "")
+    assert "hook" in (fingerprint.hook_reason() or "")
     handle.remove()
-    assert found.hook_reason() is None
+    assert fingerprint.hook_reason() is None

@@ -1,4 +1,4 @@
-"""`SAM2ImagePredictor`: shapes, refusals and equalities on a small random model."""
+"""`SAM2ImagePredictor` on a small random model: shapes, refused input and equal results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL = Sam2Config(
     memory_ffn_dim=32,
     decoder_mlp_dim=32,
 )
-SIDE = 16  # of low-resolution masks
+SIDE = 16  # height and width of low-resolution masks
 
 
 def small_model(dtype: torch.dtype = torch.float32) -> SAM2Base:
@@ -45,25 +45,25 @@ def picture(seed: int = 0, height: int = 40, width: int = 60) -> np.ndarray:
 
 @pytest.fixture
 def predictor() -> SAM2ImagePredictor:
-    found = SAM2ImagePredictor(small_model())
-    found.set_image(picture())
-    return found
+    image_predictor = SAM2ImagePredictor(small_model())
+    image_predictor.set_image(picture())
+    return image_predictor
 
 
 CLICK: dict[str, Any] = {"point_coords": np.array([[20, 30]]), "point_labels": np.array([1])}
 
 
 def test_shapes_and_dtypes(predictor: SAM2ImagePredictor) -> None:
-    for kwargs, lead in (
+    for prompt, prompts in (
         (CLICK, ()),
         ({"box": [[1, 2, 30, 31], [5, 6, 7, 8]]}, (2,)),
         ({"box": np.zeros((0, 4))}, (0,)),
     ):
         for multimask, count in ((True, 3), (False, 1)):
-            masks, iou, low = predictor.predict(**kwargs, multimask_output=multimask)
-            assert masks.shape == (*lead, count, 40, 60)
-            assert iou.shape == (*lead, count)
-            assert low.shape == (*lead, count, SIDE, SIDE)
+            masks, iou, low = predictor.predict(**prompt, multimask_output=multimask)
+            assert masks.shape == (*prompts, count, 40, 60)
+            assert iou.shape == (*prompts, count)
+            assert low.shape == (*prompts, count, SIDE, SIDE)
             assert {a.dtype for a in (masks, iou, low)} == {np.dtype(np.float32)}
             assert set(np.unique(masks)) <= {0.0, 1.0}
             assert np.abs(low).max(initial=0) <= 32
@@ -76,22 +76,20 @@ def test_official_attributes(predictor: SAM2ImagePredictor) -> None:
     assert not predictor._is_batch
     assert isinstance(predictor._transforms, SAM2Transforms)
     assert predictor.get_image_embedding().shape == (1, 256, 4, 4)
-    assert [tuple(x.shape) for x in predictor._features["high_res_feats"]] == [
-        (1, 32, 16, 16),
-        (1, 64, 8, 8),
-    ]
+    shapes = [tuple(x.shape) for x in predictor._features["high_res_feats"]]
+    assert shapes == [(1, 32, 16, 16), (1, 64, 8, 8)]
     assert predictor.device == torch.device("cpu")
 
 
 @pytest.mark.parametrize(
-    "given", ["pillow", "tensor", "path", "grey", "rgba", "negative strides", "float"]
+    "kind", ["pillow", "tensor", "path", "grey", "rgba", "negative strides", "float"]
 )
-def test_images_of_every_kind(given: str, tmp_path: Path) -> None:
+def test_images_of_every_kind_give_the_same_masks(kind: str, tmp_path: Path) -> None:
     image = picture()
-    if given == "grey":
+    if kind == "grey":
         image = np.repeat(image[..., :1], 3, axis=2)
     Image.fromarray(image).save(tmp_path / "image.png")
-    forms = {
+    images = {
         "pillow": Image.fromarray(image),
         "tensor": torch.from_numpy(image).permute(2, 0, 1),
         "path": tmp_path / "image.png",
@@ -100,14 +98,11 @@ def test_images_of_every_kind(given: str, tmp_path: Path) -> None:
         "negative strides": np.ascontiguousarray(image[:, ::-1])[:, ::-1],
         "float": image.astype(np.float64) / 255,
     }
-    first, second = SAM2ImagePredictor(small_model()), SAM2ImagePredictor(small_model())
-    first.set_image(image)
-    second.set_image(forms[given])
-    assert np.allclose(
-        first.predict(**CLICK, return_logits=True)[0],
-        second.predict(**CLICK, return_logits=True)[0],
-        atol=1e-5,
-    )
+    predictor = SAM2ImagePredictor(small_model())
+    predictor.set_image(image)
+    expected = predictor.predict(**CLICK, return_logits=True)[0]
+    predictor.set_image(images[kind])
+    assert np.allclose(predictor.predict(**CLICK, return_logits=True)[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +132,7 @@ MASK = np.zeros((1, SIDE, SIDE), np.float32)
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "message"),
+    ("prompt", "message"),
     [
         ({}, "no prompt"),
         ({"point_coords": np.zeros((0, 2)), "point_labels": np.zeros(0)}, "no prompt"),
@@ -167,14 +162,14 @@ MASK = np.zeros((1, SIDE, SIDE), np.float32)
         ),
     ],
 )
-def test_prompts_without_meaning_are_refused(
-    predictor: SAM2ImagePredictor, kwargs: dict[str, Any], message: str
+def test_invalid_prompts_are_refused(
+    predictor: SAM2ImagePredictor, prompt: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        predictor.predict(**kwargs)
+        predictor.predict(**prompt)
 
 
-def test_without_an_image(predictor: SAM2ImagePredictor) -> None:
+def test_predicting_without_an_image_is_an_error(predictor: SAM2ImagePredictor) -> None:
     predictor.reset_predictor()
     for call in (
         lambda: predictor.predict(**CLICK),
@@ -195,38 +190,34 @@ def test_without_an_image(predictor: SAM2ImagePredictor) -> None:
         predictor.predict_batch([None])
 
 
-def test_a_model_of_another_kind() -> None:
+def test_a_model_of_another_type_is_refused() -> None:
     with pytest.raises(TypeError, match="build_sam2"):
         SAM2ImagePredictor(torch.nn.Linear(1, 1))
 
 
-def test_prompts_of_every_type_give_the_same_mask(predictor: SAM2ImagePredictor) -> None:
+def test_prompts_of_every_type_give_the_same_masks(predictor: SAM2ImagePredictor) -> None:
     expected = predictor.predict(**CLICK, box=np.array([2.0, 3, 40, 30]), return_logits=True)[0]
     coords = torch.tensor([[20, 99], [30, 99]]).T[:1]  # int64, not contiguous
     leaf = torch.tensor([2.0, 3, 40, 30], requires_grad=True)
     for box in (leaf, [2, 3, 40, 30], np.array([[2, 3, 40, 30]]), np.array([[2, 3], [40, 30]])):
-        found = predictor.predict(
+        logits = predictor.predict(
             point_coords=coords, point_labels=torch.tensor([True]), box=box, return_logits=True
         )[0]
-        assert np.array_equal(expected, found)
+        assert np.array_equal(expected, logits)
     assert torch.equal(coords, torch.tensor([[20, 30]]))
     assert leaf.grad is None
 
 
-def test_points_outside_warn_once_and_are_used(predictor: SAM2ImagePredictor) -> None:
-    with pytest.warns(UserWarning, match="outside the 60 x 40 image") as caught:
-        outside = predictor.predict(
-            point_coords=[[99, -3], [200, 0]],
-            point_labels=[1, 1],
-            box=[0, 0, 61, 40],
-            return_logits=True,
-        )[0]
-    assert len(caught) == 1
-    assert caught[0].filename == __file__
-    inside = predictor.predict(
-        point_coords=[[59, 0], [59, 0]], point_labels=[1, 1], box=[0, 0, 60, 40], return_logits=True
-    )[0]
-    assert not np.array_equal(outside, inside)
+def test_points_outside_the_image_warn_once_and_are_used(predictor: SAM2ImagePredictor) -> None:
+    def predict(points: list[list[int]], box: list[int]) -> np.ndarray:
+        return predictor.predict(points, [1, 1], box=box, return_logits=True)[0]
+
+    with pytest.warns(UserWarning, match="outside the 60 x 40 image") as record:
+        logits = predict([[99, -3], [200, 0]], [0, 0, 61, 40])
+    assert len(record) == 1
+    assert record[0].filename == __file__
+    clamped = predict([[59, 0], [59, 0]], [0, 0, 60, 40])
+    assert not np.array_equal(logits, clamped)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         predictor.predict(point_coords=[[0, 0], [60, 40], [-9, -9]], point_labels=[1, 1, -1])
@@ -235,8 +226,8 @@ def test_points_outside_warn_once_and_are_used(predictor: SAM2ImagePredictor) ->
 def test_a_box_is_two_points_before_the_clicks(predictor: SAM2ImagePredictor) -> None:
     coords = torch.tensor([[[2.0, 3.0], [40.0, 30.0], [20.0, 30.0]]])
     labels = torch.tensor([[2, 3, 1]], dtype=torch.int32)
-    placed = predictor._transforms.transform_coords(coords, normalize=True, orig_hw=(40, 60))
-    low = predictor._predict(placed, labels)[2]
+    scaled = predictor._transforms.transform_coords(coords, normalize=True, orig_hw=(40, 60))
+    low = predictor._predict(scaled, labels)[2]
     assert np.array_equal(low[0].numpy(), predictor.predict(**CLICK, box=[2, 3, 40, 30])[2])
 
 
@@ -251,16 +242,17 @@ def test_low_level_masks_are_bool_or_logits(predictor: SAM2ImagePredictor) -> No
     assert not any(x.requires_grad for x in (masks, iou, low, logits))
 
 
-@pytest.mark.parametrize("together", [1, 64])
-def test_a_batch_is_its_images(monkeypatch: pytest.MonkeyPatch, together: int) -> None:
-    """Prompts of any length are decoded together; errors against float64 stay those of one call per
-    image.
-    """
-    monkeypatch.setattr(decoding, "ROWS_PER_CALL", together)
+@pytest.mark.parametrize("rows", [1, 64])
+def test_a_batch_errs_at_most_twice_as_much_as_its_images_alone(
+    monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """Prompts of any length are decoded in one call."""
+    monkeypatch.setattr(decoding, "ROWS_PER_CALL", rows)
     images = [picture(i, 30 + 9 * i, 50) for i in range(4)]
     coords = [[[5, 6]], [[[7, 8]], [[9, 9]]], None, [[1, 2], [3, 4]]]
     labels = [[1], [[1], [0]], None, [1, 0]]
-    boxes, masks = [None, None, [1, 2, 20, 21], None], [None, None, MASK + 3, MASK - 1]
+    boxes = [None, None, [1, 2, 20, 21], None]
+    masks = [None, None, MASK + 3, MASK - 1]
     batched, single, exact = (
         SAM2ImagePredictor(small_model(d)) for d in (torch.float32, torch.float32, torch.float64)
     )
@@ -269,27 +261,17 @@ def test_a_batch_is_its_images(monkeypatch: pytest.MonkeyPatch, together: int) -
     assert [len(part) for part in results] == [4, 4, 4]
     pools: list[list[np.ndarray]] = [[], [], []]
     for i, image in enumerate(images):
-        given = {
-            "point_coords": coords[i],
-            "point_labels": labels[i],
-            "box": boxes[i],
-            "mask_input": masks[i],
-            "return_logits": True,
-        }
-        for predictor in (single, exact):
+        prompt = (coords[i], labels[i], boxes[i], masks[i])
+        pools[0] += [part[i] for part in results]
+        for pool, predictor in zip(pools[1:], (single, exact), strict=True):
             predictor.set_image(image)
-        for pool, arrays in zip(
-            pools,
-            ([part[i] for part in results], single.predict(**given), exact.predict(**given)),
-            strict=True,
-        ):
-            pool += arrays
+            pool += predictor.predict(*prompt, return_logits=True)
     assert [a.shape for a in pools[0]] == [a.shape for a in pools[1]]
-    mine, one, truth = (np.concatenate([a.ravel() for a in pool]) for pool in pools)
-    assert np.abs(mine - truth).max() <= 2 * np.abs(one - truth).max()
+    in_batch, alone, truth = (np.concatenate([a.ravel() for a in pool]) for pool in pools)
+    assert np.abs(in_batch - truth).max() <= 2 * np.abs(alone - truth).max()
 
 
-def test_prompts_of_different_lengths_take_one_decoder_call(
+def test_prompts_of_different_lengths_are_decoded_in_one_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     predictor = SAM2ImagePredictor(small_model(torch.float32))
@@ -317,25 +299,25 @@ def test_a_batch_needs_an_entry_per_image(predictor: SAM2ImagePredictor) -> None
         predictor.set_image_batch([])
 
 
-def test_large_results_come_in_parts(
+def test_large_results_are_computed_in_parts(
     predictor: SAM2ImagePredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     boxes = np.array([[i, i, 30 + i, 30] for i in range(5)])
-    whole = predictor.predict(box=boxes)[0]
+    expected = predictor.predict(box=boxes)[0]
     monkeypatch.setattr(decoding, "ELEMENTS_PER_CALL", 1)
-    assert np.array_equal(whole, predictor.predict(box=boxes)[0])
+    assert np.array_equal(expected, predictor.predict(box=boxes)[0])
 
 
-def test_holes_and_specks(predictor: SAM2ImagePredictor) -> None:
-    """Small components are gone from the mask at image size; the low-resolution logits stay raw."""
-    plain, _, low = predictor.predict(**CLICK)
+def test_holes_and_specks_are_removed_from_masks_only(predictor: SAM2ImagePredictor) -> None:
+    """Small components are removed from masks at image size, not from low-resolution logits."""
+    raw_masks, _, raw_low = predictor.predict(**CLICK)
     predictor._transforms.max_hole_area = predictor._transforms.max_sprinkle_area = 30
-    clean, _, low_again = predictor.predict(**CLICK)
-    assert np.array_equal(low, low_again)
-    assert not np.array_equal(plain, clean)
+    masks, _, low = predictor.predict(**CLICK)
+    assert np.array_equal(low, raw_low)
+    assert not np.array_equal(masks, raw_masks)
 
 
-def test_autocast_and_inference_mode_are_honoured() -> None:
+def test_autocast_and_inference_mode_are_applied() -> None:
     predictor = SAM2ImagePredictor(small_model())
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         predictor.set_image(picture())
@@ -347,25 +329,22 @@ def test_autocast_and_inference_mode_are_honoured() -> None:
     assert half.predict(**CLICK)[0].shape == (3, 40, 60)
 
 
-def test_from_pretrained_takes_a_path(tmp_path: Path) -> None:
+def test_from_pretrained_accepts_a_path(tmp_path: Path) -> None:
     from sam2_fast.build_sam import build_sam2
 
-    torch.save(
-        {"model": build_sam2("tiny", device="cpu", image_size=64).state_dict()},
-        tmp_path / "tiny.pt",
-    )
-    found = SAM2ImagePredictor.from_pretrained(
+    weights = build_sam2("tiny", device="cpu", image_size=64).state_dict()
+    torch.save({"model": weights}, tmp_path / "tiny.pt")
+    predictor = SAM2ImagePredictor.from_pretrained(
         str(tmp_path / "tiny.pt"), device="cpu", image_size=64, mask_threshold=0.5
     )
-    assert found.mask_threshold == 0.5
-    assert found.model.config.image_size == 64
+    assert predictor.mask_threshold == 0.5
+    assert predictor.model.config.image_size == 64
 
 
 def test_transforms_without_sizes() -> None:
     transforms = SAM2Transforms(64, 0.0)
     with pytest.raises(ValueError, match="orig_hw"):
         transforms.transform_coords(torch.zeros(1, 2), normalize=True)
-    assert transforms.transform_boxes(torch.tensor([[0.0, 0.0, 1.0, 0.5]])).tolist() == [
-        [[0.0, 0.0], [64.0, 32.0]]
-    ]
+    corners = transforms.transform_boxes(torch.tensor([[0.0, 0.0, 1.0, 0.5]]))
+    assert corners.tolist() == [[[0.0, 0.0], [64.0, 32.0]]]
     assert transforms.forward_batch([picture(), picture(1, 9, 9)]).shape == (2, 3, 64, 64)

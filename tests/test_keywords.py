@@ -1,6 +1,4 @@
-"""Keyword arguments of builders and predictors: unknown ones are ignored as upstream, but never in
-silence.
-"""
+"""Unknown keyword arguments of builders and predictors are ignored with a warning."""
 
 from __future__ import annotations
 
@@ -24,53 +22,44 @@ from sam2_fast.config import Sam2Config
 SMALL = Sam2Config(
     embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64, memory_layers=1
 )
-WAYS: dict[str, Callable[..., Any]] = {
-    "build_sam2": lambda **more: build_sam2(SMALL, device="cpu", **more),
-    "build_sam2_video_predictor": lambda **more: build_sam2_video_predictor(
-        SMALL, device="cpu", **more
+CALLS: dict[str, Callable[..., Any]] = {
+    "build_sam2": lambda **k: build_sam2(SMALL, device="cpu", **k),
+    "build_sam2_video_predictor": lambda **k: build_sam2_video_predictor(SMALL, device="cpu", **k),
+    "build_sam2_hf": lambda **k: build_sam2_hf("nano", device="cpu", **k),
+    "build_sam2_video_predictor_hf": lambda **k: build_sam2_video_predictor_hf(
+        "nano", device="cpu", **k
     ),
-    "build_sam2_hf": lambda **more: build_sam2_hf("nano", device="cpu", **more),
-    "build_sam2_video_predictor_hf": lambda **more: build_sam2_video_predictor_hf(
-        "nano", device="cpu", **more
+    "SAM2ImagePredictor": lambda **k: SAM2ImagePredictor(build_sam2(SMALL, device="cpu"), **k),
+    "SAM2ImagePredictor.from_pretrained": lambda **k: SAM2ImagePredictor.from_pretrained(
+        "nano", device="cpu", **k
     ),
-    "SAM2ImagePredictor": lambda **more: SAM2ImagePredictor(
-        build_sam2(SMALL, device="cpu"), **more
+    "SAM2AutomaticMaskGenerator": lambda **k: SAM2AutomaticMaskGenerator(
+        build_sam2(SMALL, device="cpu"), **k
     ),
-    "SAM2ImagePredictor.from_pretrained": lambda **more: SAM2ImagePredictor.from_pretrained(
-        "nano", device="cpu", **more
-    ),
-    "SAM2AutomaticMaskGenerator": lambda **more: SAM2AutomaticMaskGenerator(
-        build_sam2(SMALL, device="cpu"), **more
-    ),
-    "SAM2VideoPredictor.from_pretrained": lambda **more: SAM2VideoPredictor.from_pretrained(
-        "nano", device="cpu", **more
+    "SAM2VideoPredictor.from_pretrained": lambda **k: SAM2VideoPredictor.from_pretrained(
+        "nano", device="cpu", **k
     ),
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_misspelt_keyword_argument_warns_and_says_what_was_meant(way: str) -> None:
-    with pytest.warns(
-        UserWarning,
-        match="unknown keyword argument 'imagesize' is ignored; did you mean 'image_size'",
-    ) as warned:
-        WAYS[way](imagesize=512)
-    assert {warning.filename for warning in warned} == {__file__}, (
-        "the line that called the package"
-    )
+@pytest.mark.parametrize("name", CALLS)
+def test_a_misspelt_keyword_argument_warns_with_the_correct_spelling(name: str) -> None:
+    message = "unknown keyword argument 'imagesize' is ignored; did you mean 'image_size'"
+    with pytest.warns(UserWarning, match=message) as record:
+        CALLS[name](imagesize=512)
+    # The warning has the position of the call.
+    assert {warning.filename for warning in record} == {__file__}
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_keyword_arguments_of_the_official_functions_are_accepted(way: str) -> None:
+@pytest.mark.parametrize("name", CALLS)
+def test_keyword_arguments_of_the_official_functions_are_accepted(name: str) -> None:
+    options = {} if "from_pretrained" in name else {"load_from_HF": True}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        WAYS[way](
-            use_vos_optimized_video_predictor=False,
-            **({} if "from_pretrained" in way else {"load_from_HF": True}),
-        )
+        CALLS[name](use_vos_optimized_video_predictor=False, **options)
 
 
-def test_keyword_arguments_of_a_predictor_pass_through_from_pretrained() -> None:
+def test_from_pretrained_passes_keyword_arguments_to_the_predictor() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         predictor = SAM2ImagePredictor.from_pretrained(
@@ -82,6 +71,6 @@ def test_keyword_arguments_of_a_predictor_pass_through_from_pretrained() -> None
     assert predictor.mask_threshold == 0.5 and len(generator.point_grids[0]) == 16
 
 
-def test_a_word_like_no_other_lists_what_is_known() -> None:
+def test_the_warning_lists_known_arguments_if_none_is_similar() -> None:
     with pytest.warns(UserWarning, match="'zzz' is ignored; known are .*image_size"):
         build_sam2(SMALL, device="cpu", zzz=1)

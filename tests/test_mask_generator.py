@@ -1,6 +1,4 @@
-"""Automatic masks: records, options, the defects of the official code that are fixed, and the
-helpers below them.
-"""
+"""Automatic masks: records, options, helper functions, and fixed defects of the official code."""
 
 from __future__ import annotations
 
@@ -42,11 +40,11 @@ ALL: dict[str, Any] = {
 def model() -> SAM2Base:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        made = SAM2Base(SMALL, Options(**IMAGE_POSTPROCESSING)).eval()
-        for parameter in made.parameters():
+        random_model = SAM2Base(SMALL, Options(**IMAGE_POSTPROCESSING)).eval()
+        for parameter in random_model.parameters():
             if parameter.numel() > 1 and parameter.std() < 1e-5:
                 parameter.add_(torch.randn(parameter.shape) * 0.2)
-    return made
+    return random_model
 
 
 @pytest.fixture(scope="module")
@@ -61,19 +59,17 @@ def same(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> bool:
     )
 
 
-def test_records(model: SAM2Base, image: np.ndarray) -> None:
+KEYS = ["segmentation", "area", "bbox", "predicted_iou"]
+KEYS += ["point_coords", "stability_score", "crop_box"]
+
+
+def test_records_have_the_official_keys_and_consistent_values(
+    model: SAM2Base, image: np.ndarray
+) -> None:
     records = SAM2AutomaticMaskGenerator(model, **ALL).generate(image)
     assert len(records) > 9
     for r in records:
-        assert list(r) == [
-            "segmentation",
-            "area",
-            "bbox",
-            "predicted_iou",
-            "point_coords",
-            "stability_score",
-            "crop_box",
-        ]
+        assert list(r) == KEYS
         assert r["segmentation"].shape == (50, 70)
         assert r["segmentation"].dtype == bool
         assert r["area"] == r["segmentation"].sum()
@@ -81,18 +77,13 @@ def test_records(model: SAM2Base, image: np.ndarray) -> None:
         assert isinstance(r["predicted_iou"], float)
         assert r["crop_box"] == [0.0, 0.0, 70.0, 50.0]
         y, x = np.nonzero(r["segmentation"])
-        assert r["area"] == 0 or r["bbox"] == [
-            x.min(),
-            y.min(),
-            x.max() - x.min(),
-            y.max() - y.min(),
-        ]
-    assert [r["predicted_iou"] for r in records] == sorted(
-        (r["predicted_iou"] for r in records), reverse=True
-    )
+        if r["area"]:
+            assert r["bbox"] == [x.min(), y.min(), x.max() - x.min(), y.max() - y.min()]
+    scores = [r["predicted_iou"] for r in records]
+    assert scores == sorted(scores, reverse=True)
 
 
-def test_output_modes_hold_the_same_masks(model: SAM2Base, image: np.ndarray) -> None:
+def test_output_modes_contain_the_same_masks(model: SAM2Base, image: np.ndarray) -> None:
     masks, plain, coco = (
         SAM2AutomaticMaskGenerator(model, **ALL, output_mode=mode).generate(image)
         for mode in ("binary_mask", "uncompressed_rle", "coco_rle")
@@ -107,29 +98,27 @@ def test_output_modes_hold_the_same_masks(model: SAM2Base, image: np.ndarray) ->
 
 
 def test_no_mask_gives_an_empty_list(model: SAM2Base) -> None:
-    """Upstream raises IndexError or KeyError when a crop has no mask."""
+    """The official code raises IndexError or KeyError if a crop has no mask."""
     blank = np.zeros((40, 40, 3), np.uint8)
-    for extra in (
+    for options in (
         {},
         {"crop_n_layers": 1},
         {"min_mask_region_area": 5, "crop_n_layers": 1},
         {"use_m2m": True},
     ):
-        assert (
-            SAM2AutomaticMaskGenerator(
-                model, points_per_side=2, pred_iou_thresh=2.0, **extra
-            ).generate(blank)
-            == []
+        generator = SAM2AutomaticMaskGenerator(
+            model, points_per_side=2, pred_iou_thresh=2.0, **options
         )
+        assert generator.generate(blank) == []
 
 
-@pytest.mark.parametrize("given", ["grey", "pillow", "path", "tensor", "float"])
-def test_images_of_every_kind(
-    model: SAM2Base, image: np.ndarray, given: str, tmp_path: Path
+@pytest.mark.parametrize("kind", ["grey", "pillow", "path", "tensor", "float"])
+def test_images_of_every_kind_give_the_same_records(
+    model: SAM2Base, image: np.ndarray, kind: str, tmp_path: Path
 ) -> None:
     grey = np.repeat(image[..., :1], 3, axis=2)
     Image.fromarray(grey).save(tmp_path / "image.png")
-    forms = {
+    images = {
         "grey": grey[..., 0],
         "pillow": Image.fromarray(grey[..., 0]),
         "path": tmp_path / "image.png",
@@ -137,11 +126,11 @@ def test_images_of_every_kind(
         "float": grey.astype(np.float32) / np.float32(255),
     }
     generator = SAM2AutomaticMaskGenerator(model, **ALL)
-    assert same(generator.generate(grey), generator.generate(forms[given]))
+    assert same(generator.generate(grey), generator.generate(images[kind]))
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "message"),
+    ("options", "message"),
     [
         ({"points_per_batch": 0}, "points_per_batch: expected 1 or more, got 0"),
         ({"points_per_side": 0}, "points_per_side"),
@@ -163,57 +152,54 @@ def test_images_of_every_kind(
         ({"min_mask_region_area_at": "high_res"}, "min_mask_region_area_at: expected one of"),
     ],
 )
-def test_options_without_meaning_are_refused(
-    model: SAM2Base, kwargs: dict[str, Any], message: str
+def test_invalid_options_are_refused(
+    model: SAM2Base, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        SAM2AutomaticMaskGenerator(model, **kwargs)
+        SAM2AutomaticMaskGenerator(model, **options)
 
 
-def test_batches_change_nothing(
+def test_records_do_not_depend_on_the_elements_per_call(
     model: SAM2Base, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Points per batch and pixels per step bound memory and leave the masks alone."""
-    whole = SAM2AutomaticMaskGenerator(model, **ALL, points_per_batch=9).generate(image)
+    expected = SAM2AutomaticMaskGenerator(model, **ALL, points_per_batch=9).generate(image)
     monkeypatch.setattr(cleanup, "ELEMENTS_PER_CALL", 1)
-    parts = SAM2AutomaticMaskGenerator(model, **ALL, points_per_batch=9).generate(image)
-    assert same(whole, parts)
+    records = SAM2AutomaticMaskGenerator(model, **ALL, points_per_batch=9).generate(image)
+    assert same(expected, records)
 
 
-def test_images_in_batches(model: SAM2Base, image: np.ndarray) -> None:
+def test_a_batch_of_images_gives_the_records_of_each_image(
+    model: SAM2Base, image: np.ndarray
+) -> None:
     generator = SAM2AutomaticMaskGenerator(model, **ALL, crop_n_layers=1, crop_nms_thresh=1.0)
     images = [image, image[:30], image[:, :33]]
-    together, single = (
-        generator.generate_batch(images, images_per_batch=2),
-        [generator.generate(i) for i in images],
-    )
-    assert [len(r) for r in together] == [len(r) for r in single]
+    batch = generator.generate_batch(images, images_per_batch=2)
+    assert [len(records) for records in batch] == [len(generator.generate(i)) for i in images]
     assert generator.generate_batch([]) == []
     assert not generator.predictor._is_image_set
 
 
-def test_crops_reach_the_image(model: SAM2Base, image: np.ndarray) -> None:
-    """Masks of crops are placed in the image, with their click inside their crop."""
+def test_masks_of_crops_are_within_their_crop(model: SAM2Base, image: np.ndarray) -> None:
+    """The click of a mask is in the crop, too."""
     generator = SAM2AutomaticMaskGenerator(
         model, **ALL, crop_n_layers=1, crop_nms_thresh=1.0, mask_threshold=0.3
     )
     for r in generator.generate(image):
         x, y, w, h = r["crop_box"]
-        outside = np.ones((50, 70), bool)
-        outside[int(y) : int(y + h), int(x) : int(x + w)] = False
-        assert not (r["segmentation"] & outside).any()
+        elsewhere = np.ones((50, 70), bool)
+        elsewhere[int(y) : int(y + h), int(x) : int(x + w)] = False
+        assert not (r["segmentation"] & elsewhere).any()
         assert x <= r["point_coords"][0][0] <= x + w
         assert y <= r["point_coords"][0][1] <= y + h
 
 
 def test_small_regions_are_measured_at_image_resolution(model: SAM2Base, image: np.ndarray) -> None:
-    """Upstream applies the area to low-resolution logits; that stays available by name."""
+    """The official code measures them in low-resolution logits, which remains an option."""
     cv2 = pytest.importorskip("cv2")
     for r in SAM2AutomaticMaskGenerator(model, **ALL, min_mask_region_area=12).generate(image):
-        for side in (r["segmentation"], ~r["segmentation"]):
-            areas = cv2.connectedComponentsWithStats(side.astype(np.uint8), connectivity=8)[2][
-                1:, -1
-            ]
+        for mask in (r["segmentation"], ~r["segmentation"]):
+            stats = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)[2]
+            areas = stats[1:, -1]
             assert len(areas) <= 1 or areas.min() >= 12
     low = SAM2AutomaticMaskGenerator(
         model, **ALL, min_mask_region_area=12, min_mask_region_area_at="low_res"
@@ -223,24 +209,27 @@ def test_small_regions_are_measured_at_image_resolution(model: SAM2Base, image: 
 
 
 def test_stability_of_wide_images_is_exact() -> None:
-    """Upstream adds up 40,000 pixels in int16."""
+    """The official code sums 40,000 pixels in int16."""
     logits = torch.full((1, 2, 40_000), 5.0)
     logits[0, 0, :10_000] = 0.0
     assert amg.calculate_stability_score(logits, 0.0, 1.0).item() == pytest.approx(70_000 / 80_000)
 
 
-def test_refine_gives_full_size_logits(model: SAM2Base, image: np.ndarray) -> None:
+def test_refinement_returns_logits_at_image_size(model: SAM2Base, image: np.ndarray) -> None:
     generator = SAM2AutomaticMaskGenerator(model, **ALL, use_m2m=True)
     generator.predictor.set_image(image)
-    points, labels = torch.rand(5, 2) * 64, torch.ones(5, dtype=torch.int32)
+    points = torch.rand(5, 2) * 64
+    labels = torch.ones(5, dtype=torch.int32)
     masks, iou = generator.refine_with_m2m(points, labels, torch.zeros(5, 16, 16), 2)
     assert masks.shape == (5, 1, 50, 70)
     assert iou.shape == (5, 1)
 
 
 def official_small_regions(mask: np.ndarray, area: float, mode: str) -> tuple[np.ndarray, bool]:
-    """The rule in words: small holes are filled; small islands go, but the largest stays where all
-    are small. By OpenCV.
+    """The official `remove_small_regions`, with OpenCV.
+
+    Small holes are filled and small islands are removed; if all islands are small, the largest one
+    is not removed.
     """
     cv2 = pytest.importorskip("cv2")
     side = ~mask if mode == "holes" else mask
@@ -257,29 +246,29 @@ def official_small_regions(mask: np.ndarray, area: float, mode: str) -> tuple[np
 
 @pytest.mark.parametrize("mode", ["holes", "islands"])
 @pytest.mark.parametrize("density", [0.02, 0.3, 0.6, 0.97])
-def test_small_regions(mode: str, density: float) -> None:
+def test_small_regions_are_removed_as_in_the_official_code(mode: str, density: float) -> None:
     generator = np.random.default_rng(1)
     for area in (0, 1, 2.5, 6, 400):
         blob = np.zeros((20, 31), bool)
-        blob[3:6, 4:9] = True  # the largest by far where all are small, so that no tie decides
+        blob[3:6, 4:9] = True  # so large that no two islands are the largest
         mask = (generator.random((20, 31)) < density) | blob
-        found, changed = amg.remove_small_regions(mask, area, mode)
+        cleaned, changed = amg.remove_small_regions(mask, area, mode)
         expected, expected_changed = official_small_regions(mask, area, mode)
         assert changed == expected_changed
-        assert np.array_equal(found, expected)
+        assert np.array_equal(cleaned, expected)
     with pytest.raises(ValueError, match="mode"):
         amg.remove_small_regions(blob, 3, "specks")
 
 
-def test_the_first_of_equal_islands_stays() -> None:
+def test_the_first_of_equally_large_islands_is_not_removed() -> None:
     mask = np.zeros((9, 9), bool)
     mask[1, 6:8] = mask[7, 1:3] = mask[4, 4] = True
-    found, changed = amg.remove_small_regions(mask, 5, "islands")
+    cleaned, changed = amg.remove_small_regions(mask, 5, "islands")
     assert changed
-    assert found.nonzero()[0].tolist() == [1, 1]
+    assert cleaned.nonzero()[0].tolist() == [1, 1]
 
 
-def test_postprocessing_prefers_masks_that_needed_none() -> None:
+def test_postprocessing_prefers_masks_that_it_does_not_change() -> None:
     clean = torch.zeros(1, 20, 20, dtype=torch.bool)
     clean[0, 2:12, 2:12] = True
     specked = clean.clone()
@@ -290,17 +279,17 @@ def test_postprocessing_prefers_masks_that_needed_none() -> None:
         boxes=amg.batched_mask_to_box(torch.cat([specked, clean])),
         iou_preds=torch.tensor([0.9, 0.8]),
     )
-    found = SAM2AutomaticMaskGenerator.postprocess_small_regions(data, 3, 0.7)
-    assert found["iou_preds"].tolist() == [pytest.approx(0.8)]
-    alone = amg.MaskData(
+    result = SAM2AutomaticMaskGenerator.postprocess_small_regions(data, 3, 0.7)
+    assert result["iou_preds"].tolist() == [pytest.approx(0.8)]
+    only_specked = amg.MaskData(
         rles=amg.mask_to_rle_pytorch(specked), boxes=amg.batched_mask_to_box(specked)
     )
-    found = SAM2AutomaticMaskGenerator.postprocess_small_regions(alone, 3, 0.7)
-    assert found["boxes"].tolist() == [[2, 2, 11, 11]]
-    assert np.array_equal(amg.rle_to_mask(found["rles"][0]), clean[0].numpy())
+    result = SAM2AutomaticMaskGenerator.postprocess_small_regions(only_specked, 3, 0.7)
+    assert result["boxes"].tolist() == [[2, 2, 11, 11]]
+    assert np.array_equal(amg.rle_to_mask(result["rles"][0]), clean[0].numpy())
 
 
-def test_mask_data() -> None:
+def test_mask_data_can_be_filtered_concatenated_and_converted() -> None:
     data = amg.MaskData(a=torch.arange(3), b=np.arange(3), c=["x", "y", "z"])
     data.filter(torch.tensor([True, False, True]))
     assert (data["a"].tolist(), data["b"].tolist(), data["c"]) == ([0, 2], [0, 2], ["x", "z"])
@@ -316,7 +305,7 @@ def test_mask_data() -> None:
         data["e"] = 3
 
 
-def test_batches_of_rows() -> None:
+def test_batch_iterator_yields_batches_of_rows() -> None:
     assert [list(a) for (a,) in amg.batch_iterator(2, [1, 2, 3])] == [[1, 2], [3]]
     assert list(amg.batch_iterator(2, [])) == []
     with pytest.raises(ValueError, match="batch_size"):
@@ -327,32 +316,28 @@ def test_batches_of_rows() -> None:
     "options", [{}, {"use_m2m": True}, {"crop_n_layers": 1}, {"multimask_output": False}], ids=str
 )
 @pytest.mark.parametrize("clicks", [1000, 8], ids=["all clicks", "eight clicks"])
-def test_records_are_the_same_where_all_is_judged_on_the_device(
+def test_filters_on_the_device_give_the_same_records(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], clicks: int
 ) -> None:
     with Image.open(Path(__file__).resolve().parents[1] / "examples" / "still.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
-    chosen = {
-        "points_per_side": 4,
-        "points_per_batch": 4,
-        "pred_iou_thresh": 0.5,
-        "stability_score_thresh": 0.8,
-        **options,
-    }
+    thresholds = {"pred_iou_thresh": 0.5, "stability_score_thresh": 0.8}
     generator = SAM2AutomaticMaskGenerator.from_pretrained(
-        "nano", device="cpu", output_mode="uncompressed_rle", **chosen
+        "nano",
+        device="cpu",
+        output_mode="uncompressed_rle",
+        points_per_side=4,
+        points_per_batch=4,
+        **thresholds,
+        **options,
     )
+    masks_per_click = 3 if generator.multimask_output else 1
+    crops = 5 if options.get("crop_n_layers") else 1
     expected = generator.generate(pixels)
-    judged = []
+    counts = []  # boxes in each call of nms
     monkeypatch.setattr(module, "_on_accelerator", lambda device: True)
-    monkeypatch.setattr(
-        module, "LOGITS_AT_ONCE", clicks * (3 if generator.multimask_output else 1) * 64 * 64
-    )
-    monkeypatch.setattr(module, "nms", lambda *a, **k: judged.append(len(a[0])) or nms(*a, **k))
+    monkeypatch.setattr(module, "LOGITS_AT_ONCE", clicks * masks_per_click * 64 * 64)
+    monkeypatch.setattr(module, "nms", lambda *a, **k: counts.append(len(a[0])) or nms(*a, **k))
     assert generator.generate(pixels) == expected and len(expected) > 4
-    assert judged == (
-        []
-        if clicks == 8
-        else [16 * (3 if generator.multimask_output else 1)]
-        * (5 if options.get("crop_n_layers") else 1)
-    )
+    # The device filters masks only if the logits of all sixteen clicks of a crop fit.
+    assert counts == ([] if clicks == 8 else [16 * masks_per_click] * crops)

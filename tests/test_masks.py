@@ -1,4 +1,4 @@
-"""Functions on masks against plain restatements of the official semantics."""
+"""Functions on masks, compared with simple implementations of the official definitions."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ LOGITS = hnp.arrays(
 )
 
 
-def small(on: Tensor, most: float) -> Tensor:
-    """on: [N, 1, H, W]; which pixels belong to a component of at most `most`."""
-    labels, areas = connected_components_reference(on[:, 0])
-    return ((labels > 0) & (areas <= most))[:, None]
+def in_small_components(mask: Tensor, max_area: float) -> Tensor:
+    """Pixels that belong to a component of at most `max_area` pixels. mask: [N, 1, H, W]."""
+    labels, areas = connected_components_reference(mask[:, 0])
+    return ((labels > 0) & (areas <= max_area))[:, None]
 
 
 @settings(max_examples=60, deadline=None)
 @given(LOGITS, st.integers(1, 20))
-def test_holes_of_a_video_frame(array: np.ndarray, area: int) -> None:
+def test_holes_of_a_video_frame_are_filled(array: np.ndarray, area: int) -> None:
     logits = torch.from_numpy(array)
     before = logits.clone()
-    expected = torch.where(small(logits <= 0, area), torch.tensor(0.1), logits)
+    expected = torch.where(in_small_components(logits <= 0, area), torch.tensor(0.1), logits)
     assert torch.equal(masks.fill_holes(logits, area), expected)
     assert torch.equal(logits, before)
 
@@ -43,80 +43,81 @@ def test_holes_of_a_video_frame(array: np.ndarray, area: int) -> None:
     st.sampled_from([0.0, 1.0, 4.0]),
     st.sampled_from([0.0, 1.0, -4.0]),
 )
-def test_holes_and_specks_of_an_image(
+def test_holes_and_specks_of_an_image_are_removed(
     array: np.ndarray, hole: float, speck: float, threshold: float
 ) -> None:
     logits = torch.from_numpy(array)
     expected = logits
     if hole > 0:
-        expected = torch.where(small(logits <= threshold, hole), threshold + 10.0, expected)
-    if speck > 0:  # of the mask as it came, not of the filled one
-        expected = torch.where(small(logits > threshold, speck), threshold - 10.0, expected)
-    found = masks.remove_holes_and_specks(
+        expected = torch.where(
+            in_small_components(logits <= threshold, hole), threshold + 10.0, expected
+        )
+    if speck > 0:  # components of the original mask, not of the filled one
+        expected = torch.where(
+            in_small_components(logits > threshold, speck), threshold - 10.0, expected
+        )
+    cleaned = masks.remove_holes_and_specks(
         logits, threshold=threshold, max_hole_area=hole, max_speck_area=speck
     )
-    assert torch.equal(found, expected.float())
+    assert torch.equal(cleaned, expected.float())
 
 
-def test_not_a_number_is_neither_hole_nor_speck() -> None:
+def test_nan_is_neither_hole_nor_speck() -> None:
     logits = torch.full((1, 1, 5, 5), 3.0)
     logits[0, 0, 2, 2] = torch.nan
-    found = masks.remove_holes_and_specks(logits, threshold=0.0, max_hole_area=9, max_speck_area=9)
-    assert torch.equal(torch.isnan(found), torch.isnan(logits))
+    areas = {"max_hole_area": 9, "max_speck_area": 9}
+    cleaned = masks.remove_holes_and_specks(logits, threshold=0.0, **areas)
+    assert torch.equal(torch.isnan(cleaned), torch.isnan(logits))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_the_dtype_is_kept(dtype: torch.dtype) -> None:
+def test_the_dtype_does_not_change(dtype: torch.dtype) -> None:
     logits = torch.full((2, 1, 4, 4), 1.0, dtype=dtype)
     logits[:, :, 1, 1] = -1
     assert masks.fill_holes(logits, 8).dtype == dtype
-    assert (
-        masks.remove_holes_and_specks(
-            logits, threshold=0.0, max_hole_area=2, max_speck_area=2
-        ).dtype
-        == dtype
-    )
+    areas = {"max_hole_area": 2, "max_speck_area": 2}
+    assert masks.remove_holes_and_specks(logits, threshold=0.0, **areas).dtype == dtype
 
 
-def test_only_the_highest_object_keeps_a_pixel() -> None:
+def test_a_pixel_belongs_to_the_object_of_the_highest_logit() -> None:
     logits = torch.randn(4, 1, 9, 7, generator=torch.Generator().manual_seed(0)) * 12
-    found = masks.non_overlapping(logits)
+    separated = masks.non_overlapping(logits)
     for n in range(4):
-        mine = logits[n] == logits.amax(0)
-        assert torch.equal(found[n][mine], logits[n][mine])
-        assert torch.equal(found[n][~mine], logits[n][~mine].clamp(max=-10))
+        highest = logits[n] == logits.amax(0)
+        assert torch.equal(separated[n][highest], logits[n][highest])
+        assert torch.equal(separated[n][~highest], logits[n][~highest].clamp(max=-10))
     assert torch.equal(masks.non_overlapping(logits[:1]), logits[:1])
-    tie = torch.ones(2, 1, 2, 2)
-    # The first one wins.
-    assert torch.equal(masks.non_overlapping(tie)[:, 0, 0, 0], torch.tensor([1.0, -10.0]))
+    # Of equal logits the first one counts.
+    equal = torch.ones(2, 1, 2, 2)
+    assert torch.equal(masks.non_overlapping(equal)[:, 0, 0, 0], torch.tensor([1.0, -10.0]))
 
 
 @settings(max_examples=60, deadline=None)
 @given(hnp.arrays(bool, st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))))
-def test_boxes_hold_every_pixel(array: np.ndarray) -> None:
+def test_boxes_contain_every_pixel(array: np.ndarray) -> None:
     for mask, box in zip(array, masks.boxes(torch.from_numpy(array)).tolist(), strict=True):
         y, x = np.nonzero(mask)
         assert box == ([x.min(), y.min(), x.max(), y.max()] if x.size else [0, 0, 0, 0])
 
 
-def test_boxes_of_any_leading_shape() -> None:
+def test_boxes_accept_any_leading_dimensions() -> None:
     assert masks.boxes(torch.ones(3, 4, dtype=torch.bool)).tolist() == [0, 0, 3, 2]
     assert masks.boxes(torch.zeros(2, 0, 5, 5, dtype=torch.bool)).shape == (2, 0, 4)
     assert masks.boxes(torch.zeros(2, 0, 5, dtype=torch.bool)).tolist() == [[0, 0, 0, 0]] * 2
 
 
-def test_stability_counts_beyond_sixteen_bits() -> None:
+def test_stability_scores_count_pixels_beyond_the_range_of_int16() -> None:
     logits = torch.full((1, 1, 300), 2.0).expand(2, 300, 300).clone()
-    logits[0, 0, :75] = 0.0  # inside +-1 of the threshold
+    logits[0, 0, :75] = 0.0  # within +-1 of the threshold
     logits[1] = -5.0
     score = masks.stability_score(logits, 0.0, 1.0)
     assert score[0] == (90_000 - 75) / 90_000
-    assert torch.isnan(score[1])  # 0 / 0, as upstream
-    wide = torch.full((1, 1, 40_000), 2.0)  # a row longer than an int16 counts
-    assert masks.stability_score(wide, 0.0, 1.0).tolist() == [1.0]
+    assert torch.isnan(score[1])  # 0 / 0, as in the official code
+    long_row = torch.full((1, 1, 40_000), 2.0)
+    assert masks.stability_score(long_row, 0.0, 1.0).tolist() == [1.0]
 
 
-def test_upsampling() -> None:
+def test_upsampling_to_the_same_size_returns_the_input() -> None:
     logits = torch.randn(2, 3, 4, 5)
     assert masks.upsample(logits, (4, 5)) is logits
     assert masks.upsample(logits, (8, 9)).shape == (2, 3, 8, 9)

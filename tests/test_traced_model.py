@@ -1,11 +1,13 @@
-"""Parts of the model recorded by torch: right for other inputs than the recorded ones, and nothing
-stays behind in the model.
+"""Parts of the model traced by torch give correct results for other inputs.
+
+Tracing leaves no tensors in the model.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -28,7 +30,7 @@ from tests.ops.recorders import (
     traced_fx,
 )
 from tests.ops.test_tracing import error, poisoned_memory, pytestmark
-from tests.video.recorded import small_predictor
+from tests.video.sessions import small_predictor
 
 __all__ = ["poisoned_memory", "pytestmark"]
 
@@ -41,23 +43,22 @@ class Part(NamedTuple):
 
 
 def decode(
-    model: SAM2VideoPredictor, low: Tensor, mid: Tensor, high: Tensor, where: Tensor
+    model: SAM2VideoPredictor, low: Tensor, mid: Tensor, high: Tensor, offsets: Tensor
 ) -> Tensors:
-    labels = torch.ones(where.shape[:2], dtype=torch.int32)
-    return tuple(
-        model.decode(
-            low, Features(low, mid, high), Points(32 + 16 * where, labels), None, multimask=True
-        )
-    )
+    features = Features(low, mid, high)
+    return tuple(model.decode(low, features, points_at(offsets), None, multimask=True))
 
 
 def track(
-    model: SAM2VideoPredictor, low: Tensor, mid: Tensor, high: Tensor, where: Tensor
+    model: SAM2VideoPredictor, low: Tensor, mid: Tensor, high: Tensor, offsets: Tensor
 ) -> Tensors:
-    labels = torch.ones(where.shape[:2], dtype=torch.int32)
-    return model.track(
-        low, Features(low, mid, high), Points(32 + 16 * where, labels), None, multimask=True
-    )
+    features = Features(low, mid, high)
+    return model.track(low, features, points_at(offsets), None, multimask=True)
+
+
+def points_at(offsets: Tensor) -> Points:
+    labels = torch.ones(offsets.shape[:2], dtype=torch.int32)
+    return Points(32 + 16 * offsets, labels)
 
 
 def attend(
@@ -72,7 +73,8 @@ def encode_memory(
     return model.encode_memory(low, logits, presence, binarize=False)
 
 
-MAP, FINE = (1, 256, 4, 4), ((1, 64, 8, 8), (1, 32, 16, 16))
+MAP = (1, 256, 4, 4)
+FINE = ((1, 64, 8, 8), (1, 32, 16, 16))
 PARTS = {
     "image encoder with neck": Part(
         lambda model, images: model.image_encoder(images), ((1, 3, 64, 64),)
@@ -85,13 +87,10 @@ PARTS = {
     "memory attention": Part(attend, (MAP, (16, 64), (16, 64), (16, 64), (2, 256), (1, 256))),
     "memory encoder": Part(encode_memory, (MAP, (2, 1, 16, 16), (2, 1))),
 }
-# Seconds, and parts of others.
-LEFT_OUT = {
-    ("encode_image", "onnx, dynamo"),
-    ("best mask and pointer", "onnx, dynamo"),
-}
-# Its hooks raise on modules that get views of parameters without gradients.
-LEFT_OUT |= {(part, "FlopCounterMode") for part in PARTS}
+# Slow, and covered by other parts.
+EXCLUDED = {("encode_image", "onnx, dynamo"), ("best mask and pointer", "onnx, dynamo")}
+# The hooks of FlopCounterMode raise on modules that get views of parameters without gradients.
+EXCLUDED |= {(part, "FlopCounterMode") for part in PARTS}
 
 
 @pytest.fixture(scope="module")
@@ -110,67 +109,67 @@ def inputs(part: Part, seed: int) -> Tensors:
     return tuple(torch.randn(shape, generator=generator) for shape in part.shapes)
 
 
-def listed(found: Any) -> list[Tensor]:
-    return [found] if isinstance(found, Tensor) else list(found)
+def as_list(outputs: Any) -> list[Tensor]:
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 
-def as_exact_as_torch(
-    found: Any,
+def assert_as_exact_as_torch(
+    outputs: Any,
     part: Part,
     model: SAM2VideoPredictor,
-    given: Tensors,
+    tensors: Tensors,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An error of at most twice that of the definitions in float32, against float64."""
-    exact = listed(part.run(copy.deepcopy(model).double(), *(t.double() for t in given)))
+    """The error against float64 is at most twice that of the definitions in float32."""
+    exact = as_list(part.run(copy.deepcopy(model).double(), *(t.double() for t in tensors)))
     with monkeypatch.context() as patch:
         patch.setattr("sam2_fast.ops.core.native.native", lambda: None)
-        torchs = listed(part.run(model, *given))
-    assert len(listed(found)) == len(exact)
-    for mine, theirs, true in zip(listed(found), torchs, exact, strict=True):
-        assert mine.shape == true.shape and error(mine, true) <= 2 * max(
-            error(theirs, true), error(true.float(), true)
-        )
+        in_torch = as_list(part.run(model, *tensors))
+    assert len(as_list(outputs)) == len(exact)
+    for actual, reference, truth in zip(as_list(outputs), in_torch, exact, strict=True):
+        assert actual.shape == truth.shape
+        bound = 2 * max(error(reference, truth), error(truth.float(), truth))
+        assert error(actual, truth) <= bound
 
 
 @pytest.mark.parametrize(
-    ("name", "recorder"), [(p, r) for p in PARTS for r in RECORDERS if (p, r) not in LEFT_OUT]
+    ("name", "recorder"), [(p, r) for p in PARTS for r in RECORDERS if (p, r) not in EXCLUDED]
 )
-def test_a_recorded_part_is_right_for_other_inputs(
+def test_a_traced_part_is_correct_for_other_inputs(
     name: str, recorder: str, predictor: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     part = PARTS[name]
-    example, other = inputs(part, 1), inputs(part, 2)
-    before = listed(part.run(predictor, *other))
-    found = RECORDERS[recorder](
-        Module(lambda *given: part.run(predictor, *given), predictor), example, other
-    )
-    as_exact_as_torch(found, part, predictor, other, monkeypatch)
-    after = listed(part.run(predictor, *other))
-    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True)), (
-        "an eager call changed"
-    )
+    example = inputs(part, 1)
+    other = inputs(part, 2)
+    before = as_list(part.run(predictor, *other))
+    module = Module(lambda *tensors: part.run(predictor, *tensors), predictor)
+    outputs = RECORDERS[recorder](module, example, other)
+    assert_as_exact_as_torch(outputs, part, predictor, other, monkeypatch)
+    after = as_list(part.run(predictor, *other))
+    # Tracing does not change the results of eager calls.
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
 @pytest.mark.parametrize("name", ["image encoder with neck", "mask decoder"])
 @pytest.mark.parametrize("record", [jit_trace, traced_fx, dispatched, compiled])
-def test_a_first_call_that_is_recorded_leaves_nothing_in_the_model(
+def test_tracing_the_first_call_leaves_no_tensors_in_the_model(
     name: str, record: Callable[..., Any]
 ) -> None:
     part = PARTS[name]
-    fresh, other = small_predictor(), inputs(PARTS[name], 2)
-    record(Module(lambda *given: part.run(fresh, *given), fresh), inputs(part, 1), other)
-    assert all(kept is None for kept in cached_values(fresh))
-    expected = listed(part.run(small_predictor(), *other))
-    assert all(
-        torch.equal(a, b) for a, b in zip(listed(part.run(fresh, *other)), expected, strict=True)
-    )
+    model = small_predictor()
+    other = inputs(part, 2)
+    record(Module(lambda *tensors: part.run(model, *tensors), model), inputs(part, 1), other)
+    assert all(value is None for value in cached_values(model))
+    outputs = as_list(part.run(model, *other))
+    expected = as_list(part.run(small_predictor(), *other))
+    assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["weights", "autocast"])
 def test_a_trace_follows_its_parameters(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an eager call has kept of them, position and narrow matrices, is not part of a trace."""
-    model, part = small_predictor(), PARTS["image encoder with neck"]
+    """Tensors that eager calls cache (positions, matrices in half precision) are not traced."""
+    model = small_predictor()
+    part = PARTS["image encoder with neck"]
     (images,) = inputs(part, 2)
     with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast", cache_enabled=False):
         part.run(model, images)
@@ -187,37 +186,31 @@ def test_a_trace_follows_its_parameters(kind: str, monkeypatch: pytest.MonkeyPat
         assert (a - b).abs().max() <= (old - b).abs().max() / 20
 
 
-def test_a_trace_takes_another_number_of_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of them gets its own best mask."""
-    part, model = PARTS["best mask and pointer"], small_predictor()
-    traced = torch.jit.trace(
-        Module(lambda *given: part.run(model, *given), model), inputs(part, 1), check_trace=False
-    )
+def test_a_trace_accepts_another_number_of_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best mask is selected for each prompt."""
+    part = PARTS["best mask and pointer"]
+    model = small_predictor()
+    module = Module(lambda *tensors: part.run(model, *tensors), model)
+    traced = torch.jit.trace(module, inputs(part, 1), check_trace=False)
     more = inputs(part._replace(shapes=(*part.shapes[:3], (5, 2, 2))), 3)
-    as_exact_as_torch(traced(*more), part, model, more, monkeypatch)
+    assert_as_exact_as_torch(traced(*more), part, model, more, monkeypatch)
 
 
-def test_kernels_that_take_addresses_refuse() -> None:
-    nothing: Any = None
+def test_kernels_with_addresses_as_arguments_cannot_be_traced() -> None:
+    others: Any = [None] * 5
+    module = Module(lambda x: memory_attention_at(x, *others))
     with pytest.raises(BackendError, match=r"memory_attention_at: torch\.jit.trace is under way"):
-        jit_trace(
-            Module(lambda x: memory_attention_at(x, nothing, nothing, nothing, nothing, nothing)),
-            (torch.ones(1),),
-            (torch.ones(1),),
-        )
+        jit_trace(module, (torch.ones(1),), (torch.ones(1),))
 
 
-def test_no_cuda_graph_is_recorded_while_somebody_else_records() -> None:
-    class OnGpu:
-        device = torch.device("cuda")
+def test_no_cuda_graph_is_captured_while_torch_traces() -> None:
+    reasons: list[str | None] = []
+    on_gpu: Any = SimpleNamespace(device=torch.device("cuda"))
 
-    said: list[str | None] = []
-    on_gpu: Any = OnGpu()
-
-    def look(x: Tensor) -> Tensor:
-        said.append(Graphs().refuses(small_predictor(), on_gpu))
+    def ask_for_reason(x: Tensor) -> Tensor:
+        reasons.append(Graphs().refuses(small_predictor(), on_gpu))
         return x * 2
 
     for record in (jit_trace, dispatched):
-        record(Module(look), (torch.ones(1),), (torch.ones(1),))
-    assert said == ["torch.jit.trace is under way", "a TorchDispatchMode is active"]
+        record(Module(ask_for_reason), (torch.ones(1),), (torch.ones(1),))
+    assert reasons == ["torch.jit.trace is under way", "a TorchDispatchMode is active"]

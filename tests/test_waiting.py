@@ -1,5 +1,6 @@
-"""That the host waits for nothing while a frame is tracked: on tensors without numbers, whoever
-looks at one is caught.
+"""Tracking a frame does not synchronise the host with the device.
+
+The tests use fake tensors, which have no values: every device-to-host copy raises.
 """
 
 from __future__ import annotations
@@ -28,16 +29,15 @@ SMALL = Sam2Config(
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A model whose tensors have shapes and no numbers. `.item()`, `bool(x)` and `x.nonzero()`
-    raise.
-    """
+    """A model with fake tensors, on which `.item()`, `bool(x)` and `x.nonzero()` raise."""
     monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, **_: tensor)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         yield Sam2(SMALL, Options()).eval()
 
 
 def session_of(model: Sam2, objects: int) -> VideoSession:
-    cpu, frames = torch.device("cpu"), StreamFrames()
+    cpu = torch.device("cpu")
+    frames = StreamFrames()
     for _ in range(3):
         frames.push(np.zeros((60, 80, 3), np.uint8))
     session = VideoSession(frames, cpu, cpu)
@@ -51,76 +51,75 @@ def session_of(model: Sam2, objects: int) -> VideoSession:
     return session
 
 
-def test_whoever_looks_at_a_number_is_caught(model: Sam2) -> None:
+def test_a_host_synchronisation_raises(model: Sam2) -> None:
     with pytest.raises(DataDependentOutputException):
         bool(torch.zeros(3).any())
 
 
 @pytest.mark.parametrize("objects", [1, 3, 20])
-def test_a_tracked_frame_looks_at_no_number(
+def test_tracking_a_frame_does_not_synchronise(
     model: Sam2, objects: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session, sent = session_of(model, objects), []
-    monkeypatch.setattr(
-        transfer,
-        "upload",
-        lambda tensor, device: sent.append(tuple(tensor.shape)) or tensor.to(device),
-    )
-    plain = torch.tensor
-    monkeypatch.setattr(
-        torch,
-        "tensor",
-        lambda *a, **k: (
-            pytest.fail("a list goes to the device past upload")
-            if "device" in k
-            else plain(*a, **k)
-        ),
-    )
+    session = session_of(model, objects)
+    uploads = []
+
+    def record_upload(tensor: Tensor, device: Any) -> Tensor:
+        uploads.append(tuple(tensor.shape))
+        return tensor.to(device)
+
+    original = torch.tensor
+
+    def tensor_on_host(*arguments: Any, **options: Any) -> Tensor:
+        assert "device" not in options, "a list is copied to the device without `upload`"
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(transfer, "upload", record_upload)
+    monkeypatch.setattr(torch, "tensor", tensor_on_host)
     assert Tracker(model).track_frame(session, 2, 1).shape == (objects, 1, 16, 16)
-    assert len(sent) == -(-objects // 16), "the ages of pointers, once a pass"
+    assert len(uploads) == -(-objects // 16), "the ages of pointers, once in each pass"
 
 
-def test_a_click_on_an_image_looks_at_no_number(model: Sam2) -> None:
+def test_a_click_on_an_image_does_not_synchronise(model: Sam2) -> None:
     features = model.encode_image(torch.zeros(1, 3, 64, 64))
     points = Points(torch.zeros(2, 3, 2), torch.ones(2, 3, dtype=torch.int32))
-    found = model.decode(model.without_memory(features.low), features, points, None, True)
-    assert found.logits.shape == (2, 3, 16, 16)
+    masks = model.decode(model.without_memory(features.low), features, points, None, True)
+    assert masks.logits.shape == (2, 3, 16, 16)
 
 
-def test_what_is_sent_arrives() -> None:
+def test_uploads_have_the_values_of_the_host() -> None:
     numbers: Tensor = upload_numbers([[1, 2], [3, 4]], torch.int64, "cpu")
     assert numbers.tolist() == [[1, 2], [3, 4]] and upload(numbers, "cpu") is numbers
 
 
 @pytest.mark.gpu
-def test_what_is_sent_to_a_gpu_arrives_in_the_order_of_the_stream() -> None:
+def test_uploads_to_a_gpu_are_ordered_by_the_stream() -> None:
     if not torch.cuda.is_available():
         pytest.skip("torch finds no CUDA device")
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        sent = [upload(torch.full((1 << 20,), float(i)), "cuda") for i in range(20)]
-        sums = torch.stack([x.sum() for x in sent])
+        uploads = [upload(torch.full((1 << 20,), float(i)), "cuda") for i in range(20)]
+        sums = torch.stack([x.sum() for x in uploads])
     stream.synchronize()
     assert sums.tolist() == [float(i) * (1 << 20) for i in range(20)]
 
 
-class CrossingError(Exception):
-    """The one place where numbers go to the host."""
+class DeviceToHostCopyError(Exception):
+    """Raised at the only device-to-host copy, that of the run lengths of masks."""
 
 
-def test_automatic_masks_look_at_no_number_before_their_runs(
+def test_automatic_masks_do_not_synchronise_before_their_run_lengths_are_copied(
     model: Sam2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged: list[tuple[int, ...]] = []
+    shapes: list[tuple[int, ...]] = []
 
-    def crossing(logits: Tensor, *_: Any, keep: Any, which: Tensor, **__: Any) -> None:
+    def postprocess(logits: Tensor, *_: Any, keep: Any, which: Tensor, **__: Any) -> None:
         counts, boxes = (torch.zeros(len(logits), *more, dtype=torch.int64) for more in ((), (4,)))
-        judged.extend((which.shape, keep(counts, counts, boxes).shape))
-        raise CrossingError
+        shapes.extend((which.shape, keep(counts, counts, boxes).shape))
+        raise DeviceToHostCopyError
 
-    monkeypatch.setattr("sam2_fast.image.automatic.mask_postprocess", crossing)
+    monkeypatch.setattr("sam2_fast.image.automatic.mask_postprocess", postprocess)
     monkeypatch.setattr("sam2_fast.image.automatic._on_accelerator", lambda device: True)
-    # A kernel on a GPU.
+    # A replacement for the kernel, which needs a GPU.
     monkeypatch.setattr(
         "sam2_fast.image.automatic.nms", lambda boxes, scores, threshold, alive: alive
     )
@@ -128,6 +127,6 @@ def test_automatic_masks_look_at_no_number_before_their_runs(
         model, points_per_side=2, points_per_batch=3, pred_iou_thresh=0.5
     )
     generator.predictor.set_image(np.zeros((60, 80, 3), np.uint8))
-    with pytest.raises(CrossingError):
+    with pytest.raises(DeviceToHostCopyError):
         generator._process_crop(0, [0, 0, 80, 60], 0, (60, 80))
-    assert judged == [(12,), (12,)], "of all clicks of the crop, at once"
+    assert shapes == [(12,), (12,)], "the masks of all clicks of the crop in one call"

@@ -1,8 +1,7 @@
-"""The released weights, where they lie in a cache: the IoU scores that Hugging Face's conversion
-script asserts.
+"""Released weights give the IoU scores that Hugging Face's conversion script asserts.
 
-Needs `$SAM2_FAST_CAR_IMAGE`, the car picture of that script (2646 x 1764), and weights in the
-Hugging Face cache; skips otherwise.
+Skipped unless `$SAM2_FAST_CAR_IMAGE` is the car picture of that script (2646 x 1764) and the
+weights are in the Hugging Face cache.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize("model_id", GOLDEN)
-def test_golden_scores_of_the_released_weights(model_id: str) -> None:
-    path, picture = cached(model_id), os.environ.get("SAM2_FAST_CAR_IMAGE")
+def test_released_weights_give_the_published_scores(model_id: str) -> None:
+    path = cached(model_id)
+    picture = os.environ.get("SAM2_FAST_CAR_IMAGE")
     if path is None or picture is None:
         pytest.skip("needs the released weights in the Hugging Face cache and $SAM2_FAST_CAR_IMAGE")
     predictor = SAM2ImagePredictor(build_sam2(None, path, device="cpu"))
     predictor.set_image(picture)
     scores = predictor.predict(point_coords=np.array([[1000, 600]]), point_labels=np.array([1]))[1]
-    # the script's own tolerance, for scores that it prints with four digits after another resize
-    # kernel
+    # The tolerance of the script: its scores have four digits, and its resize kernel differs.
     assert np.allclose(scores, GOLDEN[model_id], atol=1e-2)

@@ -1,7 +1,8 @@
-"""The second peer: Hugging Face transformers at equal weights, read from a safetensors file in its
-own layout.
+"""Our models against Hugging Face transformers with the same weights.
 
-Runs in its own process: transformers does not import beside the official package's torchvision.
+The weights are read from a safetensors file in the layout of transformers. The comparison runs in
+another process because transformers cannot be imported together with the official package's
+torchvision.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from sam2_fast.build_sam import build_sam2
 from sam2_fast.types import Points
 
 
-def alive(model, seed=0):
+def randomize_constants(model, seed=0):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
@@ -34,22 +35,19 @@ def alive(model, seed=0):
 
 size, folder = sys.argv[1], sys.argv[2]
 name = {"t": "tiny", "s": "small", "b+": "base_plus", "l": "large"}[size]
-ours = alive(build_sam2(name, seed=1, device="cpu", apply_postprocessing=False))
-wide = build_sam2(
+ours = build_sam2(name, seed=1, device="cpu", apply_postprocessing=False)
+randomize_constants(ours)
+exact = build_sam2(
     None, ours.state_dict(), device="cpu", dtype=torch.float64, apply_postprocessing=False
 )
-theirs = peer.to_hf_video(ours.state_dict(), size)
-save_file(
-    {k: v.contiguous().clone() for k, v in theirs.state_dict().items()},
-    folder + "/model.safetensors",
-)
-again = build_sam2(
-    None, folder + "/model.safetensors", device="cpu"
-)  # size and version are read off the file
-assert all(torch.equal(a, again.state_dict()[k]) for k, a in ours.state_dict().items()), (
-    "weights through the HF layout and back"
-)
-assert again.config == ours.config
+hf_weights = peer.to_hf_video(ours.state_dict(), size).state_dict()
+path = folder + "/model.safetensors"
+save_file({k: v.contiguous().clone() for k, v in hf_weights.items()}, path)
+# The configuration is read from the file.
+loaded = build_sam2(None, path, device="cpu")
+for key, weight in ours.state_dict().items():
+    assert torch.equal(weight, loaded.state_dict()[key]), key
+assert loaded.config == ours.config
 image_model = peer.to_hf_image(ours.state_dict(), size)
 picture = torch.randn(1, 3, 1024, 1024, generator=torch.Generator().manual_seed(2))
 clicks = torch.tensor([[[500.0, 375.0], [300.0, 600.0]]])
@@ -57,11 +55,11 @@ labels = torch.tensor([[1, 0]], dtype=torch.int32)
 with torch.no_grad():
     embedded = image_model.get_image_embeddings(picture)
     result = {}
-    for name, model in (("ours", ours), ("wide", wide)):
+    for name, model in (("ours", ours), ("exact", exact)):
         features = model.encode_image(picture.to(model.dtype))
         low = model.without_memory(features.low)
-        found = model.decode(low, features, Points(clicks, labels), None, True)
-        result[name] = (low, found.logits, found.iou)
+        masks = model.decode(low, features, Points(clicks, labels), None, True)
+        result[name] = (low, masks.logits, masks.iou)
     out = image_model(
         image_embeddings=embedded,
         input_points=clicks[None],
@@ -69,13 +67,12 @@ with torch.no_grad():
         multimask_output=True,
     )
     peers = (embedded[-1], out.pred_masks[0], out.iou_scores[0])
-for name, a, b, truth in zip(("embedding", "logits", "iou"), result["ours"], peers, result["wide"]):
-    ours_error, peer_error = (
-        (a.double() - truth).abs().max().item(),
-        (b.double() - truth).abs().max().item(),
-    )
-    print(f"{name}: ours {ours_error:.2e}, transformers {peer_error:.2e}")
-    assert ours_error <= 2 * peer_error, name
+names = ("embedding", "logits", "iou")
+for name, a, b, truth in zip(names, result["ours"], peers, result["exact"]):
+    our_error = (a.double() - truth).abs().max().item()
+    peer_error = (b.double() - truth).abs().max().item()
+    print(f"{name}: ours {our_error:.2e}, transformers {peer_error:.2e}")
+    assert our_error <= 2 * peer_error, name
 print("EQUAL")
 """
 
@@ -98,7 +95,7 @@ with torch.no_grad():
     for p in ours.parameters():
         if p.numel() > 1 and p.std() < 1e-5:
             p.add_(torch.randn(p.shape, generator=generator), alpha=0.1)
-theirs = peer.to_hf_video(ours.state_dict(), "t")
+hf_model = peer.to_hf_video(ours.state_dict(), "t")
 clip = np.random.default_rng(0).integers(0, 255, (frames, height, width, 3), dtype=np.uint8)
 state = ours.init_state(clip)
 session = peer.hf_video_session(
@@ -109,18 +106,18 @@ for i, xy in clicks.items():
     ours.add_new_points_or_box(state, 0, i, xy, [1])
     scaled = np.array(xy) / [width, height] * 1024
     peer.hf_add_points(session, 0, i, scaled, [1])
-mine = {f: m.clone() for f, _, m in ours.propagate_in_video(state)}
+logits = {f: m.clone() for f, _, m in ours.propagate_in_video(state)}
 with torch.inference_mode():
-    for out in theirs.propagate_in_video_iterator(session, start_frame_idx=0):
-        masks = F.interpolate(
+    for out in hf_model.propagate_in_video_iterator(session, start_frame_idx=0):
+        actual = logits[out.frame_idx]
+        expected = F.interpolate(
             out.pred_masks.float(), size=(height, width), mode="bilinear", align_corners=False
         )
-        overlap = ((masks > 0) & (mine[out.frame_idx] > 0)).sum().item() / max(
-            1, ((masks > 0) | (mine[out.frame_idx] > 0)).sum().item()
-        )
-        difference = (masks - mine[out.frame_idx]).abs().max().item()
-        print(f"frame {out.frame_idx}: IoU {overlap:.5f}, largest difference {difference:.1e}")
-        assert overlap >= 0.999 and masks.shape == mine[out.frame_idx].shape
+        intersection = ((expected > 0) & (actual > 0)).sum().item()
+        iou = intersection / max(1, ((expected > 0) | (actual > 0)).sum().item())
+        difference = (expected - actual).abs().max().item()
+        print(f"frame {out.frame_idx}: IoU {iou:.5f}, largest difference {difference:.1e}")
+        assert iou >= 0.999 and expected.shape == actual.shape
 print("EQUAL")
 """
 
@@ -131,7 +128,7 @@ def run(script: str, *arguments: str) -> None:
     if not (TOOLS / "transformers_peer.py").is_file():
         pytest.skip("no transformers_peer.py in ../shared/tools")
     environment = {**os.environ, "PYTHONPATH": str(TOOLS), "HF_HUB_OFFLINE": "1"}
-    found = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         env=environment,
         capture_output=True,
@@ -139,8 +136,8 @@ def run(script: str, *arguments: str) -> None:
         timeout=900,
         check=False,
     )
-    assert found.returncode == 0 and found.stdout.strip().endswith("EQUAL"), (
-        found.stdout[-1500:] + found.stderr[-3000:]
+    assert completed.returncode == 0 and completed.stdout.strip().endswith("EQUAL"), (
+        completed.stdout[-1500:] + completed.stderr[-3000:]
     )
 
 

@@ -1,4 +1,4 @@
-"""Helpers under the official names give the official values."""
+"""Helper functions under the official names return the official values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import torch
     ]
 )
 def pair(request: pytest.FixtureRequest, official_peer: ModuleType) -> tuple[str, Any, Any]:
-    """(name, official module, ours)."""
+    """Name of a module, the official module, our module."""
     return (
         request.param,
         importlib.import_module(f"sam2.{request.param}"),
@@ -31,10 +31,10 @@ def pair(request: pytest.FixtureRequest, official_peer: ModuleType) -> tuple[str
 
 def masks(seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    found = torch.rand(4, 23, 31, generator=generator) > 0.6
-    found[1] = False
-    found[2] = True
-    return found
+    random = torch.rand(4, 23, 31, generator=generator) > 0.6
+    random[1] = False
+    random[2] = True
+    return random
 
 
 def amg_calls(module: Any) -> list[Any]:
@@ -72,7 +72,8 @@ def amg_calls(module: Any) -> list[Any]:
 
 
 def misc_calls(module: Any) -> list[Any]:
-    points, labels = torch.ones(2, 1, 2), torch.ones(2, 1)
+    points = torch.ones(2, 1, 2)
+    labels = torch.ones(2, 1)
     once = module.concat_points(None, points, labels)
     return [
         module.mask_to_box(masks()[:, None]),
@@ -117,29 +118,31 @@ def position_encoding_calls(module: Any) -> list[Any]:
     ]
 
 
-def plain(value: Any) -> Any:
-    """Lists of numbers; float32 tensors keep their own rounding."""
+def as_lists(value: Any) -> Any:
+    """Tensors and arrays as their dtype's kind and nested lists of numbers."""
     if isinstance(value, (torch.Tensor, np.ndarray)):
         return [str(np.asarray(value).dtype.kind), np.asarray(value).tolist()]
     if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+        return {k: as_lists(v) for k, v in value.items()}
+    return [as_lists(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def flat(value: Any) -> list[Any]:
+def flatten(value: Any) -> list[Any]:
     if isinstance(value, dict):
-        return [part for k, v in value.items() for part in (k, *flat(v))]
-    return [part for v in value for part in flat(v)] if isinstance(value, list) else [value]
+        return [part for k, v in value.items() for part in (k, *flatten(v))]
+    return [part for v in value for part in flatten(v)] if isinstance(value, list) else [value]
 
 
-def test_the_same_values(pair: tuple[str, Any, Any]) -> None:
-    name, official, ours = pair
+def test_helpers_return_the_official_values(pair: tuple[str, Any, Any]) -> None:
+    name, official_module, our_module = pair
     if name == "utils.amg":
         pytest.importorskip("cv2")
         pytest.importorskip("pycocotools")
     calls = globals()[name.rsplit(".")[-1] + "_calls"]
-    for i, (theirs, mine) in enumerate(zip(calls(official), calls(ours), strict=True)):
-        first, second = flat(plain(theirs)), flat(plain(mine))
-        assert len(first) == len(second), i
-        for a, b in zip(first, second, strict=True):
+    results = zip(calls(official_module), calls(our_module), strict=True)
+    for i, (official, ours) in enumerate(results):
+        expected = flatten(as_lists(official))
+        actual = flatten(as_lists(ours))
+        assert len(expected) == len(actual), i
+        for a, b in zip(expected, actual, strict=True):
             assert a == (pytest.approx(b, nan_ok=True) if isinstance(b, float) else b), i

@@ -1,4 +1,4 @@
-"""Verdicts on disk: shared by processes, never in the way of a call."""
+"""Verdicts on disk: processes share them, and problems with the files do not affect calls."""
 
 from __future__ import annotations
 
@@ -16,21 +16,30 @@ from sam2_fast.proving import case as case_module
 from sam2_fast.proving.case import LostDeviceError
 from sam2_fast.proving.files import begin, cache_directory
 from sam2_fast.proving.gate import Gate, using
-from tests.proving.toy import CARD, OP, Kernel, call, definition, gate_in, proving, registered
+from tests.proving.toy import (
+    CARD,
+    OP,
+    Kernel,
+    call,
+    definition,
+    gate_in,
+    register,
+    register_with_gate,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 PRELUDE = """
 import os, sys, time
 from pathlib import Path
 from sam2_fast.proving.gate import using
-from tests.proving.toy import Kernel, call, gate_in, registered
+from tests.proving.toy import Kernel, call, gate_in, register
 
 directory = Path(sys.argv[1])
 """
 
 
-def process(program: str, directory: Path) -> subprocess.Popen[str]:
-    """Python code in a process of its own, with `directory` as cache."""
+def start_process(program: str, directory: Path) -> subprocess.Popen[str]:
+    """Start Python code in another process, with `directory` as cache."""
     command = [sys.executable, "-c", PRELUDE + program, str(directory)]
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
@@ -39,74 +48,75 @@ def file_of(directory: Path) -> Path:
     return directory / "proofs" / f"{CARD.identity}.json"
 
 
-def filled(directory: Path) -> None:
-    with registered(Kernel()), using(gate_in(directory)):
+def fill_cache(directory: Path) -> None:
+    with register(Kernel()), using(gate_in(directory)):
         call()
 
 
-BROKEN = {
+UNUSABLE_FILES = {
     "empty": "",
     "half": None,
-    "no object": "[1, 2]",
+    "not an object": "[1, 2]",
     "another format": '{"format": "something else"}',
     "another version": '{"format": "sam2_fast.proofs", "version": 99}',
     "no verdicts": '{"format": "sam2_fast.proofs", "version": 1, "card": CARD}',
-    "a strange verdict": '{"format": "sam2_fast.proofs", "version": 1, "card": CARD, '
+    "an invalid verdict": '{"format": "sam2_fast.proofs", "version": 1, "card": CARD, '
     '"verdicts": [{"op": 1}], "choices": []}',
-    "a strange choice": '{"format": "sam2_fast.proofs", "version": 1, "card": CARD, '
+    "an invalid choice": '{"format": "sam2_fast.proofs", "version": 1, "card": CARD, '
     '"verdicts": [], "choices": [{"point": "p", "key": [1.5], "form": "f", "source": "measured"}]}',
     "another card": '{"format": "sam2_fast.proofs", "version": 1, "card": {"name": "other"}, '
     '"verdicts": [], "choices": []}',
-    "no text": b"\xff\xfe\x00",
+    "not text": b"\xff\xfe\x00",
 }
 
 
-@pytest.mark.parametrize("case", BROKEN)
-def test_a_file_that_cannot_be_used_is_set_aside_and_replaced(tmp_path: Path, case: str) -> None:
-    filled(tmp_path)
+@pytest.mark.parametrize("case", UNUSABLE_FILES)
+def test_an_unusable_file_is_set_aside_and_replaced(tmp_path: Path, case: str) -> None:
+    fill_cache(tmp_path)
     file = file_of(tmp_path)
-    good = json.loads(file.read_text())
-    content = BROKEN[case]
+    original = json.loads(file.read_text())
+    content = UNUSABLE_FILES[case]
     if content is None:
         content = file.read_text()[: file.stat().st_size // 2]
     if isinstance(content, str):
-        content = content.replace("CARD", json.dumps(good["card"])).encode()
+        content = content.replace("CARD", json.dumps(original["card"])).encode()
     file.write_bytes(content)
-    kernel, gate = Kernel(), gate_in(tmp_path)
-    with warnings.catch_warnings(), registered(kernel), using(gate):
+    kernel = Kernel()
+    gate = gate_in(tmp_path)
+    with warnings.catch_warnings(), register(kernel), using(gate):
         warnings.simplefilter("error")
         call()
-    assert kernel.runs > 1, "it was proved again"
+    assert kernel.runs > 1, "the kernel was not proved again"
     assert [v["op"] for v in json.loads(file.read_text())["verdicts"]] == [OP]
     store = gate.cache.store(torch.device("cpu"))
     assert store is not None and store.notes and len(store.set_aside()) == 1
-    assert (file.parent / store.set_aside()[0]).read_bytes() == content, "nothing is lost"
+    assert (file.parent / store.set_aside()[0]).read_bytes() == content
 
 
-@pytest.mark.parametrize("how", ["a file in the way", "no home"])
-def test_without_a_place_for_files_each_process_proves(
-    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("reason", ["the directory is a file", "no home"])
+def test_a_process_that_cannot_write_files_warns_once_and_proves_for_itself(
+    tmp_path: Path, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
     gate = gate_in(tmp_path / "file")
-    if how == "no home":
+    if reason == "no home":
         for name in ("SAM2_FAST_CACHE", "XDG_CACHE_HOME"):
             monkeypatch.delenv(name, raising=False)
 
-        def homeless() -> Path:
+        def no_home() -> Path:
             raise RuntimeError("could not determine home directory")
 
-        monkeypatch.setattr(Path, "home", homeless)
+        monkeypatch.setattr(Path, "home", no_home)
         gate = Gate(lambda backend, _: backend == "triton", lambda _: CARD)
     kernel = Kernel()
-    with registered(kernel), using(gate):
-        with pytest.warns(RuntimeWarning, match="every process proves them again") as seen:
+    with register(kernel), using(gate):
+        with pytest.warns(RuntimeWarning, match="every process proves them again") as record:
             call()
             call(out=16)
-        assert len(seen) == 1
+        assert len(record) == 1
         before = kernel.runs
         call()
-        assert kernel.runs == before + 1, "what was proved is known in this process"
+        assert kernel.runs == before + 1, "this process proved the kernel again"
 
 
 @pytest.mark.parametrize(
@@ -117,7 +127,7 @@ def test_without_a_place_for_files_each_process_proves(
         ({"HOME": "/home/x"}, "/home/x/.cache/sam2_fast"),
     ],
 )
-def test_where_the_cache_is(
+def test_environment_variables_determine_the_cache_directory(
     variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("SAM2_FAST_CACHE", "XDG_CACHE_HOME"):
@@ -127,111 +137,112 @@ def test_where_the_cache_is(
     assert cache_directory() == Path(expected)
 
 
-def test_two_processes_at_once_lose_nothing(tmp_path: Path) -> None:
+def test_two_processes_that_write_at_once_lose_no_verdict(tmp_path: Path) -> None:
     program = """
 kernel = Kernel()
-with registered(kernel), using(gate_in(directory)):
+with register(kernel), using(gate_in(directory)):
     for out in {outs}:
         call(out=out)
 """
-    outs = [list(range(10, 22)), list(range(16, 28))]
-    running = [process(program.format(outs=mine), tmp_path) for mine in outs]
-    for one in running:
-        _, errors = one.communicate(timeout=120)
-        assert one.returncode == 0, errors
-    found = json.loads(file_of(tmp_path).read_text())["verdicts"]
-    shapes = {v["configuration"] for v in found}
-    assert len(found) == len(shapes) == 18
+    ranges = [list(range(10, 22)), list(range(16, 28))]
+    processes = [start_process(program.format(outs=outs), tmp_path) for outs in ranges]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    verdicts = json.loads(file_of(tmp_path).read_text())["verdicts"]
+    shapes = {v["configuration"] for v in verdicts}
+    assert len(verdicts) == len(shapes) == 18
     assert not list(tmp_path.rglob("*.unfinished")) and not list(tmp_path.rglob("*.tmp"))
 
 
 def test_a_kernel_that_kills_its_process_twice_is_refused(tmp_path: Path) -> None:
-    dies = """
-with registered(Kernel(lambda *_: os._exit(3))), using(gate_in(directory)):
+    program = """
+with register(Kernel(lambda *_: os._exit(3))), using(gate_in(directory)):
     call()
 """
     for _ in range(2):
-        one = process(dies, tmp_path)
-        one.communicate(timeout=120)
-        assert one.returncode == 3
+        process = start_process(program, tmp_path)
+        process.communicate(timeout=120)
+        assert process.returncode == 3
     kernel = Kernel()
     with (
-        registered(kernel),
+        register(kernel),
         using(gate_in(tmp_path)),
         pytest.warns(RuntimeWarning, match="2 processes died"),
     ):
         call()
     assert kernel.runs == 0
-    with proving(tmp_path, kernel), pytest.warns(RuntimeWarning, match="died"):
+    with register_with_gate(tmp_path, kernel), pytest.warns(RuntimeWarning, match="died"):
         call()
-    assert kernel.runs == 0, "the verdict is kept"
+    assert kernel.runs == 0, "the verdict is not in the cache"
 
 
-def test_one_death_is_forgiven(tmp_path: Path) -> None:
-    one = process(
-        "with registered(Kernel(lambda *_: os._exit(3))), using(gate_in(directory)): call()",
+def test_a_kernel_that_kills_its_process_once_is_proved_again(tmp_path: Path) -> None:
+    process = start_process(
+        "with register(Kernel(lambda *_: os._exit(3))), using(gate_in(directory)): call()",
         tmp_path,
     )
-    one.communicate(timeout=120)
+    process.communicate(timeout=120)
     kernel = Kernel()
-    with proving(tmp_path, kernel):
+    with register_with_gate(tmp_path, kernel):
         call()
     assert kernel.runs > 1 and not list(tmp_path.rglob("*.unfinished"))
 
 
-def test_a_live_process_is_no_dead_one(tmp_path: Path) -> None:
-    mark = begin(tmp_path / "mark")
-    assert mark is not None and mark.earlier == 0
+def test_only_processes_that_died_are_counted(tmp_path: Path) -> None:
+    first = begin(tmp_path / "mark")
+    assert first is not None and first.earlier == 0
     assert begin(tmp_path / "mark") is None
-    mark.remove()
-    again = begin(tmp_path / "mark")
-    assert again is not None and again.earlier == 0
-    again.leave()
+    first.remove()
+    second = begin(tmp_path / "mark")
+    assert second is not None and second.earlier == 0
+    second.leave()
     third = begin(tmp_path / "mark")
     assert third is not None and third.earlier == 1
     third.remove()
 
 
-def test_an_interruption_leaves_no_mark(tmp_path: Path) -> None:
-    def interrupted(*_: object) -> None:
+def test_an_interrupted_proof_leaves_no_unfinished_file(tmp_path: Path) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     with (
-        proving(tmp_path, Kernel(interrupted)),
+        register_with_gate(tmp_path, Kernel(interrupt)),
         pytest.raises(KeyboardInterrupt),
     ):
         call()
     assert not list(tmp_path.rglob("*.unfinished"))
-    with proving(tmp_path, Kernel()):
+    with register_with_gate(tmp_path, Kernel()):
         call()
 
 
-def test_a_lost_device_is_raised_and_counted(
+def test_a_lost_device_raises_and_is_counted_as_a_dead_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def illegal(*_: object) -> None:
+    def access_illegally(*_: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(case_module, "is_alive", lambda device: False)
     for _ in range(2):
         with (
-            registered(Kernel(illegal)),
+            register(Kernel(access_illegally)),
             using(gate_in(tmp_path)),
             pytest.raises(LostDeviceError, match="illegal memory access"),
         ):
             call()
     with (
-        registered(Kernel()),
+        register(Kernel()),
         using(gate_in(tmp_path)),
         pytest.warns(RuntimeWarning, match="2 processes died"),
     ):
         call()
 
 
-def test_a_reader_sees_what_another_process_adds(tmp_path: Path) -> None:
-    first, second = gate_in(tmp_path), gate_in(tmp_path)
+def test_verdicts_that_another_process_adds_are_read(tmp_path: Path) -> None:
+    first = gate_in(tmp_path)
+    second = gate_in(tmp_path)
     kernel = Kernel()
-    with registered(kernel):
+    with register(kernel):
         with using(first):
             call(out=16)
         with using(second):
@@ -242,17 +253,17 @@ def test_a_reader_sees_what_another_process_adds(tmp_path: Path) -> None:
     assert kernel.runs == before + 1
 
 
-def test_errors_while_saving_do_not_reach_the_call(
+def test_an_error_while_saving_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object, **__: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache_module.Store, "merge", full)
+    monkeypatch.setattr(cache_module.Store, "merge", fail)
     with (
-        registered(Kernel()),
+        register(Kernel()),
         using(gate_in(tmp_path)),
         pytest.warns(RuntimeWarning, match="No space left on device"),
     ):
-        (found, _), arguments = call()
-    assert torch.equal(found, definition(*arguments)[0])
+        (output, _), inputs = call()
+    assert torch.equal(output, definition(*inputs)[0])

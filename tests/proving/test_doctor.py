@@ -1,4 +1,4 @@
-"""`sam2-fast doctor`: every kernel of this machine, proved on the calls of a model."""
+"""`sam2-fast doctor` proves every kernel of this machine on the calls of a model."""
 
 from __future__ import annotations
 
@@ -26,15 +26,8 @@ from tests.proving.toy import CARD
 
 SMALL = ("doctor", "--device", "cpu", "--image-size", "64")
 OPS = {
-    "hiera_block",
-    "mask_decoder",
-    "mask_postprocess",
-    "memory_attention",
-    "memory_encoder",
-    "preprocess_frame",
-    "preprocess_images",
-    "rope_attention",
-    "small_components",
+    *("hiera_block", "mask_decoder", "mask_postprocess", "memory_attention", "memory_encoder"),
+    *("preprocess_frame", "preprocess_images", "rope_attention", "small_components"),
 }
 
 
@@ -50,8 +43,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     torch.set_num_threads(threads)
 
 
-def doctor(*words: str) -> tuple[int, str]:
-    result = CliRunner().invoke(app, [*SMALL, *words])
+def doctor(*options: str) -> tuple[int, str]:
+    """Run the doctor; returns its exit code and what it prints."""
+    result = CliRunner().invoke(app, [*SMALL, *options])
     return result.exit_code, result.stdout
 
 
@@ -61,24 +55,23 @@ def test_every_kernel_is_proved_for_every_instruction_set(cache: Path) -> None:
     assert code == 0 and report["failed"] == 0
     proved = {(r["op"], r["isa"]) for r in report["rows"] if r["status"] == "proved"}
     assert {op for op, _ in proved} == OPS
-    for op in OPS - {"small_components"}:  # which is compiled once
+    for op in OPS - {"small_components"}:  # that op is compiled for one instruction set only
         assert {isa for name, isa in proved if name == op} == {*isas()}, op
     errors = [r["error"] for r in report["rows"] if r["error"] is not None]
     assert errors and max(errors) <= 2
-    assert not list(cache.rglob("*.json")), "a CPU is asked for no proof, so none is kept"
+    assert not list(cache.rglob("*.json")), "verdicts about CPU kernels are not stored"
 
 
-def test_a_wrong_kernel_is_named_and_the_exit_code_says_so(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_wrong_kernel_is_listed_and_the_exit_code_is_1(monkeypatch: pytest.MonkeyPatch) -> None:
     key = ("memory_encoder", "cpu")
-    right = registry.all_implementations()[key]
+    correct = registry.all_implementations()[key]
 
     def wrong(*arguments: Any, isa: str | None = None) -> Tensor:
-        found: Tensor = right.run(*arguments, isa=isa)
-        return found * 1.001 if isa == "portable" else found
+        output: Tensor = correct.run(*arguments, isa=isa)
+        return output * 1.001 if isa == "portable" else output
 
-    monkeypatch.setitem(registry._implementations, key, Implementation(*key, wrong, right.refuses))
+    implementation = Implementation(*key, wrong, correct.refuses)
+    monkeypatch.setitem(registry._implementations, key, implementation)
     code, text = doctor("--no-timing")
     assert code == 1
     (line,) = {line[:48] for line in text.splitlines() if " wrong " in line}
@@ -86,44 +79,48 @@ def test_a_wrong_kernel_is_named_and_the_exit_code_says_so(
     assert "times the error of torch in the same dtype" in text
 
 
-def test_times_and_shares_of_the_limits_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_and_shares_of_the_limits_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(limits_module._MATRIX_SIDE, "cpu", 128)
-    keep = {"memory_encoder", "preprocess_frame"}
-    plain = examination.Examination._calls
+    ops = {"memory_encoder", "preprocess_frame"}
+    original = examination.Examination._calls
     monkeypatch.setattr(
         examination.Examination,
         "_calls",
-        lambda self, name: [pair for pair in plain(self, name) if pair[0] in keep],
+        lambda self, name: [pair for pair in original(self, name) if pair[0] in ops],
     )
     code, text = doctor("--json")
     report = json.loads(text)
     assert code == 0 and report["matrix_gflops"] > 0 and report["copy_gbytes"] > 0
     for row in report["rows"]:
-        assert row["milliseconds"] > 0 and row["torch_milliseconds"] > 0 and row["share"] > 0
-        assert (row["flop"] > 0) == (row["op"] == "memory_encoder") and row["bytes"] > 0
+        for column in ("milliseconds", "torch_milliseconds", "share", "bytes"):
+            assert row[column] > 0
+        assert (row["flop"] > 0) == (row["op"] == "memory_encoder")
 
 
-@pytest.mark.parametrize("words", [("--image-size", "65"), ("--model", "huge"), ("--device", "x")])
-def test_bad_options_are_one_line(words: tuple[str, ...]) -> None:
-    result = CliRunner().invoke(app, ["doctor", "--device", "cpu", *words])
+OPTIONS = [("--image-size", "65"), ("--model", "huge"), ("--device", "x")]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_invalid_options_have_exit_code_2(options: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(app, ["doctor", "--device", "cpu", *options])
     assert result.exit_code == 2
 
 
-def test_a_device_that_is_lost_ends_the_examination(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(*_: Any, **__: Any) -> None:
+def test_a_lost_device_ends_the_examination(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose_device(*_: Any, **__: Any) -> None:
         raise examination.LostDeviceError("CUDA error: an illegal memory access")
 
-    monkeypatch.setattr(examination, "examine", lost)
+    monkeypatch.setattr(examination, "examine", lose_device)
     code, text = doctor("--no-timing", "--json")
     report = json.loads(text)
     assert code == 1 and len([r for r in report["rows"] if r["status"] == "wrong"]) == 1
     assert "illegal memory access" in text
 
 
-def test_on_a_gpu_findings_replace_the_cache(
+def test_verdicts_about_a_gpu_replace_those_of_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The device is called a GPU; its kernels are those for CPUs."""
+    """The CPU is declared a GPU; the kernels are those for CPUs."""
     gate = Gate(lambda *_: True, lambda _: CARD, lambda: tmp_path / "cache")
     monkeypatch.setattr(examination, "card_of", lambda device: CARD)
     monkeypatch.setattr(examination, "is_gpu", lambda device: True)
@@ -137,7 +134,7 @@ def test_on_a_gpu_findings_replace_the_cache(
         assert {v["op"] for v in verdicts} == OPS and all(v["reason"] is None for v in verdicts)
 
 
-def test_operations_and_bytes_are_those_of_the_definition() -> None:
+def test_operations_and_bytes_are_counted_in_the_definition() -> None:
     q = torch.randn(2, 4, 64, 32)
     call = Call((q, q, q), {})
     attention = torch.nn.functional.scaled_dot_product_attention
@@ -145,7 +142,7 @@ def test_operations_and_bytes_are_those_of_the_definition() -> None:
     assert traffic(call, q) == 4 * q.numel() * 4
 
 
-def test_limits_are_the_best_that_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_are_the_best_measured_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     rates = iter([100.0, 300.0, 200.0])
     monkeypatch.setattr("sam2_fast.proving.limits.matrix_rate", lambda *_: next(rates))
     monkeypatch.setattr("sam2_fast.proving.limits.copy_rate", lambda *_: 50.0)
@@ -157,7 +154,7 @@ def test_limits_are_the_best_that_was_measured(monkeypatch: pytest.MonkeyPatch) 
     assert limits.milliseconds(0, 100_000_000) == pytest.approx(2.0)
 
 
-def test_a_card_is_known_by_all_that_makes_its_kernels() -> None:
+def test_the_identity_of_a_cpu_is_reproducible() -> None:
     card = card_of(torch.device("cpu"))
     assert card.capability is None and card.architecture == "cpu" and card.build
     assert card.identity == card_of(torch.device("cpu")).identity

@@ -1,4 +1,4 @@
-"""The kernel that gathers what objects remember proves itself before a frame is captured."""
+"""`gather_rows`, which gathers the memories of objects, is proved before a frame is captured."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from sam2_fast.recording import cache as graphs
 from sam2_fast.recording.frame import FrameGraph
 from sam2_fast.video import lookahead as ahead
 from tests.ops.triton_tools import interpret
-from tests.video.failing import Willing
-from tests.video.recorded import NoSideStream, brief, small_predictor
-from tests.video.tape import TapeRecorder
+from tests.video.sessions import NoSideStream, short_session, small_predictor
+from tests.video.tape import TapeRecorder, UnconditionalGraphs
 
 PROGRAM = """
 from pathlib import Path
@@ -25,27 +24,27 @@ from sam2_fast.proving import case
 from sam2_fast.proving.gate import Gate, using
 from tests.proving.toy import CARD
 
-case.milliseconds = lambda *_: 1.0  # an interpreter's time says nothing
-plain = kernels.gather_rows
+case.milliseconds = lambda *_: 1.0  # times of the interpreter are meaningless
+original = kernels.gather_rows
 
 
-def shifted(addresses, like, out):
-    plain(addresses, like, out)
+def shift_rows(addresses, like, out):
+    original(addresses, like, out)
     out.copy_(out.roll(1, 0))
 
 
-def nothing_is_zero(addresses, like, out):
-    plain(addresses, like, out)
+def fill_null_rows_with_ones(addresses, like, out):
+    original(addresses, like, out)
     out[addresses == 0] = 1
 
 
-KINDS = (torch.float32, torch.bfloat16, torch.float16)
-for wrong in (None, shifted, nothing_is_zero):
-    kernels.gather_rows = wrong or plain
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+for wrong in (None, shift_rows, fill_null_rows_with_ones):
+    kernels.gather_rows = wrong or original
     with TemporaryDirectory() as directory:
         gate = Gate(lambda backend, _: backend == "triton", lambda _: CARD, lambda: Path(directory))
         with using(gate):
-            for like in KINDS:
+            for like in DTYPES:
                 for dtype in (torch.bfloat16, torch.float16):
                     out = torch.empty(3, 48, dtype=dtype)
                     reason = gather_refusal(torch.empty(1, dtype=like), out)
@@ -55,12 +54,12 @@ for wrong in (None, shifted, nothing_is_zero):
 """
 
 
-def test_it_is_proved_and_a_wrong_one_is_refused() -> None:
+def test_the_kernel_is_proved_and_wrong_kernels_are_refused() -> None:
     pytest.importorskip("triton")
     interpret(PROGRAM)
 
 
-def test_a_proof_tells_rows_apart() -> None:
+def test_the_rows_of_a_proof_are_distinct() -> None:
     rows = torch.linspace(-2, 2, 4 * 48).view(4, 48)
     expected = select_rows(rows, ROWS, torch.float64)
     assert expected.unique(dim=0).shape[0] == 5, "four rows and zeros"
@@ -76,25 +75,27 @@ def test_nothing_is_proved_on_a_cpu() -> None:
 def test_a_refused_kernel_is_not_captured(
     prove: bool, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Frames are tracked without a recording then; `prove=False` captures all the same."""
+    """Frames are then tracked without a CUDA graph; with `prove=False` they are captured."""
     wrong = Implementation("gather_rows", "triton", zeros, lambda *_: None)
     monkeypatch.setattr(gather_rows, "_KERNEL", wrong)
-    monkeypatch.setattr("sam2_fast.ops.core.native.native", lambda: None)  # a tape sees torch alone
-    monkeypatch.setattr(FrameGraph, "run", capture)
+    # A tape records the operators of torch only.
+    monkeypatch.setattr("sam2_fast.ops.core.native.native", lambda: None)
+    monkeypatch.setattr(FrameGraph, "run", fail_capture)
     monkeypatch.setattr(graphs, "Recorder", TapeRecorder)
     monkeypatch.setattr(ahead, "SideStream", NoSideStream)
     predictor = small_predictor()
-    predictor.prove, predictor.graphs = prove, Willing()
-    with pytest.warns(RuntimeWarning) as seen:
-        found = list(brief(predictor))
-    texts = [str(warning.message) for warning in seen]
+    predictor.prove = prove
+    predictor.graphs = UnconditionalGraphs()
+    with pytest.warns(RuntimeWarning) as record:
+        masks = list(short_session(predictor))
+    texts = [str(warning.message) for warning in record]
     assert any("could not capture a CUDA graph of a tracked frame" in text for text in texts)
     assert any("kernel of gather_rows" in text for text in texts) == prove
     refused = predictor.graphs.refused
     assert refused and {key[0] for key in refused} == {"track"}
     assert all(reason in why for why in refused.values()), refused
     predictor.graphs = None
-    for a, b in zip(found, brief(predictor), strict=True):
+    for a, b in zip(masks, short_session(predictor), strict=True):
         assert torch.equal(a, b)
 
 
@@ -102,5 +103,5 @@ def zeros(rows: torch.Tensor, numbers: tuple[int, ...], dtype: torch.dtype) -> t
     return torch.zeros(len(numbers), rows.shape[1], dtype=dtype)
 
 
-def capture(graph: FrameGraph) -> None:
+def fail_capture(graph: FrameGraph) -> None:
     raise RuntimeError("captured")

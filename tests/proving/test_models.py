@@ -1,4 +1,4 @@
-"""Models and proofs: who asks for them, and frames that are recorded only with proven kernels."""
+"""Models and proofs: the option `prove`, and frames that are captured only with proved kernels."""
 
 from __future__ import annotations
 
@@ -18,26 +18,18 @@ from sam2_fast.proving.rules import Call
 from sam2_fast.proving.store import Verdict
 from sam2_fast.proving.switch import enabled
 from sam2_fast.recording import cache as graphs_module
-from sam2_fast.recording.cache import Graphs
 from sam2_fast.video.predictor import SAM2VideoPredictor
 from tests.ops.registered import set_absence
 from tests.proving.toy import CARD
-from tests.video.recorded import NoSideStream, frames, small_predictor
-from tests.video.tape import TapeRecorder
+from tests.video.sessions import NoSideStream, frames, small_predictor
+from tests.video.tape import GraphsOnCpu, TapeRecorder
 
 CPU = torch.device("cpu")
 
 
-class Willing(Graphs):
-    """Graphs that do not mind the CPU."""
-
-    def refuses(self, *_: Any) -> None:
-        return None
-
-
 @pytest.fixture
-def guarded(tmp_path: Path) -> Any:
-    """Every kernel is gated, on the CPU."""
+def gate_of_all_kernels(tmp_path: Path) -> Any:
+    """A gate that guards every kernel on every device."""
     with using(Gate(lambda *_: True, lambda _: CARD, lambda: tmp_path)) as gate:
         yield gate
 
@@ -49,20 +41,20 @@ def predictor(monkeypatch: pytest.MonkeyPatch) -> SAM2VideoPredictor:
     return small_predictor().to(torch.bfloat16)
 
 
-class Eager(Willing):
-    """Records no frame, and keeps what it was asked about."""
+class FrameRefusingGraphs(GraphsOnCpu):
+    """Graphs that capture no tracked frame, and collect the features of those they refuse."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.lows: list[torch.Tensor] = []
+        self.features: list[torch.Tensor] = []
 
     def refuses_frame(self, model: Any, low: torch.Tensor) -> str:
-        self.lows.append(low)
-        return "only noted"
+        self.features.append(low)
+        return "tracked frames are refused"
 
 
-class Noting(Gate):
-    """Refuses all kernels, and keeps under which keys those of memory attention were met."""
+class KeyCollectingGate(Gate):
+    """A gate that refuses all kernels, and collects the keys of calls of memory attention."""
 
     def __init__(self) -> None:
         super().__init__(lambda *_: True, lambda _: CARD)
@@ -71,62 +63,69 @@ class Noting(Gate):
     def refusal(self, kernel: Any, reference: Any, arguments: Any, named: Any) -> str:
         if (kernel.op, kernel.backend) == ("memory_attention", "triton"):
             self.keys.append(self.key(kernel, Call(arguments, named)))
-        return "only noted"
+        return "all kernels are refused"
 
 
-def attended(predictor: SAM2VideoPredictor, patch: pytest.MonkeyPatch) -> tuple[Any, torch.Tensor]:
-    """The key of memory attention in a tracked frame, and the features that are asked about."""
-    place = ("memory_attention", "triton")
-    taking = registry.Implementation(*place, triton_attention, lambda *_: None)
-    predictor.graphs = eager = Eager()
-    with patch.context() as changed, using(Noting()) as noting:
-        changed.setitem(registry._implementations, place, taking)
-        changed.setattr("sam2_fast.video.lookahead.SideStream", NoSideStream)
+def track_a_frame(
+    predictor: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Any, torch.Tensor]:
+    """Track a frame; returns the key of memory attention in it, and the features of the frame."""
+    name = ("memory_attention", "triton")
+    implementation = registry.Implementation(*name, triton_attention, lambda *_: None)
+    predictor.graphs = graphs = FrameRefusingGraphs()
+    with monkeypatch.context() as patch, using(KeyCollectingGate()) as gate:
+        patch.setitem(registry._implementations, name, implementation)
+        patch.setattr("sam2_fast.video.lookahead.SideStream", NoSideStream)
         state = predictor.init_state(frames(2))
         predictor.add_new_points_or_box(state, 0, 1, points=[[20.0, 30.0]], labels=[1])
         list(predictor.propagate_in_video(state))
     predictor.graphs = None
-    return noting.keys[0], eager.lows[0]
+    return gate.keys[0], graphs.features[0]
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_a_frame_is_recorded_only_with_memory_attention_that_is_proved(
-    guarded: Gate, predictor: SAM2VideoPredictor, autocast: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_frame_is_captured_only_if_memory_attention_was_proved(
+    gate_of_all_kernels: Gate,
+    predictor: SAM2VideoPredictor,
+    autocast: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if autocast:
         predictor = predictor.float()
-    graphs = Willing()
+    graphs = GraphsOnCpu()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.inference_mode():
-        key, low = attended(predictor, monkeypatch)
+        key, low = track_a_frame(predictor, monkeypatch)
         assert "not been proved" in (graphs.refuses_frame(predictor, low) or "")
-        guarded.replace(CPU, {key: Verdict("memory_attention", "triton", "", None)}, [])
+        correct = Verdict("memory_attention", "triton", "", None)
+        gate_of_all_kernels.replace(CPU, {key: correct}, [])
         assert graphs.refuses_frame(predictor, low) is None
         wrong = Verdict("memory_attention", "triton", "", "it is wrong")
-        guarded.replace(CPU, {key: wrong}, [])
+        gate_of_all_kernels.replace(CPU, {key: wrong}, [])
         assert graphs.refuses_frame(predictor, low) == "it is wrong"
         predictor.prove = False
         assert graphs.refuses_frame(predictor, low) is None
 
 
 @torch.inference_mode()
-def test_recordings_with_a_kernel_that_is_refused_later_are_dropped(
-    guarded: Gate, predictor: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch
+def test_cuda_graphs_are_dropped_if_a_kernel_is_refused_later(
+    gate_of_all_kernels: Gate, predictor: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sam2_fast.ops.core.native.native", lambda: None)
-    graphs = Willing()
+    graphs = GraphsOnCpu()
     key = ("hiera_block", "triton", CPU, None, ())
-    guarded.replace(CPU, {key: Verdict("hiera_block", "triton", "", None)}, [])
+    gate_of_all_kernels.replace(CPU, {key: Verdict("hiera_block", "triton", "", None)}, [])
     first, second = (torch.randn(n, 3, 64, 64, dtype=torch.bfloat16) for n in (1, 2))
     graphs.encode(predictor, first)
     graphs.encode(predictor, second)
     assert len(graphs) == 2
-    guarded.replace(CPU, {key: Verdict("hiera_block", "triton", "", "wrong after all")}, [])
+    wrong = Verdict("hiera_block", "triton", "", "it is wrong")
+    gate_of_all_kernels.replace(CPU, {key: wrong}, [])
     graphs.encode(predictor, first)
     assert len(graphs) == 1
 
 
 @pytest.mark.parametrize("build", [build_sam2, build_sam2_video_predictor])
-def test_builders_take_prove(build: Any) -> None:
+def test_builders_have_the_option_prove(build: Any) -> None:
     assert build("nano", device="cpu", image_size=64).prove
     model = build("nano", device="cpu", image_size=64, prove=False)
     assert not model.prove and not pickle.loads(pickle.dumps(model)).prove
@@ -134,22 +133,22 @@ def test_builders_take_prove(build: Any) -> None:
 
 
 @pytest.mark.parametrize("prove", [True, False])
-def test_a_model_s_methods_hold_to_it_and_nothing_else_is_changed(
+def test_the_option_applies_to_the_methods_of_its_model_only(
     prove: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: set[bool] = set()
-    plain = registry._choose
+    enabled_in_model: set[bool] = set()
+    original = registry._choose
 
-    def noting(op: str, *rest: Any) -> Any:
+    def choose(op: str, *rest: Any) -> Any:
         if op in ("hiera_block", "mask_decoder", "memory_attention", "memory_encoder"):
-            seen.add(enabled())
-        return plain(op, *rest)
+            enabled_in_model.add(enabled())
+        return original(op, *rest)
 
-    monkeypatch.setattr(registry, "_choose", noting)
+    monkeypatch.setattr(registry, "_choose", choose)
     predictor = small_predictor()
     predictor.prove = prove
     state = predictor.init_state(frames(2))
     predictor.add_new_points_or_box(state, 0, 1, points=[[20.0, 30.0]], labels=[1])
     masks = [m for _, _, m in predictor.propagate_in_video(state)]
     assert len(masks) == 2 and np.isfinite(masks[1].numpy()).all()
-    assert seen == {prove} and enabled()
+    assert enabled_in_model == {prove} and enabled()

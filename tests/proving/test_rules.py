@@ -1,4 +1,4 @@
-"""What is alike: a session proves each kernel of its model once, not for each call."""
+"""Rules of ops: a session proves each kernel a few times, not for each of its calls."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from sam2_fast.ops.memory_attention import MEMORIES, Memories
 from sam2_fast.proving.case import Case
 from sam2_fast.proving.prover import prove
 from sam2_fast.proving.rules import Call, Rule, any_configuration, described, rule_of
-from tests.video.recorded import small_predictor
+from tests.video.sessions import small_predictor
 
 Calls = dict[str, list[Call]]
 
 
 @pytest.fixture(scope="module")
 def calls() -> Calls:
-    """Every call of a small model through an image, automatic masks and eight frames."""
-    found: Calls = {}
+    """All calls of ops, by op, of a small model on an image and on eight frames."""
+    by_op: Calls = {}
     model = small_predictor()
     perturb_constants(model)
     video = moving_squares(9, 300, 420)
-    with torch.no_grad(), observed_calls(lambda op, call: found.setdefault(op, []).append(call)):
+    with torch.no_grad(), observed_calls(lambda op, call: by_op.setdefault(op, []).append(call)):
         run_pipeline(model, video[0], video, 8)
-    return found
+    return by_op
 
 
 def configurations(op: str, calls: list[Call]) -> set[Any]:
@@ -44,10 +44,11 @@ def configurations(op: str, calls: list[Call]) -> set[Any]:
 
 
 def test_a_session_needs_few_proofs(calls: Calls) -> None:
-    attended = calls["memory_attention"]
-    assert len({len(c.arguments[3].maps) for c in attended}) >= 3, "memories grow"
-    assert len(configurations("memory_attention", attended)) == 1
-    assert len(configurations("memory_encoder", calls["memory_encoder"])) <= 2  # binarized, or not
+    attention = calls["memory_attention"]
+    assert len({len(c.arguments[3].maps) for c in attention}) >= 3, "memories grow"
+    assert len(configurations("memory_attention", attention)) == 1
+    # Masks are binarized or not.
+    assert len(configurations("memory_encoder", calls["memory_encoder"])) <= 2
     assert len(configurations("mask_decoder", calls["mask_decoder"])) <= 3
     assert len(configurations("hiera_block", calls["hiera_block"])) <= 5
     for op in ("nms", "small_components", "mask_postprocess"):
@@ -55,19 +56,20 @@ def test_a_session_needs_few_proofs(calls: Calls) -> None:
 
 
 def test_configurations_are_hashable_and_have_different_texts(calls: Calls) -> None:
-    for op, made in calls.items():
-        found = configurations(op, made)
-        assert len({described(configuration) for configuration in found}) == len(found), op
+    for op, calls_of_op in calls.items():
+        different = configurations(op, calls_of_op)
+        assert len({described(configuration) for configuration in different}) == len(different), op
 
 
-def samples(calls: Calls) -> Iterator[tuple[str, Call]]:
-    for op, made in calls.items():
-        last = {rule_of(op).configuration(*c.arguments, **c.named): c for c in made}
+def last_calls(calls: Calls) -> Iterator[tuple[str, Call]]:
+    """The last call of every configuration of every op."""
+    for op, calls_of_op in calls.items():
+        last = {rule_of(op).configuration(*c.arguments, **c.named): c for c in calls_of_op}
         yield from ((op, call) for call in last.values())
 
 
-def test_torch_is_right_by_its_own_measure_on_every_sample(calls: Calls) -> None:
-    for op, call in samples(calls):
+def test_the_reference_passes_its_own_proof_on_every_sample(calls: Calls) -> None:
+    for op, call in last_calls(calls):
         rule = rule_of(op)
         sample = rule.sample(call)
         reference = registry.all_implementations()[op, "torch"].run
@@ -75,19 +77,18 @@ def test_torch_is_right_by_its_own_measure_on_every_sample(calls: Calls) -> None
             outcome = Case(reference, rule, sample).check(reference)
         assert outcome.reason is None, (op, outcome)
         assert outcome.error is None or outcome.error <= 1.0001, (op, outcome)
-        assert rule.configuration(*sample.arguments, **sample.named) == rule.configuration(
-            *call.arguments, **call.named
-        ), f"{op}: a sample stands for its configuration"
+        configuration = rule.configuration(*call.arguments, **call.named)
+        assert rule.configuration(*sample.arguments, **sample.named) == configuration, op
 
 
 def test_samples_are_small(calls: Calls) -> None:
-    for op, call in samples(calls):
+    for op, call in last_calls(calls):
         first = next(x for x in tree_leaves(rule_of(op).sample(call)) if isinstance(x, Tensor))
         assert len(first) <= 16 or op in ("nms", "preprocess_frame", "mask_postprocess"), op
 
 
 @pytest.mark.parametrize(("maps", "pointers"), [([1, 2], [0, 3]), ([0, 2], [2, 0]), ([9], [4])])
-def test_memory_attention_is_proved_with_as_many_maps_as_there_will_be(
+def test_memory_attention_is_proved_with_the_maximum_number_of_maps(
     maps: list[int], pointers: list[int]
 ) -> None:
     first = [0, *torch.tensor(maps).cumsum(0).tolist()]
@@ -104,68 +105,71 @@ def test_memory_attention_is_proved_with_as_many_maps_as_there_will_be(
     x = torch.randn(len(maps), 25, 64)
     call = Call((x, [], None, memories, None, None), {})
     rule = rule_of("memory_attention")
-    image, _, _, filled, _, _ = rule.sample(call).arguments
+    image, _, _, full, _, _ = rule.sample(call).arguments
     assert len(image) == len(maps)
-    assert counts(filled) == [MEMORIES // m * m + m * (MEMORIES % m > 0) if m else 0 for m in maps]
-    assert filled.first_pointer == first_pointer
+    assert counts(full) == [MEMORIES // m * m + m * (MEMORIES % m > 0) if m else 0 for m in maps]
+    assert full.first_pointer == first_pointer
     (other,) = rule.more(call)
-    image, _, _, two, _, _ = other.arguments
+    image, _, _, uneven, _, _ = other.arguments
     assert image.shape == (1, 25, 64)
-    assert counts(two) == [maps[0], counts(filled)[0]]
-    assert two.first_pointer == [0, pointers[0], 2 * pointers[0]]
-    for made in (filled, two):
-        assert len(made.rows) == len(made.slots) == made.first[-1]
-        assert len(made.pointers) == len(made.positions) == made.first_pointer[-1]
+    assert counts(uneven) == [maps[0], counts(full)[0]]
+    assert uneven.first_pointer == [0, pointers[0], 2 * pointers[0]]
+    for generated in (full, uneven):
+        assert len(generated.rows) == len(generated.slots) == generated.first[-1]
+        assert len(generated.pointers) == len(generated.positions) == generated.first_pointer[-1]
 
 
 def counts(memories: Memories) -> list[int]:
     return [b - a for a, b in zip(memories.first, memories.first[1:], strict=False)]
 
 
-def test_a_kernel_must_be_right_on_further_calls_too() -> None:
+def test_a_kernel_must_be_correct_on_the_further_calls_of_its_rule() -> None:
     def sums(x: Tensor) -> Tensor:
         return x.cumsum(-1)
 
-    def short(x: Tensor) -> Tensor:
+    def sums_of_short_rows(x: Tensor) -> Tensor:
         return x.cumsum(-1) if x.shape[-1] < 8 else x
 
     rule = Rule(more=lambda call: [Call((torch.ones(2, 9),), {})])
     call = Call((torch.ones(2, 4),), {})
     assert prove(sums, sums, rule, call).outcome.reason is None
-    assert "error of torch" in (prove(short, sums, rule, call).outcome.reason or "")
-    assert prove(short, sums, Rule(), call).outcome.reason is None
+    reason = prove(sums_of_short_rows, sums, rule, call).outcome.reason
+    assert "error of torch" in (reason or "")
+    assert prove(sums_of_short_rows, sums, Rule(), call).outcome.reason is None
 
 
-def test_masks_of_objects_whose_presence_rounding_decides_are_not_compared() -> None:
+def test_masks_are_not_compared_if_rounding_decides_the_presence_of_the_object() -> None:
     align = rule_of("object_heads").align
     assert align is not None
-    mask, pointer = torch.ones(2, 1, 4, 4), torch.ones(2, 8)
+    mask = torch.ones(2, 1, 4, 4)
+    pointer = torch.ones(2, 8)
     presences = torch.tensor([[1e-4], [3.0]]), torch.tensor([[-1e-4], [3.0]])
     results = tuple((mask, pointer, p) for p in (*presences, presences[0]))
-    for found, found_pointer, presence in align(Call((), {}), results):
-        assert len(found) == len(found_pointer) == 1 and len(presence) == 2
+    for masks, pointers, presence in align(Call((), {}), results):
+        assert len(masks) == len(pointers) == 1 and len(presence) == 2
 
 
-def test_decoder_results_are_compared_where_the_op_decides_them() -> None:
+def test_decoder_results_are_aligned_before_they_are_compared() -> None:
     rule = rule_of("mask_decoder")
     assert rule.align is not None
     present = torch.tensor([[True, True, False], [True, True, True]])
     sizes = {"C": 8, "F": 4, "H": 4, "K": 4}
     weights = MaskDecoderWeights.build(lambda _, shape: torch.zeros(shape), count=2, **sizes)
     arguments = (None, None, None, None, None, present, weights, 8, 3, 1, True)
-    logits, tokens = torch.ones(2, 1, 4, 4), torch.ones(2, 3, 8)
+    logits = torch.ones(2, 1, 4, 4)
+    tokens = torch.ones(2, 3, 8)
     ious = (
         torch.tensor([[0.0, 0.5, 0.6], [0.0, 0.9, 0.1]]),
         torch.tensor([[0.0, 0.6, 0.5], [0.0, 0.9, 0.1]]),
     )
     results = tuple((logits, iou, tokens) for iou in (*ious, ious[0]))
-    for found, _, after in rule.align(Call(arguments, {}), results):
-        assert len(found) == 1, "of the first object another mask was drawn"
-        assert not after[0, 2].any() and after[1, 2].all()
+    for masks, _, aligned_tokens in rule.align(Call(arguments, {}), results):
+        assert len(masks) == 1, "another mask was selected for the first object"
+        assert not aligned_tokens[0, 2].any() and aligned_tokens[1, 2].all()
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "alike"),
+    ("first", "second", "is_same"),
     [
         ((torch.zeros(2, 5), 3), (torch.zeros(7, 5), 3), True),
         ((torch.zeros(2, 5), 3), (torch.zeros(2, 6), 3), False),
@@ -175,5 +179,5 @@ def test_decoder_results_are_compared_where_the_op_decides_them() -> None:
         ((torch.zeros(2, 5), None), (torch.zeros(2, 5), torch.zeros(1)), False),
     ],
 )
-def test_the_general_configuration(one: Any, other: Any, alike: bool) -> None:
-    assert (any_configuration(*one) == any_configuration(*other)) == alike
+def test_the_general_configuration(first: Any, second: Any, is_same: bool) -> None:
+    assert (any_configuration(*first) == any_configuration(*second)) == is_same

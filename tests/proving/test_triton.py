@@ -1,4 +1,4 @@
-"""The kernels in Triton pass the gate: on a CPU in the interpreter, and on a GPU."""
+"""Triton kernels are proved, in the interpreter on a CPU and on a GPU."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ import torch
 from sam2_fast.proving import case
 from sam2_fast.proving.gate import Gate, using
 from tests.proving.toy import CARD
-from tests.test_all_in_triton import in_triton, masks_and_boxes, without_the_native_module
+from tests.test_all_in_triton import disable_native_module, masks_and_boxes, run_ops_in_triton
 
 warnings.filterwarnings("error", message="sam2_fast")
-case.milliseconds = lambda *_: 1.0  # an interpreter's time says nothing
-without_the_native_module()
-used = in_triton()
+case.milliseconds = lambda *_: 1.0  # times of the interpreter are meaningless
+disable_native_module()
+called = run_ops_in_triton()
 
 
 def guards(backend, device):
@@ -37,22 +37,20 @@ with TemporaryDirectory() as directory:
         masks_and_boxes(torch.float16)
         verdicts = gate.cache.contents(torch.device("cpu")).verdicts.values()
     proved = {v.op for v in verdicts if v.reason is None}
-    assert proved == used and len(proved) >= 9, (proved, used)
+    assert proved == called and len(proved) >= 9, (proved, called)
     assert all(v.error is None or v.error <= 2 for v in verdicts), verdicts
 """
 
 
 @pytest.mark.slow
-def test_every_kernel_of_a_session_proves_itself_in_the_interpreter() -> None:
+def test_every_kernel_of_a_session_is_proved_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     interpret(PROGRAM)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_every_kernel_of_a_session_proves_itself_on_a_gpu(
-    dtype: torch.dtype, tmp_path: Path
-) -> None:
+def test_every_kernel_of_a_session_is_proved_on_a_gpu(dtype: torch.dtype, tmp_path: Path) -> None:
     if reason := no_triton():
         pytest.skip(reason)
     from tests.test_all_in_triton import masks_and_boxes
@@ -61,10 +59,6 @@ def test_every_kernel_of_a_session_proves_itself_on_a_gpu(
         warnings.filterwarnings("error", message="sam2_fast")
         masks_and_boxes(dtype, "cuda")
         verdicts = gate.cache.contents(torch.device("cuda", torch.cuda.current_device())).verdicts
-    assert {v.op for v in verdicts.values()} >= {
-        "hiera_block",
-        "mask_decoder",
-        "memory_attention",
-        "memory_encoder",
-    }
+    ops = {"hiera_block", "mask_decoder", "memory_attention", "memory_encoder"}
+    assert {v.op for v in verdicts.values()} >= ops
     assert all(v.reason is None for v in verdicts.values()), verdicts

@@ -1,4 +1,4 @@
-"""A small op with a kernel that can be made wrong, and gates on the CPU."""
+"""A toy op with a kernel that can be made wrong, and gates that guard it on the CPU."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ OP = "toy"
 
 
 def definition(x: Tensor, weight: Tensor, offset: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Products of tokens with a matrix, and which of them are positive tokens."""
+    """The op in torch: a linear layer, and whether the sum of each token is positive."""
     return torch.nn.functional.linear(x, weight) + offset, x.sum(-1) > 0
 
 
 class Kernel:
-    """The toy's kernel; counts its runs. `change`: of its result, makes it wrong."""
+    """The kernel of the op, which counts its runs. `change`, if any, alters its result."""
 
     def __init__(self, change: Callable[[Tensor, Tensor], Any] | None = None) -> None:
         self.runs = 0
@@ -39,45 +39,45 @@ class Kernel:
 
 
 def gate_in(directory: Path, card: Card = CARD, **options: Any) -> Gate:
-    """A gate that guards Triton kernels on the CPU."""
+    """A gate that guards Triton kernels on the CPU, with its cache in `directory`."""
     return Gate(
         lambda backend, _: backend == "triton", lambda _: card, lambda: directory, **options
     )
 
 
 @contextmanager
-def registered(
+def register(
     kernel: Callable[..., Any],
     reference: Callable[..., Any] = definition,
     op: str = OP,
 ) -> Iterator[None]:
-    """The op in the registry: in Triton, and in torch."""
-    made = {
+    """Add the op to the registry: `kernel` as its Triton backend, `reference` as its torch one."""
+    implementations = {
         (op, "triton"): Implementation(op, "triton", kernel, lambda *_: None),
         (op, "torch"): Implementation(op, "torch", reference, lambda *_: None),
     }
-    with patch.dict(registry._implementations, made):
+    with patch.dict(registry._implementations, implementations):
         yield
 
 
 @contextmanager
-def proving(directory: Path, kernel: Callable[..., Any]) -> Iterator[Gate]:
-    """The op in the registry, in a process that knows what is in `directory`."""
-    with registered(kernel), using(gate_in(directory)) as gate:
+def register_with_gate(directory: Path, kernel: Callable[..., Any]) -> Iterator[Gate]:
+    """Add the op to the registry and use a new gate, as a process does that starts now."""
+    with register(kernel), using(gate_in(directory)) as gate:
         yield gate
 
 
 def call(
     dtype: torch.dtype = torch.bfloat16, batch: int = 2, out: int = 48, **options: Any
 ) -> tuple[Any, tuple[Any, ...]]:
-    """Run the toy as the registry decides: its result, and its arguments."""
-    arguments = made(dtype, batch, out)
+    """Run the op on the backend that the registry selects; returns its result and its arguments."""
+    inputs = arguments(dtype, batch, out)
     backend = options.pop("backend", "auto")
-    return registry.execute(OP, backend, *arguments, **options), arguments
+    return registry.execute(OP, backend, *inputs, **options), inputs
 
 
-def made(dtype: torch.dtype, batch: int = 2, out: int = 48) -> tuple[Tensor, Tensor, float]:
-    """Arguments, always the same."""
+def arguments(dtype: torch.dtype, batch: int = 2, out: int = 48) -> tuple[Tensor, Tensor, float]:
+    """Arguments of the op, the same for every call."""
     generator = torch.Generator().manual_seed(batch)
     x = torch.randn(batch, 40, 64, generator=generator).to(dtype)
     return x, torch.randn(out, 64, generator=generator).to(dtype), 0.5

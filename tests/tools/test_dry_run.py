@@ -1,5 +1,4 @@
-"""The dry run: what it reads off binaries, what it calls worse, and a frame and an encoding of the
-real model."""
+"""The dry run: analysis of binaries, comparison of tables, and two stages of the real model."""
 
 from __future__ import annotations
 
@@ -36,7 +35,7 @@ SASS = """
 """
 
 
-def test_the_main_loop_is_the_innermost_one_with_matrix_work() -> None:
+def test_the_main_loop_is_the_innermost_one_with_matrix_instructions() -> None:
     from tools.gpu import binary
 
     instructions, loops = binary._loops(SASS)
@@ -53,81 +52,74 @@ def test_the_main_loop_is_the_innermost_one_with_matrix_work() -> None:
         (90, 168, 60 << 10, 4, 3),  # registers: 65536 / (168 * 128) = 3.05
         (90, 32, 0, 4, 16),  # threads
         (80, 16, 0, 1, 32),  # blocks
-        (120, 100, 40 << 10, 4, 2),  # 100 KB hold two of 41 KB
+        (120, 100, 40 << 10, 4, 2),  # two blocks of 41 KB fit into 100 KB
     ],
 )
-def test_resident_blocks(
+def test_the_number_of_resident_blocks(
     capability: int, registers: int, shared: int, warps: int, expected: int
 ) -> None:
     assert ARCHITECTURES[capability].resident_blocks(registers, shared, warps) == expected
 
 
-def test_the_committed_table_is_whole_and_spills_nothing() -> None:
+def test_the_committed_table_is_complete_and_has_no_spills() -> None:
     assert set(COMMITTED["architectures"]) == {str(c) for c in ARCHITECTURES}
     for capability, rows in COMMITTED["architectures"].items():
         assert set(rows["models"]) == set(dry_run.MODELS)
-        used: set[str] = set()
-        for model, parts in rows["models"].items():
-            assert set(parts) == set(STAGES), (capability, model)
-            for part in parts.values():
-                assert part["triton_launches"] == sum(
-                    row["launches"] for row in part["kernels"].values()
-                )
-                assert part["limit_us"] <= part["forecast_us"]
-                used |= set(part["kernels"])
-        assert used == set(rows["kernels"])
+        launched: set[str] = set()
+        for model, stages in rows["models"].items():
+            assert set(stages) == set(STAGES), (capability, model)
+            for stage in stages.values():
+                launches = sum(row["launches"] for row in stage["kernels"].values())
+                assert stage["triton_launches"] == launches
+                assert stage["limit_us"] <= stage["forecast_us"]
+                launched |= set(stage["kernels"])
+        assert launched == set(rows["kernels"])
         assert not [label for label, row in rows["kernels"].items() if row["spills"]]
         assert all(row["resident"] >= 1 for row in rows["kernels"].values())
 
 
-def worse(change: Any) -> list[str]:
-    """Differences of a table that `change` was applied to, from the committed one."""
+def faults_after(change: Any) -> list[str]:
+    """Faults of a changed table in comparison with the committed one."""
     table = copy.deepcopy(COMMITTED)
     rows = table["architectures"]["90"]
     change(rows["kernels"], rows["models"]["tiny"]["track 1"])
     return differences(table, COMMITTED)
 
 
-def set_value(kernels: dict[str, Any], key: str, change: int) -> None:
+def add_to_attention(kernels: dict[str, Any], key: str, change: int) -> None:
+    """Change a value of the first attention kernel."""
     next(row for label, row in kernels.items() if label.startswith("attend_kernel"))[key] += change
+
+
+def add_to_stage(stage: dict[str, Any], key: str) -> None:
+    stage[key] += 1
 
 
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        (lambda kernels, part: set_value(kernels, "registers", 1), "registers rose"),
-        (lambda kernels, part: set_value(kernels, "spills", 3), "spilled, 3 accesses"),
-        (
-            lambda kernels, part: set_value(kernels, "resident", -1),
-            "blocks per multiprocessor fell",
-        ),
-        (
-            lambda kernels, part: part.update(triton_launches=part["triton_launches"] + 1),
-            "triton_launches rose",
-        ),
-        (
-            lambda kernels, part: part.update(torch_operations=part["torch_operations"] + 1),
-            "torch_operations rose",
-        ),
-        (
-            lambda kernels, part: kernels.update(new_kernel=next(iter(kernels.values()))),
-            "not in the table",
-        ),
+        (lambda kernels, _: add_to_attention(kernels, "registers", 1), "registers rose"),
+        (lambda kernels, _: add_to_attention(kernels, "spills", 3), "spilled, 3 accesses"),
+        (lambda kernels, _: add_to_attention(kernels, "resident", -1), "multiprocessor fell"),
+        (lambda _, stage: add_to_stage(stage, "triton_launches"), "triton_launches rose"),
+        (lambda _, stage: add_to_stage(stage, "torch_operations"), "torch_operations rose"),
+        (lambda kernels, _: kernels.update(new=next(iter(kernels.values()))), "not in the table"),
     ],
     ids=["registers", "spills", "resident", "launches", "operations", "new"],
 )
-def test_what_is_worse_is_named(change: Any, fault: str) -> None:
-    assert len(faults := worse(change)) == 1 and fault in faults[0], faults
+def test_a_worse_value_is_a_fault(change: Any, fault: str) -> None:
+    (text,) = faults_after(change)
+    assert fault in text
 
 
-def test_what_is_better_passes_and_other_versions_are_not_compared() -> None:
-    assert worse(lambda kernels, part: set_value(kernels, "registers", -9)) == []
-    assert worse(lambda kernels, part: part.update(triton_launches=1)) == []
+def test_better_values_are_no_fault_and_other_versions_are_not_compared() -> None:
+    assert faults_after(lambda kernels, _: add_to_attention(kernels, "registers", -9)) == []
+    assert faults_after(lambda _, stage: stage.update(triton_launches=1)) == []
     other = {**COMMITTED, "triton": "1.0"}
     assert "other numbers" in differences(other, COMMITTED)[0]
 
 
-def test_a_frame_and_an_encoding_compile_without_spills_and_launch_no_more_than_before() -> None:
+def test_two_stages_compile_without_spills_and_with_no_more_launches() -> None:
     pytest.importorskip("triton")
     threads = torch.get_num_threads()
     try:
@@ -135,10 +127,10 @@ def test_a_frame_and_an_encoding_compile_without_spills_and_launch_no_more_than_
     finally:
         torch.set_num_threads(threads)
     assert not [label for label, row in rows["kernels"].items() if row["spills"]]
-    before = COMMITTED["architectures"]["90"]["models"]["tiny"]
-    for name, part in rows["models"]["tiny"].items():
-        assert part["triton_launches"] <= before[name]["triton_launches"]
-        assert part["gflop"] == pytest.approx(before[name]["gflop"], rel=1e-3)
+    committed = COMMITTED["architectures"]["90"]["models"]["tiny"]
+    for name, stage in rows["models"]["tiny"].items():
+        assert stage["triton_launches"] <= committed[name]["triton_launches"]
+        assert stage["gflop"] == pytest.approx(committed[name]["gflop"], rel=1e-3)
     assert rows["models"]["tiny"]["track 1"]["triton_launches"] > 60
 
 
@@ -147,19 +139,19 @@ def _sm_90(model: str, stage: str) -> dict[str, Any]:
 
 
 def _constant(label: str, name: str) -> int:
-    found = re.search(rf"\b{name}=(\d+)", label)
-    assert found is not None, label
-    return int(found[1])
+    match = re.search(rf"\b{name}=(\d+)", label)
+    assert match is not None, label
+    return int(match[1])
 
 
 @pytest.mark.parametrize(("model", "frames_per_second"), [("tiny", 450), ("large", 170)])
-def test_the_forecast_of_a_video_keeps_its_bar(model: str, frames_per_second: int) -> None:
+def test_the_forecast_frame_rate_of_a_video_is_at_least(model: str, frames_per_second: int) -> None:
     frame = _sm_90(model, "encode 4")["forecast_us"] / 4 + _sm_90(model, "track 1")["forecast_us"]
     assert 1e6 / frame >= frames_per_second
 
 
 @pytest.mark.parametrize("model", ["tiny", "large"])
-def test_a_tracked_frame_is_few_launches(model: str) -> None:
+def test_a_tracked_frame_has_few_launches(model: str) -> None:
     row = _sm_90(model, "track 1")
     assert row["triton_launches"] + row["torch_operations"] <= 150
     merges = [r for label, r in row["kernels"].items() if label.startswith("merge_kernel")]
@@ -168,7 +160,7 @@ def test_a_tracked_frame_is_few_launches(model: str) -> None:
         assert all(math.prod(map(int, grid.split(" x "))) >= 32 for grid in grids)
 
 
-def test_attention_on_compute_capability_9_0_has_wide_products() -> None:
+def test_attention_on_compute_capability_9_0_has_large_matrix_instructions() -> None:
     kernels = COMMITTED["architectures"]["90"]["kernels"]
     cross = [label for label in kernels if re.match(r"attend_kernel .* VALUES=64 ", label)]
     assert cross
@@ -180,15 +172,15 @@ def test_attention_on_compute_capability_9_0_has_wide_products() -> None:
             assert widths and min(widths) >= 64, label
 
 
-def test_windows_of_the_whole_grid_take_few_instructions() -> None:
-    """For 64 queries and 64 keys by four warps."""
+def test_attention_in_windows_of_the_whole_grid_needs_few_instructions() -> None:
+    """Instructions of four warps for 64 queries and 64 keys."""
     kernels = COMMITTED["architectures"]["90"]["kernels"]
-    found = {
+    whole = {
         n: r
         for n, r in kernels.items()
         if n.startswith("window_kernel") and "window_height=64" in n
     }
-    assert found
-    for label, row in found.items():
+    assert whole
+    for label, row in whole.items():
         tiles = _constant(label, "BLOCK_Q") * _constant(label, "BLOCK_K") / 64**2
         assert row["loop_instructions"] / (tiles * 4 / row["warps"]) <= 520, label

@@ -1,4 +1,4 @@
-"""Choices that the package ships come from reports of the doctor, and say so."""
+"""Choices of the package are generated from reports of the doctor, with their source."""
 
 from __future__ import annotations
 
@@ -33,57 +33,51 @@ CHOICE = {
 }
 
 
-def report(tmp_path: Path, **changed: Any) -> Path:
-    facts = {
-        "card": CARD,
-        "failed": 0,
-        "matrix_gflops": 500000,
-        "date": "2030-01-01",
-        "choices": [CHOICE],
-    }
+def write_report(tmp_path: Path, **changes: Any) -> Path:
+    facts = {"card": CARD, "failed": 0, "matrix_gflops": 500000, "date": "2030-01-01"}
     path = tmp_path / "report.json"
-    path.write_text(json.dumps({**facts, **changed}))
+    path.write_text(json.dumps({**facts, "choices": [CHOICE], **changes}))
     return path
 
 
 @pytest.mark.parametrize("capability", [80, 89, 90, 120])
-def test_the_package_has_a_file_for_each_architecture_and_each_entry_says_its_source(
-    capability: int,
-) -> None:
+def test_each_architecture_has_a_file_and_each_entry_has_a_source(capability: int) -> None:
     from sam2_fast.proving.shipped import path_of
 
-    found = json.loads(path_of(capability).read_text())
-    assert found["capability"] == capability
-    if not found["choices"]:
-        assert found["card"] is None and "Nothing has been measured" in found["note"]
+    document = json.loads(path_of(capability).read_text())
+    assert document["capability"] == capability
+    if not document["choices"]:
+        assert document["card"] is None and "Nothing has been measured" in document["note"]
     for choice in shipped(capability).values():
         assert choice.source in ("measured", "forecast") and choice.date
-        assert choice.source == "forecast" or found["card"]["name"]
+        assert choice.source == "forecast" or document["card"]["name"]
 
 
-def test_a_report_becomes_the_file_of_its_architecture(tmp_path: Path) -> None:
-    assert main([str(report(tmp_path)), "--into", str(tmp_path / "made")]) == 0
-    found = shipped(90, tmp_path / "made")
-    assert list(found) == [("linear", (4096, 256, 2))]
-    choice = found["linear", (4096, 256, 2)]
+def test_a_report_is_converted_to_the_file_of_its_architecture(tmp_path: Path) -> None:
+    assert main([str(write_report(tmp_path)), "--into", str(tmp_path / "out")]) == 0
+    choices = shipped(90, tmp_path / "out")
+    assert list(choices) == [("linear", (4096, 256, 2))]
+    choice = choices["linear", (4096, 256, 2)]
     assert choice.form == (128, 64, 4) and choice.source == "measured"
-    assert json.loads((tmp_path / "made" / "sm_90.json").read_text())["card"]["driver"] == "575.1"
+    document = json.loads((tmp_path / "out" / "sm_90.json").read_text())
+    assert document["card"]["driver"] == "575.1"
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changes", "message"),
     [
         ({"card": {**CARD, "capability": None}}, "of a CPU"),
         ({"failed": 2}, "2 kernels failed"),
         ({"matrix_gflops": None}, "no times"),
     ],
 )
-def test_reports_that_prove_nothing_are_refused(
-    tmp_path: Path, changed: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+def test_reports_without_usable_measurements_are_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(report(tmp_path, **changed)), "--into", str(tmp_path / "made")]) == 2
-    assert said in capsys.readouterr().err
-    assert not (tmp_path / "made").exists()
+    report = write_report(tmp_path, **changes)
+    assert main([str(report), "--into", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_architectures_without_a_file_and_cpus_have_no_choices(tmp_path: Path) -> None:
@@ -91,7 +85,7 @@ def test_architectures_without_a_file_and_cpus_have_no_choices(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("text", ["{}", "no", '{"format": "sam2_fast.choices", "version": 2}'])
-def test_a_file_that_is_none_is_an_error(tmp_path: Path, text: str) -> None:
+def test_an_invalid_file_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "sm_90.json").write_text(text)
     with pytest.raises(CorruptError):
         shipped(90, tmp_path)

@@ -1,4 +1,4 @@
-"""The page of what is proved is what the registry, the tests and the results say."""
+"""The status page is generated from the registry, the marks of tests and the results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_the_committed_page_is_the_generated_one() -> None:
     assert status.PAGE.read_text() == status.page(), "run `make generated`"
 
 
-def test_type_checkers_see_every_op() -> None:
+def test_the_committed_list_of_ops_for_type_checkers_is_the_generated_one() -> None:
     assert op_names.FILE.read_text() == op_names.source(), "run `make generated`"
 
 
@@ -25,22 +25,21 @@ def test_type_checkers_see_every_op() -> None:
     sorted({*status.ROOT.glob("*.md"), *(status.ROOT / "docs").rglob("*.md")}),
     ids=lambda p: p.stem,
 )
-def test_no_other_page_says_what_has_run_on_a_gpu(page: Path) -> None:
-    words = " ".join(page.read_text().split())
-    assert page == status.PAGE or not re.search(
-        r"(never|not|nothing|none).{0,60}run on a GPU", words, re.IGNORECASE
-    )
+def test_no_other_page_states_what_has_not_run_on_a_gpu(page: Path) -> None:
+    text = " ".join(page.read_text().split())
+    statement = re.search(r"(never|not|nothing|none).{0,60}run on a GPU", text, re.IGNORECASE)
+    assert page == status.PAGE or not statement
 
 
 def test_every_backend_has_a_row_and_a_proof() -> None:
     rows = status.rows()
     assert set(rows) == {(s.op, s.backend) for s in backends() if s.backend != "torch"}
     for (op, backend), row in rows.items():
-        wanted = {"cpu": "reference", "triton": "interpreted", "cuda": "gpu test"}[backend]
-        assert wanted in row.proofs, f"{op} {backend}: no test is marked as proving it ({wanted})"
+        proof = {"cpu": "reference", "triton": "interpreted", "cuda": "gpu test"}[backend]
+        assert proof in row.proofs, f"{op} {backend}: no test is marked as proving it ({proof})"
 
 
-def test_results_of_a_card_are_shown_and_wrong_ones_too(
+def test_correct_and_wrong_results_of_a_card_are_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = tmp_path / "benchmarks" / "results"
@@ -58,9 +57,9 @@ def test_results_of_a_card_are_shown_and_wrong_ones_too(
     ]
     (results / "first_light_some_gpu.jsonl").write_text("\n".join(map(json.dumps, records)))
     monkeypatch.setattr(status, "ROOT", tmp_path)
-    runs = status.gpu_runs()
-    assert runs["nms", "triton"] == "Some GPU, 2027-01-02"
-    assert runs["hiera_block", "triton"].startswith("Some GPU, 2027-01-02: WRONG")
+    cards = status.gpu_runs()
+    assert cards["nms", "triton"] == "Some GPU, 2027-01-02"
+    assert cards["hiera_block", "triton"].startswith("Some GPU, 2027-01-02: WRONG")
 
 
 def test_a_mark_of_an_unknown_op_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""A recipe small enough for tests, as the JSON that users write."""
+"""A small recipe for tests, as JSON."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SMALL: dict[str, Any] = {
 
 
 def write_recipe(folder: Path, **changes: Any) -> Path:
-    """SMALL with some keys replaced, as a file."""
+    """Write SMALL with changed keys to a file."""
     path = folder / "recipe.json"
     path.write_text(json.dumps(SMALL | changes), encoding="utf-8")
     return path

@@ -1,6 +1,4 @@
-"""A run on disk, by function and by command: files, the log, resuming, several processes, and what
-is refused.
-"""
+"""Training runs with files: checkpoints, the log, resuming, several processes, refused input."""
 
 from __future__ import annotations
 
@@ -20,11 +18,13 @@ from sam2_fast.training import Recipe, Trainer
 from sam2_fast.training.run import CHECKPOINT, LOG, WEIGHTS, train_to
 from tests.training.recipes import write_recipe
 
+TRAIN = (sys.executable, "-m", "sam2_fast.cli", "train")
 
-def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-m", "sam2_fast.cli", "train", *map(str, arguments)]
+
+def train(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `sam2-fast train` on the CPU."""
     return subprocess.run(
-        program,
+        [*TRAIN, *map(str, arguments), "--device", "cpu"],
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
@@ -33,85 +33,69 @@ def command(*arguments: object, **environment: str) -> subprocess.CompletedProce
     )
 
 
-def steps(output: Path) -> list[int]:
+def logged_steps(output: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (output / LOG).read_text().splitlines()]
 
 
-def test_a_run_leaves_weights_a_checkpoint_and_a_log(tmp_path: Path) -> None:
+def test_a_run_writes_weights_a_checkpoint_and_a_log(tmp_path: Path) -> None:
     recipe = Recipe.load(write_recipe(tmp_path))
-    losses = train_to(tmp_path / "run", recipe, device="cpu", progress=False)
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(
-        [CHECKPOINT, WEIGHTS, LOG]
-    )
-    assert steps(tmp_path / "run") == [1, 2, 3, 4, 5, 6] and losses["total"] > 0
-    build_sam2(recipe.model, tmp_path / "run" / WEIGHTS, device="cpu")
-    assert (tmp_path / "run" / WEIGHTS).stat().st_mode == (tmp_path / "run" / LOG).stat().st_mode, (
-        "as the umask has it"
-    )
+    output = tmp_path / "run"
+    losses = train_to(output, recipe, device="cpu", progress=False)
+    assert {path.name for path in output.iterdir()} == {CHECKPOINT, WEIGHTS, LOG}
+    assert logged_steps(output) == [1, 2, 3, 4, 5, 6]
+    assert losses["total"] > 0
+    build_sam2(recipe.model, output / WEIGHTS, device="cpu")
+    # The umask applies to all files.
+    assert (output / WEIGHTS).stat().st_mode == (output / LOG).stat().st_mode
 
 
-def test_a_killed_run_is_resumed_by_the_command_with_the_same_weights(tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
     path = write_recipe(tmp_path)
-    assert command(path, "-o", tmp_path / "whole", "--device", "cpu", "--every", 2).returncode == 0
-    train_to(tmp_path / "run", Recipe.load(path), device="cpu", every=4, progress=False)
-    content = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)
+    whole = tmp_path / "whole"
+    resumed = tmp_path / "resumed"
+    assert train(path, "-o", tmp_path / "other", "--every", 2).returncode == 0
+    train_to(whole, Recipe.load(path), device="cpu", every=4, progress=False)
+    content = torch.load(whole / CHECKPOINT, weights_only=True)
     assert content["step"] == 6
-    # as if killed on the way: an older checkpoint, and a log that is ahead of it
-    half = command(
-        path, "-o", tmp_path / "half", "--device", "cpu", "--every", 4, OMP_NUM_THREADS="1"
-    )
-    assert half.returncode == 0, half.stderr
-    refused = command(path, "-o", tmp_path / "half", "--device", "cpu")
-    assert (
-        refused.returncode == 2
-        and "of an earlier run; resume it, or choose another folder" in refused.stderr
-    )
-    _cut(path, tmp_path / "half")
-    again = command(path, "-o", tmp_path / "half", "--device", "cpu", "--resume", "--json")
-    assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["files"] == [
-        str(tmp_path / "half" / name) for name in (CHECKPOINT, WEIGHTS)
-    ]
-    assert steps(tmp_path / "half") == [1, 2, 3, 4, 5, 6]
-    whole, resumed = (load_file(tmp_path / name / WEIGHTS) for name in ("run", "half"))
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    first = train(path, "-o", resumed, "--every", 4, OMP_NUM_THREADS="1")
+    assert first.returncode == 0, first.stderr
+    without_resume = train(path, "-o", resumed)
+    assert without_resume.returncode == 2
+    message = "of an earlier run; resume it, or choose another folder"
+    assert message in without_resume.stderr
+    # After this the log has more steps than the checkpoint, as in a run that was killed.
+    save_checkpoint_of_step_4(path, resumed)
+    second = train(path, "-o", resumed, "--resume", "--json")
+    assert second.returncode == 0, second.stderr
+    files = [str(resumed / name) for name in (CHECKPOINT, WEIGHTS)]
+    assert json.loads(second.stdout)["files"] == files
+    assert logged_steps(resumed) == [1, 2, 3, 4, 5, 6]
+    expected, weights = (load_file(folder / WEIGHTS) for folder in (whole, resumed))
+    assert all(torch.equal(expected[name], weights[name]) for name in expected)
 
 
-def _cut(path: Path, folder: Path) -> None:
-    """A run's state after 4 of its 6 steps."""
+def save_checkpoint_of_step_4(path: Path, folder: Path) -> None:
     trainer = Trainer(Recipe.load(path))
     for _ in zip(range(4), trainer.run(progress=False), strict=False):
         pass
     trainer.save(folder / CHECKPOINT)
 
 
-def test_a_run_that_was_shot_leaves_whole_files_and_goes_on(tmp_path: Path) -> None:
-    path, output = write_recipe(tmp_path, stages=[{"steps": 400}], warmup=0), tmp_path / "run"
-    program = [
-        sys.executable,
-        "-m",
-        "sam2_fast.cli",
-        "train",
-        str(path),
-        "-o",
-        str(output),
-        "--device",
-        "cpu",
-        "--every",
-        "3",
-    ]
-    process = subprocess.Popen(program, stderr=subprocess.PIPE)
+def test_a_killed_run_leaves_complete_files_and_can_be_resumed(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, stages=[{"steps": 400}], warmup=0)
+    output = tmp_path / "run"
+    command = [*TRAIN, str(path), "-o", str(output), "--device", "cpu", "--every", "3"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 100
-    while (
-        not (output / CHECKPOINT).is_file()
-        and process.poll() is None
-        and time.monotonic() < deadline
-    ):
+    checkpoint = output / CHECKPOINT
+    while not checkpoint.is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.kill()
     process.communicate(timeout=60)
-    content = torch.load(output / CHECKPOINT, weights_only=True)
-    assert process.returncode == -9 and content["step"] % 3 == 0 and not (output / WEIGHTS).exists()
+    content = torch.load(checkpoint, weights_only=True)
+    assert process.returncode == -9
+    assert content["step"] % 3 == 0
+    assert not (output / WEIGHTS).exists()
     trainer = Trainer(Recipe.load(path))
     trainer.resume(output / CHECKPOINT)
     next(trainer.run(progress=False))
@@ -120,26 +104,13 @@ def test_a_run_that_was_shot_leaves_whole_files_and_goes_on(tmp_path: Path) -> N
 
 def test_torchrun_trains_with_two_processes(tmp_path: Path) -> None:
     path = write_recipe(tmp_path, stages=[{"steps": 2}])
-    program = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "sam2_fast.cli",
-        "train",
-    ]
-    arguments = [path, "-o", tmp_path / "run", "--device", "cpu", "--no-progress"]
-    found = subprocess.run(
-        [sys.executable, *program, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=250,
-        check=False,
-    )
-    assert found.returncode == 0, found.stderr[-2000:]
-    assert steps(tmp_path / "run") == [1, 2] and (tmp_path / "run" / WEIGHTS).is_file()
+    output = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", *TRAIN[1:], str(path), "-o", str(output)]
+    command += ["--device", "cpu", "--no-progress"]
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+    assert completed.returncode == 0, completed.stderr[-2000:]
+    assert logged_steps(output) == [1, 2] and (output / WEIGHTS).is_file()
 
 
 def test_tensorboard_events_are_written(tmp_path: Path) -> None:
@@ -148,14 +119,13 @@ def test_tensorboard_events_are_written(tmp_path: Path) -> None:
     train_to(tmp_path / "run", recipe, device="cpu", tensorboard=True, progress=False)
     events = accumulator.EventAccumulator(str(tmp_path / "run"))
     events.Reload()
-    logged = [
-        json.loads(line)["total"] for line in (tmp_path / "run" / LOG).read_text().splitlines()
-    ]
-    assert [event.value for event in events.Scalars("total")] == pytest.approx(logged)
+    log = (tmp_path / "run" / LOG).read_text().splitlines()
+    totals = [json.loads(line)["total"] for line in log]
+    assert [event.value for event in events.Scalars("total")] == pytest.approx(totals)
 
 
 @pytest.mark.parametrize(
-    ("changes", "options", "words"),
+    ("changes", "options", "message"),
     [
         ({"stepz": 1}, [], "unknown stepz"),
         (
@@ -168,12 +138,10 @@ def test_tensorboard_events_are_written(tmp_path: Path) -> None:
         ({"lr": 1e30, "warmup": 0}, [], "not finite"),
     ],
 )
-def test_bad_input_ends_in_one_line(
-    tmp_path: Path, changes: dict[str, object], options: list[str], words: str
+def test_invalid_input_is_an_error_without_a_traceback(
+    tmp_path: Path, changes: dict[str, object], options: list[str], message: str
 ) -> None:
-    found = command(
-        write_recipe(tmp_path, **changes), "-o", tmp_path / "run", "--device", "cpu", *options
-    )
-    assert found.returncode == 2 and words in found.stderr and "Traceback" not in found.stderr, (
-        found.stderr[-2000:]
-    )
+    completed = train(write_recipe(tmp_path, **changes), "-o", tmp_path / "run", *options)
+    assert completed.returncode == 2, completed.stderr[-2000:]
+    assert message in completed.stderr
+    assert "Traceback" not in completed.stderr

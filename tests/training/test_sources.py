@@ -1,6 +1,4 @@
-"""Clips from disk and from the synthetic world: what is in them, that seeds decide, and errors that
-name the file.
-"""
+"""Training clips from files and synthetic ones: contents, seeds, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -23,16 +21,13 @@ LENGTH = 12
 
 
 def video(seed: int = 4) -> SyntheticVideo:
-    return SyntheticVideo(
-        seed,
-        LENGTH,
-        World(height=64, width=80, objects=(3, 3), size=(0.15, 0.25), absences=0.0, noise=0.0),
-    )
+    world = World(height=64, width=80, objects=(3, 3), size=(0.15, 0.25), absences=0.0, noise=0.0)
+    return SyntheticVideo(seed, LENGTH, world)
 
 
 @pytest.fixture
 def davis(tmp_path: Path) -> Folder:
-    """Two videos of 12 frames, of which every second one is annotated."""
+    """Two videos of 12 frames; every second frame is annotated."""
     for name, seed in (("cat", 4), ("dog", 5)):
         for part in ("images", "masks"):
             (tmp_path / part / name).mkdir(parents=True)
@@ -43,39 +38,39 @@ def davis(tmp_path: Path) -> Folder:
     return Folder(str(tmp_path / "images"), str(tmp_path / "masks"), frames=3, augmentation=NONE)
 
 
-def test_a_folder_gives_annotated_frames_in_a_row_forwards_or_backwards(davis: Folder) -> None:
+def test_a_clip_has_consecutive_annotated_frames_forwards_or_backwards(davis: Folder) -> None:
     directions = set()
     for seed in range(20):
         clip = davis.clip(seed, 64)
-        assert (
-            clip.images.shape == (3, 3, 64, 64)
-            and clip.truth.shape[0] == 3
-            and 1 <= clip.truth.shape[1] <= 3
-        )
-        assert clip.truth[0].flatten(1).any(1).all(), "every object is seen at first"
-        again = davis.clip(seed, 64)
-        assert torch.equal(clip.images, again.images) and torch.equal(clip.truth, again.truth)
+        assert clip.images.shape == (3, 3, 64, 64)
+        assert clip.truth.shape[0] == 3 and 1 <= clip.truth.shape[1] <= 3
+        assert clip.truth[0].flatten(1).any(1).all(), "an object is not on the first frame"
+        same_seed = davis.clip(seed, 64)
+        assert torch.equal(clip.images, same_seed.images)
+        assert torch.equal(clip.truth, same_seed.truth)
         for name, start in ((name, start) for name in ("cat", "dog") for start in range(4)):
             frames = [davis.open(name).image(start + k) for k in range(3)]
             for step in (1, -1):
-                shown = [
-                    np.asarray(Image.fromarray(f).resize((64, 64), Image.Resampling.BILINEAR))
-                    for f in frames[::step]
-                ]
-                if all(
-                    np.abs(s / 255 - _unnormalised(clip.images[k])).max() < 1e-5
-                    for k, s in enumerate(shown)
-                ):
+                if shows(clip.images, frames[::step]):
                     directions.add(step)
     assert directions == {1, -1}
 
 
-def _unnormalised(image: torch.Tensor) -> np.ndarray:
-    mean, std = np.array((0.485, 0.456, 0.406)), np.array((0.229, 0.224, 0.225))
-    return image.permute(1, 2, 0).numpy() * std + mean
+def shows(images: torch.Tensor, frames: list[np.ndarray]) -> bool:
+    """Whether normalised images are these frames, resized."""
+    mean = np.array((0.485, 0.456, 0.406))
+    std = np.array((0.229, 0.224, 0.225))
+    for image, frame in zip(images, frames, strict=True):
+        resized = np.asarray(Image.fromarray(frame).resize((64, 64), Image.Resampling.BILINEAR))
+        pixels = image.permute(1, 2, 0).numpy() * std + mean
+        if np.abs(resized / 255 - pixels).max() >= 1e-5:
+            return False
+    return True
 
 
-def test_a_list_chooses_videos_and_a_wrong_one_is_named(davis: Folder, tmp_path: Path) -> None:
+def test_a_list_selects_videos_and_unknown_names_in_it_are_errors(
+    davis: Folder, tmp_path: Path
+) -> None:
     (tmp_path / "train.txt").write_text("dog\n\n")
     assert Folder(davis.images, davis.masks, str(tmp_path / "train.txt")).videos() == ["dog"]
     (tmp_path / "wrong.txt").write_text("cow\n")
@@ -83,7 +78,7 @@ def test_a_list_chooses_videos_and_a_wrong_one_is_named(davis: Folder, tmp_path:
         Folder(davis.images, davis.masks, str(tmp_path / "wrong.txt")).videos()
 
 
-def test_missing_and_damaged_frames_are_named(davis: Folder) -> None:
+def test_errors_name_missing_and_damaged_frames(davis: Folder) -> None:
     for path in Path(davis.images).glob("*/*.png"):
         path.unlink()
     with pytest.raises(FileNotFoundError, match=r"images .*\d{5}: no image of that name"):
@@ -94,7 +89,7 @@ def test_missing_and_damaged_frames_are_named(davis: Folder) -> None:
         davis.clip(0, 64)
 
 
-def test_empty_objects_are_said_so(davis: Folder) -> None:
+def test_videos_without_objects_are_an_error(davis: Folder) -> None:
     for path in Path(davis.masks).glob("*/*.png"):
         Image.fromarray(np.zeros((64, 80), np.uint8)).save(path)
     with pytest.raises(
@@ -103,12 +98,14 @@ def test_empty_objects_are_said_so(davis: Folder) -> None:
         davis.clip(0, 64)
 
 
-def test_sa_v_gives_every_fourth_frame_of_the_video(tmp_path: Path) -> None:
+def test_sa_v_clips_have_every_fourth_frame_of_the_video(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     frames = list(video())
     with av.open(str(tmp_path / "v.mp4"), "w") as file:
         stream = file.add_stream("mpeg4", rate=24)
-        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 80, 64, "yuv420p", 4_000_000
+        stream.width, stream.height = 80, 64
+        stream.pix_fmt = "yuv420p"
+        stream.bit_rate = 4_000_000
         for frame in frames:
             for packet in stream.encode(av.VideoFrame.from_ndarray(frame.image, format="rgb24")):
                 file.mux(packet)
@@ -117,31 +114,25 @@ def test_sa_v_gives_every_fourth_frame_of_the_video(tmp_path: Path) -> None:
     masklets = [
         [encode_rle(frames[t].labels == i, text=True) for i in video().ids()] for t in (0, 4, 8)
     ]
-    found = {
-        "video_id": "v",
-        "masklet": masklets,
-        "masklet_id": [0, 1, 2],
-        "video_height": 64,
-        "video_width": 80,
-    }
-    (tmp_path / "v_manual.json").write_text(json.dumps(found))
+    annotations = {"video_id": "v", "masklet": masklets, "masklet_id": [0, 1, 2]}
+    annotations |= {"video_height": 64, "video_width": 80}
+    (tmp_path / "v_manual.json").write_text(json.dumps(annotations))
     source = Sav(str(tmp_path), frames=3, backwards=0.0, augmentation=NONE)
     assert source.videos() == ["v"]
     opened = source.open("v")
-    assert [
-        abs(opened.image(t).astype(float) - frames[4 * t].image).mean() < 12 for t in range(3)
-    ] == [True] * 3
+    for t in range(3):
+        assert abs(opened.image(t).astype(float) - frames[4 * t].image).mean() < 12
     assert np.array_equal(opened.masks(1)[2], frames[4].labels == 3)
     assert source.clip(0, 64).truth.shape[0] == 3
-    found["masklet"] = masklets * 2
-    (tmp_path / "v_manual.json").write_text(json.dumps(found))
+    annotations["masklet"] = masklets * 2
+    (tmp_path / "v_manual.json").write_text(json.dumps(annotations))
     with pytest.raises(
         ValueError, match=r"v_manual\.json: reach to frame 20, .*v\.mp4 has 12 frames"
     ):
         source.open("v")
 
 
-def test_sa_1b_leaves_out_masks_of_nearly_everything(tmp_path: Path) -> None:
+def test_sa_1b_clips_leave_out_masks_of_nearly_the_whole_image(tmp_path: Path) -> None:
     frame = video()[0]
     Image.fromarray(frame.image).save(tmp_path / "sa_1.jpg")
     masks = [frame.labels == i for i in video().ids()] + [np.ones((64, 80), dtype=bool)]
@@ -152,14 +143,10 @@ def test_sa_1b_leaves_out_masks_of_nearly_everything(tmp_path: Path) -> None:
         json.dumps({"image": {"image_id": 1}, "annotations": annotations})
     )
     source = Sa1b(str(tmp_path), augmentation=NONE)
-    seen = sum(bool(mask.any()) for mask in masks[:-1])
-    assert source.clip(0, 64).truth.shape == (1, seen, 64, 64)
-    assert Sa1b(str(tmp_path), largest=1.0, augmentation=NONE).clip(0, 64).truth.shape == (
-        1,
-        seen + 1,
-        64,
-        64,
-    )
+    visible = sum(bool(mask.any()) for mask in masks[:-1])
+    assert source.clip(0, 64).truth.shape == (1, visible, 64, 64)
+    with_large = Sa1b(str(tmp_path), largest=1.0, augmentation=NONE)
+    assert with_large.clip(0, 64).truth.shape == (1, visible + 1, 64, 64)
     (tmp_path / "sa_1.json").write_text('{"annotations": [{}]}')
     with pytest.raises(ValueError, match=r"sa_1\.json: expected SA-1B's keys"):
         source.clip(0, 64)
@@ -167,23 +154,22 @@ def test_sa_1b_leaves_out_masks_of_nearly_everything(tmp_path: Path) -> None:
         Sav(str(tmp_path)).videos()
 
 
-def test_synthetic_clips_are_drawn_by_seed_and_show_what_they_ask_for() -> None:
+def test_synthetic_clips_depend_on_the_seed_and_have_the_requested_properties() -> None:
     source = Synthetic(frames=3, objects=2, least=0.01, length=200, world=World(objects=(2, 4)))
     for seed in range(10):
         clip = source.clip(seed, 64)
         assert clip.images.shape == (3, 3, 64, 64) and clip.truth.shape[1] <= 2
         assert (clip.truth[0].float().mean((1, 2)) >= 0.01).all()
         assert torch.equal(clip.truth, source.clip(seed, 64).truth)
-    apart = Synthetic(frames=3, stride=4, length=200)
-    moved = [
-        [(a != b).float().mean().item() for a, b in pairwise(c.truth)]
-        for c in (apart.clip(seed, 64) for seed in range(10))
-    ]
-    still = [
-        [(a != b).float().mean().item() for a, b in pairwise(c.truth)]
-        for c in (source.clip(seed, 64) for seed in range(10))
-    ]
-    assert np.mean(moved) > 1.5 * np.mean(still)
+
+    def mean_change(clips: Synthetic) -> float:
+        """Share of pixels that differ between neighbouring masks."""
+        truths = [clips.clip(seed, 64).truth for seed in range(10)]
+        pairs = [pair for truth in truths for pair in pairwise(truth)]
+        return float(np.mean([(a != b).float().mean().item() for a, b in pairs]))
+
+    every_fourth_frame = Synthetic(frames=3, stride=4, length=200)
+    assert mean_change(every_fourth_frame) > 1.5 * mean_change(source)
     with pytest.raises(ValueError, match="clips that fit into 10 frames"):
         Synthetic(frames=4, stride=4, length=10)
     with pytest.raises(ValueError, match=r"no object covers 0\.9 of the first frame"):

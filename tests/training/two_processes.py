@@ -1,5 +1,8 @@
-"""One of two processes that train together over gloo: recipe, folder and rank as arguments; weights
-and losses as `rank<N>.pt`.
+"""One of two processes that train together over gloo.
+
+    two_processes.py RECIPE FOLDER RANK
+
+Writes the weights, losses and gradients of the first step to `FOLDER/rank<RANK>.pt`.
 """
 
 from __future__ import annotations
@@ -14,12 +17,13 @@ from sam2_fast.training import Recipe, Trainer
 
 def main(recipe: str, folder: Path, rank: int) -> None:
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
+        "gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2
     )
     trainer = Trainer(Recipe.load(recipe), rank=rank, processes=2)
-    totals, gradients = [], {}
-    for found in trainer.run(progress=False):
-        totals.append(found["total"])
+    totals = []
+    gradients = {}
+    for losses in trainer.run(progress=False):
+        totals.append(losses["total"])
         gradients = gradients or {
             name: p.grad.clone()
             for name, p in trainer.model.named_parameters()

@@ -1,4 +1,4 @@
-"""A small seeded model whose every part matters, and short clips of moving shapes."""
+"""A small model in which every part affects the masks, and short clips of a moving square."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ SMALL = Sam2Config(
 def small_predictor(
     seed: int = 0, config: Sam2Config = SMALL, **options: Any
 ) -> SAM2VideoPredictor:
-    """A predictor with random weights in which no parameter is constant, so that a part that is
-    dropped changes the masks.
+    """A predictor with random weights.
+
+    No parameter is constant, so that the masks change if a part of the model is left out.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = SAM2VideoPredictor(
-            config, Options().updated(**{**VIDEO_POSTPROCESSING, **options})
-        ).eval()
+        all_options = Options().updated(**{**VIDEO_POSTPROCESSING, **options})
+        model = SAM2VideoPredictor(config, all_options).eval()
         for parameter in model.parameters():
             if parameter.numel() > 1 and parameter.std() < 1e-5:
                 parameter.add_(torch.randn(parameter.shape) * 0.2)
-        # random objects must not be absent: raise the presence logit, and centre the masks
+        # A higher presence logit: random objects must not be absent.
         model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(2.0)
     return model
 
 
 def moving_frames(count: int, height: int = 48, width: int = 72, seed: int = 0) -> np.ndarray:
-    """[count, height, width, 3] uint8: noise with a bright square that moves."""
+    """Noise with a bright square that moves: [count, height, width, 3] uint8."""
     generator = np.random.default_rng(seed)
-    clip = np.repeat(
-        generator.integers(0, 120, (1, height, width, 3), dtype=np.uint8), count, axis=0
-    )
+    background = generator.integers(0, 120, (1, height, width, 3), dtype=np.uint8)
+    clip = np.repeat(background, count, axis=0)
     for t in range(count):
-        clip[t, 10:26, (8 + 2 * t) % (width - 16) : (8 + 2 * t) % (width - 16) + 16] += 120
+        left = (8 + 2 * t) % (width - 16)
+        clip[t, 10:26, left : left + 16] += 120
     return clip
 
 
@@ -75,25 +75,22 @@ def make_clip() -> Callable[..., np.ndarray]:
 
 
 def freeze(session: VideoSession) -> Any:
-    """All of a session's state as comparable values, tensors by their bytes."""
+    """The whole state of a session as values that can be compared, tensors as bytes."""
 
-    def plain(value: Any) -> Any:
+    def comparable(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            return (
-                str(value.dtype),
-                tuple(value.shape),
-                value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes(),
-            )
+            content = value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            return str(value.dtype), tuple(value.shape), content
         if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
+            return {k: comparable(v) for k, v in value.items()}
         if isinstance(value, (list, tuple)):
-            return [plain(v) for v in value]
+            return [comparable(v) for v in value]
         if hasattr(value, "__dataclass_fields__"):
-            return {k: plain(getattr(value, k)) for k in value.__dataclass_fields__}
+            return {k: comparable(getattr(value, k)) for k in value.__dataclass_fields__}
         return value
 
     return {
-        "objects": [(k, plain(v)) for k, v in session.objects.items()],
+        "objects": [(k, comparable(v)) for k, v in session.objects.items()],
         "resets": session.resets,
         "frames": session.num_frames,
     }
@@ -105,7 +102,7 @@ def snapshot() -> Callable[[VideoSession], Any]:
 
 
 def collect(outputs: Any) -> dict[int, torch.Tensor]:
-    """frame -> masks of an iterator of outputs."""
+    """The masks of an iterator of outputs, by frame."""
     return {frame: masks.clone() for frame, _, masks in outputs}
 
 

@@ -1,4 +1,4 @@
-"""Recorders whose captures fail, for tests of what users see then."""
+"""A recorder whose captures fail."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import Any
 
 import torch
 
-from sam2_fast.recording.cache import Graphs
 from tests.video.tape import TapeRecorder
 
-SYNCHRONISED = "CUDA error: operation not permitted when stream is capturing\nadvice"
+CAPTURE_ERROR = "CUDA error: operation not permitted when stream is capturing\nadvice"
 
 
 class FailingRecorder(TapeRecorder):
-    """Attempts are counted over all recorders; those whose number `fails` accepts raise."""
+    """A recorder that raises in some attempts, which are counted over all recorders.
+
+    `fails` tells whether an attempt raises, `at` whether it does so in the warm-up or the capture.
+    """
 
     attempts = 0
     fails: Callable[[int], bool] = staticmethod(lambda attempt: True)
@@ -26,16 +28,6 @@ class FailingRecorder(TapeRecorder):
         if not FailingRecorder.fails(attempt):
             return super().record(run)
         if FailingRecorder.at == "capture":
-            run()  # and what it wrote stays in static memory
-            raise RuntimeError(SYNCHRONISED)
+            run()  # its results stay in static memory
+            raise RuntimeError(CAPTURE_ERROR)
         raise torch.OutOfMemoryError("CUDA out of memory")
-
-
-class Willing(Graphs):
-    """Graphs that do not mind the CPU."""
-
-    def refuses(self, *_: Any) -> None:
-        return None
-
-    def refuses_frame(self, *_: Any) -> None:
-        return None

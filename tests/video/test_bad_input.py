@@ -1,4 +1,4 @@
-"""Rows 1 to 28 of the robustness table: what is refused, and that a refusal changes nothing."""
+"""Rows 1 to 28 of the robustness table: invalid input is refused and changes nothing."""
 
 from __future__ import annotations
 
@@ -104,29 +104,23 @@ def test_row_6_masks_of_other_shapes_are_refused(
 def test_row_7_a_mask_of_0_and_255_equals_the_boolean_one(
     predictor: Any, clip: Any, size: tuple[int, int]
 ) -> None:
-    drawn = np.zeros(size, bool)
-    drawn[10:30, 10:30] = True
-    results = []
-    for mask in (
-        drawn,
-        drawn * 255.0,
-        drawn.astype(np.uint8) * 255,
-        torch.from_numpy(drawn).float() * 255,
-    ):
-        results.append(predictor.add_new_mask(predictor.init_state(clip), 0, 1, mask)[2])
-    assert all(torch.equal(results[0], r) for r in results[1:])
+    boolean = np.zeros(size, bool)
+    boolean[10:30, 10:30] = True
+    expected = predictor.add_new_mask(predictor.init_state(clip), 0, 1, boolean)[2]
+    integers = boolean.astype(np.uint8) * 255
+    for mask in (boolean * 255.0, integers, torch.from_numpy(boolean).float() * 255):
+        masks = predictor.add_new_mask(predictor.init_state(clip), 0, 1, mask)[2]
+        assert torch.equal(masks, expected)
 
 
-def test_row_8_an_empty_mask_means_that_the_object_is_absent(predictor: Any, clip: Any) -> None:
+def test_row_8_the_object_of_an_empty_mask_is_absent(predictor: Any, clip: Any) -> None:
     state = predictor.init_state(clip)
     masks = predictor.add_new_mask(state, 0, 1, np.zeros((48, 72), bool))[2]
     assert (masks < 0).all() and state.objects[1].previews[0].presence < 0
     assert len(list(predictor.propagate_in_video(state, max_frame_num_to_track=2))) == 3
 
 
-def test_row_11_points_outside_the_image_are_used_as_given_with_a_warning(
-    predictor: Any, clip: Any
-) -> None:
+def test_row_11_points_outside_the_image_are_used_with_a_warning(predictor: Any, clip: Any) -> None:
     with pytest.warns(UserWarning, match="outside") as caught:
         predictor.add_new_points_or_box(predictor.init_state(clip), 0, 1, [[1e6, -1e6]], [1])
     assert len(caught) == 1 and caught[0].filename == __file__
@@ -141,22 +135,23 @@ POINT_TENSORS = {
 
 
 @pytest.mark.parametrize("points", POINT_TENSORS.values(), ids=list(POINT_TENSORS))
-def test_rows_17_and_18_tensors_of_any_kind_are_points_and_stay_untouched(
+def test_rows_17_and_18_points_may_be_tensors_of_any_kind_and_are_not_modified(
     predictor: Any, clip: Any, points: torch.Tensor
 ) -> None:
     before = points.detach().clone()
     expected = predictor.add_new_points_or_box(predictor.init_state(clip), 0, 1, **CLICK)[2]
-    got = predictor.add_new_points_or_box(
-        predictor.init_state(clip), 0, 1, points, torch.tensor([1])
-    )[2]
-    assert torch.equal(expected, got) and torch.equal(points.detach(), before)
+    state = predictor.init_state(clip)
+    masks = predictor.add_new_points_or_box(state, 0, 1, points, torch.tensor([1]))[2]
+    assert torch.equal(expected, masks) and torch.equal(points.detach(), before)
 
 
 def test_row_17_a_box_tensor_without_points(predictor: Any, clip: Any) -> None:
-    a = predictor.add_new_points_or_box(
-        predictor.init_state(clip), 0, 1, box=torch.tensor([5.0, 5, 30, 30])
-    )[2]
-    b = predictor.add_new_points_or_box(predictor.init_state(clip), 0, 1, box=[[5, 5], [30, 30]])[2]
+    tensor = torch.tensor([5.0, 5, 30, 30])
+    corners = [[5, 5], [30, 30]]
+    a, b = (
+        predictor.add_new_points_or_box(predictor.init_state(clip), 0, 1, box=box)[2]
+        for box in (tensor, corners)
+    )
     assert torch.equal(a, b)
 
 
@@ -166,7 +161,7 @@ def test_row_19_propagating_without_objects_is_refused(predictor: Any, clip: Any
         list(predictor.propagate_in_video(state))
 
 
-def test_row_20_an_object_without_prompts_is_paused_and_the_others_go_on(
+def test_row_20_an_object_without_prompts_is_paused_and_the_others_are_tracked(
     predictor: Any, clip: Any
 ) -> None:
     state = predictor.init_state(clip)
@@ -179,36 +174,36 @@ def test_row_20_an_object_without_prompts_is_paused_and_the_others_go_on(
     assert (outputs[-1][2][0] > 0).any() and (outputs[-1][2][1] < -1000).all()
 
 
-def test_row_20_nothing_left_to_track_is_refused(predictor: Any, state: Any) -> None:
+def test_row_20_propagating_without_any_prompt_is_refused(predictor: Any, state: Any) -> None:
     predictor.clear_all_prompts_in_frame(state, 0, 1)
     with pytest.raises(RuntimeError, match="no object has a prompt"):
         list(predictor.propagate_in_video(state))
 
 
-def test_row_21_an_object_removed_inside_the_loop_is_gone_from_the_next_frame(
+def test_row_21_an_object_removed_in_the_loop_is_missing_from_the_next_frame_on(
     predictor: Any, state: Any
 ) -> None:
     predictor.add_new_points_or_box(state, 0, 2, **CLICK)
     ids = []
-    for frame, found, _ in predictor.propagate_in_video(state, max_frame_num_to_track=5):
-        ids.append(found)
+    for frame, object_ids, _ in predictor.propagate_in_video(state, max_frame_num_to_track=5):
+        ids.append(object_ids)
         if frame == 2:
             predictor.remove_object(state, 1)
     assert ids == [[1, 2]] * 3 + [[2]] * 3
 
 
-def test_row_22_an_object_added_inside_the_loop_appears_on_the_next_frame(
+def test_row_22_an_object_added_in_the_loop_appears_on_the_next_frame(
     predictor: Any, state: Any
 ) -> None:
     ids = []
-    for frame, found, _ in predictor.propagate_in_video(state, max_frame_num_to_track=5):
-        ids.append(found)
+    for frame, object_ids, _ in predictor.propagate_in_video(state, max_frame_num_to_track=5):
+        ids.append(object_ids)
         if frame == 2:
             predictor.add_new_points_or_box(state, 2, "late", **CLICK)
     assert ids == [[1]] * 3 + [[1, "late"]] * 3
 
 
-def test_row_23_a_reset_inside_the_loop_ends_it_with_an_error(predictor: Any, state: Any) -> None:
+def test_row_23_a_reset_in_the_loop_ends_it_with_an_error(predictor: Any, state: Any) -> None:
     with pytest.raises(RuntimeError, match="was reset"):
         for frame, _, _ in predictor.propagate_in_video(state):
             if frame == 2:
@@ -218,7 +213,7 @@ def test_row_23_a_reset_inside_the_loop_ends_it_with_an_error(predictor: Any, st
 
 
 @pytest.mark.parametrize("frame", [0, 4])
-def test_row_24_a_correction_is_what_propagation_shows_afterwards(
+def test_row_24_propagation_returns_the_mask_of_a_correction(
     predictor: Any, state: Any, frame: int
 ) -> None:
     first = {f: m.clone() for f, _, m in predictor.propagate_in_video(state)}
@@ -235,29 +230,26 @@ def test_row_25_a_second_object_may_be_prompted_on_a_later_frame(
 ) -> None:
     predictor.add_new_points_or_box(state, 8, 2, **CLICK)
     outputs = list(predictor.propagate_in_video(state))
-    assert [f for f, _, _ in outputs] == list(range(20)) and all(
-        m.dtype == torch.float32 for _, _, m in outputs
-    )
+    assert [f for f, _, _ in outputs] == list(range(20))
+    assert all(m.dtype == torch.float32 for _, _, m in outputs)
 
 
 def test_row_26_reverse_from_the_last_frame(predictor: Any, clip: Any) -> None:
     state = predictor.init_state(clip)
     predictor.add_new_points_or_box(state, 10, 1, **CLICK)
-    frames = [
-        f for f, _, _ in predictor.propagate_in_video(state, start_frame_idx=19, reverse=True)
-    ]
-    assert frames == list(range(19, -1, -1))
+    outputs = predictor.propagate_in_video(state, start_frame_idx=19, reverse=True)
+    assert [f for f, _, _ in outputs] == list(range(19, -1, -1))
 
 
 def test_row_27_running_out_of_memory_in_a_click_changes_nothing(
     predictor: Any, state: Any, snapshot: Any, monkeypatch: Any
 ) -> None:
-    def exhausted(*_: Any) -> None:
+    def run_out_of_memory(*_: Any) -> None:
         raise torch.OutOfMemoryError("injected")
 
     before = snapshot(state)
     with monkeypatch.context() as patch:
-        patch.setattr(predictor, "track", exhausted)
+        patch.setattr(predictor, "track", run_out_of_memory)
         with pytest.raises(torch.OutOfMemoryError):
             predictor.add_new_points_or_box(state, 0, 2, **CLICK)
     assert snapshot(state) == before
@@ -269,9 +261,10 @@ def test_row_28_a_frame_is_stored_for_all_objects_or_for_none(
 ) -> None:
     predictor.add_new_points_or_box(state, 0, 2, **CLICK)
     monkeypatch.setattr(tracker, "OBJECTS_PER_PASS", 1)
-    original, calls = predictor.encode_memory, []
+    original = predictor.encode_memory
+    calls = []
 
-    def exhausted(*arguments: Any) -> Any:
+    def run_out_of_memory(*arguments: Any) -> Any:
         calls.append(1)
         if len(calls) == 2:
             raise torch.OutOfMemoryError("injected")
@@ -280,7 +273,7 @@ def test_row_28_a_frame_is_stored_for_all_objects_or_for_none(
     list(predictor.propagate_in_video(state, max_frame_num_to_track=2))
     before = snapshot(state)
     with monkeypatch.context() as patch:
-        patch.setattr(predictor, "encode_memory", exhausted)
+        patch.setattr(predictor, "encode_memory", run_out_of_memory)
         with pytest.raises(torch.OutOfMemoryError):
             list(predictor.propagate_in_video(state, start_frame_idx=3))
     assert snapshot(state) == before

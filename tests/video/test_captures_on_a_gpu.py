@@ -1,6 +1,4 @@
-"""What only a device can show of captures: pools that are given back, captures
-that fail, threads.
-"""
+"""Captures of CUDA graphs on a GPU: memory pools, captures that fail, threads."""
 
 from __future__ import annotations
 
@@ -19,141 +17,143 @@ from sam2_fast.recording.cache import Graphs
 from sam2_fast.recording.cuda_graph import CaptureError, Recorder, capture
 from sam2_fast.types import Points
 from sam2_fast.video.predictor import SAM2VideoPredictor
-from tests.video.recorded import edited, small_predictor
+from tests.video.sessions import edited_session, small_predictor
 
 pytestmark = pytest.mark.gpu
 ROUNDS = 12
-SETTLED = 3
-"""Rounds after which no more memory may be taken."""
+WARM_UP_ROUNDS = 3
+"""Rounds after which the memory must not grow any more."""
 
 
 @pytest.fixture
 def predictor() -> Iterator[SAM2VideoPredictor]:
-    """A small predictor on a GPU; a warning, as of a capture that fails, is an error."""
+    """A small predictor on a GPU; a warning, such as that of a failed capture, is an error."""
     if reason := no_triton():
         pytest.skip(reason)
-    with (
-        torch.no_grad(),
-        warnings.catch_warnings(),
-    ):  # writes to tensors made in inference mode are not counted
+    # Not inference mode: writes to tensors that are created in it do not change their version.
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         yield small_predictor().to("cuda", torch.bfloat16)
 
 
 def memory() -> tuple[int, int]:
-    """Bytes that tensors have, and that torch has taken from the driver."""
+    """Bytes of all tensors, and bytes that torch has reserved from the driver."""
     gc.collect()
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     return torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
 
 
-def encoded_alike(predictor: SAM2VideoPredictor, graphs: Graphs, count: int = 1) -> None:
-    """Twice, so that one comes from a replay alone."""
+def assert_memory_is_bounded(measurements: list[tuple[int, int]]) -> None:
+    for values in zip(*measurements, strict=True):
+        assert max(values[WARM_UP_ROUNDS:]) <= max(values[:WARM_UP_ROUNDS]), measurements
+
+
+def assert_encoded_equally(predictor: SAM2VideoPredictor, graphs: Graphs, count: int = 1) -> None:
+    """Two rounds, so that the second one is only a replay."""
     for _ in range(2):
         images = torch.randn(count, 3, 64, 64, device="cuda", dtype=torch.bfloat16)
-        found, expected = graphs.encode(predictor, images), predictor.encode_image(images)
-        assert all(map(torch.equal, found, expected))
+        features = graphs.encode(predictor, images)
+        assert all(map(torch.equal, features, predictor.encode_image(images)))
 
 
-def decoded_alike(predictor: SAM2VideoPredictor, graphs: Graphs) -> None:
-    features = predictor.encode_image(
-        torch.randn(1, 3, 64, 64, device="cuda", dtype=torch.bfloat16)
-    )
-    points = Points(
-        torch.full((1, 1, 2), 20.0, device="cuda"),
-        torch.ones(1, 1, dtype=torch.int32, device="cuda"),
-    )
+def assert_decoded_equally(predictor: SAM2VideoPredictor, graphs: Graphs) -> None:
+    image = torch.randn(1, 3, 64, 64, device="cuda", dtype=torch.bfloat16)
+    features = predictor.encode_image(image)
+    coordinates = torch.full((1, 1, 2), 20.0, device="cuda")
+    points = Points(coordinates, torch.ones(1, 1, dtype=torch.int32, device="cuda"))
     expected = predictor.decode(features.low, features, points, None, True)
-    for _ in range(3):  # recorded the second time
-        found = graphs.decode(predictor, features.low, features, points, None, True)
-        assert torch.equal(found.logits, expected.logits) and torch.equal(found.iou, expected.iou)
+    for _ in range(3):  # the second call captures
+        masks = graphs.decode(predictor, features.low, features, points, None, True)
+        assert torch.equal(masks.logits, expected.logits) and torch.equal(masks.iou, expected.iou)
 
 
-def test_recordings_of_changing_weights_take_no_more_memory(predictor: SAM2VideoPredictor) -> None:
-    graphs, taken = Graphs(), []
+def test_captures_after_weight_changes_do_not_increase_memory(
+    predictor: SAM2VideoPredictor,
+) -> None:
+    graphs = Graphs()
+    measurements = []
     parameters = list(predictor.parameters())
     originals = [p.clone() for p in parameters]
     for i in range(ROUNDS):
         for parameter, original in zip(parameters, originals, strict=True):
             parameter.copy_(original) if i % 2 else parameter.mul_(1.01)
-        encoded_alike(predictor, graphs)
-        decoded_alike(predictor, graphs)
+        assert_encoded_equally(predictor, graphs)
+        assert_decoded_equally(predictor, graphs)
         assert len(graphs) == 2
-        taken.append(memory())
-    for kind in zip(*taken, strict=True):
-        assert max(kind[SETTLED:]) <= max(kind[:SETTLED]), taken
+        measurements.append(memory())
+    assert_memory_is_bounded(measurements)
 
 
-def test_the_only_recording_of_a_recorder_is_evicted_and_made_again(
+def test_the_only_graph_of_a_recorder_is_evicted_and_captured_again(
     predictor: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graphs_module, "MAX_GRAPHS", 1)
-    graphs, taken = Graphs(), []
+    graphs = Graphs()
+    measurements = []
     for _ in range(ROUNDS):
-        encoded_alike(predictor, graphs)
+        assert_encoded_equally(predictor, graphs)
         assert next(iter(graphs._entries))[0] == "encode"
-        decoded_alike(predictor, graphs)
+        assert_decoded_equally(predictor, graphs)
         assert next(iter(graphs._entries))[0] == "decode" and len(graphs) == 1
-        taken.append(memory())
-    for kind in zip(*taken, strict=True):
-        assert max(kind[SETTLED:]) <= max(kind[:SETTLED]), taken
+        measurements.append(memory())
+    assert_memory_is_bounded(measurements)
 
 
-@pytest.mark.parametrize("way", ["synchronises", "raises", "runs out of memory"])
-def test_after_a_failed_capture_everything_works(predictor: SAM2VideoPredictor, way: str) -> None:
+@pytest.mark.parametrize("cause", ["synchronises", "raises", "runs out of memory"])
+def test_the_device_can_be_used_after_a_failed_capture(
+    predictor: SAM2VideoPredictor, cause: str
+) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    recorder, x = Recorder(device), torch.arange(4.0, device=device)
-    here = torch.cuda.current_stream()
+    recorder = Recorder(device)
+    x = torch.arange(4.0, device=device)
+    stream = torch.cuda.current_stream()
 
-    def bad() -> Any:
+    def fail() -> Any:
         if torch.cuda.is_current_stream_capturing():
-            if way == "synchronises":
+            if cause == "synchronises":
                 return x.sum().item()
-            if way == "raises":
-                raise RuntimeError("in the middle")
+            if cause == "raises":
+                raise RuntimeError("during the capture")
             return torch.empty(1 << 50, device=device)
         return x + 1
 
     with recorder.exclusive():
-        living = capture(recorder, lambda: x * 2)
+        before = capture(recorder, lambda: x * 2)
         for _ in range(3):
             with pytest.raises(CaptureError):
-                capture(recorder, bad)
-        assert torch.cuda.current_stream() == here and not torch.cuda.is_current_stream_capturing()
-        again = capture(recorder, lambda: x * 3)
+                capture(recorder, fail)
+        assert torch.cuda.current_stream() == stream
+        assert not torch.cuda.is_current_stream_capturing()
+        after = capture(recorder, lambda: x * 3)
         x.add_(1.0)
-        assert living().tolist() == [2.0, 4.0, 6.0, 8.0] and again().tolist() == [
-            3.0,
-            6.0,
-            9.0,
-            12.0,
-        ]
-    assert torch.rand(3, device=device).isfinite().all(), "random numbers outside of a capture"
+        assert before().tolist() == [2.0, 4.0, 6.0, 8.0]
+        assert after().tolist() == [3.0, 6.0, 9.0, 12.0]
+    assert torch.rand(3, device=device).isfinite().all(), "the random generator is not usable"
     side = torch.cuda.Stream()
-    before = memory()[0]
-    for _ in range(3):  # memory that two streams used is free again
+    allocated = memory()[0]
+    for _ in range(3):  # memory that two streams used is freed
         shared = torch.empty(1 << 20, device=device)
         shared.record_stream(side)
         del shared
-    assert memory()[0] == before
-    encoded_alike(predictor, Graphs())
+    assert memory()[0] == allocated
+    assert_encoded_equally(predictor, Graphs())
 
 
 def test_two_predictors_on_two_threads_give_the_masks_of_one(predictor: SAM2VideoPredictor) -> None:
-    expected = list(edited(predictor))
+    expected = list(edited_session(predictor))
     others = [small_predictor().to("cuda", torch.bfloat16) for _ in range(2)]
-    torch.cuda.synchronize()  # the threads use streams of their own
+    torch.cuda.synchronize()  # each thread uses another stream
     results: list[list[torch.Tensor]] = [[], []]
     start = threading.Barrier(2)
 
-    def track(which: int) -> None:
+    def track(index: int) -> None:
         start.wait(60.0)
         with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
-            results[which] += edited(others[which])
+            results[index] += edited_session(others[index])
             torch.cuda.current_stream().synchronize()
 
-    threads = [threading.Thread(target=track, args=(which,), daemon=True) for which in range(2)]
+    threads = [threading.Thread(target=track, args=(index,), daemon=True) for index in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,6 +1,4 @@
-"""Frames from recordings: the same masks to the bit, whatever objects remember and whatever the
-user does between frames.
-"""
+"""CUDA graphs give bit-exact masks for any memories and any edits between frames."""
 
 from __future__ import annotations
 
@@ -22,40 +20,39 @@ from sam2_fast.recording.fingerprint import Fingerprint
 from sam2_fast.types import Points
 from sam2_fast.video.predictor import SAM2VideoPredictor
 from tests.ops.triton_tools import interpret
-from tests.video.recorded import edited, frames, small_predictor
-from tests.video.tape import TapeRecorder
+from tests.video.sessions import edited_session, frames, small_predictor
+from tests.video.tape import GraphsOnCpu, TapeRecorder
 
 PROGRAM = """
-from tests.video.recorded import brief, edited, on_triton, recorded, small_predictor
-from tests.video.tape import PlainRecorder, TapeRecorder, record_launches
+from tests.video.sessions import (
+    edited_session,
+    run_in_triton,
+    short_session,
+    small_predictor,
+    use_recorder,
+)
+from tests.video.tape import EagerRecorder, TapeRecorder, record_launches
 
-on_triton({ops})
+run_in_triton({ops})
 record_launches()
-plain = list({session}(recorded(small_predictor(), PlainRecorder)))
-taped = list({session}(recorded(small_predictor(), TapeRecorder)))
-assert len(plain) == len(taped) == {masks}, len(plain)
-for i, (a, b) in enumerate(zip(plain, taped)):
+eager = list({session}(use_recorder(small_predictor(), EagerRecorder)))
+replayed = list({session}(use_recorder(small_predictor(), TapeRecorder)))
+assert len(eager) == len(replayed) == {masks}, len(eager)
+for i, (a, b) in enumerate(zip(eager, replayed)):
     assert a.isfinite().all() and torch.equal(a, b), i
-assert TapeRecorder.recorded < 10, TapeRecorder.recorded
-free = small_predictor()
-free.graphs = None
-for i, (a, b) in enumerate(zip({session}(free), taped)):
+assert TapeRecorder.captures < 10, TapeRecorder.captures
+without_graphs = small_predictor()
+without_graphs.graphs = None
+for i, (a, b) in enumerate(zip({session}(without_graphs), replayed)):
     assert (a - b).abs().max() < 1e-3, (i, (a - b).abs().max())
 """
 
 
-class Willing(Graphs):
-    """Graphs that do not mind the CPU."""
-
-    def refuses(self, *_: Any) -> None:
-        return None
-
-
 @pytest.fixture
-def taped(monkeypatch: pytest.MonkeyPatch) -> SAM2VideoPredictor:
-    """A predictor on the CPU whose encoder is recorded on tapes."""
+def model(monkeypatch: pytest.MonkeyPatch) -> SAM2VideoPredictor:
+    """A predictor on the CPU whose CUDA graphs are tapes."""
     monkeypatch.setattr(graphs_module, "Recorder", TapeRecorder)
-    # A tape sees torch's operators alone.
+    # A tape records the operators of torch only.
     monkeypatch.setattr("sam2_fast.ops.core.native.native", lambda: None)
     return small_predictor()
 
@@ -64,97 +61,96 @@ def images(seed: int, count: int = 1) -> torch.Tensor:
     return torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
 
 
-def encoded_alike(predictor: Any, graphs: Graphs, seed: int, count: int = 1) -> bool:
+def encodes_equally(predictor: Any, graphs: Graphs, seed: int, count: int = 1) -> bool:
+    """Whether images are encoded as without CUDA graphs."""
     x = images(seed, count)
-    return all(
-        torch.equal(a, b)
-        for a, b in zip(graphs.encode(predictor, x), predictor.encode_image(x), strict=True)
-    )
+    return all(map(torch.equal, graphs.encode(predictor, x), predictor.encode_image(x)))
+
+
+def image_predictors(model: SAM2VideoPredictor) -> tuple[SAM2ImagePredictor, SAM2ImagePredictor]:
+    """Two predictors of the model, with CUDA graphs and without."""
+    with_graphs = SAM2ImagePredictor(model)
+    with_graphs.graphs = GraphsOnCpu()
+    eager = SAM2ImagePredictor(model)
+    eager.graphs = None
+    return with_graphs, eager
 
 
 @pytest.mark.parametrize(
     ("session", "masks", "ops"),
     [
-        ("edited", 11, ["memory_attention"]),
-        ("brief", 3, ["memory_attention", "mask_decoder", "memory_encoder"]),
+        ("edited_session", 11, ["memory_attention"]),
+        ("short_session", 3, ["memory_attention", "mask_decoder", "memory_encoder"]),
     ],
     ids=["memory attention", "the whole frame"],
 )
-def test_replayed_frames_are_those_of_the_function_to_the_bit(
+def test_replayed_frames_are_bitwise_equal_to_those_of_the_function(
     session: str, masks: int, ops: list[str]
 ) -> None:
     pytest.importorskip("triton")
-    program = (
-        PROGRAM.replace("{session}", session)
-        .replace("{masks}", str(masks))
-        .replace("{ops}", ", ".join(map(repr, ops)))
-    )
-    interpret(program)
+    program = PROGRAM.replace("{session}", session).replace("{masks}", str(masks))
+    interpret(program.replace("{ops}", ", ".join(map(repr, ops))))
 
 
 @torch.inference_mode()
-def test_a_recording_takes_new_images_and_results_stay(taped: SAM2VideoPredictor) -> None:
+def test_a_graph_encodes_new_images_and_keeps_earlier_results(model: SAM2VideoPredictor) -> None:
     graphs = Graphs()
-    first = graphs.encode(taped, images(0))
-    kept = [x.clone() for x in first]
-    assert encoded_alike(taped, graphs, 1) and encoded_alike(taped, graphs, 2)
+    first = graphs.encode(model, images(0))
+    copies = [x.clone() for x in first]
+    assert encodes_equally(model, graphs, 1) and encodes_equally(model, graphs, 2)
     assert len(graphs) == 1
-    assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True)), (
-        "an earlier result was written over"
-    )
-    assert encoded_alike(taped, graphs, 3, count=2)
+    assert all(map(torch.equal, first, copies)), "an earlier result was overwritten"
+    assert encodes_equally(model, graphs, 3, count=2)
     assert len(graphs) == 2
 
 
 @pytest.mark.parametrize("multimask", [True, False])
 @pytest.mark.parametrize("boxes", [False, True])
-def test_prompts_whose_shape_comes_again_are_recorded(
-    taped: SAM2VideoPredictor, multimask: bool, boxes: bool
+def test_prompts_are_captured_when_their_shape_occurs_again(
+    model: SAM2VideoPredictor, multimask: bool, boxes: bool
 ) -> None:
-    clicker, plain = SAM2ImagePredictor(taped), SAM2ImagePredictor(taped)
-    clicker.graphs, plain.graphs = Willing(), None
+    with_graphs, eager = image_predictors(model)
     picture = frames(1)[0]
-    for predictor in (clicker, plain):
+    for predictor in (with_graphs, eager):
         predictor.set_image(picture)
     hint = None
     for i in range(5):
         if i == 3:
-            for predictor in (clicker, plain):
+            for predictor in (with_graphs, eager):
                 predictor.set_image(picture[::-1].copy())
-        point = (
-            {"box": [3.0 + i, 4.0, 50.0, 40.0]}
-            if boxes
-            else {"point_coords": [[10.0 + 9 * i, 30.0]], "point_labels": [i % 2]}
+        prompt = {"point_coords": [[10.0 + 9 * i, 30.0]], "point_labels": [i % 2]}
+        if boxes:
+            prompt = {"box": [3.0 + i, 4.0, 50.0, 40.0]}
+        actual, expected = (
+            p.predict(**prompt, mask_input=hint, multimask_output=multimask)
+            for p in (with_graphs, eager)
         )
-        found, expected = (
-            p.predict(**point, mask_input=hint, multimask_output=multimask)
-            for p in (clicker, plain)
-        )
-        assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True)), i
-        assert len(clicker.graphs) == 1 + (i > 0) + (i > 2), (
-            "the encoder; prompts without a hint; with one"
-        )
+        assert all(np.array_equal(a, b) for a, b in zip(actual, expected, strict=True)), i
+        # The encoder, prompts without a hint, prompts with a hint.
+        assert len(with_graphs.graphs) == 1 + (i > 0) + (i > 2)
         hint = expected[2][:1] if i else None
 
 
-def test_images_of_a_batch_are_decoded_from_a_recording(taped: SAM2VideoPredictor) -> None:
-    clicker, plain = SAM2ImagePredictor(taped), SAM2ImagePredictor(taped)
-    clicker.graphs, plain.graphs = Willing(), None
-    for predictor in (clicker, plain):
+def test_images_of_a_batch_are_decoded_by_a_cuda_graph(model: SAM2VideoPredictor) -> None:
+    with_graphs, eager = image_predictors(model)
+    for predictor in (with_graphs, eager):
         predictor.set_image_batch(list(frames(3)))
     for i in range(3):
         clicks = [[[10.0 + 5 * i, 20.0]], [[30.0, 20.0 + i]], [[5.0, 9.0 * i]]]
-        found, expected = (p.predict_batch(clicks, [[1], [0], [1]]) for p in (clicker, plain))
-        for a, b in zip(found, expected, strict=True):
+        actual, expected = (p.predict_batch(clicks, [[1], [0], [1]]) for p in (with_graphs, eager))
+        for a, b in zip(actual, expected, strict=True):
             assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
-    assert len(clicker.graphs) == 2
+    assert len(with_graphs.graphs) == 2
 
 
 @pytest.mark.parametrize("change", ["in place", "replaced", "module", "dtype", "moved"])
 @torch.no_grad()
-def test_recordings_follow_the_weights(taped: SAM2VideoPredictor, change: str) -> None:
-    graphs, trunk = Graphs(), taped.image_encoder.trunk
-    before = graphs.encode(taped, images(0)).low
+def test_work_is_captured_again_after_weights_have_changed(
+    model: SAM2VideoPredictor, change: str
+) -> None:
+    graphs = Graphs()
+    trunk = model.image_encoder.trunk
+    before = graphs.encode(model, images(0)).low
     if change == "in place":
         trunk.blocks[0].mlp.layers[0].weight.mul_(1.5)
     if change == "replaced":
@@ -163,59 +159,56 @@ def test_recordings_follow_the_weights(taped: SAM2VideoPredictor, change: str) -
         trunk.blocks[1] = copy.deepcopy(trunk.blocks[1]).requires_grad_(False)
         trunk.blocks[1].norm1.bias.add_(1.0)
     if change == "dtype":
-        taped.double()
+        model.double()
     if change == "moved":
-        taped.load_state_dict({k: v + 0.01 for k, v in taped.state_dict().items()}, assign=True)
-    assert encoded_alike(taped, graphs, 0) and encoded_alike(taped, graphs, 1)
+        model.load_state_dict({k: v + 0.01 for k, v in model.state_dict().items()}, assign=True)
+    assert encodes_equally(model, graphs, 0) and encodes_equally(model, graphs, 1)
     assert len(graphs) == 1
-    assert not torch.equal(graphs.encode(taped, images(0)).low, before)
+    assert not torch.equal(graphs.encode(model, images(0)).low, before)
 
 
 @torch.inference_mode()
-def test_the_number_of_recordings_is_bounded(
-    taped: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch
+def test_the_number_of_cuda_graphs_is_bounded(
+    model: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graphs_module, "MAX_GRAPHS", 2)
     graphs = Graphs()
     for count in (1, 2, 3, 1):
-        assert encoded_alike(taped, graphs, count, count)
+        assert encodes_equally(model, graphs, count, count)
     assert len(graphs) == 2
 
 
 @torch.inference_mode()
-def test_large_batches_are_not_recorded(taped: SAM2VideoPredictor) -> None:
+def test_large_batches_are_not_captured(model: SAM2VideoPredictor) -> None:
     graphs = Graphs()
-    assert encoded_alike(taped, graphs, 0, graphs_module.MAX_IMAGES + 1) and len(graphs) == 0
-    features = taped.encode_image(images(0))
+    assert encodes_equally(model, graphs, 0, graphs_module.MAX_IMAGES + 1) and len(graphs) == 0
+    features = model.encode_image(images(0))
     for count, recorded in ((graphs_module.MAX_PROMPTS + 1, 0), (graphs_module.MAX_PROMPTS, 1)):
         points = Points(torch.rand(count, 1, 2) * 64, torch.ones(count, 1, dtype=torch.int32))
         for _ in range(2):
-            found = graphs.decode(taped, features.low, features, points, None, True)
-        assert torch.equal(
-            found.logits, taped.decode(features.low, features, points, None, True).logits
-        )
+            masks = graphs.decode(model, features.low, features, points, None, True)
+        expected = model.decode(features.low, features, points, None, True)
+        assert torch.equal(masks.logits, expected.logits)
         assert len(graphs) == recorded
 
 
-def test_copies_start_without_recordings(taped: SAM2VideoPredictor) -> None:
-    taped.graphs = Graphs()
+def test_copies_of_a_predictor_have_no_cuda_graphs(model: SAM2VideoPredictor) -> None:
+    model.graphs = Graphs()
     with torch.inference_mode():
-        taped.graphs.encode(taped, images(0))
-    for other in (copy.deepcopy(taped), pickle.loads(pickle.dumps(taped))):
+        model.graphs.encode(model, images(0))
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert isinstance(other.graphs, Graphs) and len(other.graphs) == 0
-    assert len(taped.graphs) == 1
+    assert len(model.graphs) == 1
 
 
-def test_says_why_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    predictor, graphs = small_predictor(), Graphs()
+def test_reasons_not_to_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = small_predictor()
+    graphs = Graphs()
     x = images(0)
     assert "on cpu, CUDA graphs need a cuda device" in (graphs.refuses(predictor, x) or "")
     assert "the compute dtype is torch.float32" in (graphs.refuses_frame(predictor, x) or "")
 
-    class OnGpu:
-        device = torch.device("cuda")
-
-    on_gpu: Any = OnGpu()
+    on_gpu: Any = SimpleNamespace(device=torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     assert "gradients are enabled" in (graphs.refuses(predictor, on_gpu) or "")
     with torch.inference_mode():
@@ -224,27 +217,27 @@ def test_says_why_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "forward hook" in (graphs.refuses(predictor, on_gpu) or "")
         handle.remove()
         predictor.decode = predictor.decode
-        assert "decode of the model has been overridden" in (
-            graphs.refuses(predictor, on_gpu) or ""
-        )
+        reason = graphs.refuses(predictor, on_gpu) or ""
+        assert "decode of the model has been overridden" in reason
 
 
-def test_weights_whose_writes_cannot_be_seen_forbid_recordings(
+def test_weights_whose_writes_cannot_be_detected_prevent_captures(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Watched(torch.nn.Parameter):
+    class SubclassedParameter(torch.nn.Parameter):
         pass
 
-    predictor, on_gpu = small_predictor(), SimpleNamespace(device=torch.device("cuda"))
+    predictor = small_predictor()
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     with torch.inference_mode():
         assert Graphs().refuses(predictor, on_gpu) is None
-        predictor.no_mem_pos_enc = Watched(predictor.no_mem_pos_enc.detach().clone())
+        predictor.no_mem_pos_enc = SubclassedParameter(predictor.no_mem_pos_enc.detach().clone())
         reason = Graphs().refuses(predictor, on_gpu)
     assert reason is not None and "tensor subclass" in reason
 
 
-def test_a_fingerprint_holds_each_object_once() -> None:
+def test_a_fingerprint_references_each_object_once() -> None:
     predictor = small_predictor()
     with torch.no_grad():
         predictor.encode_image(images(0))
@@ -257,41 +250,43 @@ def test_a_fingerprint_holds_each_object_once() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_recorded_on_a_gpu_are_those_of_the_function_to_the_bit(
+def test_replayed_frames_are_bitwise_equal_to_those_of_the_function_on_a_gpu(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if reason := no_triton():
         pytest.skip(reason)
-    from tests.video.tape import PlainRecorder
+    from tests.video.tape import EagerRecorder
 
-    recorded = list(edited(predictor := small_predictor().to("cuda", dtype)))
+    predictor = small_predictor().to("cuda", dtype)
+    first = list(edited_session(predictor))
     assert predictor.graphs is not None and len(predictor.graphs) > 1
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        again = list(edited(predictor))
+        second = list(edited_session(predictor))
     stream.synchronize()
-    monkeypatch.setattr(graphs_module, "Recorder", PlainRecorder)
+    monkeypatch.setattr(graphs_module, "Recorder", EagerRecorder)
     predictor.graphs = Graphs()
-    plain = list(edited(predictor))
-    for a, b, c in zip(recorded, again, plain, strict=True):
+    eager = list(edited_session(predictor))
+    for a, b, c in zip(first, second, eager, strict=True):
         assert torch.equal(a, b) and torch.equal(a, c) and a.isfinite().all()
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_clicks_recorded_on_a_gpu_are_those_of_the_function_to_the_bit(dtype: torch.dtype) -> None:
+def test_replayed_clicks_are_bitwise_equal_to_those_of_the_function_on_a_gpu(
+    dtype: torch.dtype,
+) -> None:
     if reason := no_triton():
         pytest.skip(reason)
-    model = small_predictor().to("cuda", dtype)
-    clicker, plain = SAM2ImagePredictor(model), SAM2ImagePredictor(model)
-    plain.graphs = None
+    gpu_model = small_predictor().to("cuda", dtype)
+    with_graphs = SAM2ImagePredictor(gpu_model)
+    eager = SAM2ImagePredictor(gpu_model)
+    eager.graphs = None
     for i in range(4):
-        for predictor in (clicker, plain):
+        for predictor in (with_graphs, eager):
             predictor.set_image(frames(4)[i])
         for x in (10.0, 30.0, 50.0):
-            found, expected = (p.predict([[x, 30.0]], [1]) for p in (clicker, plain))
-            assert all(
-                np.array_equal(a, b) and np.isfinite(a).all()
-                for a, b in zip(found, expected, strict=True)
-            )
-    assert clicker.graphs is not None and len(clicker.graphs) == 2
+            actual, expected = (p.predict([[x, 30.0]], [1]) for p in (with_graphs, eager))
+            for a, b in zip(actual, expected, strict=True):
+                assert np.array_equal(a, b) and np.isfinite(a).all()
+    assert with_graphs.graphs is not None and len(with_graphs.graphs) == 2

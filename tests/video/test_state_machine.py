@@ -1,4 +1,4 @@
-"""Random interaction against a plain model of what a session should hold."""
+"""Random interaction with a session, compared with a simple model of its state."""
 
 from __future__ import annotations
 
@@ -12,22 +12,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 FRAMES = 6
-frames, ids = st.integers(0, FRAMES - 1), st.integers(1, 3)
+frames = st.integers(0, FRAMES - 1)
+ids = st.integers(1, 3)
 
 
 @pytest.fixture(autouse=True)
 def _machine(predictor: Any, make_clip: Any, snapshot: Any) -> None:
-    Interaction.predictor, Interaction.clip, Interaction.freeze = (
-        predictor,
-        make_clip(FRAMES),
-        staticmethod(snapshot),
-    )
+    Interaction.predictor = predictor
+    Interaction.clip = make_clip(FRAMES)
+    Interaction.freeze = staticmethod(snapshot)
 
 
 class Interaction(RuleBasedStateMachine):
-    """Expectation: ids in order, which frames each object is prompted on, and masks that a click
-    must still show.
-    """
+    """A session and its expected state."""
 
     predictor: Any
     clip: Any
@@ -36,8 +33,8 @@ class Interaction(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.state = self.predictor.init_state(self.clip)
-        self.prompted: dict[int, set[int]] = {}
-        self.promised: dict[tuple[int, int], torch.Tensor] = {}
+        self.prompted: dict[int, set[int]] = {}  # frames by object
+        self.returned: dict[tuple[int, int], torch.Tensor] = {}  # masks by object, prompted frame
 
     @rule(
         frame=frames,
@@ -48,23 +45,23 @@ class Interaction(RuleBasedStateMachine):
         add=st.booleans(),
     )
     def click(self, frame: int, obj: int, x: int, y: int, label: int, add: bool) -> None:
-        number, found, masks = self.predictor.add_new_points_or_box(
+        number, object_ids, masks = self.predictor.add_new_points_or_box(
             self.state, frame, obj, [[x, y]], [label], clear_old_points=not add
         )
         self.prompted.setdefault(obj, set()).add(frame)
-        self.promised[obj, frame] = masks[found.index(obj)].clone()
-        assert number == frame and masks.shape == (len(found), 1, 48, 72)
+        self.returned[obj, frame] = masks[object_ids.index(obj)].clone()
+        assert number == frame and masks.shape == (len(object_ids), 1, 48, 72)
 
     @rule(frame=frames, obj=ids, left=st.integers(0, 40))
-    def draw(self, frame: int, obj: int, left: int) -> None:
+    def prompt_with_mask(self, frame: int, obj: int, left: int) -> None:
         mask = np.zeros((48, 72), bool)
         mask[5:20, left : left + 20] = True
-        _, found, masks = self.predictor.add_new_mask(self.state, frame, obj, mask)
+        _, object_ids, masks = self.predictor.add_new_mask(self.state, frame, obj, mask)
         self.prompted.setdefault(obj, set()).add(frame)
-        self.promised[obj, frame] = masks[found.index(obj)].clone()
+        self.returned[obj, frame] = masks[object_ids.index(obj)].clone()
 
     @rule(frame=frames, obj=ids)
-    def refuse(self, frame: int, obj: int) -> None:
+    def prompt_with_wrong_label(self, frame: int, obj: int) -> None:
         before = self.freeze(self.state)
         with pytest.raises(ValueError):
             self.predictor.add_new_points_or_box(self.state, frame, obj, [[1, 1]], [5])
@@ -74,7 +71,7 @@ class Interaction(RuleBasedStateMachine):
     def remove(self, obj: int) -> None:
         self.predictor.remove_object(self.state, obj)
         self.prompted.pop(obj, None)
-        self.promised = {k: v for k, v in self.promised.items() if k[0] != obj}
+        self.returned = {k: v for k, v in self.returned.items() if k[0] != obj}
 
     @precondition(lambda self: self.prompted)
     @rule(frame=frames, data=st.data())
@@ -82,13 +79,13 @@ class Interaction(RuleBasedStateMachine):
         obj = data.draw(st.sampled_from(sorted(self.prompted)))
         self.predictor.clear_all_prompts_in_frame(self.state, frame, obj)
         self.prompted[obj].discard(frame)
-        self.promised.pop((obj, frame), None)
+        self.returned.pop((obj, frame), None)
 
     @rule()
     def reset(self) -> None:
         self.predictor.reset_state(self.state)
         self.prompted.clear()
-        self.promised.clear()
+        self.returned.clear()
 
     @precondition(lambda self: any(self.prompted.values()))
     @rule(start=frames, count=st.integers(0, 3), reverse=st.booleans())
@@ -96,35 +93,33 @@ class Interaction(RuleBasedStateMachine):
         if not any(t.bank.prompted or t.previews for t in self.state.objects.values()):
             return
         try:
-            for frame, found, masks in self.predictor.propagate_in_video(
+            for frame, object_ids, masks in self.predictor.propagate_in_video(
                 self.state, start, count, reverse
             ):
-                assert found == self.state.obj_ids and torch.isfinite(masks).all()
-                for i, obj in enumerate(found):
-                    if (obj, frame) in self.promised:
-                        assert torch.equal(masks[i], self.promised[obj, frame]), (
-                            "a prompted frame shows what the prompt returned"
-                        )
+                assert object_ids == self.state.obj_ids and torch.isfinite(masks).all()
+                for i, obj in enumerate(object_ids):
+                    if (obj, frame) in self.returned:
+                        assert torch.equal(masks[i], self.returned[obj, frame])
         except RuntimeError as error:
             assert "no object has a prompt" in str(error)
 
     @precondition(lambda self: self.prompted)
     @rule(frame=frames, obj=ids)
-    def fail(self, frame: int, obj: int) -> None:
-        def exhausted(*_: Any) -> None:
+    def run_out_of_memory(self, frame: int, obj: int) -> None:
+        def fail(*_: Any) -> None:
             raise torch.OutOfMemoryError("injected")
 
-        before, original = self.freeze(self.state), self.predictor.track
-        self.predictor.track = exhausted
+        before = self.freeze(self.state)
+        self.predictor.track = fail
         try:
             with pytest.raises(torch.OutOfMemoryError):
                 self.predictor.add_new_points_or_box(self.state, frame, obj, [[9, 9]], [1])
         finally:
             del self.predictor.track
-        assert self.freeze(self.state) == before and original is not None
+        assert self.freeze(self.state) == before
 
     @invariant()
-    def the_session_agrees(self) -> None:
+    def the_session_has_the_expected_state(self) -> None:
         assert set(self.state.obj_ids) == set(self.prompted)
         for obj, track in self.state.objects.items():
             assert set(track.prompts) == self.prompted[obj]
@@ -141,4 +136,4 @@ Interaction.TestCase.settings = settings(
 
 
 class TestInteraction(Interaction.TestCase):
-    """Collected by pytest; the fixture above fills the machine."""
+    """The test case that pytest collects; the fixture above sets the attributes of the machine."""

@@ -1,6 +1,4 @@
-"""Streams, bounded memory, threads, objects in one pass: what goes beyond the
-official predictor.
-"""
+"""Features beyond the official predictor: streams, bounded memory, threads, batched objects."""
 
 from __future__ import annotations
 
@@ -22,17 +20,20 @@ CLICK = {"points": [[20, 20]], "labels": [1]}
 def stream(
     predictor: Any, clip: Any, clicks: dict[int, list[tuple[Any, dict[str, Any]]]]
 ) -> dict[int, torch.Tensor]:
+    """Masks of a clip by frame, tracked frame by frame. `clicks`: prompts by frame."""
     state = predictor.init_state(None)
-    found = {}
+    masks_by_frame = {}
     for picture in clip:
         frame, _, masks = predictor.step(state, picture)
-        found[frame] = masks.clone()
         for obj_id, click in clicks.get(frame, []):
-            found[frame] = predictor.add_new_points_or_box(state, frame, obj_id, **click)[2].clone()
-    return found
+            masks = predictor.add_new_points_or_box(state, frame, obj_id, **click)[2]
+        masks_by_frame[frame] = masks.clone()
+    return masks_by_frame
 
 
-def test_streaming_equals_offline_bit_for_bit(predictor: Any, clip: Any, masks_of: Any) -> None:
+def test_streaming_is_bitwise_equal_to_offline_tracking(
+    predictor: Any, clip: Any, masks_of: Any
+) -> None:
     streamed = stream(predictor, clip, {0: [(1, CLICK), (2, {"box": [30, 5, 60, 40]})]})
     state = predictor.init_state(clip)
     predictor.add_new_points_or_box(state, 0, 1, **CLICK)
@@ -45,24 +46,22 @@ def test_streaming_equals_offline_bit_for_bit(predictor: Any, clip: Any, masks_o
 def test_bounded_memory_gives_the_same_masks(
     predictor: Any, make_clip: Any, masks_of: Any, keep: str
 ) -> None:
-    clip, results = make_clip(45), []
-    for kept in ("all", keep):
-        state = predictor.init_state(clip, keep=kept)
+    clip = make_clip(45)
+    results = []
+    for option in ("all", keep):
+        state = predictor.init_state(clip, keep=option)
         predictor.add_new_points_or_box(state, 20, 1, **CLICK)
         forward = masks_of(predictor.propagate_in_video(state))
         backward = masks_of(predictor.propagate_in_video(state, reverse=True))
-        results.append(
-            {
-                **{("forward", f): m for f, m in forward.items()},
-                **{("backward", f): m for f, m in backward.items()},
-            }
-        )
-        if kept == "reachable":
+        results.append([*forward.values(), *backward.values()])
+        if option == "reachable":
             assert len(state.objects[1].bank.tracked) <= 3 * 16
-    assert all(torch.equal(results[0][k], results[1][k]) for k in results[0])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_a_stream_remembers_six_maps_and_fifteen_pointers(predictor: Any, make_clip: Any) -> None:
+def test_a_stream_keeps_a_bounded_number_of_memories_and_frames(
+    predictor: Any, make_clip: Any
+) -> None:
     state = predictor.init_state(None)
     for frame, picture in enumerate(make_clip(60)):
         predictor.step(state, picture)
@@ -73,7 +72,7 @@ def test_a_stream_remembers_six_maps_and_fifteen_pointers(predictor: Any, make_c
     assert len(state.objects[1].passed) <= 17 and len(state.frames._frames) <= 8
 
 
-def test_objects_come_and_go_in_a_stream(predictor: Any, clip: Any) -> None:
+def test_objects_can_be_added_and_removed_in_a_stream(predictor: Any, clip: Any) -> None:
     state = predictor.init_state(None)
     assert predictor.step(state, clip[0])[2].shape == (0, 1, 48, 72)
     predictor.add_new_points_or_box(state, 0, 1, **CLICK)
@@ -85,7 +84,7 @@ def test_objects_come_and_go_in_a_stream(predictor: Any, clip: Any) -> None:
     assert (frame, ids, masks.shape) == (3, ["two"], (1, 1, 48, 72))
 
 
-def test_a_frame_of_another_size_is_refused_and_the_stream_goes_on(
+def test_a_frame_of_another_size_is_refused_and_the_stream_continues(
     predictor: Any, clip: Any
 ) -> None:
     state = predictor.init_state(None)
@@ -104,11 +103,11 @@ def test_a_stream_recovers_from_a_failed_frame(predictor: Any, clip: Any, monkey
     for picture in clip[1:3]:
         predictor.step(state, picture)
 
-    def exhausted(*_: Any) -> None:
+    def run_out_of_memory(*_: Any) -> None:
         raise torch.OutOfMemoryError("injected")
 
     with monkeypatch.context() as patch:
-        patch.setattr(predictor, "encode_memory", exhausted)
+        patch.setattr(predictor, "encode_memory", run_out_of_memory)
         with pytest.raises(torch.OutOfMemoryError):
             predictor.step(state, clip[3])
     for picture in clip[3:6]:
@@ -125,7 +124,7 @@ def test_old_frames_of_a_stream_cannot_be_prompted(predictor: Any, clip: Any) ->
     assert not state.objects
 
 
-def test_the_camera_names_answer(predictor: Any, clip: Any) -> None:
+def test_the_method_names_of_the_camera_predictor(predictor: Any, clip: Any) -> None:
     camera = SAM2CameraPredictor(predictor)
     with pytest.raises(RuntimeError, match="load_first_frame"):
         camera.track(clip[0])
@@ -136,7 +135,7 @@ def test_the_camera_names_answer(predictor: Any, clip: Any) -> None:
     assert ids == [1] and torch.equal(masks, expected[1])
 
 
-def test_step_wants_a_stream(predictor: Any, clip: Any) -> None:
+def test_step_requires_a_stream(predictor: Any, clip: Any) -> None:
     with pytest.raises(TypeError, match=r"init_state\(None\)"):
         predictor.step(predictor.init_state(clip), clip[0])
 
@@ -158,16 +157,18 @@ def test_both_directions_visit_every_frame_once(predictor: Any, clip: Any) -> No
         (2, 0, False, [2]),
     ],
 )
-def test_frame_order_is_the_official_one(
+def test_propagation_has_the_official_frame_order(
     predictor: Any, clip: Any, start: int, limit: int, reverse: bool, frames: list[int]
 ) -> None:
     state = predictor.init_state(clip)
     predictor.add_new_points_or_box(state, 0, 1, **CLICK)
-    found = [f for f, _, _ in predictor.propagate_in_video(state, start, limit, reverse)]
-    assert found == frames
+    outputs = list(predictor.propagate_in_video(state, start, limit, reverse))
+    assert [f for f, _, _ in outputs] == frames
 
 
-def test_stacked_objects_with_ragged_histories_equal_each_alone(predictor: Any, clip: Any) -> None:
+def test_objects_with_different_histories_in_one_pass_equal_each_object_alone(
+    predictor: Any, clip: Any
+) -> None:
     prompts = {
         1: (0, CLICK),
         2: (4, {"box": [30, 5, 60, 40]}),
@@ -181,17 +182,17 @@ def test_stacked_objects_with_ragged_histories_equal_each_alone(predictor: Any, 
             predictor.add_new_points_or_box(state, prompts[i][0], i, **prompts[i][1])
         return {
             (f, i): masks[k]
-            for f, found, masks in predictor.propagate_in_video(state, 0)
-            for k, i in enumerate(found)
+            for f, object_ids, masks in predictor.propagate_in_video(state, 0)
+            for k, i in enumerate(object_ids)
         }
 
-    together = run([1, 2, 3, 4])
+    all_objects = run([1, 2, 3, 4])
     for i in prompts:
         for key, mask in run([i]).items():
-            assert torch.allclose(mask, together[key], atol=2e-5), key
+            assert torch.allclose(mask, all_objects[key], atol=2e-5), key
 
 
-def test_more_objects_than_one_pass_holds(
+def test_more_objects_than_fit_in_one_pass(
     predictor: Any, clip: Any, monkeypatch: Any, masks_of: Any
 ) -> None:
     results = []
@@ -204,7 +205,7 @@ def test_more_objects_than_one_pass_holds(
     assert all(torch.allclose(results[0][f], results[1][f], atol=2e-5) for f in range(4))
 
 
-def test_sessions_in_threads_equal_serial_ones(
+def test_sessions_in_several_threads_equal_serial_ones(
     predictor: Any, make_clip: Any, masks_of: Any
 ) -> None:
     clips = [make_clip(8, seed=s) for s in range(4)]
@@ -229,57 +230,49 @@ def test_sessions_in_threads_equal_serial_ones(
 
 def test_one_session_in_two_threads_raises(predictor: Any, clip: Any, monkeypatch: Any) -> None:
     state = predictor.init_state(clip)
-    inside, go_on, errors = threading.Event(), threading.Event(), []
+    encoding = threading.Event()
+    may_continue = threading.Event()
     original = predictor.encode_image
 
-    def slow(images: torch.Tensor) -> Any:
-        inside.set()
-        go_on.wait(10)
+    def encode_image(images: torch.Tensor) -> Any:
+        encoding.set()
+        may_continue.wait(10)
         return original(images)
 
-    monkeypatch.setattr(predictor, "encode_image", slow)
+    monkeypatch.setattr(predictor, "encode_image", encode_image)
     worker = threading.Thread(target=lambda: predictor.add_new_points_or_box(state, 3, 1, **CLICK))
     worker.start()
-    inside.wait(10)
-    try:
+    encoding.wait(10)
+    with pytest.raises(RuntimeError, match="in use by another call"):
         predictor.add_new_points_or_box(state, 3, 2, **CLICK)
-    except RuntimeError as error:
-        errors.append(str(error))
-    go_on.set()
+    may_continue.set()
     worker.join()
-    assert "in use by another call" in errors[0] and state.obj_ids == [1]
+    assert state.obj_ids == [1]
 
 
-def test_state_may_live_in_host_memory_and_the_caller_settings_stay(
+def test_offloading_gives_the_same_masks_and_leaves_settings_of_torch_unchanged(
     predictor: Any, clip: Any, masks_of: Any
 ) -> None:
-    grad, dtype, threads = (
-        torch.is_grad_enabled(),
-        torch.get_default_dtype(),
-        torch.get_num_threads(),
-    )
+    def settings() -> tuple[Any, ...]:
+        return torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
+
+    before = settings()
     rng = torch.get_rng_state()
-    plain = predictor.init_state(clip)
-    moved = predictor.init_state(
+    on_device = predictor.init_state(clip)
+    offloaded = predictor.init_state(
         clip, offload_state_to_cpu=True, offload_video_to_cpu=True, async_loading_frames=True
     )
-    for state in (plain, moved):
+    for state in (on_device, offloaded):
         predictor.add_new_points_or_box(state, 0, 1, **CLICK)
-    a, b = (
-        masks_of(predictor.propagate_in_video(plain)),
-        masks_of(predictor.propagate_in_video(moved)),
-    )
-    assert all(torch.equal(a[f], b[f]) for f in a)
-    assert (grad, dtype, threads) == (
-        torch.is_grad_enabled(),
-        torch.get_default_dtype(),
-        torch.get_num_threads(),
-    )
+    expected = masks_of(predictor.propagate_in_video(on_device))
+    masks = masks_of(predictor.propagate_in_video(offloaded))
+    assert all(torch.equal(expected[f], masks[f]) for f in expected)
+    assert settings() == before
     assert torch.equal(rng, torch.get_rng_state()) and not torch.is_autocast_enabled("cpu")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_weights_of_other_dtypes_track_and_err_at_most_twice_as_much_as_torchs_own_layers(
+def test_weights_of_other_dtypes_err_at_most_twice_as_much_as_the_torch_backend(
     make_predictor: Any,
     clip: Any,
     dtype: torch.dtype,
@@ -295,13 +288,14 @@ def test_weights_of_other_dtypes_track_and_err_at_most_twice_as_much_as_torchs_o
         assert all(m.dtype == torch.float32 for m in masks.values())
         return torch.stack(list(masks.values())).double()
 
-    exact, mine = track(make_predictor().double()), track(make_predictor().to(dtype))
+    exact = track(make_predictor().double())
+    ours = track(make_predictor().to(dtype))
     monkeypatch.setattr(registry, "ORDER", ("torch",))
-    theirs = track(make_predictor().to(dtype))
-    assert (mine - exact).square().mean().sqrt() <= 2 * (theirs - exact).square().mean().sqrt()
+    in_torch = track(make_predictor().to(dtype))
+    assert (ours - exact).square().mean().sqrt() <= 2 * (in_torch - exact).square().mean().sqrt()
 
 
-def test_the_callers_autocast_is_honoured(predictor: Any, clip: Any, masks_of: Any) -> None:
+def test_autocast_of_the_caller_is_applied(predictor: Any, clip: Any, masks_of: Any) -> None:
     state = predictor.init_state(clip)
     with torch.autocast("cpu", torch.bfloat16):
         predictor.add_new_points_or_box(state, 3, 1, **CLICK)
@@ -311,9 +305,10 @@ def test_the_callers_autocast_is_honoured(predictor: Any, clip: Any, masks_of: A
 
 
 @pytest.mark.slow
-def test_ten_thousand_frames_in_flat_memory(predictor: Any, make_clip: Any) -> None:
+def test_memory_does_not_grow_in_ten_thousand_frames(predictor: Any, make_clip: Any) -> None:
     psutil = pytest.importorskip("psutil")
-    process, clip = psutil.Process(), make_clip(50)
+    process = psutil.Process()
+    clip = make_clip(50)
     state = predictor.init_state(None)
     sizes = []
     for frame in range(10_000):
@@ -329,7 +324,7 @@ def test_ten_thousand_frames_in_flat_memory(predictor: Any, make_clip: Any) -> N
             sizes.append(process.memory_info().rss)
     slope = np.polyfit(np.arange(len(sizes)) * 500, sizes, 1)[0]
     print(
-        f"slope {slope:.1f} bytes a frame over frames 2000 to 10000; resident "
+        f"{slope:.1f} bytes a frame over frames 2000 to 10000; resident memory "
         f"{sizes[0] / 1e6:.1f} to {sizes[-1] / 1e6:.1f} MB"
     )
-    assert slope < 500, f"{slope:.0f} bytes a frame"  # one map of this model is 4096 bytes
+    assert slope < 500, f"{slope:.0f} bytes a frame"  # a memory map of this model has 4096 bytes

@@ -1,4 +1,4 @@
-"""The official video predictor, made to run in float32 on a machine without its extension."""
+"""The official video predictor, adapted to float32 and to machines without its extension."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 def data() -> Path:
     """Real images and clips."""
     if not DATA.is_dir():
-        pytest.skip("the shared test media are not beside the repository")
+        pytest.skip("needs the test media in ../shared/data next to the repository")
     return DATA
 
 
 def fill_holes_by_scipy(masks: torch.Tensor, max_area: int) -> torch.Tensor:
-    """What the official extension does, which is not compiled here: independent of our kernels."""
+    """Holes filled as by the official extension, which is not compiled, without our kernels."""
     ndimage = pytest.importorskip("scipy.ndimage")
     out = masks.clone()
     for i in range(masks.shape[0]):
@@ -33,21 +33,22 @@ def fill_holes_by_scipy(masks: torch.Tensor, max_area: int) -> torch.Tensor:
     return out
 
 
-def runs_in_float32(model: Any) -> Any:
-    """Let the official predictor attend to its bfloat16 memories in float32 where it would raise (a
-    defect of its own).
+def convert_memories_to_float32(model: Any) -> Any:
+    """Make a float32 official predictor convert its bfloat16 memories before attending to them.
+
+    Without the conversion it raises, which is a defect of the official code.
     """
     original = model._prepare_memory_conditioned_features
 
-    def widen(output: dict[str, Any]) -> dict[str, Any]:
+    def convert(output: dict[str, Any]) -> dict[str, Any]:
         features = output["maskmem_features"]
         return {**output, "maskmem_features": features if features is None else features.float()}
 
     def prepare(*arguments: Any, output_dict: Any, **options: Any) -> Any:
-        wide = {
-            name: {t: widen(o) for t, o in frames.items()} for name, frames in output_dict.items()
+        converted = {
+            name: {t: convert(o) for t, o in frames.items()} for name, frames in output_dict.items()
         }
-        return original(*arguments, output_dict=wide, **options)
+        return original(*arguments, output_dict=converted, **options)
 
     model._prepare_memory_conditioned_features = prepare
     return model
@@ -55,22 +56,23 @@ def runs_in_float32(model: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def official_video(official_peer: ModuleType) -> Callable[..., Any]:
-    """size, version, image_size -> an official video predictor, every constant weight made random;
-    cached.
+    """A function of size, version and image size: an official video predictor.
+
+    Constant weights are replaced by random ones. Predictors are cached.
     """
     import sam2.sam2_video_predictor as module
 
     module.fill_holes_in_mask_scores = fill_holes_by_scipy
-    built: dict[Any, Any] = {}
+    predictors: dict[Any, Any] = {}
 
     def build(size: str = "t", version: str = "sam2.1", image_size: int = 256) -> Any:
         key = (size, version, image_size)
-        if key not in built:
+        if key not in predictors:
             model = official_peer.build_video(
                 size, version=version, overrides=[f"++model.image_size={image_size}"], device="cpu"
             )
-            built[key] = runs_in_float32(official_peer.enliven(model).eval())
-        return built[key]
+            predictors[key] = convert_memories_to_float32(official_peer.enliven(model).eval())
+        return predictors[key]
 
     return build
 

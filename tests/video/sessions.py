@@ -1,6 +1,4 @@
-"""Drives of a small predictor over a moving square, with recordings or without, for
-`test_graphs.py`.
-"""
+"""A small predictor, a clip of a moving square, and sessions, with CUDA graphs or without."""
 
 from __future__ import annotations
 
@@ -50,6 +48,7 @@ def small_predictor(**options: Any) -> SAM2VideoPredictor:
 
 
 def frames(count: int = 7) -> np.ndarray:
+    """Noise with a bright square that moves: [count, 60, 80, 3] uint8."""
     rng = np.random.default_rng(0)
     video = rng.integers(0, 60, (count, 60, 80, 3), dtype=np.uint8)
     for i in range(count):
@@ -57,24 +56,25 @@ def frames(count: int = 7) -> np.ndarray:
     return video
 
 
-def on_triton(*ops: str) -> None:
-    """These ops of a tracked frame run in Triton's interpreter, everything else in torch: nothing
-    that a tape cannot see.
+def run_in_triton(*ops: str) -> None:
+    """Run these ops of a tracked frame in Triton's interpreter and all others in torch.
+
+    A tape can record both, unlike kernels of the native module.
     """
     native.native = lambda: None
-    runs: dict[str, Any] = {
+    backends: dict[str, Any] = {
         "memory_attention": triton_attention,
         "mask_decoder": triton_decoder,
         "memory_encoder": _triton_encoder,
     }
     for op in ops:
         registry._implementations[op, "triton"] = registry.Implementation(
-            op, "triton", runs[op], lambda *_: None
+            op, "triton", backends[op], lambda *_: None
         )
 
 
 class NoSideStream:
-    """As `sam2_fast.recording.cuda_graph.SideStream`, where there are no streams."""
+    """`sam2_fast.recording.cuda_graph.SideStream` for a CPU, which has no streams."""
 
     def __init__(self, device: torch.device) -> None:
         del device
@@ -90,8 +90,8 @@ class NoSideStream:
         assert event == "event" and all(isinstance(x, Tensor) for x in tensors)
 
 
-def recorded(predictor: SAM2VideoPredictor, recorder: type[Any]) -> SAM2VideoPredictor:
-    """With recordings that a CPU can make."""
+def use_recorder(predictor: SAM2VideoPredictor, recorder: type[Any]) -> SAM2VideoPredictor:
+    """Make the predictor use CUDA graphs on the CPU, which `recorder` captures; returns it."""
     graphs_module.Recorder = recorder
     ahead_module.SideStream = NoSideStream
     Graphs.refuses_frame = Graphs.refuses = lambda *_: None
@@ -99,8 +99,8 @@ def recorded(predictor: SAM2VideoPredictor, recorder: type[Any]) -> SAM2VideoPre
     return predictor
 
 
-def brief(predictor: SAM2VideoPredictor) -> Iterator[Tensor]:
-    """Masks of two objects through three frames, one of them corrected."""
+def short_session(predictor: SAM2VideoPredictor) -> Iterator[Tensor]:
+    """Masks of two objects on three frames, one of which is corrected."""
     state = predictor.init_state(frames(3))
     for i in range(2):
         predictor.add_new_points_or_box(state, 0, i, points=[[10.0 + 20 * i, 30.0]], labels=[1])
@@ -110,14 +110,15 @@ def brief(predictor: SAM2VideoPredictor) -> Iterator[Tensor]:
             predictor.add_new_points_or_box(state, 1, 0, points=[[30.0, 30.0]], labels=[0])
 
 
-def edited(predictor: SAM2VideoPredictor) -> Iterator[Tensor]:
-    """Masks of a session in which objects come and go and frames are corrected or prompted again,
-    between frames.
+def edited_session(predictor: SAM2VideoPredictor) -> Iterator[Tensor]:
+    """Masks of a session that is edited between frames.
+
+    Objects are added and removed, and frames are corrected or prompted again.
     """
     state = predictor.init_state(frames())
     for i in range(2):
         predictor.add_new_points_or_box(state, 0, i, points=[[10.0 + 20 * i, 30.0]], labels=[1])
-    for frame in (5, 6):  # more prompted frames than a table has room for at first
+    for frame in (5, 6):  # more prompted frames than the initial capacity of a table
         predictor.add_new_points_or_box(state, frame, 1, points=[[40.0, 30.0]], labels=[1])
     for frame, _, masks in predictor.propagate_in_video(state):
         yield masks
