@@ -11,7 +11,7 @@ from sam2_fast import build_sam2_video_predictor
 from sam2_fast.data import SyntheticVideo, World
 from sam2_fast.data.motion import Path, Pose, happens
 from sam2_fast.data.shapes import Shape, Texture
-from sam2_fast.data.synthetic import _draw, _Object
+from sam2_fast.data.synthetic import _draw
 
 
 def video(seed: int = 0, length: int = 40, **changes: object) -> SyntheticVideo:

@@ -83,6 +83,30 @@ def test_a_video_is_written_frame_by_frame_and_appears_when_closed(tmp_path: Pat
     assert [entry.name for entry in path.parent.iterdir()] == ["clip.mp4"]
 
 
+def test_a_path_that_ends_in_webp_becomes_an_animation_that_loops(tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="videos need PyAV")
+    path = tmp_path / "clip.webp"
+    with VideoWriter(path, 47, 63, fps=20) as writer:
+        for index in range(5):
+            writer.write(picture(index, 47, 63))
+    with Image.open(path) as animation:
+        assert (animation.format, animation.n_frames, animation.size) == ("WEBP", 5, (64, 48))
+        assert animation.info["loop"] == 0
+        animation.seek(4)
+        shown = np.asarray(animation.convert("RGB"))[:47, :63]
+    assert np.abs(shown.astype(int) - picture(4, 47, 63)).mean() < 12
+
+
+def test_without_a_webp_encoder_the_error_names_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    av = pytest.importorskip("av", reason="videos need PyAV")
+    monkeypatch.setattr(av, "codecs_available", {"libx264"})
+    with pytest.raises(ValueError, match=r"use a \.mp4 path"):
+        VideoWriter(tmp_path / "clip.webp", 48, 64)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_error_while_writing_leaves_no_video(tmp_path: Path) -> None:
     pytest.importorskip("av", reason="videos need PyAV")
     with (

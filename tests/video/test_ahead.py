@@ -12,7 +12,6 @@ import torch
 
 from sam2_fast.io.frames import FrameSource
 from sam2_fast.recording import cache as graphs_module
-from sam2_fast.recording.cache import Runner
 from sam2_fast.recording.cuda_graph import SideStream
 from sam2_fast.recording.runner import Runner
 from sam2_fast.video import lookahead as ahead_module
