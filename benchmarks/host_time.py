@@ -39,7 +39,7 @@ class NoRecorder:
     def __init__(self, device: torch.device) -> None:
         del device
 
-    def turn(self) -> Any:
+    def exclusive(self) -> Any:
         """A context manager that does nothing."""
         return nullcontext()
 

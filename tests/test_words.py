@@ -43,7 +43,7 @@ def test_the_glossary_finds_names_and_phrases(tmp_path: Path) -> None:
     kernels.mkdir()
     (kernels / "a.py").write_text("# bitwise equal\nturned_queries = 1\noutput = 2\n")
     (kernels / "b.py").write_text(
-        "def f(found):\n    '''Equal\n    to the bit.'''\n    total = found\n"
+        "def f(found):\n    '''Equal to\n    the" + " bit.'''\n    total = found\n"
     )
     (tmp_path / "c.cpp").write_text("// mine\nint place = 0; x.place = 1;\n")
     expected = {
@@ -117,6 +117,6 @@ def test_no_conditional_expression_is_inside_another() -> None:
 
 
 def test_formatters_are_not_switched_off() -> None:
-    marks = ("# fmt" + ": off", "# fmt" + ": skip", "clang-format" + " off")
-    off = [path for path in text_files() if any(mark in path.read_text() for mark in marks)]
+    switches = ("# fmt" + ": off", "# fmt" + ": skip", "clang-format" + " off")
+    off = [path for path in text_files() if any(text in path.read_text() for text in switches)]
     assert not off, off

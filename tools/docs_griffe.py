@@ -1,7 +1,7 @@
 """Griffe extension of mkdocs.yml: docstrings of this package as Markdown.
 
-A docstring here is a summary, prose, and lines of the form `name: shape, dtype, meaning`, whose
-continuation is not indented. Each of these lines becomes an item of a list.
+A docstring here is a summary, prose, and lines of the form `name: shape, dtype, meaning`. Their
+continuation lines are not indented. Each of these lines becomes an item of a list.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: object) -> s
 
 
 def rewrite(text: str, folder: PurePosixPath, page_folder: PurePosixPath) -> str:
-    """`text`, whose links are relative to `folder`, for a page in `page_folder`."""
+    """`text` with links relative to `folder`, rewritten for a page in `page_folder`."""
 
     def link(match: re.Match[str]) -> str:
         label, target = match[1], match[2]

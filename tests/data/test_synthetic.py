@@ -48,10 +48,10 @@ def test_shapes_and_types() -> None:
 def test_a_disk_is_drawn_at_its_position_with_its_radius() -> None:
     rng = np.random.default_rng(0)
     disk = Shape("blob", 3, 0.3, 1.0, (), 0.0, 0.0)
-    thing = _Thing(disk, Texture.random(rng), (0.1, 0.1))
+    disk_object = _Object(disk, Texture.random(rng), (0.1, 0.1))
     image = np.zeros((64, 96, 3), np.float32)
     labels = np.zeros((64, 96), np.uint8)
-    _draw(thing, Pose(40.0, 30.0, 12.0, 0.7), 0, 9, image, labels)
+    _draw(disk_object, Pose(40.0, 30.0, 12.0, 0.7), 0, 9, image, labels)
     y, x = np.mgrid[0:64, 0:96]
     assert np.array_equal(labels == 9, np.hypot(x - 40, y - 30) <= 12)
     assert (image[labels == 0] == 0).all() and (image[labels == 9] != 0).any()
@@ -87,9 +87,18 @@ def test_later_objects_cover_earlier_ones() -> None:
     hidden = 0
     for t in (0, 10, 20):
         whole_masks = []
-        for number, (thing, path) in enumerate(zip(clip._objects, paths, strict=True), start=1):
+        for number, (disk_object, path) in enumerate(
+            zip(clip._objects, paths, strict=True), start=1
+        ):
             labels = np.zeros((64, 96), np.uint8)
-            _draw(thing, path.at(t, 64, 96), t, number, np.zeros((64, 96, 3), np.float32), labels)
+            _draw(
+                disk_object,
+                path.at(t, 64, 96),
+                t,
+                number,
+                np.zeros((64, 96, 3), np.float32),
+                labels,
+            )
             whole_masks.append(labels > 0)
         for i, mask in enumerate(whole_masks):
             in_front = np.any([np.zeros_like(mask), *whole_masks[i + 1 :]], axis=0)
@@ -129,7 +138,7 @@ def test_only_cuts_change_the_background() -> None:
 
 def test_look_alikes_share_shape_and_texture_but_not_the_path() -> None:
     clip = video(0, objects=(6, 6), look_alikes=1.0)
-    assert all(thing is clip._objects[0] for thing in clip._objects)
+    assert all(disk_object is clip._objects[0] for disk_object in clip._objects)
     paths, _ = clip._scene(0)
     assert len({path.at(0, 64, 96) for path in paths}) == 6
 

@@ -17,11 +17,11 @@ api = InferenceAPI()
 session = api.start_session(
     requests.StartSessionRequest(type="start_session", path=frames)
 ).session_id
-said: list[dict[str, Any]] = []
+messages: list[dict[str, Any]] = []
 
 
 def note(*responses: Any) -> None:
-    said.extend(response.to_dict() for response in responses)
+    messages.extend(response.to_dict() for response in responses)
 
 
 def click(frame: int, thing: int, points: list[list[float]], labels: list[int]) -> None:
@@ -67,4 +67,4 @@ note(
 )
 note(api.close_session(requests.CloseSessionRequest(type="close_session", session_id=session)))
 with open(result, "w") as file:
-    json.dump(said, file)
+    json.dump(messages, file)
