@@ -11,7 +11,7 @@ from sam2_fast import build_sam2_video_predictor
 from sam2_fast.data import SyntheticVideo, World
 from sam2_fast.data.motion import Path, Pose, happens
 from sam2_fast.data.shapes import Shape, Texture
-from sam2_fast.data.synthetic import _draw
+from sam2_fast.data.synthetic import _draw, _Object
 
 
 def video(seed: int = 0, length: int = 40, **changes: object) -> SyntheticVideo:
@@ -48,10 +48,10 @@ def test_shapes_and_types() -> None:
 def test_a_disk_is_drawn_at_its_position_with_its_radius() -> None:
     rng = np.random.default_rng(0)
     disk = Shape("blob", 3, 0.3, 1.0, (), 0.0, 0.0)
-    disk_object = _Object(disk, Texture.random(rng), (0.1, 0.1))
+    item = _Object(disk, Texture.random(rng), (0.1, 0.1))
     image = np.zeros((64, 96, 3), np.float32)
     labels = np.zeros((64, 96), np.uint8)
-    _draw(disk_object, Pose(40.0, 30.0, 12.0, 0.7), 0, 9, image, labels)
+    _draw(item, Pose(40.0, 30.0, 12.0, 0.7), 0, 9, image, labels)
     y, x = np.mgrid[0:64, 0:96]
     assert np.array_equal(labels == 9, np.hypot(x - 40, y - 30) <= 12)
     assert (image[labels == 0] == 0).all() and (image[labels == 9] != 0).any()
@@ -87,12 +87,10 @@ def test_later_objects_cover_earlier_ones() -> None:
     hidden = 0
     for t in (0, 10, 20):
         whole_masks = []
-        for number, (disk_object, path) in enumerate(
-            zip(clip._objects, paths, strict=True), start=1
-        ):
+        for number, (item, path) in enumerate(zip(clip._objects, paths, strict=True), start=1):
             labels = np.zeros((64, 96), np.uint8)
             _draw(
-                disk_object,
+                item,
                 path.at(t, 64, 96),
                 t,
                 number,
@@ -138,7 +136,7 @@ def test_only_cuts_change_the_background() -> None:
 
 def test_look_alikes_share_shape_and_texture_but_not_the_path() -> None:
     clip = video(0, objects=(6, 6), look_alikes=1.0)
-    assert all(disk_object is clip._objects[0] for disk_object in clip._objects)
+    assert all(item is clip._objects[0] for item in clip._objects)
     paths, _ = clip._scene(0)
     assert len({path.at(0, 64, 96) for path in paths}) == 6
 
