@@ -87,7 +87,7 @@ gpu-setup: $(GPU)/.installed
 pack-gpu: $(GPU)/.installed  ## pack what benchmarks.first_light needs on a GPU machine into .gpu
 	$(GPU)/bin/python -m tools.pack_gpu
 
-generated: $(STAMP)  ## write files that follow from the sources: floor plan, op names, status, chart
+generated: $(STAMP)  ## files that follow from the sources: floor plan, op names, status, chart
 	$(PY) -m tools.floor_plan --write
 	$(PY) -m tools.op_names --write
 	$(PY) -m tools.status --write

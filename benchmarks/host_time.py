@@ -43,7 +43,7 @@ class NoRecorder:
         """A context manager that does nothing."""
         return nullcontext()
 
-    def finish(self) -> None:
+    def synchronize(self) -> None:
         """Do nothing."""
 
 

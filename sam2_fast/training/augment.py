@@ -74,20 +74,20 @@ def augment(
     rng = np.random.default_rng([seed, 2])
     height, width = images[0].shape[:2]
     flip = bool(rng.random() < augmentation.flip)
-    affine = _random_affine(rng, augmentation, width, height)
-    if affine is not None and not all(
-        _transform(_grey(mask), flip, affine, Image.Resampling.NEAREST, 0).getbbox()
+    matrix = _random_matrix(rng, augmentation, width, height)
+    if matrix is not None and not all(
+        _transform(_grey(mask), flip, matrix, Image.Resampling.NEAREST, 0).getbbox()
         for mask in masks[0]
     ):
-        affine = None
+        matrix = None
     smooth, nearest = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
     shown = [
-        _transform(Image.fromarray(image), flip, affine, smooth, FILL).resize((size, size), smooth)
+        _transform(Image.fromarray(image), flip, matrix, smooth, FILL).resize((size, size), smooth)
         for image in images
     ]
     shown_masks = [
         [
-            _transform(_grey(mask), flip, affine, nearest, 0).resize((size, size), smooth)
+            _transform(_grey(mask), flip, matrix, nearest, 0).resize((size, size), smooth)
             for mask in frame
         ]
         for frame in masks
@@ -105,7 +105,7 @@ def augment(
     return Clip(normalize_frame(pixels), truth, seed)
 
 
-def _random_affine(
+def _random_matrix(
     rng: np.random.Generator, augmentation: Augmentation, width: int, height: int
 ) -> tuple[float, ...] | None:
     """Coefficients for Pillow, which map output pixels to input pixels; None for no change.
@@ -130,15 +130,15 @@ def _grey(mask: npt.NDArray[np.bool_]) -> Image.Image:
 def _transform(
     image: Image.Image,
     flip: bool,
-    affine: tuple[float, ...] | None,
+    matrix: tuple[float, ...] | None,
     resampling: Image.Resampling,
     fill: int | tuple[int, int, int],
 ) -> Image.Image:
     image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
     return (
         image
-        if affine is None
-        else image.transform(image.size, Image.Transform.AFFINE, affine, resampling, fillcolor=fill)
+        if matrix is None
+        else image.transform(image.size, Image.Transform.AFFINE, matrix, resampling, fillcolor=fill)
     )
 
 

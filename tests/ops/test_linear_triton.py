@@ -92,12 +92,12 @@ for name, (rows, inner, outer, normed, activation, scaled, added, width) in case
             linear(x, layer, statistics, **options)
         forms = {k: choice[1][-1] if library else choice[0] for k, choice in trial.choices.items()}
         with trying(forms):
-            actual, row_statistics = linear_with_statistics(x, layer, statistics, **options)
+            actual, out_statistics = linear_with_statistics(x, layer, statistics, **options)
         check(actual, reference, exact, (name, library))
-        groups = actual.double().split(row_statistics.group_size, 1)
+        groups = actual.double().split(out_statistics.group_size, 1)
         means = torch.stack([g.mean(1) for g in groups], 1)
         sums = torch.stack([(g - g.mean(1, keepdim=True)).square().sum(1) for g in groups], 1)
-        actual_means, actual_sums = row_statistics.values.double().unbind(2)
+        actual_means, actual_sums = out_statistics.values.double().unbind(2)
         assert torch.allclose(actual_means, means, atol=1e-5), name
         assert torch.allclose(actual_sums, sums, rtol=1e-4, atol=1e-5), name
     if normed:
@@ -185,7 +185,7 @@ def test_row_statistics_and_norms_compile_without_spills(capability: int, channe
     block, padded_channels = kernels._rows_at_once(channels)
     constants = {"BLOCK": block, "WIDE": padded_channels}
     types = dict.fromkeys(("x", "weight", "bias", "out"), "*bf16")
-    types |= {"moments": "*fp32", "eps": "fp32", "rows": "i32", "channels": "i32"}
+    types |= {"statistics": "*fp32", "eps": "fp32", "rows": "i32", "channels": "i32"}
     for kernel in (kernels.row_statistics_kernel, kernels.normalize_kernel):
         used = resources(kernel, types, constants, capability, 8, 1, ("channels",))
         assert used.spilled_bytes == 0, used

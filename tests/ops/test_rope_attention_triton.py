@@ -33,7 +33,7 @@ for dtype in (torch.float32, torch.float16):
     for scale in (1.0, 16.0):
         for side, maps, unrotated, dim, values, spans in {CASES}:
             errors = Errors()
-            for draw in range(draws(side, values)):
+            for draw in range(draws(side, values, scale)):
                 *inputs, table = case(side, maps, unrotated, dim, values, scale=scale, draw=draw)
                 q, k, v = (x.to(dtype) for x in inputs)
                 in_float64 = (x.double() for x in (q, k, v, table))
@@ -142,7 +142,7 @@ def test_errs_at_most_twice_as_much_as_torch_on_a_gpu(
 
     side, maps, unrotated, dim, values, spans = shape
     errors, stream = Errors(), torch.cuda.Stream()
-    for draw in range(draws(side, values)):
+    for draw in range(draws(side, values, scale)):
         *inputs, table = case(side, maps, unrotated, dim, values, scale=scale, draw=draw)
         q, k, v = (x.to("cuda", dtype) for x in inputs)
         table = table.cuda()

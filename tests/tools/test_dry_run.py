@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from tools import dry_run
+from tools.gpu import fake
 from tools.gpu.architectures import ARCHITECTURES
+from tools.gpu.fake import FakeGpu
 from tools.gpu.report import differences
 from tools.gpu.stages import STAGES
 
@@ -184,3 +186,11 @@ def test_attention_in_windows_of_the_whole_grid_needs_few_instructions() -> None
     for label, row in whole.items():
         tiles = _constant(label, "BLOCK_Q") * _constant(label, "BLOCK_K") / 64**2
         assert row["loop_instructions"] / (tiles * 4 / row["warps"]) <= 520, label
+
+
+def test_a_patch_that_fails_leaves_nothing_patched(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.Tensor.new_empty, torch.empty_like
+    monkeypatch.setattr(fake, "_every_op_in_triton", lambda: iter([(torch, "no_such_name", None)]))
+    with pytest.raises(AttributeError, match="no_such_name"), FakeGpu(90):
+        pass
+    assert (torch.Tensor.new_empty, torch.empty_like) == before

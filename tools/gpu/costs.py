@@ -31,7 +31,7 @@ def _attend(a: Arguments) -> int:
 
     For them `num_keys` is only an upper bound.
     """
-    width = a["q"].shape[-1] + a["values"]
+    width = a["q"].shape[-1] + a["value_dim"]
     if a["RAGGED"]:
         return 2 * a["num_queries"] * int(a["first_keys"][-1]) * width
     return 2 * a["num_queries"] * a["k"].shape[0] * a["num_keys"] * width

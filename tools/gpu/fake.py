@@ -64,12 +64,18 @@ class FakeGpu:
         self._patches = ExitStack()
 
     def __enter__(self) -> FakeGpu:
+        with ExitStack() as patches:  # undone if one of them fails
+            self._patch(patches)
+            self._patches = patches.pop_all()
+        return self
+
+    def _patch(self, patches: ExitStack) -> None:
         from triton.runtime.driver import driver
         from triton.runtime.jit import JITFunction
 
         active = driver._active
         driver.set_active(_Driver(self.architecture.capability))
-        self._patches.callback(setattr, driver, "_active", active)
+        patches.callback(setattr, driver, "_active", active)
         major, minor = divmod(self.architecture.capability, 10)
         properties = SimpleNamespace(multi_processor_count=self.architecture.multiprocessors)
         for target, name, value in (
@@ -82,10 +88,9 @@ class FakeGpu:
             (torch.Tensor, "new_empty", _zeros),
             (torch, "empty_like", _zeros_like),
         ):
-            self._patches.enter_context(patch.object(target, name, value))
+            patches.enter_context(patch.object(target, name, value))
         for target, name, value in _every_op_in_triton():
-            self._patches.enter_context(patch.object(target, name, value))
-        return self
+            patches.enter_context(patch.object(target, name, value))
 
     def __exit__(self, *_: object) -> None:
         self._patches.close()
@@ -250,7 +255,7 @@ def _every_op_in_triton() -> Iterator[tuple[Any, str, Any]]:
         if backend == "cuda":
             implementations[op, backend] = replace(implementation, absent=_needs_a_gpu)
     yield registry, "_implementations", implementations
-    yield mask_generator, "_far", lambda device: True
+    yield mask_generator, "_on_accelerator", lambda device: True
     # `_TorchOperations` is a TorchDispatchMode. While one is active, ops would run their reference
     # implementations.
     yield tracing, "recording_reason", lambda: None
