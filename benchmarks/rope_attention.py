@@ -32,9 +32,9 @@ def measure(options: Options) -> Iterator[Case]:
     for dtype in dtypes(options):
         peak = matrix_peak(options.device, dtype)
         for maps in (0, 1, 7):
-            keys = f"{maps} maps" if maps else "self"
+            kind = f"{maps} maps" if maps else "self"
             yield Case(
-                f"{keys}, {side * side} queries, {str(dtype)[6:]}",
+                f"{kind}, {side * side} queries, {str(dtype)[6:]}",
                 attention,
                 (side, maps, dtype, peak, options),
             )

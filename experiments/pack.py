@@ -35,7 +35,7 @@ def pack(source: Path, target: Path) -> int:
         raise ValueError(f"{source}: expected the weights of nano, got {infer_config(state)}")
     half = {name: t.to(torch.float16).contiguous() for name, t in state.items()}
     if wrong := [name for name, t in half.items() if not bool(torch.isfinite(t).all())]:
-        raise ValueError(f"{source}: expected values in float16's range, not so {', '.join(wrong)}")
+        raise ValueError(f"{source}: values of {', '.join(wrong)} exceed the range of float16")
     metadata = {
         "model": "nano",
         "license": "Apache-2.0",

@@ -84,7 +84,7 @@ def run_steps(plan: Plan) -> int:
                 _run_step(step, plan, stage, work, lines, deadline)
                 _archive(work, out)
         except KeyboardInterrupt:
-            append(lines, {"step": "run", "item": "stopped", "status": "stopped from outside"})
+            append(lines, {"step": "run", "item": "stopped", "status": "stopped by a signal"})
         finally:
             signal.signal(signal.SIGTERM, before)
             _archive(work, out)
