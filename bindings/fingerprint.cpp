@@ -81,8 +81,9 @@ bool same_tensors(const py::object& address, const py::object& version, const py
     }
     PyObject* expected_version = PyList_GET_ITEM(versions.ptr(), i);
     if (expected_version != Py_None &&
-        integer_of(version.ptr(), tensor) != integer(expected_version))
+        integer_of(version.ptr(), tensor) != integer(expected_version)) {
       return false;
+    }
     const long long expected_address = integer(PyList_GET_ITEM(addresses.ptr(), i));
     if (integer_of(address.ptr(), tensor) != expected_address) return false;
   }

@@ -12,7 +12,7 @@ namespace sam2_fast {
 namespace SAM2_FAST_ISA {
 namespace {
 
-// Keys of a block, which are the columns of a tile of scores. Values are padded to a multiple of
+// Keys of a block: the columns of a tile of scores. Channels of values are padded to a multiple of
 // it.
 constexpr int64_t kBlock = 64;
 // Queries of a task: 16 tiles of 6 rows, which read the same block of keys.

@@ -215,6 +215,7 @@ struct WeightCopies {
     units = 0;
   }
 
+  // Returns a matrix of `elements` elements as units. A null weight stays null.
   const Unit* prepare(const void* weight, int64_t elements) {
     if (weight == nullptr || storage == kStorage) return static_cast<const Unit*>(weight);
     Unit* const copy = next + units;

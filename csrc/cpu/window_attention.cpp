@@ -151,8 +151,9 @@ struct Worker {
 
   void attend_window(const Window& window, int64_t h) const {
     for (int64_t i = 0; i * kBlock < window.tokens(); ++i) pack_block(window, h, i, window_packed);
-    for (int64_t i = 0; i < queries_of(window); i += kBlock)
+    for (int64_t i = 0; i < queries_of(window); i += kBlock) {
       attend_block(window, h, i, window_packed);
+    }
   }
 
   Packed<Dot> image_head(int64_t h) const {

@@ -47,8 +47,9 @@ void decode(Worker<Dot>& worker, int64_t object) {
     const AttentionLayer<Dot>& next = attentions[layer + 1];
     tokens.project_queries(next);
 #pragma omp for schedule(static)
-    for (int64_t b = 0; b < worker.blocks; ++b)
+    for (int64_t b = 0; b < worker.blocks; ++b) {
       worker.update_image_block(layer, next, b, next_partial);
+    }
     float* const previous = partial;
     partial = next_partial;
     next_partial = previous;
