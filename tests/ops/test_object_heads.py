@@ -68,7 +68,7 @@ def case(
     iou = random(objects, 4).sigmoid()
     iou[0, 1:] = iou[0, 1]  # of equal values, the first is chosen
     output_tokens = random(objects, tokens, dim)
-    if objects > 1:  # the bias makes the median of the presence logits zero
+    if objects > 1:  # zero is between two presence logits in the middle
         presence_logits = three_layers(output_tokens[:, 0], MlpWeights.unflatten(presence))
         ascending = presence_logits.flatten().sort().values
         presence[-1] -= (ascending[objects // 2] + ascending[objects // 2 - 1]) / 2
