@@ -132,7 +132,9 @@ def test_invalid_calls_are_refused(model: SAM2Base) -> None:
     ("first", "count", "expected"),
     [(True, 1, True), (True, 2, False), (True, 0, True), (False, 1, True)],
 )
-def test_use_multimask(model: SAM2Base, first: bool, count: int, expected: bool) -> None:
+def test_three_masks_are_predicted_for_at_most_one_click(
+    model: SAM2Base, first: bool, count: int, expected: bool
+) -> None:
     points = {"point_labels": torch.ones(1, count)} if count else None
     assert model._use_multimask(first, points) is expected
     model.multimask_output_for_tracking = False

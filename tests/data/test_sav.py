@@ -27,7 +27,7 @@ def write_annotations(path: Path, **changes: object) -> Path:
     return path
 
 
-def test_masks_by_object_and_frame(tmp_path: Path) -> None:
+def test_masks_are_read_by_object_and_frame(tmp_path: Path) -> None:
     annotations = SavAnnotations(write_annotations(tmp_path / "v_manual.json"))
     assert len(annotations) == 2
     assert annotations.ids == [3, 7]
@@ -54,7 +54,7 @@ def test_errors_name_what_is_wrong(tmp_path: Path) -> None:
         SavAnnotations(tmp_path / "nowhere.json")
 
 
-def test_a_published_file() -> None:
+def test_a_published_file_can_be_read() -> None:
     if not SHARED.is_file():
         pytest.skip("no sav_000001_manual.json in ../shared/data")
     annotations = SavAnnotations(SHARED)

@@ -35,7 +35,7 @@ def test_frames_can_be_read_in_any_order_and_do_not_depend_on_the_length() -> No
     assert longer[10**6 - 1].labels.shape == (64, 96)
 
 
-def test_shapes_and_types() -> None:
+def test_frames_have_the_documented_shapes_and_dtypes() -> None:
     frame = video()[0]
     assert frame.image.shape == (64, 96, 3)
     assert frame.image.dtype == np.uint8

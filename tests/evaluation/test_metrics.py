@@ -90,7 +90,7 @@ def test_tolerance_is_a_share_of_the_diagonal_rounded_up(
     assert tolerance(*size) == pixels and tolerance(*size, bound=3) == 3
 
 
-def test_empty_masks() -> None:
+def test_scores_of_empty_masks() -> None:
     empty = torch.zeros(20, 20, dtype=torch.bool)
     square = empty.clone()
     square[5:10, 5:10] = True

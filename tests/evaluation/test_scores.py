@@ -109,7 +109,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_folders_of_both_layouts(folders: tuple[Path, Path], processes: int) -> None:
+def test_folders_of_both_layouts_are_scored(folders: tuple[Path, Path], processes: int) -> None:
     report = score_folders(*folders, processes=processes, progress=False)
     iou_on_frame_2 = (7 * 7) / (200 - 7 * 7)
     mean = (2 + iou_on_frame_2) / 3

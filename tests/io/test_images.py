@@ -40,7 +40,7 @@ def test_arrays_pillow_images_and_tensors_of_one_picture_give_the_same_pixels() 
     assert same((torch.from_numpy(RGB) / 255).requires_grad_())
 
 
-def test_grey_and_alpha() -> None:
+def test_grey_becomes_rgb_and_alpha_is_dropped() -> None:
     grey = RGB[:, :, 0]
     grey_rgb = np.repeat(grey[:, :, None], 3, axis=2)
     assert same(grey, grey_rgb)
@@ -52,7 +52,7 @@ def test_grey_and_alpha() -> None:
     assert same(Image.fromarray(np.dstack([RGB, grey])))
 
 
-def test_negative_strides_and_views() -> None:
+def test_negative_strides_and_views_are_accepted() -> None:
     assert same(RGB[::-1], RGB[::-1].copy())
     assert same(RGB[:, :, ::-1], RGB[:, :, ::-1].copy())
     assert same(np.asfortranarray(RGB))

@@ -147,7 +147,7 @@ def test_a_description_has_area_and_box() -> None:
     assert describe(np.zeros((6, 8), bool))["bbox"] == [0, 0, 0, 0]
 
 
-def test_supervision_detections() -> None:
+def test_masks_are_converted_to_supervision_detections() -> None:
     pytest.importorskip("supervision", reason="builds supervision.Detections")
     logits = np.where(np.stack([LEFT, np.zeros_like(LEFT), RIGHT]), 3.0, -3.0)
     detections = to_detections(logits, [4, 5, 6], [0.5, 0.25, 0.75])

@@ -49,7 +49,7 @@ def in_float64(value: Any) -> Any:
 
 @torch.no_grad()
 @pytest.mark.parametrize(("reverse", "limit"), [(False, -1), (True, -1), (False, 2)])
-def test_track_step_on_a_clip(
+def test_track_step_equals_the_official_one(
     models: tuple[Any, Any, Any],
     assert_within_twice: Callable[..., None],
     reverse: bool,

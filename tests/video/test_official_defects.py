@@ -20,7 +20,9 @@ from sam2_fast.config import Sam2Config
 CLICK = {"points": [[20, 20]], "labels": [1]}
 
 
-def test_clear_non_cond_mem_around_input_works(make_predictor: Any, clip: Any) -> None:
+def test_clear_non_cond_mem_around_input_drops_memories_nearby(
+    make_predictor: Any, clip: Any
+) -> None:
     predictor = make_predictor(clear_non_cond_mem_around_input=True)
     state = predictor.init_state(clip)
     predictor.add_new_points_or_box(state, 0, 1, **CLICK)

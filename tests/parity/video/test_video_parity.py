@@ -163,20 +163,24 @@ def test_masks_equal_the_official_ones(
     compare(official_video("t", "sam2.1", 128), scenario, clip_folder, mask_iou)
 
 
-def test_thirty_frames(official_video: Any, data: Path, tmp_path: Path, mask_iou: Any) -> None:
+def test_masks_of_thirty_frames_equal_the_official_ones(
+    official_video: Any, data: Path, tmp_path: Path, mask_iou: Any
+) -> None:
     """A clip twice as long as the memory."""
     clip = folder_of(30, data, tmp_path)
     compare(official_video("t", "sam2.1", 128), later_objects, clip, mask_iou)
 
 
 @pytest.mark.parametrize("image_size", [96, 256])
-def test_other_image_sizes(
+def test_masks_at_other_image_sizes_equal_the_official_ones(
     official_video: Any, clip_folder: str, mask_iou: Any, image_size: int
 ) -> None:
     compare(official_video("t", "sam2.1", image_size), several_objects, clip_folder, mask_iou)
 
 
-def test_version_2_0(official_video: Any, clip_folder: str, mask_iou: Any) -> None:
+def test_masks_of_version_2_0_equal_the_official_ones(
+    official_video: Any, clip_folder: str, mask_iou: Any
+) -> None:
     compare(official_video("t", "sam2", 128), later_objects, clip_folder, mask_iou)
 
 
@@ -207,12 +211,14 @@ def test_bfloat16_autocast_errs_at_most_twice_as_much_as_the_official_code(
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["sam2", "sam2.1"])
 @pytest.mark.parametrize("size", ["t", "s", "b+", "l"])
-def test_every_model_size_and_version(
+def test_masks_of_every_model_size_and_version_equal_the_official_ones(
     official_video: Any, clip_folder: str, mask_iou: Any, size: str, version: str
 ) -> None:
     compare(official_video(size, version, 256), several_objects, clip_folder, mask_iou)
 
 
 @pytest.mark.slow
-def test_full_image_size(official_video: Any, clip_folder: str, mask_iou: Any) -> None:
+def test_masks_at_full_image_size_equal_the_official_ones(
+    official_video: Any, clip_folder: str, mask_iou: Any
+) -> None:
     compare(official_video("t", "sam2.1", 1024), one_click, clip_folder, mask_iou)
