@@ -57,7 +57,7 @@ for name, shape in list(SHAPES.items())[{part} :: 6]:
     # Each object has few predicted IoUs: they are checked over all dtypes and scales together.
     iou_errors = Errors()
     for dtype in (torch.float32, torch.float16):
-        for scale in (1.0, 8.0):
+        for scale in (8.0,) if dtype == torch.float32 else (1.0,):
             errors = Errors()
             for draw in range(2 if shape.get("objects", 3) > 2 else 4):
                 inputs = cast(case(**shape, dim=128, scale=scale, draw=draw), dtype)
@@ -68,7 +68,7 @@ for name, shape in list(SHAPES.items())[{part} :: 6]:
                 actual, reference = triton_decoder(*inputs), mask_decoder_reference(*inputs)
                 assert [x.dtype for x in actual] == [x.dtype for x in reference]
                 assert (actual[2][~present] == 0).all()
-                if draw == 0:
+                if draw == 0 and dtype == torch.float16:
                     strided = inputs._replace(
                         prompts=inputs.prompts.transpose(0, 1).contiguous().transpose(0, 1),
                         image=inputs.image.transpose(1, 2).contiguous().transpose(1, 2),
@@ -91,8 +91,8 @@ from tests.ops.errors import Errors
 from tests.ops.test_mask_decoder import case, cast
 
 errors = Errors()
-for draw in range(4):
-    inputs = case(dim=128, heads=8, draw=draw)
+for draw in range(2):
+    inputs = case(dim=128, heads=8, objects=2, draw=draw)
     exact = mask_decoder_reference(*cast(inputs, torch.float64))
     with torch.autocast("cpu", torch.float16):
         reference, actual = mask_decoder_reference(*inputs), triton_decoder(*inputs)

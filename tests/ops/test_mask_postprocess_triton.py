@@ -36,7 +36,8 @@ from tests.ops.test_mask_postprocess import are_equal, random_logits
 from tests.ops.test_mask_postprocess_triton import INTERPRETED_SHAPES
 
 for low, size, canvas, origin in INTERPRETED_SHAPES:
-    for smooth in (True, False):
+    # Smooth logits take the same path as others, with fewer runs.
+    for smooth in (True, False) if size == (20, 30) else (False,):
         logits = random_logits(5, low, smooth)
         logits[0] = -1.0
         logits[1] = 1.0
@@ -47,7 +48,8 @@ for low, size, canvas, origin in INTERPRETED_SHAPES:
         for kernels.MAX_PIXELS in (2**31, 2 * size[0] * size[1])[: 1 if size[0] > 100 else 2]:
             output = Judged(*kernels.mask_postprocess(logits, size, -0.4, 0.1, 0.6, canvas, origin))
             assert are_equal(output, expected), (low, size, canvas, origin, smooth)
-            for chosen in ([], [0], [1, 4], [0, 1, 2, 3, 4]):
+            subsets = ([], [0], [1, 4], [0, 1, 2, 3, 4])
+            for chosen in subsets if kernels.MAX_PIXELS == 2**31 else ([1, 4],):
                 flags = torch.zeros(5, dtype=torch.bool)
                 flags[chosen] = True
                 which = torch.ones(5, dtype=torch.bool)

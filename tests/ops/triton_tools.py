@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -38,6 +39,8 @@ def interpret(program: str) -> None:
     The test fails if the code raises.
     """
     environment = {"TRITON_INTERPRET": "1", "PATH": "/usr/bin:/bin", "HOME": "/tmp"}
+    # One thread if several tests run at once: see tests/conftest.py.
+    environment |= {k: v for k, v in os.environ.items() if k == "OMP_NUM_THREADS"}
     command = [sys.executable, "-c", PRELUDE + program]
     run = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=900, check=False, cwd=ROOT
