@@ -87,7 +87,7 @@ def _check(
             f"{tokens.shape[1]} tokens, got {first_mask_token}"
         )
     if best and masks != 1:
-        raise ValueError(f"logits: expected only the best mask, got {masks} masks")
+        raise ValueError(f"logits: expected the best mask only, got {masks} masks")
     expected = weights.pointer.linear3.bias.shape[0]
     if dim != expected:
         raise ValueError(f"tokens: expected the {expected} channels of the weights, got {dim}")
