@@ -175,19 +175,11 @@ def test_each_object_has_the_mask_that_the_definition_in_python_chooses(
 
 
 def test_arguments_that_do_not_fit_are_named() -> None:
-<<<<<<< HEAD
     inputs = case()
     invalid = [
         (inputs._replace(logits=inputs.logits[0]), "logits, iou, tokens: expected"),
         (inputs._replace(first_mask_token=3), "first_mask_token: expected"),
-        (inputs._replace(best=True), "logits: expected the best mask alone, got 4"),
-=======
-    given = case()
-    wrong = [
-        (given._replace(logits=given.logits[0]), "logits, iou, tokens: expected"),
-        (given._replace(first_mask_token=3), "first_mask_token: expected"),
-        (given._replace(best=True), "logits: expected the best mask only, got 4"),
->>>>>>> 70b301d (object heads: an error names the expected mask in the form of the others)
+        (inputs._replace(best=True), "logits: expected the best mask only, got 4"),
         (
             inputs._replace(tokens=inputs.tokens[..., 1:]),
             "tokens: expected the 128 channels of the weights, got 127",
