@@ -164,7 +164,8 @@ def graphs() -> str:
     state = f"{len(golden)} comparisons of whole videos were correct" if golden else "never run"
     return f"""
 CUDA graphs of frames, encodings and clicks, and encoding ahead on a side stream: tests on
-a CPU replace CUDA graphs by recorded calls and compare results bitwise. On GPUs: {state}.
+a CPU replace CUDA graphs by recorded calls and compare results bitwise.
+On GPUs: {state}.
 """
 
 

@@ -63,7 +63,7 @@ def test_cuda_graphs_of_other_implementations_are_dropped(
     images = torch.randn(1, 3, 64, 64)
     before = graphs.encode(predictor, images).low
     counts: list[int] = []  # of graphs, whenever the device is synchronised
-    monkeypatch.setattr(TapeRecorder, "finish", lambda self: counts.append(len(graphs)))
+    monkeypatch.setattr(TapeRecorder, "synchronize", lambda self: counts.append(len(graphs)))
     key = ("hiera_block", "torch")
     original = registry._implementations[key]
     doubled = Implementation(*key, lambda *inputs: 2 * original.run(*inputs), original.refuses)

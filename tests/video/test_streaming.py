@@ -119,7 +119,7 @@ def test_old_frames_of_a_stream_cannot_be_prompted(predictor: Any, clip: Any) ->
     state = predictor.init_state(None)
     for picture in clip:
         predictor.step(state, picture)
-    with pytest.raises(IndexError, match="held"):
+    with pytest.raises(IndexError, match="not stored any more"):
         predictor.add_new_points_or_box(state, 2, 1, **CLICK)
     assert not state.objects
 
