@@ -232,6 +232,7 @@ def _align(call: Call, results: tuple[Any, ...]) -> tuple[Any, ...]:
 
 _OP = Op(
     "object_heads",
+    weights=ObjectHeadsWeights,
     reference=object_heads_reference,
     backends=(
         Backend(

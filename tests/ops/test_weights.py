@@ -8,6 +8,8 @@ import ast
 import copy
 import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -327,3 +329,16 @@ def test_results_follow_weights_that_are_modified_in_place() -> None:
     before = hiera_block(x, weights, *rest)
     weights.fc2.bias.add_(1.0)
     assert torch.allclose(hiera_block(x, weights, *rest), before + 1.0, atol=1e-5)
+
+
+def test_fields_are_known_before_the_first_instance() -> None:
+    """Else a fresh process could not compile: torch.compile cannot trace `dataclasses.fields`."""
+    code = (
+        "import sam2_fast.ops as ops\n"
+        "from sam2_fast.ops.core.weights import _SPECS, Weights\n"
+        "kinds = [getattr(ops, name) for name in ops.__all__ if name.endswith('Weights')]\n"
+        "assert len(kinds) > 5 and all(kind in _SPECS for kind in kinds), kinds\n"
+        "nested = [kind for kind in Weights.__subclasses__() if kind not in _SPECS]\n"
+        "assert not nested, nested\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

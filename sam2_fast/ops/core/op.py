@@ -13,7 +13,7 @@ from sam2_fast.ops.core import registry
 from sam2_fast.ops.core.native import no_cpu, no_cuda, no_triton
 from sam2_fast.ops.core.registry import Implementation, Selected
 from sam2_fast.ops.core.requirements import Request, Requirement
-from sam2_fast.ops.core.weights import Weights
+from sam2_fast.ops.core.weights import Weights, layout
 from sam2_fast.proving.rules import Rule, declare
 
 _library = torch.library.Library("sam2_fast", "FRAGMENT")
@@ -66,13 +66,16 @@ class Op:
         reference: the definition, in torch; its arguments are those of `schema` in order.
         schema: of the custom op, "(Tensor x, ...) -> Tensor", or None for no custom op.
         result: returns empty results for the arguments of the custom op, for `register_fake`.
-        weights: the class of the argument `weights`, which is `Tensor[]` in the custom op.
+        weights: the class of the argument `weights`, which is `Tensor[]` in the custom op. None for
+            an op without weights.
         flatten, unflatten: convert arguments of the definition to those of the custom op, and back;
             None: only `weights` are converted.
         rule: which calls share one proof, and how it is done; None: `any_configuration`, which
             compares dtypes, shapes without the batch, and numbers.
         takes, fixed_by_values: see `registry.record_as`.
         """
+        if weights is not None:
+            layout(weights)  # cached now, because torch.compile cannot trace `dataclasses.fields`
         self.name = name
         self._weights = weights
         self._weights_index = -1 if schema is None else _index_of_weights(schema)

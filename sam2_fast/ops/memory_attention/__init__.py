@@ -302,6 +302,7 @@ _OP = Op(
     schema="(Tensor x, Tensor[] weights, Tensor table, Tensor[] maps, int[] slots, int[] rows, "
     "int[] first, Tensor pointers, Tensor positions, int[] first_pointer, Tensor temporal, "
     "Tensor position) -> Tensor",
+    weights=MemoryAttentionWeights,
     reference=memory_attention_reference,
     result=_result,
     flatten=_flatten,
