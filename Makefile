@@ -8,7 +8,6 @@ PIP := $(PY) -m pip --disable-pip-version-check -q
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 BUILD_PACKAGES := "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.24" ninja
-DOCS_PACKAGES := "mkdocs-material>=9.6,<10" "mkdocstrings-python>=1.16"
 
 # The lowest supported versions, in a virtual environment of their own. Triton 3.6's interpreter
 # needs numpy < 2.4.
@@ -36,7 +35,7 @@ $(STAMP): pyproject.toml CMakeLists.txt
 	$(PIP) install -U pip
 	$(PY) -c "import torch" 2>/dev/null || $(PIP) install "$(TORCH)"
 	$(PIP) install $(BUILD_PACKAGES)
-	$(PIP) install --no-build-isolation -e ".[test,dev,triton]"
+	$(PIP) install --no-build-isolation -e ".[test,dev,docs,triton]"
 	touch $@
 
 build: $(STAMP)  ## rebuild the native module after a change
@@ -104,7 +103,6 @@ pictures: $(STAMP)  ## the moving picture and the still of the documents, by the
 	cp build/pictures/segment/overlay.png docs/assets/segmented.png
 
 docs: $(STAMP)  ## the documentation site, into build/site; strict
-	$(PIP) install $(DOCS_PACKAGES)
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build -q
 	$(PY) -m tools.check_site
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tools.docs_hooks import listed_packages
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -88,14 +90,7 @@ def test_the_status_in_the_readme_is_that_of_now() -> None:
     assert (ROOT / "README.md").read_text() == readme.page()
 
 
-def api_packages() -> list[str]:
-    from tools.docs_hooks import NAMES
-
-    pages = (ROOT / "docs" / "api").glob("*.md")
-    return sorted(name for page in pages for name in NAMES.findall(page.read_text()))
-
-
-@pytest.mark.parametrize("package", api_packages())
+@pytest.mark.parametrize("package", listed_packages())
 def test_public_names_and_their_methods_have_docstrings(package: str) -> None:
     module = importlib.import_module(package)
     missing = []

@@ -10,10 +10,9 @@ import sys
 import zlib
 from pathlib import Path
 
-from tools.docs_hooks import NAMES, public_names
+from tools.docs_hooks import listed_packages, public_names
 
-ROOT = Path(__file__).resolve().parents[1]
-SITE = ROOT / "build" / "site"
+SITE = Path(__file__).resolve().parents[1] / "build" / "site"
 LOADED = re.compile(r"<(?:script|img|link|iframe)\b[^>]*?(?:src|href)=\"(https?://[^\"]+)\"")
 
 
@@ -26,10 +25,10 @@ def documented() -> set[str]:
 
 def undocumented() -> list[str]:
     """Public names of the packages that pages list, and that the inventory lacks."""
-    pages = sorted((ROOT / "docs" / "api").glob("*.md"))
-    packages = [name for page in pages for name in NAMES.findall(page.read_text())]
     known = documented()
-    return [name for package in packages for name in public_names(package) if name not in known]
+    return [
+        name for package in listed_packages() for name in public_names(package) if name not in known
+    ]
 
 
 def external() -> list[str]:

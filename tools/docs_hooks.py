@@ -9,9 +9,10 @@ package's `__all__`.
 
 from __future__ import annotations
 
+import posixpath
 import re
 from importlib import import_module
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 # Files of the repository root that are pages of the site.
@@ -23,6 +24,12 @@ PAGES = {
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?!https?:|#|mailto:)[^)\s]+)\)")
 INCLUDED = re.compile(r'^--8<-- "([\w./]+)"$', re.MULTILINE)
 NAMES = re.compile(r"^<!-- public names of ([\w.]+) -->$", re.MULTILINE)
+
+
+def listed_packages() -> list[str]:
+    """The packages that the pages of docs/api list, in order."""
+    pages = sorted((Path(__file__).resolve().parents[1] / "docs" / "api").glob("*.md"))
+    return [name for page in pages for name in NAMES.findall(page.read_text())]
 
 
 def public_names(package: str) -> list[str]:
@@ -60,19 +67,11 @@ def rewrite(text: str, folder: PurePosixPath, page_folder: PurePosixPath) -> str
     def link(match: re.Match[str]) -> str:
         label, target = match[1], match[2]
         path, hash_mark, anchor = target.partition("#")
-        parts: list[str] = []
-        for part in (folder / path).parts:
-            if part == "..":
-                parts.pop()
-            else:
-                parts.append(part)
-        full = "/".join(parts)
-        if full in PAGES:
-            full = f"docs/{PAGES[full]}"
+        full = posixpath.normpath(folder / path)
+        full = f"docs/{PAGES[full]}" if full in PAGES else full
         if not full.startswith("docs/"):
             return label
-        up = [".."] * (len(page_folder.parts) - 1)
-        return f"[{label}]({'/'.join([*up, full.removeprefix('docs/')])}{hash_mark}{anchor})"
+        return f"[{label}]({posixpath.relpath(full, page_folder)}{hash_mark}{anchor})"
 
     return LINK.sub(link, text)
 

@@ -1,6 +1,6 @@
 """The status table of README.md: `python -m tools.readme [--write]`.
 
-It is the summary of docs/status.md, from the same sources, between two marks.
+It is the summary of docs/status.md, from the same sources, between two comments.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ END = "<!-- end of the status -->"
 
 def table() -> str:
     """CPU and GPU side by side."""
-    rows = status.rows()
     from sam2_fast.ops.core.native import ISAS
 
+    rows = status.rows()
     ops = {op for op, _ in rows}
     cpu = {op for op, backend in rows if backend == "cpu"}
     gpu = {op for op, backend in rows if backend in ("triton", "cuda")}

@@ -55,11 +55,10 @@ GLOSSARY = (
         r"threads? (?:\w+ )?meets?\b|\bthey meet\b",
     ),
     Entry("memory_dim, dim; the dtype", r"narrow|wide"),
-    Entry("compute dtype", r"", r"dtype of (?:the )?products|products' dtype"),
+    Entry("compute dtype", phrases=r"dtype of (?:the )?products|products' dtype"),
     Entry(
         "host synchronisation, device-to-host copy",
-        r"",
-        r"looks? at a number|numbers? cross(?:es)?\b|nothing crosses|crosses to the host",
+        phrases=r"looks? at a number|numbers? cross(?:es)?\b|nothing crosses|crosses to the host",
     ),
     Entry(
         "output, inputs, batch, query_mask, key_mask and other nouns",
@@ -71,20 +70,20 @@ GLOSSARY = (
         r"high|total|sum_",
         folders=("kernels", "csrc"),
     ),
-    Entry("inputs require grad; inference-only", r"", r"gradients? (?:is|are) wanted"),
-    Entry("or None", r"", r"None where (?:there )?(?:is|are)|None where it"),
-    Entry("bit-exact, bitwise equal", r"", r"to the bit\b|bit (?:for|by) bit"),
+    Entry("inputs require grad; inference-only", phrases=r"gradients? (?:is|are) wanted"),
+    Entry("or None", phrases=r"None where (?:there )?(?:is|are)|None where it"),
+    Entry("bit-exact, bitwise equal", phrases=r"to the bit\b|bit (?:for|by) bit"),
     Entry(
         "a noun: the thread, the caller, the tensor",
-        r"",
         # "who" in quotes is a key of the committed results of benchmarks.
-        r"(?<!\")\b(?:who|whose|whom|whoever|nobody|somebody|someone|anybody|anyone|mine|theirs)\b",
+        phrases=r"(?<!\")\b(?:who|whose|whom|whoever|nobody|somebody|someone|anybody|anyone|mine"
+        r"|theirs)\b",
         folders=("sam2_fast", "kernels", "csrc", "bindings", "benchmarks", "tools"),
     ),
     Entry(
         "if, when",
-        r"",
-        r"\bwhere (?:there|it|they|one|none|no|nothing|that|this|all|neither|both|only|not)\b",
+        phrases=r"\bwhere (?:there|it|they|one|none|no|nothing|that|this|all|neither|both|only"
+        r"|not)\b",
     ),
 )
 
