@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import sam2_fast
 from sam2_fast.io import load_mask, load_masks_json, open_video, save_mask
@@ -48,6 +49,16 @@ def test_every_format_has_the_same_masks(tmp_path: Path) -> None:
         davis = tmp_path / "davis" / "masks" / f"{frame:05d}.png"
         assert np.array_equal(masks[1] | masks[2], load_mask(davis))
         assert np.array_equal(masks[1], load_mask(davis, 1))
+
+
+def test_the_overlay_of_a_video_can_be_an_animation(tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="the overlay video needs PyAV")
+    options = "--max-frames 3 --overlay-format webp --output out"
+    facts = summary("track", FRAMES, "--point 40,212", SMALL, options)
+    assert facts["frames"] == 3
+    with Image.open(tmp_path / "out" / "overlay.webp") as animation:
+        assert (animation.format, animation.n_frames, animation.size) == ("WEBP", 3, (480, 320))
+    assert not (tmp_path / "out" / "overlay.mp4").exists()
 
 
 @pytest.mark.parametrize(
