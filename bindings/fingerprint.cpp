@@ -31,6 +31,60 @@ bool same_members(const py::list& groups, const py::list& names, const py::list&
   return true;
 }
 
+// Compares the entries of a dictionary with entries[position ...], which are keys and values in
+// turn, and advances the position. Objects are compared by identity.
+bool same_entries(PyObject* dictionary, PyObject* entries, Py_ssize_t& position) {
+  const Py_ssize_t count = PyList_GET_SIZE(entries);
+  PyObject* key = nullptr;
+  PyObject* value = nullptr;
+  for (Py_ssize_t cursor = 0; PyDict_Next(dictionary, &cursor, &key, &value); position += 2) {
+    if (position + 1 >= count || PyList_GET_ITEM(entries, position) != key ||
+        PyList_GET_ITEM(entries, position + 1) != value) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// Whether objects[i] is an instance of exactly classes[i], for all i.
+bool same_classes(const py::list& objects, const py::list& classes) {
+  require_equal_lengths("objects, classes", {objects.size(), classes.size()});
+  for (Py_ssize_t i = 0, count = static_cast<Py_ssize_t>(objects.size()); i < count; ++i) {
+    const auto* actual = reinterpret_cast<PyObject*>(Py_TYPE(PyList_GET_ITEM(objects.ptr(), i)));
+    if (actual != PyList_GET_ITEM(classes.ptr(), i)) return false;
+  }
+  return true;
+}
+
+// Whether the dictionaries contain these keys and values, and no others, in this order.
+bool same_dictionaries(const py::list& dictionaries, const py::list& entries) {
+  Py_ssize_t position = 0;
+  for (Py_ssize_t i = 0, count = static_cast<Py_ssize_t>(dictionaries.size()); i < count; ++i) {
+    PyObject* dictionary = PyList_GET_ITEM(dictionaries.ptr(), i);
+    if (!PyDict_Check(dictionary)) refuse_type("dictionaries: expected dictionaries", dictionary);
+    if (!same_entries(dictionary, entries.ptr(), position)) return false;
+  }
+  return position == static_cast<Py_ssize_t>(entries.size());
+}
+
+// `same_dictionaries` for the attributes of classes.
+bool same_class_attributes(const py::list& classes, const py::list& entries) {
+  Py_ssize_t position = 0;
+  for (Py_ssize_t i = 0, count = static_cast<Py_ssize_t>(classes.size()); i < count; ++i) {
+    PyObject* type = PyList_GET_ITEM(classes.ptr(), i);
+    if (!PyType_Check(type)) refuse_type("classes: expected classes", type);
+#if PY_VERSION_HEX >= 0x030C0000
+    const py::object attributes =
+        py::reinterpret_steal<py::object>(PyType_GetDict(reinterpret_cast<PyTypeObject*>(type)));
+#else
+    const py::object attributes =
+        py::reinterpret_borrow<py::object>(reinterpret_cast<PyTypeObject*>(type)->tp_dict);
+#endif
+    if (!attributes || !same_entries(attributes.ptr(), entries.ptr(), position)) return false;
+  }
+  return position == static_cast<Py_ssize_t>(entries.size());
+}
+
 // Calls a method without arguments or reads an attribute, given by its descriptor. Returns a new
 // reference, or null with a Python error set.
 PyObject* result_of(PyObject* descriptor, PyObject* object) {
@@ -90,12 +144,13 @@ bool same_tensors(const py::object& address, const py::object& version, const py
   return true;
 }
 
-// Whether all dictionaries are empty.
-bool all_empty(const py::list& dictionaries) {
+// Whether dictionaries[i] has lengths[i] entries, for all i.
+bool same_lengths(const py::list& dictionaries, const py::list& lengths) {
+  require_equal_lengths("dictionaries, lengths", {dictionaries.size(), lengths.size()});
   for (Py_ssize_t i = 0, count = static_cast<Py_ssize_t>(dictionaries.size()); i < count; ++i) {
     PyObject* dictionary = PyList_GET_ITEM(dictionaries.ptr(), i);
     if (!PyDict_Check(dictionary)) refuse_type("dictionaries: expected dictionaries", dictionary);
-    if (PyDict_GET_SIZE(dictionary) != 0) return false;
+    if (PyDict_GET_SIZE(dictionary) != integer(PyList_GET_ITEM(lengths.ptr(), i))) return false;
   }
   return true;
 }
@@ -105,12 +160,19 @@ bool all_empty(const py::list& dictionaries) {
 void register_fingerprint(py::module_& module) {
   module.def("same_members", &same_members, py::arg("groups"), py::arg("names"), py::arg("values"),
              "Whether groups[i][names[i]] is values[i], for all i.");
+  module.def("same_classes", &same_classes, py::arg("objects"), py::arg("classes"),
+             "Whether objects[i] is an instance of exactly classes[i], for all i.");
+  module.def("same_dictionaries", &same_dictionaries, py::arg("dictionaries"), py::arg("entries"),
+             "Whether the dictionaries have these keys and values, compared by identity in order.");
+  module.def("same_class_attributes", &same_class_attributes, py::arg("classes"),
+             py::arg("entries"),
+             "Whether the classes have these attributes, compared by identity in order.");
   module.def(
       "same_tensors", &same_tensors, py::arg("address"), py::arg("version"), py::arg("tensors"),
       py::arg("addresses"), py::arg("versions"),
       "Whether the tensors have these addresses and versions; a version of None is not compared.");
-  module.def("all_empty", &all_empty, py::arg("dictionaries"),
-             "Whether all dictionaries are empty.");
+  module.def("same_lengths", &same_lengths, py::arg("dictionaries"), py::arg("lengths"),
+             "Whether dictionaries[i] has lengths[i] entries, for all i.");
 }
 
 }  // namespace sam2_fast

@@ -14,7 +14,9 @@ class Sam2Config:
     """Architecture of a SAM 2 model.
 
     The released models differ in the first seven fields only. image_size: pixels of a side, a
-    multiple of 32. Grids and windows are in tokens of their stage.
+    multiple of 32. Grids and windows are in tokens of their stage. drop_path_rate and dropout are
+    probabilities in training mode: of dropping a branch in the last block of the image encoder
+    (less in earlier ones), and of dropping a value in memory attention.
     """
 
     embed_dim: int = 96
@@ -32,6 +34,8 @@ class Sam2Config:
     decoder_mlp_dim: int = 2048
     num_maps: int = 7
     fuser_dim: int = 1024
+    drop_path_rate: float = 0.0
+    dropout: float = 0.1
 
     def __post_init__(self) -> None:
         if self.version not in ("2.0", "2.1"):
@@ -44,6 +48,11 @@ class Sam2Config:
             raise ValueError(
                 f"stages and windows: expected 4 entries each, got {self.stages} and {self.windows}"
             )
+        for name in ("drop_path_rate", "dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(
+                    f"{name}: expected at least 0 and below 1, got {getattr(self, name)}"
+                )
         if self.hidden_dim % self.memory_dim or self.hidden_dim % 8:
             raise ValueError(
                 f"hidden_dim {self.hidden_dim} must be a multiple of 8 and of memory_dim "
@@ -157,6 +166,33 @@ class Options:
                 raise ValueError(f"option {name}: expected {kind.__name__}, got {value!r}")
         return replace(self, **changes)
 
+
+FIXED_SETTINGS: dict[str, Any] = {
+    "sigmoid_scale_for_mem_enc": 20.0,
+    "sigmoid_bias_for_mem_enc": -10.0,
+    "directly_add_no_mem_embed": True,
+    "use_high_res_features_in_sam": True,
+    "iou_prediction_use_sigmoid": True,
+    "use_obj_ptrs_in_encoder": True,
+    "only_obj_ptrs_in_the_past_for_eval": True,
+    "pred_obj_scores": True,
+    "pred_obj_scores_mlp": True,
+    "fixed_no_obj_ptr": True,
+    "soft_no_obj_ptr": False,
+    "use_multimask_token_for_obj_ptr": True,
+    "use_mlp_for_obj_ptr_proj": True,
+    "use_mask_input_as_output_without_sam": True,
+    "num_feature_levels": 3,
+    "backbone_stride": 16,
+}
+"""Settings of the official model with one value in every released model, the only one accepted."""
+
+DECODER_OPTIONS = (
+    "dynamic_multimask_via_stability",
+    "dynamic_multimask_stability_delta",
+    "dynamic_multimask_stability_thresh",
+)
+"""Options that are attributes of the mask decoder."""
 
 IMAGE_POSTPROCESSING: dict[str, Any] = {
     "dynamic_multimask_via_stability": True,

@@ -132,7 +132,7 @@ def test_half_precision_keeps_position_tables_in_float32() -> None:
     model = build_sam2(SMALL, device="cpu", dtype=torch.bfloat16)
     matrix = model.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
     assert matrix.dtype == torch.float32
-    assert model.memory_attention.rope().dtype == torch.float32
+    assert model.memory_attention.rope.dtype == torch.float32
 
 
 def test_vos_optimized_is_accepted() -> None:
@@ -158,7 +158,7 @@ def test_models_can_be_copied_and_pickled() -> None:
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert other.config == model.config and other.options == model.options
         assert all(torch.equal(v, other.state_dict()[k]) for k, v in model.state_dict().items())
-        assert torch.equal(other.memory_attention.rope(), model.memory_attention.rope())
+        assert torch.equal(other.memory_attention.rope, model.memory_attention.rope)
 
 
 def test_a_model_moved_from_the_meta_device_computes_its_tables() -> None:
@@ -171,7 +171,7 @@ def test_a_model_moved_from_the_meta_device_computes_its_tables() -> None:
     with torch.inference_mode():
         features = model.eval().encode_image(images)
         assert torch.equal(features.low, expected.encode_image(images).low)
-    assert torch.equal(model.memory_attention.rope(), expected.memory_attention.rope())
+    assert torch.equal(model.memory_attention.rope, expected.memory_attention.rope)
 
 
 def test_weights_in_the_hub_cache_are_loaded_offline(

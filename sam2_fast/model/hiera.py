@@ -12,50 +12,94 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_fast.config import Sam2Config
-from sam2_fast.model.layers import MLP, OpModule, linear_of, norm_of
+from sam2_fast.model.fusion import Fusion, OpModule, Part
+from sam2_fast.model.layers import MLP, DropPath, linear_of, norm_of
 from sam2_fast.ops.core.cache import Cache
 from sam2_fast.ops.hiera_block import HieraBlockWeights, hiera_block
 
 
-class PatchEmbed(nn.Module):
+class PatchEmbed(Part):
     """7 x 7 convolution of stride 4: pixels to tokens."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, dim, kernel_size=7, stride=4, padding=3)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """images: [B, 3, S, S] -> [B, S / 4, S / 4, dim]."""
+    def forward(self, x: Tensor) -> Tensor:
+        """x: images [B, 3, S, S] -> [B, S / 4, S / 4, dim]."""
         # Channels last is three times as fast in oneDNN; the channels of a token are contiguous.
-        return self.proj(images.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        return self.proj(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
 
 
-class WindowAttention(nn.Module):
-    """The projections of a block's attention; `ops.hiera_block` computes with them."""
+class MultiScaleAttention(Part):
+    """Attention of all tokens of a map, or of a window, to each other.
 
-    def __init__(self, dim: int, dim_out: int) -> None:
+    q_pool: pools the queries, or None. Source: official `MultiScaleAttention`.
+    """
+
+    def __init__(
+        self, dim: int, dim_out: int, num_heads: int, q_pool: nn.Module | None = None
+    ) -> None:
         super().__init__()
+        self.dim = dim
+        self.dim_out = dim_out
+        self.num_heads = num_heads
+        self.q_pool = q_pool
         self.qkv = nn.Linear(dim, 3 * dim_out)
         self.proj = nn.Linear(dim_out, dim_out)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, H, W, dim] -> [B, H, W, dim_out], or half the height and width with a pool."""
+        batch, height, width, _ = x.shape
+        qkv = self.qkv(x).reshape(batch, height * width, 3, self.num_heads, -1)
+        q, k, v = qkv.unbind(2)
+        if self.q_pool is not None:
+            q = pool_tokens(q.reshape(batch, height, width, -1), self.q_pool)
+            height, width = q.shape[1:3]
+            q = q.reshape(batch, height * width, self.num_heads, -1)
+        heads = (tokens.transpose(1, 2) for tokens in (q, k, v))
+        output = F.scaled_dot_product_attention(*heads).transpose(1, 2)
+        return self.proj(output.reshape(batch, height, width, -1))
 
-class Block(OpModule[HieraBlockWeights]):
-    """Pre-norm attention and MLP.
 
-    If `dim_out` differs from `dim`, queries and the shortcut are max-pooled 2 x 2.
+def pool_tokens(x: Tensor, pool: nn.Module | None) -> Tensor:
+    """x: [B, H, W, C] pooled by a module for [B, C, H, W]; None: x itself."""
+    return x if pool is None else pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class MultiScaleBlock(OpModule[HieraBlockWeights]):
+    """Pre-norm attention and MLP (official `MultiScaleBlock`).
+
+    window_size: tokens of a side of a window; 0: attention over the whole map.
+    q_stride: (2, 2): queries and the shortcut are max-pooled; None: they are not.
+    drop_path: probability with which a residual branch is dropped in training mode.
     """
 
-    def __init__(self, dim: int, dim_out: int, num_heads: int, window: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int,
+        num_heads: int,
+        window_size: int,
+        q_stride: tuple[int, int] | None = None,
+        drop_path: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.window = window
-        self.pool = dim != dim_out
+        self.dim = dim
+        self.dim_out = dim_out
+        self.window_size = window_size
+        self.q_stride = q_stride
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = WindowAttention(dim, dim_out)
+        self.pool = None
+        if q_stride is not None:
+            self.pool = nn.MaxPool2d(kernel_size=q_stride, stride=q_stride)
+        self.attn = MultiScaleAttention(dim, dim_out, num_heads, self.pool)
+        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim_out, eps=1e-6)
         self.mlp = MLP(dim_out, 4 * dim_out, dim_out, num_layers=2, activation=nn.GELU)
-        if self.pool:
+        if dim != dim_out:
             self.proj = nn.Linear(dim, dim_out)
+        self._fusion = Fusion({"": self})
 
     def gather_weights(self) -> HieraBlockWeights:
         """The weights of `ops.hiera_block`."""
@@ -67,26 +111,60 @@ class Block(OpModule[HieraBlockWeights]):
             norm_of(self.norm2),
             linear_of(fc1),
             linear_of(fc2),
-            linear_of(self.proj) if self.pool else None,
+            linear_of(self.proj) if self.dim != self.dim_out else None,
         )
 
-    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
-        """x: [B, H, W, dim] -> [B, H', W', dim_out], with H' = H / 2 if queries are pooled.
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, H, W, dim] -> [B, H', W', dim_out], with H' = H / 2 if queries are pooled."""
+        weights = self.op_weights(x)
+        return self._call_parts(x) if weights is None else self.run_op(x, weights)
 
-        overwrite: the result may be written to the memory of x.
+    def run_op(self, x: Tensor, weights: HieraBlockWeights, overwrite: bool = False) -> Tensor:
+        """`forward` by the op.
+
+        weights: from `op_weights`. overwrite: the result may be written to the memory of x.
         """
-        return hiera_block(
-            x,
-            self.weights(),
-            self.num_heads,
-            self.window,
-            self.pool,
-            self.norm1.eps,
-            overwrite=overwrite,
-        )
+        heads, pooled = self.attn.num_heads, self.pool is not None
+        eps = self.norm1.eps
+        return hiera_block(x, weights, heads, self.window_size, pooled, eps, overwrite=overwrite)
+
+    def _call_parts(self, x: Tensor) -> Tensor:
+        shortcut = x
+        x = self.norm1(x)
+        if self.dim != self.dim_out:
+            shortcut = pool_tokens(self.proj(x), self.pool)
+        window = self.window_size
+        if window > 0:
+            height, width = x.shape[1:3]
+            x = self.attn(split_windows(x, window))
+            if self.q_stride is not None:
+                window //= self.q_stride[0]
+                height, width = shortcut.shape[1:3]
+            x = join_windows(x, window, height, width)
+        else:
+            x = self.attn(x)
+        x = shortcut + self.drop_path(x)
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class Hiera(nn.Module):
+def split_windows(x: Tensor, window: int) -> Tensor:
+    """[B, H, W, C] -> [B * windows, window, window, C]; the map is padded with zeros."""
+    height, width = x.shape[1:3]
+    x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
+    rows, columns = x.shape[1] // window, x.shape[2] // window
+    x = x.unflatten(2, (columns, window)).unflatten(1, (rows, window))
+    return x.transpose(2, 3).flatten(0, 2)
+
+
+def join_windows(windows: Tensor, window: int, height: int, width: int) -> Tensor:
+    """The inverse of `split_windows`: a map [B, height, width, C]."""
+    rows, columns = -(-height // window), -(-width // window)
+    x = windows.unflatten(0, (-1, rows, columns)).transpose(2, 3)
+    x = x.reshape(x.shape[0], rows * window, columns * window, -1)
+    return x[:, :height, :width].contiguous()
+
+
+class Hiera(Part):
     """The trunk; it returns the last feature map of each stage."""
 
     def __init__(self, config: Sam2Config) -> None:
@@ -94,28 +172,38 @@ class Hiera(nn.Module):
         dim = config.embed_dim
         heads = config.num_heads
         window = config.windows[0]
+        depth = sum(config.stages)
+        self.window_spec = config.windows
+        self.q_stride = (2, 2)
+        self.stage_ends = [sum(config.stages[: i + 1]) - 1 for i in range(4)]
+        self.q_pool_blocks = [end + 1 for end in self.stage_ends[:3]]
+        self.return_interm_layers = True
+        self.global_att_blocks = config.global_blocks
+        self.window_pos_embed_bkg_spatial_size = config.pos_grid
+        self.channel_list = list(reversed(config.stage_dims))
         self.patch_embed = PatchEmbed(dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, dim, *config.pos_grid))
         self.pos_embed_window = nn.Parameter(torch.zeros(1, dim, window, window))
         self._position: Cache[Tensor] = Cache()
-        ends = [sum(config.stages[: i + 1]) - 1 for i in range(4)]
-        self.stage_ends = ends
+        drop_rates = torch.linspace(0, config.drop_path_rate, depth, device="cpu").tolist()
         blocks = []
         stage = 0
-        for i in range(sum(config.stages)):
+        for i, drop_rate in enumerate(drop_rates):
             # The first block of a stage still has the window of the previous stage.
             size = 0 if i in config.global_blocks else config.windows[stage]
-            first = i - 1 in ends
-            if first:
+            pooled = i in self.q_pool_blocks
+            if pooled:
                 stage += 1
                 heads *= 2
-            dim_out = dim * 2 if first else dim
-            blocks.append(Block(dim, dim_out, heads, size))
+            dim_out = dim * 2 if pooled else dim
+            stride = self.q_stride if pooled else None
+            blocks.append(MultiScaleBlock(dim, dim_out, heads, size, stride, drop_rate))
             dim = dim_out
         self.blocks = nn.ModuleList(blocks)
 
-    def position(self, height: int, width: int) -> Tensor:
-        """[1, height, width, dim]: a resized coarse grid, plus one tile repeated in all windows."""
+    def _get_pos_embed(self, hw: tuple[int, int]) -> Tensor:
+        """[1, *hw, dim]: a resized coarse grid, plus one tile repeated in all windows."""
+        height, width = hw
 
         def make() -> Tensor:
             coarse = F.interpolate(self.pos_embed, size=(height, width), mode="bicubic")
@@ -125,23 +213,40 @@ class Hiera(nn.Module):
 
         return self._position.get(make, (self.pos_embed, self.pos_embed_window), height, width)
 
+    def get_num_layers(self) -> int:
+        """The number of blocks."""
+        return len(self.blocks)
+
+    def get_layer_id(self, layer_name: str) -> int:
+        """The depth of a parameter, for learning rates by layer: blocks from 1, 0 before them."""
+        if "rel_pos" in layer_name:
+            return self.get_num_layers() + 1
+        if "pos_embed" in layer_name or "patch_embed" in layer_name:
+            return 0
+        if "blocks" in layer_name:
+            return int(layer_name.partition("blocks")[2].split(".")[1]) + 1
+        return self.get_num_layers() + 1
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Hiera:
         self._position.clear()
         return super()._apply(fn, recurse)
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """images: [B, 3, S, S] -> four maps [B, C_i, S / (4 * 2^i), S / (4 * 2^i)].
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """x: images [B, 3, S, S] -> four maps [B, C_i, S / (4 * 2^i), S / (4 * 2^i)].
 
         The maps are channels_last in memory.
         """
-        x = self.patch_embed(images)
-        x = x + self.position(x.shape[1], x.shape[2])
+        x = self.patch_embed(x)
+        x = x + self._get_pos_embed((x.shape[1], x.shape[2]))
         maps = []
-        # A forward hook may keep the tensors that it receives.
-        hooked = any(block._forward_hooks for block in self.blocks)
+        reusable = True  # x is neither a result nor known to a hook
         for i, block in enumerate(self.blocks):
-            # The maps that are returned must not be overwritten.
-            x = block(x, overwrite=not hooked and i - 1 not in self.stage_ends)
+            weights = block.op_weights(x) if isinstance(block, MultiScaleBlock) else None
+            if weights is None:
+                x = block(x)
+            else:
+                x = block.run_op(x, weights, overwrite=reusable)
+            reusable = weights is not None and i not in self.stage_ends
             if i in self.stage_ends:
                 maps.append(x.permute(0, 3, 1, 2))
         return maps

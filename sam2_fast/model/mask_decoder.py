@@ -5,15 +5,16 @@ Source: official `mask_decoder.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sam2_fast.config import Options, Sam2Config
-from sam2_fast.model.layers import MLP, LayerNorm2d, OpModule, mlp_of, norm_of, to_tokens
+from sam2_fast.config import DECODER_OPTIONS, Options, Sam2Config
+from sam2_fast.model.fusion import Fusion, OpModule
+from sam2_fast.model.layers import MLP, LayerNorm2d, mlp_of, norm_of, to_map, to_tokens
 from sam2_fast.model.two_way_transformer import TwoWayTransformer
 from sam2_fast.ops.core.cache import Cache, derive
 from sam2_fast.ops.mask_decoder import mask_decoder
@@ -35,15 +36,24 @@ class DecoderOutput(NamedTuple):
 
 
 class MaskDecoder(OpModule[MaskDecoderWeights]):
-    """The decoder. Which of its four masks are computed depends on the arguments of a call."""
+    """The decoder (official `MaskDecoder`).
 
-    def __init__(self, config: Sam2Config) -> None:
+    options: those of `dynamic_multimask_via_stability`, shared with the model.
+    """
+
+    def __init__(self, config: Sam2Config, options: Options | None = None) -> None:
         super().__init__()
         dim = config.hidden_dim
-        self.transformer = TwoWayTransformer(dim, num_heads=8, mlp_dim=config.decoder_mlp_dim)
+        self._options = options or Options()
+        self.transformer_dim = dim
+        self.transformer = TwoWayTransformer(2, dim, num_heads=8, mlp_dim=config.decoder_mlp_dim)
+        self.num_multimask_outputs = NUM_MASKS - 1
         self.iou_token = nn.Embedding(1, dim)
+        self.num_mask_tokens = NUM_MASKS
         self.mask_tokens = nn.Embedding(NUM_MASKS, dim)
+        self.pred_obj_scores = True
         self.obj_score_token = nn.Embedding(1, dim)
+        self.use_multimask_token_for_obj_ptr = True
         self.output_upscaling = nn.Sequential(
             nn.ConvTranspose2d(dim, dim // 4, kernel_size=2, stride=2),
             LayerNorm2d(dim // 4),
@@ -51,21 +61,121 @@ class MaskDecoder(OpModule[MaskDecoderWeights]):
             nn.ConvTranspose2d(dim // 4, dim // 8, kernel_size=2, stride=2),
             nn.GELU(),
         )
+        self.use_high_res_features = True
         self.conv_s0 = nn.Conv2d(dim, dim // 8, kernel_size=1)
         self.conv_s1 = nn.Conv2d(dim, dim // 4, kernel_size=1)
         self.output_hypernetworks_mlps = nn.ModuleList(
             MLP(dim, dim, dim // 8, 3) for _ in range(NUM_MASKS)
         )
-        self.iou_prediction_head = MLP(dim, 256, NUM_MASKS, 3)
+        self.iou_prediction_head = MLP(dim, 256, NUM_MASKS, 3, sigmoid_output=True)
         self.pred_obj_score_head = MLP(dim, dim, 1, 3)
         self._output_tokens: Cache[Tensor] = Cache()
+        self._fusion = Fusion({"": self})
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MaskDecoder:
         self._output_tokens.clear()
         super()._apply(fn, recurse)
         return self
 
+    @property
+    def options(self) -> Options:
+        """The options of the model that the decoder was made for."""
+        return self._options
+
+    def share_options(self, options: Options) -> None:
+        """Read and write the options in this object from now on."""
+        self._options = options
+
     def forward(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+        multimask_output: bool,
+        repeat_image: bool,
+        high_res_features: Sequence[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits [B, M, 4h, 4w], IoU [B, M], mask tokens [B, M or 1, C] and presence [B, 1].
+
+        M = 3 masks of B prompts if `multimask_output`, else M = 1.
+        image_embeddings: [B, C, h, w], or [1, C, h, w] for all prompts with `repeat_image`.
+        image_pe: [1, C, h, w]. sparse_prompt_embeddings: [B, P, C].
+        dense_prompt_embeddings: [B, C, h, w].
+        high_res_features: [1 or B, C / 8, 4h, 4w] and [1 or B, C / 4, 2h, 2w].
+        Raises ValueError if they are None.
+        """
+        fine = self._require_fine(high_res_features)
+        count = len(sparse_prompt_embeddings)
+        inputs = image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings
+        shared = repeat_image and len(image_embeddings) == 1
+        weights = None
+        if shared or len(image_embeddings) == count:
+            weights = self.op_weights(*inputs, *fine)
+        if weights is not None:
+            output = self.run_op(*inputs, *fine, multimask_output, weights)
+            selected = self.select(output, multimask_output)
+            return selected.logits, selected.iou, selected.tokens, selected.presence
+        masks, iou, tokens, presence = self.predict_masks(
+            image_embeddings=image_embeddings,
+            image_pe=image_pe,
+            sparse_prompt_embeddings=sparse_prompt_embeddings,
+            dense_prompt_embeddings=dense_prompt_embeddings,
+            repeat_image=repeat_image,
+            high_res_features=high_res_features,
+        )
+        pointers = tokens[:, :1]  # that of the single mask, as in training
+        if multimask_output:
+            masks, iou = masks[:, 1:], iou[:, 1:]
+            if self.use_multimask_token_for_obj_ptr:
+                pointers = tokens[:, 1:]
+        elif self.dynamic_multimask_via_stability and not self.training:
+            masks, iou = self._dynamic_multimask_via_stability(masks, iou)
+        else:
+            masks, iou = masks[:, :1], iou[:, :1]
+        return masks, iou, pointers, presence
+
+    def predict_masks(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+        repeat_image: bool,
+        high_res_features: Sequence[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All four masks and their tokens; arguments and results are those of `forward`."""
+        fine = self._require_fine(high_res_features)
+        learned = [self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight]
+        output_tokens = torch.cat(learned)[None].expand(len(sparse_prompt_embeddings), -1, -1)
+        tokens = torch.cat([output_tokens, sparse_prompt_embeddings], dim=1)
+        count = len(tokens)
+        if not repeat_image and len(image_embeddings) != count:
+            raise ValueError(
+                f"image_embeddings: expected a batch of {count}, that of the prompts, without "
+                f"repeat_image, got {len(image_embeddings)}"
+            )
+        image = image_embeddings
+        if repeat_image:
+            image = torch.repeat_interleave(image, count, dim=0)
+        image = image + dense_prompt_embeddings
+        position = torch.repeat_interleave(image_pe, count, dim=0)
+        height, width = image.shape[2:]
+        tokens, image = self.transformer(image, position, tokens)
+        up1, norm, act1, up2, act2 = self.output_upscaling
+        upscaled = up1(to_map(image, height, width))
+        upscaled = act1(norm(upscaled + fine[1]))
+        upscaled = act2(up2(upscaled) + fine[0])
+        mask_tokens = tokens[:, 2 : 2 + self.num_mask_tokens]
+        hypernetworks = [
+            mlp(mask_tokens[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)
+        ]
+        masks = torch.stack(hypernetworks, dim=1) @ upscaled.flatten(2)
+        iou = self.iou_prediction_head(tokens[:, 1])
+        presence = self.pred_obj_score_head(tokens[:, 0])
+        return masks.unflatten(2, upscaled.shape[2:]), iou, mask_tokens, presence
+
+    def run_op(
         self,
         low: Tensor,
         position: Tensor,
@@ -74,18 +184,17 @@ class MaskDecoder(OpModule[MaskDecoderWeights]):
         high: Tensor,
         mid: Tensor,
         multimask: bool,
-        options: Options,
+        weights: MaskDecoderWeights,
         present: Tensor | None = None,
         best: bool = False,
-        raw: bool = False,
-    ) -> Prediction | DecoderOutput:
-        """M = 3 masks of B objects if `multimask`, else M = 1.
+    ) -> DecoderOutput:
+        """The masks by the op, before one is selected: see `select`.
 
         low: [1 or B, dim, h, w]. mid: [1 or B, dim / 4, 2h, 2w]. high: [1 or B, dim / 8, 4h, 4w].
         position: [1, dim, h, w]. sparse: [B, P, dim]. dense: [1 or B, dim, h or 1, w or 1].
+        weights: from `op_weights`.
         present: [B, P] bool, which sparse tokens are attended to; None: all.
-        best: of three masks compute only that of highest predicted IoU, so M = 1.
-        raw: return a `DecoderOutput`, for `ops.object_heads`.
+        best: of three masks compute only that of highest predicted IoU.
         """
         learned = [self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight]
         output_tokens = self._output_tokens.get(lambda: torch.cat(learned), learned)
@@ -96,34 +205,29 @@ class MaskDecoder(OpModule[MaskDecoderWeights]):
             present = torch.cat(
                 [present.new_ones(present.shape[0], len(output_tokens)), present], dim=1
             )
-        single = not multimask and not options.dynamic_multimask_via_stability
-        if single:
-            masks = range(1)
-        else:
-            masks = range(1 if multimask else 0, NUM_MASKS)
+        masks = self._masks(multimask)
         image, mid, high = (x.permute(0, 2, 3, 1) for x in (low + dense, mid, high))
-        image_position = to_tokens(position)[0]
-        weights = self._weights_of(masks)
-        heads = self.transformer.num_heads
-        best = best and multimask
         logits, iou, tokens = mask_decoder(
             image,
             mid,
             high,
-            image_position,
+            to_tokens(position)[0],
             prompts,
             present,
-            weights,
-            heads,
+            self._weights_of(weights, masks),
+            self.transformer.num_heads,
             2 + masks[0],
             1,
-            best,
+            best and multimask,
         )
-        if raw:
-            return DecoderOutput(logits, iou, tokens, masks[0])
+        return DecoderOutput(logits, iou, tokens, masks[0])
+
+    def select(self, output: DecoderOutput, multimask: bool, best: bool = False) -> Prediction:
+        """The masks that `forward` returns. best: as in `run_op`."""
+        logits, iou, tokens, _ = output
         mask_tokens = tokens[:, 2 : 2 + NUM_MASKS]
         presence = self.pred_obj_score_head(tokens[:, 0])
-        if best:
+        if best and multimask:
             choice = iou[:, 1:].argmax(-1)
             return Prediction(
                 logits,
@@ -133,13 +237,47 @@ class MaskDecoder(OpModule[MaskDecoderWeights]):
             )
         if multimask:
             return Prediction(logits, iou[:, 1:], mask_tokens[:, 1:], presence)
-        if single:
+        if len(self._masks(multimask)) == 1:
             return Prediction(logits, iou[:, :1], mask_tokens[:, :1], presence)
-        delta = options.dynamic_multimask_stability_delta
-        threshold = options.dynamic_multimask_stability_thresh
-        logits, iou = stable_or_best(logits, iou, delta, threshold)
+        logits, iou = self._dynamic_multimask_via_stability(logits, iou)
         # The pointer is always that of the single mask, as in training.
         return Prediction(logits, iou, mask_tokens[:, :1], presence)
+
+    def _masks(self, multimask: bool) -> range:
+        """Which of the four masks are computed."""
+        if multimask:
+            return range(1, NUM_MASKS)
+        dynamic = self.dynamic_multimask_via_stability and not self.training
+        return range(NUM_MASKS if dynamic else 1)
+
+    def _require_fine(self, high_res_features: Sequence[Tensor] | None) -> tuple[Tensor, Tensor]:
+        if high_res_features is None or len(high_res_features) != 2:
+            raise ValueError(
+                "high_res_features: expected the maps of stride 4 and 8; every released model "
+                "uses them"
+            )
+        return high_res_features[0], high_res_features[1]
+
+    def _get_stability_scores(self, mask_logits: Tensor) -> Tensor:
+        """mask_logits: [..., h, w] -> [...]: IoU of the masks at thresholds of +-delta."""
+        delta = self.dynamic_multimask_stability_delta
+        flat = mask_logits.flatten(-2)
+        inner, outer = ((flat > threshold).sum(-1).float() for threshold in (delta, -delta))
+        return torch.where(outer > 0, inner / outer, 1.0)
+
+    def _dynamic_multimask_via_stability(
+        self, all_mask_logits: Tensor, all_iou_scores: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The first mask if it is stable, else the best one of the others, and its IoU.
+
+        all_mask_logits: [B, 4, h, w]; all_iou_scores: [B, 4] -> [B, 1, h, w] and [B, 1].
+        """
+        return stable_or_best(
+            all_mask_logits,
+            all_iou_scores,
+            self.dynamic_multimask_stability_delta,
+            self.dynamic_multimask_stability_thresh,
+        )
 
     def gather_weights(self) -> MaskDecoderWeights:
         """The weights of `ops.mask_decoder`, with the hypernetworks of all masks."""
@@ -156,10 +294,25 @@ class MaskDecoder(OpModule[MaskDecoderWeights]):
             tuple(map(mlp_of, self.output_hypernetworks_mlps)),
         )
 
-    def _weights_of(self, masks: range) -> MaskDecoderWeights:
+    def _weights_of(self, weights: MaskDecoderWeights, masks: range) -> MaskDecoderWeights:
         """The weights of the op, with the hypernetworks of `masks` only."""
-        weights = self.weights()
         if len(masks) == len(weights.masks):
             return weights
         selection = slice(masks.start, masks.stop)
         return derive(weights, f"{masks}", lambda: replace(weights, masks=weights.masks[selection]))
+
+
+def _option(name: str) -> property:
+    """An option as an attribute of the decoder."""
+
+    def get(decoder: MaskDecoder) -> Any:
+        return getattr(decoder.options, name)
+
+    def put(decoder: MaskDecoder, value: Any) -> None:
+        setattr(decoder.options, name, getattr(decoder.options.updated(**{name: value}), name))
+
+    return property(get, put)
+
+
+for _name in DECODER_OPTIONS:
+    setattr(MaskDecoder, _name, _option(_name))

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_fast.config import Sam2Config
-from sam2_fast.model.layers import OpModule, Table, linear_of, norm_of
-from sam2_fast.ops.core.weights import Linear
+from sam2_fast.model.fusion import Fusion, OpModule, Part
+from sam2_fast.model.layers import WithTables, linear_of, norm_of
+from sam2_fast.model.rope_attention import RoPEAttention
 from sam2_fast.ops.memory_attention import Memories, memory_attention
 from sam2_fast.ops.memory_attention.table import MemoryTable
 from sam2_fast.ops.memory_attention.triton_kernels import memory_attention_at
@@ -19,37 +21,39 @@ from sam2_fast.ops.memory_attention.weights import MemoryAttentionWeights, Memor
 from sam2_fast.ops.rope_attention import rope_table
 
 
-class RopeAttention(nn.Module):
-    """The projections of an attention with one head and rotary position encoding."""
-
-    def __init__(self, dim: int, kv_dim: int) -> None:
-        super().__init__()
-        self.q_proj = nn.Linear(dim, dim)
-        self.k_proj = nn.Linear(kv_dim, dim)
-        self.v_proj = nn.Linear(kv_dim, dim)
-        self.out_proj = nn.Linear(dim, dim)
-
-    def projections(self) -> tuple[Linear, Linear, Linear, Linear]:
-        """The layers for queries, keys, values and the output."""
-        q, k, v, out = map(linear_of, (self.q_proj, self.k_proj, self.v_proj, self.out_proj))
-        return q, k, v, out
-
-
-class MemoryAttentionLayer(nn.Module):
+class MemoryAttentionLayer(Part):
     """Self-attention, attention to the memories, feed-forward network; all pre-norm.
 
     Positions of memories are added to the keys only.
     """
 
-    def __init__(self, dim: int, memory_dim: int, ffn_dim: int) -> None:
+    def __init__(
+        self, d_model: int, memory_dim: int, dim_feedforward: int, dropout: float, side: int
+    ) -> None:
+        """side: of the map of a frame, in tokens."""
         super().__init__()
-        self.self_attn = RopeAttention(dim, dim)
-        self.cross_attn_image = RopeAttention(dim, memory_dim)
-        self.linear1 = nn.Linear(dim, ffn_dim)
-        self.linear2 = nn.Linear(ffn_dim, dim)
-        self.norm1 = nn.LayerNorm(dim)
-        self.norm2 = nn.LayerNorm(dim)
-        self.norm3 = nn.LayerNorm(dim)
+        self.d_model = d_model
+        self.dim_feedforward = dim_feedforward
+        self.dropout_value = dropout
+        size = (side, side)
+        self.self_attn = RoPEAttention(d_model, dropout=dropout, feat_sizes=size)
+        self.cross_attn_image = RoPEAttention(
+            d_model, dropout=dropout, kv_in_dim=memory_dim, rope_k_repeat=True, feat_sizes=size
+        )
+        self.linear1 = nn.Linear(d_model, dim_feedforward)
+        self.dropout = nn.Dropout(dropout)
+        self.linear2 = nn.Linear(dim_feedforward, d_model)
+        self.norm1 = nn.LayerNorm(d_model)
+        self.norm2 = nn.LayerNorm(d_model)
+        self.norm3 = nn.LayerNorm(d_model)
+        self.dropout1 = nn.Dropout(dropout)
+        self.dropout2 = nn.Dropout(dropout)
+        self.dropout3 = nn.Dropout(dropout)
+        self.activation_str = "relu"
+        self.activation = F.relu
+        self.pos_enc_at_attn = False
+        self.pos_enc_at_cross_attn_queries = False
+        self.pos_enc_at_cross_attn_keys = True
 
     def gather_weights(self) -> MemoryLayerWeights:
         """The weights of one layer of `ops.memory_attention`."""
@@ -63,20 +67,78 @@ class MemoryAttentionLayer(nn.Module):
             linear_of(self.linear2),
         )
 
+    def forward(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        pos: Tensor | None = None,
+        query_pos: Tensor | None = None,
+        num_k_exclude_rope: int = 0,
+    ) -> Tensor:
+        """tgt: [B, N, d_model] -> the same shape.
 
-class MemoryAttention(OpModule[MemoryAttentionWeights]):
-    """The weights of all layers and the final norm; `ops.memory_attention` computes."""
+        memory: [B, M, memory_dim]. pos, query_pos: positions of `memory` and `tgt`, or None.
+        num_k_exclude_rope: tokens at the end of `memory` without a position on the map.
+        """
+        tgt = self._forward_sa(tgt, query_pos)
+        tgt = self._forward_ca(tgt, memory, query_pos, pos, num_k_exclude_rope)
+        hidden = self.dropout(self.activation(self.linear1(self.norm3(tgt))))
+        return tgt + self.dropout3(self.linear2(hidden))
+
+    def _forward_sa(self, tgt: Tensor, query_pos: Tensor | None) -> Tensor:
+        """Attention of the frame to itself."""
+        values = self.norm1(tgt)
+        q = _with_position(values, query_pos, self.pos_enc_at_attn)
+        return tgt + self.dropout1(self.self_attn(q, q, v=values))
+
+    def _forward_ca(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        query_pos: Tensor | None,
+        pos: Tensor | None,
+        num_k_exclude_rope: int = 0,
+    ) -> Tensor:
+        """Attention of the frame to its memories."""
+        further = {"num_k_exclude_rope": num_k_exclude_rope} if num_k_exclude_rope > 0 else {}
+        attended = self.cross_attn_image(
+            q=_with_position(self.norm2(tgt), query_pos, self.pos_enc_at_cross_attn_queries),
+            k=_with_position(memory, pos, self.pos_enc_at_cross_attn_keys),
+            v=memory,
+            **further,
+        )
+        return tgt + self.dropout2(attended)
+
+
+def _with_position(x: Tensor, position: Tensor | None, enabled: bool) -> Tensor:
+    return x + position if enabled and position is not None else x
+
+
+class MemoryAttention(WithTables, OpModule[MemoryAttentionWeights]):
+    """All layers and the final norm (official `MemoryAttention`).
+
+    `ops.memory_attention` computes them for memories that are given as maps and object pointers,
+    in `attend`. `forward` gets one tensor of memory tokens and calls the layers.
+    """
 
     def __init__(self, config: Sam2Config) -> None:
         super().__init__()
         dim = config.hidden_dim
         side = config.grid
+        self.d_model = dim
+        self.num_layers = config.memory_layers
+        self.pos_enc_at_input = True
+        self.batch_first = True
         self.layers = nn.ModuleList(
-            MemoryAttentionLayer(dim, config.memory_dim, config.memory_ffn_dim)
+            MemoryAttentionLayer(
+                dim, config.memory_dim, config.memory_ffn_dim, config.dropout, side
+            )
             for _ in range(config.memory_layers)
         )
         self.norm = nn.LayerNorm(dim)
-        self.rope = Table(partial(rope_table, dim, side))
+        self.rope: Tensor
+        self.add_table("rope", partial(rope_table, dim, side))
+        self._fusion = Fusion({"": self})
 
     def gather_weights(self) -> MemoryAttentionWeights:
         """The weights of `ops.memory_attention`."""
@@ -85,22 +147,63 @@ class MemoryAttention(OpModule[MemoryAttentionWeights]):
 
     def forward(
         self,
+        curr: Tensor | list[Tensor],
+        memory: Tensor,
+        curr_pos: Tensor | list[Tensor] | None = None,
+        memory_pos: Tensor | None = None,
+        num_obj_ptr_tokens: int = 0,
+    ) -> Tensor:
+        """Features fused with memories, [N, B, dim].
+
+        curr: features [N, B, dim], or a list of one such tensor, and curr_pos their positions.
+        memory: [M, B, memory_dim], and memory_pos its positions.
+        num_obj_ptr_tokens: tokens at the end of `memory` that have no position on the map.
+        """
+        if isinstance(curr, list):
+            curr = _only(curr, "curr")
+            curr_pos = _only(curr_pos, "curr_pos") if isinstance(curr_pos, list) else curr_pos
+        assert not isinstance(curr_pos, list)
+        if curr.shape[1] != memory.shape[1]:
+            raise ValueError(
+                f"memory: expected the batch size of curr, {curr.shape[1]}, got {memory.shape[1]}"
+            )
+        output = curr
+        if self.pos_enc_at_input and curr_pos is not None:
+            output = output + 0.1 * curr_pos
+        if self.batch_first:
+            output, memory = output.transpose(0, 1), memory.transpose(0, 1)
+            curr_pos = None if curr_pos is None else curr_pos.transpose(0, 1)
+            memory_pos = None if memory_pos is None else memory_pos.transpose(0, 1)
+        for layer in self.layers:
+            rotary = isinstance(getattr(layer, "cross_attn_image", None), RoPEAttention)
+            further = {"num_k_exclude_rope": num_obj_ptr_tokens} if rotary else {}
+            output = layer(tgt=output, memory=memory, pos=memory_pos, query_pos=curr_pos, **further)
+        output = self.norm(output)
+        return output.transpose(0, 1) if self.batch_first else output
+
+    def run_op(
+        self,
         x: Tensor,
+        weights: MemoryAttentionWeights,
         position: Tensor,
         memories: Memories | MemoryTable,
         temporal: Tensor,
         memory_position: Tensor,
     ) -> Tensor:
-        """Features fused with memories, [B, N, dim].
+        """Features fused with memories by the op, [B, N, dim].
 
-        x: [1 or B, N, dim]. position: [1, N, dim].
+        x: [1 or B, N, dim]. weights: from `op_weights`. position: [1, N, dim].
         temporal: [T, memory_dim]. memory_position: [N, memory_dim].
         If all objects of a frame share x [1, N, dim], it is computed once up to the first
         attention to memories.
         """
         x = x + 0.1 * position
-        weights = self.weights()
-        table = self.rope()
         if isinstance(memories, MemoryTable):
-            return memory_attention_at(x, weights, table, memories, temporal, memory_position)
-        return memory_attention(x, weights, table, memories, temporal, memory_position)
+            return memory_attention_at(x, weights, self.rope, memories, temporal, memory_position)
+        return memory_attention(x, weights, self.rope, memories, temporal, memory_position)
+
+
+def _only(items: list[Tensor], name: str) -> Tensor:
+    if len(items) != 1:
+        raise ValueError(f"{name}: expected one tensor or a list of one, got {len(items)}")
+    return items[0]

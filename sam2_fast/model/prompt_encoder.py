@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from sam2_fast.config import Sam2Config
+from sam2_fast.model.fusion import Fusion, Part
 from sam2_fast.model.layers import LayerNorm2d
-from sam2_fast.model.position import RandomPosition
+from sam2_fast.model.position import PositionEmbeddingRandom
 from sam2_fast.ops.core.cache import Cache
+from sam2_fast.ops.core.weights import Weights
 from sam2_fast.types import Points
 
 
@@ -21,8 +23,8 @@ def padding_points(objects: int, device: torch.device) -> Points:
     return Points(torch.zeros(objects, 1, 2, device=device), labels)
 
 
-class PromptEncoder(nn.Module):
-    """Sparse embeddings of points, dense embeddings of masks."""
+class PromptEncoder(Part):
+    """Sparse embeddings of points and boxes, dense embeddings of masks."""
 
     def __init__(self, config: Sam2Config) -> None:
         super().__init__()
@@ -31,14 +33,16 @@ class PromptEncoder(nn.Module):
         self.embed_dim = dim
         self.input_image_size = (config.image_size, config.image_size)
         self.image_embedding_size = (side, side)
-        self.mask_input_size = (4 * side, 4 * side)
-        self.pe_layer = RandomPosition(dim)
+        self.pe_layer = PositionEmbeddingRandom(dim // 2)
         self._position: Cache[Tensor] = Cache()
-        self._cast_position: Cache[Tensor] = Cache()
         self._label_embeddings: Cache[Tensor] = Cache()
         # Negative, positive, and the two box corners.
-        self.point_embeddings = nn.ModuleList(nn.Embedding(1, dim) for _ in range(4))
+        self.num_point_embeddings = 4
+        self.point_embeddings = nn.ModuleList(
+            nn.Embedding(1, dim) for _ in range(self.num_point_embeddings)
+        )
         self.not_a_point_embed = nn.Embedding(1, dim)
+        self.mask_input_size = (4 * side, 4 * side)
         self.mask_downscaling = nn.Sequential(
             nn.Conv2d(1, 4, kernel_size=2, stride=2),
             LayerNorm2d(4),
@@ -49,31 +53,95 @@ class PromptEncoder(nn.Module):
             nn.Conv2d(16, dim, kernel_size=1),
         )
         self.no_mask_embed = nn.Embedding(1, dim)
+        self._fusion: Fusion[Weights] = Fusion({"": self})
 
-    def get_dense_pe(self, dtype: torch.dtype | None = None) -> Tensor:
-        """[1, dim, h, w]: position encoding of every image token, the same as for points.
+    def is_untouched(self, *inputs: Tensor) -> bool:
+        """Whether `embed` and `dense_position` may stand in for calls of the module."""
+        return self._fusion.allows({"": self}, *inputs)
 
-        dtype: None: that of the position matrix, at least float32.
+    def get_dense_pe(self) -> Tensor:
+        """[1, dim, h, w]: position encoding of every image token, the same as for points."""
+        return self.pe_layer(self.image_embedding_size).unsqueeze(0)
+
+    def forward(
+        self,
+        points: tuple[Tensor, Tensor] | None,
+        boxes: Tensor | None,
+        masks: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Sparse embeddings [B, P, dim] and dense ones [B, dim, h, w].
+
+        points: coordinates [B, P, 2] (x, y) in model pixels and labels [B, P]: 1 positive, 0
+            negative, 2 and 3 box corners, -1 padding. Without boxes a padding point is appended.
+        boxes: [B, 4] or [B, 2, 2], two points each. masks: [B, 1, 4h, 4w] logits.
+        Each may be None.
         """
-        side = self.image_embedding_size[0]
+        batch = self._get_batch_size(points, boxes, masks)
+        parts = []
+        if points is not None:
+            parts.append(self._embed_points(*points, pad=boxes is None))
+        if boxes is not None:
+            parts.append(self._embed_boxes(boxes))
+        weight = self.no_mask_embed.weight
+        sparse = torch.cat(parts, dim=1) if parts else weight.new_zeros(batch, 0, self.embed_dim)
+        if masks is not None:
+            return sparse, self._embed_masks(masks)
+        return sparse, weight.reshape(1, -1, 1, 1).expand(batch, -1, *self.image_embedding_size)
+
+    def _embed_points(self, points: Tensor, labels: Tensor, pad: bool) -> Tensor:
+        """points: [B, P, 2] (x, y) in model pixels; labels: [B, P] -> [B, P or P + 1, dim]."""
+        points = points + 0.5  # the centre of a pixel
+        if pad:
+            points = torch.cat([points, points.new_zeros(points.shape[0], 1, 2)], dim=1)
+            labels = torch.cat([labels, labels.new_full((labels.shape[0], 1), -1)], dim=1)
+        embedding = self.pe_layer.forward_with_coords(points, self.input_image_size)
+        padding = torch.zeros_like(embedding) + self.not_a_point_embed.weight
+        embedding = torch.where((labels == -1)[..., None], padding, embedding)
+        for label, part in enumerate(self.point_embeddings):
+            chosen = (labels == label)[..., None]
+            embedding = torch.where(chosen, embedding + part.weight, embedding)
+        return embedding
+
+    def _embed_boxes(self, boxes: Tensor) -> Tensor:
+        """boxes: [B, 4] or [B, 2, 2] corners in model pixels -> [B, 2, dim]."""
+        corners = (boxes + 0.5).reshape(-1, 2, 2)
+        embedding = self.pe_layer.forward_with_coords(corners, self.input_image_size)
+        first, second = (self.point_embeddings[i].weight for i in (2, 3))
+        return embedding + torch.stack([first[0], second[0]])
+
+    def _embed_masks(self, masks: Tensor) -> Tensor:
+        """masks: [B, 1, 4h, 4w] logits -> [B, dim, h, w]."""
+        return self.mask_downscaling(masks)
+
+    def _get_batch_size(
+        self,
+        points: tuple[Tensor, Tensor] | None,
+        boxes: Tensor | None,
+        masks: Tensor | None,
+    ) -> int:
+        first = next((x for x in (points and points[0], boxes, masks) if x is not None), None)
+        return 1 if first is None else first.shape[0]
+
+    def _get_device(self) -> torch.device:
+        return self.point_embeddings[0].weight.device
+
+    # The same results with fewer operations, for prompts of an untouched module.
+
+    def dense_position(self, dtype: torch.dtype | None = None) -> Tensor:
+        """`get_dense_pe()`, cached. dtype: None: that of the position matrix, at least float32."""
         matrix = self.pe_layer.positional_encoding_gaussian_matrix
-        position = self._position.get(lambda: self.pe_layer.grid(side), (matrix,), side)
-        if dtype is None or dtype == position.dtype:
-            return position
-        return self._cast_position.get(lambda: position.to(dtype), (matrix,), side, dtype)
+        dtype = dtype or matrix.dtype
+        return self._position.get(lambda: self.get_dense_pe().to(dtype), (matrix,), dtype)
 
     def padding(self, objects: int) -> Tensor:
-        """[objects, 2, dim]: the embedding that `forward` computes for one point of label -1."""
+        """[objects, 2, dim]: the embedding of one point of label -1, and of the appended one."""
         return self.not_a_point_embed.weight.expand(objects, 2, -1)
 
-    def embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
-        """coords: [B, P, 2] (x, y) in model pixels; labels: [B, P] -> [B, P, dim].
-
-        Label -1 is padding, and its coordinates are ignored.
-        """
-        # A tensor on the device of `coords`, so that there is no host synchronisation.
-        size = coords.new_full((), self.input_image_size[0])
-        position = self.pe_layer((coords + 0.5) / size)
+    def embed(self, coords: Tensor, labels: Tensor) -> Tensor:
+        """The sparse embeddings of `forward` for points without boxes: [B, P + 1, dim]."""
+        coords = torch.cat([coords, coords.new_zeros(coords.shape[0], 1, 2)], dim=1)
+        labels = torch.cat([labels, labels.new_full((labels.shape[0], 1), -1)], dim=1)
+        position = self.pe_layer.forward_with_coords(coords + 0.5, self.input_image_size)
         weights = [e.weight for e in (self.not_a_point_embed, *self.point_embeddings)]
         # [5, dim]
         embeddings = self._label_embeddings.get(
@@ -83,20 +151,10 @@ class PromptEncoder(nn.Module):
         return torch.where(labels[..., None] == -1, 0.0, position) + embeddings[rows]
 
     def embed_mask(self, mask: Tensor | None) -> Tensor:
-        """mask: [B, 1, 4h, 4w] logits, or None -> [B or 1, dim, h or 1, w or 1].
+        """The dense embedding of `forward`, [B or 1, dim, h or 1, w or 1].
 
-        Without a mask the embedding is one constant.
+        mask: [B, 1, 4h, 4w] logits, or None. Without a mask the embedding is one constant.
         """
         if mask is None:
             return self.no_mask_embed.weight[:, :, None, None]
-        autocast = torch.is_autocast_enabled(mask.device.type)
-        return self.mask_downscaling(mask if autocast else mask.to(self.no_mask_embed.weight.dtype))
-
-    def forward(self, coords: Tensor, labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Sparse embeddings [B, P + 1, dim] and dense embeddings.
-
-        One padding point is appended, as upstream if boxes are passed as points.
-        """
-        coords = torch.cat([coords, coords.new_zeros(coords.shape[0], 1, 2)], dim=1)
-        labels = torch.cat([labels, labels.new_full((labels.shape[0], 1), -1)], dim=1)
-        return self.embed_points(coords, labels), self.embed_mask(mask)
+        return self.mask_downscaling(mask)

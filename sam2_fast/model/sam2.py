@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, chain
 from typing import Any, ClassVar
@@ -12,32 +12,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_fast.config import IMAGE_POSTPROCESSING, NO_OBJECT_LOGIT, Options, Sam2Config
+from sam2_fast.model import composed
+from sam2_fast.model.folding import FoldedProjections
+from sam2_fast.model.fusion import Fusion, OpModule
 from sam2_fast.model.image_encoder import ImageEncoder
-from sam2_fast.model.layers import (
-    MLP,
-    Table,
-    mlp_of,
-    to_map,
-    to_tokens,
-    untouched,
-    untouched_mlp,
-)
-from sam2_fast.model.mask_decoder import DecoderOutput, MaskDecoder
+from sam2_fast.model.layers import MLP, WithTables, to_map, to_tokens
+from sam2_fast.model.mask_decoder import MaskDecoder
 from sam2_fast.model.memory_attention import MemoryAttention
 from sam2_fast.model.memory_encoder import MemoryEncoder
-from sam2_fast.model.object_pointer import age_position, split_pointers
-from sam2_fast.model.position import RandomPosition, sine_tokens
-from sam2_fast.model.prompt_encoder import PromptEncoder, padding_points
+from sam2_fast.model.object_pointer import split_pointers
+from sam2_fast.model.position import sine_age, sine_tokens
+from sam2_fast.model.prompt_encoder import PromptEncoder
+from sam2_fast.model.prompted_decoder import FusedHeads, best_of, decode_by_op, run_heads
 from sam2_fast.model.proofs import respects_prove
-from sam2_fast.ops.core.cache import Cache, WeightsCache
+from sam2_fast.ops.core.cache import Cache
 from sam2_fast.ops.core.transfer import upload_numbers
-from sam2_fast.ops.memory_attention import Memories
+from sam2_fast.ops.memory_attention import Memories, MemoryAttentionWeights
 from sam2_fast.ops.memory_attention.table import MemoryTable
-from sam2_fast.ops.object_heads import ObjectHeadsWeights, mix_absent, object_heads
+from sam2_fast.ops.object_heads import mix_absent
 from sam2_fast.types import Features, NoPoints, Points, Prediction, RecallLimits
 
 
-class Sam2(nn.Module):
+class Sam2(WithTables):
     """Image encoder, memory attention, prompt encoder, mask decoder and memory encoder.
 
     The state dict is the official one. S = `config.image_size` pixels, h = w = S / 16 tokens. The
@@ -52,7 +48,8 @@ class Sam2(nn.Module):
     def __init__(self, config: Sam2Config, options: Options | None = None) -> None:
         super().__init__()
         self.config = config
-        self.options = options or Options()
+        self._options = options or Options()
+        self._num_maskmem = config.num_maps
         dim = config.hidden_dim
         memory_dim = config.memory_dim
         side = config.grid
@@ -66,11 +63,14 @@ class Sam2(nn.Module):
         self.no_mem_pos_enc = nn.Parameter(torch.zeros(1, 1, dim))
         self.no_obj_ptr = nn.Parameter(torch.zeros(1, dim))
         self.sam_prompt_encoder = PromptEncoder(config)
-        self.sam_mask_decoder = MaskDecoder(config)
+        self.sam_mask_decoder = MaskDecoder(config, self._options)
         self.obj_ptr_proj = MLP(dim, dim, dim, 3)
         if config.version == "2.1":
-            self.no_obj_embed_spatial = nn.Parameter(torch.zeros(1, memory_dim))
-            self.obj_ptr_tpos_proj = nn.Linear(dim, memory_dim)
+            self.no_obj_embed_spatial: Tensor | None = nn.Parameter(torch.zeros(1, memory_dim))
+            self.obj_ptr_tpos_proj: nn.Module = nn.Linear(dim, memory_dim)
+        else:
+            self.no_obj_embed_spatial = None
+            self.obj_ptr_tpos_proj = nn.Identity()
         for parameter in (
             self.maskmem_tpos_enc,
             self.no_mem_embed,
@@ -78,10 +78,54 @@ class Sam2(nn.Module):
             self.no_obj_ptr,
         ):
             nn.init.trunc_normal_(parameter, std=0.02)
-        self._image_position = Table(partial(sine_tokens, dim, side))  # [h * w, 256]
-        self._memory_position = Table(partial(sine_tokens, memory_dim, side))  # [h * w, 64]
-        self._object_heads: WeightsCache[ObjectHeadsWeights] = WeightsCache()
+        self.image_position: Tensor  # [h * w, 256]
+        self.memory_position: Tensor  # [h * w, 64]
+        self.add_table("image_position", partial(sine_tokens, dim, side))
+        self.add_table("memory_position", partial(sine_tokens, memory_dim, side))
         self._tables: Cache[list[Tensor]] = Cache()
+        self._folding = FoldedProjections(self.image_encoder, self.sam_mask_decoder)
+        self._heads = FusedHeads(self.sam_mask_decoder, self.obj_ptr_proj)
+        self._all_parts: Fusion[Any] = Fusion(self._children())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Sam2:
+        self._folding.clear()
+        self._heads.clear()
+        self._tables.clear()
+        super()._apply(fn, recurse)
+        return self
+
+    @property
+    def options(self) -> Options:
+        """The inference options; the mask decoder shares them."""
+        return self._options
+
+    @options.setter
+    def options(self, value: Options) -> None:
+        self._options = value
+        if isinstance(self.sam_mask_decoder, MaskDecoder):
+            self.sam_mask_decoder.share_options(value)
+
+    @property
+    def num_maskmem(self) -> int:
+        """How many temporal positions of memory maps are used, 1 to `config.num_maps` (7).
+
+        A frame attends to the prompted frames and to the `num_maskmem - 1` frames before it.
+        """
+        return self._num_maskmem
+
+    @num_maskmem.setter
+    def num_maskmem(self, value: int) -> None:
+        if not 1 <= value <= self.config.num_maps:
+            raise ValueError(
+                f"num_maskmem: expected 1 to {self.config.num_maps}, the temporal positions in "
+                f"the weights, got {value}"
+            )
+        self._num_maskmem = value
+
+    @property
+    def tokens_per_pointer(self) -> int:
+        """Memory tokens of an object pointer (4)."""
+        return self.config.hidden_dim // self.config.memory_dim
 
     @property
     def device(self) -> torch.device:
@@ -98,11 +142,31 @@ class Sam2(nn.Module):
         """Limits on the memories that a frame attends to, for `MemoryBank.recall`."""
         options = self.options
         return RecallLimits(
-            self.config.num_maps,
+            self.num_maskmem,
             options.max_obj_ptrs_in_encoder,
             options.memory_temporal_stride_for_eval,
             options.max_cond_frames_in_attn,
         )
+
+    def _children(self) -> dict[str, nn.Module]:
+        return {name: child for name, child in self._modules.items() if child is not None}
+
+    def reason_to_call(self) -> str | None:
+        """Why some part must be called instead of an op that computes it, or None.
+
+        That is so if a part has been replaced or patched, has a hook, or drops values in training
+        mode. CUDA graphs are then not used; each op still computes the parts that are as they were.
+        """
+        return self._all_parts.reason(self._children())
+
+    def unfused_parts(self) -> dict[str, str]:
+        """Why parts are not computed by an op, by the name of the part.
+
+        Parts that contain no such change are still computed by their ops, and are not listed.
+        """
+        parts = ((n, m) for n, m in self.named_modules() if isinstance(m, OpModule))
+        reasons = ((name, part.reason_to_call()) for name, part in parts)
+        return {name: reason for name, reason in reasons if reason is not None}
 
     def __repr__(self) -> str:
         """One line; `torch.nn.Module.__repr__(model)` is the tree of modules."""
@@ -117,7 +181,7 @@ class Sam2(nn.Module):
             f"{self.device})"
         )
 
-    def _enter(self, x: Tensor) -> Tensor:
+    def in_weights_dtype(self, x: Tensor) -> Tensor:
         """x in the dtype of the weights; under autocast, x itself."""
         return x if torch.is_autocast_enabled(x.device.type) else x.to(self.dtype)
 
@@ -127,10 +191,9 @@ class Sam2(nn.Module):
 
         The decoder's projections of the fine levels are already applied.
         """
-        neck = self.image_encoder.neck
-        decoder = self.sam_mask_decoder
-        maps = self.image_encoder.trunk(self._enter(images))
-        return Features(neck.low(maps), *neck.projected(maps, decoder.conv_s1, decoder.conv_s0))
+        images = self.in_weights_dtype(images)
+        features = self._folding.run(self.image_encoder, self.sam_mask_decoder, images)
+        return composed.encode_image(self, images) if features is None else features
 
     def without_memory(self, low: Tensor) -> Tensor:
         """low: [B, 256, h, w] -> the same shape: features of a frame that attends to no memory."""
@@ -154,9 +217,11 @@ class Sam2(nn.Module):
         longest: the age that is scaled to 1.
         Source: official `_prepare_memory_conditioned_features`.
         """
+        weights = self._attention_weights(low)
+        if weights is None:
+            return composed.attend(self, low, maps, rows, pointers, ages, longest)
         dtype = low.dtype
         memory_dim = self.config.memory_dim
-        tokens_per_pointer = self.config.hidden_dim // memory_dim
         flat_maps = list(chain.from_iterable(maps))
         flat_ages = upload_numbers(list(chain.from_iterable(ages)), torch.float32, low.device)
         memories = Memories(
@@ -166,29 +231,52 @@ class Sam2(nn.Module):
             [0, *accumulate(map(len, maps))],
             split_pointers(torch.cat(list(pointers)).to(dtype)[None], memory_dim)[0],
             self.pointer_positions(flat_ages, longest).to(dtype),
-            [0, *accumulate(tokens_per_pointer * len(own) for own in pointers)],
+            [0, *accumulate(self.tokens_per_pointer * len(own) for own in pointers)],
         )
-        return self.attend_at(low, memories)
+        return self._attend_by_op(low, memories, weights)
 
     def pointer_positions(self, ages: Tensor, longest: int) -> Tensor:
-        """ages: [P] frames -> [P * 4, 64]: added to the keys of each pointer's four tokens."""
-        project = getattr(self, "obj_ptr_tpos_proj", None)
-        dim, memory_dim = self.config.hidden_dim, self.config.memory_dim
-        position = age_position(ages[None], longest, project, dim, memory_dim)[0]
-        return position.repeat_interleave(dim // memory_dim, dim=0)
+        """ages: [P] frames -> [P * 4, 64]: added to the keys of each pointer's four tokens.
+
+        They are zeros for models of version 2.0.
+        """
+        memory_dim = self.config.memory_dim
+        if self.config.version == "2.0":
+            return ages.new_zeros(len(ages) * self.tokens_per_pointer, memory_dim)
+        sine = sine_age(ages / longest, self.config.hidden_dim)
+        position: Tensor = self.obj_ptr_tpos_proj(self.in_weights_dtype(sine))
+        return position.repeat_interleave(self.tokens_per_pointer, dim=0)
 
     @respects_prove
     def attend_at(self, low: Tensor, memories: Memories | MemoryTable) -> Tensor:
-        """`attend` for arguments of the op: low [1 or B, 256, h, w] -> [B, 256, h, w]."""
+        """`attend` for arguments of the op: low [1 or B, 256, h, w] -> [B, 256, h, w].
+
+        Raises RuntimeError if the op cannot compute memory attention, because a part of it has
+        been changed; `attend` always can.
+        """
+        weights = self._attention_weights(low)
+        if weights is None:
+            raise RuntimeError(
+                "attend_at: a part of memory_attention has been changed or is observed; use attend"
+            )
+        return self._attend_by_op(low, memories, weights)
+
+    def _attention_weights(self, low: Tensor) -> MemoryAttentionWeights | None:
+        attention = self.memory_attention
+        return attention.op_weights(low) if type(attention) is MemoryAttention else None
+
+    def _attend_by_op(
+        self, low: Tensor, memories: Memories | MemoryTable, weights: MemoryAttentionWeights
+    ) -> Tensor:
         side = self.config.grid
         dtype = low.dtype
-        constants = self.maskmem_tpos_enc[:, 0, 0], self._memory_position(), self._image_position()
+        constants = self.maskmem_tpos_enc[:, 0, 0], self.memory_position, self.image_position
         parameters = [self.maskmem_tpos_enc, *constants[1:]]
         temporal, memory_position, position = self._tables.get(
             lambda: [x.to(dtype) for x in constants], parameters, dtype
         )
-        fused = self.memory_attention(
-            to_tokens(low), position[None], memories, temporal, memory_position
+        fused = self.memory_attention.run_op(
+            to_tokens(low), weights, position[None], memories, temporal, memory_position
         )
         return to_map(fused, side, side)
 
@@ -209,49 +297,14 @@ class Sam2(nn.Module):
         hint: [B, 1, 4h, 4w] logits of an earlier mask, or None.
         best: of three masks compute only that of highest predicted IoU.
         """
-        prediction: Prediction = self._run_decoder(
-            low, features, points, hint, multimask, best, raw=False
-        )
-        return prediction._replace(logits=prediction.logits.float())
-
-    def _run_decoder(
-        self,
-        low: Tensor,
-        features: Features,
-        points: Points | NoPoints | None,
-        hint: Tensor | None,
-        multimask: bool,
-        best: bool,
-        raw: bool,
-    ) -> Any:
-        """Embed prompts and decode them: a `DecoderOutput` if `raw`, else a `Prediction`."""
-        low = self._enter(low)
-        encoder = self.sam_prompt_encoder
-        present = None
-        plain = untouched(encoder, PromptEncoder) and untouched(encoder.pe_layer, RandomPosition)
-        if isinstance(points, NoPoints) and not plain:  # a point of label -1 is padding, too
-            points = padding_points(points.objects, low.device)
-        if isinstance(points, NoPoints):
-            sparse, dense = encoder.padding(points.objects), encoder.embed_mask(hint)
-        elif points is None:
-            assert hint is not None
-            sparse = low.new_zeros(hint.shape[0], 0, self.config.hidden_dim)
-            dense = encoder.embed_mask(hint)
+        low = self.in_weights_dtype(low)
+        output = decode_by_op(self, low, features, points, hint, multimask, best)
+        if output is not None:
+            prediction = self.sam_mask_decoder.select(output, multimask, best)
         else:
-            sparse, dense = encoder(points.coords, points.labels, hint)
-            if points.present is not None:  # the appended padding point is always present
-                present = torch.cat(
-                    [points.present, points.present.new_ones(points.present.shape[0], 1)], dim=1
-                )
-        if plain and low.is_cuda:
-            position = encoder.get_dense_pe(low.dtype)
-        else:  # kernels for a CPU read float32
-            position = encoder.get_dense_pe()
-        maps = features.high, features.mid
-        inputs = low, position, sparse, dense, *maps, multimask, self.options, present, best
-        if raw:
-            return self.sam_mask_decoder(*inputs, raw)
-        return self.sam_mask_decoder(*inputs)  # a replaced decoder may have no parameter `raw`
+            prediction = composed.decode(self, low, features, points, hint, multimask)
+            prediction = best_of(prediction) if best else prediction
+        return prediction._replace(logits=prediction.logits.float())
 
     @respects_prove
     def track(
@@ -266,43 +319,19 @@ class Sam2(nn.Module):
 
         Masks of absent objects are -1024 everywhere. Source: official `_forward_sam_heads`.
         """
-        options = self.options
-        own_decode = type(self).decode is Sam2.decode and "decode" not in vars(self)
-        if own_decode and untouched(self.sam_mask_decoder, MaskDecoder) and self._plain_heads():
-            output: DecoderOutput = self._run_decoder(
-                low, features, points, hint, multimask, True, raw=True
-            )
-            return object_heads(
-                output.logits.float(),
-                output.iou,
-                output.tokens,
-                self._object_heads.get(self._head_modules, self._gather_heads),
-                self.no_obj_ptr,
-                2 + output.first,
-                multimask,
-                options.dynamic_multimask_stability_delta,
-                options.dynamic_multimask_stability_thresh,
-                NO_OBJECT_LOGIT,
-            )
+        decoder = self.sam_mask_decoder
+        if type(self).decode is Sam2.decode and "decode" not in vars(self):
+            heads = self._heads.weights(decoder, self.obj_ptr_proj, low)
+            if heads is not None:
+                low = self.in_weights_dtype(low)
+                output = decode_by_op(self, low, features, points, hint, multimask, best=True)
+                if output is not None:
+                    return run_heads(output, heads, self.no_obj_ptr, multimask, decoder.options)
         prediction = self.decode(low, features, points, hint, multimask, best=True)
         present = prediction.presence > 0
         logits = torch.where(present[:, None, None], prediction.logits, NO_OBJECT_LOGIT)
         pointer = self.obj_ptr_proj(prediction.tokens[:, 0])
         return logits, mix_absent(pointer, present, self.no_obj_ptr), prediction.presence
-
-    def _head_modules(self) -> list[nn.Module]:
-        heads = self.sam_mask_decoder.pred_obj_score_head, self.obj_ptr_proj
-        return [module for head in heads for module in head.modules()]
-
-    def _gather_heads(self) -> ObjectHeadsWeights:
-        return ObjectHeadsWeights(
-            mlp_of(self.sam_mask_decoder.pred_obj_score_head), mlp_of(self.obj_ptr_proj)
-        )
-
-    def _plain_heads(self) -> bool:
-        """Whether `object_heads` may read the weights of both heads instead of calling them."""
-        head = self.sam_mask_decoder.pred_obj_score_head
-        return untouched_mlp(head) and untouched_mlp(self.obj_ptr_proj)
 
     @respects_prove
     def point_to(self, features: Features, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -322,7 +351,7 @@ class Sam2(nn.Module):
             features.low,
             features,
             NoPoints(batch),
-            self.mask_downsample(self._enter(mask)),
+            self.mask_downsample(self.in_weights_dtype(mask)),
             multimask=False,
         )
         present = mask.flatten(1).any(1, keepdim=True)
@@ -339,8 +368,13 @@ class Sam2(nn.Module):
         binarize: threshold the mask, as the user saw it, instead of computing its sigmoid.
         Source: official `_encode_new_memory`.
         """
-        memory = self.memory_encoder(low, logits, binarize)
-        if self.config.version == "2.1":
+        encoder = self.memory_encoder
+        weights = encoder.op_weights(low, logits) if type(encoder) is MemoryEncoder else None
+        if weights is None:
+            memory = composed.encode_memory(self, low, logits, binarize)
+        else:
+            memory = encoder.run_op(low, logits, weights, binarize)
+        if self.no_obj_embed_spatial is not None:
             absent = (presence <= 0).to(memory.dtype)[:, None]  # [B, 1, 1]
             memory = torch.addcmul(memory, absent, self.no_obj_embed_spatial.to(memory.dtype))
         return memory

@@ -5,23 +5,48 @@ Source: official `sam/transformer.py`.
 
 from __future__ import annotations
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from sam2_fast.model.layers import MLP, linear_of, norm_of
+from sam2_fast.model.fusion import Part
+from sam2_fast.model.layers import MLP, linear_of, norm_of, to_tokens
 from sam2_fast.ops.mask_decoder.weights import AttentionWeights, TwoWayLayerWeights
 
 
-class Attention(nn.Module):
-    """The projections of a multi-head attention with dim / downsample inner channels."""
+class Attention(Part):
+    """Multi-head attention with embedding_dim / downsample_rate inner channels.
 
-    def __init__(self, dim: int, num_heads: int, downsample: int = 1) -> None:
+    dropout: probability with which an attention weight is dropped in training mode.
+    kv_in_dim: channels of keys and values; None: those of queries.
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        num_heads: int,
+        downsample_rate: int = 1,
+        dropout: float = 0.0,
+        kv_in_dim: int | None = None,
+    ) -> None:
         super().__init__()
-        inner = dim // downsample
+        self.embedding_dim = embedding_dim
+        self.kv_in_dim = embedding_dim if kv_in_dim is None else kv_in_dim
+        self.internal_dim = embedding_dim // downsample_rate
         self.num_heads = num_heads
-        self.q_proj = nn.Linear(dim, inner)
-        self.k_proj = nn.Linear(dim, inner)
-        self.v_proj = nn.Linear(dim, inner)
-        self.out_proj = nn.Linear(inner, dim)
+        if self.internal_dim % num_heads:
+            raise ValueError(
+                f"num_heads: expected a divisor of {self.internal_dim} channels, got {num_heads}"
+            )
+        self.q_proj = nn.Linear(embedding_dim, self.internal_dim)
+        self.k_proj = nn.Linear(self.kv_in_dim, self.internal_dim)
+        self.v_proj = nn.Linear(self.kv_in_dim, self.internal_dim)
+        self.out_proj = nn.Linear(self.internal_dim, embedding_dim)
+        self.dropout_p = dropout
+
+    @property
+    def drops_values(self) -> bool:
+        """Whether values are dropped in training mode."""
+        return self.dropout_p > 0.0
 
     def gather_weights(self) -> AttentionWeights:
         """The weights of one attention of `ops.mask_decoder`."""
@@ -29,20 +54,45 @@ class Attention(nn.Module):
             *map(linear_of, (self.q_proj, self.k_proj, self.v_proj, self.out_proj))
         )
 
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q: [B, N, embedding_dim]; k, v: [B, M, kv_in_dim] -> [B, N, embedding_dim]."""
+        q, k, v = self.q_proj(q), self.k_proj(k), self.v_proj(v)
+        heads = (self._separate_heads(x, self.num_heads) for x in (q, k, v))
+        return self.out_proj(self._recombine_heads(self.attend(*heads)))
 
-class TwoWayBlock(nn.Module):
-    """Self-attention of tokens, tokens to image, MLP of tokens, image to tokens; post-norm."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of projected tokens [B, heads, tokens, channels]."""
+        dropout = self.dropout_p if self.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
 
-    def __init__(self, dim: int, num_heads: int, mlp_dim: int) -> None:
+    def _separate_heads(self, x: Tensor, num_heads: int) -> Tensor:
+        """[B, N, C] -> [B, num_heads, N, C / num_heads]."""
+        return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+    def _recombine_heads(self, x: Tensor) -> Tensor:
+        """[B, heads, N, C] -> [B, N, heads * C]."""
+        return x.transpose(1, 2).flatten(2)
+
+
+class TwoWayAttentionBlock(Part):
+    """Self-attention of tokens, tokens to image, MLP of tokens, image to tokens; post-norm.
+
+    skip_first_layer_pe: no positions are added in self-attention, whose result replaces the tokens.
+    """
+
+    def __init__(
+        self, embedding_dim: int, num_heads: int, mlp_dim: int, skip_first_layer_pe: bool = False
+    ) -> None:
         super().__init__()
-        self.self_attn = Attention(dim, num_heads)
-        self.norm1 = nn.LayerNorm(dim)
-        self.cross_attn_token_to_image = Attention(dim, num_heads, downsample=2)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = MLP(dim, mlp_dim, dim, num_layers=2)
-        self.norm3 = nn.LayerNorm(dim)
-        self.norm4 = nn.LayerNorm(dim)
-        self.cross_attn_image_to_token = Attention(dim, num_heads, downsample=2)
+        self.self_attn = Attention(embedding_dim, num_heads)
+        self.norm1 = nn.LayerNorm(embedding_dim)
+        self.cross_attn_token_to_image = Attention(embedding_dim, num_heads, downsample_rate=2)
+        self.norm2 = nn.LayerNorm(embedding_dim)
+        self.mlp = MLP(embedding_dim, mlp_dim, embedding_dim, num_layers=2)
+        self.norm3 = nn.LayerNorm(embedding_dim)
+        self.norm4 = nn.LayerNorm(embedding_dim)
+        self.cross_attn_image_to_token = Attention(embedding_dim, num_heads, downsample_rate=2)
+        self.skip_first_layer_pe = skip_first_layer_pe
 
     def gather_weights(self) -> TwoWayLayerWeights:
         """The weights of one layer of `ops.mask_decoder`."""
@@ -59,13 +109,58 @@ class TwoWayBlock(nn.Module):
             self.cross_attn_image_to_token.gather_weights(),
         )
 
+    def forward(
+        self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens and image after the block, in the shapes of `queries` and `keys`.
 
-class TwoWayTransformer(nn.Module):
-    """Two blocks and a final token-to-image attention; `ops.mask_decoder` computes."""
+        queries, query_pe: prompt tokens [B, P, C]. keys, key_pe: image tokens [B, N, C].
+        """
+        if self.skip_first_layer_pe:
+            queries = self.self_attn(q=queries, k=queries, v=queries)
+        else:
+            q = queries + query_pe
+            queries = queries + self.self_attn(q=q, k=q, v=queries)
+        queries = self.norm1(queries)
 
-    def __init__(self, dim: int, num_heads: int, mlp_dim: int) -> None:
+        q, k = queries + query_pe, keys + key_pe
+        queries = self.norm2(queries + self.cross_attn_token_to_image(q=q, k=k, v=keys))
+        queries = self.norm3(queries + self.mlp(queries))
+
+        q, k = queries + query_pe, keys + key_pe
+        keys = self.norm4(keys + self.cross_attn_image_to_token(q=k, k=q, v=queries))
+        return queries, keys
+
+
+class TwoWayTransformer(Part):
+    """Two blocks and a final attention of tokens to the image."""
+
+    def __init__(self, depth: int, embedding_dim: int, num_heads: int, mlp_dim: int) -> None:
         super().__init__()
+        self.depth = depth
+        self.embedding_dim = embedding_dim
         self.num_heads = num_heads
-        self.layers = nn.ModuleList(TwoWayBlock(dim, num_heads, mlp_dim) for _ in range(2))
-        self.final_attn_token_to_image = Attention(dim, num_heads, downsample=2)
-        self.norm_final_attn = nn.LayerNorm(dim)
+        self.mlp_dim = mlp_dim
+        self.layers = nn.ModuleList(
+            TwoWayAttentionBlock(embedding_dim, num_heads, mlp_dim, skip_first_layer_pe=i == 0)
+            for i in range(depth)
+        )
+        self.final_attn_token_to_image = Attention(embedding_dim, num_heads, downsample_rate=2)
+        self.norm_final_attn = nn.LayerNorm(embedding_dim)
+
+    def forward(
+        self, image_embedding: Tensor, image_pe: Tensor, point_embedding: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens [B, P, C] and image tokens [B, h * w, C].
+
+        image_embedding, image_pe: [B, C, h, w]. point_embedding: prompt tokens [B, P, C].
+        """
+        keys, key_pe = to_tokens(image_embedding), to_tokens(image_pe)
+        queries = point_embedding
+        for layer in self.layers:
+            queries, keys = layer(
+                queries=queries, keys=keys, query_pe=point_embedding, key_pe=key_pe
+            )
+        q, k = queries + point_embedding, keys + key_pe
+        queries = queries + self.final_attn_token_to_image(q=q, k=k, v=keys)
+        return self.norm_final_attn(queries), keys

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from sam2_fast.config import Options
+from sam2_fast.config import DECODER_OPTIONS, FIXED_SETTINGS, Options
 from sam2_fast.model import Sam2
 from sam2_fast.official.steps import OfficialSteps
 
@@ -15,23 +15,6 @@ class SAM2Base(OfficialSteps):
 
     Its steps are in `official/steps.py`, and its options are attributes.
     """
-
-    num_feature_levels = 3
-    directly_add_no_mem_embed = True
-    use_high_res_features_in_sam = True
-    use_obj_ptrs_in_encoder = True
-    pred_obj_scores = True
-    pred_obj_scores_mlp = True
-    fixed_no_obj_ptr = True
-    soft_no_obj_ptr = False
-    use_multimask_token_for_obj_ptr = True
-    use_mlp_for_obj_ptr_proj = True
-    use_mask_input_as_output_without_sam = True
-    only_obj_ptrs_in_the_past_for_eval = True
-    iou_prediction_use_sigmoid = True
-    sigmoid_scale_for_mem_enc = 20.0
-    sigmoid_bias_for_mem_enc = -10.0
-    backbone_stride = 16
 
     @property
     def image_size(self) -> int:
@@ -49,11 +32,6 @@ class SAM2Base(OfficialSteps):
         return self.config.memory_dim
 
     @property
-    def num_maskmem(self) -> int:
-        """Temporal positions of memory maps (7): prompted frames and the last six frames."""
-        return self.config.num_maps
-
-    @property
     def sam_prompt_embed_dim(self) -> int:
         """Channels of a prompt token (256)."""
         return self.config.hidden_dim
@@ -62,6 +40,26 @@ class SAM2Base(OfficialSteps):
     def sam_image_embedding_size(self) -> int:
         """Side of the low-resolution features, tokens."""
         return self.config.grid
+
+    @property
+    def add_tpos_enc_to_obj_ptrs(self) -> bool:
+        """Whether object pointers have temporal positions: in version 2.1."""
+        return self.config.version == "2.1"
+
+    @property
+    def proj_tpos_enc_in_obj_ptrs(self) -> bool:
+        """Whether these positions are projected: in version 2.1."""
+        return self.config.version == "2.1"
+
+    @property
+    def use_signed_tpos_enc_to_obj_ptrs(self) -> bool:
+        """Whether these positions have a direction: in version 2.1."""
+        return self.config.version == "2.1"
+
+    @property
+    def sam_mask_decoder_extra_args(self) -> dict[str, Any]:
+        """The options of the mask decoder, as keyword arguments of the official one."""
+        return {name: getattr(self.options, name) for name in DECODER_OPTIONS}
 
 
 def _option(name: str) -> property:
@@ -76,5 +74,23 @@ def _option(name: str) -> property:
     return property(get, put)
 
 
+def _fixed(name: str, value: object) -> property:
+    """An official setting that has one value in every released model."""
+
+    def get(model: Sam2) -> Any:
+        return value
+
+    def put(model: Sam2, other: Any) -> None:
+        if other != value:
+            raise ValueError(
+                f"{name}: expected {value!r}, as in every released model, got {other!r}; override "
+                "the method that reads it instead"
+            )
+
+    return property(get, put)
+
+
 for _field in fields(Options):
     setattr(SAM2Base, _field.name, _option(_field.name))
+for _name, _value in FIXED_SETTINGS.items():
+    setattr(SAM2Base, _name, _fixed(_name, _value))

@@ -99,7 +99,7 @@ class Graphs:
         fingerprint = self._fingerprint
         if fingerprint is None or fingerprint.model is not model:
             fingerprint = self.validate(model)
-        return fingerprint.hook_reason() or fingerprint.opaque_reason()
+        return model.reason_to_call() or fingerprint.opaque_reason()
 
     def refuses_frame(self, model: Sam2, low: Tensor) -> str | None:
         """Why a tracked frame cannot run from a CUDA graph although `refuses` is None, or None."""

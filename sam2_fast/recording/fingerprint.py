@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from torch import nn
 
-from sam2_fast.ops.core.native import native
-from sam2_fast.ops.core.state import Members, State
+from sam2_fast.ops.core.module_state import ModuleState
+from sam2_fast.ops.core.state import State
 
 
 class _ModuleSnapshot:
     """The state of some modules and their tensors when this object was created."""
 
     def __init__(self, modules: list[nn.Module]) -> None:
-        self._members = Members(modules)
+        self._members = ModuleState(modules)
         self._state = State(self._members.tensors)
 
     def same(self) -> bool:
-        return self._members.is_unchanged() and self._state.is_unchanged()
+        return self._members.same_members() and self._state.is_unchanged()
 
     @property
     def plain(self) -> bool:
@@ -38,7 +38,6 @@ class Fingerprint:
         encoder_modules = set(encoder.modules()) if isinstance(encoder, nn.Module) else set()
         self._encoder = _ModuleSnapshot([m for m in modules if m in encoder_modules])
         self._rest = _ModuleSnapshot([m for m in modules if m not in encoder_modules])
-        self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         self._referenced: list[object] = []
 
     def same(self, model: nn.Module, encoder: bool = True) -> bool:
@@ -47,12 +46,6 @@ class Fingerprint:
         encoder: also compare the modules of `model.image_encoder`.
         """
         return model is self.model and self._rest.same() and (not encoder or self._encoder.same())
-
-    def hook_reason(self) -> str | None:
-        """Why a CUDA graph would differ from a call because of forward hooks, or None."""
-        module = native()
-        hooks = any(self._hooks) if module is None else not module.all_empty(self._hooks)
-        return "a module has a forward hook, which a CUDA graph would not call" if hooks else None
 
     def opaque_reason(self) -> str | None:
         """Why writes to a weight cannot be detected, or None."""

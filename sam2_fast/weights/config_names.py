@@ -10,30 +10,17 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from sam2_fast.config import PRESETS, Options, Sam2Config, preset
+from sam2_fast.config import FIXED_SETTINGS, PRESETS, Options, Sam2Config, preset
 
 _SIZES = {"t": "tiny", "s": "small", "b+": "base_plus", "l": "large"}
 _NAME = re.compile(r"sam2(\.1)?_hiera_(tiny|small|base_plus|large|t|s|b\+|l)(\.yaml)?$")
 _OVERRIDE = re.compile(r"^(\+\+|\+|~)?([A-Za-z_][\w.]*)(=(.*))?$", re.DOTALL)
 
-# Options of the official constructor with the same value in every released model. No other value is
-# accepted.
-_FIXED: dict[str, Any] = {
-    "sigmoid_scale_for_mem_enc": 20.0,
-    "sigmoid_bias_for_mem_enc": -10.0,
-    "directly_add_no_mem_embed": True,
-    "use_high_res_features_in_sam": True,
-    "iou_prediction_use_sigmoid": True,
-    "use_obj_ptrs_in_encoder": True,
-    "only_obj_ptrs_in_the_past_for_eval": True,
-    "pred_obj_scores": True,
-    "pred_obj_scores_mlp": True,
-    "fixed_no_obj_ptr": True,
-    "soft_no_obj_ptr": False,
-    "use_multimask_token_for_obj_ptr": True,
-    "use_mlp_for_obj_ptr_proj": True,
-    "use_mask_input_as_output_without_sam": True,
-    "num_maskmem": 7,
+_FIXED: dict[str, Any] = {**FIXED_SETTINGS, "num_maskmem": 7}
+_CONFIG_KEYS = {
+    "image_size": "image_size",
+    "image_encoder.trunk.drop_path_rate": "drop_path_rate",
+    "memory_attention.layer.dropout": "dropout",
 }
 _IGNORED = ("compile_image_encoder", "_target_")  # about the official code only
 
@@ -83,8 +70,9 @@ def _apply(
 ) -> tuple[Sam2Config, Options]:
     if key in _IGNORED:
         return config, options
-    if key == "image_size":
-        return replace(config, image_size=Sam2Config().image_size if delete else value), options
+    if key in _CONFIG_KEYS:
+        name = _CONFIG_KEYS[key]
+        return replace(config, **{name: getattr(Sam2Config(), name) if delete else value}), options
     if key in _FIXED:
         if not delete and value != _FIXED[key]:
             raise ValueError(
@@ -95,8 +83,8 @@ def _apply(
     if key in {f.name for f in fields(Options)}:
         return config, options.updated(**{key: getattr(Options(), key) if delete else value})
     raise ValueError(
-        f"hydra_overrides_extra: {text!r} names the unknown key {key!r}; known are image_size and "
-        f"the fields of Options"
+        f"hydra_overrides_extra: {text!r} names the unknown key {key!r}; known are "
+        f"{', '.join(_CONFIG_KEYS)} and the fields of Options"
     )
 
 

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from sam2_fast.data.clicks import (
     sample_random_points_from_errors as sample_random_points_from_errors,
 )
 from sam2_fast.model.layers import MLP as MLP
+from sam2_fast.model.layers import DropPath as DropPath
 from sam2_fast.model.layers import LayerNorm2d as LayerNorm2d
 from sam2_fast.model.position import sine_age
 
@@ -64,21 +64,3 @@ def get_activation_fn(activation: str) -> Callable[[Tensor], Tensor]:
 def get_clones(module: nn.Module, N: int) -> nn.ModuleList:  # noqa: N803
     """N deep copies of a module."""
     return nn.ModuleList(copy.deepcopy(module) for _ in range(N))
-
-
-class DropPath(nn.Module):
-    """Drops whole samples of a residual branch during training."""
-
-    def __init__(self, drop_prob: float = 0.0, scale_by_keep: bool = True) -> None:
-        super().__init__()
-        self.drop_prob = drop_prob
-        self.scale_by_keep = scale_by_keep
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, ...] -> the same shape."""
-        if self.drop_prob == 0.0 or not self.training:
-            return x
-        keep = 1.0 - self.drop_prob
-        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-        mask = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(keep)
-        return x * (mask / keep if self.scale_by_keep and keep > 0.0 else mask)

@@ -7,12 +7,12 @@ from itertools import count
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sam2_fast.ops.core import tracing
 from sam2_fast.ops.core.layout import Leaf
 from sam2_fast.ops.core.native import is_differentiated
-from sam2_fast.ops.core.state import Members, State
+from sam2_fast.ops.core.state import State
 from sam2_fast.ops.core.weights import Weights
 from sam2_fast.proving.device import capturing
 
@@ -72,49 +72,6 @@ class Cache(Generic[Value]):
 
     def __reduce__(self) -> tuple[type[Cache[Value]], tuple[()]]:
         return Cache, ()
-
-
-class WeightsCache(Generic[W]):
-    """The weights of an op, gathered from modules, valid until a module or parameter changes.
-
-    Copies and pickles of a model start with an empty cache.
-    """
-
-    def __init__(self) -> None:
-        self._entry: tuple[Members, W] | None = None
-
-    def get(self, modules: Callable[[], Sequence[nn.Module]], gather: Callable[[], W]) -> W:
-        """`gather()`, or its earlier result if all modules and parameters are unchanged.
-
-        modules: returns the modules that `gather` reads.
-        """
-        if tracing.recording_reason() is not None:
-            return gather()
-        if self._entry is not None:
-            members, weights = self._entry
-            state = weights.state
-            if state is not None and members.is_unchanged() and state.is_unchanged():
-                return weights
-        weights = gather()
-        if weights.state is not None and weights.state.plain:
-            self._entry = Members(modules()), weights
-        return weights
-
-    def clear(self) -> None:
-        """Drop the weights, after changes that cannot be detected, such as `module.half()`."""
-        self._entry = None
-
-    @property
-    def cached_values(self) -> list[object]:
-        """The weights and the values derived from them; empty if nothing is cached."""
-        if self._entry is None:
-            return []
-        weights = self._entry[1]
-        derived = [] if weights.state is None else weights.state.cached_values
-        return [weights, *derived]
-
-    def __reduce__(self) -> tuple[type[WeightsCache[W]], tuple[()]]:
-        return WeightsCache, ()
 
 
 def derive(weights: Weights, name: str, make: Callable[[], Value]) -> Value:

@@ -1,13 +1,13 @@
-"""Detects changes of tensors and modules, and keeps values computed from unchanged tensors."""
+"""Detects changes of tensors, and keeps values computed from unchanged tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from operator import is_
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sam2_fast.ops.core.native import is_plain, native
 
@@ -58,9 +58,8 @@ class State:
         """Whether no tensor was moved or written. False if some are not plain."""
         if not self.plain:
             return False
-        module = native()
         snapshot = self._snapshot
-        same: Callable[..., bool] = _same_tensors if module is None else module.same_tensors
+        same = native_or("same_tensors", _same_tensors)
         return same(_address, _version, self.tensors, snapshot.addresses, snapshot.versions)
 
     def is_unchanged_for(self, tensors: Sequence[Tensor]) -> bool:
@@ -83,34 +82,10 @@ class State:
         return list(self._snapshot.values.values())
 
 
-class Members:
-    """Submodules, parameters and buffers of some modules at the time of creation."""
-
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        groups = [group for m in modules for group in (m._modules, m._parameters, m._buffers)]
-        named = [(group, name, value) for group in groups for name, value in group.items()]
-        self._groups = [group for group, _, _ in named]
-        self._names = [name for _, name, _ in named]
-        self._values = [value for _, _, value in named]
-        self._owners = groups
-        self._lengths = [len(group) for group in groups]
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """Parameters and buffers."""
-        return [value for value in self._values if isinstance(value, Tensor)]
-
-    def is_unchanged(self) -> bool:
-        """Whether every name still refers to the same object, and no name was added."""
-        if list(map(len, self._owners)) != self._lengths:
-            return False
-        module = native()
-        same: Callable[..., bool] = _same_members if module is None else module.same_members
-        return same(self._groups, self._names, self._values)
-
-
-def _same_members(groups: list[dict[str, Any]], names: list[str], values: list[Any]) -> bool:
-    return all(map(is_, map(dict.get, groups, names), values))
+def native_or(name: str, fallback: Callable[..., bool]) -> Callable[..., bool]:
+    """The function `name` of the native module, or `fallback` if the package was not built."""
+    module = native()
+    return fallback if module is None else cast(Callable[..., bool], getattr(module, name))
 
 
 def _same_tensors(

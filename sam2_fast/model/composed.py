@@ -1,0 +1,165 @@
+"""The steps of the model as calls of its parts, with the arguments of the official package.
+
+They run if a part has been changed or is observed, so that an op must not stand in for it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sam2_fast.config import FIXED_SETTINGS
+from sam2_fast.model.layers import to_map, to_tokens
+from sam2_fast.model.object_pointer import split_pointers
+from sam2_fast.model.prompt_encoder import padding_points
+from sam2_fast.types import Features, NoPoints, Points, Prediction
+
+if TYPE_CHECKING:
+    from sam2_fast.model.sam2 import Sam2
+
+
+def encode_image(model: Sam2, images: Tensor) -> Features:
+    """`Sam2.encode_image`; source: official `forward_image`."""
+    levels = model.image_encoder(images)["backbone_fpn"]
+    decoder: Any = model.sam_mask_decoder
+    return Features(levels[-1], decoder.conv_s1(levels[1]), decoder.conv_s0(levels[0]))
+
+
+def attend(
+    model: Sam2,
+    low: Tensor,
+    maps: Sequence[Sequence[Tensor]],
+    rows: Sequence[Sequence[int]],
+    pointers: Sequence[Tensor],
+    ages: Sequence[Sequence[float]],
+    longest: int,
+) -> Tensor:
+    """`Sam2.attend`; objects with equal numbers of maps and pointers are attended to together."""
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for i, (own_maps, own_pointers) in enumerate(zip(maps, pointers, strict=True)):
+        groups[len(own_maps), len(own_pointers)].append(i)
+    position = model.image_position[:, None].to(low.dtype)
+    fused: list[Tensor | None] = [None] * len(maps)
+    for (_, num_pointers), members in groups.items():
+        memories, positions = zip(
+            *(
+                _memory_of_object(model, low, maps[i], rows[i], pointers[i], ages[i], longest)
+                for i in members
+            ),
+            strict=True,
+        )
+        count = len(members)
+        own = low if len(low) == 1 else low[members]
+        tokens = to_tokens(own).transpose(0, 1).expand(-1, count, -1)
+        output = model.memory_attention(
+            curr=[tokens],
+            curr_pos=[position.expand(-1, count, -1)],
+            memory=torch.stack(memories, dim=1),
+            memory_pos=torch.stack(positions, dim=1),
+            num_obj_ptr_tokens=num_pointers * model.tokens_per_pointer,
+        )
+        output = to_map(output.transpose(0, 1), *low.shape[-2:])
+        for i, row in zip(members, output, strict=True):
+            fused[i] = row
+    return torch.stack([row for row in fused if row is not None])
+
+
+def _memory_of_object(
+    model: Sam2,
+    low: Tensor,
+    maps: Sequence[Tensor],
+    rows: Sequence[int],
+    pointers: Tensor,
+    ages: Sequence[float],
+    longest: int,
+) -> tuple[Tensor, Tensor]:
+    """Memory tokens of one object and their positions, [M, memory_dim] each."""
+    dtype = low.dtype
+    position = model.memory_position.to(dtype)
+    temporal = model.maskmem_tpos_enc
+    tokens = [m.to(dtype) for m in maps]
+    positions = [position + temporal[row, 0].to(dtype) for row in rows]
+    if len(pointers):
+        tokens.append(split_pointers(pointers[None].to(dtype), model.config.memory_dim)[0])
+        own_ages = torch.tensor([*ages], dtype=torch.float32, device=low.device)
+        positions.append(model.pointer_positions(own_ages, longest).to(dtype))
+    return torch.cat(tokens), torch.cat(positions)
+
+
+def decode(
+    model: Sam2,
+    low: Tensor,
+    features: Features,
+    points: Points | NoPoints | None,
+    hint: Tensor | None,
+    multimask: bool,
+) -> Prediction:
+    """`Sam2.decode`; prompts with equal numbers of points are decoded together."""
+    if isinstance(points, NoPoints):
+        points = padding_points(points.objects, low.device)
+    if points is None or points.present is None:
+        return _decode_batch(model, low, features, points, hint, multimask)
+    counts = points.present.sum(1).tolist()
+    outputs: list[tuple[Tensor, ...] | None] = [None] * len(counts)
+    for length in sorted(set(counts)):
+        members = [i for i, count in enumerate(counts) if count == length]
+        batch = Points(points.coords[members, :length], points.labels[members, :length])
+        own_features = Features(*(_rows(level, members) for level in features))
+        own_hint = None if hint is None else _rows(hint, members)
+        prediction = _decode_batch(
+            model, _rows(low, members), own_features, batch, own_hint, multimask
+        )
+        for i, row in zip(members, zip(*prediction, strict=True), strict=True):
+            outputs[i] = row
+    rows = [row for row in outputs if row is not None]
+    return Prediction(*(torch.stack(column) for column in zip(*rows, strict=True)))
+
+
+def _rows(x: Tensor, members: list[int]) -> Tensor:
+    return x if len(x) == 1 else x[members]
+
+
+def _decode_batch(
+    model: Sam2,
+    low: Tensor,
+    features: Features,
+    points: Points | None,
+    hint: Tensor | None,
+    multimask: bool,
+) -> Prediction:
+    encoder: Any = model.sam_prompt_encoder
+    sparse, dense = encoder(
+        points=None if points is None else (points.coords, points.labels),
+        boxes=None,
+        masks=None if hint is None else model.in_weights_dtype(hint),
+    )
+    masks, iou, tokens, presence = model.sam_mask_decoder(
+        image_embeddings=low,
+        image_pe=model.in_weights_dtype(encoder.get_dense_pe()),
+        sparse_prompt_embeddings=model.in_weights_dtype(sparse),
+        dense_prompt_embeddings=model.in_weights_dtype(dense),
+        multimask_output=multimask,
+        repeat_image=len(low) == 1 and len(sparse) > 1,
+        high_res_features=[features.high, features.mid],
+    )
+    return Prediction(masks, iou, tokens, presence)
+
+
+def encode_memory(model: Sam2, low: Tensor, logits: Tensor, binarize: bool) -> Tensor:
+    """The memory maps of `Sam2.encode_memory` before those of absent objects are marked."""
+    size = model.config.image_size
+    masks = logits
+    if tuple(masks.shape[-2:]) != (size, size):
+        masks = F.interpolate(
+            masks.float(), size=(size, size), mode="bilinear", align_corners=False
+        )
+    masks = (masks > 0).float() if binarize else masks.sigmoid()
+    masks = masks * FIXED_SETTINGS["sigmoid_scale_for_mem_enc"]
+    masks = masks + FIXED_SETTINGS["sigmoid_bias_for_mem_enc"]
+    output = model.memory_encoder(low, model.in_weights_dtype(masks), skip_mask_sigmoid=True)
+    return to_tokens(output["vision_features"])

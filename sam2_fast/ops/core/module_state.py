@@ -1,0 +1,162 @@
+"""Detects every change of a module that could change what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
+from operator import is_
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
+from torch.utils.hooks import RemovableHandle
+
+from sam2_fast.ops.core.state import native_or
+
+
+class Watched(nn.Module):
+    """A module that counts assignments to attributes of all its instances.
+
+    So a `ModuleState` compares attributes only after one of them has been assigned.
+    """
+
+    writes: ClassVar[int] = 0
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        Watched.writes = next(_writes)
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        Watched.writes = next(_writes)
+        super().__delattr__(name)
+
+
+_writes = count(1)
+
+SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Linear: (),
+    nn.Embedding: (),
+    nn.LayerNorm: ("normalized_shape", "eps"),
+    nn.Conv2d: ("stride", "padding", "dilation", "groups", "padding_mode"),
+    nn.ConvTranspose2d: ("stride", "padding", "output_padding", "dilation", "groups"),
+    nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
+    nn.GELU: ("approximate",),
+    nn.ReLU: (),
+    nn.Dropout: ("p", "training"),
+    nn.Identity: (),
+    nn.ModuleList: (),
+    nn.Sequential: (),
+}
+"""Modules of torch that the model consists of, and the attributes that decide what they compute."""
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOKS = (
+    module_hooks._global_forward_hooks,
+    module_hooks._global_forward_pre_hooks,
+    module_hooks._global_backward_hooks,
+    module_hooks._global_backward_pre_hooks,
+)
+
+
+def has_global_hooks() -> bool:
+    """Whether hooks are registered for all modules."""
+    return any(_GLOBAL_HOOKS)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module has forward or backward hooks of its own."""
+    return any(getattr(module, name) for name in _HOOKS)
+
+
+class ModuleState:
+    """What decides the computation of some modules, at the time of creation.
+
+    That is: their classes and methods, attributes, hooks, submodules, parameters and buffers.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._modules = list(modules)
+        self._kinds = [type(module) for module in modules]
+        classes = {
+            c: None for kind in self._kinds for c in kind.__mro__ if issubclass(c, nn.Module)
+        }
+        self._classes = list(classes)
+        self._code = _flat(map(vars, self._classes))
+        attributes = [vars(module) for module in modules]
+        self._attributes = attributes
+        self._attribute_entries = _flat(attributes)
+        groups = [group for m in modules for group in (m._modules, m._parameters, m._buffers)]
+        self._groups = groups
+        self._members = _flat(groups)
+        hooks = [vars(module)[name] for module in modules for name in _HOOKS]
+        self._sized = [*attributes, *hooks, *_GLOBAL_HOOKS]
+        self._lengths = [len(dictionary) for dictionary in self._sized]
+        settings = [
+            (vars(module), name, vars(module)[name])
+            for module in modules
+            for name in SETTINGS.get(type(module), ())
+        ]
+        attention = "scaled_dot_product_attention"  # programs replace it by kernels of their own
+        settings.append((vars(F), attention, vars(F)[attention]))
+        self._settings = [list(column) for column in zip(*settings, strict=True)]
+        self._counts = _counts()
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Parameters and buffers."""
+        return [value for value in self._members[1::2] if isinstance(value, Tensor)]
+
+    def same_members(self) -> bool:
+        """Whether submodules, parameters and buffers are the same objects under the same names."""
+        return native_or("same_dictionaries", _same_dictionaries)(self._groups, self._members)
+
+    def is_unchanged(self) -> bool:
+        """Whether nothing has changed."""
+        counts = _counts()
+        if counts != self._counts:
+            same = native_or("same_dictionaries", _same_dictionaries)
+            if not same(self._attributes, self._attribute_entries):
+                return False
+            self._counts = counts
+        return (
+            native_or("same_classes", _same_classes)(self._modules, self._kinds)
+            and native_or("same_lengths", _same_lengths)(self._sized, self._lengths)
+            and self.same_members()
+            and native_or("same_members", _same_members)(*self._settings)
+            and native_or("same_class_attributes", _same_class_attributes)(
+                self._classes, self._code
+            )
+        )
+
+
+def _counts() -> tuple[int, int]:
+    """Numbers that grow when a hook is registered or an attribute of our modules is assigned."""
+    return RemovableHandle.next_id, Watched.writes
+
+
+def _flat(dictionaries: Iterable[Mapping[str, Any]]) -> list[Any]:
+    """Keys and values of the dictionaries, in turn."""
+    return [x for dictionary in dictionaries for entry in dictionary.items() for x in entry]
+
+
+def _same_dictionaries(dictionaries: list[dict[str, Any]], entries: list[Any]) -> bool:
+    current = _flat(dictionaries)
+    return len(current) == len(entries) and all(map(is_, current, entries))
+
+
+def _same_class_attributes(classes: list[type], entries: list[Any]) -> bool:
+    current = _flat(map(vars, classes))
+    return len(current) == len(entries) and all(map(is_, current, entries))
+
+
+def _same_classes(objects: list[object], classes: list[type]) -> bool:
+    return list(map(type, objects)) == classes
+
+
+def _same_lengths(dictionaries: list[dict[Any, Any]], lengths: list[int]) -> bool:
+    return list(map(len, dictionaries)) == lengths
+
+
+def _same_members(groups: list[dict[str, Any]], names: list[str], values: list[Any]) -> bool:
+    return all(map(is_, map(dict.get, groups, names), values))
