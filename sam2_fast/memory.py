@@ -58,6 +58,7 @@ class MemoryBank:
         num_pointers: int = 16,
         stride: int = 1,
         max_prompted: int = -1,
+        past_pointers_only: bool = True,
     ) -> Recall:
         """Which memories frame `now` attends to when tracking in direction `step` (+1 or -1).
 
@@ -65,6 +66,7 @@ class MemoryBank:
         `num_maps - 1` tracked maps before `now` (every `stride`-th), the pointers of prompted
         frames up to `now` in this direction, and up to `num_pointers - 1` recent pointers.
         num_frames: of the video, or None if unknown; it limits the number of pointers.
+        past_pointers_only: False adds the pointers of prompted frames after `now`, too.
         Source: official `_prepare_memory_conditioned_features`.
         """
         near = self._nearest_prompted(now, max_prompted)
@@ -83,7 +85,7 @@ class MemoryBank:
                 maps.append(frame)
                 rows.append(row - 1)
         num_pointers = num_pointers if num_frames is None else min(num_frames, num_pointers)
-        pointers = [f for f in near if (f - now) * step <= 0]
+        pointers = [f for f in near if (f - now) * step <= 0 or not past_pointers_only]
         ages = [now - f if step > 0 else f - now for f in pointers]
         for age in range(1, num_pointers):
             frame = now - age * step

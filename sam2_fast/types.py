@@ -103,6 +103,7 @@ class RecallLimits(NamedTuple):
     num_pointers: int
     stride: int
     max_prompted: int
+    past_pointers_only: bool
 
 
 class Remembered(NamedTuple):

@@ -139,13 +139,18 @@ class Sam2(WithTables):
 
     @property
     def recall_limits(self) -> RecallLimits:
-        """Limits on the memories that a frame attends to, for `MemoryBank.recall`."""
+        """Limits on the memories that a frame attends to, for `MemoryBank.recall`.
+
+        In training mode they are those of the official training: every frame, and the pointers of
+        all prompted frames.
+        """
         options = self.options
         return RecallLimits(
             self.num_maskmem,
             options.max_obj_ptrs_in_encoder,
-            options.memory_temporal_stride_for_eval,
+            1 if self.training else options.memory_temporal_stride_for_eval,
             options.max_cond_frames_in_attn,
+            past_pointers_only=not self.training,
         )
 
     def _children(self) -> dict[str, nn.Module]:
@@ -192,8 +197,15 @@ class Sam2(WithTables):
         The decoder's projections of the fine levels are already applied.
         """
         images = self.in_weights_dtype(images)
-        features = self._folding.run(self.image_encoder, self.sam_mask_decoder, images)
+        features = self.features_by_op(images)
         return composed.encode_image(self, images) if features is None else features
+
+    def features_by_op(self, images: Tensor) -> Features | None:
+        """`encode_image` with folded convolutions, or None if neck or decoder must be called.
+
+        images: in the dtype of the weights, except under autocast.
+        """
+        return self._folding.run(self.image_encoder, self.sam_mask_decoder, images)
 
     def without_memory(self, low: Tensor) -> Tensor:
         """low: [B, 256, h, w] -> the same shape: features of a frame that attends to no memory."""

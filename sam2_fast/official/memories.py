@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -13,19 +13,33 @@ from sam2_fast.types import FrameMemory, Recall
 _KINDS = ("cond_frame_outputs", "non_cond_frame_outputs")
 
 
+class _Memories(Mapping[int, FrameMemory]):
+    """Frame outputs as memories, converted when they are read."""
+
+    def __init__(self, outputs: Mapping[int, Any]) -> None:
+        self._outputs = outputs
+
+    def __getitem__(self, frame: int) -> FrameMemory:
+        return _memory(self._outputs[frame])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._outputs)
+
+    def __len__(self) -> int:
+        return len(self._outputs)
+
+
 def bank_of(output_dict: Mapping[str, Mapping[int, Any]]) -> MemoryBank:
     """The frame outputs as a bank: pointers [B, 256], maps [B, h * w, 64].
 
     Raises ValueError if no frame was prompted.
     """
-    prompted, tracked = (
-        {t: _memory(output) for t, output in output_dict[kind].items()} for kind in _KINDS
-    )
+    prompted, tracked = (_Memories(output_dict[kind]) for kind in _KINDS)
     if not prompted:
         raise ValueError(
             "output_dict: expected at least one frame in 'cond_frame_outputs', got none"
         )
-    return MemoryBank(prompted, tracked)
+    return MemoryBank(prompted, tracked)  # type: ignore[arg-type] # it is only read
 
 
 def recalled_maps(bank: MemoryBank, recall: Recall, num_maps: int) -> list[Tensor]:
@@ -39,15 +53,18 @@ def recalled_maps(bank: MemoryBank, recall: Recall, num_maps: int) -> list[Tenso
 
 
 def recalled_pointers(
-    bank: MemoryBank, recall: Recall, num_maps: int, frame_idx: int, reverse: bool
+    bank: MemoryBank, recall: Recall, num_maps: int, until: int | None, reverse: bool
 ) -> list[Tensor]:
     """The pointers of `recall.pointers`, [B, 256] each.
 
-    Those of prompted frames up to `frame_idx`, in the direction of tracking, come first.
+    Those of prompted frames up to the frame `until`, in the direction of tracking, come first.
+    until: None: those of all prompted frames.
     """
     num_prompted = sum(row == num_maps - 1 for row in recall.rows)
     prompted = recall.maps[:num_prompted]
-    num_passed = sum(t >= frame_idx if reverse else t <= frame_idx for t in prompted)
+    num_passed = len(prompted)
+    if until is not None:
+        num_passed = sum(t >= until if reverse else t <= until for t in prompted)
     return [memory.pointer for memory in _look_up(bank, recall.pointers, num_passed)]
 
 
@@ -59,8 +76,10 @@ def _memory(output: Any) -> FrameMemory:
 
 def _look_up(bank: MemoryBank, frames: Sequence[int], num_prompted: int) -> list[FrameMemory]:
     """The memories of frames, of which the first `num_prompted` are prompted ones."""
-    tracked = {**bank.prompted, **bank.tracked}
-    return [bank.prompted[t] if i < num_prompted else tracked[t] for i, t in enumerate(frames)]
+    return [
+        bank.prompted[t] if i < num_prompted or t not in bank.tracked else bank.tracked[t]
+        for i, t in enumerate(frames)
+    ]
 
 
 def _map(memory: FrameMemory) -> Tensor:

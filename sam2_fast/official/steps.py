@@ -17,7 +17,7 @@ from torch import Tensor
 from sam2_fast.config import NO_OBJECT_LOGIT
 from sam2_fast.masks import non_overlapping
 from sam2_fast.model import Sam2
-from sam2_fast.model.position import sine_position
+from sam2_fast.model.layers import to_map
 from sam2_fast.model.prompt_encoder import padding_points
 from sam2_fast.official.memories import bank_of, recalled_maps, recalled_pointers
 from sam2_fast.ops.mask_decoder.reference import select_one
@@ -43,15 +43,19 @@ class OfficialSteps(Sam2):
 
     def forward_image(self, img_batch: Tensor) -> dict[str, Any]:
         """img_batch: [B, 3, S, S] -> official `backbone_out`: levels and positions, fine first."""
-        features = self.encode_image(img_batch)
+        images = self.in_weights_dtype(img_batch)
+        features = self.features_by_op(images)
+        if features is None:
+            backbone_out: dict[str, Any] = self.image_encoder(images)
+            levels = backbone_out["backbone_fpn"]
+            levels[0] = self.sam_mask_decoder.conv_s0(levels[0])
+            levels[1] = self.sam_mask_decoder.conv_s1(levels[1])
+            return backbone_out
         levels = [features.high, features.mid, features.low]
-        positions = []
-        for level in levels:
-            position = sine_position(self.config.hidden_dim, *level.shape[-2:]).to(level.device)
-            positions.append(position.expand(len(level), -1, -1, -1).to(level.dtype))
+        encoding = self.image_encoder.neck.position_encoding
         return {
             "vision_features": features.low,
-            "vision_pos_enc": positions,
+            "vision_pos_enc": [encoding(level).to(level.dtype) for level in levels],
             "backbone_fpn": levels,
         }
 
@@ -131,10 +135,17 @@ class OfficialSteps(Sam2):
         mask_inputs: [B, 1, S, S] of 0 and 1.
         """
         mask = mask_inputs.float()
-        low, pointer, presence = self.point_to(
-            _features(backbone_features, high_res_features), mask
-        )
         high = mask * 20.0 - 10.0
+        size = (high.shape[-2] // 4, high.shape[-1] // 4)
+        low = F.interpolate(high, size=size, mode="bilinear", align_corners=False, antialias=True)
+        pointer = self._forward_sam_heads(
+            backbone_features=backbone_features,
+            mask_inputs=self.mask_downsample(self.in_weights_dtype(mask)),
+            high_res_features=high_res_features,
+        )[5]
+        present = mask.flatten(1).any(1, keepdim=True)
+        pointer = mix_absent(pointer, present, self.no_obj_ptr)
+        presence = present.to(high.dtype) * 20.0 - 10.0
         return low, high, mask.new_ones(mask.shape[0], 1), low, high, pointer, presence
 
     def _prepare_memory_conditioned_features(
@@ -157,12 +168,15 @@ class OfficialSteps(Sam2):
         if is_init_cond_frame:
             return self.without_memory(low)
         bank = bank_of(output_dict)
-        limits = self.recall_limits._replace(stride=1) if self.training else self.recall_limits
+        limits = self.recall_limits
         recall = bank.recall(frame_idx, -1 if track_in_reverse else 1, num_frames, *limits)
         batch = low.shape[0]
-        num_maps = self.config.num_maps
+        num_maps = self.num_maskmem
         maps = [m.to(low.device) for m in recalled_maps(bank, recall, num_maps)]
-        pointers = recalled_pointers(bank, recall, num_maps, frame_idx, track_in_reverse)
+        passed_only = limits.past_pointers_only
+        pointers = recalled_pointers(
+            bank, recall, num_maps, frame_idx if passed_only else None, track_in_reverse
+        )
         if pointers:
             stacked = torch.stack([p.to(low.device) for p in pointers], 1)
         else:
@@ -199,7 +213,7 @@ class OfficialSteps(Sam2):
             .transpose(1, 2)
             .unflatten(2, feat_sizes[-1])
         )
-        position = sine_position(self.config.memory_dim, *feat_sizes[-1]).to(memory)
+        position = to_map(self.memory_position[None].to(memory.dtype), *feat_sizes[-1])
         return memory, [position.expand(memory.shape[0], -1, -1, -1)]
 
     def _encode_memory_in_output(
@@ -220,11 +234,11 @@ class OfficialSteps(Sam2):
         if run_mem_encoder:
             current_out["maskmem_features"], current_out["maskmem_pos_enc"] = (
                 self._encode_new_memory(
-                    current_vision_feats,
-                    feat_sizes,
-                    high_res_masks,
-                    object_score_logits,
-                    point_inputs is not None,
+                    current_vision_feats=current_vision_feats,
+                    feat_sizes=feat_sizes,
+                    pred_masks_high_res=high_res_masks,
+                    object_score_logits=object_score_logits,
+                    is_mask_from_pts=point_inputs is not None,
                 )
             )
 
@@ -264,18 +278,21 @@ class OfficialSteps(Sam2):
                 "prev_sam_mask_logits: expected with point_inputs only, got it without them"
             )
         fused = self._prepare_memory_conditioned_features(
-            frame_idx,
-            is_init_cond_frame,
-            current_vision_feats[-1:],
-            current_vision_pos_embeds[-1:],
-            feat_sizes[-1:],
-            output_dict,
-            num_frames,
-            track_in_reverse,
+            frame_idx=frame_idx,
+            is_init_cond_frame=is_init_cond_frame,
+            current_vision_feats=current_vision_feats[-1:],
+            current_vision_pos_embeds=current_vision_pos_embeds[-1:],
+            feat_sizes=feat_sizes[-1:],
+            output_dict=output_dict,
+            num_frames=num_frames,
+            track_in_reverse=track_in_reverse,
         )
-        multimask = self._use_multimask(is_init_cond_frame, point_inputs)
         outputs = self._forward_sam_heads(
-            fused, point_inputs, prev_sam_mask_logits, fine, multimask
+            backbone_features=fused,
+            point_inputs=point_inputs,
+            mask_inputs=prev_sam_mask_logits,
+            high_res_features=fine,
+            multimask_output=self._use_multimask(is_init_cond_frame, point_inputs),
         )
         return current_out, outputs, fine, fused
 
