@@ -1,0 +1,28 @@
+"""The image encoder as exporters wrap it: three feature maps, once eager and once traced."""
+
+import torch
+from common import FEATURE_SIZES, image_model, pixels, save
+from torch import nn
+
+
+class ImageEncoder(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.image_encoder = model.image_encoder
+        self.no_mem_embed = model.no_mem_embed
+
+    def forward(self, image):
+        backbone = self.model.forward_image(image)
+        _, features, _, _ = self.model._prepare_backbone_features(backbone)
+        features[-1] = features[-1] + self.no_mem_embed
+        sizes = FEATURE_SIZES[::-1]
+        maps = [x.permute(1, 2, 0).view(1, -1, *s) for x, s in zip(features[::-1], sizes)]  # noqa: B905
+        return maps[2], maps[1], maps[0]
+
+
+with torch.no_grad():
+    encoder = ImageEncoder(image_model()).eval()
+    eager = encoder(pixels(1))
+    traced = torch.jit.trace(encoder, pixels(0), check_trace=False)
+    save(plain=list(eager), same=list(traced(pixels(1))), changed=list(traced(pixels(2))))
