@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from sam2_fast.build_sam import build_sam2
+from tests.compat.programs import write_clip
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +32,5 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of three frames, 160 x 120, of a bright square that moves over noise."""
     folder = tmp_path_factory.mktemp("videos") / "clip"
-    folder.mkdir()
-    background = np.random.default_rng(0).integers(0, 120, (120, 160, 3), dtype=np.uint8)
-    for t in range(3):
-        frame = background.copy()
-        frame[30:70, 40 + 9 * t : 90 + 9 * t] += 120
-        Image.fromarray(frame).save(folder / f"{t:05d}.jpg", quality=95)
+    write_clip(folder, 3)
     return folder

@@ -6,6 +6,9 @@ import os
 import subprocess
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -33,3 +36,22 @@ def run(command: list[str], folder: Path, **variables: str) -> str:
     completed = execute(command, folder, **variables)
     assert completed.returncode == 0, completed.stderr[-3000:]
     return completed.stdout
+
+
+def official_package() -> list[str] | None:
+    """The folders of the official package and of the tools that build it, or None."""
+    peers = Path(os.environ.get("SAM2_FAST_PEERS") or ROOT / ".peers")
+    tools = ROOT.parent / "shared" / "tools"
+    if (peers / "sam2").is_dir() and (tools / "official_peer.py").is_file():
+        return [str(peers), str(tools)]
+    return None
+
+
+def write_clip(folder: Path, count: int) -> None:
+    """Write frames, 160 x 120, of a bright square that moves over noise, as JPEGs."""
+    folder.mkdir()
+    background = np.random.default_rng(0).integers(0, 120, (120, 160, 3), dtype=np.uint8)
+    for t in range(count):
+        frame = background.copy()
+        frame[30:70, 40 + 9 * t : 90 + 9 * t] += 120
+        Image.fromarray(frame).save(folder / f"{t:05d}.jpg", quality=95)

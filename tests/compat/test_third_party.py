@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from sam2_fast.io.rle import decode_rle
-from tests.compat.programs import ROOT, run
+from tests.compat.programs import ROOT, official_package, run
 
 DRIVERS = ROOT / "tests" / "third_party"
 
@@ -33,12 +33,9 @@ def third_party() -> Path:
 @pytest.fixture(scope="module")
 def launchers() -> dict[str, list[str]]:
     """Commands that run a program with our package and, if installed, with the official one."""
-    peers = Path(os.environ.get("SAM2_FAST_PEERS") or ROOT / ".peers")
-    tools = ROOT.parent / "shared" / "tools"
     commands = {"ours": [sys.executable, "-m", "sam2_fast.compat"]}
-    if (peers / "sam2").is_dir() and (tools / "official_peer.py").is_file():
-        launcher = DRIVERS / "run_with_official.py"
-        commands["official"] = [sys.executable, str(launcher), str(peers), str(tools)]
+    if folders := official_package():
+        commands["official"] = [sys.executable, str(DRIVERS / "run_with_official.py"), *folders]
     return commands
 
 

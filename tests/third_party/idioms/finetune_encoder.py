@@ -6,7 +6,7 @@ from common import FEATURE_SIZES, LABEL, POINT, frame, image_model, image_predic
 predictor = image_predictor(image_model())
 model = predictor.model.train()
 before = {name: p.detach().clone() for name, p in model.named_parameters()}
-optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
 backbone = model.forward_image(predictor._transforms(frame(0))[None])
 _, levels, _, _ = model._prepare_backbone_features(backbone)
 levels[-1] = levels[-1] + model.no_mem_embed

@@ -13,7 +13,6 @@ for name, value in {
     "binarize_mask_from_pts_for_mem_enc": False,
     "use_obj_ptrs_in_encoder": False,
     "multimask_output_for_tracking": False,
-    "only_obj_ptrs_in_the_past_for_eval": False,
 }.items():
     before = getattr(predictor, name)
     setattr(predictor, name, value)
