@@ -5,15 +5,19 @@ from common import save, track, video_predictor
 
 predictor = video_predictor()
 plain = track(predictor)
-graphs = []
+compiled = set()
 
 
-def backend(graph, inputs):
-    graphs.append(graph)
-    return graph.forward
+def backend(name):
+    def compile_graph(graph, inputs):
+        compiled.add(name)
+        return graph.forward
+
+    return compile_graph
 
 
-predictor.image_encoder = torch.compile(predictor.image_encoder, backend="eager")
-predictor.memory_encoder.forward = torch.compile(predictor.memory_encoder.forward, backend=backend)
-same = track(predictor)
-save(plain=plain, same=same, compiled=len(graphs) > 0, kind=type(predictor.image_encoder).__name__)
+predictor.image_encoder = torch.compile(predictor.image_encoder, backend=backend("image"))
+memory_encoder = predictor.memory_encoder
+memory_encoder.forward = torch.compile(memory_encoder.forward, backend=backend("memory"))
+kind = type(predictor.image_encoder).__name__
+save(plain=plain, same=track(predictor), compiled=sorted(compiled), kind=kind)

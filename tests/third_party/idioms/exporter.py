@@ -16,9 +16,9 @@ class ImageEncoder(nn.Module):
         backbone = self.model.forward_image(image)
         _, features, _, _ = self.model._prepare_backbone_features(backbone)
         features[-1] = features[-1] + self.no_mem_embed
-        sizes = FEATURE_SIZES[::-1]
-        maps = [x.permute(1, 2, 0).view(1, -1, *s) for x, s in zip(features[::-1], sizes)]  # noqa: B905
-        return maps[2], maps[1], maps[0]
+        pairs = zip(features, FEATURE_SIZES, strict=True)
+        low, middle, high = [x.permute(1, 2, 0).view(1, -1, *size) for x, size in pairs]
+        return high, low, middle
 
 
 with torch.no_grad():
