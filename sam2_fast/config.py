@@ -137,7 +137,11 @@ class Options:
     non_overlap_masks_for_mem_enc: bool = False
     memory_temporal_stride_for_eval: int = 1
     max_cond_frames_in_attn: int = -1
+    use_obj_ptrs_in_encoder: bool = True
     max_obj_ptrs_in_encoder: int = 16
+    only_obj_ptrs_in_the_past_for_eval: bool = True
+    sigmoid_scale_for_mem_enc: float = 20.0
+    sigmoid_bias_for_mem_enc: float = -10.0
     fill_hole_area: int = 0
     non_overlap_masks: bool = False
     clear_non_cond_mem_around_input: bool = False
@@ -168,13 +172,9 @@ class Options:
 
 
 FIXED_SETTINGS: dict[str, Any] = {
-    "sigmoid_scale_for_mem_enc": 20.0,
-    "sigmoid_bias_for_mem_enc": -10.0,
     "directly_add_no_mem_embed": True,
     "use_high_res_features_in_sam": True,
     "iou_prediction_use_sigmoid": True,
-    "use_obj_ptrs_in_encoder": True,
-    "only_obj_ptrs_in_the_past_for_eval": True,
     "pred_obj_scores": True,
     "pred_obj_scores_mlp": True,
     "fixed_no_obj_ptr": True,

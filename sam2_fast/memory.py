@@ -59,6 +59,7 @@ class MemoryBank:
         stride: int = 1,
         max_prompted: int = -1,
         past_pointers_only: bool = True,
+        use_pointers: bool = True,
     ) -> Recall:
         """Which memories frame `now` attends to when tracking in direction `step` (+1 or -1).
 
@@ -67,6 +68,7 @@ class MemoryBank:
         frames up to `now` in this direction, and up to `num_pointers - 1` recent pointers.
         num_frames: of the video, or None if unknown; it limits the number of pointers.
         past_pointers_only: False adds the pointers of prompted frames after `now`, too.
+        use_pointers: False: maps only.
         Source: official `_prepare_memory_conditioned_features`.
         """
         near = self._nearest_prompted(now, max_prompted)
@@ -85,6 +87,9 @@ class MemoryBank:
                 maps.append(frame)
                 rows.append(row - 1)
         num_pointers = num_pointers if num_frames is None else min(num_frames, num_pointers)
+        longest = max(num_pointers - 1, 1)
+        if not use_pointers:
+            return Recall(tuple(maps), tuple(rows), (), (), longest)
         pointers = [f for f in near if (f - now) * step <= 0 or not past_pointers_only]
         ages = [now - f if step > 0 else f - now for f in pointers]
         for age in range(1, num_pointers):
@@ -94,9 +99,7 @@ class MemoryBank:
             if candidate(frame) is not None:
                 pointers.append(frame)
                 ages.append(age)
-        return Recall(
-            tuple(maps), tuple(rows), tuple(pointers), tuple(ages), max(num_pointers - 1, 1)
-        )
+        return Recall(tuple(maps), tuple(rows), tuple(pointers), tuple(ages), longest)
 
     def _nearest_prompted(self, now: int, limit: int) -> list[int]:
         """At most `limit` prompted frames to attend to; -1: all.

@@ -104,6 +104,7 @@ class RecallLimits(NamedTuple):
     stride: int
     max_prompted: int
     past_pointers_only: bool
+    use_pointers: bool
 
 
 class Remembered(NamedTuple):

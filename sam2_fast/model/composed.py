@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.config import FIXED_SETTINGS
 from sam2_fast.model.layers import to_map, to_tokens
 from sam2_fast.model.object_pointer import split_pointers
 from sam2_fast.model.prompt_encoder import padding_points
@@ -23,11 +22,22 @@ if TYPE_CHECKING:
     from sam2_fast.model.sam2 import Sam2
 
 
+def forward_image(model: Sam2, images: Tensor) -> dict[str, Any]:
+    """The results of the image encoder, with the fine levels projected for the decoder.
+
+    Source: official `forward_image`.
+    """
+    backbone_out: dict[str, Any] = model.image_encoder(images)
+    levels, decoder = backbone_out["backbone_fpn"], cast(Any, model.sam_mask_decoder)
+    levels[0] = decoder.conv_s0(levels[0])
+    levels[1] = decoder.conv_s1(levels[1])
+    return backbone_out
+
+
 def encode_image(model: Sam2, images: Tensor) -> Features:
-    """`Sam2.encode_image`; source: official `forward_image`."""
-    levels = model.image_encoder(images)["backbone_fpn"]
-    decoder: Any = model.sam_mask_decoder
-    return Features(levels[-1], decoder.conv_s1(levels[1]), decoder.conv_s0(levels[0]))
+    """`Sam2.encode_image`."""
+    high, mid, low = forward_image(model, images)["backbone_fpn"]
+    return Features(low, mid, high)
 
 
 def attend(
@@ -159,7 +169,7 @@ def encode_memory(model: Sam2, low: Tensor, logits: Tensor, binarize: bool) -> T
             masks.float(), size=(size, size), mode="bilinear", align_corners=False
         )
     masks = (masks > 0).float() if binarize else masks.sigmoid()
-    masks = masks * FIXED_SETTINGS["sigmoid_scale_for_mem_enc"]
-    masks = masks + FIXED_SETTINGS["sigmoid_bias_for_mem_enc"]
+    options = model.options
+    masks = masks * options.sigmoid_scale_for_mem_enc + options.sigmoid_bias_for_mem_enc
     output = model.memory_encoder(low, model.in_weights_dtype(masks), skip_mask_sigmoid=True)
     return to_tokens(output["vision_features"])

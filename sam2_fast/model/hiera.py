@@ -178,8 +178,8 @@ class Hiera(Part):
         self.stage_ends = [sum(config.stages[: i + 1]) - 1 for i in range(4)]
         self.q_pool_blocks = [end + 1 for end in self.stage_ends[:3]]
         self.return_interm_layers = True
-        self.global_att_blocks = config.global_blocks
-        self.window_pos_embed_bkg_spatial_size = config.pos_grid
+        self.global_att_blocks = list(config.global_blocks)
+        self.window_pos_embed_bkg_spatial_size = list(config.pos_grid)
         self.channel_list = list(reversed(config.stage_dims))
         self.patch_embed = PatchEmbed(dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, dim, *config.pos_grid))

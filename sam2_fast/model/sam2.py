@@ -107,17 +107,18 @@ class Sam2(WithTables):
 
     @property
     def num_maskmem(self) -> int:
-        """How many temporal positions of memory maps are used, 1 to `config.num_maps` (7).
+        """How many temporal positions of memory maps are used, 0 to `config.num_maps` (7).
 
-        A frame attends to the prompted frames and to the `num_maskmem - 1` frames before it.
+        A frame attends to the prompted frames and to the `num_maskmem - 1` frames before it; with 0
+        to none, and not to object pointers either.
         """
         return self._num_maskmem
 
     @num_maskmem.setter
     def num_maskmem(self, value: int) -> None:
-        if not 1 <= value <= self.config.num_maps:
+        if not 0 <= value <= self.config.num_maps:
             raise ValueError(
-                f"num_maskmem: expected 1 to {self.config.num_maps}, the temporal positions in "
+                f"num_maskmem: expected 0 to {self.config.num_maps}, the temporal positions in "
                 f"the weights, got {value}"
             )
         self._num_maskmem = value
@@ -150,7 +151,8 @@ class Sam2(WithTables):
             options.max_obj_ptrs_in_encoder,
             1 if self.training else options.memory_temporal_stride_for_eval,
             options.max_cond_frames_in_attn,
-            past_pointers_only=not self.training,
+            options.only_obj_ptrs_in_the_past_for_eval and not self.training,
+            options.use_obj_ptrs_in_encoder,
         )
 
     def _children(self) -> dict[str, nn.Module]:
@@ -381,7 +383,9 @@ class Sam2(WithTables):
         Source: official `_encode_new_memory`.
         """
         encoder = self.memory_encoder
-        weights = encoder.op_weights(low, logits) if type(encoder) is MemoryEncoder else None
+        weights = None
+        if type(encoder) is MemoryEncoder and self._scales_masks_as_trained():
+            weights = encoder.op_weights(low, logits)
         if weights is None:
             memory = composed.encode_memory(self, low, logits, binarize)
         else:
@@ -390,3 +394,8 @@ class Sam2(WithTables):
             absent = (presence <= 0).to(memory.dtype)[:, None]  # [B, 1, 1]
             memory = torch.addcmul(memory, absent, self.no_obj_embed_spatial.to(memory.dtype))
         return memory
+
+    def _scales_masks_as_trained(self) -> bool:
+        options = self.options
+        scale, bias = options.sigmoid_scale_for_mem_enc, options.sigmoid_bias_for_mem_enc
+        return (scale, bias) == (20.0, -10.0)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sam2_fast.config import NO_OBJECT_LOGIT
 from sam2_fast.masks import non_overlapping
-from sam2_fast.model import Sam2
+from sam2_fast.model import Sam2, composed
 from sam2_fast.model.layers import to_map
 from sam2_fast.model.prompt_encoder import padding_points
 from sam2_fast.official.memories import bank_of, recalled_maps, recalled_pointers
@@ -46,11 +46,7 @@ class OfficialSteps(Sam2):
         images = self.in_weights_dtype(img_batch)
         features = self.features_by_op(images)
         if features is None:
-            backbone_out: dict[str, Any] = self.image_encoder(images)
-            levels = backbone_out["backbone_fpn"]
-            levels[0] = self.sam_mask_decoder.conv_s0(levels[0])
-            levels[1] = self.sam_mask_decoder.conv_s1(levels[1])
-            return backbone_out
+            return composed.forward_image(self, images)
         levels = [features.high, features.mid, features.low]
         encoding = self.image_encoder.neck.position_encoding
         return {
@@ -165,6 +161,8 @@ class OfficialSteps(Sam2):
         num_frames: None if unknown. Raises ValueError if no frame was prompted.
         """
         low = _as_map(current_vision_feats[-1], feat_sizes[-1])
+        if self.num_maskmem == 0:
+            return low
         if is_init_cond_frame:
             return self.without_memory(low)
         bank = bank_of(output_dict)
@@ -231,7 +229,7 @@ class OfficialSteps(Sam2):
         Both are None if run_mem_encoder is False.
         """
         current_out["maskmem_features"] = current_out["maskmem_pos_enc"] = None
-        if run_mem_encoder:
+        if run_mem_encoder and self.num_maskmem > 0:
             current_out["maskmem_features"], current_out["maskmem_pos_enc"] = (
                 self._encode_new_memory(
                     current_vision_feats=current_vision_feats,

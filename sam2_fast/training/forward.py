@@ -105,7 +105,7 @@ def _memories(model: Sam2, banks: list[MemoryBank], t: int) -> tuple[Any, ...]:
 
     All objects have memories of the same frames, so the frames to attend to are the same for all.
     """
-    recall = banks[0].recall(t, 1, None, *model.recall_limits._replace(stride=1))
+    recall = banks[0].recall(t, 1, None, *model.recall_limits)
     maps = [[bank.map(frame) for frame in recall.maps] for bank in banks]
     pointers = [torch.stack([bank.pointer(frame) for frame in recall.pointers]) for bank in banks]
     count = len(banks)

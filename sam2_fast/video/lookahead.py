@@ -164,7 +164,8 @@ class FeatureCache:
 
         ahead: of the propagation that requests the frame, or None.
         """
-        if self.current is None or self.current[0] != frame:
+        known = self.current is not None and self.current[0] == frame
+        if not known or not isinstance(self.current[1], runner.result_type):
             source = ahead or self._without_order
             self.current = frame, source.features(frame, runner)
         return self.current[1]

@@ -18,7 +18,7 @@ from sam2_fast.prompts import frame_number, to_model_mask, to_model_points
 from sam2_fast.recording.cache import Graphs
 from sam2_fast.video.inference_state import InferenceState
 from sam2_fast.video.session import Keep, StreamFrames, VideoSession
-from sam2_fast.video.tracker import Output, Tracker
+from sam2_fast.video.tracker import Output, Tracker, tracker_for
 from sam2_fast.weights.build import build_pretrained, warn_of_unknown
 
 
@@ -303,7 +303,7 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_ShortHelp):
         return sorted({*super().__dir__(), *object.__dir__(self)})
 
     def _tracker(self) -> Tracker:
-        return Tracker(self, self.graphs)
+        return tracker_for(self, self.graphs)
 
 
 class SAM2VideoPredictorVOS(SAM2VideoPredictor):

@@ -31,6 +31,9 @@ Output = tuple[int, list[Hashable], Tensor]
 OBJECTS_PER_PASS = 16
 """Objects of one forward pass. More objects take several passes, which bounds scratch memory."""
 
+Results = tuple[Tensor, Tensor, Tensor]
+"""Logits [N, 1, 4h, 4w], pointers [N, 256] and presence [N, 1] of N objects."""
+
 Item = TypeVar("Item")
 
 
@@ -75,27 +78,20 @@ class Tracker:
         """
         track = session.objects.get(obj_id, ObjectTrack())
         points = points if clear_old else track.with_earlier_points(frame, points)
-        features = self._features(session, frame)
         is_initial = frame not in track.passed or track.paused
-        if is_initial:
-            low = self._model.without_memory(features.low)
-        else:
-            remembered = self._recall(session, [track], frame, track.passed[frame])
-            low = self._attend(features, remembered)
         last = track.newest_result(frame)
         hint = None
         if last is not None and last.logits is not None:
             hint = last.logits[None].to(session.device).clamp(-32.0, 32.0)
-        multimask = self._model.options.use_multimask(points.labels.shape[1], is_initial)
-        results = self._model.track(low, features, points, hint, multimask)
+        results = self._decode_points(session, track, frame, points, hint, is_initial)
         self._store_preview(session, obj_id, frame, Prompt(points=points), results)
 
     def preview_mask(
         self, session: VideoSession, frame: int, obj_id: Hashable, mask: Tensor
     ) -> None:
         """Store a mask [1, 1, S, S] that a user drew as the frame's result, as a preview."""
-        features = self._features(session, frame)
-        results = self._model.point_to(features, mask)
+        track = session.objects.get(obj_id, ObjectTrack())
+        results = self._decode_mask(session, track, frame, mask)
         self._store_preview(session, obj_id, frame, Prompt(mask=mask), results)
 
     def commit(self, session: VideoSession) -> None:
@@ -150,7 +146,7 @@ class Tracker:
             if not session.has_frame(frame):
                 return
             # The caller may have changed the model since the last frame: check it again.
-            tracker = Tracker(self._model, self._graphs, ahead)
+            tracker = tracker_for(self._model, self._graphs, ahead)
             yield tracker._pass_frame(session, frame, step, ahead)
 
     def track_frame(self, session: VideoSession, frame: int, step: int) -> Tensor:
@@ -220,8 +216,40 @@ class Tracker:
         with session.exclusive("propagate_in_video"):
             self.commit(session)
             logits = self.track_frame(session, frame, step)
-            ahead.advance(frame, self._runner)
+            self._look_ahead(frame, ahead)
             return self.output(session, frame, logits)
+
+    def _look_ahead(self, frame: int, ahead: LookAhead) -> None:
+        """Read and encode frames after `frame`, whose work is enqueued."""
+        ahead.advance(frame, self._runner)
+
+    def _decode_points(
+        self,
+        session: VideoSession,
+        track: ObjectTrack,
+        frame: int,
+        points: Points,
+        hint: Tensor | None,
+        is_initial: bool,
+    ) -> Results:
+        """Logits, pointer and presence of one object for points.
+
+        is_initial: the frame is decoded without memories.
+        """
+        features = self._features(session, frame)
+        if is_initial:
+            low = self._model.without_memory(features.low)
+        else:
+            remembered = self._recall(session, [track], frame, track.passed[frame])
+            low = self._attend(features, remembered)
+        multimask = self._model.options.use_multimask(points.labels.shape[1], is_initial)
+        return self._model.track(low, features, points, hint, multimask)
+
+    def _decode_mask(
+        self, session: VideoSession, track: ObjectTrack, frame: int, mask: Tensor
+    ) -> Results:
+        """Logits, pointer and presence of one object for a mask [1, 1, S, S] that a user drew."""
+        return self._model.point_to(self._features(session, frame), mask)
 
     def _store_preview(
         self,
@@ -229,9 +257,8 @@ class Tracker:
         obj_id: Hashable,
         frame: int,
         prompt: Prompt,
-        results: tuple[Tensor, Tensor, Tensor],
+        results: Results,
     ) -> None:
-        """results: logits, pointer and presence of the object."""
         logits, pointer, presence = results
         stored = self._logits_to_store(session, logits)
         preview = Preview(pointer[0], presence[0], stored[0])
@@ -245,18 +272,35 @@ class Tracker:
         for track in session.objects.values():
             for frame, preview in track.previews.items():
                 pending[frame].append((track, preview))
-        binarize = self._model.options.binarize_mask_from_pts_for_mem_enc
         encoded: list[tuple[ObjectTrack, int, FrameMemory]] = []
         for frame, items in pending.items():
-            low = self._features(session, frame).low
-            for batch in _batches(items):
+            for batch in self._batches(items):
                 logits = torch.stack([p.logits for _, p in batch]).to(session.device)
                 presence = torch.stack([p.presence for _, p in batch]).to(session.device)
-                maps = self._model.encode_memory(low, logits, presence, binarize)
+                maps = self._encode_prompted(session, frame, logits, presence)
                 stored = maps.to(session.storage).unbind()
                 for (track, preview), map_ in zip(batch, stored, strict=True):
                     encoded.append((track, frame, preview.committed(map_)))
         return encoded
+
+    def _encode_prompted(
+        self, session: VideoSession, frame: int, logits: Tensor, presence: Tensor
+    ) -> Tensor:
+        """Memory maps [N, h * w, 64] of N prompted objects. logits: [N, 1, 4h, 4w]."""
+        low = self._features(session, frame).low
+        binarize = self._model.options.binarize_mask_from_pts_for_mem_enc
+        return self._model.encode_memory(low, logits, presence, binarize)
+
+    def _batches(self, items: Sequence[Item]) -> list[Sequence[Item]]:
+        """Objects that go through the model together.
+
+        A part that is called instead of computed by an op gets one object at a time, as in the
+        official predictor.
+        """
+        if len(items) == 1:
+            return [items]
+        size = OBJECTS_PER_PASS if self._model.reason_to_call() is None else 1
+        return [items[i : i + size] for i in range(0, len(items), size)]
 
     def _track_objects(
         self, session: VideoSession, tracks: Sequence[ObjectTrack], frame: int, step: int
@@ -267,7 +311,7 @@ class Tracker:
         features = self._features(session, frame)
         multimask = self._model.options.use_multimask(0, is_initial=False)
         new_memories: dict[int, FrameMemory] = {}
-        for batch in _batches(tracks):
+        for batch in self._batches(tracks):
             remembered = self._recall(session, batch, frame, step)
             eager = partial(self._track_eagerly, features, remembered, multimask)
             tracked = self._runner.track(features, remembered, multimask, eager)
@@ -358,5 +402,15 @@ class Tracker:
         track.passed = {f: direction for f, direction in track.passed.items() if f in stored}
 
 
-def _batches(items: Sequence[Item]) -> list[Sequence[Item]]:
-    return [items[i : i + OBJECTS_PER_PASS] for i in range(0, len(items), OBJECTS_PER_PASS)]
+def tracker_for(
+    model: Sam2, graphs: Graphs | None = None, ahead: LookAhead | None = None
+) -> Tracker:
+    """A tracker for one call; it calls the official steps of a model that overrides some of them.
+
+    The arguments are those of `Tracker`.
+    """
+    from sam2_fast.video.official_tracker import OfficialTracker, needs_official_steps
+
+    if needs_official_steps(model):
+        return OfficialTracker(model, None, ahead)
+    return Tracker(model, graphs, ahead)

@@ -15,7 +15,6 @@ class Adapter(nn.Module):
         return x + self.up(nn.functional.gelu(self.down(x)))
 
 
-torch.manual_seed(0)
 predictor = image_predictor(image_model())
 plain = segment(predictor)
 blocks = predictor.model.image_encoder.trunk.blocks

@@ -21,7 +21,6 @@ class _LoRA_qkv(nn.Module):  # noqa: N801 - the name that such programs have
         return qkv
 
 
-torch.manual_seed(0)
 predictor = image_predictor(image_model())
 plain = segment(predictor)
 for block in predictor.model.image_encoder.trunk.blocks:

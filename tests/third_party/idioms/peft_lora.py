@@ -4,7 +4,6 @@ import torch
 from common import image_model, image_predictor, save, segment
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 
-torch.manual_seed(0)
 config = LoraConfig(r=4, target_modules=["qkv"], init_lora_weights=False)
 predictor = image_predictor(image_model())
 plain = segment(predictor)
