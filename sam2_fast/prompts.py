@@ -8,13 +8,14 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2_fast.callers import stacklevel
 from sam2_fast.ops.core.transfer import upload
 from sam2_fast.types import Points
 
@@ -163,17 +164,16 @@ def _ordered_corners(corners: Tensor) -> Tensor:
 
 
 def _warn_if_outside(
-    coordinates: Sequence[Tensor], width: int, height: int, normalize: bool, stacklevel: int
+    coordinates: Sequence[Tensor], width: int, height: int, normalize: bool
 ) -> None:
     """Warn of points outside the image.
 
     coordinates: [..., 2] each, pixels if `normalize`, else fractions of the image.
-    stacklevel: from this function to the caller of the library.
     """
     extent = torch.tensor([width, height], dtype=torch.float32) if normalize else torch.ones(2)
     if any(((points < 0) | (points > extent)).any() for points in coordinates):
         message = f"a point or box lies outside the {width} x {height} image; it is used as given"
-        warnings.warn(message, UserWarning, stacklevel=stacklevel + 1)
+        warnings.warn(message, UserWarning, stacklevel=stacklevel())
 
 
 def to_model_points(
@@ -199,7 +199,7 @@ def to_model_points(
         raise ValueError(
             "at least one of points or box must be provided as input, got no point and no box"
         )
-    _warn_if_outside([coords], width, height, normalize, stacklevel=4)
+    _warn_if_outside([coords], width, height, normalize)
     extent = torch.tensor([width, height], dtype=torch.float32)
     coords = coords / extent * size if normalize else coords * size
     return Points(upload(coords[None], device), upload(kinds[None], device))
@@ -240,6 +240,31 @@ class ImagePrompts(NamedTuple):
     boxes: Tensor | None  # [B, 2, 2] float32 corners
     mask: Tensor | None  # [B or 1, 1, 4h, 4w] float32 logits
 
+    @classmethod
+    def ordered(
+        cls,
+        mask: Tensor | None,
+        coords: Tensor | None,
+        labels: Tensor | None,
+        boxes: Tensor | None,
+    ) -> ImagePrompts:
+        """From the results of the official `_prep_prompts`, in their order."""
+        return cls(coords, labels, boxes, mask)
+
+
+class CoordinateTransforms(Protocol):
+    """The coordinates of `SAM2Transforms`, or of an object in its place."""
+
+    def transform_coords(
+        self, coords: Tensor, normalize: bool = ..., orig_hw: tuple[int, int] | None = ...
+    ) -> Tensor:
+        """Points [..., 2] in model pixels."""
+
+    def transform_boxes(
+        self, boxes: Tensor, normalize: bool = ..., orig_hw: tuple[int, int] | None = ...
+    ) -> Tensor:
+        """Boxes [B, 4] as corners [B, 2, 2] in model pixels."""
+
 
 def image_prompts(
     point_coords: Any,
@@ -250,8 +275,10 @@ def image_prompts(
     hw: tuple[int, int],
     size: int,
     device: torch.device,
+    transforms: CoordinateTransforms,
+    transform_on: torch.device,
 ) -> ImagePrompts:
-    """Check prompts and convert them to model pixels.
+    """Check prompts and convert them to model pixels, by `transforms` on a device.
 
     normalize: coordinates are pixels of the image, otherwise fractions of it.
     hw: (height, width) of the image. size: side of the model's input, pixels.
@@ -278,21 +305,16 @@ def image_prompts(
     coordinates = [] if boxes is None else [boxes]
     if coords is not None and labels is not None:
         coordinates.append(coords[labels != -1])  # other points are padding
-    _warn_if_outside(coordinates, hw[1], hw[0], normalize, stacklevel=4)
-    extent = torch.tensor([hw[1], hw[0]], dtype=torch.float32)
-
-    def to_model(points: Tensor | None) -> Tensor | None:
-        """To model pixels, in the official order of operations."""
-        if points is None:
-            return None
-        return upload((points / extent if normalize else points) * size, device)
-
-    return ImagePrompts(
-        to_model(coords),
-        None if labels is None else upload(labels, device),
-        to_model(boxes),
-        None if mask is None else upload(mask, device),
+    _warn_if_outside(coordinates, hw[1], hw[0], normalize)
+    coords, labels, boxes, mask = (
+        None if x is None else upload(x, transform_on) for x in (coords, labels, boxes, mask)
     )
+    if coords is not None:
+        coords = transforms.transform_coords(coords, normalize=normalize, orig_hw=hw)
+    if boxes is not None:
+        boxes = transforms.transform_boxes(boxes.flatten(1), normalize=normalize, orig_hw=hw)
+    prompts = (coords, labels, boxes, mask)
+    return ImagePrompts(*(None if x is None else upload(x, device) for x in prompts))
 
 
 def _mask_logits(mask_input: Any, side: int) -> Tensor | None:

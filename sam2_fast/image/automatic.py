@@ -241,7 +241,12 @@ class SAM2AutomaticMaskGenerator:
         coords = upload(transform_coords(clicks, normalize=True, orig_hw=crop_hw), device)
         clicks = upload(clicks, device)
         decoder = ClickDecoder(
-            self.predictor, index, self.points_per_batch, self.multimask_output, self.use_m2m
+            self.predictor,
+            index,
+            self.points_per_batch,
+            self.multimask_output,
+            self.use_m2m,
+            own_steps=self.predictor.is_overridden(),
         )
         low, iou = decoder.masks(coords)
         data = MaskData(
@@ -262,11 +267,13 @@ class SAM2AutomaticMaskGenerator:
     ) -> MaskData:
         """Boxes and run lengths of masks; poor, unstable and cut masks are removed.
 
-        data: its column "low", logits [N, h, w], is replaced.
+        data: its column "low", logits [N, ., .], is replaced.
         The filters run on the device of the logits. On a GPU they include the removal of duplicates
         if `all_clicks`. Then only the run lengths of the remaining masks are copied to the host.
         """
-        low = self.predictor._transforms.clean(data["low"][:, None])[:, 0]
+        low = data["low"]
+        if not self.predictor.is_overridden():  # else `_predict` has removed holes and specks
+            low = self.predictor._transforms.clean(low[:, None])[:, 0]
         del data["low"]
         origin = (crop_box[1], crop_box[0])
         iou = data["iou_preds"]

@@ -14,6 +14,8 @@ class ClickDecoder:
     """Decodes positive clicks on image `index` of a predictor, `batch_size` clicks at a time.
 
     refine: decode every mask a second time, with itself as the mask hint.
+    own_steps: call the predictor's `_predict`, which is overridden; masks then have the size of the
+        image.
     """
 
     def __init__(
@@ -23,15 +25,17 @@ class ClickDecoder:
         batch_size: int,
         multimask: bool,
         refine: bool,
+        own_steps: bool = False,
     ) -> None:
         self._predictor = predictor
         self._index = index
         self._batch_size = batch_size
         self._multimask = multimask
         self._refine_masks = refine
+        self._own_steps = own_steps
 
     def masks(self, coords: Tensor) -> tuple[Tensor, Tensor]:
-        """Masks of clicks, one after the other: logits [N * C, h, w], IoU [N * C] float32.
+        """Masks of clicks, one after the other: logits [N * C, ., .], IoU [N * C] float32.
 
         coords: [N, 2] in model pixels.
         """
@@ -51,12 +55,13 @@ class ClickDecoder:
         return outputs[0], outputs[1]
 
     def _masks_of_batch(self, coords: Tensor) -> tuple[Tensor, Tensor]:
-        low, iou = self._decode(coords, None, self._multimask)
-        count = low.shape[1]
-        low, iou = low.flatten(0, 1), iou.flatten()
+        masks, iou, low = self._decode(coords, None, self._multimask)
+        count = masks.shape[1]
+        masks, iou = masks.flatten(0, 1), iou.flatten()
         if self._refine_masks:
-            low, iou = self._refine(coords.repeat_interleave(count, 0), low.clamp(-32.0, 32.0))
-        return low, iou.float()
+            hints = low.flatten(0, 1).clamp(-32.0, 32.0)
+            masks, iou = self._refine(coords.repeat_interleave(count, 0), hints)
+        return masks, iou.float()
 
     def _refine(self, coords: Tensor, hints: Tensor) -> tuple[Tensor, Tensor]:
         """coords: [N, 2]; hints: [N, h, w] logits -> logits [N, h, w] and IoU [N]."""
@@ -64,14 +69,24 @@ class ClickDecoder:
             self._decode(batch, batch_hints[:, None], False)
             for batch, batch_hints in batch_iterator(self._batch_size, coords, hints)
         ]
-        low, iou = (torch.cat(parts)[:, 0] for parts in zip(*outputs, strict=True))
-        return low, iou
+        masks, iou, _ = (torch.cat(parts)[:, 0] for parts in zip(*outputs, strict=True))
+        return masks, iou
 
     def _decode(
         self, coords: Tensor, hints: Tensor | None, multimask: bool
-    ) -> tuple[Tensor, Tensor]:
-        """coords: [N, 2] in model pixels -> logits [N, C, h, w], IoU [N, C]."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """coords: [N, 2] in model pixels -> masks [N, C, ., .], IoU [N, C], logits [N, C, h, w]."""
         labels = torch.ones(len(coords), 1, dtype=torch.int32, device=coords.device)
-        return self._predictor.decode_prompts(
+        if self._own_steps:
+            return self._predictor._predict(
+                coords[:, None],
+                labels,
+                mask_input=hints,
+                multimask_output=multimask,
+                return_logits=True,
+                img_idx=self._index,
+            )
+        low, iou = self._predictor.decode_prompts(
             Points(coords[:, None], labels), hints, multimask, [self._index] * len(coords)
         )
+        return low, iou, low

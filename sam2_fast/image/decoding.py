@@ -99,6 +99,8 @@ class PromptDecoder:
         if self.device.type == "cpu" and hint is not None:
             # With a hint, every prompt has its own image tokens.
             step = min(step, max(1, CPU_TOKENS_PER_CALL // self.model.config.grid**2))
+        if self.model.reason_to_call() is not None:
+            step = max(1, len(images))  # parts that are called get all prompts, as in upstream's
         low, iou = [], []
         for start in range(0, len(images), step):
             rows = slice(start, start + step)

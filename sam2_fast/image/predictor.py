@@ -19,6 +19,7 @@ from sam2_fast.io.images import as_rgb
 from sam2_fast.io.transforms import resize_image
 from sam2_fast.model import Sam2
 from sam2_fast.official.base import SAM2Base
+from sam2_fast.official.overrides import needs_official_steps
 from sam2_fast.prompts import ImagePrompts, image_prompts, join_points
 from sam2_fast.recording.cache import Graphs
 from sam2_fast.weights.build import build_pretrained, warn_of_unknown
@@ -54,6 +55,8 @@ class SAM2ImagePredictor(PromptDecoder):
         kwargs: those of the builders are accepted; unknown ones are ignored with a warning.
         """
         warn_of_unknown(kwargs)
+        # torch.compile wraps a model; it compiles `forward` only, which no predictor calls
+        sam_model = getattr(sam_model, "_orig_mod", sam_model)
         if not isinstance(sam_model, Sam2):
             raise TypeError(
                 f"sam_model: expected a model from build_sam2, got {type(sam_model).__name__}"
@@ -114,20 +117,50 @@ class SAM2ImagePredictor(PromptDecoder):
                 raise ValueError(
                     f"image_list[{index}]: {error}" if is_batch else str(error)
                 ) from error
-        size = self.model.config.image_size
-        batch = torch.stack([resize_image(picture, size, self.device) for picture in pictures])
+        batch = self._transform(pictures, is_batch)
+        self._features = self._encode_batch(batch)
+        self._orig_hw = [(int(p.shape[0]), int(p.shape[1])) for p in pictures]
+        self._is_batch = is_batch
+        self._is_image_set = True
+
+    def _transform(self, pictures: Sequence[Any], is_batch: bool) -> Tensor:
+        """Pictures as model input [B, 3, S, S], by `_transforms`."""
+        transforms = self._transforms
+        if self._has_standard_transforms():
+            size = transforms.transforms.resolution
+            return torch.stack([resize_image(p, size, self.device) for p in pictures])
+        if is_batch:
+            return transforms.forward_batch(list(pictures)).to(self.device)
+        return transforms(pictures[0])[None].to(self.device)
+
+    def _has_standard_transforms(self) -> bool:
+        transforms = self._transforms
+        return isinstance(transforms, SAM2Transforms) and transforms.is_standard()
+
+    def _encode_batch(self, batch: Tensor) -> dict[str, Any]:
+        """The features of model input [B, 3, S, S]."""
+        if needs_official_steps(self.model):
+            return self._features_by_steps(batch)
         graphs = self._usable_graphs()
         if graphs is None:
             features = self.model.encode_image(batch)
         else:
             features = graphs.encode(self.model, batch)
-        self._features = {
+        return {
             "image_embed": self.model.without_memory(features.low),
             "high_res_feats": [features.high, features.mid],
         }
-        self._orig_hw = [(int(p.shape[0]), int(p.shape[1])) for p in pictures]
-        self._is_batch = is_batch
-        self._is_image_set = True
+
+    def _features_by_steps(self, batch: Tensor) -> dict[str, Any]:
+        """`_encode_batch` by the official steps of the model, some of which are overridden."""
+        model: Any = self.model
+        levels, _, sizes = model._prepare_backbone_features(model.forward_image(batch))[1:]
+        levels = [*levels]
+        levels[-1] = levels[-1] + model.no_mem_embed
+        high, mid, low = (
+            x.permute(1, 2, 0).unflatten(2, size) for x, size in zip(levels, sizes, strict=True)
+        )
+        return {"image_embed": low, "high_res_feats": [high, mid]}
 
     def get_image_embedding(self) -> Tensor:
         """Features of the image, [1, 256, S / 16, S / 16]. Raises RuntimeError without an image."""
@@ -160,17 +193,11 @@ class SAM2ImagePredictor(PromptDecoder):
         Raises RuntimeError without an image, and ValueError for invalid prompts.
         Source: official `predict`.
         """
-        hw = self._image_size(-1)
-        prompts = self._check_prompts(
-            point_coords, point_labels, box, mask_input, normalize_coords, hw
+        mask, coords, labels, boxes = self._prep_prompts(
+            point_coords, point_labels, box, mask_input, normalize_coords
         )
         outputs = self._predict(
-            prompts.coords,
-            prompts.labels,
-            prompts.boxes,
-            prompts.mask,
-            multimask_output,
-            return_logits,
+            coords, labels, boxes, mask, multimask_output, return_logits=return_logits
         )
         return _arrays(outputs)
 
@@ -213,10 +240,24 @@ class SAM2ImagePredictor(PromptDecoder):
             for i in range(count)
         ]
         prompts = [
-            self._check_prompts(coords, labels, box, mask, normalize_coords, hw)
-            for (coords, labels, box, mask), hw in zip(per_image, self._orig_hw, strict=True)
+            ImagePrompts.ordered(*self._prep_prompts(*arguments, normalize_coords, img_idx=i))
+            for i, arguments in enumerate(per_image)
         ]
-        outputs = self._predict_images(prompts, multimask_output, return_logits)
+        if self._predicts_itself() or self.model.reason_to_call() is not None:
+            outputs = [
+                self._predict(
+                    p.coords,
+                    p.labels,
+                    p.boxes,
+                    p.mask,
+                    multimask_output,
+                    return_logits=return_logits,
+                    img_idx=i,
+                )
+                for i, p in enumerate(prompts)
+            ]
+        else:
+            outputs = self._predict_images(prompts, multimask_output, return_logits)
         results = [_arrays(output) for output in outputs]
         masks, ious, low = ([result[part] for result in results] for part in range(3))
         return masks, ious, low
@@ -235,8 +276,18 @@ class SAM2ImagePredictor(PromptDecoder):
         Source: official `_prep_prompts`.
         """
         hw = self._image_size(img_idx)
-        prompts = self._check_prompts(
-            point_coords, point_labels, box, mask_logits, normalize_coords, hw
+        prompts = image_prompts(
+            point_coords,
+            point_labels,
+            box,
+            mask_logits,
+            normalize_coords,
+            hw,
+            self.model.config.image_size,
+            self.device,
+            self._transforms,
+            # one copy to the device; other transforms get tensors on it, as in the official one
+            torch.device("cpu") if self._has_standard_transforms() else self.device,
         )
         return prompts.mask, prompts.coords, prompts.labels, prompts.boxes
 
@@ -275,12 +326,13 @@ class SAM2ImagePredictor(PromptDecoder):
             raise RuntimeError(NOT_SET)
         return self._orig_hw[index]
 
-    def _check_prompts(
-        self, coords: Any, labels: Any, box: Any, mask: Any, normalize: bool, hw: tuple[int, int]
-    ) -> ImagePrompts:
-        return image_prompts(
-            coords, labels, box, mask, normalize, hw, self.model.config.image_size, self.device
-        )
+    def is_overridden(self) -> bool:
+        """Whether `_predict` or the transforms have been replaced, so that they must be called."""
+        return self._predicts_itself() or not self._has_standard_transforms()
+
+    def _predicts_itself(self) -> bool:
+        """Whether a subclass or an attribute of the predictor replaces `_predict`."""
+        return type(self)._predict is not SAM2ImagePredictor._predict or "_predict" in vars(self)
 
 
 def _arrays(outputs: tuple[Tensor, Tensor, Tensor]) -> Arrays:

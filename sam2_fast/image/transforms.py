@@ -12,9 +12,29 @@ import torch
 from torch import Tensor, nn
 
 from sam2_fast.io.images import as_rgb
-from sam2_fast.io.transforms import PIXEL_MEAN, PIXEL_STD, resize_image
+from sam2_fast.io.transforms import PIXEL_MEAN, PIXEL_STD, as_planes, resize_images
 from sam2_fast.masks import remove_holes_and_specks, upsample
+from sam2_fast.ops.core.module_state import has_hooks
 from sam2_fast.ops.core.transfer import upload_numbers
+
+
+def to_tensor(image: Any) -> Tensor:
+    """One image, as for `as_rgb`, as [3, H, W], uint8 or float32 in [0, 1]."""
+    return as_planes(as_rgb(image))
+
+
+class ResizeAndNormalize(nn.Module):
+    """Images resized to model input (bilinear, antialiased) and normalised per channel."""
+
+    def __init__(self, resolution: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.resolution = resolution
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [3, H, W], uint8 or floating point in [0, 1] -> [3, S, S] float32."""
+        return resize_images(x[None], self.resolution, None, self.mean, self.std)[0]
 
 
 class SAM2Transforms(nn.Module):
@@ -38,14 +58,27 @@ class SAM2Transforms(nn.Module):
         self.max_sprinkle_area = max_sprinkle_area
         self.mean = list(PIXEL_MEAN)
         self.std = list(PIXEL_STD)
+        self.to_tensor = to_tensor
+        self.transforms = ResizeAndNormalize(resolution, self.mean, self.std)
 
     def __call__(self, x: Any) -> Tensor:
         """One image, as for `as_rgb`, as [3, S, S] float32, normalised, on the CPU."""
-        return resize_image(as_rgb(x), self.resolution)
+        return self.transforms(self.to_tensor(x))
 
     def forward_batch(self, img_list: Sequence[Any]) -> Tensor:
         """Images of any sizes -> [B, 3, S, S] float32, normalised, on the CPU."""
-        return torch.stack([self(image) for image in img_list])
+        return torch.stack([self.transforms(self.to_tensor(image)) for image in img_list])
+
+    def is_standard(self) -> bool:
+        """Whether an image becomes model input as in the released models: nothing is replaced."""
+        resize = self.transforms
+        kinds = type(self) is SAM2Transforms and type(resize) is ResizeAndNormalize
+        if not kinds or self.to_tensor is not to_tensor or has_hooks(resize):
+            return False
+        if any(hasattr(type(part), name) for part in (self, resize) for name in vars(part)):
+            return False
+        current = vars(SAM2Transforms)
+        return all(current.get(name) is function for name, function in _FUNCTIONS.items())
 
     def transform_coords(
         self, coords: Tensor, normalize: bool = False, orig_hw: tuple[int, int] | None = None
@@ -87,3 +120,6 @@ class SAM2Transforms(nn.Module):
                 max_speck_area=self.max_sprinkle_area,
             )
         return masks
+
+
+_FUNCTIONS = {name: value for name, value in vars(SAM2Transforms).items() if callable(value)}

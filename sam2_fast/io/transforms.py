@@ -36,28 +36,32 @@ def resize_image(image: Pixels, size: int, device: torch.device | str = "cpu") -
     image: [H, W, 3] uint8, or float32 in [0, 1].
     A uint8 image is copied to the device and resized there, if the device has a kernel for that.
     """
-    _check_hwc(image, "image")
+    planes = as_planes(image)[None]
     resize_on = device if image.dtype == np.uint8 and _can_resize(device) else "cpu"
-    planes = _as_tensor(image).permute(2, 0, 1)[None]
     return upload(resize_images(planes, size, resize_on)[0], device)
 
 
 def resize_images(
-    images: Tensor | Sequence[Tensor], size: int, device: torch.device | str | None = None
+    images: Tensor | Sequence[Tensor],
+    size: int,
+    device: torch.device | str | None = None,
+    mean: Sequence[float] = PIXEL_MEAN,
+    std: Sequence[float] = PIXEL_STD,
 ) -> Tensor:
     """Images as normalised model input [B, 3, size, size] float32.
 
     images: [B, 3, H, W], or a sequence of [3, H, W] of any sizes; uint8, or floating point in [0,
         1].
     device: where the images are resized; None: on their own device.
+    mean, std: of the channels, for the normalisation.
     """
     if size <= 0:
         raise ValueError(f"size: expected a positive number of pixels, got {size}")
     if isinstance(images, Tensor):
-        return _resize_batch(images, size, device)
+        return _resize_batch(images, size, device, mean, std)
     if not images:
         raise ValueError("images: expected at least one image, got none")
-    return torch.cat([_resize_batch(image[None], size, device) for image in images])
+    return torch.cat([_resize_batch(image[None], size, device, mean, std) for image in images])
 
 
 def resize_frame(frame: npt.NDArray[np.uint8], size: int) -> Tensor:
@@ -101,7 +105,13 @@ def normalize_frame(
     return normalize(planes.div_(full_scale(planes.device)), PIXEL_MEAN, PIXEL_STD).to(dtype)
 
 
-def _resize_batch(images: Tensor, size: int, device: torch.device | str | None) -> Tensor:
+def _resize_batch(
+    images: Tensor,
+    size: int,
+    device: torch.device | str | None,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Tensor:
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
         raise ValueError(
             f"images: expected [B, 3, H, W] with at least one pixel, got {[*images.shape]}"
@@ -109,7 +119,7 @@ def _resize_batch(images: Tensor, size: int, device: torch.device | str | None) 
     pixels = images if device is None else upload(images, device)
     if not (pixels.dtype == torch.uint8 or pixels.is_floating_point()):
         raise ValueError(f"images: expected uint8 or floating point in [0, 1], got {images.dtype}")
-    return preprocess_images(pixels.permute(0, 2, 3, 1), size, PIXEL_MEAN, PIXEL_STD)
+    return preprocess_images(pixels.permute(0, 2, 3, 1), size, tuple(mean), tuple(std))
 
 
 def _can_resize(device: torch.device | str) -> bool:
@@ -125,6 +135,12 @@ def _frame_tensor(frame: npt.NDArray[np.uint8], size: int) -> Tensor:
     if size <= 0:
         raise ValueError(f"size: expected a positive number of pixels, got {size}")
     return _as_tensor(frame)
+
+
+def as_planes(image: Pixels) -> Tensor:
+    """An image [H, W, 3] uint8 or float32 as a tensor [3, H, W] of the same dtype."""
+    _check_hwc(image, "image")
+    return _as_tensor(image).permute(2, 0, 1)
 
 
 def _as_tensor(picture: Pixels) -> Tensor:

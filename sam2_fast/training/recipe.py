@@ -82,6 +82,9 @@ class Recipe:
     # factor of the learning rate for each block of the image encoder's trunk, from its end
     layer_decay: float = 0.9
     clip_norm: float = 0.1  # greatest norm of the gradient
+    dropout: float = 0.1  # probability of dropping a value in memory attention
+    # probability of dropping a branch in the last block of the image encoder, less in earlier ones
+    drop_path: float = 0.1
     # decay of a moving average of the weights, which is saved in place of the weights; 0: none
     ema: float = 0.0
     bfloat16: bool = True  # autocast
@@ -91,6 +94,9 @@ class Recipe:
     def __post_init__(self) -> None:
         if (self.model is None and self.weights is None) or not self.stages:
             raise ValueError("expected `model`, `weights` or both, and at least one stage")
+        for name in ("dropout", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected 0 to below 1, got {getattr(self, name)}")
         if (
             not 0 <= self.ema < 1
             or not 0 < self.layer_decay <= 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -32,7 +32,7 @@ from sam2_fast.training.sources import Source
 from sam2_fast.weights.build import build_model
 from sam2_fast.weights.checkpoint import CheckpointError
 
-_PLAN, _CLIPS = 0, 1  # uses of the random numbers of a step
+_PLAN, _CLIPS, _DROPOUT = 0, 1, 2  # uses of the random numbers of a step
 
 
 class Trainer:
@@ -40,7 +40,8 @@ class Trainer:
 
     Each process trains on its own batch. `step` is the number of steps done. A step is a function
     of the recipe and of its number: clips are numbered across all processes, so n processes with
-    batch b do the same as one process with batch n * b, except for the order of sums.
+    batch b do the same as one process with batch n * b, except for the order of sums, and for the
+    values that dropout drops.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Trainer:
             dtype=torch.float32,
             seed=recipe.seed,
         )
-        self.model = _at_size(model, image_size)
+        self.model = _at_size(model, image_size, recipe)
         self.optimizer = adamw(self.model, recipe)
         self._average = (
             {name: p.detach().clone() for name, p in self.model.named_parameters()}
@@ -91,13 +92,13 @@ class Trainer:
         step = self.step
         stage, step_in_stage = recipe.at(step)
         if stage.image_size != self.model.config.image_size:
-            self.model = _at_size(self.model, stage.image_size)
+            self.model = _at_size(self.model, stage.image_size, recipe)
             self._forward = self._wrap_model()
         if batch is None:
             batch = draw_batch(recipe, step, self._rank, self._processes)
         batch = batch.to(self.device)
         self.optimizer.zero_grad(set_to_none=True)
-        with self._kernels():
+        with self._kernels(), self._seeded(step):
             losses = self._forward(
                 batch,
                 stage,
@@ -223,6 +224,19 @@ class Trainer:
         # matrix products at these sizes.
         return sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext()
 
+    @contextmanager
+    def _seeded(self, step: int) -> Iterator[None]:
+        """Draw what dropout drops from a seed of its own; the caller's generators are restored."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        seeds = np.random.SeedSequence([self.recipe.seed, step, _DROPOUT, self._rank])
+        seed = int(seeds.generate_state(1, np.uint64)[0] >> np.uint64(1))
+        with torch.random.fork_rng(devices=devices):
+            torch.default_generator.manual_seed(seed)
+            for device in devices:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+            yield
+
 
 def draw_batch(recipe: Recipe, step: int, rank: int = 0, processes: int = 1) -> Batch:
     """The clips of one step for process `rank` of `processes`."""
@@ -282,11 +296,16 @@ class _ClipLosses(nn.Module):
         return clip_losses(frames, batch.truth, num_objects, stage.losses)
 
 
-def _at_size(model: Sam2, image_size: int) -> Sam2:
-    """A model for images of another size that shares the parameters; only its tables differ."""
+def _at_size(model: Sam2, image_size: int, recipe: Recipe) -> Sam2:
+    """A model for images of another size, with a recipe's dropout; it shares the parameters."""
     with torch.random.fork_rng(devices=[]):  # the initial weights are drawn and replaced
         other = Sam2(
-            replace(model.config, image_size=image_size),
+            replace(
+                model.config,
+                image_size=image_size,
+                dropout=recipe.dropout,
+                drop_path_rate=recipe.drop_path,
+            ),
             Options(dynamic_multimask_via_stability=False),
         ).to(model.device)
     other.load_state_dict(model.state_dict())

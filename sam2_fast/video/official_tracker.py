@@ -14,27 +14,15 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.model import Sam2
 from sam2_fast.model.layers import to_tokens
 from sam2_fast.official.base import SAM2Base
-from sam2_fast.official.steps import OfficialSteps
 from sam2_fast.types import FrameMemory, Points, Tracked
 from sam2_fast.video.frame_outputs import FrameOutputs
 from sam2_fast.video.lookahead import LookAhead
 from sam2_fast.video.session import ObjectTrack, VideoSession
 from sam2_fast.video.tracker import Results, Tracker
 
-_STEPS = {name: step for name, step in vars(OfficialSteps).items() if callable(step)}
 _UNKNOWN_LENGTH = 16  # frames; with as many or more, the number has no effect
-
-
-def needs_official_steps(model: Sam2) -> bool:
-    """Whether a model overrides official steps, or has a setting that only these support."""
-    if not isinstance(model, OfficialSteps):
-        return False
-    kind, own = type(model), vars(model)
-    overridden = any(getattr(kind, n) is not step or n in own for n, step in _STEPS.items())
-    return overridden or model.num_maskmem == 0
 
 
 class OfficialTracker(Tracker):

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from sam2_fast.config import NO_OBJECT_LOGIT
 from sam2_fast.masks import fill_holes, non_overlapping, upsample
 from sam2_fast.model import Sam2
+from sam2_fast.official.overrides import needs_official_steps
 from sam2_fast.ops.core.transfer import upload
 from sam2_fast.recording.cache import Graphs
 from sam2_fast.recording.runner import Runner
@@ -409,8 +410,8 @@ def tracker_for(
 
     The arguments are those of `Tracker`.
     """
-    from sam2_fast.video.official_tracker import OfficialTracker, needs_official_steps
-
     if needs_official_steps(model):
+        from sam2_fast.video.official_tracker import OfficialTracker  # it derives from Tracker
+
         return OfficialTracker(model, None, ahead)
     return Tracker(model, graphs, ahead)

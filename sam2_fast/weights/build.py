@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
-import sys
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from sam2_fast.callers import stacklevel
 from sam2_fast.config import Options, Sam2Config
 from sam2_fast.model import Sam2
 from sam2_fast.weights.checkpoint import infer_config, load_weights, read_state_dict
@@ -23,7 +22,6 @@ from sam2_fast.weights.hub import download
 
 _log = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=Sam2)
-_PACKAGE = str(Path(__file__).parents[1]) + os.sep
 WeightsSource = str | Path | Mapping[str, Any] | None
 """A `.pt` or `.safetensors` file, a state dict, or None for random weights."""
 
@@ -97,17 +95,7 @@ def warn_of_unknown(keywords: Collection[str]) -> None:
         else:
             advice = f"known are {', '.join(sorted(known))}"
         message = f"unknown keyword argument {name!r} is ignored; {advice}"
-        warnings.warn(message, UserWarning, stacklevel=_caller_stacklevel())
-
-
-def _caller_stacklevel() -> int:
-    """`stacklevel`, in `warn_of_unknown`, of the first frame outside the package."""
-    frame = sys._getframe(1)
-    level = 1
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame = frame.f_back
-        level += 1
-    return level
+        warnings.warn(message, UserWarning, stacklevel=stacklevel())
 
 
 def _config(config_file: str | Sam2Config | None, state: Mapping[str, Any] | None) -> Sam2Config:
