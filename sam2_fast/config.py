@@ -157,6 +157,11 @@ class Options:
         )
         return enabled and self.multimask_min_pt_num <= num_points <= self.multimask_max_pt_num
 
+    @property
+    def memory_mask_scale(self) -> tuple[float, float]:
+        """Factor and offset of the mask probabilities that the memory encoder reads."""
+        return self.sigmoid_scale_for_mem_enc, self.sigmoid_bias_for_mem_enc
+
     def updated(self, **changes: Any) -> Options:
         """A copy with changed options. Raises ValueError for unknown names and wrong types."""
         known = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -6,8 +6,11 @@ A prompt of a user is a list, an array or a tensor on any device.
 from __future__ import annotations
 
 import operator
+import os
+import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,11 +18,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.callers import stacklevel
+import sam2_fast
 from sam2_fast.ops.core.transfer import upload
 from sam2_fast.types import Points
 
 LABELS = (-1, 0, 1)
+
+_LIBRARIES = tuple(str(Path(module.__file__).parent) + os.sep for module in (sam2_fast, torch))
+
+
+def caller_stacklevel() -> int:
+    """`stacklevel`, for `warnings.warn` in the calling function, of the user's line.
+
+    That is the first frame outside this package and torch.
+    """
+    frame = sys._getframe(1)
+    level = 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+        frame = frame.f_back
+        level += 1
+    return level
+
 
 
 def frame_number(frame_idx: Any, num_frames: int | None, name: str = "frame_idx") -> int:
@@ -173,7 +192,7 @@ def _warn_if_outside(
     extent = torch.tensor([width, height], dtype=torch.float32) if normalize else torch.ones(2)
     if any(((points < 0) | (points > extent)).any() for points in coordinates):
         message = f"a point or box lies outside the {width} x {height} image; it is used as given"
-        warnings.warn(message, UserWarning, stacklevel=stacklevel())
+        warnings.warn(message, UserWarning, stacklevel=caller_stacklevel())
 
 
 def to_model_points(

@@ -277,11 +277,11 @@ def test_prompts_of_different_lengths_are_decoded_in_one_call(
     predictor = SAM2ImagePredictor(small_model(torch.float32))
     predictor.set_image_batch([picture(i, 30, 50) for i in range(3)])
     calls = []
-    original = predictor.model.sam_mask_decoder.forward
+    original = predictor.model.decode
     monkeypatch.setattr(
-        predictor.model.sam_mask_decoder,
-        "forward",
-        lambda *a: calls.append(len(a[2])) or original(*a),
+        predictor.model,
+        "decode",
+        lambda *a: calls.append(len(a[2].labels)) or original(*a),
     )
     predictor.predict_batch(
         [[[5, 6]], [[7, 8], [9, 9]], None], [[1], [1, 0], None], [None, None, [1, 2, 20, 21]]

@@ -169,7 +169,7 @@ def encode_memory(model: Sam2, low: Tensor, logits: Tensor, binarize: bool) -> T
             masks.float(), size=(size, size), mode="bilinear", align_corners=False
         )
     masks = (masks > 0).float() if binarize else masks.sigmoid()
-    options = model.options
-    masks = masks * options.sigmoid_scale_for_mem_enc + options.sigmoid_bias_for_mem_enc
+    scale, bias = model.options.memory_mask_scale
+    masks = masks * scale + bias
     output = model.memory_encoder(low, model.in_weights_dtype(masks), skip_mask_sigmoid=True)
     return to_tokens(output["vision_features"])

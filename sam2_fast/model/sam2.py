@@ -29,6 +29,7 @@ from sam2_fast.ops.core.cache import Cache
 from sam2_fast.ops.core.transfer import upload_numbers
 from sam2_fast.ops.memory_attention import Memories, MemoryAttentionWeights
 from sam2_fast.ops.memory_attention.table import MemoryTable
+from sam2_fast.ops.memory_encoder import MASK_SCALE
 from sam2_fast.ops.object_heads import mix_absent
 from sam2_fast.types import Features, NoPoints, Points, Prediction, RecallLimits
 
@@ -384,7 +385,7 @@ class Sam2(WithTables):
         """
         encoder = self.memory_encoder
         weights = None
-        if type(encoder) is MemoryEncoder and self._scales_masks_as_trained():
+        if type(encoder) is MemoryEncoder and self.options.memory_mask_scale == MASK_SCALE:
             weights = encoder.op_weights(low, logits)
         if weights is None:
             memory = composed.encode_memory(self, low, logits, binarize)
@@ -394,8 +395,3 @@ class Sam2(WithTables):
             absent = (presence <= 0).to(memory.dtype)[:, None]  # [B, 1, 1]
             memory = torch.addcmul(memory, absent, self.no_obj_embed_spatial.to(memory.dtype))
         return memory
-
-    def _scales_masks_as_trained(self) -> bool:
-        options = self.options
-        scale, bias = options.sigmoid_scale_for_mem_enc, options.sigmoid_bias_for_mem_enc
-        return (scale, bias) == (20.0, -10.0)

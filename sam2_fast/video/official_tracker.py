@@ -20,6 +20,7 @@ from sam2_fast.types import FrameMemory, Points, Tracked
 from sam2_fast.video.frame_outputs import FrameOutputs
 from sam2_fast.video.lookahead import LookAhead
 from sam2_fast.video.session import ObjectTrack, VideoSession
+from sam2_fast.video.stored import frame_memories, stored_logits
 from sam2_fast.video.tracker import Results, Tracker
 
 _UNKNOWN_LENGTH = 16  # frames; with as many or more, the number has no effect
@@ -113,10 +114,10 @@ class OfficialTracker(Tracker):
         logits, pointer, presence = _results(output)
         maps = output["maskmem_features"]
         if maps is None:
-            stored = self._logits_to_store(session, logits)
+            stored = stored_logits(session, logits, self._hole_area)
             return FrameMemory(pointer[0], presence[0], None, stored[0])
         tracked = Tracked(logits, pointer, presence, to_tokens(maps))
-        return self._frame_memories(session, tracked)[0]
+        return frame_memories(session, tracked, self._hole_area)[0]
 
     def _step(
         self,

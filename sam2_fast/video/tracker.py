@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sam2_fast.config import NO_OBJECT_LOGIT
-from sam2_fast.masks import fill_holes, non_overlapping, upsample
+from sam2_fast.masks import non_overlapping, upsample
 from sam2_fast.model import Sam2
 from sam2_fast.official.overrides import needs_official_steps
 from sam2_fast.ops.core.transfer import upload
@@ -25,6 +24,7 @@ from sam2_fast.recording.runner import Runner
 from sam2_fast.types import Features, FrameMemory, NoPoints, Points, Preview, Remembered, Tracked
 from sam2_fast.video.lookahead import LookAhead
 from sam2_fast.video.session import ObjectTrack, Prompt, VideoSession
+from sam2_fast.video.stored import frame_memories, stacked_logits, stored_logits
 
 Output = tuple[int, list[Hashable], Tensor]
 """(frame number, object ids, mask logits [N, 1, H, W] float32 at video size; above 0 is object)."""
@@ -58,6 +58,15 @@ class Tracker:
     @cached_property
     def _runner(self) -> Runner:
         return Runner(self._model, self._graphs)
+
+    def _stacked(
+        self, session: VideoSession, rows: Sequence[Preview | FrameMemory | None]
+    ) -> Tensor:
+        return stacked_logits(session, rows, 4 * self._model.config.grid)
+
+    @property
+    def _hole_area(self) -> int:
+        return self._model.options.fill_hole_area
 
     def _features(self, session: VideoSession, frame: int) -> Features:
         return session.features.get(frame, self._runner, self._ahead)
@@ -172,7 +181,7 @@ class Tracker:
                 self._clear_around_prompt(track, frame)
             if session.keep == "reachable":
                 self._drop_unreachable(session, track, frame, step)
-        return self._stack_logits(session, rows)
+        return self._stacked(session, rows)
 
     def clear(self, session: VideoSession, obj_id: Hashable, frame: int) -> None:
         """Remove an object's prompts on a frame.
@@ -197,7 +206,7 @@ class Tracker:
     def newest_output(self, session: VideoSession, frame: int) -> Output:
         """The newest results of all objects on a frame."""
         rows = [track.newest_result(frame) for track in session.objects.values()]
-        return self.output(session, frame, self._stack_logits(session, rows))
+        return self.output(session, frame, self._stacked(session, rows))
 
     def output(self, session: VideoSession, frame: int, logits: Tensor) -> Output:
         """logits [N, 1, 4h, 4w] at video size.
@@ -261,7 +270,7 @@ class Tracker:
         results: Results,
     ) -> None:
         logits, pointer, presence = results
-        stored = self._logits_to_store(session, logits)
+        stored = stored_logits(session, logits, self._hole_area)
         preview = Preview(pointer[0], presence[0], stored[0])
         track = session.objects.setdefault(obj_id, ObjectTrack())
         track.prompts[frame] = prompt
@@ -316,7 +325,7 @@ class Tracker:
             remembered = self._recall(session, batch, frame, step)
             eager = partial(self._track_eagerly, features, remembered, multimask)
             tracked = self._runner.track(features, remembered, multimask, eager)
-            memories = self._frame_memories(session, tracked)
+            memories = frame_memories(session, tracked, self._hole_area)
             new_memories |= {id(t): memory for t, memory in zip(batch, memories, strict=True)}
         return new_memories
 
@@ -355,33 +364,6 @@ class Tracker:
         pointers = [torch.stack(list(own)) if own else no_pointers for own in remembered.pointers]
         maps, rows, _, ages, longest = remembered
         return model.attend(features.low, maps, rows, pointers, ages, longest)
-
-    def _frame_memories(self, session: VideoSession, tracked: Tracked) -> list[FrameMemory]:
-        """One memory for each object, on the storage device of the session."""
-        logits = self._logits_to_store(session, tracked.logits)
-        maps = tracked.maps.to(session.storage)
-        columns = tracked.pointer, tracked.presence, maps, logits
-        return [FrameMemory(*row) for row in zip(*(x.unbind() for x in columns), strict=True)]
-
-    def _logits_to_store(self, session: VideoSession, logits: Tensor) -> Tensor:
-        """[N, 1, 4h, 4w] with small holes filled, on the storage device of the session."""
-        area = self._model.options.fill_hole_area
-        return (fill_holes(logits, area) if area > 0 else logits).to(session.storage)
-
-    def _stack_logits(
-        self, session: VideoSession, rows: Sequence[Preview | FrameMemory | None]
-    ) -> Tensor:
-        """[N, 1, 4h, 4w] float32 on the compute device; an object without a result is absent."""
-        side = 4 * self._model.config.grid
-        device = session.device
-        if not rows:
-            return torch.zeros(0, 1, side, side, device=device)
-        logits = [None if row is None else row.logits for row in rows]
-        known = [x.to(device) for x in logits if x is not None]
-        if len(known) == len(rows):
-            return torch.stack(known)
-        absent = torch.full((1, side, side), NO_OBJECT_LOGIT, device=device)
-        return torch.stack([absent if x is None else x.to(device) for x in logits])
 
     def _clear_around_prompt(self, track: ObjectTrack, frame: int) -> None:
         """Drop tracked memories near a prompted frame if `clear_non_cond_mem_around_input`."""

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from sam2_fast.callers import stacklevel
 from sam2_fast.config import Options, Sam2Config
 from sam2_fast.model import Sam2
+from sam2_fast.prompts import caller_stacklevel
 from sam2_fast.weights.checkpoint import infer_config, load_weights, read_state_dict
 from sam2_fast.weights.config_names import apply_overrides, read_config_name
 from sam2_fast.weights.hub import download
@@ -95,7 +95,7 @@ def warn_of_unknown(keywords: Collection[str]) -> None:
         else:
             advice = f"known are {', '.join(sorted(known))}"
         message = f"unknown keyword argument {name!r} is ignored; {advice}"
-        warnings.warn(message, UserWarning, stacklevel=stacklevel())
+        warnings.warn(message, UserWarning, stacklevel=caller_stacklevel())
 
 
 def _config(config_file: str | Sam2Config | None, state: Mapping[str, Any] | None) -> Sam2Config:

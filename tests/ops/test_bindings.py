@@ -308,7 +308,7 @@ def test_valid_calls_do_not_raise(module: Any) -> None:
             "groups, names, values: expected equal lengths, got [1, 0, 0]",
         ),
         (lambda m: m.same_members([3], ["a"], [1]), "groups: expected dictionaries, got int"),
-        (lambda m: m.all_empty([[]]), "dictionaries: expected dictionaries, got list"),
+        (lambda m: m.same_lengths([[]], [0]), "dictionaries: expected dictionaries, got list"),
         (
             lambda m: m.same_tensors(Tensor.data_ptr, Tensor._version, [3], [1], [None]),
             "tensors: expected instances of the descriptors' class, got int",

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_fast.config import Sam2Config
-from sam2_fast.model.hiera import Block, Hiera
+from sam2_fast.model.hiera import Hiera, MultiScaleBlock
 from sam2_fast.ops.core.cache import for_cpu
 from sam2_fast.ops.core.layout import Leaf
 from sam2_fast.ops.core.native import native
@@ -341,8 +341,8 @@ def test_a_trunk_with_hooks_overwrites_no_outputs() -> None:
     assert torch.equal(*hooked[0])
 
 
-def test_gradients_flow_through_the_definition() -> None:
-    block = Block(12, 24, 2, 4)
+def test_gradients_flow_through_the_modules() -> None:
+    block = MultiScaleBlock(12, 24, 2, 4, q_stride=(2, 2))
     block(torch.randn(1, 8, 8, 12)).sum().backward()
     assert all(p.grad is not None for p in block.parameters())
 

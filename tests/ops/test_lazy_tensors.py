@@ -23,7 +23,14 @@ from tests.ops.cases import TensorSubclass, as_list, collected, random_tensors
 FLOATS = collected("RECORDED")
 OPS = {**FLOATS, **collected("FIXED_BY_VALUES")}
 SAFE = "a tensor with materialized values"
-UNCHECKED = ("cpu_isa", "cuda_architectures", "same_members", "same_tensors", "all_empty")
+COMPARISONS = (
+    "same_members",
+    "same_classes",
+    "same_dictionaries",
+    "same_class_attributes",
+    "same_lengths",
+)
+UNCHECKED = ("cpu_isa", "cuda_architectures", "same_tensors", *COMPARISONS)
 """Functions of the native module that do not read the memory of tensors."""
 
 

@@ -286,7 +286,7 @@ def test_autocast_of_the_caller_sets_the_compute_dtype() -> None:
     assert all(map(torch.equal, (logits, iou, tokens), expected))
 
 
-def test_gradients_flow_through_the_definition() -> None:
+def test_gradients_flow_through_the_modules() -> None:
     config = Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64)
     model = MaskDecoder(config).double()
     dim = 256
@@ -295,8 +295,8 @@ def test_gradients_flow_through_the_definition() -> None:
     )
     sparse, position = torch.randn(2, 2, dim).double(), torch.randn(1, dim, 4, 4).double()
     dense = torch.zeros(1, dim, 1, 1).double()
-    output = model(low, position, sparse, dense, high, mid, True, Options())
-    output.logits.sum().backward()
+    logits, *_ = model(low, position, sparse, dense, True, True, [high, mid])
+    logits.sum().backward()
     assert all(
         p.grad is not None
         for name, p in model.named_parameters()

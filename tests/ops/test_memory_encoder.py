@@ -245,18 +245,26 @@ def test_autocast_of_the_caller_sets_the_compute_dtype() -> None:
     assert output.dtype == torch.bfloat16 and torch.equal(output, expected)
 
 
-def test_gradients_flow_through_the_definition_and_without_them_the_kernel_runs() -> None:
+def encode(model: MemoryEncoder, low: Tensor, logits: Tensor, binarize: bool) -> Tensor:
+    weights = model.op_weights(low, logits)
+    assert weights is not None
+    return model.run_op(low, logits, weights, binarize)
+
+
+def test_gradients_flow_through_the_modules_and_the_kernel_equals_them() -> None:
     model = MemoryEncoder(
         Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64)
     )
-    low, logits = torch.randn(1, 256, 4, 4), torch.randn(2, 1, 16, 16) * 4
-    reference = model(low, logits, False)
+    low, logits = torch.randn(1, 256, 4, 4), torch.randn(2, 1, 64, 64) * 4
+    masks = logits.sigmoid() * 20 - 10
+    reference = model(low, masks, skip_mask_sigmoid=True)["vision_features"]
     reference.sum().backward()
-    assert reference.shape == (2, 16, 64)
+    assert reference.shape == (2, 64, 4, 4)
     assert all(p.grad is not None for p in model.parameters())
     with torch.no_grad():
-        output = model(low, logits, False)
-        exact = model.double()(low.double(), logits.double(), False)
+        output = encode(model, low, logits, False).transpose(1, 2).unflatten(2, (4, 4))
+        masks = logits.double().sigmoid() * 20 - 10
+        exact = model.double()(low.double(), masks, skip_mask_sigmoid=True)["vision_features"]
     assert not torch.equal(output, reference)
     assert error(output, exact) <= 2 * error(reference.detach(), exact)
 
@@ -267,11 +275,11 @@ def test_cached_bfloat16_matrices_are_computed_again_after_a_parameter_changes()
     )
     low, logits = torch.randn(1, 256, 4, 4), torch.randn(2, 1, 16, 16)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        first = model(low, logits, True)
-        assert torch.equal(model(low, logits, True), first)
+        first = encode(model, low, logits, True)
+        assert torch.equal(encode(model, low, logits, True), first)
         model.out_proj.weight.mul_(2)
         model.out_proj.bias.mul_(2)
-        assert torch.equal(model(low, logits, True), 2 * first)
+        assert torch.equal(encode(model, low, logits, True), 2 * first)
 
 
 def test_the_private_function_accepts_an_instruction_set() -> None:

@@ -21,6 +21,8 @@ SMALL: dict[str, Any] = {
     "bfloat16": False,
     "ema": 0.5,
     "layer_decay": 0.8,
+    "dropout": 0.2,
+    "drop_path": 0.2,
     "warmup": 2,
     "lr": 1e-3,
     "image_size": 64,

@@ -24,6 +24,7 @@ from sam2_fast.training import (
 SIZE = 64
 LENGTH = 3
 CONFIG = Sam2Config(
+    dropout=0.0,
     embed_dim=16,
     stages=(1, 1, 1, 1),
     global_blocks=(2,),

@@ -86,7 +86,7 @@ def test_overridden_methods_of_the_model_are_detected(
 ) -> None:
     assert overridden(predictor) == []
     assert overridden(DoublingPredictor(predictor.config)) == ["without_memory"]
-    for name in ("encode_image", "_run_decoder", "recall_limits"):
+    for name in ("encode_image", "_attend_by_op", "recall_limits"):
         subclass = type("Changed", (SAM2VideoPredictor,), {name: lambda self, *_: None})
         assert overridden(subclass(predictor.config)) == [name]
     predictor.__dict__["point_to"] = lambda *_: None

@@ -36,7 +36,7 @@ def test_trap_01_padded_tokens_attend_as_unmasked_keys(backend: str) -> None:
 
 def test_trap_02_a_stage_starts_with_the_window_of_the_stage_before_and_pools_queries() -> None:
     windows = {
-        name: [b.window for b in Hiera(config).blocks]
+        name: [b.window_size for b in Hiera(config).blocks]
         for name, config in PRESETS.items()
         if name != "large"
     }
@@ -86,13 +86,15 @@ def test_trap_05_a_tenth_of_the_position_is_added_to_the_input_of_memory_attenti
 ) -> None:
     attention = predictor.memory_attention
     x = torch.randn(1, 16, 256)
+    weights = attention.op_weights(x)
     position = torch.randn(1, 16, 256)
     memory = torch.randn(16, 64)
     memories = Memories([memory], [0], [0], [0, 1], torch.zeros(0, 64), torch.zeros(0, 64), [0, 0])
     others = (memories, torch.zeros(1, 64), memory)
     with torch.no_grad():
-        output = attention(x, position, *others)
-        expected = attention(x + 0.1 * position, torch.zeros_like(position), *others)
+        output = attention.run_op(x, weights, position, *others)
+        moved = x + 0.1 * position
+        expected = attention.run_op(moved, weights, torch.zeros_like(position), *others)
     assert torch.equal(output, expected)
 
 

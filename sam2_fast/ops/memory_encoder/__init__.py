@@ -38,6 +38,8 @@ __all__ = ["MemoryEncoderWeights", "memory_encoder"]
 _MAX_CHANNELS = 4096
 _MAX_SIDE = 16384
 _MAX_TRITON_CHANNELS = 256
+MASK_SCALE = (20.0, -10.0)
+"""Factor and offset of the mask probabilities, as the released models were trained."""
 STRIDE = 16
 """Side of a token in pixels of the mask: four convolutions of stride 2."""
 
