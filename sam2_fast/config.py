@@ -65,6 +65,11 @@ class Sam2Config:
         return self.image_size // 16
 
     @property
+    def tokens_per_pointer(self) -> int:
+        """Memory tokens of an object pointer (4)."""
+        return self.hidden_dim // self.memory_dim
+
+    @property
     def stage_dims(self) -> tuple[int, ...]:
         """Channels of the four trunk stages."""
         return tuple(self.embed_dim * 2**i for i in range(4))
@@ -191,6 +196,13 @@ FIXED_SETTINGS: dict[str, Any] = {
     "backbone_stride": 16,
 }
 """Settings of the official model with one value in every released model, the only one accepted."""
+
+VERSION_SETTINGS = (
+    "add_tpos_enc_to_obj_ptrs",
+    "proj_tpos_enc_in_obj_ptrs",
+    "use_signed_tpos_enc_to_obj_ptrs",
+)
+"""Settings of the official model that are True in version 2.1 and False in version 2.0."""
 
 DECODER_OPTIONS = (
     "dynamic_multimask_via_stability",

@@ -24,7 +24,7 @@ from sam2_fast.types import Points
 
 LABELS = (-1, 0, 1)
 
-_LIBRARIES = tuple(str(Path(module.__file__).parent) + os.sep for module in (sam2_fast, torch))
+_LIBRARIES = tuple(str(Path(str(module.__file__)).parent) + os.sep for module in (sam2_fast, torch))
 
 
 def caller_stacklevel() -> int:
@@ -38,7 +38,6 @@ def caller_stacklevel() -> int:
         frame = frame.f_back
         level += 1
     return level
-
 
 
 def frame_number(frame_idx: Any, num_frames: int | None, name: str = "frame_idx") -> int:

@@ -235,14 +235,13 @@ class SAM2ImagePredictor(PromptDecoder):
                 raise ValueError(
                     f"{name}_batch: expected {count} entries, one per image, got {len(values)}"
                 )
-        per_image = [
-            [None if values is None else values[i] for values in arguments.values()]
-            for i in range(count)
-        ]
-        prompts = [
-            ImagePrompts.ordered(*self._prep_prompts(*arguments, normalize_coords, img_idx=i))
-            for i, arguments in enumerate(per_image)
-        ]
+        prompts = []
+        for i in range(count):
+            coords, labels, box, mask = (
+                None if values is None else values[i] for values in arguments.values()
+            )
+            prepared = self._prep_prompts(coords, labels, box, mask, normalize_coords, img_idx=i)
+            prompts.append(ImagePrompts.ordered(*prepared))
         if self._predicts_itself() or self.model.reason_to_call() is not None:
             outputs = [
                 self._predict(

@@ -71,7 +71,7 @@ def attend(
             curr_pos=[position.expand(-1, count, -1)],
             memory=torch.stack(memories, dim=1),
             memory_pos=torch.stack(positions, dim=1),
-            num_obj_ptr_tokens=num_pointers * model.tokens_per_pointer,
+            num_obj_ptr_tokens=num_pointers * model.config.tokens_per_pointer,
         )
         output = to_map(output.transpose(0, 1), *low.shape[-2:])
         for i, row in zip(members, output, strict=True):

@@ -241,11 +241,13 @@ class Hiera(Part):
         maps = []
         reusable = True  # x is neither a result nor known to a hook
         for i, block in enumerate(self.blocks):
-            weights = block.op_weights(x) if isinstance(block, MultiScaleBlock) else None
+            weights = None
+            if isinstance(block, MultiScaleBlock):
+                weights = block.op_weights(x)
+                if weights is not None:
+                    x = block.run_op(x, weights, overwrite=reusable)
             if weights is None:
                 x = block(x)
-            else:
-                x = block.run_op(x, weights, overwrite=reusable)
             reusable = weights is not None and i not in self.stage_ends
             if i in self.stage_ends:
                 maps.append(x.permute(0, 3, 1, 2))

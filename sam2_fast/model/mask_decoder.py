@@ -129,7 +129,7 @@ class MaskDecoder(OpModule[MaskDecoderWeights]):
             masks, iou = masks[:, 1:], iou[:, 1:]
             if self.use_multimask_token_for_obj_ptr:
                 pointers = tokens[:, 1:]
-        elif self.dynamic_multimask_via_stability and not self.training:
+        elif self.options.dynamic_multimask_via_stability and not self.training:
             masks, iou = self._dynamic_multimask_via_stability(masks, iou)
         else:
             masks, iou = masks[:, :1], iou[:, :1]
@@ -247,7 +247,7 @@ class MaskDecoder(OpModule[MaskDecoderWeights]):
         """Which of the four masks are computed."""
         if multimask:
             return range(1, NUM_MASKS)
-        dynamic = self.dynamic_multimask_via_stability and not self.training
+        dynamic = self.options.dynamic_multimask_via_stability and not self.training
         return range(NUM_MASKS if dynamic else 1)
 
     def _require_fine(self, high_res_features: Sequence[Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -260,7 +260,7 @@ class MaskDecoder(OpModule[MaskDecoderWeights]):
 
     def _get_stability_scores(self, mask_logits: Tensor) -> Tensor:
         """mask_logits: [..., h, w] -> [...]: IoU of the masks at thresholds of +-delta."""
-        delta = self.dynamic_multimask_stability_delta
+        delta = self.options.dynamic_multimask_stability_delta
         flat = mask_logits.flatten(-2)
         inner, outer = ((flat > threshold).sum(-1).float() for threshold in (delta, -delta))
         return torch.where(outer > 0, inner / outer, 1.0)
@@ -275,8 +275,8 @@ class MaskDecoder(OpModule[MaskDecoderWeights]):
         return stable_or_best(
             all_mask_logits,
             all_iou_scores,
-            self.dynamic_multimask_stability_delta,
-            self.dynamic_multimask_stability_thresh,
+            self.options.dynamic_multimask_stability_delta,
+            self.options.dynamic_multimask_stability_thresh,
         )
 
     def gather_weights(self) -> MaskDecoderWeights:

@@ -114,7 +114,7 @@ def _with_position(x: Tensor, position: Tensor | None, enabled: bool) -> Tensor:
     return x + position if enabled and position is not None else x
 
 
-class MemoryAttention(WithTables, OpModule[MemoryAttentionWeights]):
+class MemoryAttention(WithTables, OpModule[MemoryAttentionWeights]):  # type: ignore[misc]
     """All layers and the final norm (official `MemoryAttention`).
 
     `ops.memory_attention` computes them for memories that are given as maps and object pointers,

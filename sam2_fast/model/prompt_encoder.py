@@ -5,6 +5,8 @@ Source: official `prompt_encoder.py`.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -99,14 +101,15 @@ class PromptEncoder(Part):
         embedding = torch.where((labels == -1)[..., None], padding, embedding)
         for label, part in enumerate(self.point_embeddings):
             chosen = (labels == label)[..., None]
-            embedding = torch.where(chosen, embedding + part.weight, embedding)
+            weight = cast(Tensor, part.weight)
+            embedding = torch.where(chosen, embedding + weight, embedding)
         return embedding
 
     def _embed_boxes(self, boxes: Tensor) -> Tensor:
         """boxes: [B, 4] or [B, 2, 2] corners in model pixels -> [B, 2, dim]."""
         corners = (boxes + 0.5).reshape(-1, 2, 2)
         embedding = self.pe_layer.forward_with_coords(corners, self.input_image_size)
-        first, second = (self.point_embeddings[i].weight for i in (2, 3))
+        first, second = (cast(Tensor, self.point_embeddings[i].weight) for i in (2, 3))
         return embedding + torch.stack([first[0], second[0]])
 
     def _embed_masks(self, masks: Tensor) -> Tensor:
@@ -123,7 +126,7 @@ class PromptEncoder(Part):
         return 1 if first is None else first.shape[0]
 
     def _get_device(self) -> torch.device:
-        return self.point_embeddings[0].weight.device
+        return self.not_a_point_embed.weight.device
 
     # The same results with fewer operations, for prompts of an untouched module.
 

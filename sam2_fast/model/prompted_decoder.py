@@ -75,7 +75,8 @@ def best_of(prediction: Prediction) -> Prediction:
     if iou.shape[1] == 1:
         return prediction
     choice = iou.argmax(-1)
-    return Prediction(*(select_one(x, choice) for x in (logits, iou, tokens)), presence)
+    logits, iou, tokens = (select_one(x, choice) for x in (logits, iou, tokens))
+    return Prediction(logits, iou, tokens, presence)
 
 
 class FusedHeads:

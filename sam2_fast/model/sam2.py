@@ -125,11 +125,6 @@ class Sam2(WithTables):
         self._num_maskmem = value
 
     @property
-    def tokens_per_pointer(self) -> int:
-        """Memory tokens of an object pointer (4)."""
-        return self.config.hidden_dim // self.config.memory_dim
-
-    @property
     def device(self) -> torch.device:
         """Device of the weights."""
         return self.no_mem_embed.device
@@ -200,10 +195,10 @@ class Sam2(WithTables):
         The decoder's projections of the fine levels are already applied.
         """
         images = self.in_weights_dtype(images)
-        features = self.features_by_op(images)
+        features = self._features_by_op(images)
         return composed.encode_image(self, images) if features is None else features
 
-    def features_by_op(self, images: Tensor) -> Features | None:
+    def _features_by_op(self, images: Tensor) -> Features | None:
         """`encode_image` with folded convolutions, or None if neck or decoder must be called.
 
         images: in the dtype of the weights, except under autocast.
@@ -246,7 +241,7 @@ class Sam2(WithTables):
             [0, *accumulate(map(len, maps))],
             split_pointers(torch.cat(list(pointers)).to(dtype)[None], memory_dim)[0],
             self.pointer_positions(flat_ages, longest).to(dtype),
-            [0, *accumulate(self.tokens_per_pointer * len(own) for own in pointers)],
+            [0, *accumulate(self.config.tokens_per_pointer * len(own) for own in pointers)],
         )
         return self._attend_by_op(low, memories, weights)
 
@@ -257,10 +252,10 @@ class Sam2(WithTables):
         """
         memory_dim = self.config.memory_dim
         if self.config.version == "2.0":
-            return ages.new_zeros(len(ages) * self.tokens_per_pointer, memory_dim)
+            return ages.new_zeros(len(ages) * self.config.tokens_per_pointer, memory_dim)
         sine = sine_age(ages / longest, self.config.hidden_dim)
         position: Tensor = self.obj_ptr_tpos_proj(self.in_weights_dtype(sine))
-        return position.repeat_interleave(self.tokens_per_pointer, dim=0)
+        return position.repeat_interleave(self.config.tokens_per_pointer, dim=0)
 
     @respects_prove
     def attend_at(self, low: Tensor, memories: Memories | MemoryTable) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
-from sam2_fast.config import DECODER_OPTIONS, FIXED_SETTINGS, Options
+from sam2_fast.config import DECODER_OPTIONS, FIXED_SETTINGS, VERSION_SETTINGS, Options
 from sam2_fast.model import Sam2
 from sam2_fast.official.steps import OfficialSteps
 
@@ -42,21 +44,6 @@ class SAM2Base(OfficialSteps):
         return self.config.grid
 
     @property
-    def add_tpos_enc_to_obj_ptrs(self) -> bool:
-        """Whether object pointers have temporal positions: in version 2.1."""
-        return self.config.version == "2.1"
-
-    @property
-    def proj_tpos_enc_in_obj_ptrs(self) -> bool:
-        """Whether these positions are projected: in version 2.1."""
-        return self.config.version == "2.1"
-
-    @property
-    def use_signed_tpos_enc_to_obj_ptrs(self) -> bool:
-        """Whether these positions have a direction: in version 2.1."""
-        return self.config.version == "2.1"
-
-    @property
     def sam_mask_decoder_extra_args(self) -> dict[str, Any]:
         """The options of the mask decoder, as keyword arguments of the official one."""
         return {name: getattr(self.options, name) for name in DECODER_OPTIONS}
@@ -74,23 +61,27 @@ def _option(name: str) -> property:
     return property(get, put)
 
 
-def _fixed(name: str, value: object) -> property:
-    """An official setting that has one value in every released model."""
+def _constant(value: object, model: Sam2) -> object:
+    return value
 
-    def get(model: Sam2) -> Any:
-        return value
+
+def _fixed(name: str, value: Callable[[Sam2], object]) -> property:
+    """An official setting that cannot be changed. value: as in the released models."""
 
     def put(model: Sam2, other: Any) -> None:
-        if other != value:
+        expected = value(model)
+        if other != expected:
             raise ValueError(
-                f"{name}: expected {value!r}, as in every released model, got {other!r}; override "
-                "the method that reads it instead"
+                f"{name}: expected {expected!r}, as in the released models, got {other!r}; "
+                "override the method that reads it instead"
             )
 
-    return property(get, put)
+    return property(value, put)
 
 
 for _field in fields(Options):
     setattr(SAM2Base, _field.name, _option(_field.name))
 for _name, _value in FIXED_SETTINGS.items():
-    setattr(SAM2Base, _name, _fixed(_name, _value))
+    setattr(SAM2Base, _name, _fixed(_name, partial(_constant, _value)))
+for _name in VERSION_SETTINGS:
+    setattr(SAM2Base, _name, _fixed(_name, lambda model: model.config.version == "2.1"))

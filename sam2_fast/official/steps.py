@@ -44,7 +44,7 @@ class OfficialSteps(Sam2):
     def forward_image(self, img_batch: Tensor) -> dict[str, Any]:
         """img_batch: [B, 3, S, S] -> official `backbone_out`: levels and positions, fine first."""
         images = self.in_weights_dtype(img_batch)
-        features = self.features_by_op(images)
+        features = self._features_by_op(images)
         if features is None:
             return composed.forward_image(self, images)
         levels = [features.high, features.mid, features.low]

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from sam2_fast.io.transforms import frame_input
+from sam2_fast.model import Sam2
 from sam2_fast.ops.core.cache import Cache
+from sam2_fast.recording.cache import Graphs
 from sam2_fast.recording.cuda_graph import SideStream
-from sam2_fast.recording.runner import Runner
+from sam2_fast.recording.fingerprint import Fingerprint
 from sam2_fast.types import Features
 
 BATCH = 4
@@ -48,6 +50,28 @@ class Frames(Protocol):
         """Start to read frame `index`, which will be requested next."""
 
 
+class FrameEncoder(Protocol):
+    """Encodes frames: a `Runner`, or the official steps of a model."""
+
+    @property
+    def model(self) -> Sam2:
+        """The model."""
+
+    @property
+    def graphs(self) -> Graphs | None:
+        """CUDA graphs to run from, or None."""
+
+    @property
+    def result_type(self) -> type:
+        """The class of the results of `encode`."""
+
+    def encode(self, images: Tensor, fingerprint: Fingerprint | None = None) -> Any:
+        """Features of images [B, 3, S, S]."""
+
+    def fingerprint(self) -> Fingerprint | None:
+        """The model's fingerprint now; None without graphs."""
+
+
 class LookAhead:
     """Image features of the frames of one propagation, some of them computed ahead of time.
 
@@ -67,7 +91,7 @@ class LookAhead:
         self._encoded: dict[int, tuple[Features, Any]] = {}
         self._stream: SideStream | None = None
 
-    def advance(self, frame: int, runner: Runner) -> None:
+    def advance(self, frame: int, runner: FrameEncoder) -> None:
         """Read frames after `frame`, and encode them once there are enough for a batch.
 
         Call it when the work of `frame` is enqueued. A frame that cannot be read is skipped here;
@@ -85,7 +109,7 @@ class LookAhead:
         if len(self._images) >= BATCH:
             self._encode_batch(self._stream, runner)
 
-    def features(self, frame: int, runner: Runner) -> Features:
+    def features(self, frame: int, runner: FrameEncoder) -> Any:
         """Features of a frame, [1, ...], ready to be used on the current stream."""
         if runner.graphs is None:
             pixels = self._frames[frame]
@@ -103,10 +127,10 @@ class LookAhead:
             image = self._input(self._frames[frame], runner)
         return runner.encode(image)
 
-    def _input(self, pixels: np.ndarray, runner: Runner) -> Tensor:
+    def _input(self, pixels: np.ndarray, runner: FrameEncoder) -> Tensor:
         return frame_input(pixels, runner.model.config.image_size, self._device)[None]
 
-    def _read_next(self, stream: SideStream, runner: Runner) -> bool:
+    def _read_next(self, stream: SideStream, runner: FrameEncoder) -> bool:
         """Read one more frame and copy it to the device on the side stream.
 
         Returns False if there is no further frame, two batches are in memory, or reading failed.
@@ -125,7 +149,7 @@ class LookAhead:
         self._read_ahead(following + 1)
         return True
 
-    def _encode_batch(self, stream: SideStream, runner: Runner) -> None:
+    def _encode_batch(self, stream: SideStream, runner: FrameEncoder) -> None:
         members = list(self._images)[:BATCH]
         fingerprint = runner.fingerprint()
         # The batch reads the weights and values computed from them.
@@ -155,17 +179,19 @@ class FeatureCache:
     """The image features of a session's current frame."""
 
     def __init__(self, frames: Frames, device: torch.device) -> None:
-        self.current: tuple[int, Features] | None = None
-        """The frame that was requested last, and its features, [1, ...]."""
+        self.current: tuple[int, Any] | None = None
+        """The frame that was requested last, and its features, [1, ...], as the runner returned."""
         self._without_order = LookAhead(frames, device)
 
-    def get(self, frame: int, runner: Runner, ahead: LookAhead | None = None) -> Features:
+    def get(self, frame: int, runner: FrameEncoder, ahead: LookAhead | None = None) -> Any:
         """Features of a frame, [1, ...], ready to be used on the current stream.
 
         ahead: of the propagation that requests the frame, or None.
         """
-        known = self.current is not None and self.current[0] == frame
-        if not known or not isinstance(self.current[1], runner.result_type):
-            source = ahead or self._without_order
-            self.current = frame, source.features(frame, runner)
+        if self.current is not None:
+            known, features = self.current
+            if known == frame and isinstance(features, runner.result_type):
+                return features
+        source = ahead or self._without_order
+        self.current = frame, source.features(frame, runner)
         return self.current[1]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sam2_fast.model.layers import to_tokens
 from sam2_fast.official.base import SAM2Base
+from sam2_fast.recording.fingerprint import Fingerprint
 from sam2_fast.types import FrameMemory, Points, Tracked
 from sam2_fast.video.frame_outputs import FrameOutputs
 from sam2_fast.video.lookahead import LookAhead
@@ -157,8 +158,11 @@ class _ForwardImage:
     def __init__(self, model: SAM2Base) -> None:
         self.model = model
 
-    def encode(self, images: Tensor) -> dict[str, Any]:
+    def encode(self, images: Tensor, fingerprint: Fingerprint | None = None) -> dict[str, Any]:
         return self.model.forward_image(images)
+
+    def fingerprint(self) -> Fingerprint | None:
+        return None
 
 
 def _results(output: dict[str, Any]) -> Results:

@@ -10,9 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sam2_fast.config import VIDEO_POSTPROCESSING, Options, Sam2Config
+from sam2_fast.config import (
+    FIXED_SETTINGS,
+    VERSION_SETTINGS,
+    VIDEO_POSTPROCESSING,
+    Options,
+    Sam2Config,
+)
 from sam2_fast.io.images import as_rgb_uint8
 from sam2_fast.io.video import open_video
+from sam2_fast.model.layers import WithTables
 from sam2_fast.official.base import SAM2Base
 from sam2_fast.prompts import frame_number, to_model_mask, to_model_points
 from sam2_fast.recording.cache import Graphs
@@ -25,16 +32,20 @@ from sam2_fast.weights.build import build_pretrained, warn_of_unknown
 class _ShortHelp(ABCMeta):
     """Metaclass: `dir` and `help` of the class list only what this library adds.
 
-    The members of `torch.nn.Module` (1,100 lines of help) and the options, which `Options`
-    documents, are left out of the list. They work as usual. It derives from ABCMeta so that a
-    subclass can also inherit from abstract classes.
+    The members of `torch.nn.Module` (1,100 lines of help), the options, which `Options` documents,
+    and settings that cannot be changed are left out of the list. They work as usual. It derives
+    from ABCMeta so that a subclass can also inherit from abstract classes.
     """
 
     def __dir__(cls) -> list[str]:
         added = {
-            name for kind in cls.__mro__ if kind not in (nn.Module, object) for name in vars(kind)
+            name
+            for kind in cls.__mro__
+            if kind not in (nn.Module, WithTables, object)
+            for name in vars(kind)
         }
-        return sorted(added - {option.name for option in fields(Options)})
+        options = {option.name for option in fields(Options)}
+        return sorted(added - options - {*FIXED_SETTINGS, *VERSION_SETTINGS})
 
 
 class SAM2VideoPredictor(SAM2Base, metaclass=_ShortHelp):

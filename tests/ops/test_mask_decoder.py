@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sam2_fast.config import Options, Sam2Config
+from sam2_fast.config import Sam2Config
 from sam2_fast.model.mask_decoder import MaskDecoder
 from sam2_fast.ops.core.native import native
 from sam2_fast.ops.mask_decoder import (

@@ -86,12 +86,12 @@ def test_trap_05_a_tenth_of_the_position_is_added_to_the_input_of_memory_attenti
 ) -> None:
     attention = predictor.memory_attention
     x = torch.randn(1, 16, 256)
-    weights = attention.op_weights(x)
     position = torch.randn(1, 16, 256)
     memory = torch.randn(16, 64)
     memories = Memories([memory], [0], [0], [0, 1], torch.zeros(0, 64), torch.zeros(0, 64), [0, 0])
     others = (memories, torch.zeros(1, 64), memory)
     with torch.no_grad():
+        weights = attention.op_weights(x)
         output = attention.run_op(x, weights, position, *others)
         moved = x + 0.1 * position
         expected = attention.run_op(moved, weights, torch.zeros_like(position), *others)

@@ -1,6 +1,5 @@
 """Adapters behind blocks of the image encoder, which are replaced by sequences."""
 
-import torch
 from common import image_model, image_predictor, save, segment
 from torch import nn
 

@@ -1,6 +1,5 @@
 """Low-rank terms, added in place to the queries and values of every block of the image encoder."""
 
-import torch
 from common import image_model, image_predictor, save, segment
 from torch import nn
 

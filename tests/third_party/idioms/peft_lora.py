@@ -1,6 +1,5 @@
 """LoRA by the package peft, on all layers of the model that are named qkv."""
 
-import torch
 from common import image_model, image_predictor, save, segment
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 
