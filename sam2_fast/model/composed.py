@@ -16,6 +16,7 @@ from torch import Tensor
 from sam2_fast.model.layers import to_map, to_tokens
 from sam2_fast.model.object_pointer import split_pointers
 from sam2_fast.model.prompt_encoder import padding_points
+from sam2_fast.ops.core.transfer import upload_numbers
 from sam2_fast.types import Features, NoPoints, Points, Prediction
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def _memory_of_object(
     positions = [position + temporal[row, 0].to(dtype) for row in rows]
     if len(pointers):
         tokens.append(split_pointers(pointers[None].to(dtype), model.config.memory_dim)[0])
-        own_ages = torch.tensor([*ages], dtype=torch.float32, device=low.device)
+        own_ages = upload_numbers([*ages], torch.float32, low.device)
         positions.append(model.pointer_positions(own_ages, longest).to(dtype))
     return torch.cat(tokens), torch.cat(positions)
 

@@ -123,11 +123,8 @@ class Fusion(Generic[W]):
         """
         if tracing.recording_reason() is not None or not is_plain(*inputs):
             return None
-        examination = self._examine(roots)
-        if examination.reason is not None:
-            return None
-        weights = self._gathered(examination, gather)
-        if weights.state is None or not weights.state.plain:
+        weights = self._current_weights(roots, gather)
+        if weights is None or weights.state is None or not weights.state.plain:
             return None
         if is_differentiated(*weights.tensors, *inputs):
             return None
@@ -158,20 +155,26 @@ class Fusion(Generic[W]):
                 members += [(member, part) for member, part in root.named_modules(prefix=name)]
         return members
 
-    def _gathered(self, examination: _Examination, gather: Callable[[], W]) -> W:
-        if self._weights is not None:
-            known, weights = self._weights
-            state = weights.state
-            if known is examination and state is not None and state.is_unchanged():
+    def _current_weights(self, roots: Roots, gather: Callable[[], W]) -> W | None:
+        """The weights, gathered again after a change, or None if the modules must be called."""
+        examination = self._examine(roots)
+        if self._weights is not None and self._weights[0] is examination:
+            weights = self._weights[1]
+            if weights.state is not None and weights.state.is_unchanged():
                 return weights
+            # Writes to `parameter.data` can change shapes, which the state of modules lacks.
+            examination = self._examine(roots, again=True)
+        if examination.reason is not None:
+            return None
         weights = gather()
         self._weights = examination, weights
         return weights
 
-    def _examine(self, roots: Roots) -> _Examination:
+    def _examine(self, roots: Roots, again: bool = False) -> _Examination:
         examination = self._examination
         if (
-            examination is None
+            again
+            or examination is None
             or not all(map(is_, examination.roots, roots.values()))
             or not examination.state.is_unchanged()
         ):
@@ -230,7 +233,7 @@ def _change_of(old: _Description, module: nn.Module) -> str | None:
         if hasattr(kind, name):
             return f"its attribute {name} replaces that of its class"
     if (function := _replaced_function(kind)) is not None:
-        return f"{kind.__name__}.{function} has been replaced"
+        return f"{function} has been replaced"
     for name, value in old.settings.items():
         current = own.get(name, _MISSING)
         if current is not value and current != value:
@@ -253,10 +256,10 @@ def _replaced_function(kind: type) -> str | None:
         current = _functions_of(base)
         for name, function in original.items():
             if current.get(name) is not function:
-                return name
+                return f"{base.__name__}.{name}"
         for name in current.keys() - original.keys():
             if any(name in vars(other) for other in kind.__mro__ if other is not base):
-                return name
+                return f"{base.__name__}.{name}"
     return None
 
 

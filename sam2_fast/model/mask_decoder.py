@@ -82,10 +82,6 @@ class MaskDecoder(OpModule[MaskDecoderWeights]):
         """The options of the model that the decoder was made for."""
         return self._options
 
-    def share_options(self, options: Options) -> None:
-        """Read and write the options in this object from now on."""
-        self._options = options
-
     def forward(
         self,
         image_embeddings: Tensor,
@@ -147,9 +143,9 @@ class MaskDecoder(OpModule[MaskDecoderWeights]):
         """All four masks and their tokens; arguments and results are those of `forward`."""
         fine = self._require_fine(high_res_features)
         learned = [self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight]
-        output_tokens = torch.cat(learned)[None].expand(len(sparse_prompt_embeddings), -1, -1)
+        count = sparse_prompt_embeddings.shape[0]
+        output_tokens = torch.cat(learned)[None].expand(count, -1, -1)
         tokens = torch.cat([output_tokens, sparse_prompt_embeddings], dim=1)
-        count = len(tokens)
         if not repeat_image and len(image_embeddings) != count:
             raise ValueError(
                 f"image_embeddings: expected a batch of {count}, that of the prompts, without "

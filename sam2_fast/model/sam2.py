@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from functools import partial
 from itertools import accumulate, chain
 from typing import Any, ClassVar
@@ -49,7 +50,7 @@ class Sam2(WithTables):
     def __init__(self, config: Sam2Config, options: Options | None = None) -> None:
         super().__init__()
         self.config = config
-        self._options = options or Options()
+        self._options = replace(options or Options())  # a copy, which the mask decoder shares
         self._num_maskmem = config.num_maps
         dim = config.hidden_dim
         memory_dim = config.memory_dim
@@ -97,14 +98,13 @@ class Sam2(WithTables):
 
     @property
     def options(self) -> Options:
-        """The inference options; the mask decoder shares them."""
+        """The inference options, which the mask decoder shares; assigning copies them."""
         return self._options
 
     @options.setter
     def options(self, value: Options) -> None:
-        self._options = value
-        if isinstance(self.sam_mask_decoder, MaskDecoder):
-            self.sam_mask_decoder.share_options(value)
+        for option in fields(Options):
+            setattr(self._options, option.name, getattr(value, option.name))
 
     @property
     def num_maskmem(self) -> int:

@@ -27,6 +27,8 @@ class Module(nn.Module):
     def __init__(self, function: Callable[..., Any], owner: nn.Module | None = None) -> None:
         super().__init__()
         self.function, self.owner = function, owner
+        # exporters set the mode of all modules, and restore that of the outermost one
+        self.training = owner is None or owner.training
 
     def forward(self, *tensors: Tensor) -> Tensors:
         output = self.function(*tensors)

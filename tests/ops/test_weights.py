@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 
 from sam2_fast.ops.core import cache as cache_module
 from sam2_fast.ops.core.autocast import in_compute_dtype
-from sam2_fast.ops.core.cache import Cache, WeightsCache, derive
+from sam2_fast.ops.core.cache import Cache, derive
 from sam2_fast.ops.core.weights import (
     Linear,
     Norm,
@@ -256,36 +256,6 @@ def test_values_computed_during_a_capture_are_not_cached(monkeypatch: pytest.Mon
     monkeypatch.undo()
     assert derive(weights, "during", lambda: 4) == 4
     assert Cache.computations != computations, "other streams have to wait for the value"
-
-
-def test_modules_gather_their_weights_again_after_a_parameter_is_replaced() -> None:
-    layer, calls = nn.Linear(2, 2), []
-    cache: WeightsCache[WithOption] = WeightsCache()
-
-    def gather() -> WithOption:
-        calls.append(1)
-        return WithOption(Linear(layer.weight, layer.bias))
-
-    def get() -> WithOption:
-        return cache.get(lambda: [layer], gather)
-
-    assert get() is get() and len(calls) == 1
-    with torch.no_grad():
-        layer.weight.zero_()
-    get()
-    layer.bias = nn.Parameter(torch.ones(2))
-    assert get().main.bias is layer.bias and len(calls) == 3
-    layer.weight.data = torch.zeros(3, 2)
-    with pytest.raises(ValueError, match=r"weights.main.weight: expected"):
-        get()
-
-
-def test_copies_and_pickles_of_a_cache_start_empty() -> None:
-    cache: WeightsCache[WithOption] = WeightsCache()
-    cache.get(list, lambda: WithOption.unflatten([torch.zeros(2, 2), torch.zeros(2)]))
-    assert cache.cached_values
-    assert not copy.deepcopy(cache).cached_values
-    assert not pickle.loads(pickle.dumps(cache)).cached_values
 
 
 def pickle_copy(weights: Weights) -> Any:

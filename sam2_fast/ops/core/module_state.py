@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from operator import is_
-from typing import Any, ClassVar
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,18 +21,17 @@ class Watched(nn.Module):
     So a `ModuleState` compares attributes only after one of them has been assigned.
     """
 
-    writes: ClassVar[int] = 0
-
     def __setattr__(self, name: str, value: Any) -> None:
-        Watched.writes = next(_writes)
+        _last_write[0] = next(_writes)
         super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
-        Watched.writes = next(_writes)
+        _last_write[0] = next(_writes)
         super().__delattr__(name)
 
 
 _writes = count(1)
+_last_write = [0]
 
 SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: (),
@@ -132,7 +131,7 @@ class ModuleState:
 
 def _counts() -> tuple[int, int]:
     """Numbers that grow when a hook is registered or an attribute of our modules is assigned."""
-    return RemovableHandle.next_id, Watched.writes
+    return RemovableHandle.next_id, _last_write[0]
 
 
 def _flat(dictionaries: Iterable[Mapping[str, Any]]) -> list[Any]:
