@@ -185,10 +185,10 @@ class Hiera(Part):
         self.pos_embed = nn.Parameter(torch.zeros(1, dim, *config.pos_grid))
         self.pos_embed_window = nn.Parameter(torch.zeros(1, dim, window, window))
         self._position: Cache[Tensor] = Cache()
-        drop_rates = torch.linspace(0, config.drop_path_rate, depth, device="cpu").tolist()
         blocks = []
         stage = 0
-        for i, drop_rate in enumerate(drop_rates):
+        for i in range(depth):
+            drop_rate = config.drop_path_rate * i / max(depth - 1, 1)
             # The first block of a stage still has the window of the previous stage.
             size = 0 if i in config.global_blocks else config.windows[stage]
             pooled = i in self.q_pool_blocks

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from sam2_fast.config import Sam2Config
 from sam2_fast.model import fusion
 from sam2_fast.model.fusion import OpModule
-from sam2_fast.model.hiera import MultiScaleBlock
+from sam2_fast.model.hiera import Hiera, MultiScaleBlock
 from sam2_fast.model.layers import MLP, DropPath
 from sam2_fast.model.memory_attention import MemoryAttention
 from sam2_fast.ops.core import module_state, state
@@ -291,12 +292,12 @@ def test_undoing_a_change_restores_the_op(model: SAM2VideoPredictor, name: str) 
 
 
 @pytest.fixture
-def examinations(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+def examinations(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Grows with every examination of modules, which is slow."""
     states: list[object] = []
     original = fusion._reason
     monkeypatch.setattr(fusion, "_reason", lambda *a: states.append(a) or original(*a))
-    yield states
+    return states
 
 
 def test_unchanged_modules_are_examined_once(
@@ -462,3 +463,10 @@ def test_the_known_modules_have_the_settings_that_are_compared() -> None:
     modules = [nn.LayerNorm(2), nn.Conv2d(1, 1, 1), nn.ConvTranspose2d(1, 1, 1), nn.MaxPool2d(2)]
     for module in [*modules, nn.GELU(), nn.Dropout()]:
         assert set(module_state.SETTINGS[type(module)]) <= set(vars(module))
+
+
+def test_the_rate_of_stochastic_depth_rises_from_block_to_block() -> None:
+    config = Sam2Config(stages=(1, 1, 2, 1), global_blocks=(), image_size=64, drop_path_rate=0.2)
+    branches = [block.drop_path for block in Hiera(config).blocks]
+    assert isinstance(branches[0], nn.Identity)
+    assert [b.drop_prob for b in branches[1:]] == pytest.approx([0.05, 0.1, 0.15, 0.2])
