@@ -1,6 +1,6 @@
 """Whether an op may compute modules by reading their weights, without calling them.
 
-It may if nobody could tell the difference: the modules are those that the constructor made, or
+It may if no program can tell the difference: the modules are those that the constructor made, or
 others of the same classes, settings and shapes; they have no hooks; no method, attribute or class
 has been replaced; they drop no values; operations are neither recorded nor differentiated; and all
 tensors are ordinary ones. In every other case the modules are called.

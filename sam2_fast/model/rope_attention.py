@@ -15,7 +15,7 @@ from sam2_fast.ops.rope_attention import rope_table, rotate
 
 
 class RoPEAttention(Attention):
-    """Attention whose queries and keys are rotated by their positions on a square map.
+    """Attention with queries and keys rotated by their positions on a square map.
 
     rope_k_repeat: keys are several maps as large as that of the queries, rotated alike.
     feat_sizes: width and height of the map in tokens, for `freqs_cis`.

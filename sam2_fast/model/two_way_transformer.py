@@ -77,7 +77,7 @@ class Attention(Part):
 class TwoWayAttentionBlock(Part):
     """Self-attention of tokens, tokens to image, MLP of tokens, image to tokens; post-norm.
 
-    skip_first_layer_pe: no positions are added in self-attention, whose result replaces the tokens.
+    skip_first_layer_pe: self-attention gets no positions, and its result replaces the tokens.
     """
 
     def __init__(

@@ -230,7 +230,7 @@ class Tracker:
             return self.output(session, frame, logits)
 
     def _look_ahead(self, frame: int, ahead: LookAhead) -> None:
-        """Read and encode frames after `frame`, whose work is enqueued."""
+        """Read and encode frames after `frame`, once its work is enqueued."""
         ahead.advance(frame, self._runner)
 
     def _decode_points(

@@ -1,4 +1,4 @@
-"""An op computes modules only if nobody could tell; otherwise they are called.
+"""An op computes modules only if no program can tell; otherwise they are called.
 
 Every change of a module is made to every part of a small model. The reason must name it, and the
 results must be those of the calls.
@@ -10,7 +10,7 @@ import copy
 import io
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
