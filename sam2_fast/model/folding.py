@@ -43,7 +43,7 @@ class FoldedProjections:
         """Features of images [B, 3, S, S], or None if the neck or the decoder must be called."""
         if type(encoder) is not ImageEncoder or type(decoder) is not MaskDecoder:
             return None
-        if not self._fusion.allows(_roots(encoder, decoder), images):
+        if self._fusion.examined(_roots(encoder, decoder), images) is None:
             return None
         convs: Any = encoder.neck.convs
         fine, finest = (convs[2].conv, decoder.conv_s1), (convs[3].conv, decoder.conv_s0)

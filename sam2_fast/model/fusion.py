@@ -84,7 +84,9 @@ class _Description(NamedTuple):
     shapes: dict[str, tuple[int, ...] | None]
 
 
-class _Examination(NamedTuple):
+class Examination(NamedTuple):
+    """Whether modules must be called, and their state at that time."""
+
     roots: list[nn.Module]
     state: ModuleState
     reason: str | None
@@ -102,29 +104,49 @@ class Fusion(Generic[W]):
         """roots: modules that stand for all their submodules, except those named in `shallow`."""
         self._shallow = shallow
         self._built = [_describe(*member) for member in self._members(roots)]
-        self._examination: _Examination | None = None
-        self._weights: tuple[_Examination, W] | None = None
+        self._examination: Examination | None = None
+        self._weights: tuple[Examination, W] | None = None
 
     def reason(self, roots: Roots) -> str | None:
         """Why the modules must be called, or None. It does not depend on inputs."""
         return self._examine(roots).reason
 
-    def allows(self, roots: Roots, *inputs: Tensor) -> bool:
-        """Whether the modules need not be called for these inputs, if gradients are not needed."""
-        if tracing.recording_reason() is not None or not is_plain(*inputs):
-            return False
-        return self._examine(roots).reason is None
+    def examined(self, roots: Roots, *inputs: Tensor) -> Examination | None:
+        """Evidence that ops may compute the modules for these inputs, or None if they may not.
 
-    def weights(self, roots: Roots, gather: Callable[[], W], *inputs: Tensor) -> W | None:
+        Gradients are not considered.
+        """
+        if tracing.recording_reason() is not None or not is_plain(*inputs):
+            return None
+        examination = self._examine(roots)
+        return examination if examination.reason is None else None
+
+    def weights(
+        self,
+        roots: Roots,
+        gather: Callable[[], W],
+        *inputs: Tensor,
+        examination: Examination | None = None,
+    ) -> W | None:
         """The weights for an op that computes the modules, or None if they must be called.
 
         gather: reads the weights from the modules. Matrices are returned in the dtype of the
             caller's autocast.
+        examination: of modules that these belong to, from `examined` in the same call; None: they
+            are examined here.
         """
-        if tracing.recording_reason() is not None or not is_plain(*inputs):
+        current = examination or self.examined(roots, *inputs)
+        if current is None:
             return None
-        weights = self._current_weights(roots, gather)
-        if weights is None or weights.state is None or not weights.state.plain:
+        weights = self._weights_of(current)
+        if weights is None:
+            # A write to `parameter.data` can change shapes, which no state of modules includes.
+            current = self._examine(roots, again=True)
+            if current.reason is not None:
+                return None
+            weights = gather()
+            self._weights = examination or current, weights
+        if weights.state is None or not weights.state.plain:
             return None
         if is_differentiated(*weights.tensors, *inputs):
             return None
@@ -155,22 +177,16 @@ class Fusion(Generic[W]):
                 members += [(member, part) for member, part in root.named_modules(prefix=name)]
         return members
 
-    def _current_weights(self, roots: Roots, gather: Callable[[], W]) -> W | None:
-        """The weights, gathered again after a change, or None if the modules must be called."""
-        examination = self._examine(roots)
-        if self._weights is not None and self._weights[0] is examination:
-            weights = self._weights[1]
-            if weights.state is not None and weights.state.is_unchanged():
-                return weights
-            # Writes to `parameter.data` can change shapes, which the state of modules lacks.
-            examination = self._examine(roots, again=True)
-        if examination.reason is not None:
+    def _weights_of(self, examination: Examination) -> W | None:
+        """The weights that were gathered after an examination, unless a tensor has changed."""
+        if self._weights is None:
             return None
-        weights = gather()
-        self._weights = examination, weights
-        return weights
+        known, weights = self._weights
+        state = weights.state
+        unchanged = known is examination and state is not None and state.is_unchanged()
+        return weights if unchanged else None
 
-    def _examine(self, roots: Roots, again: bool = False) -> _Examination:
+    def _examine(self, roots: Roots, again: bool = False) -> Examination:
         examination = self._examination
         if (
             again
@@ -181,7 +197,7 @@ class Fusion(Generic[W]):
             members = self._members(roots)
             state = ModuleState([module for _, module in members])
             reason = _reason(self._built, members)
-            examination = self._examination = _Examination([*roots.values()], state, reason)
+            examination = self._examination = Examination([*roots.values()], state, reason)
         return examination
 
 
@@ -279,9 +295,14 @@ class OpModule(Part, Generic[W]):
         """The weights of the op, by name."""
         raise NotImplementedError
 
-    def op_weights(self, *inputs: Tensor) -> W | None:
-        """The weights for the op, or None if the submodules must be called."""
-        return self._fusion.weights({"": self}, self.gather_weights, *inputs)
+    def op_weights(self, *inputs: Tensor, examination: Examination | None = None) -> W | None:
+        """The weights for the op, or None if the submodules must be called.
+
+        examination: of a module that this one belongs to, from `Fusion.examined`.
+        """
+        return self._fusion.weights(
+            {"": self}, self.gather_weights, *inputs, examination=examination
+        )
 
     def reason_to_call(self) -> str | None:
         """Why the submodules must be called, or None if an op may compute them."""

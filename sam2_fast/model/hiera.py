@@ -200,6 +200,7 @@ class Hiera(Part):
             blocks.append(MultiScaleBlock(dim, dim_out, heads, size, stride, drop_rate))
             dim = dim_out
         self.blocks = nn.ModuleList(blocks)
+        self._fusion: Fusion[HieraBlockWeights] = Fusion({"": self})
 
     def _get_pos_embed(self, hw: tuple[int, int]) -> Tensor:
         """[1, *hw, dim]: a resized coarse grid, plus one tile repeated in all windows."""
@@ -239,11 +240,12 @@ class Hiera(Part):
         x = self.patch_embed(x)
         x = x + self._get_pos_embed((x.shape[1], x.shape[2]))
         maps = []
+        examination = self._fusion.examined({"": self}, x)
         reusable = True  # x is neither a result nor known to a hook
         for i, block in enumerate(self.blocks):
             weights = None
             if isinstance(block, MultiScaleBlock):
-                weights = block.op_weights(x)
+                weights = block.op_weights(x, examination=examination)
                 if weights is not None:
                     x = block.run_op(x, weights, overwrite=reusable)
             if weights is None:

@@ -59,7 +59,7 @@ class PromptEncoder(Part):
 
     def is_untouched(self, *inputs: Tensor) -> bool:
         """Whether `embed` and `dense_position` may stand in for calls of the module."""
-        return self._fusion.allows({"": self}, *inputs)
+        return self._fusion.examined({"": self}, *inputs) is not None
 
     def get_dense_pe(self) -> Tensor:
         """[1, dim, h, w]: position encoding of every image token, the same as for points."""

@@ -307,8 +307,13 @@ def test_valid_calls_do_not_raise(module: Any) -> None:
             lambda m: m.same_members([{}], [], []),
             "groups, names, values: expected equal lengths, got [1, 0, 0]",
         ),
-        (lambda m: m.same_members([3], ["a"], [1]), "groups: expected dictionaries, got int"),
-        (lambda m: m.same_lengths([[]], [0]), "dictionaries: expected dictionaries, got list"),
+        (lambda m: m.same_members([3], ["a"], [1]), "expected dictionaries, got int"),
+        (lambda m: m.same_dictionaries([[]], []), "expected dictionaries, got list"),
+        (lambda m: m.same_class_attributes([3], [], []), "expected classes, got int"),
+        (
+            lambda m: m.same_instances([1], [int], [], [], []),
+            "modules, classes, attributes, lengths: expected equal lengths, got [1, 1, 0, 0]",
+        ),
         (
             lambda m: m.same_tensors(Tensor.data_ptr, Tensor._version, [3], [1], [None]),
             "tensors: expected instances of the descriptors' class, got int",

@@ -25,10 +25,11 @@ OPS = {**FLOATS, **collected("FIXED_BY_VALUES")}
 SAFE = "a tensor with materialized values"
 COMPARISONS = (
     "same_members",
-    "same_classes",
     "same_dictionaries",
     "same_class_attributes",
-    "same_lengths",
+    "same_instances",
+    "same_state",
+    "class_versions",
 )
 UNCHECKED = ("cpu_isa", "cuda_architectures", "same_tensors", *COMPARISONS)
 """Functions of the native module that do not read the memory of tensors."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 from torch.utils.hooks import RemovableHandle
 
+from sam2_fast.ops.core.native import native
 from sam2_fast.ops.core.state import native_or
 
 
@@ -36,7 +37,7 @@ _last_write = [0]
 SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: (),
     nn.Embedding: (),
-    nn.LayerNorm: ("normalized_shape", "eps"),
+    nn.LayerNorm: ("eps",),
     nn.Conv2d: ("stride", "padding", "dilation", "groups", "padding_mode"),
     nn.ConvTranspose2d: ("stride", "padding", "output_padding", "dilation", "groups"),
     nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
@@ -77,20 +78,18 @@ class ModuleState:
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._modules = list(modules)
         self._kinds = [type(module) for module in modules]
-        classes = {
-            c: None for kind in self._kinds for c in kind.__mro__ if issubclass(c, nn.Module)
-        }
-        self._classes = list(classes)
-        self._code = _flat(map(vars, self._classes))
-        attributes = [vars(module) for module in modules]
-        self._attributes = attributes
-        self._attribute_entries = _flat(attributes)
+        self._attributes = [vars(module) for module in modules]
+        self._attribute_entries = _flat(self._attributes)
+        self._lengths = [len(attributes) for attributes in self._attributes]
         groups = [group for m in modules for group in (m._modules, m._parameters, m._buffers)]
-        self._groups = groups
-        self._members = _flat(groups)
+        self._groups = [group for group in groups if group]
+        self._members = _flat(self._groups)
+        self._empty_groups = [group for group in groups if not group]
         hooks = [vars(module)[name] for module in modules for name in _HOOKS]
-        self._sized = [*attributes, *hooks, *_GLOBAL_HOOKS]
-        self._lengths = [len(dictionary) for dictionary in self._sized]
+        hooks += _GLOBAL_HOOKS
+        self._filled = [*self._groups, *(dictionary for dictionary in hooks if dictionary)]
+        self._entries = _flat(self._filled)
+        self._empty = [*self._empty_groups, *(d for d in hooks if not d)]
         settings = [
             (vars(module), name, vars(module)[name])
             for module in modules
@@ -99,6 +98,10 @@ class ModuleState:
         attention = "scaled_dot_product_attention"  # programs replace it by kernels of their own
         settings.append((vars(F), attention, vars(F)[attention]))
         self._settings = [list(column) for column in zip(*settings, strict=True)]
+        bases = (base for kind in self._kinds for base in kind.__mro__)
+        self._classes = list({base: None for base in bases if issubclass(base, nn.Module)})
+        self._code = _flat(map(vars, self._classes))
+        self._versions = _class_versions(self._classes)
         self._counts = _counts()
 
     @property
@@ -108,7 +111,8 @@ class ModuleState:
 
     def same_members(self) -> bool:
         """Whether submodules, parameters and buffers are the same objects under the same names."""
-        return native_or("same_dictionaries", _same_dictionaries)(self._groups, self._members)
+        same = native_or("same_dictionaries", _same_dictionaries)
+        return not any(self._empty_groups) and same(self._groups, self._members)
 
     def is_unchanged(self) -> bool:
         """Whether nothing has changed."""
@@ -118,14 +122,18 @@ class ModuleState:
             if not same(self._attributes, self._attribute_entries):
                 return False
             self._counts = counts
-        return (
-            native_or("same_classes", _same_classes)(self._modules, self._kinds)
-            and native_or("same_lengths", _same_lengths)(self._sized, self._lengths)
-            and self.same_members()
-            and native_or("same_members", _same_members)(*self._settings)
-            and native_or("same_class_attributes", _same_class_attributes)(
-                self._classes, self._code
-            )
+        return native_or("same_state", _same_state)(
+            self._modules,
+            self._kinds,
+            self._attributes,
+            self._lengths,
+            self._empty,
+            self._filled,
+            self._entries,
+            *self._settings,
+            self._classes,
+            self._code,
+            self._versions,
         )
 
 
@@ -134,28 +142,44 @@ def _counts() -> tuple[int, int]:
     return RemovableHandle.next_id, _last_write[0]
 
 
-def _flat(dictionaries: Iterable[Mapping[str, Any]]) -> list[Any]:
+def _flat(dictionaries: Iterable[Mapping[Any, Any]]) -> list[Any]:
     """Keys and values of the dictionaries, in turn."""
     return [x for dictionary in dictionaries for entry in dictionary.items() for x in entry]
 
 
-def _same_dictionaries(dictionaries: list[dict[str, Any]], entries: list[Any]) -> bool:
-    current = _flat(dictionaries)
+def _class_versions(classes: list[type]) -> list[int]:
+    module = native()
+    return [] if module is None else list(module.class_versions(classes))
+
+
+def _same_state(
+    modules: list[nn.Module],
+    kinds: list[type],
+    attributes: list[dict[str, Any]],
+    lengths: list[int],
+    empty: list[dict[Any, Any]],
+    filled: list[dict[Any, Any]],
+    entries: list[Any],
+    groups: list[dict[str, Any]],
+    names: list[str],
+    values: list[Any],
+    classes: list[type],
+    code: list[Any],
+    _: list[int],
+) -> bool:
+    return (
+        list(map(type, modules)) == kinds
+        and list(map(len, attributes)) == lengths
+        and not any(empty)
+        and _same_dictionaries(filled, entries)
+        and all(map(is_, map(dict.get, groups, names), values))
+        and _same_entries(_flat(map(vars, classes)), code)
+    )
+
+
+def _same_dictionaries(dictionaries: list[dict[Any, Any]], entries: list[Any]) -> bool:
+    return _same_entries(_flat(dictionaries), entries)
+
+
+def _same_entries(current: list[Any], entries: list[Any]) -> bool:
     return len(current) == len(entries) and all(map(is_, current, entries))
-
-
-def _same_class_attributes(classes: list[type], entries: list[Any]) -> bool:
-    current = _flat(map(vars, classes))
-    return len(current) == len(entries) and all(map(is_, current, entries))
-
-
-def _same_classes(objects: list[object], classes: list[type]) -> bool:
-    return list(map(type, objects)) == classes
-
-
-def _same_lengths(dictionaries: list[dict[Any, Any]], lengths: list[int]) -> bool:
-    return list(map(len, dictionaries)) == lengths
-
-
-def _same_members(groups: list[dict[str, Any]], names: list[str], values: list[Any]) -> bool:
-    return all(map(is_, map(dict.get, groups, names), values))
