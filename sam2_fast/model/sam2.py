@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from sam2_fast.config import IMAGE_POSTPROCESSING, NO_OBJECT_LOGIT, Options, Sam2Config
 from sam2_fast.model import composed
 from sam2_fast.model.folding import FoldedProjections
-from sam2_fast.model.fusion import Fusion, OpModule
 from sam2_fast.model.image_encoder import ImageEncoder
 from sam2_fast.model.layers import MLP, WithTables, to_map, to_tokens
 from sam2_fast.model.mask_decoder import MaskDecoder
 from sam2_fast.model.memory_attention import MemoryAttention
 from sam2_fast.model.memory_encoder import MemoryEncoder
+from sam2_fast.model.model_parts import ModelOfParts
 from sam2_fast.model.object_pointer import split_pointers
 from sam2_fast.model.position import sine_age, sine_tokens
 from sam2_fast.model.prompt_encoder import PromptEncoder
@@ -35,7 +35,7 @@ from sam2_fast.ops.object_heads import mix_absent
 from sam2_fast.types import Features, NoPoints, Points, Prediction, RecallLimits
 
 
-class Sam2(WithTables):
+class Sam2(ModelOfParts, WithTables):
     """Image encoder, memory attention, prompt encoder, mask decoder and memory encoder.
 
     The state dict is the official one. S = `config.image_size` pixels, h = w = S / 16 tokens. The
@@ -87,7 +87,7 @@ class Sam2(WithTables):
         self._tables: Cache[list[Tensor]] = Cache()
         self._folding = FoldedProjections(self.image_encoder, self.sam_mask_decoder)
         self._heads = FusedHeads(self.sam_mask_decoder, self.obj_ptr_proj)
-        self._all_parts: Fusion[Any] = Fusion(self._children())
+        self.remember_parts()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Sam2:
         self._folding.clear()
@@ -150,26 +150,6 @@ class Sam2(WithTables):
             options.only_obj_ptrs_in_the_past_for_eval and not self.training,
             options.use_obj_ptrs_in_encoder,
         )
-
-    def _children(self) -> dict[str, nn.Module]:
-        return {name: child for name, child in self._modules.items() if child is not None}
-
-    def reason_to_call(self) -> str | None:
-        """Why some part must be called instead of an op that computes it, or None.
-
-        That is so if a part has been replaced or patched, has a hook, or drops values in training
-        mode. CUDA graphs are then not used; each op still computes the parts that are as they were.
-        """
-        return self._all_parts.reason(self._children())
-
-    def unfused_parts(self) -> dict[str, str]:
-        """Why parts are not computed by an op, by the name of the part.
-
-        Parts that contain no such change are still computed by their ops, and are not listed.
-        """
-        parts = ((n, m) for n, m in self.named_modules() if isinstance(m, OpModule))
-        reasons = ((name, part.reason_to_call()) for name, part in parts)
-        return {name: reason for name, reason in reasons if reason is not None}
 
     def __repr__(self) -> str:
         """One line; `torch.nn.Module.__repr__(model)` is the tree of modules."""

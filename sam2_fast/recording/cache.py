@@ -120,7 +120,7 @@ class Graphs:
         images: [B, 3, S, S].
         fingerprint: what `validate` has just returned for the model; None: it is called here.
         """
-        if len(images) > MAX_IMAGES:
+        if len(images) > MAX_IMAGES or model.encoder_reason_to_call() is not None:
             return model.encode_image(images)
         recorder = self._recorder("encode", images.device)
         key = ("encode", tuple(images.shape), *_dispatch_key(images))

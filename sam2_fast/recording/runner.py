@@ -25,7 +25,10 @@ class Runner:
         allowed = graphs is not None and graphs.refuses(model, model.no_mem_embed) is None
         self.model = model
         self.graphs = graphs if allowed else None
-        """None if the work runs without CUDA graphs."""
+        """None if tracked frames run without CUDA graphs."""
+        encodes = self.graphs is not None and model.encoder_reason_to_call() is None
+        self.encoder_graphs = self.graphs if encodes else None
+        """None if images are encoded without CUDA graphs, each when it is needed."""
         self._fingerprint = (
             None if self.graphs is None else self.graphs.validate(model, encoder=False)
         )
@@ -39,9 +42,9 @@ class Runner:
 
         images: [B, 3, S, S]. fingerprint: what `fingerprint()` has just returned, or None.
         """
-        if self.graphs is None:
+        if self.encoder_graphs is None:
             return self.model.encode_image(images)
-        return self.graphs.encode(self.model, images, fingerprint)
+        return self.encoder_graphs.encode(self.model, images, fingerprint)
 
     def track(
         self,

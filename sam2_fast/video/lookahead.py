@@ -58,8 +58,8 @@ class FrameEncoder(Protocol):
         """The model."""
 
     @property
-    def graphs(self) -> Graphs | None:
-        """CUDA graphs to run from, or None."""
+    def encoder_graphs(self) -> Graphs | None:
+        """CUDA graphs to encode from, or None."""
 
     @property
     def result_type(self) -> type:
@@ -98,7 +98,7 @@ class LookAhead:
         its error is raised when its features are requested.
         """
         position = self._position_of(frame)
-        if runner.graphs is None or position < 0:
+        if runner.encoder_graphs is None or position < 0:
             return
         if self._stream is None:
             self._stream = SideStream(self._device)
@@ -111,7 +111,7 @@ class LookAhead:
 
     def features(self, frame: int, runner: FrameEncoder) -> Any:
         """Features of a frame, [1, ...], ready to be used on the current stream."""
-        if runner.graphs is None:
+        if runner.encoder_graphs is None:
             pixels = self._frames[frame]
             self._read_ahead(self._position_of(frame) + 1)
             return runner.encode(self._input(pixels, runner))

@@ -152,7 +152,7 @@ class OfficialTracker(Tracker):
 class _ForwardImage:
     """Encodes frames by `forward_image`, in place of a `Runner`."""
 
-    graphs = None
+    encoder_graphs = None
     result_type = dict
 
     def __init__(self, model: SAM2Base) -> None:

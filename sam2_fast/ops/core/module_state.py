@@ -50,6 +50,7 @@ SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
 }
 """Modules of torch that the model consists of, and the attributes that decide what they compute."""
 
+_CONTAINERS = (nn.ModuleList, nn.Sequential)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = (
     module_hooks._global_forward_hooks,
@@ -86,10 +87,17 @@ class ModuleState:
         self._members = _flat(self._groups)
         self._empty_groups = [group for group in groups if not group]
         hooks = [vars(module)[name] for module in modules for name in _HOOKS]
-        hooks += _GLOBAL_HOOKS
-        self._filled = [*self._groups, *(dictionary for dictionary in hooks if dictionary)]
+        # Hooks that exist may be removed. New ones are counted when they are registered.
+        hooked = [dictionary for dictionary in (*hooks, *_GLOBAL_HOOKS) if dictionary]
+        self._unhooked = [dictionary for dictionary in hooks if not dictionary]
+        self._filled = [*self._groups, *hooked]
         self._entries = _flat(self._filled)
-        self._empty = [*self._empty_groups, *(d for d in hooks if not d)]
+        # A layer of torch ignores members that are added to it.
+        own = (m for m in modules if type(m) not in SETTINGS or type(m) in _CONTAINERS)
+        self._empty = [
+            group for m in own for group in (m._modules, m._parameters, m._buffers) if not group
+        ]
+        self._empty += [dictionary for dictionary in _GLOBAL_HOOKS if not dictionary]
         settings = [
             (vars(module), name, vars(module)[name])
             for module in modules
@@ -119,7 +127,7 @@ class ModuleState:
         counts = _counts()
         if counts != self._counts:
             same = native_or("same_dictionaries", _same_dictionaries)
-            if not same(self._attributes, self._attribute_entries):
+            if any(self._unhooked) or not same(self._attributes, self._attribute_entries):
                 return False
             self._counts = counts
         return native_or("same_state", _same_state)(

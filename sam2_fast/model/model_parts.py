@@ -1,0 +1,47 @@
+"""Which parts of a model must be called instead of computed by ops, and why."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import nn
+
+from sam2_fast.model.fusion import Fusion, OpModule
+
+
+class ModelOfParts(nn.Module):
+    """A model with an image encoder and other parts, any of which may be changed or observed."""
+
+    def remember_parts(self) -> None:
+        """Call it at the end of the constructor: parts are compared with what they are then."""
+        self._encoder_fusion: Fusion[Any] = Fusion(self._encoder_parts())
+        self._other_fusion: Fusion[Any] = Fusion(self._other_parts())
+
+    def _encoder_parts(self) -> dict[str, nn.Module]:
+        return {"image_encoder": cast(nn.Module, self._modules["image_encoder"])}
+
+    def _other_parts(self) -> dict[str, nn.Module]:
+        parts = self._modules.items()
+        return {name: m for name, m in parts if m is not None and name != "image_encoder"}
+
+    def encoder_reason_to_call(self) -> str | None:
+        """Why parts of the image encoder must be called instead of computed by ops, or None."""
+        return self._encoder_fusion.reason(self._encoder_parts())
+
+    def reason_to_call(self) -> str | None:
+        """Why parts besides the image encoder must be called instead of computed by ops, or None.
+
+        A part must be called if it has been replaced or patched, has a hook, or drops values in
+        training mode. No CUDA graph contains such a part, and it gets one object at a time. Ops
+        still compute the parts that are as they were: `unfused_parts` lists the others.
+        """
+        return self._other_fusion.reason(self._other_parts())
+
+    def unfused_parts(self) -> dict[str, str]:
+        """Why parts are not computed by an op, by the name of the part.
+
+        Parts that contain no such change are still computed by their ops, and are not listed.
+        """
+        parts = ((n, m) for n, m in self.named_modules() if isinstance(m, OpModule))
+        reasons = ((name, part.reason_to_call()) for name, part in parts)
+        return {name: reason for name, reason in reasons if reason is not None}
