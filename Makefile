@@ -25,8 +25,8 @@ GPU_PIP := $(GPU)/bin/python -m pip --disable-pip-version-check -q
 TEST_PACKAGES := pytest pytest-timeout pytest-xdist hypothesis pillow safetensors tqdm \
   huggingface_hub typer av scipy onnx onnxscript onnxruntime
 
-.PHONY: setup demo test test-slow test-floor bench lint format build clean floor-packages \
-  gpu-setup pack-gpu dry-run generated pictures docs docs-serve
+.PHONY: setup demo test test-slow test-idioms test-floor bench lint format build clean \
+  floor-packages gpu-setup pack-gpu dry-run generated pictures docs docs-serve
 
 setup: $(STAMP)
 
@@ -50,6 +50,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(PY) -m pytest -q -m slow --timeout 1800
+
+test-idioms: $(STAMP)  ## scripts of other programs, with this and the official package
+	$(PY) -m pytest -q -m slow tests/compat/test_idioms.py
 
 $(FLOOR)/.packages: Makefile
 	test -x $(FLOOR)/bin/python || $(FLOOR_PYTHON) -m venv $(FLOOR)

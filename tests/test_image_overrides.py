@@ -79,7 +79,17 @@ def test_automatic_masks_come_from_an_overridden_predictor() -> None:
         assert sorted(32 * 48 - mask["area"] for mask in inverted) == pytest.approx(areas, abs=2)
 
 
-def test_a_compiled_model_is_the_model_itself() -> None:
+def test_models_in_wrappers_are_used_themselves() -> None:
     model = small_model(torch.float32)
     predictor = SAM2ImagePredictor(torch.compile(model, backend="eager"))
     assert predictor.model is model
+
+    class PeftModel(torch.nn.Module):
+        """As in peft: the base model has the adapters."""
+
+        def get_base_model(self) -> Any:
+            return model
+
+    assert SAM2ImagePredictor(PeftModel()).model is model
+    with pytest.raises(TypeError, match="sam_model: expected a model from build_sam2, got Linear"):
+        SAM2ImagePredictor(torch.nn.Linear(1, 1))

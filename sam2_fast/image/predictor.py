@@ -55,8 +55,7 @@ class SAM2ImagePredictor(PromptDecoder):
         kwargs: those of the builders are accepted; unknown ones are ignored with a warning.
         """
         warn_of_unknown(kwargs)
-        # torch.compile wraps a model; it compiles `forward` only, which no predictor calls
-        sam_model = getattr(sam_model, "_orig_mod", sam_model)
+        sam_model = _unwrapped(sam_model)
         if not isinstance(sam_model, Sam2):
             raise TypeError(
                 f"sam_model: expected a model from build_sam2, got {type(sam_model).__name__}"
@@ -332,6 +331,16 @@ class SAM2ImagePredictor(PromptDecoder):
     def _predicts_itself(self) -> bool:
         """Whether a subclass or an attribute of the predictor replaces `_predict`."""
         return type(self)._predict is not SAM2ImagePredictor._predict or "_predict" in vars(self)
+
+
+def _unwrapped(model: Any) -> Any:
+    """The model inside a wrapper that passes attributes on: of torch.compile or of peft.
+
+    Predictors never call `forward` of the model, which is all that such a wrapper changes.
+    """
+    model = getattr(model, "_orig_mod", model)
+    base = getattr(model, "get_base_model", None)
+    return base() if callable(base) else model
 
 
 def _arrays(outputs: tuple[Tensor, Tensor, Tensor]) -> Arrays:

@@ -12,7 +12,7 @@ from sam2_fast.model.fusion import Fusion, OpModule
 class ModelOfParts(nn.Module):
     """A model with an image encoder and other parts, any of which may be changed or observed."""
 
-    def remember_parts(self) -> None:
+    def _remember_parts(self) -> None:
         """Call it at the end of the constructor: parts are compared with what they are then."""
         self._encoder_fusion: Fusion[Any] = Fusion(self._encoder_parts())
         self._other_fusion: Fusion[Any] = Fusion(self._other_parts())
@@ -29,19 +29,11 @@ class ModelOfParts(nn.Module):
         return self._encoder_fusion.reason(self._encoder_parts())
 
     def reason_to_call(self) -> str | None:
-        """Why parts besides the image encoder must be called instead of computed by ops, or None.
-
-        A part must be called if it has been replaced or patched, has a hook, or drops values in
-        training mode. No CUDA graph contains such a part, and it gets one object at a time. Ops
-        still compute the parts that are as they were: `unfused_parts` lists the others.
-        """
+        """Why parts besides the image encoder must be called, or None; see docs/guides/parts.md."""
         return self._other_fusion.reason(self._other_parts())
 
     def unfused_parts(self) -> dict[str, str]:
-        """Why parts are not computed by an op, by the name of the part.
-
-        Parts that contain no such change are still computed by their ops, and are not listed.
-        """
+        """Why parts are called instead of computed by an op, by the name of the part."""
         parts = ((n, m) for n, m in self.named_modules() if isinstance(m, OpModule))
         reasons = ((name, part.reason_to_call()) for name, part in parts)
         return {name: reason for name, reason in reasons if reason is not None}

@@ -110,7 +110,8 @@ class PromptEncoder(Part):
         corners = (boxes + 0.5).reshape(-1, 2, 2)
         embedding = self.pe_layer.forward_with_coords(corners, self.input_image_size)
         first, second = (cast(Tensor, self.point_embeddings[i].weight) for i in (2, 3))
-        return embedding + torch.stack([first[0], second[0]])
+        # in the dtype of positions, which autocast rounds, as in upstream
+        return (embedding + torch.stack([first[0], second[0]])).to(embedding.dtype)
 
     def _embed_masks(self, masks: Tensor) -> Tensor:
         """masks: [B, 1, 4h, 4w] logits -> [B, dim, h, w]."""

@@ -87,7 +87,7 @@ class Sam2(ModelOfParts, WithTables):
         self._tables: Cache[list[Tensor]] = Cache()
         self._folding = FoldedProjections(self.image_encoder, self.sam_mask_decoder)
         self._heads = FusedHeads(self.sam_mask_decoder, self.obj_ptr_proj)
-        self.remember_parts()
+        self._remember_parts()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Sam2:
         self._folding.clear()
@@ -108,10 +108,9 @@ class Sam2(ModelOfParts, WithTables):
 
     @property
     def num_maskmem(self) -> int:
-        """How many temporal positions of memory maps are used, 0 to `config.num_maps` (7).
+        """How many temporal positions of memory maps are used, 0 (no memory at all) to 7.
 
-        A frame attends to the prompted frames and to the `num_maskmem - 1` frames before it; with 0
-        to none, and not to object pointers either.
+        A frame attends to the prompted frames and to the `num_maskmem - 1` frames before it.
         """
         return self._num_maskmem
 

@@ -206,3 +206,23 @@ def test_frames_are_encoded_after_writes_to_the_weights(
     weight.mul_(1.5)
     encode_batch(after="write")
     assert "write" in preceding
+
+
+def test_an_observed_encoder_is_called_for_one_frame_at_a_time(
+    predictor: SAM2VideoPredictor,
+) -> None:
+    expected = track(predictor, frames(12))
+    graphs = predictor.graphs
+    assert isinstance(graphs, CountingGraphs) and graphs.calls
+    graphs.calls.clear()
+    sizes: list[int] = []
+    block = predictor.image_encoder.trunk.blocks[1]
+    block.register_forward_hook(lambda _, __, output: sizes.append(len(output)))
+    with torch.inference_mode():
+        runner = Runner(predictor, graphs)
+    assert runner.graphs is graphs, "tracked frames do not contain the encoder"
+    assert runner.encoder_graphs is None
+    masks = track(predictor, frames(12))
+    assert sizes == [1] * 12 and not graphs.calls
+    for a, b in zip(masks, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)

@@ -12,7 +12,7 @@ names = [name for name in predictor.model.state_dict() if "lora" in name]
 
 wrapped = get_peft_model(image_model(), config)
 trainable = [name for name, p in wrapped.named_parameters() if p.requires_grad]
-predictor = image_predictor(wrapped.base_model.model)
+predictor = image_predictor(wrapped)
 save(
     plain=plain,
     changed=changed,
