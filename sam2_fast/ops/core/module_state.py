@@ -94,9 +94,8 @@ class ModuleState:
         self._entries = _flat(self._filled)
         # A layer of torch ignores members that are added to it.
         own = (m for m in modules if type(m) not in SETTINGS or type(m) in _CONTAINERS)
-        self._empty = [
-            group for m in own for group in (m._modules, m._parameters, m._buffers) if not group
-        ]
+        may_get_members = (x for m in own for x in (m._modules, m._parameters, m._buffers))
+        self._empty: list[Mapping[Any, Any]] = [group for group in may_get_members if not group]
         self._empty += [dictionary for dictionary in _GLOBAL_HOOKS if not dictionary]
         settings = [
             (vars(module), name, vars(module)[name])
