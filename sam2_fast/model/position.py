@@ -150,6 +150,8 @@ class PositionEmbeddingRandom(Part):
         """coords_input: [..., 2] (x, y) in pixels of an image of size (height, width)."""
         height, width = image_size
         # Tensors on the device of the points, so that there is no host synchronisation.
+        if height == width:
+            return self._pe_encoding(coords_input / coords_input.new_full((), width))
         x = coords_input[..., 0] / coords_input.new_full((), width)
         y = coords_input[..., 1] / coords_input.new_full((), height)
         return self._pe_encoding(torch.stack([x, y], dim=-1))

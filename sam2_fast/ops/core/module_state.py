@@ -77,38 +77,38 @@ class ModuleState:
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self._modules = list(modules)
-        self._kinds = [type(module) for module in modules]
-        self._attributes = [vars(module) for module in modules]
-        self._attribute_entries = _flat(self._attributes)
-        self._lengths = [len(attributes) for attributes in self._attributes]
+        attributes = [vars(module) for module in modules]
+        self._attributes = attributes
+        self._attribute_entries = _flat(attributes)
         groups = [group for m in modules for group in (m._modules, m._parameters, m._buffers)]
         self._groups = [group for group in groups if group]
         self._members = _flat(self._groups)
         self._empty_groups = [group for group in groups if not group]
         hooks = [vars(module)[name] for module in modules for name in _HOOKS]
         # Hooks that exist may be removed. New ones are counted when they are registered.
-        hooked = [dictionary for dictionary in (*hooks, *_GLOBAL_HOOKS) if dictionary]
         self._unhooked = [dictionary for dictionary in hooks if not dictionary]
-        self._filled = [*self._groups, *hooked]
-        self._entries = _flat(self._filled)
+        hooked = [dictionary for dictionary in (*hooks, *_GLOBAL_HOOKS) if dictionary]
+        filled = [*self._groups, *hooked]
         # A layer of torch ignores members that are added to it.
         own = (m for m in modules if type(m) not in SETTINGS or type(m) in _CONTAINERS)
         may_get_members = (x for m in own for x in (m._modules, m._parameters, m._buffers))
-        self._empty: list[Mapping[Any, Any]] = [group for group in may_get_members if not group]
-        self._empty += [dictionary for dictionary in _GLOBAL_HOOKS if not dictionary]
-        settings = [
-            (vars(module), name, vars(module)[name])
-            for module in modules
-            for name in SETTINGS.get(type(module), ())
-        ]
-        attention = "scaled_dot_product_attention"  # programs replace it by kernels of their own
-        settings.append((vars(F), attention, vars(F)[attention]))
-        self._settings = [list(column) for column in zip(*settings, strict=True)]
-        bases = (base for kind in self._kinds for base in kind.__mro__)
-        self._classes = list({base: None for base in bases if issubclass(base, nn.Module)})
-        self._code = _flat(map(vars, self._classes))
-        self._versions = _class_versions(self._classes)
+        empty = [group for group in (*may_get_members, *_GLOBAL_HOOKS) if not group]
+        kinds = [type(module) for module in modules]
+        bases = (base for kind in kinds for base in kind.__mro__)
+        classes: list[type] = list({b: None for b in bases if issubclass(b, nn.Module)})
+        self._compared = (
+            list(modules),
+            kinds,
+            attributes,
+            list(map(len, attributes)),
+            empty,
+            filled,
+            _flat(filled),
+            *_settings_of(modules),
+            classes,
+            _flat(map(vars, classes)),
+            _class_versions(classes),
+        )
         self._counts = _counts()
 
     @property
@@ -129,19 +129,20 @@ class ModuleState:
             if any(self._unhooked) or not same(self._attributes, self._attribute_entries):
                 return False
             self._counts = counts
-        return native_or("same_state", _same_state)(
-            self._modules,
-            self._kinds,
-            self._attributes,
-            self._lengths,
-            self._empty,
-            self._filled,
-            self._entries,
-            *self._settings,
-            self._classes,
-            self._code,
-            self._versions,
-        )
+        return native_or("same_state", _same_state)(*self._compared)
+
+
+def _settings_of(modules: Sequence[nn.Module]) -> tuple[list[Any], list[str], list[Any]]:
+    """Dictionaries, names in them, and the values that decide what layers of torch compute."""
+    settings = [
+        (vars(module), name, vars(module)[name])
+        for module in modules
+        for name in SETTINGS.get(type(module), ())
+    ]
+    attention = "scaled_dot_product_attention"  # programs replace it by kernels of their own
+    settings.append((vars(F), attention, vars(F)[attention]))
+    groups, names, values = zip(*settings, strict=True)
+    return list(groups), list(names), list(values)
 
 
 def _counts() -> tuple[int, int]:

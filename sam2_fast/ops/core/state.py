@@ -85,7 +85,7 @@ class State:
 def native_or(name: str, fallback: Callable[..., bool]) -> Callable[..., bool]:
     """The function `name` of the native module, or `fallback` if the package was not built."""
     module = native()
-    return fallback if module is None else cast(Callable[..., bool], getattr(module, name))
+    return fallback if module is None else cast("Callable[..., bool]", getattr(module, name))
 
 
 def _same_tensors(
