@@ -1,6 +1,7 @@
 // Comparisons of Python objects that run for every frame, as native loops.
 #include <initializer_list>
 #include <string>
+#include <string_view>
 
 #include "bindings/tensor.h"
 
@@ -115,18 +116,21 @@ bool same_class_attributes(const py::list& classes, const py::list& entries,
   return position == static_cast<Py_ssize_t>(entries.size());
 }
 
-// Whether modules[i] is an instance of exactly classes[i] with lengths[i] attributes, for all i,
-// and all dictionaries of `empty` are empty.
+// Whether modules[i] is an instance of exactly classes[i] with lengths[i] attributes (int32), for
+// all i, and all dictionaries of `empty` are empty.
 bool same_instances(const py::list& modules, const py::list& classes, const py::list& attributes,
-                    const py::list& lengths, const py::list& empty) {
-  require_equal_lengths("modules, classes, attributes, lengths",
-                        {modules.size(), classes.size(), attributes.size(), lengths.size()});
+                    const py::bytes& lengths, const py::list& empty) {
+  const std::string_view bytes = lengths;
+  const auto* expected = reinterpret_cast<const int32_t*>(bytes.data());
+  require_equal_lengths(
+      "modules, classes, attributes, lengths",
+      {modules.size(), classes.size(), attributes.size(), bytes.size() / sizeof(int32_t)});
   for (Py_ssize_t i = 0, count = static_cast<Py_ssize_t>(modules.size()); i < count; ++i) {
     const auto* kind = reinterpret_cast<PyObject*>(Py_TYPE(item(modules.ptr(), i)));
     if (kind != item(classes.ptr(), i)) return false;
     PyObject* dictionary = item(attributes.ptr(), i);
     require_dictionary(dictionary);
-    if (PyDict_GET_SIZE(dictionary) != integer(item(lengths.ptr(), i))) return false;
+    if (PyDict_GET_SIZE(dictionary) != expected[i]) return false;
   }
   for (Py_ssize_t i = 0, count = static_cast<Py_ssize_t>(empty.size()); i < count; ++i) {
     PyObject* dictionary = item(empty.ptr(), i);
@@ -191,7 +195,7 @@ bool same_tensors(const py::object& address, const py::object& version, const py
 
 // All comparisons of a `ModuleState` in one call.
 bool same_state(const py::list& modules, const py::list& classes, const py::list& attributes,
-                const py::list& lengths, const py::list& empty, const py::list& dictionaries,
+                const py::bytes& lengths, const py::list& empty, const py::list& dictionaries,
                 const py::list& entries, const py::list& groups, const py::list& names,
                 const py::list& values, const py::list& bases, const py::list& code,
                 const py::list& versions) {

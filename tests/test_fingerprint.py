@@ -112,4 +112,4 @@ def test_the_native_functions_refuse_arguments_of_other_types() -> None:
     with pytest.raises(ValueError, match="equal lengths"):
         compiled.same_tensors(address, version, [tensor], [], [])
     with pytest.raises(TypeError, match="dictionaries"):
-        compiled.same_instances([1], [int], [1], [1], [])
+        compiled.same_instances([1], [int], [1], bytes(4), [])

@@ -311,7 +311,7 @@ def test_valid_calls_do_not_raise(module: Any) -> None:
         (lambda m: m.same_dictionaries([[]], []), "expected dictionaries, got list"),
         (lambda m: m.same_class_attributes([3], [], []), "expected classes, got int"),
         (
-            lambda m: m.same_instances([1], [int], [], [], []),
+            lambda m: m.same_instances([1], [int], [], b"", []),
             "modules, classes, attributes, lengths: expected equal lengths, got [1, 1, 0, 0]",
         ),
         (

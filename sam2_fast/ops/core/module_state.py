@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from operator import is_
@@ -100,7 +101,7 @@ class ModuleState:
             list(modules),
             kinds,
             attributes,
-            list(map(len, attributes)),
+            _lengths(attributes),
             empty,
             filled,
             _flat(filled),
@@ -155,6 +156,11 @@ def _flat(dictionaries: Iterable[Mapping[Any, Any]]) -> list[Any]:
     return [x for dictionary in dictionaries for entry in dictionary.items() for x in entry]
 
 
+def _lengths(dictionaries: Iterable[Mapping[str, Any]]) -> bytes:
+    """The numbers of entries, int32."""
+    return array("i", map(len, dictionaries)).tobytes()
+
+
 def _class_versions(classes: list[type]) -> list[int]:
     module = native()
     return [] if module is None else list(module.class_versions(classes))
@@ -164,7 +170,7 @@ def _same_state(
     modules: list[nn.Module],
     kinds: list[type],
     attributes: list[dict[str, Any]],
-    lengths: list[int],
+    lengths: bytes,
     empty: list[dict[Any, Any]],
     filled: list[dict[Any, Any]],
     entries: list[Any],
@@ -177,7 +183,7 @@ def _same_state(
 ) -> bool:
     return (
         list(map(type, modules)) == kinds
-        and list(map(len, attributes)) == lengths
+        and _lengths(attributes) == lengths
         and not any(empty)
         and _same_dictionaries(filled, entries)
         and all(map(is_, map(dict.get, groups, names), values))
