@@ -165,6 +165,9 @@ class Fusion(Generic[W]):
         derived = [] if weights.state is None else weights.state.cached_values
         return [weights, *derived]
 
+    def __deepcopy__(self, memo: object) -> Fusion[W]:
+        return _restored(self._built, self._shallow)  # descriptions are never changed
+
     def __reduce__(self) -> tuple[Callable[..., Fusion[Any]], tuple[object, ...]]:
         return _restored, (self._built, self._shallow)
 

@@ -43,13 +43,16 @@ NAMES = {
         "LayerNorm2d MLP DropPath get_activation_fn get_clones"
     ),
     "sam2.modeling.position_encoding": "PositionEmbeddingSine PositionEmbeddingRandom",
-    "sam2.modeling.memory_attention": "MemoryAttention",
-    "sam2.modeling.memory_encoder": "MemoryEncoder",
+    "sam2.modeling.memory_attention": "MemoryAttention MemoryAttentionLayer RoPEAttention",
+    "sam2.modeling.memory_encoder": "MemoryEncoder MaskDownSampler CXBlock Fuser",
     "sam2.modeling.sam.prompt_encoder": "PromptEncoder",
     "sam2.modeling.sam.mask_decoder": "MaskDecoder",
-    "sam2.modeling.sam.transformer": "TwoWayTransformer",
-    "sam2.modeling.backbones.hieradet": "Hiera",
-    "sam2.modeling.backbones.image_encoder": "ImageEncoder",
+    "sam2.modeling.sam.transformer": (
+        "TwoWayTransformer TwoWayAttentionBlock Attention RoPEAttention"
+    ),
+    "sam2.modeling.backbones.hieradet": "Hiera MultiScaleBlock MultiScaleAttention PatchEmbed",
+    "sam2.modeling.backbones.utils": "PatchEmbed",
+    "sam2.modeling.backbones.image_encoder": "ImageEncoder FpnNeck",
     "sam2._C": "get_connected_componnets",
 }
 

@@ -1,7 +1,11 @@
 """`sam2.modeling.memory_encoder`: the classes in our models, for `isinstance`.
 
-Their constructors take our configuration.
+Their constructors have our arguments.
 """
 
+from sam2_fast.model.layers import DropPath as DropPath
+from sam2_fast.model.layers import LayerNorm2d as LayerNorm2d
+from sam2_fast.model.memory_encoder import CXBlock as CXBlock
+from sam2_fast.model.memory_encoder import Fuser as Fuser
 from sam2_fast.model.memory_encoder import MaskDownSampler as MaskDownSampler
 from sam2_fast.model.memory_encoder import MemoryEncoder as MemoryEncoder

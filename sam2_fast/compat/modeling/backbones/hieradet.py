@@ -1,6 +1,11 @@
-"""`sam2.modeling.backbones.hieradet`: the class in our models, for `isinstance`.
+"""`sam2.modeling.backbones.hieradet`: the classes in our models, for `isinstance`.
 
-Its constructor takes our configuration.
+Their constructors have our arguments.
 """
 
 from sam2_fast.model.hiera import Hiera as Hiera
+from sam2_fast.model.hiera import MultiScaleAttention as MultiScaleAttention
+from sam2_fast.model.hiera import MultiScaleBlock as MultiScaleBlock
+from sam2_fast.model.hiera import PatchEmbed as PatchEmbed
+from sam2_fast.model.layers import MLP as MLP
+from sam2_fast.model.layers import DropPath as DropPath

@@ -1,6 +1,7 @@
-"""`sam2.modeling.backbones.image_encoder`: the class in our models, for `isinstance`.
+"""`sam2.modeling.backbones.image_encoder`: the classes in our models, for `isinstance`.
 
-Its constructor takes our configuration.
+Their constructors have our arguments.
 """
 
+from sam2_fast.model.image_encoder import FpnNeck as FpnNeck
 from sam2_fast.model.image_encoder import ImageEncoder as ImageEncoder

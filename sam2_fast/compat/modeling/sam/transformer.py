@@ -1,6 +1,10 @@
-"""`sam2.modeling.sam.transformer`: the class in our models, for `isinstance`.
+"""`sam2.modeling.sam.transformer`: the classes in our models, for `isinstance`.
 
-Its constructor takes our configuration.
+Their constructors have our arguments.
 """
 
+from sam2_fast.model.layers import MLP as MLP
+from sam2_fast.model.rope_attention import RoPEAttention as RoPEAttention
+from sam2_fast.model.two_way_transformer import Attention as Attention
+from sam2_fast.model.two_way_transformer import TwoWayAttentionBlock as TwoWayAttentionBlock
 from sam2_fast.model.two_way_transformer import TwoWayTransformer as TwoWayTransformer
