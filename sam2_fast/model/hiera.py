@@ -251,6 +251,7 @@ class Hiera(Part):
             if weights is None:
                 x = block(x)
             reusable = weights is not None and i not in self.stage_ends
-            if i in self.stage_ends:
+            last = i == self.stage_ends[-1]
+            if last or (i in self.stage_ends and self.return_interm_layers):
                 maps.append(x.permute(0, 3, 1, 2))
         return maps

@@ -37,28 +37,34 @@ class FpnNeck(Part):
 
         A level and its position are [B, d_model, ., .] of stride 4, 8, 16 or 32.
         """
-        levels = [self._level(xs, i) for i in range(2)] + self._coarse_levels(xs)
+        levels: list[Tensor] = []
+        coarser: Tensor | None = None
+        for index in reversed(range(len(self.convs))):
+            level = self.convs[len(self.convs) - 1 - index](xs[index])
+            if coarser is not None and index in self.fpn_top_down_levels:
+                level = level + self._top_down(coarser, level)
+                if self.fuse_type == "avg":
+                    level = level / 2
+            coarser = level
+            levels.insert(0, level)
         return levels, [self.position_encoding(level).to(level.dtype) for level in levels]
 
     def low(self, xs: list[Tensor]) -> Tensor:
         """The stride-16 level only."""
-        return self._coarse_levels(xs)[0]
+        lateral = self.convs[1](xs[2])
+        return lateral + self._top_down(self.convs[0](xs[3]), lateral)
 
-    def _level(self, xs: list[Tensor], index: int) -> Tensor:
-        return self.convs[len(self.convs) - 1 - index](xs[index])
-
-    def _coarse_levels(self, xs: list[Tensor]) -> list[Tensor]:
-        """The levels of stride 16 and 32."""
-        coarse = self._level(xs, 3)
-        lateral = self._level(xs, 2)
-        top = F.interpolate(
+    def _top_down(self, coarse: Tensor, lateral: Tensor) -> Tensor:
+        """A level at twice its size, to be added to the next finer one."""
+        large = F.interpolate(
             coarse.to(torch.promote_types(coarse.dtype, torch.float32)),
             scale_factor=2.0,
             mode=self.fpn_interp_model,
+            align_corners=None if self.fpn_interp_model == "nearest" else False,
         )
-        if not torch.is_autocast_enabled(top.device.type):
-            top = top.to(lateral.dtype)
-        return [lateral + top, coarse]
+        if torch.is_autocast_enabled(large.device.type):
+            return large
+        return large.to(lateral.dtype)
 
 
 class ImageEncoder(Part):

@@ -101,12 +101,12 @@ class MaskDecoder(OpModule[MaskDecoderWeights]):
         high_res_features: [1 or B, C / 8, 4h, 4w] and [1 or B, C / 4, 2h, 2w].
         Raises ValueError if they are None.
         """
-        fine = self._require_fine(high_res_features)
         count = len(sparse_prompt_embeddings)
         inputs = image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings
         shared = repeat_image and len(image_embeddings) == 1
         weights = None
-        if shared or len(image_embeddings) == count:
+        if self.use_high_res_features and (shared or len(image_embeddings) == count):
+            fine = self._require_fine(high_res_features)
             weights = self.op_weights(*inputs, *fine)
         if weights is not None:
             output = self.run_op(*inputs, *fine, multimask_output, weights)
@@ -141,8 +141,9 @@ class MaskDecoder(OpModule[MaskDecoderWeights]):
         high_res_features: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All four masks and their tokens; arguments and results are those of `forward`."""
-        fine = self._require_fine(high_res_features)
-        learned = [self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight]
+        learned = [self.iou_token.weight, self.mask_tokens.weight]
+        if self.pred_obj_scores:
+            learned.insert(0, self.obj_score_token.weight)
         count = sparse_prompt_embeddings.shape[0]
         output_tokens = torch.cat(learned)[None].expand(count, -1, -1)
         tokens = torch.cat([output_tokens, sparse_prompt_embeddings], dim=1)
@@ -158,18 +159,28 @@ class MaskDecoder(OpModule[MaskDecoderWeights]):
         position = torch.repeat_interleave(image_pe, count, dim=0)
         height, width = image.shape[2:]
         tokens, image = self.transformer(image, position, tokens)
-        up1, norm, act1, up2, act2 = self.output_upscaling
-        upscaled = up1(to_map(image, height, width))
-        upscaled = act1(norm(upscaled + fine[1]))
-        upscaled = act2(up2(upscaled) + fine[0])
-        mask_tokens = tokens[:, 2 : 2 + self.num_mask_tokens]
+        upscaled = self._upscale(to_map(image, height, width), high_res_features)
+        first = 1 if self.pred_obj_scores else 0
+        iou = self.iou_prediction_head(tokens[:, first])
+        mask_tokens = tokens[:, first + 1 : first + 1 + self.num_mask_tokens]
         hypernetworks = [
             mlp(mask_tokens[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)
         ]
         masks = torch.stack(hypernetworks, dim=1) @ upscaled.flatten(2)
-        iou = self.iou_prediction_head(tokens[:, 1])
-        presence = self.pred_obj_score_head(tokens[:, 0])
+        if self.pred_obj_scores:
+            presence = self.pred_obj_score_head(tokens[:, 0])
+        else:
+            presence = 10.0 * iou.new_ones(count, 1)
         return masks.unflatten(2, upscaled.shape[2:]), iou, mask_tokens, presence
+
+    def _upscale(self, image: Tensor, high_res_features: Sequence[Tensor] | None) -> Tensor:
+        """image: [B, C, h, w] -> [B, C / 8, 4h, 4w]."""
+        if not self.use_high_res_features:
+            return self.output_upscaling(image)
+        fine = self._require_fine(high_res_features)
+        up1, norm, act1, up2, act2 = self.output_upscaling
+        image = act1(norm(up1(image) + fine[1]))
+        return act2(up2(image) + fine[0])
 
     def run_op(
         self,

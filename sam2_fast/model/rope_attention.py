@@ -36,7 +36,7 @@ class RoPEAttention(Attention):
         self.rope_theta = rope_theta
         self.rope_k_repeat = rope_k_repeat
         self.feat_sizes = feat_sizes
-        self._tables: dict[int, Tensor] = {}
+        self._tables: dict[tuple[int, float], Tensor] = {}
 
     @property
     def freqs_cis(self) -> Tensor:
@@ -77,12 +77,13 @@ class RoPEAttention(Attention):
             )
 
     def _table(self, side: int, device: torch.device) -> Tensor:
-        table = self._tables.get(side)
+        key = side, self.rope_theta
+        table = self._tables.get(key)
         if table is not None and table.device == device:
             return table
         dim = self.internal_dim // self.num_heads
         if tracing.recording_reason() is not None:
             return rope_table(dim, side, self.rope_theta).to(device)
         with torch.inference_mode(False):
-            table = self._tables[side] = rope_table(dim, side, self.rope_theta).to(device)
+            table = self._tables[key] = rope_table(dim, side, self.rope_theta).to(device)
         return table
