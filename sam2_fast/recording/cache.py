@@ -161,7 +161,7 @@ class Graphs:
             return eager()
         inputs = [low, *features, *(points or ()), hint]
         shapes = [None if x is None else (tuple(x.shape), x.stride()[1:], x.dtype) for x in inputs]
-        options = tuple(vars(model.options).values())
+        options = _options_key(model)
         key = ("decode", multimask, points is None, *shapes, *options, *_dispatch_key(low))
         self.compile_ahead("decode", low, eager)
         if key not in self._seen_shapes:
@@ -211,7 +211,7 @@ class Graphs:
             (p.dtype for own in remembered.pointers for p in own), features.low.dtype
         )
         shapes = [(tuple(x.shape), x.stride()[1:], x.dtype) for x in features]
-        options = tuple(vars(model.options).values())
+        options = _options_key(model)
         key = (
             "track",
             room,
@@ -330,6 +330,13 @@ class Graphs:
         self._entries[key] = entry
         while len(self._entries) > MAX_GRAPHS:
             self._entries.popitem(last=False)
+
+
+def _options_key(model: Sam2) -> tuple[Hashable, ...]:
+    """What decides, besides weights, what the model computes."""
+    decoder = model.sam_mask_decoder
+    options = vars(model.options).values(), vars(decoder.options).values()
+    return (*(tuple(values) for values in options), decoder.training)
 
 
 def _dispatch_key(x: Tensor) -> tuple[Hashable, ...]:

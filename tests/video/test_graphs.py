@@ -290,3 +290,13 @@ def test_replayed_clicks_are_bitwise_equal_to_those_of_the_function_on_a_gpu(
             for a, b in zip(actual, expected, strict=True):
                 assert np.array_equal(a, b) and np.isfinite(a).all()
     assert with_graphs.graphs is not None and len(with_graphs.graphs) == 2
+
+
+def test_the_options_of_another_decoder_are_part_of_the_key_of_a_graph() -> None:
+    predictor = small_predictor()
+    before = graphs_module._options_key(predictor)
+    predictor.sam_mask_decoder = copy.deepcopy(predictor.sam_mask_decoder)
+    assert graphs_module._options_key(predictor) == before
+    predictor.sam_mask_decoder.dynamic_multimask_stability_delta = 0.5
+    assert predictor.options.dynamic_multimask_stability_delta == 0.05
+    assert graphs_module._options_key(predictor) != before
