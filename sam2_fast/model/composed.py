@@ -80,6 +80,44 @@ def attend(
     return torch.stack([row for row in fused if row is not None])
 
 
+def attend_with_positions(
+    model: Sam2,
+    features: Tensor,
+    position: Tensor,
+    maps: Sequence[Tensor],
+    map_positions: Sequence[Tensor],
+    rows: Sequence[int],
+    pointers: Sequence[Tensor],
+    ages: Sequence[float],
+    longest: int,
+) -> Tensor:
+    """Features fused with memories at positions other than those of the model: [N, B, 256].
+
+    features, position: [N, B, 256]. maps, map_positions: [B, N, 64] each. pointers: [B, 256] each.
+    """
+    dtype, batch = features.dtype, features.shape[1]
+    tokens = [m.transpose(0, 1).to(dtype) for m in maps]
+    temporal = model.maskmem_tpos_enc.to(dtype)
+    positions = [
+        p.transpose(0, 1).to(dtype) + temporal[row]
+        for p, row in zip(map_positions, rows, strict=True)
+    ]
+    if pointers:
+        split = split_pointers(torch.stack([*pointers], 1).to(dtype), model.config.memory_dim)
+        tokens.append(split.transpose(0, 1))
+        own_ages = upload_numbers([*ages], torch.float32, features.device)
+        own = model.pointer_positions(own_ages, longest).to(dtype)
+        positions.append(own[:, None].expand(-1, batch, -1))
+    fused: Tensor = model.memory_attention(
+        curr=[features],
+        curr_pos=[position],
+        memory=torch.cat(tokens),
+        memory_pos=torch.cat([p.expand(-1, batch, -1) for p in positions]),
+        num_obj_ptr_tokens=len(pointers) * model.config.tokens_per_pointer,
+    )
+    return fused
+
+
 def _memory_of_object(
     model: Sam2,
     low: Tensor,
@@ -161,8 +199,13 @@ def _decode_batch(
     return Prediction(masks, iou, tokens, presence)
 
 
-def encode_memory(model: Sam2, low: Tensor, logits: Tensor, binarize: bool) -> Tensor:
-    """The memory maps of `Sam2.encode_memory` before those of absent objects are marked."""
+def encode_memory(
+    model: Sam2, low: Tensor, logits: Tensor, binarize: bool
+) -> tuple[Tensor, Tensor]:
+    """The memory maps of `Sam2.encode_memory` before those of absent objects are marked.
+
+    Also returns their positions, [B, 64, h, w].
+    """
     size = model.config.image_size
     masks = logits
     if tuple(masks.shape[-2:]) != (size, size):
@@ -173,4 +216,4 @@ def encode_memory(model: Sam2, low: Tensor, logits: Tensor, binarize: bool) -> T
     scale, bias = model.options.memory_mask_scale
     masks = masks * scale + bias
     output = model.memory_encoder(low, model.in_weights_dtype(masks), skip_mask_sigmoid=True)
-    return to_tokens(output["vision_features"])
+    return to_tokens(output["vision_features"]), output["vision_pos_enc"][-1]

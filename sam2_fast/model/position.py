@@ -85,6 +85,11 @@ class PositionEmbeddingSine(Part):
         self.scale = 2 * math.pi if scale is None else scale
         self.cache: dict[tuple[int, int], Tensor] = {}
 
+    def is_that_of_released_models(self) -> bool:
+        """Whether the settings are those of all released models, and `forward` is its own."""
+        settings = self.temperature, self.normalize, self.scale
+        return settings == (10000, True, 2 * math.pi) and "forward" not in vars(self)
+
     def forward(self, x: Tensor) -> Tensor:
         """The encoding [B, num_pos_feats, H, W], float32, of a map x [B, C, H, W]."""
         height, width = int(x.shape[-2]), int(x.shape[-1])

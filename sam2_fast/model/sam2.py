@@ -85,6 +85,7 @@ class Sam2(ModelOfParts, WithTables):
         self.add_table("image_position", partial(sine_tokens, dim, side))
         self.add_table("memory_position", partial(sine_tokens, memory_dim, side))
         self._tables: Cache[list[Tensor]] = Cache()
+        self._map_position: Cache[Tensor] = Cache()
         self._folding = FoldedProjections(self.image_encoder, self.sam_mask_decoder)
         self._heads = FusedHeads(self.sam_mask_decoder, self.obj_ptr_proj)
         self._remember_parts()
@@ -93,6 +94,7 @@ class Sam2(ModelOfParts, WithTables):
         self._folding.clear()
         self._heads.clear()
         self._tables.clear()
+        self._map_position.clear()
         super()._apply(fn, recurse)
         return self
 
@@ -236,6 +238,13 @@ class Sam2(ModelOfParts, WithTables):
         position: Tensor = self.obj_ptr_tpos_proj(self.in_weights_dtype(sine))
         return position.repeat_interleave(self.config.tokens_per_pointer, dim=0)
 
+    def _memory_map_position(self, dtype: torch.dtype) -> Tensor:
+        """Positions of a memory map, [1, 64, h, w]; the same memory for the same dtype."""
+        side = self.config.grid
+        table = self.memory_position
+        make = partial(to_map, table[None].to(dtype), side, side)
+        return self._map_position.get(make, [table], dtype)
+
     @respects_prove
     def attend_at(self, low: Tensor, memories: Memories | MemoryTable) -> Tensor:
         """`attend` for arguments of the op: low [1 or B, 256, h, w] -> [B, 256, h, w].
@@ -357,15 +366,22 @@ class Sam2(ModelOfParts, WithTables):
         binarize: threshold the mask, as the user saw it, instead of computing its sigmoid.
         Source: official `_encode_new_memory`.
         """
+        return self._encode_memory(low, logits, presence, binarize)[0]
+
+    def _encode_memory(
+        self, low: Tensor, logits: Tensor, presence: Tensor, binarize: bool
+    ) -> tuple[Tensor, Tensor]:
+        """`encode_memory`, and the positions of the maps, [B or 1, 64, h, w]."""
         encoder = self.memory_encoder
         weights = None
         if type(encoder) is MemoryEncoder and self.options.memory_mask_scale == MASK_SCALE:
             weights = encoder.op_weights(low, logits)
         if weights is None:
-            memory = composed.encode_memory(self, low, logits, binarize)
+            memory, position = composed.encode_memory(self, low, logits, binarize)
         else:
             memory = encoder.run_op(low, logits, weights, binarize)
+            position = self._memory_map_position(memory.dtype)
         if self.no_obj_embed_spatial is not None:
             absent = (presence <= 0).to(memory.dtype)[:, None]  # [B, 1, 1]
             memory = torch.addcmul(memory, absent, self.no_obj_embed_spatial.to(memory.dtype))
-        return memory
+        return memory, position

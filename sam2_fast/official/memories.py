@@ -68,6 +68,19 @@ def recalled_pointers(
     return [memory.pointer for memory in _look_up(bank, recall.pointers, num_passed)]
 
 
+def recalled_positions(
+    output_dict: Mapping[str, Mapping[int, Any]], recall: Recall, num_maps: int
+) -> list[Tensor]:
+    """The positions of the maps of `recalled_maps`, [B, 64, h, w] each."""
+    prompted, tracked = (output_dict[kind] for kind in _KINDS)
+    num_prompted = sum(row == num_maps - 1 for row in recall.rows)
+    outputs = [
+        prompted[t] if i < num_prompted or t not in tracked else tracked[t]
+        for i, t in enumerate(recall.maps)
+    ]
+    return [output["maskmem_pos_enc"][-1] for output in outputs]
+
+
 def _memory(output: Any) -> FrameMemory:
     features = output["maskmem_features"]
     tokens = None if features is None else features.flatten(2).transpose(1, 2)

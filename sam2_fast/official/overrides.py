@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from sam2_fast.model import Sam2
+from sam2_fast.model.image_encoder import FpnNeck, ImageEncoder
+from sam2_fast.model.memory_encoder import MemoryEncoder
+from sam2_fast.model.position import PositionEmbeddingSine
 from sam2_fast.official.steps import OfficialSteps
+from sam2_fast.ops.core.module_state import has_hooks
 
 _STEPS = {name: step for name, step in vars(OfficialSteps).items() if callable(step)}
 
 
 def needs_official_steps(model: Sam2) -> bool:
-    """Whether a model overrides official steps, or has a setting that only these support.
+    """Whether a model overrides official steps, or only these support how it was changed.
 
     A subclass, an attribute of the model, or an assignment to the class can override a step.
     """
@@ -19,4 +23,20 @@ def needs_official_steps(model: Sam2) -> bool:
     for name, step in _STEPS.items():
         if getattr(kind, name) is not step or name in own:
             return True
-    return model.num_maskmem == 0
+    return model.num_maskmem == 0 or not _has_own_positions(model)
+
+
+def _has_own_positions(model: Sam2) -> bool:
+    """Whether positions of features and memories are certainly those of the released models."""
+    encoder, memory_encoder = model.image_encoder, model.memory_encoder
+    if type(encoder) is not ImageEncoder or type(memory_encoder) is not MemoryEncoder:
+        return False  # the outputs of another encoder contain its positions
+    neck = encoder.neck
+    if type(neck) is not FpnNeck:
+        return False
+    return all(
+        type(encoding) is PositionEmbeddingSine
+        and encoding.is_that_of_released_models()
+        and not has_hooks(encoding)
+        for encoding in (neck.position_encoding, memory_encoder.position_encoding)
+    )

@@ -17,9 +17,17 @@ from torch import Tensor
 from sam2_fast.config import NO_OBJECT_LOGIT
 from sam2_fast.masks import non_overlapping
 from sam2_fast.model import Sam2, composed
-from sam2_fast.model.layers import to_map
+from sam2_fast.model.layers import to_map, to_tokens
+from sam2_fast.model.position import PositionEmbeddingSine
 from sam2_fast.model.prompt_encoder import padding_points
-from sam2_fast.official.memories import bank_of, recalled_maps, recalled_pointers
+from sam2_fast.official.memories import (
+    bank_of,
+    recalled_maps,
+    recalled_pointers,
+    recalled_positions,
+)
+from sam2_fast.ops.core import tracing
+from sam2_fast.ops.core.native import is_plain
 from sam2_fast.ops.mask_decoder.reference import select_one
 from sam2_fast.ops.object_heads import mix_absent
 from sam2_fast.types import Features, Points
@@ -175,8 +183,24 @@ class OfficialSteps(Sam2):
         pointers = recalled_pointers(
             bank, recall, num_maps, frame_idx if passed_only else None, track_in_reverse
         )
+        pointers = [p.to(low.device) for p in pointers]
+        map_positions = recalled_positions(output_dict, recall, num_maps)
+        position = current_vision_pos_embeds[-1]
+        if not self._are_own(position, map_positions):
+            fused = composed.attend_with_positions(
+                self,
+                current_vision_feats[-1],
+                position,
+                maps,
+                [to_tokens(p.to(low.device)) for p in map_positions],
+                recall.rows,
+                pointers,
+                recall.ages,
+                recall.longest,
+            )
+            return _as_map(fused, feat_sizes[-1])
         if pointers:
-            stacked = torch.stack([p.to(low.device) for p in pointers], 1)
+            stacked = torch.stack(pointers, 1)
         else:
             stacked = low.new_zeros(batch, 0, self.config.hidden_dim)
         return self.attend(
@@ -186,6 +210,23 @@ class OfficialSteps(Sam2):
             list(stacked),
             [recall.ages] * batch,
             recall.longest,
+        )
+
+    def _are_own(self, position: Tensor, map_positions: Sequence[Tensor]) -> bool:
+        """Whether these are the positions that this model computes, and not those of a caller.
+
+        Views of the model's tables are recognised by their memory; copies of them are not.
+        """
+        if tracing.recording_reason() is not None or not is_plain(position, *map_positions):
+            return False
+        encoding = getattr(getattr(self.image_encoder, "neck", None), "position_encoding", None)
+        if type(encoding) is not PositionEmbeddingSine:
+            return False
+        table = encoding.cache.get((self.config.grid, self.config.grid))
+        if table is None or _memory_of(position) != _memory_of(table):
+            return False
+        return all(
+            _memory_of(p) == _memory_of(self._memory_map_position(p.dtype)) for p in map_positions
         )
 
     def _encode_new_memory(
@@ -206,12 +247,8 @@ class OfficialSteps(Sam2):
             and is_mask_from_pts
             and not self.training
         )
-        memory = (
-            self.encode_memory(low, masks, object_score_logits, binarize)
-            .transpose(1, 2)
-            .unflatten(2, feat_sizes[-1])
-        )
-        position = to_map(self.memory_position[None].to(memory.dtype), *feat_sizes[-1])
+        tokens, position = self._encode_memory(low, masks, object_score_logits, binarize)
+        memory = to_map(tokens, *feat_sizes[-1])
         return memory, [position.expand(memory.shape[0], -1, -1, -1)]
 
     def _encode_memory_in_output(
@@ -342,6 +379,10 @@ class OfficialSteps(Sam2):
             current_out,
         )
         return current_out
+
+
+def _memory_of(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()
 
 
 def _as_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 import torch
@@ -21,27 +21,36 @@ class FrameOutputs(MutableMapping[int, dict[str, Any]]):
     [1, 1, 4h, 4w] or None, obj_ptr [1, 256] and object_score_logits [1, 1].
     """
 
-    def __init__(self, memories: dict[int, FrameMemory], position: Tensor) -> None:
-        """position: of memory maps, [1, 64, h, w]."""
+    def __init__(
+        self, memories: dict[int, FrameMemory], position: Callable[[torch.dtype], Tensor]
+    ) -> None:
+        """position: of memory maps, [1, 64, h, w], in a dtype."""
         self._memories = memories
         self._position = position
 
     @classmethod
-    def views(cls, bank: MemoryBank, model: Sam2, device: torch.device) -> dict[str, FrameOutputs]:
-        """The official `output_dict` of an object."""
-        side = model.config.grid
-        position = to_map(model.memory_position[None].to(device), side, side)
+    def views(
+        cls, bank: MemoryBank, model: Sam2, position: Tensor | None = None
+    ) -> dict[str, FrameOutputs]:
+        """The official `output_dict` of an object.
+
+        position: of memory maps, [1, 64, h, w]; None: that of the model.
+        """
+
+        def position_in(dtype: torch.dtype) -> Tensor:
+            return model._memory_map_position(dtype) if position is None else position.to(dtype)
+
         return {
-            "cond_frame_outputs": cls(bank.prompted, position),
-            "non_cond_frame_outputs": cls(bank.tracked, position),
+            "cond_frame_outputs": cls(bank.prompted, position_in),
+            "non_cond_frame_outputs": cls(bank.tracked, position_in),
         }
 
     def __getitem__(self, frame: int) -> dict[str, Any]:
         memory = self._memories[frame]
         features, position = None, None
         if memory.map is not None:
-            features = to_map(memory.map[None], *self._position.shape[-2:])
-            position = [self._position.to(features.dtype)]
+            position = [self._position(memory.map.dtype)]
+            features = to_map(memory.map[None], *position[0].shape[-2:])
         return {
             "maskmem_features": features,
             "maskmem_pos_enc": position,

@@ -80,14 +80,20 @@ class OfficialTracker(Tracker):
         features, _, sizes = self._backbone(session, frame)
         size = self._model.config.image_size
         masks = F.interpolate(logits, size=(size, size), mode="bilinear", align_corners=False)
-        maps, _ = self._model._encode_new_memory(
+        maps, positions = self._model._encode_new_memory(
             current_vision_feats=features,
             feat_sizes=sizes,
             pred_masks_high_res=masks,
             object_score_logits=presence,
             is_mask_from_pts=True,
         )
+        self._remember_position(session, positions)
         return to_tokens(maps)
+
+    def _remember_position(self, session: VideoSession, positions: Sequence[Tensor]) -> None:
+        """Keep the positions of the first memory for all of them, as the official predictor."""
+        if session.map_position is None:
+            session.map_position = positions[-1][:1]
 
     def _batches(self, items: Sequence[Any]) -> list[Sequence[Any]]:
         return [[item] for item in items]
@@ -117,6 +123,7 @@ class OfficialTracker(Tracker):
         if maps is None:
             stored = stored_logits(session, logits, self._hole_area)
             return FrameMemory(pointer[0], presence[0], None, stored[0])
+        self._remember_position(session, output["maskmem_pos_enc"])
         tracked = Tracked(logits, pointer, presence, to_tokens(maps))
         return frame_memories(session, tracked, self._hole_area)[0]
 
@@ -133,7 +140,7 @@ class OfficialTracker(Tracker):
         """`track_step` of one object."""
         features, positions, sizes = self._backbone(session, frame)
         bank = track.bank
-        view = FrameOutputs.views(bank, self._model, session.device)
+        view = FrameOutputs.views(bank, self._model, session.map_position)
         count = session.num_frames
         return self._model.track_step(
             frame_idx=frame,

@@ -131,6 +131,8 @@ class VideoSession:
     objects: dict[Hashable, ObjectTrack] = field(default_factory=dict)
     resets: int = 0
     features: FeatureCache = field(init=False)
+    map_position: Tensor | None = None
+    """Positions of memory maps, [1, 64, h, w], if not those of the model (official `constants`)."""
     _busy: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:

@@ -256,7 +256,7 @@ def test_frame_outputs_are_a_live_view_of_memories() -> None:
     memory = FrameMemory(torch.ones(256), torch.ones(1), torch.rand(16, 64), torch.rand(1, 16, 16))
     memories = {3: memory}
     position = torch.rand(1, 64, 4, 4)
-    view = FrameOutputs(memories, position)
+    view = FrameOutputs(memories, lambda _: position)
     output = view[3]
     shapes = {name: tuple(x.shape) for name, x in output.items() if isinstance(x, torch.Tensor)}
     assert shapes == {
