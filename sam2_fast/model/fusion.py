@@ -214,9 +214,16 @@ def _describe(name: str, module: nn.Module) -> _Description:
     known = SETTINGS.get(type(module))
     names = known or ()
     if known is None:
-        names = tuple(n for n in vars(module) if not n.startswith("_"))
-    settings = {n: vars(module)[n] for n in names if n != "training"}
+        # a dictionary is a cache
+        own = vars(module).items()
+        names = tuple(n for n, v in own if not n.startswith("_") and not isinstance(v, dict))
+    settings = {n: _comparable(vars(module)[n]) for n in names if n != "training"}
     return _Description(name, type(module), settings, _shapes_of(module))
+
+
+def _comparable(value: object) -> object:
+    """The value of a setting; of a list a copy, which later changes of the list do not reach."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _shapes_of(module: nn.Module) -> dict[str, tuple[int, ...] | None]:
@@ -254,7 +261,7 @@ def _change_of(old: _Description, module: nn.Module) -> str | None:
     if (function := _replaced_function(kind)) is not None:
         return f"{function} has been replaced"
     for name, value in old.settings.items():
-        current = own.get(name, _MISSING)
+        current = _comparable(own.get(name, _MISSING))
         if current is not value and current != value:
             return f"{name} is {getattr(module, name, 'missing')}, expected {value}"
     if (shapes := _shapes_of(module)) != old.shapes:

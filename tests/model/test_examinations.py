@@ -182,7 +182,9 @@ def test_copies_are_fused_alike_and_share_nothing(
     model: SAM2VideoPredictor, copy_of: Callable[[Any], Any]
 ) -> None:
     expected = run(model)
+    model.forward_image(torch.zeros(1, 3, 64, 64))  # caches positions
     changed = copy_of(model)
+    changed.forward_image(torch.zeros(1, 3, 64, 64))
     replace(changed, "block", Lora)
     other = copy_of(changed)
     assert list(changed.unfused_parts()) == ["image_encoder.trunk.blocks.1"]

@@ -272,3 +272,27 @@ def test_frame_outputs_are_a_live_view_of_memories() -> None:
     assert memory.map is not None and torch.equal(stored.map, memory.map)
     del view[3]
     assert list(view) == list(memories) == [5] and len(view) == 1 and view.get(3) is None
+
+
+def positions_of_features(predictor: SAM2VideoPredictor) -> Any:
+    return predictor.image_encoder.neck.position_encoding
+
+
+def positions_of_memories(predictor: SAM2VideoPredictor) -> Any:
+    return predictor.memory_encoder.position_encoding
+
+
+@pytest.mark.parametrize("encoding", [positions_of_features, positions_of_memories])
+def test_changed_positions_reach_memory_attention(
+    encoding: Callable[[SAM2VideoPredictor], Any], clip: np.ndarray, expected: Masks
+) -> None:
+    predictor = small_predictor()
+    assert encoding(predictor).is_that_of_released_models()
+    handle = encoding(predictor).register_forward_hook(lambda _, __, output: 3 * output)
+    assert needs_official_steps(predictor)
+    masks = use(predictor, clip)
+    assert (masks["forward", 5] - expected["forward", 5]).abs().max() > 1e-3
+    assert torch.allclose(masks["forward", 2], expected["forward", 2], atol=1e-3)
+    handle.remove()
+    encoding(predictor).scale = 1.0
+    assert needs_official_steps(predictor)
