@@ -86,7 +86,9 @@ def test_tracking_a_frame_does_not_synchronise(
     monkeypatch.setattr(transfer, "upload", record_upload)
     monkeypatch.setattr(torch, "tensor", tensor_on_host)
     assert Tracker(model).track_frame(session, 2, 1).shape == (objects, 1, 16, 16)
-    passes = objects if computed_by == "calls" else -(-objects // 16)
+    passes = -(-objects // 16)
+    if computed_by == "calls":  # objects with equal memories are one batch; here there are two
+        passes *= min(objects, 2)
     assert len(uploads) == passes, "the ages of pointers, once in each pass"
 
 

@@ -50,29 +50,26 @@ def attend(
     ages: Sequence[Sequence[float]],
     longest: int,
 ) -> Tensor:
-    """`Sam2.attend`; objects with equal numbers of maps and pointers are attended to together."""
-    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for i, (own_maps, own_pointers) in enumerate(zip(maps, pointers, strict=True)):
-        groups[len(own_maps), len(own_pointers)].append(i)
+    """`Sam2.attend`; objects with equal temporal rows and ages go through the layers together."""
+    groups: dict[tuple[tuple[int, ...], tuple[float, ...]], list[int]] = defaultdict(list)
+    for i, own in enumerate(zip(rows, ages, strict=True)):
+        groups[tuple(own[0]), tuple(own[1])].append(i)
     position = model.image_position[:, None].to(low.dtype)
+    map_position = model.memory_position[None]
     fused: list[Tensor | None] = [None] * len(maps)
-    for (_, num_pointers), members in groups.items():
-        memories, positions = zip(
-            *(
-                _memory_of_object(model, low, maps[i], rows[i], pointers[i], ages[i], longest)
-                for i in members
-            ),
-            strict=True,
-        )
-        count = len(members)
-        own = low if len(low) == 1 else low[members]
-        tokens = to_tokens(own).transpose(0, 1).expand(-1, count, -1)
-        output = model.memory_attention(
-            curr=[tokens],
-            curr_pos=[position.expand(-1, count, -1)],
-            memory=torch.stack(memories, dim=1),
-            memory_pos=torch.stack(positions, dim=1),
-            num_obj_ptr_tokens=num_pointers * model.config.tokens_per_pointer,
+    for (own_rows, own_ages), members in groups.items():
+        features = low if len(low) == 1 else low[members]
+        tokens = to_tokens(features).transpose(0, 1).expand(-1, len(members), -1)
+        output = attend_with_positions(
+            model,
+            tokens,
+            position.expand(-1, len(members), -1),
+            [torch.stack([maps[i][k] for i in members]) for k in range(len(own_rows))],
+            [map_position] * len(own_rows),
+            own_rows,
+            [torch.stack([pointers[i][k] for i in members]) for k in range(len(own_ages))],
+            own_ages,
+            longest,
         )
         output = to_map(output.transpose(0, 1), *low.shape[-2:])
         for i, row in zip(members, output, strict=True):
@@ -91,9 +88,10 @@ def attend_with_positions(
     ages: Sequence[float],
     longest: int,
 ) -> Tensor:
-    """Features fused with memories at positions other than those of the model: [N, B, 256].
+    """Features fused with memories at any positions, [N, B, 256].
 
-    features, position: [N, B, 256]. maps, map_positions: [B, N, 64] each. pointers: [B, 256] each.
+    features, position: [N, B, 256]. maps, map_positions: [B or 1, N, 64] each. pointers:
+    [B, 256] each.
     """
     dtype, batch = features.dtype, features.shape[1]
     tokens = [m.transpose(0, 1).to(dtype) for m in maps]
@@ -116,28 +114,6 @@ def attend_with_positions(
         num_obj_ptr_tokens=len(pointers) * model.config.tokens_per_pointer,
     )
     return fused
-
-
-def _memory_of_object(
-    model: Sam2,
-    low: Tensor,
-    maps: Sequence[Tensor],
-    rows: Sequence[int],
-    pointers: Tensor,
-    ages: Sequence[float],
-    longest: int,
-) -> tuple[Tensor, Tensor]:
-    """Memory tokens of one object and their positions, [M, memory_dim] each."""
-    dtype = low.dtype
-    position = model.memory_position.to(dtype)
-    temporal = model.maskmem_tpos_enc
-    tokens = [m.to(dtype) for m in maps]
-    positions = [position + temporal[row, 0].to(dtype) for row in rows]
-    if len(pointers):
-        tokens.append(split_pointers(pointers[None].to(dtype), model.config.memory_dim)[0])
-        own_ages = upload_numbers([*ages], torch.float32, low.device)
-        positions.append(model.pointer_positions(own_ages, longest).to(dtype))
-    return torch.cat(tokens), torch.cat(positions)
 
 
 def decode(

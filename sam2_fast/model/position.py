@@ -60,6 +60,9 @@ def sine_age(age: Tensor, channels: int, temperature: float = 10000.0) -> Tensor
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
+_RELEASED = (10000, True, 2 * math.pi)  # temperature, normalize and scale
+
+
 class PositionEmbeddingSine(Part):
     """Sine encoding of the positions of a feature map (official `PositionEmbeddingSine`).
 
@@ -87,8 +90,9 @@ class PositionEmbeddingSine(Part):
 
     def is_that_of_released_models(self) -> bool:
         """Whether the settings are those of all released models, and `forward` is its own."""
-        settings = self.temperature, self.normalize, self.scale
-        return settings == (10000, True, 2 * math.pi) and "forward" not in vars(self)
+        own = vars(self)
+        settings = own["temperature"], own["normalize"], own["scale"]
+        return settings == _RELEASED and "forward" not in own
 
     def forward(self, x: Tensor) -> Tensor:
         """The encoding [B, num_pos_feats, H, W], float32, of a map x [B, C, H, W]."""

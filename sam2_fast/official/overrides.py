@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from sam2_fast.model import Sam2
 from sam2_fast.model.image_encoder import FpnNeck, ImageEncoder
 from sam2_fast.model.memory_encoder import MemoryEncoder
 from sam2_fast.model.position import PositionEmbeddingSine
 from sam2_fast.official.steps import OfficialSteps
-from sam2_fast.ops.core.module_state import has_hooks
 
 _STEPS = {name: step for name, step in vars(OfficialSteps).items() if callable(step)}
 
@@ -28,15 +29,19 @@ def needs_official_steps(model: Sam2) -> bool:
 
 def _has_own_positions(model: Sam2) -> bool:
     """Whether positions of features and memories are certainly those of the released models."""
-    encoder, memory_encoder = model.image_encoder, model.memory_encoder
+    # Members are read from dictionaries, because this runs for every frame.
+    encoder, memory_encoder = model._modules["image_encoder"], model._modules["memory_encoder"]
     if type(encoder) is not ImageEncoder or type(memory_encoder) is not MemoryEncoder:
         return False  # the outputs of another encoder contain its positions
-    neck = encoder.neck
+    neck = encoder._modules["neck"]
     if type(neck) is not FpnNeck:
         return False
-    return all(
-        type(encoding) is PositionEmbeddingSine
-        and encoding.is_that_of_released_models()
-        and not has_hooks(encoding)
-        for encoding in (neck.position_encoding, memory_encoder.position_encoding)
+    return _is_own(neck._modules["position_encoding"]) and _is_own(
+        memory_encoder._modules["position_encoding"]
     )
+
+
+def _is_own(encoding: nn.Module | None) -> bool:
+    if type(encoding) is not PositionEmbeddingSine or not encoding.is_that_of_released_models():
+        return False
+    return not encoding._forward_hooks and not encoding._forward_pre_hooks
