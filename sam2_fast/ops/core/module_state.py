@@ -110,7 +110,8 @@ class ModuleState:
             _flat(map(vars, classes)),
             _class_versions(classes),
         )
-        self._counts = _counts()
+        self._same_state = native_or("same_state", _same_state)
+        self._counts = RemovableHandle.next_id, _last_write[0]
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -124,13 +125,14 @@ class ModuleState:
 
     def is_unchanged(self) -> bool:
         """Whether nothing has changed."""
-        counts = _counts()
+        # They grow when a hook is registered or an attribute of our modules is assigned.
+        counts = RemovableHandle.next_id, _last_write[0]
         if counts != self._counts:
             same = native_or("same_dictionaries", _same_dictionaries)
             if any(self._unhooked) or not same(self._attributes, self._attribute_entries):
                 return False
             self._counts = counts
-        return native_or("same_state", _same_state)(*self._compared)
+        return self._same_state(*self._compared)
 
 
 def _settings_of(modules: Sequence[nn.Module]) -> tuple[list[Any], list[str], list[Any]]:
@@ -144,11 +146,6 @@ def _settings_of(modules: Sequence[nn.Module]) -> tuple[list[Any], list[str], li
     settings.append((vars(F), attention, vars(F)[attention]))
     groups, names, values = zip(*settings, strict=True)
     return list(groups), list(names), list(values)
-
-
-def _counts() -> tuple[int, int]:
-    """Numbers that grow when a hook is registered or an attribute of our modules is assigned."""
-    return RemovableHandle.next_id, _last_write[0]
 
 
 def _flat(dictionaries: Iterable[Mapping[Any, Any]]) -> list[Any]:
