@@ -370,17 +370,19 @@ class Sam2(ModelOfParts, WithTables):
 
     def _encode_memory(
         self, low: Tensor, logits: Tensor, presence: Tensor, binarize: bool
-    ) -> tuple[Tensor, Tensor]:
-        """`encode_memory`, and the positions of the maps, [B or 1, 64, h, w]."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """`encode_memory`, and the positions of the maps, [B or 1, 64, h, w].
+
+        The positions are None if they are those of `_memory_map_position`.
+        """
         encoder = self.memory_encoder
-        weights = None
+        weights = position = None
         if type(encoder) is MemoryEncoder and self.options.memory_mask_scale == MASK_SCALE:
             weights = encoder.op_weights(low, logits)
         if weights is None:
             memory, position = composed.encode_memory(self, low, logits, binarize)
         else:
             memory = encoder.run_op(low, logits, weights, binarize)
-            position = self._memory_map_position(memory.dtype)
         if self.no_obj_embed_spatial is not None:
             absent = (presence <= 0).to(memory.dtype)[:, None]  # [B, 1, 1]
             memory = torch.addcmul(memory, absent, self.no_obj_embed_spatial.to(memory.dtype))

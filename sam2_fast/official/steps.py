@@ -248,6 +248,8 @@ class OfficialSteps(Sam2):
             and not self.training
         )
         tokens, position = self._encode_memory(low, masks, object_score_logits, binarize)
+        if position is None:
+            position = self._memory_map_position(tokens.dtype)
         memory = to_map(tokens, *feat_sizes[-1])
         return memory, [position.expand(memory.shape[0], -1, -1, -1)]
 
