@@ -31,6 +31,8 @@ class OfficialTracker(Tracker):
     """The transitions of sessions, computed by the official steps of the model."""
 
     _model: SAM2Base
+    _new_position: Tensor | None = None
+    """Positions of memory maps, from this call's first memory; None if the session has them."""
 
     @cached_property
     def _encoder(self) -> _ForwardImage:
@@ -48,6 +50,21 @@ class OfficialTracker(Tracker):
     def open(self, session: VideoSession) -> None:
         """Encode the first frame of a video."""
         session.features.get(0, self._encoder, self._ahead)
+
+    def commit(self, session: VideoSession) -> None:
+        """As in `Tracker`; the first memory of a session also decides the positions of its maps."""
+        super().commit(session)
+        self._commit_position(session)
+
+    def track_frame(self, session: VideoSession, frame: int, step: int) -> Tensor:
+        """As in `Tracker`; the first memory of a session also decides the positions of its maps."""
+        logits = super().track_frame(session, frame, step)
+        self._commit_position(session)
+        return logits
+
+    def _commit_position(self, session: VideoSession) -> None:
+        if self._new_position is not None:
+            session.map_position, self._new_position = self._new_position, None
 
     def _look_ahead(self, frame: int, ahead: LookAhead) -> None:
         ahead.advance(frame, self._encoder)
@@ -92,8 +109,8 @@ class OfficialTracker(Tracker):
 
     def _remember_position(self, session: VideoSession, positions: Sequence[Tensor]) -> None:
         """Keep the positions of the first memory for all of them, as the official predictor."""
-        if session.map_position is None:
-            session.map_position = positions[-1][:1]
+        if session.map_position is None and self._new_position is None:
+            self._new_position = positions[-1][:1]
 
     def _batches(self, items: Sequence[Any]) -> list[Sequence[Any]]:
         return [[item] for item in items]
@@ -140,7 +157,8 @@ class OfficialTracker(Tracker):
         """`track_step` of one object."""
         features, positions, sizes = self._backbone(session, frame)
         bank = track.bank
-        view = FrameOutputs.views(bank, self._model, session.map_position)
+        position = self._new_position if session.map_position is None else session.map_position
+        view = FrameOutputs.views(bank, self._model, position)
         count = session.num_frames
         return self._model.track_step(
             frame_idx=frame,

@@ -252,6 +252,27 @@ def test_an_image_predictor_calls_overridden_steps(name: str, clip: np.ndarray) 
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
 
 
+def test_a_commit_that_fails_keeps_no_positions_of_memory_maps(clip: np.ndarray) -> None:
+    predictor = small_predictor()
+    original, calls = predictor._encode_new_memory, []
+
+    def fail_at_second_object(**arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise OSError("the second object")
+        return original(**arguments)
+
+    state = predictor.init_state(clip)
+    for obj_id in (1, 2):
+        predictor.add_new_points_or_box(state, 0, obj_id, [[20, 20]], [1])
+    predictor._encode_new_memory = fail_at_second_object
+    with pytest.raises(OSError, match="the second object"):
+        predictor.propagate_in_video_preflight(state)
+    assert state.map_position is None
+    predictor.propagate_in_video_preflight(state)
+    assert state.map_position is not None
+
+
 def test_frame_outputs_are_a_live_view_of_memories() -> None:
     memory = FrameMemory(torch.ones(256), torch.ones(1), torch.rand(16, 64), torch.rand(1, 16, 16))
     memories = {3: memory}
