@@ -95,8 +95,12 @@ def test_an_interrupt_has_exit_code_130_and_leaves_no_incomplete_video(
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT to another process")
 def test_sigint_ends_the_program_with_exit_code_130(tmp_path: Path) -> None:
-    options = "--point 40,212 --image-size 1024 --device cpu --no-overlay"
-    command = [sys.executable, "-m", "sam2_fast.cli", "track", str(EXAMPLES / "clip.mp4")]
+    frames = tmp_path / "clip"  # long enough that only the signal can end the program in time
+    frames.mkdir()
+    for i in range(5000):
+        (frames / f"{i}.png").symlink_to(STILL)
+    options = "--point 40,212 --device cpu --no-overlay"
+    command = [sys.executable, "-m", "sam2_fast.cli", "track", str(frames)]
     environment = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     process = subprocess.Popen(
