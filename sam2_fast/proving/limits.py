@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from sam2_fast.proving.only_torch import only_torch
@@ -14,6 +16,9 @@ from sam2_fast.proving.timing import timed
 
 _COPY_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 _MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
+_LONGEST_PRODUCT_MS = 1000.0
+
+Product = Callable[[Tensor, Tensor], Tensor]
 
 
 class Limits:
@@ -46,14 +51,39 @@ def matrix_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> flo
     On a CPU it is the better one of torch's product and oneDNN's, which torch's compiler calls:
     torch's uses another library, which on some processors has half the rate.
     """
-    n = _MATRIX_SIDE[device.type]
-    random = torch.Generator(device).manual_seed(0)
-    a, b = (torch.randn(n, n, device=device, generator=random).to(dtype) for _ in range(2))
-    products: list[Callable[[], Any]] = [lambda: a @ b]
-    if device.type == "cpu" and torch._C._has_mkldnn:
+    products: list[Product] = [torch.mm]
+    if device.type == "cpu" and _onednn_computes(dtype):
         pointwise = torch.ops.mkldnn._linear_pointwise
-        products.append(lambda: pointwise(a, b, None, "none", [], ""))
-    return 2 * n**3 / min(_least(product, device) for product in products) / 1e6
+        products.append(lambda a, b: pointwise(a, b, None, "none", [], ""))
+    return max(_product_rate(product, device, dtype) for product in products)
+
+
+def _onednn_computes(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has matrix products of a dtype on this processor."""
+    if not torch._C._has_mkldnn:
+        return False
+    if dtype is torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype is torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return dtype is torch.float32
+
+
+def _product_rate(product: Product, device: torch.device, dtype: torch.dtype) -> float:
+    """GFLOP/s of the product of two large matrices.
+
+    A processor that has no instructions for a dtype can be a hundred times slower, and gets smaller
+    matrices.
+    """
+    largest = _MATRIX_SIDE[device.type]
+    side = min(largest, 256) if device.type == "cpu" else largest
+    random = torch.Generator(device).manual_seed(0)
+    while True:
+        a, b = (torch.randn(side, side, device=device, generator=random) for _ in range(2))
+        milliseconds = _least(partial(product, a.to(dtype), b.to(dtype)), device)
+        if side == largest or 8 * milliseconds > _LONGEST_PRODUCT_MS:
+            return 2 * side**3 / milliseconds / 1e6
+        side *= 2
 
 
 def copy_rate(device: torch.device) -> float:

@@ -154,6 +154,18 @@ def test_limits_are_the_best_measured_rates(monkeypatch: pytest.MonkeyPatch) -> 
     assert limits.milliseconds(0, 100_000_000) == pytest.approx(2.0)
 
 
+def test_a_slow_product_gets_smaller_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    sides = []
+
+    def milliseconds_at_1_gflop_a_second(function: Any, *_: Any) -> list[float]:
+        sides.append(len(function()))
+        return [2 * sides[-1] ** 3 / 1e6]
+
+    monkeypatch.setattr(limits_module, "timed", milliseconds_at_1_gflop_a_second)
+    assert limits_module.matrix_rate(torch.device("cpu"), torch.float32) == pytest.approx(1.0)
+    assert set(sides) == {256, 512}
+
+
 def test_the_identity_of_a_cpu_is_reproducible() -> None:
     card = card_of(torch.device("cpu"))
     assert card.capability is None and card.architecture == "cpu" and card.build
