@@ -17,6 +17,7 @@ from sam2_fast.proving.timing import timed
 _COPY_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 _MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 _LONGEST_PRODUCT_MS = 1000.0
+"""The side of the matrices is doubled as long as one product is expected to stay below this."""
 
 Product = Callable[[Tensor, Tensor], Tensor]
 

@@ -109,8 +109,12 @@ class OfficialTracker(Tracker):
 
     def _remember_position(self, session: VideoSession, positions: Sequence[Tensor]) -> None:
         """Keep the positions of the first memory for all of them, as the official predictor."""
-        if session.map_position is None and self._new_position is None:
+        if self._position(session) is None:
             self._new_position = positions[-1][:1]
+
+    def _position(self, session: VideoSession) -> Tensor | None:
+        """Positions of memory maps, [1, 64, h, w]; None before the first memory."""
+        return self._new_position if session.map_position is None else session.map_position
 
     def _batches(self, items: Sequence[Any]) -> list[Sequence[Any]]:
         return [[item] for item in items]
@@ -157,8 +161,7 @@ class OfficialTracker(Tracker):
         """`track_step` of one object."""
         features, positions, sizes = self._backbone(session, frame)
         bank = track.bank
-        position = self._new_position if session.map_position is None else session.map_position
-        view = FrameOutputs.views(bank, self._model, position)
+        view = FrameOutputs.views(bank, self._model, self._position(session))
         count = session.num_frames
         return self._model.track_step(
             frame_idx=frame,

@@ -169,6 +169,19 @@ def test_steps_may_be_overridden_in_the_middle_of_a_propagation(clip: np.ndarray
     assert frames == list(range(8)) and calls == [3, 4, 5]
 
 
+def raising_at_second_call(step: Callable[..., Any], error: Exception) -> Any:
+    """A step that raises `error` once, at its second call."""
+    calls: list[Any] = []
+
+    def run(**arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise error
+        return step(**arguments)
+
+    return run
+
+
 def test_a_step_that_raises_changes_nothing(
     clip: np.ndarray, snapshot: Callable[[Any], Any]
 ) -> None:
@@ -178,15 +191,8 @@ def test_a_step_that_raises_changes_nothing(
         predictor.add_new_points_or_box(state, 0, name, [[20, 20]], [1])
     list(predictor.propagate_in_video(state, max_frame_num_to_track=2))
     before = snapshot(state)
-    original, calls = predictor.track_step, []
-
-    def fails_on_the_second_object(**arguments: Any) -> Any:
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise ArithmeticError("the policy failed")
-        return original(**arguments)
-
-    predictor.track_step = fails_on_the_second_object  # type: ignore[method-assign]
+    error = ArithmeticError("the policy failed")
+    predictor.track_step = raising_at_second_call(predictor.track_step, error)
     with pytest.raises(ArithmeticError, match="the policy failed"):
         list(predictor.propagate_in_video(state, 3, 0))
     assert snapshot(state) == before
@@ -254,18 +260,11 @@ def test_an_image_predictor_calls_overridden_steps(name: str, clip: np.ndarray) 
 
 def test_a_commit_that_fails_keeps_no_positions_of_memory_maps(clip: np.ndarray) -> None:
     predictor = small_predictor()
-    original, calls = predictor._encode_new_memory, []
-
-    def fail_at_second_object(**arguments: Any) -> Any:
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise OSError("the second object")
-        return original(**arguments)
-
+    error = OSError("the second object")
     state = predictor.init_state(clip)
     for obj_id in (1, 2):
         predictor.add_new_points_or_box(state, 0, obj_id, [[20, 20]], [1])
-    predictor._encode_new_memory = fail_at_second_object
+    predictor._encode_new_memory = raising_at_second_call(predictor._encode_new_memory, error)
     with pytest.raises(OSError, match="the second object"):
         predictor.propagate_in_video_preflight(state)
     assert state.map_position is None
