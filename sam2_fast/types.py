@@ -7,7 +7,6 @@ is a batch of images or objects.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -55,32 +54,6 @@ class NoPoints(NamedTuple):
     """No click and no box for `objects` objects: two padding points each, as in training."""
 
     objects: int
-
-
-@dataclass(frozen=True)
-class Preview:
-    """The result of a prompt for one object on one frame, until it is committed to memory."""
-
-    pointer: Tensor  # [256]
-    presence: Tensor  # [1] logit
-    logits: Tensor  # [1, 4h, 4w] float32, holes filled
-
-    def committed(self, map: Tensor) -> FrameMemory:  # noqa: A002 - the name in FrameMemory
-        """As a memory, with the memory map [h * w, 64] that was encoded from it."""
-        return FrameMemory(self.pointer, self.presence, map, self.logits)
-
-
-@dataclass(frozen=True)
-class FrameMemory:
-    """The memory of one object on one frame.
-
-    `map` and `logits` are None once the memory is too old to be attended to.
-    """
-
-    pointer: Tensor  # [256]
-    presence: Tensor  # [1] logit
-    map: Tensor | None = None  # [h * w, 64] memory tokens
-    logits: Tensor | None = None  # [1, 4h, 4w] float32, holes filled
 
 
 class Recall(NamedTuple):

@@ -7,8 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sam2_fast.memory import MemoryBank
-from sam2_fast.types import FrameMemory
+from sam2_fast.memory import FrameMemory, MemoryBank
 
 
 def memory_of(frame: int) -> FrameMemory:
@@ -94,7 +93,7 @@ def test_a_reverse_pass_from_a_prompt_recalls_the_memories_of_the_forward_pass()
 
 def test_prompted_and_corrected_frames_are_settled_and_not_dropped() -> None:
     memory = bank_of([0], list(range(1, 50)))
-    memory.corrected.add(3)
+    memory.tracked[3].corrected = True
     memory.forget(49, 1, 6, 15, both=False)
     assert memory.settled(3) is not None
     assert memory.settled(40) is None

@@ -15,12 +15,15 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from sam2_fast.config import Options, Sam2Config
 from sam2_fast.image.automatic import SAM2AutomaticMaskGenerator
+from sam2_fast.memory import FrameMemory
 from sam2_fast.model import Sam2
 from sam2_fast.model.fusion import Fusion
 from sam2_fast.ops.core import transfer
 from sam2_fast.ops.core.transfer import upload, upload_numbers
-from sam2_fast.types import FrameMemory, Points
-from sam2_fast.video.session import ObjectTrack, StreamFrames, VideoSession
+from sam2_fast.types import Points
+from sam2_fast.video.cached_features import CachedFeatures
+from sam2_fast.video.frames import StreamFrames
+from sam2_fast.video.inference_state import InferenceState, new_state
 from sam2_fast.video.tracker import Tracker
 
 SMALL = Sam2Config(
@@ -36,19 +39,18 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Any:
         yield Sam2(SMALL, Options()).eval()
 
 
-def session_of(model: Sam2, objects: int) -> VideoSession:
+def session_of(model: Sam2, objects: int) -> InferenceState:
     cpu = torch.device("cpu")
     frames = StreamFrames()
     for _ in range(3):
         frames.push(np.zeros((60, 80, 3), np.uint8))
-    session = VideoSession(frames, cpu, cpu)
+    session = new_state(frames, 64, cpu, cpu)
     for i in range(objects):
-        track = ObjectTrack()
-        track.bank.prompted[i % 2] = FrameMemory(
+        session.add(i).bank.prompted[i % 2] = FrameMemory(
             torch.zeros(256), torch.zeros(1), torch.zeros(16, 64), torch.zeros(1, 16, 16)
         )
-        session.objects[i] = track
-    session.features.current = (2, model.encode_image(torch.zeros(1, 3, 64, 64)))
+    features = model.encode_image(torch.zeros(1, 3, 64, 64))
+    session["cached_features"][2] = CachedFeatures(features, model, frames, 2)
     return session
 
 

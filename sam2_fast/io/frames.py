@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,10 @@ WINDOW_BYTES = 256 * 2**20
 
 It always holds at least two frames, whatever their size.
 """
+
+
+_OF_PROCESS = ("_recent", "_lock", "_window_lock", "_reader")
+"""Attributes that cannot be passed to another process."""
 
 
 class FrameGoneError(LookupError):
@@ -39,6 +43,8 @@ class FrameSource(ABC):
     reads_ahead: True if frames come from files; `read_ahead` then decodes in a background thread.
     Threads may share a source. One thread decodes at a time, and a frame that is in the window is
     returned without waiting for it.
+    A source can be pickled without its window if its frames can be read again. `copy.deepcopy`
+    returns the source itself, because its frames do not change.
     """
 
     sequential = False
@@ -53,11 +59,24 @@ class FrameSource(ABC):
         self.width = width
         self.fps = fps
         self.window = min(WINDOW_FRAMES, max(2, WINDOW_BYTES // max(1, height * width * 3)))
+        self._closed = False
+        self._start_empty()
+
+    def _start_empty(self) -> None:
         self._recent: OrderedDict[int, Frame] = OrderedDict()
         self._lock = threading.RLock()  # guards the decoder
         self._window_lock = threading.Lock()  # guards `_recent`
         self._reader: ThreadPoolExecutor | None = None
-        self._closed = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrameSource:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k not in _OF_PROCESS}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start_empty()
 
     @abstractmethod
     def _read(self, index: int) -> Frame:

@@ -115,6 +115,12 @@ class FrameStream(FrameSource):
         self._insert(0, frame)
         self._next = 1
 
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(
+            f"{self.name}: cannot be pickled, because its frames can be read only once; pass a "
+            "list, a folder or a video file instead"
+        )
+
     def _read(self, index: int) -> Frame:
         if index < self._next:
             raise FrameGoneError(

@@ -91,6 +91,17 @@ class VideoFile(FrameSource):
         with self._lock:
             self._release()
 
+    def __getstate__(self) -> dict[str, Any]:
+        decoder = ("_av", "_container", "_stream", "_decoded")
+        return {k: v for k, v in super().__getstate__().items() if k not in decoder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._av = _import_av()
+        self._container = self._stream = None
+        if not self._closed:
+            self._reopen()
+
     def _read(self, index: int) -> Frame:
         """Decode onwards from the current position if that is shorter than a seek.
 

@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from sam2_fast.memory import MemoryBank
-from sam2_fast.types import FrameMemory, Recall
+from sam2_fast.types import Recall
 
 _KINDS = ("cond_frame_outputs", "non_cond_frame_outputs")
 
 
-class _Memories(Mapping[int, FrameMemory]):
-    """Frame outputs as memories, converted when they are read."""
-
-    def __init__(self, outputs: Mapping[int, Any]) -> None:
-        self._outputs = outputs
-
-    def __getitem__(self, frame: int) -> FrameMemory:
-        return _memory(self._outputs[frame])
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._outputs)
-
-    def __len__(self) -> int:
-        return len(self._outputs)
-
-
 def bank_of(output_dict: Mapping[str, Mapping[int, Any]]) -> MemoryBank:
-    """The frame outputs as a bank: pointers [B, 256], maps [B, h * w, 64].
+    """The frame outputs as a bank, of which only `recall` is used: outputs may be of B objects.
 
     Raises ValueError if no frame was prompted.
     """
-    prompted, tracked = (_Memories(output_dict[kind]) for kind in _KINDS)
+    prompted, tracked = (output_dict[kind] for kind in _KINDS)
     if not prompted:
         raise ValueError(
             "output_dict: expected at least one frame in 'cond_frame_outputs', got none"
@@ -49,7 +33,7 @@ def recalled_maps(bank: MemoryBank, recall: Recall, num_maps: int) -> list[Tenso
     have the last temporal row.
     """
     num_prompted = sum(row == num_maps - 1 for row in recall.rows)
-    return [_map(memory) for memory in _look_up(bank, recall.maps, num_prompted)]
+    return [_map(output) for output in _look_up(bank, recall.maps, num_prompted)]
 
 
 def recalled_pointers(
@@ -65,7 +49,7 @@ def recalled_pointers(
     num_passed = len(prompted)
     if until is not None:
         num_passed = sum(t >= until if reverse else t <= until for t in prompted)
-    return [memory.pointer for memory in _look_up(bank, recall.pointers, num_passed)]
+    return [output["obj_ptr"] for output in _look_up(bank, recall.pointers, num_passed)]
 
 
 def recalled_positions(
@@ -81,24 +65,19 @@ def recalled_positions(
     return [output["maskmem_pos_enc"][-1] for output in outputs]
 
 
-def _memory(output: Any) -> FrameMemory:
-    features = output["maskmem_features"]
-    tokens = None if features is None else features.flatten(2).transpose(1, 2)
-    return FrameMemory(output["obj_ptr"], output.get("object_score_logits"), tokens)
-
-
-def _look_up(bank: MemoryBank, frames: Sequence[int], num_prompted: int) -> list[FrameMemory]:
-    """The memories of frames, of which the first `num_prompted` are prompted ones."""
+def _look_up(bank: MemoryBank, frames: Sequence[int], num_prompted: int) -> list[Any]:
+    """The outputs of frames, of which the first `num_prompted` are prompted ones."""
     return [
         bank.prompted[t] if i < num_prompted or t not in bank.tracked else bank.tracked[t]
         for i, t in enumerate(frames)
     ]
 
 
-def _map(memory: FrameMemory) -> Tensor:
-    if memory.map is None:
+def _map(output: Any) -> Tensor:
+    features: Tensor | None = output["maskmem_features"]
+    if features is None:
         raise ValueError(
             "output_dict: a frame to attend to has no maskmem_features; run track_step with "
             "run_mem_encoder=True"
         )
-    return memory.map
+    return features.flatten(2).transpose(1, 2)

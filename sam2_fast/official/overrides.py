@@ -8,9 +8,13 @@ from sam2_fast.model import Sam2
 from sam2_fast.model.image_encoder import FpnNeck, ImageEncoder
 from sam2_fast.model.memory_encoder import MemoryEncoder
 from sam2_fast.model.position import PositionEmbeddingSine
+from sam2_fast.official.predictor_steps import PredictorSteps
 from sam2_fast.official.steps import OfficialSteps
 
 _STEPS = {name: step for name, step in vars(OfficialSteps).items() if callable(step)}
+_PREDICTOR_STEPS = _STEPS | {
+    name: step for name, step in vars(PredictorSteps).items() if callable(step)
+}
 
 
 def needs_official_steps(model: Sam2) -> bool:
@@ -21,7 +25,8 @@ def needs_official_steps(model: Sam2) -> bool:
     if not isinstance(model, OfficialSteps):
         return False
     kind, own = type(model), vars(model)
-    for name, step in _STEPS.items():
+    steps = _PREDICTOR_STEPS if isinstance(model, PredictorSteps) else _STEPS
+    for name, step in steps.items():
         if getattr(kind, name) is not step or name in own:
             return True
     return model.num_maskmem == 0 or not _has_own_positions(model)

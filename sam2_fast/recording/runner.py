@@ -19,8 +19,6 @@ class Runner:
     runner is created.
     """
 
-    result_type = Features
-
     def __init__(self, model: Sam2, graphs: Graphs | None) -> None:
         allowed = graphs is not None and graphs.refuses(model, model.no_mem_embed) is None
         self.model = model

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sam2_fast.config import NO_OBJECT_LOGIT
-from sam2_fast.memory import MemoryBank
+from sam2_fast.memory import FrameMemory, MemoryBank
 from sam2_fast.model import Sam2
 from sam2_fast.model.prompt_encoder import padding_points
 from sam2_fast.ops.mask_decoder.reference import select_one
@@ -26,7 +26,7 @@ from sam2_fast.ops.object_heads import mix_absent
 from sam2_fast.training.batches import Batch
 from sam2_fast.training.losses import Step
 from sam2_fast.training.simulation import Annotator, Hands, Plan, correction, first_prompt
-from sam2_fast.types import Features, FrameMemory, Points
+from sam2_fast.types import Features, Points
 
 
 def simulate(

@@ -1,104 +1,120 @@
-"""A `VideoSession` that can be read like the official `inference_state` dictionary."""
+"""`inference_state`: the official dictionary, which is also a `VideoSession`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import MutableMapping
 from typing import Any
 
-from sam2_fast.types import FrameMemory, Preview
-from sam2_fast.video.session import VideoSession
+import torch
+
+from sam2_fast.official.predictor_steps import PER_OBJECT, ComputedPair, State
+from sam2_fast.video.cached_features import CachedFeatures
+from sam2_fast.video.frames import FrameImages, Frames
+from sam2_fast.video.session import Control, Keep, VideoSession
+
+_COMPUTED = (CachedFeatures, ComputedPair)
+_CONTROL = "sam2_fast_control"
+
+KEYS = (
+    *("images", "num_frames", "video_height", "video_width"),
+    *("offload_video_to_cpu", "offload_state_to_cpu", "device", "storage_device"),
+    *("obj_ids", "obj_id_to_idx", "obj_idx_to_id"),
+    *PER_OBJECT,
+    *("cached_features", "constants"),
+)
+_REQUIRED = set(KEYS) - {"offload_video_to_cpu", "offload_state_to_cpu"}
 
 
-@dataclass(repr=False)
-class InferenceState(VideoSession):
-    """What `init_state` returns.
+class InferenceState(VideoSession, dict[str, Any]):
+    """What `init_state` returns: a dictionary with the keys of the official `inference_state`.
 
-    `state["num_frames"]` and the other documented keys are read-only views.
+    It may be changed as the official one: entries removed, replaced or added, at any depth. A call
+    of the predictor uses what the dictionary contains when it starts.
+
+    images: `FrameImages`, or an indexable object of frames that the caller has assigned: model
+        input [3, S, S] in floating point, or pictures.
+    num_frames: None while it is unknown, and for a stream.
+    output_dict_per_obj: index -> kind -> frame -> output (`FrameMemory`).
+    cached_features: frame -> (image, backbone_out), of the frame that was used last. A caller may
+        put other frames there.
     """
 
-    offload_video_to_cpu: bool = False
+    def __init__(self, entries: dict[str, Any], keep: Keep = "all") -> None:
+        dict.__init__(self, entries)
+        self._state = None  # a reference to itself would keep it alive
+        self._control = Control(keep)
+        self._assigned = None
 
-    def __getitem__(self, key: str) -> Any:
-        if key not in _KEYS:
-            raise KeyError(f"{key!r}; known keys are {sorted(_KEYS)}")
-        return _KEYS[key](self)
+    @property
+    def state(self) -> State:
+        """The dictionary itself."""
+        return self
 
-    def __contains__(self, key: object) -> bool:
-        return key in _KEYS
+    def __missing__(self, key: str) -> Any:
+        raise KeyError(f"{key!r}; known keys are {sorted(self)}")
 
-    def get(self, key: str, default: Any = None) -> Any:
-        """The value of a key, or `default` if the key is unknown."""
-        return self[key] if key in self else default
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As a copy of its entries; features that are computed again when needed are left out."""
+        cached = self["cached_features"]
+        kept = {f: entry for f, entry in cached.items() if not isinstance(entry, _COMPUTED)}
+        return InferenceState, ({**self, "cached_features": kept}, self.keep)
 
-    def keys(self) -> list[str]:
-        """All keys."""
-        return list(_KEYS)
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return self.__reduce__()
+
+    def copy(self) -> dict[str, Any]:
+        """A plain dictionary with the same entries, which calls of predictors accept."""
+        return {**self}
 
 
-def _points(session: VideoSession) -> dict[int, dict[int, Any]]:
-    return {
-        i: {
-            f: {"point_coords": p.points.coords, "point_labels": p.points.labels}
-            for f, p in t.prompts.items()
-            if p.points is not None
-        }
-        for i, t in enumerate(session.objects.values())
+def new_state(
+    frames: Frames,
+    image_size: int,
+    device: torch.device,
+    storage: torch.device,
+    keep: Keep = "all",
+    offload_video_to_cpu: bool = False,
+) -> InferenceState:
+    """The state of a video without objects.
+
+    image_size: S, pixels. device: of the model. storage: of memories.
+    """
+    images_on = torch.device("cpu") if offload_video_to_cpu else device
+    entries: dict[str, Any] = {
+        "images": FrameImages(frames, image_size, images_on),
+        "num_frames": frames.num_frames,
+        "offload_video_to_cpu": offload_video_to_cpu,
+        "offload_state_to_cpu": storage != device,
+        "video_height": frames.height,
+        "video_width": frames.width,
+        "device": device,
+        "storage_device": storage,
+        "cached_features": {},
+        "constants": {},
+        "obj_id_to_idx": {},
+        "obj_idx_to_id": {},
+        "obj_ids": [],
     }
+    entries |= {name: {} for name in PER_OBJECT}
+    return InferenceState(entries, keep)
 
 
-def _masks(session: VideoSession) -> dict[int, dict[int, Any]]:
-    return {
-        i: {f: p.mask for f, p in t.prompts.items() if p.mask is not None}
-        for i, t in enumerate(session.objects.values())
-    }
+def session_of(state: VideoSession | State) -> VideoSession:
+    """The session of a state that `init_state` returned, or of a dictionary of the same keys.
 
-
-def _output(memory: Preview | FrameMemory) -> dict[str, Any]:
-    map_ = None if isinstance(memory, Preview) else memory.map
-    return {
-        "maskmem_features": None if map_ is None else map_[None],
-        "pred_masks": None if memory.logits is None else memory.logits[None],
-        "obj_ptr": memory.pointer[None],
-        "object_score_logits": memory.presence[None],
-    }
-
-
-def _outputs(session: VideoSession) -> dict[int, dict[str, dict[int, Any]]]:
-    return {
-        i: {
-            "cond_frame_outputs": {f: _output(m) for f, m in t.bank.prompted.items()},
-            "non_cond_frame_outputs": {f: _output(m) for f, m in t.bank.tracked.items()},
-        }
-        for i, t in enumerate(session.objects.values())
-    }
-
-
-_KEYS: dict[str, Any] = {
-    "images": lambda s: s.frames,
-    "num_frames": lambda s: s.num_frames,
-    "video_height": lambda s: s.size[0],
-    "video_width": lambda s: s.size[1],
-    "device": lambda s: s.device,
-    "storage_device": lambda s: s.storage,
-    "offload_video_to_cpu": lambda s: s.offload_video_to_cpu,
-    "offload_state_to_cpu": lambda s: s.storage != s.device,
-    "obj_ids": lambda s: s.obj_ids,
-    "obj_id_to_idx": lambda s: {k: i for i, k in enumerate(s.objects)},
-    "obj_idx_to_id": lambda s: dict(enumerate(s.objects)),
-    "point_inputs_per_obj": _points,
-    "mask_inputs_per_obj": _masks,
-    "output_dict_per_obj": _outputs,
-    "temp_output_dict_per_obj": lambda s: {
-        i: {
-            "cond_frame_outputs": {f: _output(m) for f, m in t.previews.items()},
-            "non_cond_frame_outputs": {},
-        }
-        for i, t in enumerate(s.objects.values())
-    },
-    "frames_tracked_per_obj": lambda s: {
-        i: {f: {"reverse": d < 0} for f, d in t.passed.items()}
-        for i, t in enumerate(s.objects.values())
-    },
-    "cached_features": lambda s: {} if s.features.current is None else dict([s.features.current]),
-    "constants": lambda s: {},
-}
+    Raises TypeError for an object of another type, and ValueError if keys are missing.
+    """
+    if isinstance(state, VideoSession):
+        return state
+    if not isinstance(state, MutableMapping):
+        raise TypeError(
+            f"inference_state: expected the result of init_state, or a dictionary of the official "
+            f"keys, got {type(state).__name__}"
+        )
+    missing = sorted(_REQUIRED - state.keys())
+    if missing:
+        raise ValueError(
+            f"inference_state: expected the keys of the official dictionary, without {missing}; "
+            "call init_state"
+        )
+    return VideoSession(state, state["constants"].setdefault(_CONTROL, Control()))

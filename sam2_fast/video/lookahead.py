@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam2_fast.io.transforms import frame_input
 from sam2_fast.model import Sam2
 from sam2_fast.ops.core.cache import Cache
 from sam2_fast.recording.cache import Graphs
 from sam2_fast.recording.cuda_graph import SideStream
 from sam2_fast.recording.fingerprint import Fingerprint
 from sam2_fast.types import Features
+from sam2_fast.video.frames import Frames, model_input
 
 BATCH = 4
 """Frames that are encoded together.
@@ -26,28 +26,6 @@ At most twice as many are in memory: the features of a frame are 8 MB in bfloat1
 """
 READS = 2
 """Frames that are read for each tracked frame, until there are enough for a batch."""
-
-
-class Frames(Protocol):
-    """A source of frames: those of `io.video`, or `StreamFrames`."""
-
-    @property
-    def num_frames(self) -> int | None:
-        """Number of frames, or None while it is unknown."""
-
-    @property
-    def height(self) -> int:
-        """Pixels."""
-
-    @property
-    def width(self) -> int:
-        """Pixels."""
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        """Frame `index`: uint8 [H, W, 3] RGB."""
-
-    def read_ahead(self, index: int) -> None:
-        """Start to read frame `index`, which will be requested next."""
 
 
 class FrameEncoder(Protocol):
@@ -60,10 +38,6 @@ class FrameEncoder(Protocol):
     @property
     def encoder_graphs(self) -> Graphs | None:
         """CUDA graphs to encode from, or None."""
-
-    @property
-    def result_type(self) -> type:
-        """The class of the results of `encode`."""
 
     def encode(self, images: Tensor, fingerprint: Fingerprint | None = None) -> Any:
         """Features of images [B, 3, S, S]."""
@@ -80,7 +54,7 @@ class LookAhead:
 
     def __init__(self, frames: Frames, device: torch.device, order: range = range(0)) -> None:
         """order: the frames of the propagation; empty if they are unknown, and for prompts."""
-        self._frames = frames
+        self.frames = frames
         self._device = device
         self._order = order
         # The last position in `_order` that was read.
@@ -109,11 +83,15 @@ class LookAhead:
         if len(self._images) >= BATCH:
             self._encode_batch(self._stream, runner)
 
+    def read_after(self, frame: int) -> None:
+        """Start to read the frame after `frame`."""
+        self._read_ahead(self._position_of(frame) + 1)
+
     def features(self, frame: int, runner: FrameEncoder) -> Any:
         """Features of a frame, [1, ...], ready to be used on the current stream."""
         if runner.encoder_graphs is None:
-            pixels = self._frames[frame]
-            self._read_ahead(self._position_of(frame) + 1)
+            pixels = self.frames[frame]
+            self.read_after(frame)
             return runner.encode(self._input(pixels, runner))
         self._drop_before(frame)
         if frame in self._encoded and self._stream is not None:
@@ -124,11 +102,11 @@ class LookAhead:
             image = self._images.pop(frame)
             self._stream.wait_event(self._stream.record_event(), [image])
         else:
-            image = self._input(self._frames[frame], runner)
+            image = self._input(self.frames[frame], runner)
         return runner.encode(image)
 
-    def _input(self, pixels: np.ndarray, runner: FrameEncoder) -> Tensor:
-        return frame_input(pixels, runner.model.config.image_size, self._device)[None]
+    def _input(self, pixels: np.ndarray | Tensor, runner: FrameEncoder) -> Tensor:
+        return model_input(pixels, runner.model.config.image_size, self._device)[None]
 
     def _read_next(self, stream: SideStream, runner: FrameEncoder) -> bool:
         """Read one more frame and copy it to the device on the side stream.
@@ -140,7 +118,7 @@ class LookAhead:
             return False
         frame = self._order[following]
         try:
-            pixels = self._frames[frame]
+            pixels = self.frames[frame]
         except (LookupError, OSError, ValueError):
             return False
         with stream.enter():
@@ -161,7 +139,7 @@ class LookAhead:
 
     def _read_ahead(self, position: int) -> None:
         if 0 < position < len(self._order):
-            self._frames.read_ahead(self._order[position])
+            self.frames.read_ahead(self._order[position])
 
     def _position_of(self, frame: int) -> int:
         """The position of a frame in `_order`, or -1."""
@@ -173,25 +151,3 @@ class LookAhead:
         for cached in (self._images, self._encoded):
             for skipped in [f for f in cached if self._position_of(f) < first]:
                 del cached[skipped]
-
-
-class FeatureCache:
-    """The image features of a session's current frame."""
-
-    def __init__(self, frames: Frames, device: torch.device) -> None:
-        self.current: tuple[int, Any] | None = None
-        """The frame that was requested last, and its features, [1, ...], as the runner returned."""
-        self._without_order = LookAhead(frames, device)
-
-    def get(self, frame: int, runner: FrameEncoder, ahead: LookAhead | None = None) -> Any:
-        """Features of a frame, [1, ...], ready to be used on the current stream.
-
-        ahead: of the propagation that requests the frame, or None.
-        """
-        if self.current is not None:
-            known, features = self.current
-            if known == frame and isinstance(features, runner.result_type):
-                return features
-        source = ahead or self._without_order
-        self.current = frame, source.features(frame, runner)
-        return self.current[1]

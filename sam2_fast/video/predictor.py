@@ -20,11 +20,12 @@ from sam2_fast.config import (
 from sam2_fast.io.images import as_rgb_uint8
 from sam2_fast.io.video import open_video
 from sam2_fast.model.layers import WithTables
-from sam2_fast.official.base import SAM2Base
+from sam2_fast.official.predictor_steps import PredictorSteps, State
 from sam2_fast.prompts import frame_number, to_model_mask, to_model_points
 from sam2_fast.recording.cache import Graphs
-from sam2_fast.video.inference_state import InferenceState
-from sam2_fast.video.session import Keep, StreamFrames, VideoSession
+from sam2_fast.video.frames import StreamFrames
+from sam2_fast.video.inference_state import InferenceState, new_state, session_of
+from sam2_fast.video.session import Keep, VideoSession
 from sam2_fast.video.tracker import Output, Tracker, tracker_for
 from sam2_fast.weights.build import build_pretrained, warn_of_unknown
 
@@ -48,7 +49,7 @@ class _ShortHelp(ABCMeta):
         return sorted(added - options - {*FIXED_SETTINGS, *VERSION_SETTINGS})
 
 
-class SAM2VideoPredictor(SAM2Base, metaclass=_ShortHelp):
+class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
     """Interactive video segmentation (official `SAM2VideoPredictor`).
 
     The predictor has no state: every video has a session. Every call validates, computes, then
@@ -102,16 +103,16 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_ShortHelp):
         frames = StreamFrames() if video_path is None else open_video(video_path, **limits)
         storage = torch.device("cpu") if offload_state_to_cpu else self.device
         default: Keep = "reachable" if frames.num_frames is None else "all"
-        session = InferenceState(frames, self.device, storage, keep or default)
-        session.offload_video_to_cpu = offload_video_to_cpu
+        size = self.config.image_size
+        state = new_state(frames, size, self.device, storage, keep or default, offload_video_to_cpu)
         if video_path is not None:
-            self._tracker().open(session)
-        return session
+            self._tracker(state).open(state)
+        return state
 
     @torch.inference_mode()
     def add_new_points_or_box(
         self,
-        inference_state: VideoSession,
+        inference_state: VideoSession | State,
         frame_idx: int,
         obj_id: Hashable,
         points: Any = None,
@@ -127,7 +128,7 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_ShortHelp):
         clear_old_points: False adds the clicks to earlier ones of the frame.
         Raises ValueError, TypeError or IndexError for an invalid prompt, and then changes nothing.
         """
-        session = inference_state
+        session = session_of(inference_state)
         with session.exclusive("add_new_points_or_box"):
             frame = self._frame(session, frame_idx)
             if box is not None and not clear_old_points:
@@ -146,7 +147,7 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_ShortHelp):
                 normalize_coords,
                 session.device,
             )
-            tracker = self._tracker()
+            tracker = self._tracker(session)
             tracker.preview_points(session, frame, obj_id, prompt, clear_old_points)
             return tracker.newest_output(session, frame)
 
@@ -156,30 +157,31 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_ShortHelp):
 
     @torch.inference_mode()
     def add_new_mask(
-        self, inference_state: VideoSession, frame_idx: int, obj_id: Hashable, mask: Any
+        self, inference_state: VideoSession | State, frame_idx: int, obj_id: Hashable, mask: Any
     ) -> Output:
         """Prompt one object with a mask on one frame.
 
         mask: [H, W] of any size; non-zero is object. An empty mask means that the object is absent.
         """
-        session = inference_state
+        session = session_of(inference_state)
         with session.exclusive("add_new_mask"):
             frame = self._frame(session, frame_idx)
             drawn = to_model_mask(mask, self.config.image_size, session.device)
-            tracker = self._tracker()
+            tracker = self._tracker(session)
             tracker.preview_mask(session, frame, obj_id, drawn)
             return tracker.newest_output(session, frame)
 
     @torch.inference_mode()
-    def propagate_in_video_preflight(self, inference_state: VideoSession) -> None:
+    def propagate_in_video_preflight(self, inference_state: VideoSession | State) -> None:
         """Commit all prompts to memory; `propagate_in_video` and `step` also do this."""
-        with inference_state.exclusive("propagate_in_video_preflight"):
-            inference_state.require_objects()
-            self._tracker().commit(inference_state)
+        session = session_of(inference_state)
+        with session.exclusive("propagate_in_video_preflight"):
+            session.require_objects()
+            self._tracker(session).commit(session)
 
     def propagate_in_video(
         self,
-        inference_state: VideoSession,
+        inference_state: VideoSession | State,
         start_frame_idx: int | None = None,
         max_frame_num_to_track: int | None = None,
         reverse: bool = False,
@@ -194,7 +196,7 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_ShortHelp):
         The session may be changed between two frames: added or removed objects and new prompts take
         effect from the next frame; a reset ends the loop with RuntimeError.
         """
-        session = inference_state
+        session = session_of(inference_state)
         session.require_objects()
         if start_frame_idx is not None:
             start_frame_idx = self._frame(session, start_frame_idx, "start_frame_idx")
@@ -203,12 +205,12 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_ShortHelp):
                 f"max_frame_num_to_track: expected 0 or more, got {max_frame_num_to_track}"
             )
         step = -1 if reverse else 1
-        return self._tracker().propagate(
+        return self._tracker(session).propagate(
             session, start_frame_idx, max_frame_num_to_track, step, progress
         )
 
     def propagate_in_both_directions(
-        self, inference_state: VideoSession, start_frame_idx: int | None = None
+        self, inference_state: VideoSession | State, start_frame_idx: int | None = None
     ) -> Iterator[Output]:
         """`propagate_in_video` to the end, then back to the beginning; the start frame comes once.
 
@@ -217,15 +219,14 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_ShortHelp):
         yield from self.propagate_in_video(inference_state, start_frame_idx)
         start = start_frame_idx
         if start is None:
-            start = min(
-                (f for t in inference_state.objects.values() for f in t.bank.prompted), default=0
-            )
+            objects = session_of(inference_state).objects.values()
+            start = min((f for t in objects for f in t.bank.prompted), default=0)
         for output in self.propagate_in_video(inference_state, start, reverse=True):
             if output[0] != start:
                 yield output
 
     @torch.inference_mode()
-    def step(self, inference_state: VideoSession, frame: Any) -> Output:
+    def step(self, inference_state: VideoSession | State, frame: Any) -> Output:
         """Commit all prompts, then track all objects on the next frame of a stream.
 
         inference_state: from `init_state(None)`.
@@ -233,7 +234,7 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_ShortHelp):
         Without objects, the masks are [0, 1, H, W]. Prompts can be added on the last frame and on a
         few frames before it. Memory does not grow with the stream.
         """
-        session = inference_state
+        session = session_of(inference_state)
         frames = session.frames
         if not isinstance(frames, StreamFrames):
             raise TypeError(
@@ -242,7 +243,7 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_ShortHelp):
         pixels = as_rgb_uint8(frame)
         with session.exclusive("step"):
             frames.check(pixels)
-            tracker = self._tracker()
+            tracker = self._tracker(session)
             tracker.commit(session)
             number = frames.push(pixels)
             tracked = False
@@ -253,28 +254,29 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_ShortHelp):
                 if not tracked:
                     frames.unpush()
             frames.trim()
+            session.state.update(video_height=frames.height, video_width=frames.width)
             return tracker.output(session, number, logits)
 
     @torch.inference_mode()
     def clear_all_prompts_in_frame(
         self,
-        inference_state: VideoSession,
+        inference_state: VideoSession | State,
         frame_idx: int,
         obj_id: Hashable,
         need_output: bool = True,
     ) -> Output | None:
         """Remove one object's prompts on one frame; an object without any prompt is paused."""
-        session = inference_state
+        session = session_of(inference_state)
         with session.exclusive("clear_all_prompts_in_frame"):
             frame = self._frame(session, frame_idx)
-            tracker = self._tracker()
+            tracker = self._tracker(session)
             tracker.clear(session, obj_id, frame)
             return tracker.newest_output(session, frame) if need_output else None
 
     @torch.inference_mode()
     def remove_object(
         self,
-        inference_state: VideoSession,
+        inference_state: VideoSession | State,
         obj_id: Hashable,
         strict: bool = False,
         need_output: bool = True,
@@ -284,26 +286,27 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_ShortHelp):
         Returns the remaining ids, and the masks of the remaining objects on the frames on which the
         object was prompted. An unknown id is ignored, or raises RuntimeError if strict is True.
         """
-        session = inference_state
+        session = session_of(inference_state)
         with session.exclusive("remove_object"):
-            if obj_id not in session.objects:
+            if obj_id not in session.obj_ids:
                 if strict:
                     raise RuntimeError(
                         f"Cannot remove object id {obj_id} as it doesn't exist. All existing "
                         f"object ids: {session.obj_ids}."
                     )
                 return session.obj_ids, []
-            tracker = self._tracker()
+            tracker = self._tracker(session)
             frames = tracker.remove(session, obj_id)
             updated: list[tuple[int, Tensor]] = []
-            if need_output and session.objects:
+            if need_output and session.obj_ids:
                 updated = [(frame, tracker.newest_output(session, frame)[2]) for frame in frames]
             return session.obj_ids, updated
 
-    def reset_state(self, inference_state: VideoSession) -> None:
+    def reset_state(self, inference_state: VideoSession | State) -> None:
         """Remove all objects; the video stays open. A running propagation ends with an error."""
-        with inference_state.exclusive("reset_state"):
-            inference_state.reset()
+        session = session_of(inference_state)
+        with session.exclusive("reset_state"):
+            session.reset()
 
     def _frame(self, session: VideoSession, frame_idx: Any, name: str = "frame_idx") -> int:
         frames = session.frames
@@ -313,8 +316,8 @@ class SAM2VideoPredictor(SAM2Base, metaclass=_ShortHelp):
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *object.__dir__(self)})
 
-    def _tracker(self) -> Tracker:
-        return tracker_for(self, self.graphs)
+    def _tracker(self, session: VideoSession) -> Tracker:
+        return tracker_for(self, self.graphs, session=session)
 
 
 class SAM2VideoPredictorVOS(SAM2VideoPredictor):

@@ -1,75 +1,27 @@
 """The state of a video that is segmented: frames, objects, and the memories of each object.
 
-It computes nothing; the tracker does.
+The state is a dictionary of the official layout, which callers may change; `VideoSession` reads it
+anew in every call. It computes nothing; the tracker does.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from sam2_fast.memory import MemoryBank
-from sam2_fast.types import FrameMemory, Points, Preview
-from sam2_fast.video.lookahead import FeatureCache, Frames
+from sam2_fast.memory import FrameMemory, MemoryBank, compact
+from sam2_fast.official.predictor_steps import KINDS, PER_OBJECT, State, add_object
+from sam2_fast.types import Points
+from sam2_fast.video.frames import AssignedFrames, FrameImages, Frames
 
 Keep = Literal["all", "reachable"]
-
-
-class StreamFrames:
-    """Frames that the caller pushes one by one; only the newest `window` frames are stored."""
-
-    def __init__(self, window: int = 8) -> None:
-        self._frames: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._window = window
-        self.pushed = 0
-        self.height = self.width = 0
-        self.num_frames: int | None = None
-
-    def check(self, frame: np.ndarray) -> None:
-        """Raise ValueError if the size of a frame differs from that of the first one."""
-        if self.pushed and frame.shape[:2] != (self.height, self.width):
-            raise ValueError(
-                f"frame {self.pushed}: expected {self.width} x {self.height} pixels, got "
-                f"{frame.shape[1]} x {frame.shape[0]}"
-            )
-
-    def push(self, frame: np.ndarray) -> int:
-        """Add a frame, uint8 [H, W, 3]; returns its number."""
-        self.height, self.width = frame.shape[:2]
-        self._frames[self.pushed] = frame
-        self.pushed += 1
-        return self.pushed - 1
-
-    def read_ahead(self, index: int) -> None:
-        """Does nothing: frames are pushed."""
-
-    def unpush(self) -> None:
-        """Remove the newest frame."""
-        self.pushed -= 1
-        del self._frames[self.pushed]
-
-    def trim(self) -> None:
-        """Remove frames that are older than the window."""
-        while len(self._frames) > self._window:
-            self._frames.popitem(last=False)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        if index not in self._frames:
-            stored = f"{min(self._frames)}..{max(self._frames)}" if self._frames else "none"
-            raise IndexError(
-                f"frame {index} of the stream is not stored any more (stored: {stored}); prompt "
-                "one of the newest frames"
-            )
-        return self._frames[index]
 
 
 @dataclass(frozen=True)
@@ -82,31 +34,71 @@ class Prompt:
     points: Points | None = None
     mask: Tensor | None = None
 
+    def store(self, track: ObjectTrack, frame: int) -> None:
+        """Replace the prompt of a frame."""
+        if self.points is not None:
+            coords, labels = self.points.coords, self.points.labels
+            track.points[frame] = {"point_coords": coords, "point_labels": labels}
+            track.masks.pop(frame, None)
+        if self.mask is not None:
+            track.masks[frame] = self.mask
+            track.points.pop(frame, None)
+
 
 @dataclass
 class ObjectTrack:
     """One object: prompts, previews that are not committed yet, memories, and passed frames.
 
-    passed: frames that propagation has tracked -> direction (+1, -1). A prompt on one of them is
-        decoded with the object's memories, a prompt on another frame without them.
+    Every field but `bank` is one of the dictionaries of the state, by frame number.
+
+    points: {"point_coords": [1, P, 2] in pixels of the S x S image, "point_labels": [1, P]}.
+    masks: [1, 1, S, S].
+    previews: results of prompts that were decoded without memories; corrections: with them.
+    passed: frames that propagation has tracked -> {"reverse": whether backwards}. A prompt on one
+        of them is decoded with the object's memories, a prompt on another frame without them.
     """
 
-    prompts: dict[int, Prompt] = field(default_factory=dict)
-    previews: dict[int, Preview] = field(default_factory=dict)
+    points: dict[int, Any] = field(default_factory=dict)
+    masks: dict[int, Tensor] = field(default_factory=dict)
+    previews: dict[int, Any] = field(default_factory=dict)
+    corrections: dict[int, Any] = field(default_factory=dict)
     bank: MemoryBank = field(default_factory=MemoryBank)
-    passed: dict[int, int] = field(default_factory=dict)
+    passed: dict[int, dict[str, bool]] = field(default_factory=dict)
 
-    def newest_result(self, frame: int) -> Preview | FrameMemory | None:
-        """The newest result for a frame: its preview, else its memory, or None."""
-        return self.previews.get(frame) or self.bank.get(frame)
+    @property
+    def prompts(self) -> list[int]:
+        """The frames with a prompt."""
+        return list({**self.points, **self.masks})
+
+    def newest_output(self, frame: int) -> Mapping[str, Any] | None:
+        """What is stored as the newest result for a frame: a preview, a memory, or None."""
+        for outputs in (self.previews, self.corrections):
+            if frame in outputs:
+                output: Mapping[str, Any] = outputs[frame]
+                return output
+        return self.bank.output(frame)
+
+    def newest_result(self, frame: int) -> FrameMemory | None:
+        """The newest result for a frame, or None."""
+        output = self.newest_output(frame)
+        return None if output is None else compact(output)
 
     def with_earlier_points(self, frame: int, points: Points) -> Points:
         """The earlier points of the frame, if any, then `points`."""
-        old = self.prompts.get(frame)
-        if old is None or old.points is None:
+        old = self.points.get(frame)
+        if old is None:
             return points
-        coords = torch.cat([old.points.coords, points.coords], 1)
-        return Points(coords, torch.cat([old.points.labels, points.labels], 1))
+        coords = torch.cat([old["point_coords"], points.coords], 1)
+        return Points(coords, torch.cat([old["point_labels"], points.labels], 1))
+
+    def direction(self, frame: int) -> int:
+        """The direction in which a frame was tracked, +1 or -1; +1 if it was not."""
+        passed = self.passed.get(frame)
+        return -1 if passed is not None and passed["reverse"] else 1
+
+    def is_initial(self, frame: int) -> bool:
+        """Whether a prompt on this frame is decoded without memories."""
+        return frame not in self.passed or self.paused
 
     @property
     def paused(self) -> bool:
@@ -114,29 +106,33 @@ class ObjectTrack:
         return not self.bank.prompted
 
 
-@dataclass(repr=False)
+class Control:
+    """What calls on the same state share, besides the state: a lock, and the number of resets.
+
+    A copy of a state has a control of its own.
+    """
+
+    def __init__(self, keep: Keep = "all") -> None:
+        self.keep = keep
+        self.resets = 0
+        self.busy = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Control, (self.keep,)
+
+
 class VideoSession:
     """State of one video.
 
-    objects: by id, in the order in which they were added.
     keep: "all" stores the memories of every frame, so that any frame can be corrected (1.3 MB for
         each object and frame, in float32 at 1024 pixels); "reachable" stores only those that later
         frames can attend to, so that memory does not grow with the video.
     """
 
-    frames: Frames
-    device: torch.device
-    storage: torch.device
-    keep: Keep = "all"
-    objects: dict[Hashable, ObjectTrack] = field(default_factory=dict)
-    resets: int = 0
-    features: FeatureCache = field(init=False)
-    map_position: Tensor | None = None
-    """Positions of memory maps, [1, 64, h, w], if not those of the model (official `constants`)."""
-    _busy: threading.Lock = field(default_factory=threading.Lock)
-
-    def __post_init__(self) -> None:
-        self.features = FeatureCache(self.frames, self.device)
+    def __init__(self, state: State, control: Control) -> None:
+        self._state: State | None = state
+        self._control = control
+        self._assigned: AssignedFrames | None = None
 
     def __repr__(self) -> str:
         """One line: frames and their size, objects, and the prompted frames."""
@@ -150,19 +146,72 @@ class VideoSession:
         )
 
     @property
+    def state(self) -> State:
+        """The dictionary of the official layout."""
+        assert self._state is not None
+        return self._state
+
+    @property
+    def keep(self) -> Keep:
+        """Which memories are stored."""
+        return self._control.keep
+
+    @property
+    def resets(self) -> int:
+        """How often the session was reset."""
+        return self._control.resets
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        device: torch.device = self.state["device"]
+        return device
+
+    @property
+    def storage(self) -> torch.device:
+        """The device of memories."""
+        device: torch.device = self.state["storage_device"]
+        return device
+
+    @property
+    def frames(self) -> Frames:
+        """The source of the frames."""
+        images = self.state["images"]
+        if isinstance(images, FrameImages) and not images.replaced:
+            return images.source
+        if self._assigned is None or self._assigned.images is not images:
+            self._assigned = AssignedFrames(images, *self.size)
+        return self._assigned
+
+    @property
     def num_frames(self) -> int | None:
         """Number of frames of the video, or None for a stream."""
-        return self.frames.num_frames
+        number: int | None = self.state["num_frames"]
+        return self.frames.num_frames if number is None else number
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the video, pixels."""
-        return self.frames.height, self.frames.width
+        return self.state["video_height"], self.state["video_width"]
 
     @property
     def obj_ids(self) -> list[Hashable]:
         """Ids of the objects, in the order of the masks that every call returns."""
-        return list(self.objects)
+        return list(self.state["obj_ids"])
+
+    @property
+    def objects(self) -> dict[Hashable, ObjectTrack]:
+        """The objects by id, in the order in which they were added.
+
+        Raises ValueError if the caller has changed ids or indices so that they do not match.
+        """
+        indices, ids = self.state["obj_id_to_idx"], self.state["obj_ids"]
+        if len(ids) != len(indices) or sorted(indices.values()) != list(range(len(indices))):
+            raise ValueError(
+                f"inference_state: expected 'obj_ids' and 'obj_id_to_idx' of the same objects, "
+                f"with indices from 0, got {list(ids)} and {dict(indices)}"
+            )
+        return {i: self._track(indices[i]) for i in sorted(indices, key=indices.__getitem__)}
 
     @contextmanager
     def exclusive(self, verb: str) -> Iterator[None]:
@@ -170,7 +219,8 @@ class VideoSession:
 
         A session is for one thread at a time: a second call raises RuntimeError instead of waiting.
         """
-        if not self._busy.acquire(blocking=False):
+        busy = self._control.busy
+        if not busy.acquire(blocking=False):
             raise RuntimeError(
                 f"{verb}: this session is in use by another call; give every thread a session of "
                 "its own"
@@ -178,17 +228,28 @@ class VideoSession:
         try:
             yield
         finally:
-            self._busy.release()
+            busy.release()
 
     def object(self, obj_id: Hashable) -> ObjectTrack:
         """The track of an object. Raises ValueError, with the existing ids, for an unknown id."""
-        if obj_id not in self.objects:
+        indices = self.state["obj_id_to_idx"]
+        if obj_id not in indices:
             raise ValueError(f"obj_id: {obj_id!r} is unknown; existing ids: {self.obj_ids}")
-        return self.objects[obj_id]
+        return self._track(indices[obj_id])
+
+    def track_or_new(self, obj_id: Hashable) -> ObjectTrack:
+        """The track of an object; for an unknown id an empty one, which is not stored."""
+        index = self.state["obj_id_to_idx"].get(obj_id)
+        return ObjectTrack() if index is None else self._track(index)
+
+    def index(self, obj_id: Hashable) -> int:
+        """The index of an object."""
+        index: int = self.state["obj_id_to_idx"][obj_id]
+        return index
 
     def require_objects(self) -> None:
         """Raise RuntimeError, with the official message, if there is no object."""
-        if not self.objects:
+        if not self.state["obj_id_to_idx"]:
             raise RuntimeError(
                 "No input points or masks are provided for any object; please add inputs first."
             )
@@ -220,10 +281,46 @@ class VideoSession:
         try:
             self.frames[frame]
         except IndexError:
+            self.state["num_frames"] = self.frames.num_frames
             return False
         return True
 
+    def add(self, obj_id: Hashable) -> ObjectTrack:
+        """The track of an object, which is new if its id is unknown.
+
+        Source: official `_obj_id_to_idx`.
+        """
+        return self._track(add_object(self.state, obj_id))
+
+    def remove(self, obj_id: Hashable) -> None:
+        """Remove an object; the indices of later ones decrease.
+
+        Source: official `remove_object`.
+        """
+        state = self.state
+        index = state["obj_id_to_idx"][obj_id]
+        ids = [other for other in self.objects if other != obj_id]
+        for name in PER_OBJECT:
+            entries = [entry for i, entry in sorted(state[name].items()) if i != index]
+            state[name].clear()
+            state[name].update(enumerate(entries))
+        state["obj_id_to_idx"] = {other: i for i, other in enumerate(ids)}
+        state["obj_idx_to_id"] = dict(enumerate(ids))
+        state["obj_ids"] = ids
+
     def reset(self) -> None:
         """Remove all objects; running propagations end with an error."""
-        self.objects.clear()
-        self.resets += 1
+        for name in (*PER_OBJECT, "obj_id_to_idx", "obj_idx_to_id", "obj_ids"):
+            self.state[name].clear()
+        self._control.resets += 1
+
+    def has_previews(self) -> bool:
+        """Whether a prompt is not committed yet."""
+        stored = self.state["temp_output_dict_per_obj"].values()
+        return any(outputs[kind] for outputs in stored for kind in KINDS)
+
+    def _track(self, index: int) -> ObjectTrack:
+        """The object with this index."""
+        points, masks, outputs, previews, passed = (self.state[name][index] for name in PER_OBJECT)
+        bank = MemoryBank(outputs[KINDS[0]], outputs[KINDS[1]])
+        return ObjectTrack(points, masks, previews[KINDS[0]], previews[KINDS[1]], bank, passed)

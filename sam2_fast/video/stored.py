@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sam2_fast.config import NO_OBJECT_LOGIT
 from sam2_fast.masks import fill_holes
-from sam2_fast.types import FrameMemory, Preview, Tracked
+from sam2_fast.memory import FrameMemory
+from sam2_fast.types import Tracked
 from sam2_fast.video.session import VideoSession
 
 
@@ -21,17 +23,47 @@ def stored_logits(session: VideoSession, logits: Tensor, hole_area: int) -> Tens
     return (fill_holes(logits, hole_area) if hole_area > 0 else logits).to(session.storage)
 
 
-def frame_memories(session: VideoSession, tracked: Tracked, hole_area: int) -> list[FrameMemory]:
-    """One memory for each object, on the storage device of the session."""
+def preview_of(
+    session: VideoSession, results: tuple[Tensor, Tensor, Tensor], hole_area: int
+) -> FrameMemory:
+    """The result of a prompt. results: logits [1, 1, 4h, 4w], pointer [1, 256], presence [1, 1]."""
+    logits, pointer, presence = results
+    return FrameMemory(pointer[0], presence[0], logits=stored_logits(session, logits, hole_area)[0])
+
+
+def frame_memories(
+    session: VideoSession, tracked: Tracked, hole_area: int, positions: list[Tensor]
+) -> list[FrameMemory]:
+    """One memory for each object, on the storage device of the session.
+
+    positions: of memory maps, as in `FrameMemory`.
+    """
     logits = stored_logits(session, tracked.logits, hole_area)
     maps = tracked.maps.to(session.storage)
     columns = tracked.pointer, tracked.presence, maps, logits
-    return [FrameMemory(*row) for row in zip(*(x.unbind() for x in columns), strict=True)]
+    rows = zip(*(x.unbind() for x in columns), strict=True)
+    return [FrameMemory(p, s, map_, masks, positions) for p, s, map_, masks in rows]
 
 
-def stacked_logits(
-    session: VideoSession, rows: Sequence[Preview | FrameMemory | None], side: int
-) -> Tensor:
+def with_map(preview: dict[str, Any], map: Tensor, positions: list[Tensor]) -> dict[str, Any]:  # noqa: A002
+    """A preview as a memory, with the memory map [h * w, 64] that was encoded from it."""
+    if isinstance(preview, FrameMemory) and preview.is_compact:
+        return FrameMemory(preview.pointer, preview.presence, map, preview.logits, positions)
+    features = FrameMemory(map[:0], map[:0], map)["maskmem_features"]
+    return {**preview, "maskmem_features": features, "maskmem_pos_enc": [*positions]}
+
+
+def as_corrected(output: dict[str, Any], corrected: bool = True) -> dict[str, Any]:
+    """An output of a frame that the user has corrected after tracking it, or has not."""
+    if not isinstance(output, FrameMemory):
+        if not corrected:
+            return output
+        output = FrameMemory.of(output)
+    output.corrected = corrected
+    return output
+
+
+def stacked_logits(session: VideoSession, rows: Sequence[FrameMemory | None], side: int) -> Tensor:
     """[N, 1, side, side] float32 on the compute device; an object without a result is absent."""
     device = session.device
     if not rows:

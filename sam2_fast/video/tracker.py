@@ -8,68 +8,33 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Generator, Hashable, Sequence
-from functools import cached_property, partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from sam2_fast.masks import non_overlapping, upsample
+from sam2_fast.memory import FrameMemory, compact
+from sam2_fast.memory.frame_memory import has_map
 from sam2_fast.model import Sam2
 from sam2_fast.official.overrides import needs_official_steps
-from sam2_fast.ops.core.transfer import upload
 from sam2_fast.recording.cache import Graphs
-from sam2_fast.recording.runner import Runner
-from sam2_fast.types import Features, FrameMemory, NoPoints, Points, Preview, Remembered, Tracked
+from sam2_fast.types import Points
+from sam2_fast.video.frame_steps import FrameSteps, Result
 from sam2_fast.video.lookahead import LookAhead
+from sam2_fast.video.positions import has_own_positions, keep_positions
 from sam2_fast.video.session import ObjectTrack, Prompt, VideoSession
-from sam2_fast.video.stored import frame_memories, stacked_logits, stored_logits
+from sam2_fast.video.stored import as_corrected, stacked_logits
 
 Output = tuple[int, list[Hashable], Tensor]
 """(frame number, object ids, mask logits [N, 1, H, W] float32 at video size; above 0 is object)."""
 
-OBJECTS_PER_PASS = 16
-"""Objects of one forward pass. More objects take several passes, which bounds scratch memory."""
 
-Results = tuple[Tensor, Tensor, Tensor]
-"""Logits [N, 1, 4h, 4w], pointers [N, 256] and presence [N, 1] of N objects."""
+class Tracker(FrameSteps):
+    """The transitions of sessions, for one call of a predictor; arguments as of `FrameSteps`."""
 
-Item = TypeVar("Item")
-
-
-class Tracker:
-    """The transitions of sessions, for one call of a predictor.
-
-    Whether the model can run from CUDA graphs and whether its weights have changed is determined
-    once, so every call needs a new tracker.
-
-    graphs: CUDA graphs to run the model from, or None to use none.
-    ahead: features of the propagation that the call belongs to, or None.
-    """
-
-    def __init__(
-        self, model: Sam2, graphs: Graphs | None = None, ahead: LookAhead | None = None
-    ) -> None:
-        self._model = model
-        self._graphs = graphs
-        self._ahead = ahead
-
-    @cached_property
-    def _runner(self) -> Runner:
-        return Runner(self._model, self._graphs)
-
-    def _stacked(
-        self, session: VideoSession, rows: Sequence[Preview | FrameMemory | None]
-    ) -> Tensor:
+    def _stacked(self, session: VideoSession, rows: Sequence[FrameMemory | None]) -> Tensor:
         return stacked_logits(session, rows, 4 * self._model.config.grid)
-
-    @property
-    def _hole_area(self) -> int:
-        return self._model.options.fill_hole_area
-
-    def _features(self, session: VideoSession, frame: int) -> Features:
-        return session.features.get(frame, self._runner, self._ahead)
 
     # transitions
 
@@ -86,23 +51,24 @@ class Tracker:
         another frame it does not. The last logits of the frame, clamped to +-32, are the decoder's
         mask hint.
         """
-        track = session.objects.get(obj_id, ObjectTrack())
+        track = session.track_or_new(obj_id)
         points = points if clear_old else track.with_earlier_points(frame, points)
-        is_initial = frame not in track.passed or track.paused
         last = track.newest_result(frame)
         hint = None
         if last is not None and last.logits is not None:
             hint = last.logits[None].to(session.device).clamp(-32.0, 32.0)
-        results = self._decode_points(session, track, frame, points, hint, is_initial)
-        self._store_preview(session, obj_id, frame, Prompt(points=points), results)
+        initial = track.is_initial(frame)
+        result = self._decode_points(session, track, frame, points, hint, initial)
+        self._store_preview(session, obj_id, frame, Prompt(points=points), result, initial)
 
     def preview_mask(
         self, session: VideoSession, frame: int, obj_id: Hashable, mask: Tensor
     ) -> None:
         """Store a mask [1, 1, S, S] that a user drew as the frame's result, as a preview."""
-        track = session.objects.get(obj_id, ObjectTrack())
-        results = self._decode_mask(session, track, frame, mask)
-        self._store_preview(session, obj_id, frame, Prompt(mask=mask), results)
+        track = session.track_or_new(obj_id)
+        initial = track.is_initial(frame)
+        result = self._decode_mask(session, track, frame, mask, initial)
+        self._store_preview(session, obj_id, frame, Prompt(mask=mask), result, initial)
 
     def commit(self, session: VideoSession) -> None:
         """Encode every preview into a memory, from the mask that the user saw.
@@ -112,19 +78,21 @@ class Tracker:
         correction and replaces that of the tracked frame.
         Source: official `propagate_in_video_preflight`.
         """
+        if not session.has_previews():
+            return
         encoded = self._encode_previews(session)
+        keep_positions(session, (memory for _, _, memory in encoded))
         for track, frame, memory in encoded:
             bank = track.bank
-            is_initial = frame not in track.passed or track.paused or frame in bank.prompted
+            is_initial = frame in track.previews or track.paused or frame in bank.prompted
             if is_initial or self._model.options.add_all_frames_to_correct_as_cond:
                 bank.prompted[frame] = memory
                 bank.tracked.pop(frame, None)
-                bank.corrected.discard(frame)
             else:
-                bank.tracked[frame] = memory
-                bank.corrected.add(frame)
+                bank.tracked[frame] = as_corrected(memory)
             self._clear_around_prompt(track, frame)
-            del track.previews[frame]
+            track.previews.pop(frame, None)
+            track.corrections.pop(frame, None)
 
     def propagate(
         self,
@@ -155,8 +123,10 @@ class Tracker:
                 )
             if not session.has_frame(frame):
                 return
+            if ahead.frames is not session.frames:  # the caller has assigned others
+                ahead = LookAhead(session.frames, session.device, known)
             # The caller may have changed the model since the last frame: check it again.
-            tracker = tracker_for(self._model, self._graphs, ahead)
+            tracker = tracker_for(self._model, self._graphs, ahead, session)
             yield tracker._pass_frame(session, frame, step, ahead)
 
     def track_frame(self, session: VideoSession, frame: int, step: int) -> Tensor:
@@ -171,12 +141,15 @@ class Tracker:
         pairs = list(zip(tracks, settled, strict=True))
         moving = [track for track, memory in pairs if memory is None and not track.paused]
         new_memories = self._track_objects(session, moving, frame, step)
-        rows = [new_memories.get(id(track)) or memory for track, memory in pairs]
-        for track in tracks:
-            if id(track) in new_memories:
-                track.bank.tracked[frame] = new_memories[id(track)]
+        keep_positions(session, new_memories.values())
+        rows: list[FrameMemory | None] = []
+        for track, memory in pairs:
+            new_memory = new_memories.get(id(track))
+            rows.append(memory if new_memory is None else compact(new_memory))
+            if new_memory is not None:
+                track.bank.tracked[frame] = new_memory
             if not track.paused:
-                track.passed[frame] = step
+                track.passed[frame] = {"reverse": step < 0}
             if frame in track.bank.prompted:
                 self._clear_around_prompt(track, frame)
             if session.keep == "reachable":
@@ -189,17 +162,20 @@ class Tracker:
         The memory of the frame is kept, as that of a tracked frame (official rule).
         """
         track = session.object(obj_id)
-        track.prompts.pop(frame, None)
-        track.previews.pop(frame, None)
-        track.bank.corrected.discard(frame)
+        for entries in (track.points, track.masks, track.previews, track.corrections):
+            entries.pop(frame, None)
         memory = track.bank.prompted.pop(frame, None)
         if memory is not None:
             track.bank.tracked[frame] = memory
             track.passed.pop(frame, None)
+        elif frame in track.bank.tracked:
+            track.bank.tracked[frame] = as_corrected(track.bank.tracked[frame], False)
 
     def remove(self, session: VideoSession, obj_id: Hashable) -> list[int]:
         """Remove an object; returns the frames on which it was prompted."""
-        return list(session.objects.pop(obj_id).prompts)
+        frames = session.object(obj_id).prompts
+        session.remove(obj_id)
+        return frames
 
     # outputs
 
@@ -233,33 +209,8 @@ class Tracker:
         """Read and encode frames after `frame`, once its work is enqueued."""
         ahead.advance(frame, self._runner)
 
-    def _decode_points(
-        self,
-        session: VideoSession,
-        track: ObjectTrack,
-        frame: int,
-        points: Points,
-        hint: Tensor | None,
-        is_initial: bool,
-    ) -> Results:
-        """Logits, pointer and presence of one object for points.
-
-        is_initial: the frame is decoded without memories.
-        """
-        features = self._features(session, frame)
-        if is_initial:
-            low = self._model.without_memory(features.low)
-        else:
-            remembered = self._recall(session, [track], frame, track.passed[frame])
-            low = self._attend(features, remembered)
-        multimask = self._model.options.use_multimask(points.labels.shape[1], is_initial)
-        return self._model.track(low, features, points, hint, multimask)
-
-    def _decode_mask(
-        self, session: VideoSession, track: ObjectTrack, frame: int, mask: Tensor
-    ) -> Results:
-        """Logits, pointer and presence of one object for a mask [1, 1, S, S] that a user drew."""
-        return self._model.point_to(self._features(session, frame), mask)
+    def _add_object(self, session: VideoSession, obj_id: Hashable) -> ObjectTrack:
+        return session.add(obj_id)
 
     def _store_preview(
         self,
@@ -267,103 +218,30 @@ class Tracker:
         obj_id: Hashable,
         frame: int,
         prompt: Prompt,
-        results: Results,
+        result: Result,
+        is_initial: bool,
     ) -> None:
-        logits, pointer, presence = results
-        stored = stored_logits(session, logits, self._hole_area)
-        preview = Preview(pointer[0], presence[0], stored[0])
-        track = session.objects.setdefault(obj_id, ObjectTrack())
-        track.prompts[frame] = prompt
-        track.previews[frame] = preview
+        track = self._add_object(session, obj_id)
+        prompt.store(track, frame)
+        initial = is_initial or self._model.options.add_all_frames_to_correct_as_cond
+        (track.corrections if initial else track.previews).pop(frame, None)
+        (track.previews if initial else track.corrections)[frame] = result
 
-    def _encode_previews(self, session: VideoSession) -> list[tuple[ObjectTrack, int, FrameMemory]]:
+    def _encode_previews(self, session: VideoSession) -> list[tuple[ObjectTrack, int, Result]]:
         """Every preview as a memory; the session is not changed."""
-        pending: dict[int, list[tuple[ObjectTrack, Preview]]] = defaultdict(list)
+        pending: dict[int, list[tuple[ObjectTrack, Result]]] = defaultdict(list)
+        encoded: list[tuple[ObjectTrack, int, Result]] = []
         for track in session.objects.values():
-            for frame, preview in track.previews.items():
-                pending[frame].append((track, preview))
-        encoded: list[tuple[ObjectTrack, int, FrameMemory]] = []
+            for frame, preview in (*track.previews.items(), *track.corrections.items()):
+                if has_map(preview):  # the caller has encoded it
+                    encoded.append((track, frame, preview))
+                else:
+                    pending[frame].append((track, preview))
         for frame, items in pending.items():
             for batch in self._batches(items):
-                logits = torch.stack([p.logits for _, p in batch]).to(session.device)
-                presence = torch.stack([p.presence for _, p in batch]).to(session.device)
-                maps = self._encode_prompted(session, frame, logits, presence)
-                stored = maps.to(session.storage).unbind()
-                for (track, preview), map_ in zip(batch, stored, strict=True):
-                    encoded.append((track, frame, preview.committed(map_)))
+                memories = self._encode(session, frame, [preview for _, preview in batch])
+                encoded += [(t, frame, m) for (t, _), m in zip(batch, memories, strict=True)]
         return encoded
-
-    def _encode_prompted(
-        self, session: VideoSession, frame: int, logits: Tensor, presence: Tensor
-    ) -> Tensor:
-        """Memory maps [N, h * w, 64] of N prompted objects. logits: [N, 1, 4h, 4w]."""
-        low = self._features(session, frame).low
-        binarize = self._model.options.binarize_mask_from_pts_for_mem_enc
-        return self._model.encode_memory(low, logits, presence, binarize)
-
-    def _batches(self, items: Sequence[Item]) -> list[Sequence[Item]]:
-        """Objects that go through the model together.
-
-        A part that is called instead of computed by an op gets one object at a time, as in the
-        official predictor.
-        """
-        if len(items) == 1:
-            return [items]
-        size = OBJECTS_PER_PASS if self._model.reason_to_call() is None else 1
-        return [items[i : i + size] for i in range(0, len(items), size)]
-
-    def _track_objects(
-        self, session: VideoSession, tracks: Sequence[ObjectTrack], frame: int, step: int
-    ) -> dict[int, FrameMemory]:
-        """New memories of a frame, by the `id` of their track; the session is not changed."""
-        if not tracks:
-            return {}
-        features = self._features(session, frame)
-        multimask = self._model.options.use_multimask(0, is_initial=False)
-        new_memories: dict[int, FrameMemory] = {}
-        for batch in self._batches(tracks):
-            remembered = self._recall(session, batch, frame, step)
-            eager = partial(self._track_eagerly, features, remembered, multimask)
-            tracked = self._runner.track(features, remembered, multimask, eager)
-            memories = frame_memories(session, tracked, self._hole_area)
-            new_memories |= {id(t): memory for t, memory in zip(batch, memories, strict=True)}
-        return new_memories
-
-    def _track_eagerly(
-        self, features: Features, remembered: Remembered, multimask: bool
-    ) -> Tracked:
-        """Attend, decode and encode the memory of N objects without a CUDA graph."""
-        model = self._model
-        fused = self._attend(features, remembered)
-        no_points = NoPoints(len(remembered.maps))
-        logits, pointer, presence = model.track(fused, features, no_points, None, multimask)
-        # The memory is encoded from the mask before its holes are filled.
-        maps = model.encode_memory(features.low, logits, presence, False)
-        return Tracked(logits, pointer, presence, maps)
-
-    def _recall(
-        self, session: VideoSession, tracks: Sequence[ObjectTrack], frame: int, step: int
-    ) -> Remembered:
-        """The memories that a frame attends to for each object, on the compute device."""
-        limits = self._model.recall_limits
-        num_frames = session.num_frames
-        recalls = [t.bank.recall(frame, step, num_frames, *limits) for t in tracks]
-        pairs = list(zip(tracks, recalls, strict=True))
-        return Remembered(
-            [[upload(t.bank.map(f), session.device) for f in r.maps] for t, r in pairs],
-            [recall.rows for recall in recalls],
-            [[upload(t.bank.pointer(f), session.device) for f in r.pointers] for t, r in pairs],
-            [recall.ages for recall in recalls],
-            recalls[0].longest,
-        )
-
-    def _attend(self, features: Features, remembered: Remembered) -> Tensor:
-        """Fused features [N, 256, h, w] of N objects; their numbers of memories may differ."""
-        model = self._model
-        no_pointers = features.low.new_zeros(0, model.config.hidden_dim)
-        pointers = [torch.stack(list(own)) if own else no_pointers for own in remembered.pointers]
-        maps, rows, _, ages, longest = remembered
-        return model.attend(features.low, maps, rows, pointers, ages, longest)
 
     def _clear_around_prompt(self, track: ObjectTrack, frame: int) -> None:
         """Drop tracked memories near a prompted frame if `clear_non_cond_mem_around_input`."""
@@ -382,17 +260,23 @@ class Tracker:
         both = session.num_frames is not None
         track.bank.forget(frame, step, max_map_age, max_pointer_age, both)
         stored = track.bank.tracked.keys() | track.bank.prompted.keys()
-        track.passed = {f: direction for f, direction in track.passed.items() if f in stored}
+        for passed in track.passed.keys() - stored:
+            del track.passed[passed]
 
 
 def tracker_for(
-    model: Sam2, graphs: Graphs | None = None, ahead: LookAhead | None = None
+    model: Sam2,
+    graphs: Graphs | None = None,
+    ahead: LookAhead | None = None,
+    session: VideoSession | None = None,
 ) -> Tracker:
-    """A tracker for one call; it calls the official steps of a model that overrides some of them.
+    """A tracker for one call.
 
-    The arguments are those of `Tracker`.
+    It calls the official steps of a model that overrides some of them, or if the positions of
+    memory maps in the session are not those of the model. The other arguments are those of
+    `Tracker`.
     """
-    if needs_official_steps(model):
+    if needs_official_steps(model) or not (session is None or has_own_positions(session, model)):
         from sam2_fast.video.official_tracker import OfficialTracker  # it derives from Tracker
 
         return OfficialTracker(model, None, ahead)

@@ -108,7 +108,7 @@ def test_a_damaged_frame_raises_when_it_is_tracked_and_not_earlier(
     predictor.add_new_points_or_box(state, 0, 1, points=[[20.0, 30.0]], labels=[1])
     with pytest.raises(ValueError, match=f"frame {bad} cannot be decoded"):
         list(predictor.propagate_in_video(state))
-    assert state.objects[1].passed == dict.fromkeys(range(bad), 1)
+    assert state.objects[1].passed == {t: {"reverse": False} for t in range(bad)}
 
 
 def look_ahead(order: range) -> LookAhead:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sam2_fast.video import tracker
+from sam2_fast.video import frame_steps
 
 CLICK = {"points": [[20, 20]], "labels": [1]}
 
@@ -260,7 +260,7 @@ def test_row_28_a_frame_is_stored_for_all_objects_or_for_none(
     predictor: Any, state: Any, snapshot: Any, monkeypatch: Any
 ) -> None:
     predictor.add_new_points_or_box(state, 0, 2, **CLICK)
-    monkeypatch.setattr(tracker, "OBJECTS_PER_PASS", 1)
+    monkeypatch.setattr(frame_steps, "OBJECTS_PER_PASS", 1)
     original = predictor.encode_memory
     calls = []
 

@@ -13,8 +13,6 @@ import torch
 from sam2_fast.image.predictor import SAM2ImagePredictor
 from sam2_fast.official.base import SAM2Base
 from sam2_fast.official.overrides import needs_official_steps
-from sam2_fast.types import FrameMemory
-from sam2_fast.video.frame_outputs import FrameOutputs
 from sam2_fast.video.predictor import SAM2VideoPredictor, SAM2VideoPredictorVOS
 from tests.video.conftest import moving_frames, small_predictor
 
@@ -267,31 +265,9 @@ def test_a_commit_that_fails_keeps_no_positions_of_memory_maps(clip: np.ndarray)
     predictor._encode_new_memory = raising_at_second_call(predictor._encode_new_memory, error)
     with pytest.raises(OSError, match="the second object"):
         predictor.propagate_in_video_preflight(state)
-    assert state.map_position is None
+    assert not state["constants"]
     predictor.propagate_in_video_preflight(state)
-    assert state.map_position is not None
-
-
-def test_frame_outputs_are_a_live_view_of_memories() -> None:
-    memory = FrameMemory(torch.ones(256), torch.ones(1), torch.rand(16, 64), torch.rand(1, 16, 16))
-    memories = {3: memory}
-    position = torch.rand(1, 64, 4, 4)
-    view = FrameOutputs(memories, lambda _: position)
-    output = view[3]
-    shapes = {name: tuple(x.shape) for name, x in output.items() if isinstance(x, torch.Tensor)}
-    assert shapes == {
-        "maskmem_features": (1, 64, 4, 4),
-        "pred_masks": (1, 1, 16, 16),
-        "obj_ptr": (1, 256),
-        "object_score_logits": (1, 1),
-    }
-    assert torch.equal(output["maskmem_pos_enc"][0], position)
-    view[5] = output
-    stored = memories[5]
-    assert torch.equal(stored.pointer, memory.pointer) and stored.map is not None
-    assert memory.map is not None and torch.equal(stored.map, memory.map)
-    del view[3]
-    assert list(view) == list(memories) == [5] and len(view) == 1 and view.get(3) is None
+    assert state["constants"]
 
 
 def positions_of_features(predictor: SAM2VideoPredictor) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sam2_fast.ops.core import registry
-from sam2_fast.video import tracker
+from sam2_fast.video import frame_steps
 from sam2_fast.video.camera import SAM2CameraPredictor
 
 CLICK = {"points": [[20, 20]], "labels": [1]}
@@ -197,7 +197,7 @@ def test_more_objects_than_fit_in_one_pass(
 ) -> None:
     results = []
     for size in (16, 2):
-        monkeypatch.setattr(tracker, "OBJECTS_PER_PASS", size)
+        monkeypatch.setattr(frame_steps, "OBJECTS_PER_PASS", size)
         state = predictor.init_state(clip)
         for i in range(5):
             predictor.add_new_points_or_box(state, 0, i, [[10 + 9 * i, 20]], [1])

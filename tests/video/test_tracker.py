@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from sam2_fast import SAM2ImagePredictor, SAM2VideoPredictor
+from sam2_fast.memory import FrameMemory
 from sam2_fast.model import Sam2
 from sam2_fast.recording.refusals import overridden
 from sam2_fast.recording.runner import Runner
-from sam2_fast.types import FrameMemory, Preview
 from sam2_fast.video.tracker import Tracker
 from tests.video.sessions import frames, small_predictor
 
@@ -37,7 +37,7 @@ def test_a_prompt_adds_a_preview_and_a_commit_replaces_it_by_a_memory(
 ) -> None:
     state = prompted_state(predictor)
     preview = state.objects["car"].previews[0]
-    assert type(preview) is Preview
+    assert type(preview) is FrameMemory and preview.map is None
     outputs = state["temp_output_dict_per_obj"][0]["cond_frame_outputs"]
     assert outputs[0]["maskmem_features"] is None
     predictor.propagate_in_video_preflight(state)

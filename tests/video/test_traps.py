@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from sam2_fast.ops.rope_attention import rope_attention, rope_table, rotate
 from sam2_fast.ops.window_attention import window_attention
 from sam2_fast.recording.runner import Runner
 from sam2_fast.types import Points
+from sam2_fast.video.cached_features import features_of
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])
@@ -99,7 +99,7 @@ def test_trap_05_a_tenth_of_the_position_is_added_to_the_input_of_memory_attenti
 
 
 def features_of_frame_0(predictor: Any, state: Any) -> Any:
-    return state.features.get(0, Runner(predictor, None))
+    return features_of(state, 0, Runner(predictor, None))
 
 
 def test_trap_06_memories_of_prompted_frames_encode_binarised_masks_of_tracked_ones_raw_logits(
@@ -139,7 +139,7 @@ def test_trap_07_hints_are_clamped_and_absent_objects_have_logits_of_minus_1024(
     state = predictor.init_state(clip)
     predictor.add_new_points_or_box(state, 0, 1, [[20, 20]], [1])
     preview = state.objects[1].previews[0]
-    state.objects[1].previews[0] = replace(preview, logits=preview.logits * 1000)
+    preview["pred_masks"] = preview["pred_masks"] * 1000
     hints = []
     original = predictor.track
     monkeypatch.setattr(

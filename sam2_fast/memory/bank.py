@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
-from sam2_fast.types import FrameMemory, Recall
+from sam2_fast.memory.frame_memory import FrameMemory, compact, has_map, is_corrected
+from sam2_fast.types import Recall
+
+Outputs = dict[int, Any]
+"""Frame number -> output: a `FrameMemory`, or a dictionary of the official keys."""
 
 
 @dataclass
@@ -14,17 +20,22 @@ class MemoryBank:
     """Memories of one object, by frame number.
 
     prompted: frames with a prompt; kept as long as the prompt exists.
-    tracked: other frames that propagation has passed.
-    corrected: those of `tracked` that the user has corrected; a later propagation keeps them.
+    tracked: other frames that propagation has passed. Those that the user has corrected are kept by
+        a later propagation.
     """
 
-    prompted: dict[int, FrameMemory] = field(default_factory=dict)
-    tracked: dict[int, FrameMemory] = field(default_factory=dict)
-    corrected: set[int] = field(default_factory=set)
+    prompted: Outputs = field(default_factory=dict)
+    tracked: Outputs = field(default_factory=dict)
+
+    def output(self, frame: int) -> Mapping[str, Any] | None:
+        """What is stored for a prompted or tracked frame, or None."""
+        output: Mapping[str, Any] | None = self.prompted.get(frame)
+        return self.tracked.get(frame) if output is None else output
 
     def get(self, frame: int) -> FrameMemory | None:
         """The memory of a prompted or tracked frame, or None."""
-        return self.prompted.get(frame) or self.tracked.get(frame)
+        output = self.output(frame)
+        return None if output is None else compact(output)
 
     def map(self, frame: int) -> Tensor:
         """The memory map of a frame, [h * w, 64]. Raises KeyError if there is none."""
@@ -45,9 +56,12 @@ class MemoryBank:
 
         These are prompted and corrected frames.
         """
-        if frame in self.corrected:
-            return self.prompted.get(frame) or self.tracked.get(frame)
-        return self.prompted.get(frame)
+        output = self.prompted.get(frame)
+        if output is None:
+            output = self.tracked.get(frame)
+            if output is None or not is_corrected(output):
+                return None
+        return compact(output)
 
     def recall(
         self,
@@ -74,8 +88,8 @@ class MemoryBank:
         near = self._nearest_prompted(now, max_prompted)
         attended = set(near)
 
-        def candidate(frame: int) -> FrameMemory | None:
-            memory = self.tracked.get(frame)  # before a prompted one, as upstream
+        def candidate(frame: int) -> Mapping[str, Any] | None:
+            memory: Mapping[str, Any] | None = self.tracked.get(frame)  # first, as upstream
             return self.prompted.get(frame) if memory is None and frame not in attended else memory
 
         maps = list(near)
@@ -83,7 +97,7 @@ class MemoryBank:
         for row in range(num_maps - 1, 0, -1):
             frame = _map_frame(now, step, row, stride)
             memory = candidate(frame)
-            if memory is not None and memory.map is not None:
+            if memory is not None and has_map(memory):
                 maps.append(frame)
                 rows.append(row - 1)
         num_pointers = num_pointers if num_frames is None else min(num_frames, num_pointers)
@@ -128,13 +142,13 @@ class MemoryBank:
         """
         anchors = list(self.prompted) if both else []
         for frame, memory in list(self.tracked.items()):
-            if frame in self.corrected:
+            if is_corrected(memory):
                 continue
             age = min((abs(frame - a) for a in (now, *anchors)), default=0)
             if age > max_pointer_age:
                 del self.tracked[frame]
-            elif age > max_map_age and memory.map is not None:
-                self.tracked[frame] = replace(memory, map=None, logits=None)
+            elif age > max_map_age and has_map(memory):
+                self.tracked[frame] = compact(memory).without_map()
 
     def clear_around(self, frame: int, reach: int) -> None:
         """Drop tracked memories within `reach` frames of `frame`, except that of `frame`.
@@ -143,11 +157,6 @@ class MemoryBank:
         """
         for other in [f for f in self.tracked if abs(f - frame) <= reach and f != frame]:
             del self.tracked[other]
-            self.corrected.discard(other)
-
-    def copy(self) -> MemoryBank:
-        """A bank that can be changed independently; the memories themselves are shared."""
-        return MemoryBank(dict(self.prompted), dict(self.tracked), set(self.corrected))
 
 
 def _map_frame(now: int, step: int, row: int, stride: int) -> int:

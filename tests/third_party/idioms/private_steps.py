@@ -1,0 +1,33 @@
+"""A wrapper tracks with the private steps of the predictor, on a state that it fills itself."""
+
+import torch.nn.functional as F
+from common import POINT, SIZE, save, sys, torch, track, video_predictor
+
+predictor = video_predictor()
+state = predictor.init_state(sys.argv[2])
+index = predictor._obj_id_to_idx(state, "a")
+point = torch.from_numpy(POINT / [state["video_width"], state["video_height"]] * SIZE)
+inputs = {"point_coords": point.float()[None], "point_labels": torch.tensor([[1]])}
+outputs = state["output_dict_per_obj"][index]
+with torch.inference_mode():
+    shared = dict(inference_state=state, output_dict=outputs, batch_size=1, mask_inputs=None)
+    first, masks = predictor._run_single_frame_inference(
+        frame_idx=0, is_init_cond_frame=True, point_inputs=inputs, reverse=False,
+        run_mem_encoder=False, prev_sam_mask_logits=None, **shared)  # fmt: skip
+    high = F.interpolate(first["pred_masks"], (SIZE, SIZE), mode="bilinear", align_corners=False)
+    first["maskmem_features"], first["maskmem_pos_enc"] = predictor._run_memory_encoder(
+        state, 0, 1, high, first["object_score_logits"], is_mask_from_pts=True)  # fmt: skip
+    outputs["cond_frame_outputs"][0] = first
+    results = [masks]
+    for t in range(1, 5):
+        output, masks = predictor._run_single_frame_inference(
+            frame_idx=t, is_init_cond_frame=False, point_inputs=None, reverse=False,
+            run_mem_encoder=True, **shared)  # fmt: skip
+        outputs["non_cond_frame_outputs"][t] = output
+        results.append(masks)
+    same = predictor._get_orig_video_res_output(state, torch.cat(results))[1]
+    merged = predictor._consolidate_temp_output_across_obj(state, 3, False, True)
+names = [predictor._obj_idx_to_id(state, 0), predictor._get_obj_num(state), sorted(output)]
+predictor._reset_tracking_results(state)
+names += [len(outputs["cond_frame_outputs"]), state["obj_ids"]]
+save(plain=track(predictor), same=same, merged=merged, names=names)
