@@ -65,6 +65,15 @@ class OfficialTracker(Tracker):
         self._model._obj_id_to_idx(session.state, obj_id)
         return session.object(obj_id)
 
+    def _clear_around_prompt(self, session: VideoSession, track: ObjectTrack, frame: int) -> None:
+        if not self._model.options.clear_non_cond_mem_around_input:
+            return
+        index = next(i for i, t in enumerate(session.objects.values()) if t.passed is track.passed)
+        correction = track.bank.tracked.get(frame)
+        self._model._clear_obj_non_cond_mem_around_input(session.state, frame, index)
+        if correction is not None:
+            track.bank.tracked[frame] = correction
+
     def _look_ahead(self, frame: int, ahead: LookAhead) -> None:
         ahead.read_after(frame)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABCMeta
 from collections.abc import Generator, Hashable, Iterator
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -204,9 +205,14 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
             raise ValueError(
                 f"max_frame_num_to_track: expected 0 or more, got {max_frame_num_to_track}"
             )
-        step = -1 if reverse else 1
+        prepare = partial(self.propagate_in_video_preflight, inference_state)
         return self._tracker(session).propagate(
-            session, start_frame_idx, max_frame_num_to_track, step, progress
+            session,
+            start_frame_idx,
+            max_frame_num_to_track,
+            step=-1 if reverse else 1,
+            progress=progress,
+            prepare=prepare,
         )
 
     def propagate_in_both_directions(
@@ -306,6 +312,7 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
         """Remove all objects; the video stays open. A running propagation ends with an error."""
         session = session_of(inference_state)
         with session.exclusive("reset_state"):
+            self._reset_tracking_results(session.state)
             session.reset()
 
     def _frame(self, session: VideoSession, frame_idx: Any, name: str = "frame_idx") -> int:

@@ -7,7 +7,7 @@ computes first and changes the session last, so a method that raises has changed
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -90,7 +90,7 @@ class Tracker(FrameSteps):
                 bank.tracked.pop(frame, None)
             else:
                 bank.tracked[frame] = as_corrected(memory)
-            self._clear_around_prompt(track, frame)
+            self._clear_around_prompt(session, track, frame)
             track.previews.pop(frame, None)
             track.corrections.pop(frame, None)
 
@@ -101,14 +101,18 @@ class Tracker(FrameSteps):
         limit: int | None,
         step: int,
         progress: bool = False,
+        prepare: Callable[[], object] | None = None,
     ) -> Generator[Output, None, None]:
         """Commit, then track all objects frame by frame, in direction `step` (+1 or -1).
 
         start: the first frame; None: the first prompted one.
         limit: number of frames after the first one; None: to the end.
+        prepare: what commits the prompts before the first frame; None: `commit`.
         """
+        session.require_objects()
+        if prepare is not None:
+            prepare()
         with torch.inference_mode(), session.exclusive("propagate_in_video"):
-            session.require_objects()
             self.commit(session)
             first = session.first_prompted() if start is None else start
         resets = session.resets
@@ -151,7 +155,7 @@ class Tracker(FrameSteps):
             if not track.paused:
                 track.passed[frame] = {"reverse": step < 0}
             if frame in track.bank.prompted:
-                self._clear_around_prompt(track, frame)
+                self._clear_around_prompt(session, track, frame)
             if session.keep == "reachable":
                 self._drop_unreachable(session, track, frame, step)
         return self._stacked(session, rows)
@@ -243,7 +247,7 @@ class Tracker(FrameSteps):
                 encoded += [(t, frame, m) for (t, _), m in zip(batch, memories, strict=True)]
         return encoded
 
-    def _clear_around_prompt(self, track: ObjectTrack, frame: int) -> None:
+    def _clear_around_prompt(self, session: VideoSession, track: ObjectTrack, frame: int) -> None:
         """Drop tracked memories near a prompted frame if `clear_non_cond_mem_around_input`."""
         options = self._model.options
         if options.clear_non_cond_mem_around_input:
