@@ -113,7 +113,7 @@ class FrameMemory(_Dictionary):
         if parts is None or key not in _KEYS:
             return dict.__getitem__(self, key)
         if key == "maskmem_features":
-            return None if parts.map is None else _to_map(parts.map)
+            return None if parts.map is None else to_map(parts.map)
         if key == "maskmem_pos_enc":
             if parts.map is None or parts.positions is None:
                 return None
@@ -176,7 +176,7 @@ class FrameMemory(_Dictionary):
         if parts is not None:
             own = parts.positions if parts.map is not None else None
             positions = None if own is None else [*own]
-            features = None if parts.map is None else _to_map(parts.map)
+            features = None if parts.map is None else to_map(parts.map)
             logits = None if parts.logits is None else parts.logits[None]
             values = features, positions, logits, parts.pointer[None], parts.presence[None]
             for key, value in zip(_KEYS, values, strict=True):
@@ -224,7 +224,7 @@ def _alone(x: Tensor) -> Tensor:
     return x.clone() if x.untyped_storage().nbytes() > x.nbytes else x
 
 
-def _to_map(tokens: Tensor) -> Tensor:
+def to_map(tokens: Tensor) -> Tensor:
     """[h * w, 64] -> [1, 64, h, w], of a square map."""
     side = isqrt(len(tokens))
     return tokens.t().unflatten(1, (side, side))[None]

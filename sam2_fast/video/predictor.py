@@ -89,9 +89,9 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
 
         video_path: a folder of numbered images, a video file or its bytes, an array or tensor of
             frames, an iterator, or a camera number; None: a stream, with frames passed to `step`.
+        offload_video_to_cpu: `state["images"]` returns frames on the host.
         offload_state_to_cpu: store memories in host memory.
-        offload_video_to_cpu, async_loading_frames: accepted without effect; frames are always read
-            lazily and stored as uint8 on the host.
+        async_loading_frames: accepted without effect; frames are always read lazily.
         keep: "all" (default if the length is known) stores the memories of every frame, so that any
             frame can be corrected; "reachable" (default for streams) stores only those that later
             frames attend to, so that memory does not grow with the video.
@@ -127,7 +127,7 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
         points: [P, 2] (x, y). labels: [P], 1 object, 0 background. box: (x0, y0, x1, y1).
         Coordinates are video pixels, or fractions of the frame if normalize_coords is False.
         clear_old_points: False adds the clicks to earlier ones of the frame.
-        Raises ValueError, TypeError or IndexError for an invalid prompt, and then changes nothing.
+        Raises ValueError, TypeError or IndexError for an invalid prompt.
         """
         session = session_of(inference_state)
         with session.exclusive("add_new_points_or_box"):
@@ -233,9 +233,8 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
 
     @torch.inference_mode()
     def step(self, inference_state: VideoSession | State, frame: Any) -> Output:
-        """Commit all prompts, then track all objects on the next frame of a stream.
+        """Commit all prompts, then track all objects on the next frame of `init_state(None)`.
 
-        inference_state: from `init_state(None)`.
         frame: an RGB image of any kind that `set_image` accepts; all frames have the same size.
         Without objects, the masks are [0, 1, H, W]. Prompts can be added on the last frame and on a
         few frames before it. Memory does not grow with the stream.

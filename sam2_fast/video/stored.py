@@ -11,6 +11,7 @@ from torch import Tensor
 from sam2_fast.config import NO_OBJECT_LOGIT
 from sam2_fast.masks import fill_holes
 from sam2_fast.memory import FrameMemory
+from sam2_fast.memory.frame_memory import to_map
 from sam2_fast.types import Tracked
 from sam2_fast.video.session import VideoSession
 
@@ -45,11 +46,11 @@ def frame_memories(
     return [FrameMemory(p, s, map_, masks, positions) for p, s, map_, masks in rows]
 
 
-def with_map(preview: dict[str, Any], map: Tensor, positions: list[Tensor]) -> dict[str, Any]:  # noqa: A002
+def with_map(preview: dict[str, Any], tokens: Tensor, positions: list[Tensor]) -> dict[str, Any]:
     """A preview as a memory, with the memory map [h * w, 64] that was encoded from it."""
     if isinstance(preview, FrameMemory) and preview.is_compact:
-        return FrameMemory(preview.pointer, preview.presence, map, preview.logits, positions)
-    features = FrameMemory(map[:0], map[:0], map)["maskmem_features"]
+        return FrameMemory(preview.pointer, preview.presence, tokens, preview.logits, positions)
+    features = to_map(tokens)
     return {**preview, "maskmem_features": features, "maskmem_pos_enc": [*positions]}
 
 

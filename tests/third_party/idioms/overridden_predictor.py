@@ -1,7 +1,6 @@
-"""A subclass overrides private steps of the predictor: scores are stored, and decide on memories."""
+"""A subclass overrides private steps of the predictor: results have entries of its own."""
 
-import sam2.build_sam as build_sam
-from common import CONFIG, SIZE, click, save, sys, torch, track, video_predictor
+from common import click, save, torch, track, video_predictor
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 calls = []

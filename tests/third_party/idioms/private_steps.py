@@ -10,19 +10,16 @@ point = torch.from_numpy(POINT / [state["video_width"], state["video_height"]] *
 inputs = {"point_coords": point.float()[None], "point_labels": torch.tensor([[1]])}
 outputs = state["output_dict_per_obj"][index]
 with torch.inference_mode():
-    shared = dict(inference_state=state, output_dict=outputs, batch_size=1, mask_inputs=None)
-    first, masks = predictor._run_single_frame_inference(
-        frame_idx=0, is_init_cond_frame=True, point_inputs=inputs, reverse=False,
-        run_mem_encoder=False, prev_sam_mask_logits=None, **shared)  # fmt: skip
+    step = predictor._run_single_frame_inference
+    first, masks = step(state, outputs, 0, 1, True, inputs, None, False, run_mem_encoder=False)
     high = F.interpolate(first["pred_masks"], (SIZE, SIZE), mode="bilinear", align_corners=False)
     first["maskmem_features"], first["maskmem_pos_enc"] = predictor._run_memory_encoder(
-        state, 0, 1, high, first["object_score_logits"], is_mask_from_pts=True)  # fmt: skip
+        state, 0, 1, high, first["object_score_logits"], is_mask_from_pts=True
+    )
     outputs["cond_frame_outputs"][0] = first
     results = [masks]
     for t in range(1, 5):
-        output, masks = predictor._run_single_frame_inference(
-            frame_idx=t, is_init_cond_frame=False, point_inputs=None, reverse=False,
-            run_mem_encoder=True, **shared)  # fmt: skip
+        output, masks = step(state, outputs, t, 1, False, None, None, False, run_mem_encoder=True)
         outputs["non_cond_frame_outputs"][t] = output
         results.append(masks)
     same = predictor._get_orig_video_res_output(state, torch.cat(results))[1]
