@@ -70,7 +70,8 @@ def features_of(
     entry = session.state["cached_features"].get(frame)
     if isinstance(entry, CachedFeatures):
         return entry.features
-    if entry is not None and (known := _known(entry, frame, encoder.model)) is not None:
+    known = None if entry is None else _known(entry, frame, encoder.model)
+    if known is not None:
         return known
     source = ahead or LookAhead(session.frames, session.device)
     features: Features = source.features(frame, encoder)
@@ -82,10 +83,12 @@ def features_of(
 def _known(entry: Any, frame: int, model: Sam2) -> Features | None:
     """Features that the caller or an official step has put into `cached_features`.
 
-    None if a step has computed them with other positions than those of the model now. Raises
-    ValueError if a caller has.
+    None if there are none, or if a step has computed them with other positions than those of the
+    model now. Raises ValueError if a caller has.
     """
     backbone_out = entry[1]
+    if backbone_out is None:
+        return None
     levels, positions = backbone_out["backbone_fpn"][-3:], backbone_out["vision_pos_enc"][-3:]
     own = _position(model, levels[-1])
     last = positions[-1].to(own.device)

@@ -137,6 +137,13 @@ def test_cached_features_can_be_cleared(predictor: Any, state: Any, plain: torch
     assert list(state["cached_features"]) == [7]
 
 
+def test_an_entry_without_features_is_computed(
+    predictor: Any, state: Any, plain: torch.Tensor
+) -> None:
+    state["cached_features"] = {0: (None, None)}
+    assert torch.equal(masks(predictor, state), plain)
+
+
 def test_cached_features_of_other_positions_are_refused(predictor: Any, state: Any) -> None:
     image, backbone_out = state["cached_features"][0]
     positions = [x + 1 for x in backbone_out["vision_pos_enc"]]
