@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sam2_fast.ops.core import tracing
 from sam2_fast.ops.core.autocast import in_compute_dtype
+from sam2_fast.ops.core.lookups import watched
 from sam2_fast.ops.core.module_state import (
     SETTINGS,
     ModuleState,
@@ -237,6 +238,9 @@ def _reason(built: list[_Description], members: list[tuple[str, nn.Module]]) -> 
         return "hooks are registered for all modules"
     if F.scaled_dot_product_attention is not _attention:
         return "torch.nn.functional.scaled_dot_product_attention has been replaced"
+    for lookup in watched(type(module) for _, module in members):
+        if (name := lookup.replaced()) is not None:
+            return f"{name} has been replaced"
     for old, new in zip_longest(built, members):
         if old is None or new is None or old.name != new[0]:
             extra = "there is no module" if new is None else f"there is a module {new[0]!r}"

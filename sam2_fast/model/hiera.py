@@ -15,6 +15,7 @@ from sam2_fast.config import Sam2Config
 from sam2_fast.model.fusion import Fusion, OpModule, Part
 from sam2_fast.model.layers import MLP, DropPath, linear_of, norm_of
 from sam2_fast.ops.core.cache import Cache
+from sam2_fast.ops.core.lookups import LookedUp, watch
 from sam2_fast.ops.hiera_block import HieraBlockWeights, hiera_block
 
 
@@ -54,7 +55,7 @@ class MultiScaleAttention(Part):
         qkv = self.qkv(x).reshape(batch, height * width, 3, self.num_heads, -1)
         q, k, v = qkv.unbind(2)
         if self.q_pool is not None:
-            q = pool_tokens(q.reshape(batch, height, width, -1), self.q_pool)
+            q = do_pool(q.reshape(batch, height, width, -1), self.q_pool)
             height, width = q.shape[1:3]
             q = q.reshape(batch, height * width, self.num_heads, -1)
         heads = (tokens.transpose(1, 2) for tokens in (q, k, v))
@@ -62,9 +63,12 @@ class MultiScaleAttention(Part):
         return self.proj(output.reshape(batch, height, width, -1))
 
 
-def pool_tokens(x: Tensor, pool: nn.Module | None) -> Tensor:
-    """x: [B, H, W, C] pooled by a module for [B, C, H, W]; None: x itself."""
-    return x if pool is None else pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+def do_pool(x: Tensor, pool: nn.Module | None, norm: nn.Module | None = None) -> Tensor:
+    """x: [B, H, W, C] pooled by a module for [B, C, H, W], then normalised; None: x itself."""
+    if pool is None:
+        return x
+    x = pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return x if norm is None else norm(x)
 
 
 class MultiScaleBlock(OpModule[HieraBlockWeights]):
@@ -132,36 +136,50 @@ class MultiScaleBlock(OpModule[HieraBlockWeights]):
         shortcut = x
         x = self.norm1(x)
         if self.dim != self.dim_out:
-            shortcut = pool_tokens(self.proj(x), self.pool)
+            shortcut = do_pool(self.proj(x), self.pool)
         window = self.window_size
         if window > 0:
             height, width = x.shape[1:3]
-            x = self.attn(split_windows(x, window))
+            windows, padded = window_partition(x, window)
+            x = self.attn(windows)
             if self.q_stride is not None:
                 window //= self.q_stride[0]
                 height, width = shortcut.shape[1:3]
-            x = join_windows(x, window, height, width)
+                padded = height + -height % window, width + -width % window
+            x = window_unpartition(x, window, padded, (height, width))
         else:
             x = self.attn(x)
         x = shortcut + self.drop_path(x)
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-def split_windows(x: Tensor, window: int) -> Tensor:
-    """[B, H, W, C] -> [B * windows, window, window, C]; the map is padded with zeros."""
+def window_partition(x: Tensor, window_size: int) -> tuple[Tensor, tuple[int, int]]:
+    """[B, H, W, C] -> [B * windows, window_size, window_size, C]; the map is padded with zeros.
+
+    Also returns the height and the width of the padded map.
+    """
     height, width = x.shape[1:3]
-    x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
-    rows, columns = x.shape[1] // window, x.shape[2] // window
-    x = x.unflatten(2, (columns, window)).unflatten(1, (rows, window))
-    return x.transpose(2, 3).flatten(0, 2)
+    x = F.pad(x, (0, 0, 0, -width % window_size, 0, -height % window_size))
+    padded = x.shape[1], x.shape[2]
+    rows, columns = padded[0] // window_size, padded[1] // window_size
+    x = x.unflatten(2, (columns, window_size)).unflatten(1, (rows, window_size))
+    return x.transpose(2, 3).flatten(0, 2), padded
 
 
-def join_windows(windows: Tensor, window: int, height: int, width: int) -> Tensor:
-    """The inverse of `split_windows`: a map [B, height, width, C]."""
-    rows, columns = -(-height // window), -(-width // window)
+def window_unpartition(
+    windows: Tensor, window_size: int, pad_hw: tuple[int, int], hw: tuple[int, int]
+) -> Tensor:
+    """The inverse of `window_partition`: a map [B, *hw, C].
+
+    pad_hw: height and width of the padded map.
+    """
+    rows, columns = pad_hw[0] // window_size, pad_hw[1] // window_size
     x = windows.unflatten(0, (-1, rows, columns)).transpose(2, 3)
-    x = x.reshape(x.shape[0], rows * window, columns * window, -1)
-    return x[:, :height, :width].contiguous()
+    x = x.reshape(x.shape[0], rows * window_size, columns * window_size, -1)
+    return x[:, : hw[0], : hw[1]].contiguous()
+
+
+watch(__name__, LookedUp(globals(), "F", "do_pool", "window_partition", "window_unpartition"))
 
 
 class Hiera(Part):

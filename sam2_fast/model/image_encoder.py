@@ -13,6 +13,9 @@ from sam2_fast.config import Sam2Config
 from sam2_fast.model.fusion import Part
 from sam2_fast.model.hiera import Hiera
 from sam2_fast.model.position import PositionEmbeddingSine
+from sam2_fast.ops.core.lookups import LookedUp, watch
+
+watch(__name__, LookedUp(globals(), "F"))
 
 
 class FpnNeck(Part):

@@ -48,15 +48,15 @@ def sine_tokens(channels: int, side: int) -> Tensor:
     return sine_position(channels, side, side).flatten(1).T.contiguous()
 
 
-def sine_age(age: Tensor, channels: int, temperature: float = 10000.0) -> Tensor:
-    """Ages [...] -> [..., channels] float32: sines, then cosines (official `get_1d_sine_pe`)."""
-    half = channels // 2
+def get_1d_sine_pe(pos_inds: Tensor, dim: int, temperature: float = 10000.0) -> Tensor:
+    """Positions [...] -> [..., dim] float32: sines, then cosines. The positions are ages."""
+    half = dim // 2
     period = temperature ** (
         2
-        * torch.div(torch.arange(half, device=age.device), 2, rounding_mode="floor").float()
+        * torch.div(torch.arange(half, device=pos_inds.device), 2, rounding_mode="floor").float()
         / half
     )
-    angle = age[..., None] / period
+    angle = pos_inds[..., None] / period
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 

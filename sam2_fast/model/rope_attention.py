@@ -7,11 +7,20 @@ import math
 import torch
 from torch import Tensor
 
+from sam2_fast.model import rotary
 from sam2_fast.model.layers import linear_of
+from sam2_fast.model.rotary import apply_rotary_enc, compute_axial_cis
 from sam2_fast.model.two_way_transformer import Attention
 from sam2_fast.ops.core import tracing
+from sam2_fast.ops.core.lookups import LookedUp, watch
 from sam2_fast.ops.core.weights import Linear
 from sam2_fast.ops.rope_attention import rope_table, rotate
+
+_LOOKED_UP = (
+    LookedUp(globals(), "apply_rotary_enc", "compute_axial_cis"),
+    LookedUp(vars(rotary), "init_t_xy", "reshape_for_broadcast"),
+)
+watch(__name__, *_LOOKED_UP)
 
 
 class RoPEAttention(Attention):
@@ -57,15 +66,25 @@ class RoPEAttention(Attention):
         """
         q, k, v = self.q_proj(q), self.k_proj(k), self.v_proj(v)
         q, k, v = (self._separate_heads(x, self.num_heads) for x in (q, k, v))
-        table = self._table(math.isqrt(q.shape[-2]), q.device)
         rotated = k.shape[-2] - num_k_exclude_rope
         self._check(q.shape[-2], rotated)
-        keys = k[:, :, :rotated]
-        if rotated:
-            maps = keys.unflatten(2, (-1, q.shape[-2]))
-            keys = rotate(maps, table).flatten(2, 3)
+        q, keys = self._rotate(q, k[:, :, :rotated])
         k = torch.cat([keys, k[:, :, rotated:]], dim=2) if num_k_exclude_rope else keys
-        return self.out_proj(self._recombine_heads(self.attend(rotate(q, table), k, v)))
+        return self.out_proj(self._recombine_heads(self.attend(q, k, v)))
+
+    def _rotate(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys rotated by their positions, [B, heads, tokens, channels]."""
+        side = math.isqrt(q.shape[-2])
+        if any(functions.replaced() for functions in _LOOKED_UP):
+            dim = self.internal_dim // self.num_heads
+            cis = compute_axial_cis(dim=dim, end_x=side, end_y=side, theta=self.rope_theta)
+            return apply_rotary_enc(
+                q, k, freqs_cis=cis.to(q.device), repeat_freqs_k=self.rope_k_repeat
+            )
+        table = self._table(side, q.device)
+        if k.shape[-2]:
+            k = rotate(k.unflatten(2, (-1, q.shape[-2])), table).flatten(2, 3)
+        return rotate(q, table), k
 
     def _check(self, queries: int, keys: int) -> None:
         repeated = "" if self.rope_k_repeat else " once, without rope_k_repeat"

@@ -22,7 +22,7 @@ from sam2_fast.model.memory_attention import MemoryAttention
 from sam2_fast.model.memory_encoder import MemoryEncoder
 from sam2_fast.model.model_parts import ModelOfParts
 from sam2_fast.model.object_pointer import split_pointers
-from sam2_fast.model.position import sine_age, sine_tokens
+from sam2_fast.model.position import get_1d_sine_pe, sine_tokens
 from sam2_fast.model.prompt_encoder import PromptEncoder
 from sam2_fast.model.prompted_decoder import FusedHeads, best_of, decode_by_op, run_heads
 from sam2_fast.model.proofs import respects_prove
@@ -234,7 +234,7 @@ class Sam2(ModelOfParts, WithTables):
         memory_dim = self.config.memory_dim
         if self.config.version == "2.0":
             return ages.new_zeros(len(ages) * self.config.tokens_per_pointer, memory_dim)
-        sine = sine_age(ages / longest, self.config.hidden_dim)
+        sine = get_1d_sine_pe(ages / longest, dim=self.config.hidden_dim)
         position: Tensor = self.obj_ptr_tpos_proj(self.in_weights_dtype(sine))
         return position.repeat_interleave(self.config.tokens_per_pointer, dim=0)
 

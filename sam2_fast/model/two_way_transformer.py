@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from sam2_fast.model.fusion import Part
 from sam2_fast.model.layers import MLP, linear_of, norm_of, to_tokens
+from sam2_fast.ops.core.lookups import LookedUp, watch
 from sam2_fast.ops.mask_decoder.weights import AttentionWeights, TwoWayLayerWeights
+
+watch(__name__, LookedUp(globals(), "F"))
 
 
 class Attention(Part):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 from torch.utils.hooks import RemovableHandle
 
+from sam2_fast.ops.core.lookups import watched
 from sam2_fast.ops.core.native import native
 from sam2_fast.ops.core.state import native_or
 
@@ -136,7 +137,7 @@ class ModuleState:
 
 
 def _settings_of(modules: Sequence[nn.Module]) -> tuple[list[Any], list[str], list[Any]]:
-    """Dictionaries, names in them, and the values that decide what layers of torch compute."""
+    """Dictionaries, names in them, and their values: settings of layers, and watched globals."""
     settings = [
         (vars(module), name, vars(module)[name])
         for module in modules
@@ -144,6 +145,9 @@ def _settings_of(modules: Sequence[nn.Module]) -> tuple[list[Any], list[str], li
     ]
     attention = "scaled_dot_product_attention"  # programs replace it by kernels of their own
     settings.append((vars(F), attention, vars(F)[attention]))
+    for lookup in watched(map(type, modules)):
+        variables = lookup.variables
+        settings += [(variables, name, variables.get(name)) for name in lookup.originals]
     groups, names, values = zip(*settings, strict=True)
     return list(groups), list(names), list(values)
 
