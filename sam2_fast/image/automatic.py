@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sam2_fast.image.cleanup import remove_small_regions, unique_rows
+from sam2_fast.image.cleanup import BATCHED_NMS, remove_small_regions, unique_rows
 from sam2_fast.image.clicks import ClickDecoder
 from sam2_fast.image.crops import (
     generate_crop_boxes,
@@ -287,7 +287,7 @@ class SAM2AutomaticMaskGenerator:
             kept = good & ~is_box_near_crop_edge(boxes, crop_box, [0, 0, hw[1], hw[0]])
             if self.stability_score_thresh > 0.0:
                 kept &= inner / outer >= self.stability_score_thresh
-            if all_clicks and on_accelerator:
+            if all_clicks and on_accelerator and not BATCHED_NMS.replaced():
                 return nms(boxes, iou, self.box_nms_thresh, alive=kept)
             return kept
 

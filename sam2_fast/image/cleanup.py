@@ -11,8 +11,11 @@ from sam2_fast.image.mask_table import MaskData, rle_to_mask
 from sam2_fast.io.rle import mask_to_rle
 from sam2_fast.masks import boxes as mask_boxes
 from sam2_fast.masks import without_small_regions
+from sam2_fast.ops.core.lookups import LookedUp
 from sam2_fast.ops.core.transfer import upload
 from sam2_fast.ops.nms import batched_nms
+
+BATCHED_NMS = LookedUp(globals(), "batched_nms")
 
 
 def unique_rows(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
@@ -24,7 +27,10 @@ def unique_rows(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
         [boxes.double(), scores.to(boxes.device, torch.float64)[:, None]], dim=1
     ).cpu()
     return batched_nms(
-        table[:, :4].float(), table[:, 4].to(scores.dtype), torch.zeros(len(table)), threshold
+        table[:, :4].float(),
+        table[:, 4].to(scores.dtype),
+        torch.zeros(len(table)),
+        iou_threshold=threshold,
     )
 
 
