@@ -20,6 +20,7 @@ from sam2_fast.model import Sam2, composed
 from sam2_fast.model.layers import to_map, to_tokens
 from sam2_fast.model.position import PositionEmbeddingSine
 from sam2_fast.model.prompt_encoder import padding_points
+from sam2_fast.official.closest_frames import attended_outputs
 from sam2_fast.official.memories import (
     bank_of,
     recalled_maps,
@@ -173,16 +174,15 @@ class OfficialSteps(Sam2):
             return low
         if is_init_cond_frame:
             return self.without_memory(low)
-        bank = bank_of(output_dict)
         limits = self.recall_limits
-        recall = bank.recall(frame_idx, -1 if track_in_reverse else 1, num_frames, *limits)
+        output_dict = attended_outputs(frame_idx, output_dict, limits.max_prompted)
+        bank, step = bank_of(output_dict), -1 if track_in_reverse else 1
+        recall = bank.recall(frame_idx, step, num_frames, *limits._replace(max_prompted=-1))
         batch = low.shape[0]
         num_maps = self.num_maskmem
         maps = [m.to(low.device) for m in recalled_maps(bank, recall, num_maps)]
-        passed_only = limits.past_pointers_only
-        pointers = recalled_pointers(
-            bank, recall, num_maps, frame_idx if passed_only else None, track_in_reverse
-        )
+        until = frame_idx if limits.past_pointers_only else None
+        pointers = recalled_pointers(bank, recall, num_maps, until, track_in_reverse)
         pointers = [p.to(low.device) for p in pointers]
         map_positions = recalled_positions(output_dict, recall, num_maps)
         position = current_vision_pos_embeds[-1]

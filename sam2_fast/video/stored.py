@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sam2_fast.config import NO_OBJECT_LOGIT
-from sam2_fast.masks import fill_holes
+from sam2_fast.config import NO_OBJECT_LOGIT as NO_OBJ_SCORE
+from sam2_fast.masks import fill_holes as fill_holes_in_mask_scores
 from sam2_fast.memory import FrameMemory
 from sam2_fast.memory.frame_memory import to_map
+from sam2_fast.ops.core.lookups import LookedUp
 from sam2_fast.types import Tracked
 from sam2_fast.video.session import VideoSession
+
+_FILL_HOLES = LookedUp(globals(), "fill_holes_in_mask_scores")
 
 
 def stored_logits(session: VideoSession, logits: Tensor, hole_area: int) -> Tensor:
@@ -21,7 +24,13 @@ def stored_logits(session: VideoSession, logits: Tensor, hole_area: int) -> Tens
 
     hole_area: pixels of the largest hole that is filled; 0: none.
     """
-    return (fill_holes(logits, hole_area) if hole_area > 0 else logits).to(session.storage)
+    if hole_area > 0 and _FILL_HOLES.replaced():
+        # A function of a program gets one object at a time, as in the official predictor.
+        filled = [fill_holes_in_mask_scores(part, hole_area) for part in logits.split(1)]
+        logits = torch.cat(filled)
+    elif hole_area > 0:
+        logits = fill_holes_in_mask_scores(logits, hole_area)
+    return logits.to(session.storage)
 
 
 def preview_of(
@@ -73,5 +82,5 @@ def stacked_logits(session: VideoSession, rows: Sequence[FrameMemory | None], si
     known = [x.to(device) for x in logits if x is not None]
     if len(known) == len(rows):
         return torch.stack(known)
-    absent = torch.full((1, side, side), NO_OBJECT_LOGIT, device=device)
+    absent = torch.full((1, side, side), NO_OBJ_SCORE, device=device)
     return torch.stack([absent if x is None else x.to(device) for x in logits])

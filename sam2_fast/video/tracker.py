@@ -11,7 +11,6 @@ from collections.abc import Callable, Generator, Hashable, Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sam2_fast.masks import non_overlapping, upsample
 from sam2_fast.memory import FrameMemory, compact
@@ -23,6 +22,7 @@ from sam2_fast.types import Points
 from sam2_fast.video.frame_steps import FrameSteps, Result
 from sam2_fast.video.lookahead import LookAhead
 from sam2_fast.video.positions import has_own_positions, keep_positions
+from sam2_fast.video.progress import progress_bar
 from sam2_fast.video.session import ObjectTrack, Prompt, VideoSession
 from sam2_fast.video.stored import as_corrected, stacked_logits
 
@@ -119,7 +119,7 @@ class Tracker(FrameSteps):
         order = session.order(first, limit, step)
         known = order if isinstance(order, range) else range(0)
         ahead = LookAhead(session.frames, session.device, known)
-        for frame in tqdm(order, desc="propagate in video", disable=not progress):
+        for frame in progress_bar(order, progress):
             if session.resets != resets:
                 raise RuntimeError(
                     "the session was reset while it was being propagated; call "
