@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,37 +19,10 @@ from sam2_fast.data.clicks import (
 from sam2_fast.model.layers import MLP as MLP
 from sam2_fast.model.layers import DropPath as DropPath
 from sam2_fast.model.layers import LayerNorm2d as LayerNorm2d
-from sam2_fast.model.position import sine_age
-
-
-def select_closest_cond_frames(
-    frame_idx: int, cond_frame_outputs: Mapping[int, Any], max_cond_frame_num: int
-) -> tuple[dict[int, Any], dict[int, Any]]:
-    """Split the prompted frames into those to attend to and the rest.
-
-    The nearest frame before `frame_idx` is chosen, the nearest one after it, then others by
-    distance.
-    max_cond_frame_num: -1 for all, else 2 or more.
-    """
-    if max_cond_frame_num == -1 or len(cond_frame_outputs) <= max_cond_frame_num:
-        return dict(cond_frame_outputs), {}
-    if max_cond_frame_num < 2:
-        raise ValueError(f"max_cond_frame_num: expected -1 or at least 2, got {max_cond_frame_num}")
-    before = [t for t in cond_frame_outputs if t < frame_idx]
-    after = [t for t in cond_frame_outputs if t >= frame_idx]
-    chosen = [*([max(before)] if before else []), *([min(after)] if after else [])]
-    rest = sorted(
-        (t for t in cond_frame_outputs if t not in chosen), key=lambda t: abs(t - frame_idx)
-    )
-    chosen += rest[: max_cond_frame_num - len(chosen)]
-    return {t: cond_frame_outputs[t] for t in chosen}, {
-        t: v for t, v in cond_frame_outputs.items() if t not in chosen
-    }
-
-
-def get_1d_sine_pe(pos_inds: Tensor, dim: int, temperature: float = 10000) -> Tensor:
-    """Sines, then cosines, of positions: [..., dim]. pos_inds: [...]."""
-    return sine_age(pos_inds, dim, temperature)
+from sam2_fast.model.position import get_1d_sine_pe as get_1d_sine_pe
+from sam2_fast.official.closest_frames import (
+    select_closest_cond_frames as select_closest_cond_frames,
+)
 
 
 def get_activation_fn(activation: str) -> Callable[[Tensor], Tensor]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from sam2_fast.io.images import load_image
+from sam2_fast.io.limits import MAX_FRAMES
+from sam2_fast.io.sequences import frame_files
 from sam2_fast.io.transforms import PIXEL_MEAN, PIXEL_STD, resize_frame
 from sam2_fast.io.video import open_video
-from sam2_fast.masks import fill_holes
 from sam2_fast.ops.connected_components import connected_components
 
 
@@ -39,7 +42,8 @@ def fill_holes_in_mask_scores(mask: Tensor, max_area: int) -> Tensor:
     """
     if max_area <= 0:
         raise ValueError(f"max_area: expected a positive number of pixels, got {max_area}")
-    return fill_holes(mask, max_area)
+    labels, areas = get_connected_components(mask <= 0)
+    return torch.where((labels > 0) & (areas <= max_area), 0.1, mask)
 
 
 def mask_to_box(masks: Tensor) -> Tensor:
@@ -66,8 +70,15 @@ def concat_points(
     return {"point_coords": new_points, "point_labels": new_labels}
 
 
+def _load_img_as_tensor(
+    img_path: str | os.PathLike[str], image_size: int
+) -> tuple[Tensor, int, int]:
+    """An image [3, image_size, image_size], float64 in [0, 1], and its height and width before."""
+    return _frame_as_tensor(load_image(img_path), image_size)
+
+
 class AsyncVideoFrameLoader:
-    """Frames [3, S, S] float32, normalised, decoded when they are read and then kept in memory.
+    """Frames [3, S, S], normalised, decoded when they are read and then kept in memory.
 
     video_height, video_width: in pixels.
     The official class decodes ahead in a thread; this one decodes only frames that are read.
@@ -83,14 +94,14 @@ class AsyncVideoFrameLoader:
         compute_device: torch.device | str,
     ) -> None:
         """img_paths: image files in order, or a video as `open_video` accepts it."""
-        self._frames: Any = (
-            [str(path) for path in img_paths]
-            if isinstance(img_paths, (list, tuple))
-            else open_video(img_paths)
-        )
-        self._size = image_size
-        self._device = torch.device("cpu" if offload_video_to_cpu else compute_device)
-        self._mean, self._std = img_mean, img_std
+        self.img_paths = img_paths
+        self.image_size = image_size
+        self.offload_video_to_cpu = offload_video_to_cpu
+        self.img_mean, self.img_std = img_mean, img_std
+        self.compute_device = compute_device
+        self._frames: Any = img_paths
+        if not isinstance(img_paths, (list, tuple)):
+            self._frames = open_video(img_paths)
         self.images: list[Tensor | None] = [None] * len(self._frames)
         self.video_height: int | None = None
         self.video_width: int | None = None
@@ -103,10 +114,14 @@ class AsyncVideoFrameLoader:
         image = self.images[index]
         if image is None:
             frame = self._frames[index]
-            pixels = load_image(frame) if isinstance(frame, str) else frame
-            self.video_height, self.video_width = pixels.shape[:2]
-            planes = resize_frame(pixels, self._size).permute(2, 0, 1).float() / 255.0
-            image = ((planes - self._mean) / self._std).to(self._device)
+            if isinstance(frame, str | os.PathLike):
+                image, height, width = _load_img_as_tensor(frame, self.image_size)
+            else:
+                image, height, width = _frame_as_tensor(frame, self.image_size)
+            self.video_height, self.video_width = height, width
+            image = (image - self.img_mean) / self.img_std
+            if not self.offload_video_to_cpu:
+                image = image.to(self.compute_device)
             self.images[index] = image
         return image
 
@@ -124,34 +139,88 @@ def load_video_frames(
 
     The frames are one tensor [N, 3, image_size, image_size] float32, normalised. A frame takes 12
     MB at 1024 pixels; `SAM2VideoPredictor.init_state` reads frames on demand instead.
-    async_loading_frames: return a loader instead of the tensor.
+    async_loading_frames: return a loader instead of the tensor; for folders only.
     compute_device: None selects CUDA if available, else the CPU.
     """
-    device = compute_device or ("cuda" if torch.cuda.is_available() else "cpu")
-    mean, std = (
-        torch.tensor(tuple(values), dtype=torch.float32)[:, None, None]
-        for values in (img_mean, img_std)
-    )
-    frames = AsyncVideoFrameLoader(video_path, image_size, offload_video_to_cpu, mean, std, device)
-    height, width = frames.video_height or 0, frames.video_width or 0
-    if async_loading_frames:
-        return frames, height, width
-    return torch.stack([frames[i] for i in range(len(frames))]), height, width
+    arguments = {
+        "video_path": video_path,
+        "image_size": image_size,
+        "offload_video_to_cpu": offload_video_to_cpu,
+        "img_mean": img_mean,
+        "img_std": img_std,
+        "compute_device": compute_device,
+    }
+    if isinstance(video_path, str | os.PathLike) and os.path.isdir(video_path):
+        return load_video_frames_from_jpg_images(
+            **arguments, async_loading_frames=async_loading_frames
+        )
+    return load_video_frames_from_video_file(**arguments)
 
 
 def load_video_frames_from_jpg_images(
-    video_path: str, *args: Any, **kwargs: Any
+    video_path: str | os.PathLike[str],
+    image_size: int,
+    offload_video_to_cpu: bool,
+    img_mean: Sequence[float] = PIXEL_MEAN,
+    img_std: Sequence[float] = PIXEL_STD,
+    async_loading_frames: bool = False,
+    compute_device: torch.device | str | None = None,
 ) -> tuple[Any, int, int]:
     """`load_video_frames` for a folder of numbered images; NotADirectoryError for another path."""
     if not os.path.isdir(video_path):
         raise NotADirectoryError(
             f"video_path: expected a folder of numbered images, got {video_path}"
         )
-    return load_video_frames(video_path, *args, **kwargs)
+    paths = [str(path) for path in frame_files(Path(video_path), MAX_FRAMES)]
+    mean, std, device = _constants(img_mean, img_std, compute_device)
+    if async_loading_frames:
+        loader = AsyncVideoFrameLoader(paths, image_size, offload_video_to_cpu, mean, std, device)
+        return loader, loader.video_height or 0, loader.video_width or 0
+    images = torch.zeros(len(paths), 3, image_size, image_size)
+    height = width = 0
+    for i, path in enumerate(tqdm(paths, desc="frame loading (JPEG)")):
+        images[i], height, width = _load_img_as_tensor(path, image_size)
+    return _normalised(images, mean, std, None if offload_video_to_cpu else device), height, width
 
 
 def load_video_frames_from_video_file(
-    video_path: Any, *args: Any, **kwargs: Any
-) -> tuple[Any, int, int]:
-    """`load_video_frames` for a video file; frames are resized like those of an image folder."""
-    return load_video_frames(video_path, *args, **kwargs)
+    video_path: Any,
+    image_size: int,
+    offload_video_to_cpu: bool,
+    img_mean: Sequence[float] = PIXEL_MEAN,
+    img_std: Sequence[float] = PIXEL_STD,
+    compute_device: torch.device | str | None = None,
+) -> tuple[Tensor, int, int]:
+    """`load_video_frames` for a video file, or for another video as `open_video` accepts it.
+
+    Frames are resized like those of an image folder.
+    """
+    mean, std, device = _constants(img_mean, img_std, compute_device)
+    with open_video(video_path) as video:
+        frames = [_frame_as_tensor(video[i], image_size)[0].float() for i in range(len(video))]
+        height, width = video.height, video.width
+    images = torch.stack(frames)
+    return _normalised(images, mean, std, None if offload_video_to_cpu else device), height, width
+
+
+def _frame_as_tensor(pixels: Any, image_size: int) -> tuple[Tensor, int, int]:
+    image = resize_frame(pixels, image_size).permute(2, 0, 1).double() / 255.0
+    return image, pixels.shape[0], pixels.shape[1]
+
+
+def _constants(
+    img_mean: Sequence[float], img_std: Sequence[float], compute_device: torch.device | str | None
+) -> tuple[Tensor, Tensor, torch.device]:
+    """Mean and deviation of a pixel, [3, 1, 1], and the device."""
+    mean, std = (
+        torch.tensor([*x], dtype=torch.float32)[:, None, None] for x in (img_mean, img_std)
+    )
+    device = compute_device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return mean, std, torch.device(device)
+
+
+def _normalised(images: Tensor, mean: Tensor, std: Tensor, device: torch.device | None) -> Tensor:
+    """images [N, 3, S, S], changed; device: None: their own."""
+    if device is not None:
+        images, mean, std = images.to(device), mean.to(device), std.to(device)
+    return images.sub_(mean).div_(std)
