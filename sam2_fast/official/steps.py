@@ -176,9 +176,9 @@ class OfficialSteps(Sam2):
             return self.without_memory(low)
         limits = self.recall_limits
         output_dict = attended_outputs(frame_idx, output_dict, limits.max_prompted)
-        bank, step = bank_of(output_dict), -1 if track_in_reverse else 1
+        bank = bank_of(output_dict)
+        step = -1 if track_in_reverse else 1
         recall = bank.recall(frame_idx, step, num_frames, *limits._replace(max_prompted=-1))
-        batch = low.shape[0]
         num_maps = self.num_maskmem
         maps = [m.to(low.device) for m in recalled_maps(bank, recall, num_maps)]
         until = frame_idx if limits.past_pointers_only else None
@@ -202,13 +202,13 @@ class OfficialSteps(Sam2):
         if pointers:
             stacked = torch.stack(pointers, 1)
         else:
-            stacked = low.new_zeros(batch, 0, self.config.hidden_dim)
+            stacked = low.new_zeros(len(low), 0, self.config.hidden_dim)
         return self.attend(
             low,
-            [[m[i] for m in maps] for i in range(batch)],
-            [recall.rows] * batch,
+            [[m[i] for m in maps] for i in range(len(low))],
+            [recall.rows] * len(low),
             list(stacked),
-            [recall.ages] * batch,
+            [recall.ages] * len(low),
             recall.longest,
         )
 

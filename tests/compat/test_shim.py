@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import os
+import pkgutil
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -18,16 +23,17 @@ from tests.compat.programs import environment
 NAMES = {
     "sam2.build_sam": (
         "build_sam2 build_sam2_video_predictor build_sam2_hf build_sam2_video_predictor_hf "
-        "_load_checkpoint HF_MODEL_ID_TO_FILENAMES"
+        "_load_checkpoint HF_MODEL_ID_TO_FILENAMES build_sam2_camera_predictor"
     ),
     "sam2.sam2_image_predictor": "SAM2ImagePredictor",
     "sam2.sam2_video_predictor": "SAM2VideoPredictor SAM2VideoPredictorVOS",
     "sam2.sam2_video_predictor_legacy": "SAM2VideoPredictor",
-    "sam2.automatic_mask_generator": "SAM2AutomaticMaskGenerator",
+    "sam2.sam2_camera_predictor": "SAM2CameraPredictor",
+    "sam2.automatic_mask_generator": "SAM2AutomaticMaskGenerator batched_nms box_area",
     "sam2.utils.misc": (
         "get_sdpa_settings get_connected_components mask_to_box AsyncVideoFrameLoader "
         "load_video_frames load_video_frames_from_jpg_images load_video_frames_from_video_file "
-        "fill_holes_in_mask_scores concat_points"
+        "fill_holes_in_mask_scores concat_points _load_img_as_tensor"
     ),
     "sam2.utils.amg": (
         "MaskData is_box_near_crop_edge box_xyxy_to_xywh batch_iterator mask_to_rle_pytorch "
@@ -42,7 +48,10 @@ NAMES = {
         "sample_random_points_from_errors sample_one_point_from_error_center get_next_point "
         "LayerNorm2d MLP DropPath get_activation_fn get_clones"
     ),
-    "sam2.modeling.position_encoding": "PositionEmbeddingSine PositionEmbeddingRandom",
+    "sam2.modeling.position_encoding": (
+        "PositionEmbeddingSine PositionEmbeddingRandom apply_rotary_enc compute_axial_cis "
+        "init_t_xy reshape_for_broadcast"
+    ),
     "sam2.modeling.memory_attention": "MemoryAttention MemoryAttentionLayer RoPEAttention",
     "sam2.modeling.memory_encoder": "MemoryEncoder MaskDownSampler CXBlock Fuser",
     "sam2.modeling.sam.prompt_encoder": "PromptEncoder",
@@ -50,8 +59,10 @@ NAMES = {
     "sam2.modeling.sam.transformer": (
         "TwoWayTransformer TwoWayAttentionBlock Attention RoPEAttention"
     ),
-    "sam2.modeling.backbones.hieradet": "Hiera MultiScaleBlock MultiScaleAttention PatchEmbed",
-    "sam2.modeling.backbones.utils": "PatchEmbed",
+    "sam2.modeling.backbones.hieradet": (
+        "Hiera MultiScaleBlock MultiScaleAttention PatchEmbed do_pool"
+    ),
+    "sam2.modeling.backbones.utils": "PatchEmbed window_partition window_unpartition",
     "sam2.modeling.backbones.image_encoder": "ImageEncoder FpnNeck",
     "sam2._C": "get_connected_componnets",
 }
@@ -133,3 +144,53 @@ def test_load_checkpoint_raises_as_in_the_official_package(shim: None, tmp_path:
     with pytest.raises(RuntimeError, match="missing keys"):
         _load_checkpoint(model, tmp_path / "wrong.pt")
     _load_checkpoint(model, None)
+
+
+@pytest.mark.parametrize("name", sorted({"sam2", *NAMES}))
+def test_modules_have_a_file_a_spec_and_a_source(shim: None, name: str) -> None:
+    """Programs look for files beside the package."""
+    module = importlib.import_module(name)
+    path = Path(module.__file__ or "")
+    assert path.is_file() and path.is_relative_to(Path(compat.__file__).parent)
+    assert module.__spec__ is not None
+    assert module.__spec__.name == name and module.__spec__.origin == module.__file__
+    assert inspect.getsource(module) == path.read_text()
+    assert module.__spec__.loader.get_source(name) == path.read_text()  # type: ignore[union-attr]
+    assert importlib.reload(module) is module
+
+
+def test_packages_have_a_folder_and_resources(shim: None, tmp_path: Path) -> None:
+    """So does a folder of files without code below them."""
+    import sam2.modeling
+
+    assert list(sam2.__path__) == [str(Path(sam2.__file__).parent)]
+    assert (files("sam2") / "modeling" / "sam2_base.py").is_file()
+    assert (files("sam2.modeling") / "sam" / "transformer.py").is_file()
+    names = {module.name for module in pkgutil.iter_modules(sam2.modeling.__path__)}
+    assert {"sam", "backbones", "sam2_base"} <= names
+    assert not hasattr(sam2.modeling, "sam2_utils")
+    assert importlib.import_module("sam2.modeling.sam2_utils") is sam2.modeling.sam2_utils
+    data = Path(sam2.__file__).parent / f"data_{os.getpid()}"
+    try:
+        data.mkdir()
+        (data / "a.yaml").write_text("a: 1")
+        importlib.invalidate_caches()
+        assert (files(f"sam2.{data.name}") / "a.yaml").read_text() == "a: 1"
+    finally:
+        shutil.rmtree(data)
+
+
+@pytest.mark.parametrize("name", ["shim", "stub", "official", "__main__", "shim.copies"])
+def test_the_parts_of_the_shim_are_no_official_modules(shim: None, name: str) -> None:
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module(f"sam2.{name}")
+
+
+def test_a_missing_package_is_named(shim: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that the official package imports from packages that ours does not need."""
+    import sam2.build_sam
+
+    monkeypatch.setitem(sys.modules, "hydra", None)
+    with pytest.raises(AttributeError, match="'hydra', which sam2_fast does not need"):
+        sam2.build_sam.compose  # noqa: B018
+    assert not hasattr(sam2.build_sam, "nothing")
