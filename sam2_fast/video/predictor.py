@@ -30,9 +30,6 @@ from sam2_fast.video.session import Keep, VideoSession
 from sam2_fast.video.tracker import Output, Tracker, tracker_for
 from sam2_fast.weights.build import build_pretrained, warn_of_unknown
 
-load_video_frames: Any = None
-"""A loader of a program for `init_state`, with the arguments of the official one; or None."""
-
 
 class _ShortHelp(ABCMeta):
     """Metaclass: `dir` and `help` of the class list only what this library adds.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,9 +39,12 @@ def prepare(peers: str, tools: str) -> None:
 
     Three things are changed so that masks can be compared: models go to the CPU (the default is
     "cuda"), memories stay float32 (they are always bfloat16), and holes are filled by SciPy (they
-    are not filled at all if the official extension is absent).
+    are not filled at all if the official extension is absent). Child processes import it, too.
     """
     sys.path[:0] = [peers, tools]
+    children = str(Path(__file__).with_name("children"))
+    entries = [children, peers, tools, *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(entries)
     import official_peer
 
     official_peer._define_missing_operators()

@@ -69,7 +69,7 @@ IMPORTED: dict[str, dict[str, str]] = {
 
 _VIDEO_TARGETS = {
     "tqdm": "video.progress",
-    "load_video_frames": "video.predictor",
+    "load_video_frames": "video.program_frames",
     "fill_holes_in_mask_scores": "video.stored",
     "NO_OBJ_SCORE": "video.stored",
     "SAM2VideoPredictor": "build_sam",

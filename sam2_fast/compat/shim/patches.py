@@ -28,7 +28,7 @@ _LOADERS = (
     "load_video_frames_from_video_file",
 )
 _CALLERS = {
-    **dict.fromkeys(_LOADERS, ("sam2_fast.video.predictor", "load_video_frames")),
+    **dict.fromkeys(_LOADERS, ("sam2_fast.video.program_frames", "load_video_frames")),
     "get_connected_components": ("sam2_fast.video.stored", "fill_holes_in_mask_scores"),
 }
 """Name of `sam2.utils.misc` -> the function there that looks it up, and that a predictor calls.
