@@ -1,12 +1,13 @@
 """Run programs written for the official package unmodified: `import sam2...` imports this package.
 
-    python -m sam2_fast.compat script.py ARGUMENTS...        run a script
+    python -m sam2_fast.compat script.py ARGUMENTS...          run a script
     python -m sam2_fast.compat -m package.module ARGUMENTS...  run a module
-    python -m sam2_fast.compat -c CODE ARGUMENTS...          run code; `-` runs standard input
-    import sam2_fast.compat; sam2_fast.compat.install()      in your own program
+    python -m sam2_fast.compat -c CODE ARGUMENTS...            run code; `-` runs standard input
+    import sam2_fast.compat; sam2_fast.compat.install()        in your own program
 
 Importing this module installs nothing. An installed `sam2` is hidden only in the process that calls
-`install`, and in its child processes.
+`install`, and in its child processes. docs/migration.md says how, and which names of `sam2` can be
+replaced.
 """
 
 from __future__ import annotations

@@ -192,5 +192,5 @@ def test_a_missing_package_is_named(shim: None, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setitem(sys.modules, "hydra", None)
     with pytest.raises(AttributeError, match="'hydra', which sam2_fast does not need"):
-        sam2.build_sam.compose  # noqa: B018
+        sam2.build_sam.compose
     assert not hasattr(sam2.build_sam, "nothing")

@@ -1,4 +1,4 @@
-"""Names replaced in modules of the predictors: a progress bar, holes, absent objects, duplicates."""
+"""Names replaced in modules of predictors: a progress bar, holes, absent objects, duplicates."""
 
 from unittest import mock
 
@@ -26,6 +26,6 @@ generator = automatic.SAM2AutomaticMaskGenerator(
     image_model(), points_per_side=2, pred_iou_thresh=0.0, stability_score_thresh=0.0
 )
 generator.predictor._bb_feat_sizes = [(32, 32), (16, 16), (8, 8)]
-with mock.patch("sam2.automatic_mask_generator.batched_nms", lambda *a, **k: torch.arange(2)):
+with mock.patch("sam2.automatic_mask_generator.batched_nms", return_value=torch.arange(2)):
     boxes = [record["bbox"] for record in generator.generate(frame(0))]
 save(plain=plain, same=same, changed=changed, bars=bars, late=late, boxes=boxes)
