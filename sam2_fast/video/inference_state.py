@@ -9,7 +9,7 @@ import torch
 
 from sam2_fast.official.predictor_steps import PER_OBJECT, ComputedPair, State
 from sam2_fast.video.cached_features import CachedFeatures
-from sam2_fast.video.frames import FrameImages, Frames
+from sam2_fast.video.frames import AssignedFrames, FrameImages, Frames
 from sam2_fast.video.session import Control, Keep, VideoSession
 
 _COMPUTED = (CachedFeatures, ComputedPair)
@@ -80,8 +80,9 @@ def new_state(
     image_size: S, pixels. device: of the model. storage: of memories.
     """
     images_on = torch.device("cpu") if offload_video_to_cpu else device
+    assigned = frames.images if isinstance(frames, AssignedFrames) else None
     entries: dict[str, Any] = {
-        "images": FrameImages(frames, image_size, images_on),
+        "images": FrameImages(frames, image_size, images_on) if assigned is None else assigned,
         "num_frames": frames.num_frames,
         "offload_video_to_cpu": offload_video_to_cpu,
         "offload_state_to_cpu": storage != device,

@@ -24,8 +24,9 @@ from sam2_fast.model.layers import WithTables
 from sam2_fast.official.predictor_steps import PredictorSteps, State
 from sam2_fast.prompts import frame_number, to_model_mask, to_model_points
 from sam2_fast.recording.cache import Graphs
-from sam2_fast.video.frames import StreamFrames
+from sam2_fast.video.frames import Frames, StreamFrames
 from sam2_fast.video.inference_state import InferenceState, new_state, session_of
+from sam2_fast.video.program_frames import frames_of_program
 from sam2_fast.video.session import Keep, VideoSession
 from sam2_fast.video.tracker import Output, Tracker, tracker_for
 from sam2_fast.weights.build import build_pretrained, warn_of_unknown
@@ -91,7 +92,7 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
             frames, an iterator, or a camera number; None: a stream, with frames passed to `step`.
         offload_video_to_cpu: `state["images"]` returns frames on the host.
         offload_state_to_cpu: store memories in host memory.
-        async_loading_frames: accepted without effect; frames are always read lazily.
+        async_loading_frames: passed to a loader of the program; frames are always read lazily.
         keep: "all" (default if the length is known) stores the memories of every frame, so that any
             frame can be corrected; "reachable" (default for streams) stores only those that later
             frames attend to, so that memory does not grow with the video.
@@ -101,7 +102,15 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
         limits = {name: value for name, value in arguments.items() if value is not None}
         if keep not in (None, "all", "reachable"):
             raise ValueError(f"keep: expected 'all', 'reachable' or None, got {keep!r}")
-        frames = StreamFrames() if video_path is None else open_video(video_path, **limits)
+        frames: Frames = StreamFrames()
+        if video_path is not None:
+            frames = frames_of_program(
+                video_path,
+                self.config.image_size,
+                offload_video_to_cpu,
+                async_loading_frames,
+                self.device,
+            ) or open_video(video_path, **limits)
         storage = torch.device("cpu") if offload_state_to_cpu else self.device
         default: Keep = "reachable" if frames.num_frames is None else "all"
         size = self.config.image_size

@@ -5,30 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from sam2_fast.video.frames import AssignedFrames
 
 load_video_frames: Any = None
 """A function with the arguments and results of the official one, or None: we load the frames."""
-
-
-class LoadedFrames:
-    """Normalised frames of a function of the program.
-
-    images: [3, S, S] floating point by number: a tensor, a list, or an object that loads them.
-    """
-
-    def __init__(self, images: Any, height: int, width: int) -> None:
-        self.images = images
-        self.num_frames = len(images)
-        self.height = height
-        self.width = width
-
-    def __getitem__(self, index: int) -> Tensor:
-        image: Tensor = self.images[index]
-        return image
-
-    def read_ahead(self, index: int) -> None:
-        """Does nothing: the object decides when frames are read."""
 
 
 def frames_of_program(
@@ -37,7 +18,7 @@ def frames_of_program(
     offload_video_to_cpu: bool,
     async_loading_frames: bool,
     device: torch.device,
-) -> LoadedFrames | None:
+) -> AssignedFrames | None:
     """The frames of a video, if the program has replaced `load_video_frames`; else None."""
     if load_video_frames is None:
         return None
@@ -48,4 +29,4 @@ def frames_of_program(
         async_loading_frames=async_loading_frames,
         compute_device=device,
     )
-    return LoadedFrames(images, height, width)
+    return AssignedFrames(images, height, width)

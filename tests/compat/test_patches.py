@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -173,6 +174,43 @@ def test_components_are_those_of_a_function_of_the_program(predictor: Any) -> No
     with mock.patch("sam2.utils.misc.get_connected_components", none):
         assert not torch.allclose(track(predictor), torch.tensor(0.1))
     assert torch.equal(track(predictor), expected)
+
+
+def test_frames_are_loaded_by_a_function_of_the_program(predictor: Any) -> None:
+    """With the arguments of the official predictor; frames are read when they are tracked."""
+    images = torch.randn(3, 3, 64, 64)
+    load = mock.Mock(return_value=(images, 60, 80))
+    with mock.patch(f"{VIDEO}.load_video_frames", load):
+        state = predictor.init_state("own://video", True)
+    assert load.call_args.kwargs == {
+        "video_path": "own://video",
+        "image_size": 64,
+        "offload_video_to_cpu": True,
+        "async_loading_frames": False,
+        "compute_device": torch.device("cpu"),
+    }
+    assert (state["num_frames"], state["video_height"], state["video_width"]) == (3, 60, 80)
+    predictor.add_new_points_or_box(state, 0, 1, points=[[40, 30]], labels=[1])
+    before = predictor.add_new_points_or_box(state, 1, 1, points=[[40, 30]], labels=[1])[2].clone()
+    images[1] += 1.0
+    predictor.reset_state(state)
+    predictor.add_new_points_or_box(state, 0, 1, points=[[40, 30]], labels=[1])
+    after = predictor.add_new_points_or_box(state, 1, 1, points=[[40, 30]], labels=[1])[2]
+    assert not torch.allclose(after, before)
+    with pytest.raises(FileNotFoundError):
+        predictor.init_state("own://video")
+
+
+def test_pictures_are_loaded_by_a_function_of_the_program(predictor: Any, frames: Path) -> None:
+    """`load_video_frames` of `sam2.utils.misc` looks it up."""
+    load = mock.Mock(return_value=(torch.zeros(3, 64, 64, dtype=torch.float64), 60, 80))
+    with mock.patch("sam2.utils.misc._load_img_as_tensor", load):
+        state = predictor.init_state(frames)
+    assert [call.args for call in load.call_args_list] == [
+        (str(frames / f"{i:05d}.jpg"), 64) for i in range(3)
+    ]
+    assert state["video_width"] == 80
+    assert predictor.init_state(frames)["video_width"] == 160
 
 
 def test_duplicates_are_removed_by_a_function_of_the_program() -> None:
