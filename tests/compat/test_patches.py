@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -384,5 +384,4 @@ def test_every_listed_variable_exists() -> None:
 def state(variables: str, name: str) -> list[Any]:
     """The values of variables of our modules."""
     pairs = [variable.partition(":") for variable in variables.split()]
-    modules: Callable[[str], Any] = lambda m: importlib.import_module(f"sam2_fast.{m}")  # noqa: E731
-    return [getattr(modules(m), n or name) for m, _, n in pairs]
+    return [getattr(importlib.import_module(f"sam2_fast.{m}"), n or name) for m, _, n in pairs]
