@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.config import NO_OBJECT_LOGIT
-from sam2_fast.masks import fill_holes
+from sam2_fast.config import NO_OBJECT_LOGIT as NO_OBJ_SCORE
+from sam2_fast.masks import fill_holes as fill_holes_in_mask_scores
 from sam2_fast.official.base import SAM2Base
 from sam2_fast.official.steps import PointInputs
+from sam2_fast.ops.core.lookups import LookedUp
 
 State = MutableMapping[str, Any]
 
@@ -30,6 +31,7 @@ PER_OBJECT = (
 KINDS = ("cond_frame_outputs", "non_cond_frame_outputs")
 
 
+_FILL_HOLES = LookedUp(globals(), "fill_holes_in_mask_scores")
 _UNKNOWN_LENGTH = 16  # frames; with as many or more, the number has no effect
 
 
@@ -121,9 +123,7 @@ class PredictorSteps(SAM2Base):
         )
         storage = inference_state["storage_device"]
         maps, masks = output["maskmem_features"], output["pred_masks"]
-        hole_area = self.options.fill_hole_area
-        if hole_area > 0:
-            masks = fill_holes(masks, hole_area)
+        masks = filled(masks, self.options.fill_hole_area)
         stored = {
             "maskmem_features": None if maps is None else maps.to(storage),
             "maskmem_pos_enc": self._get_maskmem_pos_enc(inference_state, output),
@@ -194,7 +194,7 @@ class PredictorSteps(SAM2Base):
             key = "pred_masks_video_res"
         count = self._get_obj_num(inference_state)
         masks = torch.full(
-            (count, 1, *size), NO_OBJECT_LOGIT, device=inference_state["storage_device"]
+            (count, 1, *size), NO_OBJ_SCORE, device=inference_state["storage_device"]
         )
         for i in range(count):
             output = _newest(inference_state, i, frame_idx, KINDS[0] if is_cond else KINDS[1])
@@ -254,6 +254,19 @@ def add_object(state: State, obj_id: Hashable) -> int:
     state["obj_ids"] = [*state["obj_id_to_idx"], obj_id]
     state["obj_id_to_idx"][obj_id] = index
     return index
+
+
+def filled(logits: Tensor, hole_area: int) -> Tensor:
+    """Logits [N, 1, h, w] with small holes filled.
+
+    hole_area: pixels of the largest hole that is filled; 0: none.
+    """
+    if hole_area <= 0:
+        return logits
+    if _FILL_HOLES.replaced():
+        # A function of a program gets one object at a time, as in the official predictor.
+        return torch.cat([fill_holes_in_mask_scores(part, hole_area) for part in logits.split(1)])
+    return fill_holes_in_mask_scores(logits, hole_area)
 
 
 def _newest(state: State, index: int, frame: int, kind: str) -> Mapping[str, Any] | None:

@@ -9,14 +9,11 @@ import torch
 from torch import Tensor
 
 from sam2_fast.config import NO_OBJECT_LOGIT as NO_OBJ_SCORE
-from sam2_fast.masks import fill_holes as fill_holes_in_mask_scores
 from sam2_fast.memory import FrameMemory
 from sam2_fast.memory.frame_memory import to_map
-from sam2_fast.ops.core.lookups import LookedUp
+from sam2_fast.official.predictor_steps import filled
 from sam2_fast.types import Tracked
 from sam2_fast.video.session import VideoSession
-
-_FILL_HOLES = LookedUp(globals(), "fill_holes_in_mask_scores")
 
 
 def stored_logits(session: VideoSession, logits: Tensor, hole_area: int) -> Tensor:
@@ -24,13 +21,7 @@ def stored_logits(session: VideoSession, logits: Tensor, hole_area: int) -> Tens
 
     hole_area: pixels of the largest hole that is filled; 0: none.
     """
-    if hole_area > 0 and _FILL_HOLES.replaced():
-        # A function of a program gets one object at a time, as in the official predictor.
-        filled = [fill_holes_in_mask_scores(part, hole_area) for part in logits.split(1)]
-        logits = torch.cat(filled)
-    elif hole_area > 0:
-        logits = fill_holes_in_mask_scores(logits, hole_area)
-    return logits.to(session.storage)
+    return filled(logits, hole_area).to(session.storage)
 
 
 def preview_of(

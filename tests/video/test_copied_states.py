@@ -153,10 +153,10 @@ def test_resetting_a_plain_dictionary_ends_its_propagation(
         next(frames)
 
 
-def test_what_is_not_a_state_is_refused(predictor: Any, clip: np.ndarray) -> None:
+def test_what_is_not_a_state_is_refused(predictor: Any, state: Any) -> None:
+    incomplete = {k: v for k, v in state.items() if k not in ("images", "constants")}
     with pytest.raises(ValueError, match=r"without \['constants', 'images'\]; call init_state"):
-        predictor.reset_state({k: v for k, v in predictor.init_state(clip).items()
-                               if k not in ("images", "constants")})  # fmt: skip
+        predictor.reset_state(incomplete)
     with pytest.raises(TypeError, match="inference_state: expected the result of init_state"):
         predictor.reset_state([])
 

@@ -70,8 +70,8 @@ IMPORTED: dict[str, dict[str, str]] = {
 _VIDEO_TARGETS = {
     "tqdm": "video.progress",
     "load_video_frames": "video.program_frames",
-    "fill_holes_in_mask_scores": "video.stored",
-    "NO_OBJ_SCORE": "video.stored",
+    "fill_holes_in_mask_scores": "official.predictor_steps",
+    "NO_OBJ_SCORE": "video.stored official.predictor_steps",
     "SAM2VideoPredictor": "build_sam",
 }
 

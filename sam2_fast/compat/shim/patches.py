@@ -29,7 +29,7 @@ _LOADERS = (
 )
 _CALLERS = {
     **dict.fromkeys(_LOADERS, ("sam2_fast.video.program_frames", "load_video_frames")),
-    "get_connected_components": ("sam2_fast.video.stored", "fill_holes_in_mask_scores"),
+    "get_connected_components": ("sam2_fast.official.predictor_steps", "fill_holes_in_mask_scores"),
 }
 """Name of `sam2.utils.misc` -> the function there that looks it up, and that a predictor calls.
 
