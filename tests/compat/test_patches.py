@@ -206,9 +206,17 @@ def test_pictures_are_loaded_by_a_function_of_the_program(predictor: Any, frames
     load = mock.Mock(return_value=(torch.zeros(3, 64, 64, dtype=torch.float64), 60, 80))
     with mock.patch("sam2.utils.misc._load_img_as_tensor", load):
         state = predictor.init_state(frames)
-    assert [call.args for call in load.call_args_list] == [
-        (str(frames / f"{i:05d}.jpg"), 64) for i in range(3)
-    ]
+        assert [call.args for call in load.call_args_list] == [
+            (str(frames / f"{i:05d}.jpg"), 64) for i in range(3)
+        ]
+        with mock.patch("sam2.utils.misc.tqdm", lambda paths, desc: paths):
+            pass
+        assert predictor.init_state(frames)["video_width"] == 80  # one of two is restored
+        with mock.patch(
+            f"{VIDEO}.load_video_frames", return_value=(torch.zeros(1, 3, 64, 64), 9, 9)
+        ):
+            assert predictor.init_state(frames)["video_width"] == 9
+        assert predictor.init_state(frames)["video_width"] == 80
     assert state["video_width"] == 80
     assert predictor.init_state(frames)["video_width"] == 160
 

@@ -36,30 +36,44 @@ _CALLERS = {
 Our predictors have steps of their own instead; a replacement makes them call that function.
 """
 _originals: dict[tuple[str, str], Any] = {}
+_called: set[tuple[str, str]] = set()
+"""Variables that have a function of `sam2.utils.misc` because of a name that it looks up."""
 
 
 @dataclass(frozen=True)
 class Targets:
     """The global variables of our modules that stand for an official name.
 
-    variables: (module, name). caller: a function of `sam2.utils.misc` that looks the name up, as a
-    variable of a module that calls it, or None.
+    variables: (module, name).
     """
 
     variables: tuple[tuple[str, str], ...]
-    caller: tuple[str, str] | None = None
 
     def assign(self, value: Any) -> None:
         """Replace the variables."""
         for variable in self.variables:
+            _called.discard(variable)
             _assign(variable, value)
-        if self.caller is not None and self.caller not in _originals:
-            _assign(self.caller, getattr(import_module(_MISC), self.caller[1]))
+        _update_callers()
 
     def restore(self) -> None:
         """Undo `assign`."""
-        for variable in (*self.variables, *filter(None, [self.caller])):
+        for variable in self.variables:
             _restore(variable)
+        _update_callers()
+
+
+def _update_callers() -> None:
+    """Make our predictors call functions of `sam2.utils.misc` that look up a replaced name."""
+    for caller in set(_CALLERS.values()):
+        names = [name for name, function in _CALLERS.items() if function == caller]
+        is_needed = any((_MISC, name) in _originals for name in names)
+        if is_needed and caller not in _originals:
+            _assign(caller, getattr(import_module(_MISC), caller[1]))
+            _called.add(caller)
+        elif caller in _called and not is_needed:
+            _called.discard(caller)
+            _restore(caller)
 
 
 def _assign(variable: tuple[str, str], value: Any) -> None:
@@ -77,6 +91,7 @@ def restore_all() -> None:
     """Undo every replacement."""
     for variable in [*_originals]:
         _restore(variable)
+    _called.clear()
 
 
 @cache
@@ -85,8 +100,7 @@ def effect(module: str, name: str) -> Targets | Literal["refused", "warned", "fr
     variables = TARGETS.get(module, {}).get(name)
     if variables is not None:
         pairs = [v.partition(":") for v in variables.split()]
-        caller = _CALLERS.get(name) if module == "sam2.utils.misc" else None
-        return Targets(tuple((f"sam2_fast.{m}", n or name) for m, _, n in pairs), caller)
+        return Targets(tuple((f"sam2_fast.{m}", n or name) for m, _, n in pairs))
     if name in FREE_NAMES.get(module, "").split():
         return FREE
     return WARNED if name in optional.names(module) else REFUSED
