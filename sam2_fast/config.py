@@ -204,6 +204,14 @@ VERSION_SETTINGS = (
 )
 """Settings of the official model that are True in version 2.1 and False in version 2.0."""
 
+VIDEO_SETTINGS = (
+    "fill_hole_area",
+    "non_overlap_masks",
+    "clear_non_cond_mem_around_input",
+    "add_all_frames_to_correct_as_cond",
+)
+"""Options that are arguments of the official video predictor, and not of its base class."""
+
 DECODER_OPTIONS = (
     "dynamic_multimask_via_stability",
     "dynamic_multimask_stability_delta",

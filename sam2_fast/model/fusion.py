@@ -64,6 +64,13 @@ def _know(kind: type) -> None:
 class Part(Watched):
     """A module of the model. Its public attributes are its settings."""
 
+    def reason_against_op(self) -> str | None:
+        """Why no op computes the module with the settings that it was built with, or None.
+
+        It is called if all submodules are as they were built.
+        """
+        return None
+
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         if cls.__module__.startswith("sam2_fast.model."):
@@ -248,6 +255,21 @@ def _reason(built: list[_Description], members: list[tuple[str, nn.Module]]) -> 
         change = _change_of(old, new[1])
         if change is not None:
             return f"{old.name}: {change}" if old.name else change
+    for name, module in members:
+        reason = module.reason_against_op() if isinstance(module, Part) else None
+        if reason is not None:
+            return f"{name}: {reason}" if name else reason
+    return None
+
+
+def unusual_setting(**settings: tuple[object, object]) -> str | None:
+    """The first setting that an op does not compute, with the one that it does, or None.
+
+    settings: the current value and that of the op, by name.
+    """
+    for name, (value, expected) in settings.items():
+        if value != expected:
+            return f"{name} is {value}, its op computes {expected}"
     return None
 
 

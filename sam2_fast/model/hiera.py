@@ -5,31 +5,52 @@ Source: arXiv 2306.00989, official `hieradet.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_fast.config import Sam2Config
-from sam2_fast.model.fusion import Fusion, OpModule, Part
+from sam2_fast.model.fusion import Fusion, OpModule, Part, unusual_setting
 from sam2_fast.model.layers import MLP, DropPath, linear_of, norm_of
 from sam2_fast.ops.core.cache import Cache
 from sam2_fast.ops.core.lookups import LookedUp, watch
 from sam2_fast.ops.hiera_block import HieraBlockWeights, hiera_block
 
+_log = logging.getLogger(__name__)
+
 
 class PatchEmbed(Part):
-    """7 x 7 convolution of stride 4: pixels to tokens."""
+    """A convolution, pixels to tokens: 7 x 7 of stride 4 by default."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(
+        self,
+        kernel_size: Sequence[int] = (7, 7),
+        stride: Sequence[int] = (4, 4),
+        padding: Sequence[int] = (3, 3),
+        in_chans: int = 3,
+        embed_dim: int = 768,
+    ) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, dim, kernel_size=7, stride=4, padding=3)
+        self.proj = nn.Conv2d(
+            in_chans, embed_dim, _pair(kernel_size), _pair(stride), _pair(padding)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: images [B, 3, S, S] -> [B, S / 4, S / 4, dim]."""
+        """x: images [B, in_chans, S, S] -> [B, S / 4, S / 4, embed_dim]."""
         # Channels last is three times as fast in oneDNN; the channels of a token are contiguous.
         return self.proj(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+
+
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    first, second = values
+    return int(first), int(second)
 
 
 class MultiScaleAttention(Part):
@@ -74,9 +95,11 @@ def do_pool(x: Tensor, pool: nn.Module | None, norm: nn.Module | None = None) ->
 class MultiScaleBlock(OpModule[HieraBlockWeights]):
     """Pre-norm attention and MLP (official `MultiScaleBlock`).
 
-    window_size: tokens of a side of a window; 0: attention over the whole map.
-    q_stride: (2, 2): queries and the shortcut are max-pooled; None: they are not.
+    mlp_ratio: hidden channels of the MLP, in output channels.
     drop_path: probability with which a residual branch is dropped in training mode.
+    norm_layer: of a number of channels, or the name of a class in torch.nn, with eps 1e-6.
+    q_stride: (2, 2): queries and the shortcut are max-pooled; None: they are not.
+    window_size: tokens of a side of a window; 0: attention over the whole map.
     """
 
     def __init__(
@@ -84,26 +107,43 @@ class MultiScaleBlock(OpModule[HieraBlockWeights]):
         dim: int,
         dim_out: int,
         num_heads: int,
-        window_size: int,
-        q_stride: tuple[int, int] | None = None,
+        mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
+        norm_layer: Callable[[int], nn.Module] | str = "LayerNorm",
+        q_stride: Sequence[int] | None = None,
+        act_layer: type[nn.Module] = nn.GELU,
+        window_size: int = 0,
     ) -> None:
         super().__init__()
+        if isinstance(norm_layer, str):
+            norm_layer = partial(getattr(nn, norm_layer), eps=1e-6)
         self.dim = dim
         self.dim_out = dim_out
         self.window_size = window_size
-        self.q_stride = q_stride
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.q_stride = _pair(q_stride) if q_stride else None
+        self.norm1 = norm_layer(dim)
         self.pool = None
-        if q_stride is not None:
-            self.pool = nn.MaxPool2d(kernel_size=q_stride, stride=q_stride)
+        if self.q_stride is not None:
+            self.pool = nn.MaxPool2d(kernel_size=self.q_stride, stride=self.q_stride)
         self.attn = MultiScaleAttention(dim, dim_out, num_heads, self.pool)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim_out, eps=1e-6)
-        self.mlp = MLP(dim_out, 4 * dim_out, dim_out, num_layers=2, activation=nn.GELU)
+        self.norm2 = norm_layer(dim_out)
+        self.mlp = MLP(dim_out, int(dim_out * mlp_ratio), dim_out, 2, act_layer)
         if dim != dim_out:
             self.proj = nn.Linear(dim, dim_out)
         self._fusion = Fusion({"": self})
+
+    def reason_against_op(self) -> str | None:
+        """The op has layer norms of one eps, GELU, and pools 2 x 2 if channels are added."""
+        pooled = self.dim != self.dim_out
+        return unusual_setting(
+            norm_layer=((type(self.norm1), type(self.norm2)), (nn.LayerNorm, nn.LayerNorm)),
+            eps=(getattr(self.norm2, "eps", None), getattr(self.norm1, "eps", None)),
+            norm_bias=(getattr(self.norm1, "bias", None) is not None, True),
+            act_layer=(type(self.mlp.act), nn.GELU),
+            approximate=(getattr(self.mlp.act, "approximate", None), "none"),
+            q_stride=(self.q_stride, (2, 2) if pooled else None),
+        )
 
     def gather_weights(self) -> HieraBlockWeights:
         """The weights of `ops.hiera_block`."""
@@ -129,7 +169,7 @@ class MultiScaleBlock(OpModule[HieraBlockWeights]):
         weights: from `op_weights`. overwrite: the result may be written to the memory of x.
         """
         heads, pooled = self.attn.num_heads, self.pool is not None
-        eps = self.norm1.eps
+        eps = cast(nn.LayerNorm, self.norm1).eps
         return hiera_block(x, weights, heads, self.window_size, pooled, eps, overwrite=overwrite)
 
     def _call_parts(self, x: Tensor) -> Tensor:
@@ -183,42 +223,94 @@ watch(__name__, LookedUp(globals(), "F", "do_pool", "window_partition", "window_
 
 
 class Hiera(Part):
-    """The trunk; it returns the last feature map of each stage."""
+    """The trunk; it returns the last feature map of each stage.
 
-    def __init__(self, config: Sam2Config) -> None:
+    embed_dim, num_heads: channels and heads of the first stage; a later stage has dim_mul and
+        head_mul times as many. stages: blocks of each stage.
+    drop_path_rate: probability of dropping a branch in the last block, in training mode.
+    q_pool: how many stages pool their queries at first, by q_stride.
+    window_pos_embed_bkg_spatial_size: the grid of positions that is resized to the map, tokens.
+    window_spec: windows of each stage, tokens. global_att_blocks: blocks without windows.
+    weights_path: a `.pt` file with some or all weights of the trunk, or None.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int = 96,
+        num_heads: int = 1,
+        drop_path_rate: float = 0.0,
+        q_pool: int = 3,
+        q_stride: Sequence[int] = (2, 2),
+        stages: Sequence[int] = (2, 3, 16, 3),
+        dim_mul: float = 2.0,
+        head_mul: float = 2.0,
+        window_pos_embed_bkg_spatial_size: Sequence[int] = (14, 14),
+        window_spec: Sequence[int] = (8, 4, 14, 7),
+        global_att_blocks: Sequence[int] | None = (12, 16, 20),
+        weights_path: str | Path | None = None,
+        return_interm_layers: bool = True,
+    ) -> None:
         super().__init__()
-        dim = config.embed_dim
-        heads = config.num_heads
-        window = config.windows[0]
-        depth = sum(config.stages)
-        self.window_spec = config.windows
-        self.q_stride = (2, 2)
-        self.stage_ends = [sum(config.stages[: i + 1]) - 1 for i in range(4)]
-        self.q_pool_blocks = [end + 1 for end in self.stage_ends[:3]]
-        self.return_interm_layers = True
-        self.global_att_blocks = list(config.global_blocks)
-        self.window_pos_embed_bkg_spatial_size = list(config.pos_grid)
-        self.channel_list = list(reversed(config.stage_dims))
-        self.patch_embed = PatchEmbed(dim)
-        self.pos_embed = nn.Parameter(torch.zeros(1, dim, *config.pos_grid))
-        self.pos_embed_window = nn.Parameter(torch.zeros(1, dim, window, window))
+        if len(stages) != len(window_spec):
+            raise ValueError(
+                f"window_spec: expected {len(stages)} windows, one for each of the stages "
+                f"{tuple(stages)}, got {tuple(window_spec)}"
+            )
+        if not 0 <= q_pool < len(stages):
+            raise ValueError(f"q_pool: expected 0 to {len(stages) - 1} stages, got {q_pool}")
+        depth = sum(stages)
+        self.window_spec = tuple(window_spec)
+        self.q_stride = _pair(q_stride)
+        self.stage_ends = [end - 1 for end in accumulate(stages)]
+        self.q_pool_blocks = [end + 1 for end in self.stage_ends[:-1]][:q_pool]
+        self.return_interm_layers = return_interm_layers
+        self.global_att_blocks = list(global_att_blocks or ())
+        self.window_pos_embed_bkg_spatial_size = list(window_pos_embed_bkg_spatial_size)
+        self.patch_embed = PatchEmbed(embed_dim=embed_dim)
+        grid = self.window_pos_embed_bkg_spatial_size
+        self.pos_embed = nn.Parameter(torch.zeros(1, embed_dim, *grid))
+        window = self.window_spec[0]
+        self.pos_embed_window = nn.Parameter(torch.zeros(1, embed_dim, window, window))
         self._position: Cache[Tensor] = Cache()
-        blocks = []
+        self.blocks = nn.ModuleList()
         stage = 0
         for i in range(depth):
-            drop_rate = config.drop_path_rate * i / max(depth - 1, 1)
             # The first block of a stage still has the window of the previous stage.
-            size = 0 if i in config.global_blocks else config.windows[stage]
-            pooled = i in self.q_pool_blocks
-            if pooled:
+            size = 0 if i in self.global_att_blocks else self.window_spec[stage]
+            dim_out = embed_dim
+            if i - 1 in self.stage_ends:
                 stage += 1
-                heads *= 2
-            dim_out = dim * 2 if pooled else dim
-            stride = self.q_stride if pooled else None
-            blocks.append(MultiScaleBlock(dim, dim_out, heads, size, stride, drop_rate))
-            dim = dim_out
-        self.blocks = nn.ModuleList(blocks)
+                num_heads = int(num_heads * head_mul)
+                dim_out = int(embed_dim * dim_mul)
+            block = MultiScaleBlock(
+                embed_dim,
+                dim_out,
+                num_heads,
+                drop_path=drop_path_rate * i / max(depth - 1, 1),
+                q_stride=self.q_stride if i in self.q_pool_blocks else None,
+                window_size=size,
+            )
+            self.blocks.append(block)
+            embed_dim = dim_out
+        ends = self.stage_ends if return_interm_layers else self.stage_ends[-1:]
+        self.channel_list = [self.blocks[i].dim_out for i in reversed(ends)]
         self._fusion: Fusion[HieraBlockWeights] = Fusion({"": self})
+        if weights_path is not None:
+            state = torch.load(weights_path, map_location="cpu", weights_only=True)
+            _log.info("weights of the trunk: %s", self.load_state_dict(state, strict=False))
+
+    @classmethod
+    def from_config(cls, config: Sam2Config) -> Hiera:
+        """The trunk of an architecture."""
+        return cls(
+            embed_dim=config.embed_dim,
+            num_heads=config.num_heads,
+            drop_path_rate=config.drop_path_rate,
+            stages=config.stages,
+            window_pos_embed_bkg_spatial_size=config.pos_grid,
+            window_spec=config.windows,
+            global_att_blocks=config.global_blocks,
+        )
 
     def _get_pos_embed(self, hw: tuple[int, int]) -> Tensor:
         """[1, *hw, dim]: a resized coarse grid, plus one tile repeated in all windows."""

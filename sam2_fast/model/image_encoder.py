@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_fast.config import Sam2Config
-from sam2_fast.model.fusion import Part
+from sam2_fast.model.fusion import Part, unusual_setting
 from sam2_fast.model.hiera import Hiera
 from sam2_fast.model.position import PositionEmbeddingSine
 from sam2_fast.ops.core.lookups import LookedUp, watch
@@ -19,21 +20,68 @@ watch(__name__, LookedUp(globals(), "F"))
 
 
 class FpnNeck(Part):
-    """Lateral 1 x 1 convolutions; the stride-32 level is added to the stride-16 level."""
+    """Lateral convolutions; a coarser level is added to the levels in `fpn_top_down_levels`.
 
-    def __init__(self, channel_list: list[int], d_model: int) -> None:
-        """channel_list: channels of the trunk's maps, coarse to fine."""
+    In the released models the stride-32 level is added to the stride-16 level.
+    position_encoding: gives the positions of a level. d_model: channels of the levels.
+    backbone_channel_list: channels of the trunk's maps, coarse to fine.
+    kernel_size, stride, padding: of the convolutions.
+    fpn_interp_model: mode of `F.interpolate`. fuse_type: "sum", or "avg" for half of it.
+    fpn_top_down_levels: 0 is the finest level; None: all.
+    """
+
+    def __init__(
+        self,
+        position_encoding: nn.Module,
+        d_model: int,
+        backbone_channel_list: Sequence[int],
+        kernel_size: int = 1,
+        stride: int = 1,
+        padding: int = 0,
+        fpn_interp_model: str = "bilinear",
+        fuse_type: str = "sum",
+        fpn_top_down_levels: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
-        self.position_encoding = PositionEmbeddingSine(d_model)
+        if fuse_type not in ("sum", "avg"):
+            raise ValueError(f"fuse_type: expected 'sum' or 'avg', got {fuse_type!r}")
+        self.position_encoding = position_encoding
         self.convs = nn.ModuleList(
-            nn.Sequential(OrderedDict(conv=nn.Conv2d(channels, d_model, kernel_size=1)))
-            for channels in channel_list
+            nn.Sequential(
+                OrderedDict(conv=nn.Conv2d(channels, d_model, kernel_size, stride, padding))
+            )
+            for channels in backbone_channel_list
         )
-        self.backbone_channel_list = list(channel_list)
+        self.backbone_channel_list = list(backbone_channel_list)
         self.d_model = d_model
-        self.fpn_interp_model = "nearest"
-        self.fuse_type = "sum"
-        self.fpn_top_down_levels = [2, 3]
+        self.fpn_interp_model = fpn_interp_model
+        self.fuse_type = fuse_type
+        if fpn_top_down_levels is None:
+            fpn_top_down_levels = range(len(self.convs))
+        self.fpn_top_down_levels = list(fpn_top_down_levels)
+
+    @classmethod
+    def from_config(cls, config: Sam2Config) -> FpnNeck:
+        """The neck of an architecture."""
+        return cls(
+            position_encoding=PositionEmbeddingSine(config.hidden_dim),
+            d_model=config.hidden_dim,
+            backbone_channel_list=list(reversed(config.stage_dims)),
+            fpn_interp_model="nearest",
+            fpn_top_down_levels=[2, 3],
+        )
+
+    def reason_against_op(self) -> str | None:
+        """Two 1 x 1 convolutions are folded, and `low` is computed alone, in this form only."""
+        convs: Any = [conv.conv for conv in self.convs]
+        return unusual_setting(
+            backbone_channel_list=(len(self.convs), 4),
+            kernel_size=({conv.kernel_size for conv in convs}, {(1, 1)}),
+            stride=({conv.stride for conv in convs}, {(1, 1)}),
+            padding=({conv.padding for conv in convs}, {(0, 0)}),
+            fuse_type=(self.fuse_type, "sum"),
+            fpn_top_down_levels=(sorted(self.fpn_top_down_levels), [2, 3]),
+        )
 
     def forward(self, xs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """xs: four trunk maps, fine to coarse -> levels and their positions, in this order.
@@ -73,11 +121,29 @@ class FpnNeck(Part):
 class ImageEncoder(Part):
     """Images to the three pyramid levels that the rest of the model reads."""
 
-    def __init__(self, config: Sam2Config) -> None:
+    def __init__(self, trunk: Hiera, neck: FpnNeck, scalp: int = 0) -> None:
+        """scalp: how many of the coarsest levels are dropped (1 in the released models)."""
         super().__init__()
-        self.trunk = Hiera(config)
-        self.neck = FpnNeck(self.trunk.channel_list, config.hidden_dim)
-        self.scalp = 1
+        if list(trunk.channel_list) != list(neck.backbone_channel_list):
+            raise ValueError(
+                f"neck: expected backbone_channel_list={trunk.channel_list}, the channels of the "
+                f"trunk, got {neck.backbone_channel_list}"
+            )
+        self.trunk = trunk
+        self.neck = neck
+        self.scalp = scalp
+
+    @classmethod
+    def from_config(cls, config: Sam2Config) -> ImageEncoder:
+        """The image encoder of an architecture."""
+        return cls(Hiera.from_config(config), FpnNeck.from_config(config), scalp=1)
+
+    def reason_against_op(self) -> str | None:
+        """Three levels of four maps are computed without the others."""
+        return unusual_setting(
+            scalp=(self.scalp, 1),
+            return_interm_layers=(getattr(self.trunk, "return_interm_layers", True), True),
+        )
 
     def forward(self, sample: Tensor) -> dict[str, Any]:
         """sample: images [B, 3, S, S] -> "backbone_fpn", "vision_pos_enc" and "vision_features".

@@ -5,11 +5,13 @@ Parameters have the names of the official checkpoints.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_fast.model.fusion import Part
@@ -71,10 +73,10 @@ class DropPath(Part):
 class LayerNorm2d(Part):
     """Layer norm over the channels of [B, C, H, W] (official `LayerNorm2d`, eps 1e-6)."""
 
-    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+    def __init__(self, num_channels: int, eps: float = 1e-6) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,6 +109,28 @@ class WithTables(nn.Module):
             old = make() if tables[name].is_meta and device.type != "meta" else tables[name]
             setattr(self, name, old.to(device))
         return self
+
+
+def get_activation_fn(activation: str) -> Callable[[Tensor], Tensor]:
+    """The function named "relu", "gelu" or "glu". Raises RuntimeError for another name."""
+    known: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "glu": F.glu}
+    if activation not in known:
+        raise RuntimeError(f"activation should be relu/gelu, not {activation}.")
+    return known[activation]
+
+
+def get_clones(module: nn.Module, N: int) -> nn.ModuleList:  # noqa: N803 - the official name
+    """N deep copies of a module."""
+    return nn.ModuleList(copy.deepcopy(module) for _ in range(N))
+
+
+def copies_of(module: nn.Module, count: int) -> nn.ModuleList:
+    """`count` deep copies of a module; a list of so many modules is returned as it is."""
+    if not isinstance(module, nn.ModuleList):
+        return get_clones(module, count)
+    if len(module) != count:
+        raise ValueError(f"num_layers: expected {len(module)}, that of the list, got {count}")
+    return module
 
 
 def linear_of(layer: nn.Module) -> Linear:

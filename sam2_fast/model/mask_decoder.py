@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sam2_fast.config import DECODER_OPTIONS, Options, Sam2Config
-from sam2_fast.model.fusion import Fusion, OpModule
+from sam2_fast.model.fusion import Fusion, OpModule, unusual_setting
 from sam2_fast.model.layers import MLP, LayerNorm2d, mlp_of, norm_of, to_map, to_tokens
 from sam2_fast.model.two_way_transformer import TwoWayTransformer
 from sam2_fast.ops.core.cache import Cache, derive
@@ -38,39 +38,112 @@ class DecoderOutput(NamedTuple):
 class MaskDecoder(OpModule[MaskDecoderWeights]):
     """The decoder (official `MaskDecoder`).
 
-    options: those of `dynamic_multimask_via_stability`, shared with the model.
+    num_multimask_outputs: masks for an ambiguous prompt; there is one more for the others.
+    activation: of the upscaling. iou_head_depth, iou_head_hidden_dim: layers of the IoU head.
+    use_high_res_features: add features of stride 4 and 8.
+    pred_obj_scores, pred_obj_scores_mlp: predict the object's presence, by three layers or by one.
+    use_multimask_token_for_obj_ptr: pointers are those of the three masks, if they are computed.
+    options: shared with the model; None: those of the `dynamic_...` arguments.
     """
 
-    def __init__(self, config: Sam2Config, options: Options | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        transformer_dim: int,
+        transformer: TwoWayTransformer,
+        num_multimask_outputs: int = NUM_MASKS - 1,
+        activation: type[nn.Module] = nn.GELU,
+        iou_head_depth: int = 3,
+        iou_head_hidden_dim: int = 256,
+        use_high_res_features: bool = False,
+        iou_prediction_use_sigmoid: bool = False,
+        dynamic_multimask_via_stability: bool = False,
+        dynamic_multimask_stability_delta: float = 0.05,
+        dynamic_multimask_stability_thresh: float = 0.98,
+        pred_obj_scores: bool = False,
+        pred_obj_scores_mlp: bool = False,
+        use_multimask_token_for_obj_ptr: bool = False,
+        options: Options | None = None,
+    ) -> None:
         super().__init__()
-        dim = config.hidden_dim
-        self._options = options or Options()
+        dim = transformer_dim
+        self._options = options or Options(
+            dynamic_multimask_via_stability=dynamic_multimask_via_stability,
+            dynamic_multimask_stability_delta=dynamic_multimask_stability_delta,
+            dynamic_multimask_stability_thresh=dynamic_multimask_stability_thresh,
+        )
         self.transformer_dim = dim
-        self.transformer = TwoWayTransformer(2, dim, num_heads=8, mlp_dim=config.decoder_mlp_dim)
-        self.num_multimask_outputs = NUM_MASKS - 1
+        self.transformer = transformer
+        self.num_multimask_outputs = num_multimask_outputs
         self.iou_token = nn.Embedding(1, dim)
-        self.num_mask_tokens = NUM_MASKS
-        self.mask_tokens = nn.Embedding(NUM_MASKS, dim)
-        self.pred_obj_scores = True
-        self.obj_score_token = nn.Embedding(1, dim)
-        self.use_multimask_token_for_obj_ptr = True
+        self.num_mask_tokens = num_multimask_outputs + 1
+        self.mask_tokens = nn.Embedding(self.num_mask_tokens, dim)
+        self.pred_obj_scores = pred_obj_scores
+        if pred_obj_scores:
+            self.obj_score_token = nn.Embedding(1, dim)
+        self.use_multimask_token_for_obj_ptr = use_multimask_token_for_obj_ptr
         self.output_upscaling = nn.Sequential(
             nn.ConvTranspose2d(dim, dim // 4, kernel_size=2, stride=2),
             LayerNorm2d(dim // 4),
-            nn.GELU(),
+            activation(),
             nn.ConvTranspose2d(dim // 4, dim // 8, kernel_size=2, stride=2),
-            nn.GELU(),
+            activation(),
         )
-        self.use_high_res_features = True
-        self.conv_s0 = nn.Conv2d(dim, dim // 8, kernel_size=1)
-        self.conv_s1 = nn.Conv2d(dim, dim // 4, kernel_size=1)
+        self.use_high_res_features = use_high_res_features
+        if use_high_res_features:
+            self.conv_s0 = nn.Conv2d(dim, dim // 8, kernel_size=1)
+            self.conv_s1 = nn.Conv2d(dim, dim // 4, kernel_size=1)
         self.output_hypernetworks_mlps = nn.ModuleList(
-            MLP(dim, dim, dim // 8, 3) for _ in range(NUM_MASKS)
+            MLP(dim, dim, dim // 8, 3) for _ in range(self.num_mask_tokens)
         )
-        self.iou_prediction_head = MLP(dim, 256, NUM_MASKS, 3, sigmoid_output=True)
-        self.pred_obj_score_head = MLP(dim, dim, 1, 3)
+        self.iou_prediction_head = MLP(
+            dim,
+            iou_head_hidden_dim,
+            self.num_mask_tokens,
+            iou_head_depth,
+            sigmoid_output=iou_prediction_use_sigmoid,
+        )
+        if pred_obj_scores:
+            mlp = pred_obj_scores_mlp
+            self.pred_obj_score_head = MLP(dim, dim, 1, 3) if mlp else nn.Linear(dim, 1)
         self._output_tokens: Cache[Tensor] = Cache()
         self._fusion = Fusion({"": self})
+
+    @classmethod
+    def from_config(cls, config: Sam2Config, options: Options | None = None) -> MaskDecoder:
+        """The mask decoder of an architecture. options: shared with the model."""
+        dim = config.hidden_dim
+        return cls(
+            transformer_dim=dim,
+            transformer=TwoWayTransformer(2, dim, num_heads=8, mlp_dim=config.decoder_mlp_dim),
+            use_high_res_features=True,
+            iou_prediction_use_sigmoid=True,
+            pred_obj_scores=True,
+            pred_obj_scores_mlp=True,
+            use_multimask_token_for_obj_ptr=True,
+            options=options or Options(),
+        )
+
+    def reason_against_op(self) -> str | None:
+        """The op is the decoder of the released models, with any number of channels and heads."""
+        transformer: Any = self.transformer
+        upscaling: Any = self.output_upscaling
+        acts = [(type(act), getattr(act, "approximate", None)) for act in upscaling[2::2]]
+        layers = getattr(transformer, "layers", [])
+        first = [getattr(layer, "skip_first_layer_pe", None) for layer in layers]
+        head = self.iou_prediction_head
+        return unusual_setting(
+            transformer=(type(transformer), TwoWayTransformer),
+            skip_first_layer_pe=(first, [True, False]),
+            num_multimask_outputs=(self.num_multimask_outputs, NUM_MASKS - 1),
+            activation=(acts, [(nn.GELU, "none")] * 2),
+            iou_head_depth=(head.num_layers, 3),
+            iou_prediction_use_sigmoid=(head.sigmoid_output, True),
+            use_high_res_features=(self.use_high_res_features, True),
+            pred_obj_scores=(self.pred_obj_scores, True),
+            pred_obj_scores_mlp=(type(getattr(self, "pred_obj_score_head", None)), MLP),
+            use_multimask_token_for_obj_ptr=(self.use_multimask_token_for_obj_ptr, True),
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MaskDecoder:
         self._output_tokens.clear()

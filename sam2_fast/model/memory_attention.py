@@ -7,12 +7,19 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_fast.config import Sam2Config
-from sam2_fast.model.fusion import Fusion, OpModule, Part
-from sam2_fast.model.layers import WithTables, linear_of, norm_of
+from sam2_fast.model.fusion import Fusion, OpModule, Part, unusual_setting
+from sam2_fast.model.layers import (
+    WithTables,
+    copies_of,
+    get_activation_fn,
+    linear_of,
+    norm_of,
+)
 from sam2_fast.model.rope_attention import RoPEAttention
 from sam2_fast.ops.memory_attention import Memories, memory_attention
 from sam2_fast.ops.memory_attention.table import MemoryTable
@@ -24,22 +31,30 @@ from sam2_fast.ops.rope_attention import rope_table
 class MemoryAttentionLayer(Part):
     """Self-attention, attention to the memories, feed-forward network; all pre-norm.
 
-    Positions of memories are added to the keys only.
+    activation: of the feed-forward network, "relu", "gelu" or "glu".
+    dropout: probability of dropping a value in training mode.
+    pos_enc_at_...: whether positions are added to the tokens of self-attention, and to the keys and
+        queries of the attention to the memories; in the released models to its keys only.
     """
 
     def __init__(
-        self, d_model: int, memory_dim: int, dim_feedforward: int, dropout: float, side: int
+        self,
+        activation: str,
+        cross_attention: RoPEAttention,
+        d_model: int,
+        dim_feedforward: int,
+        dropout: float,
+        pos_enc_at_attn: bool,
+        pos_enc_at_cross_attn_keys: bool,
+        pos_enc_at_cross_attn_queries: bool,
+        self_attention: RoPEAttention,
     ) -> None:
-        """side: of the map of a frame, in tokens."""
         super().__init__()
         self.d_model = d_model
         self.dim_feedforward = dim_feedforward
         self.dropout_value = dropout
-        size = (side, side)
-        self.self_attn = RoPEAttention(d_model, dropout=dropout, feat_sizes=size)
-        self.cross_attn_image = RoPEAttention(
-            d_model, dropout=dropout, kv_in_dim=memory_dim, rope_k_repeat=True, feat_sizes=size
-        )
+        self.self_attn = self_attention
+        self.cross_attn_image = cross_attention
         self.linear1 = nn.Linear(d_model, dim_feedforward)
         self.dropout = nn.Dropout(dropout)
         self.linear2 = nn.Linear(dim_feedforward, d_model)
@@ -49,11 +64,47 @@ class MemoryAttentionLayer(Part):
         self.dropout1 = nn.Dropout(dropout)
         self.dropout2 = nn.Dropout(dropout)
         self.dropout3 = nn.Dropout(dropout)
-        self.activation_str = "relu"
-        self.activation = F.relu
-        self.pos_enc_at_attn = False
-        self.pos_enc_at_cross_attn_queries = False
-        self.pos_enc_at_cross_attn_keys = True
+        self.activation_str = activation
+        self.activation = get_activation_fn(activation)
+        self.pos_enc_at_attn = pos_enc_at_attn
+        self.pos_enc_at_cross_attn_queries = pos_enc_at_cross_attn_queries
+        self.pos_enc_at_cross_attn_keys = pos_enc_at_cross_attn_keys
+
+    @classmethod
+    def from_config(cls, config: Sam2Config) -> MemoryAttentionLayer:
+        """A layer of an architecture."""
+        dim, size = config.hidden_dim, (config.grid, config.grid)
+        own = RoPEAttention(dim, dropout=config.dropout, feat_sizes=size)
+        cross = RoPEAttention(
+            dim,
+            dropout=config.dropout,
+            kv_in_dim=config.memory_dim,
+            rope_k_repeat=True,
+            feat_sizes=size,
+        )
+        return cls(
+            activation="relu",
+            cross_attention=cross,
+            d_model=dim,
+            dim_feedforward=config.memory_ffn_dim,
+            dropout=config.dropout,
+            pos_enc_at_attn=False,
+            pos_enc_at_cross_attn_keys=True,
+            pos_enc_at_cross_attn_queries=False,
+            self_attention=own,
+        )
+
+    def reason_against_op(self) -> str | None:
+        """The op has rotary attentions, ReLU, and positions at the keys of the second attention."""
+        rotary = RoPEAttention, RoPEAttention
+        return unusual_setting(
+            attentions=((type(self.self_attn), type(self.cross_attn_image)), rotary),
+            activation=(self.activation, F.relu),
+            rope_k_repeat=(getattr(self.cross_attn_image, "rope_k_repeat", None), True),
+            pos_enc_at_attn=(self.pos_enc_at_attn, False),
+            pos_enc_at_cross_attn_keys=(self.pos_enc_at_cross_attn_keys, True),
+            pos_enc_at_cross_attn_queries=(self.pos_enc_at_cross_attn_queries, False),
+        )
 
     def gather_weights(self) -> MemoryLayerWeights:
         """The weights of one layer of `ops.memory_attention`."""
@@ -110,6 +161,10 @@ class MemoryAttentionLayer(Part):
         return tgt + self.dropout2(attended)
 
 
+def _shapes(module: nn.Module) -> tuple[torch.Size, ...]:
+    return tuple(p.shape for p in module.parameters())
+
+
 def _with_position(x: Tensor, position: Tensor | None, enabled: bool) -> Tensor:
     return x + position if enabled and position is not None else x
 
@@ -121,24 +176,50 @@ class MemoryAttention(WithTables, OpModule[MemoryAttentionWeights]):  # type: ig
     in `attend`. `forward` gets one tensor of memory tokens and calls the layers.
     """
 
-    def __init__(self, config: Sam2Config) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        pos_enc_at_input: bool,
+        layer: nn.Module,
+        num_layers: int,
+        batch_first: bool = True,
+    ) -> None:
+        """layer: copied num_layers times; a ModuleList of so many layers is used as it is.
+
+        pos_enc_at_input: add a tenth of the positions to the features.
+        batch_first: layers get [B, N, d_model] instead of [N, B, d_model].
+        """
         super().__init__()
-        dim = config.hidden_dim
-        side = config.grid
-        self.d_model = dim
-        self.num_layers = config.memory_layers
-        self.pos_enc_at_input = True
-        self.batch_first = True
-        self.layers = nn.ModuleList(
-            MemoryAttentionLayer(
-                dim, config.memory_dim, config.memory_ffn_dim, config.dropout, side
-            )
-            for _ in range(config.memory_layers)
-        )
-        self.norm = nn.LayerNorm(dim)
+        self.d_model = d_model
+        self.layers = copies_of(layer, num_layers)
+        self.num_layers = num_layers
+        self.norm = nn.LayerNorm(d_model)
+        self.pos_enc_at_input = pos_enc_at_input
+        self.batch_first = batch_first
         self.rope: Tensor
-        self.add_table("rope", partial(rope_table, dim, side))
+        first = getattr(self.layers[0], "self_attn", None)
+        self.set_side(first.feat_sizes[0] if isinstance(first, RoPEAttention) else 1)
         self._fusion = Fusion({"": self})
+
+    @classmethod
+    def from_config(cls, config: Sam2Config) -> MemoryAttention:
+        """The memory attention of an architecture."""
+        count = config.memory_layers
+        layers = nn.ModuleList(MemoryAttentionLayer.from_config(config) for _ in range(count))
+        return cls(config.hidden_dim, pos_enc_at_input=True, layer=layers, num_layers=count)
+
+    def set_side(self, side: int) -> None:
+        """Make the table of rotations for maps of side x side tokens, which the op reads."""
+        self.add_table("rope", partial(rope_table, self.d_model, side))
+
+    def reason_against_op(self) -> str | None:
+        """The op adds positions to the features, and reads batches first."""
+        shapes = {_shapes(layer) for layer in self.layers}
+        return unusual_setting(
+            pos_enc_at_input=(self.pos_enc_at_input, True),
+            batch_first=(self.batch_first, True),
+            different_layers=(len(shapes), 1),
+        )
 
     def gather_weights(self) -> MemoryAttentionWeights:
         """The weights of `ops.memory_attention`."""

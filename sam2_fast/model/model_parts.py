@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import nn
 
+from sam2_fast.config import Sam2Config
 from sam2_fast.model.fusion import Fusion, OpModule
+from sam2_fast.model.image_encoder import ImageEncoder
+from sam2_fast.model.memory_attention import MemoryAttention
+from sam2_fast.model.memory_encoder import MemoryEncoder
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts that a model may be built from."""
+
+    image_encoder: ImageEncoder
+    memory_attention: MemoryAttention
+    memory_encoder: MemoryEncoder
+
+    @classmethod
+    def from_config(cls, config: Sam2Config, image_encoder: ImageEncoder) -> Parts:
+        """An image encoder with the other parts of an architecture, with random weights."""
+        attention = MemoryAttention.from_config(config)
+        return cls(image_encoder, attention, MemoryEncoder.from_config(config))
 
 
 class ModelOfParts(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -68,6 +68,7 @@ class PositionEmbeddingSine(Part):
 
     num_pos_feats: channels of the encoding, half of them for y and half for x.
     normalize: scale positions so that the map has the size `scale`.
+    warmup_cache, image_size, strides: accepted without effect; tables are cached when first used.
     """
 
     def __init__(
@@ -76,6 +77,9 @@ class PositionEmbeddingSine(Part):
         temperature: int = 10000,
         normalize: bool = True,
         scale: float | None = None,
+        warmup_cache: bool = True,
+        image_size: int = 1024,
+        strides: Sequence[int] = (4, 8, 16, 32),
     ) -> None:
         super().__init__()
         if num_pos_feats % 2:

@@ -5,6 +5,7 @@ Source: official `prompt_encoder.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -28,34 +29,52 @@ def padding_points(objects: int, device: torch.device) -> Points:
 class PromptEncoder(Part):
     """Sparse embeddings of points and boxes, dense embeddings of masks."""
 
-    def __init__(self, config: Sam2Config) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        image_embedding_size: Sequence[int],
+        input_image_size: Sequence[int],
+        mask_in_chans: int,
+        activation: type[nn.Module] = nn.GELU,
+    ) -> None:
+        """image_embedding_size: (height, width) of the features, tokens.
+
+        input_image_size: (height, width) of the image, pixels.
+        mask_in_chans: channels of a mask before its projection to `embed_dim`.
+        """
         super().__init__()
-        dim = config.hidden_dim
-        side = config.grid
-        self.embed_dim = dim
-        self.input_image_size = (config.image_size, config.image_size)
-        self.image_embedding_size = (side, side)
-        self.pe_layer = PositionEmbeddingRandom(dim // 2)
+        rows, columns = image_embedding_size
+        height, width = input_image_size
+        self.embed_dim = embed_dim
+        self.input_image_size = (height, width)
+        self.image_embedding_size = (rows, columns)
+        self.pe_layer = PositionEmbeddingRandom(embed_dim // 2)
         self._position: Cache[Tensor] = Cache()
         self._label_embeddings: Cache[Tensor] = Cache()
         # Negative, positive, and the two box corners.
         self.num_point_embeddings = 4
         self.point_embeddings = nn.ModuleList(
-            nn.Embedding(1, dim) for _ in range(self.num_point_embeddings)
+            nn.Embedding(1, embed_dim) for _ in range(self.num_point_embeddings)
         )
-        self.not_a_point_embed = nn.Embedding(1, dim)
-        self.mask_input_size = (4 * side, 4 * side)
+        self.not_a_point_embed = nn.Embedding(1, embed_dim)
+        self.mask_input_size = (4 * rows, 4 * columns)
         self.mask_downscaling = nn.Sequential(
-            nn.Conv2d(1, 4, kernel_size=2, stride=2),
-            LayerNorm2d(4),
-            nn.GELU(),
-            nn.Conv2d(4, 16, kernel_size=2, stride=2),
-            LayerNorm2d(16),
-            nn.GELU(),
-            nn.Conv2d(16, dim, kernel_size=1),
+            nn.Conv2d(1, mask_in_chans // 4, kernel_size=2, stride=2),
+            LayerNorm2d(mask_in_chans // 4),
+            activation(),
+            nn.Conv2d(mask_in_chans // 4, mask_in_chans, kernel_size=2, stride=2),
+            LayerNorm2d(mask_in_chans),
+            activation(),
+            nn.Conv2d(mask_in_chans, embed_dim, kernel_size=1),
         )
-        self.no_mask_embed = nn.Embedding(1, dim)
+        self.no_mask_embed = nn.Embedding(1, embed_dim)
         self._fusion: Fusion[Weights] = Fusion({"": self})
+
+    @classmethod
+    def from_config(cls, config: Sam2Config) -> PromptEncoder:
+        """The prompt encoder of an architecture."""
+        side, size = config.grid, config.image_size
+        return cls(config.hidden_dim, (side, side), (size, size), mask_in_chans=16)
 
     def is_untouched(self, *inputs: Tensor) -> bool:
         """Whether `embed` and `dense_position` may stand in for calls of the module."""

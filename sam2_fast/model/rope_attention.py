@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from sam2_fast.model import rotary
+from sam2_fast.model.fusion import unusual_setting
 from sam2_fast.model.layers import linear_of
 from sam2_fast.model.rotary import apply_rotary_enc, compute_axial_cis
 from sam2_fast.model.two_way_transformer import Attention
@@ -39,13 +41,21 @@ class RoPEAttention(Attention):
         kv_in_dim: int | None = None,
         rope_theta: float = 10000.0,
         rope_k_repeat: bool = False,
-        feat_sizes: tuple[int, int] = (64, 64),
+        feat_sizes: Sequence[int] = (64, 64),
     ) -> None:
         super().__init__(embedding_dim, num_heads, downsample_rate, dropout, kv_in_dim)
         self.rope_theta = rope_theta
         self.rope_k_repeat = rope_k_repeat
-        self.feat_sizes = feat_sizes
+        self.feat_sizes = (int(feat_sizes[0]), int(feat_sizes[1]))
         self._tables: dict[tuple[int, float], Tensor] = {}
+
+    def reason_against_op(self) -> str | None:
+        """The op has one head of all channels, and the rotations of the released models."""
+        return unusual_setting(
+            num_heads=(self.num_heads, 1),
+            internal_dim=(self.internal_dim, self.embedding_dim),
+            rope_theta=(self.rope_theta, 10000.0),
+        )
 
     @property
     def freqs_cis(self) -> Tensor:

@@ -20,7 +20,7 @@ from sam2_fast.model.layers import MLP, WithTables, to_map, to_tokens
 from sam2_fast.model.mask_decoder import MaskDecoder
 from sam2_fast.model.memory_attention import MemoryAttention
 from sam2_fast.model.memory_encoder import MemoryEncoder
-from sam2_fast.model.model_parts import ModelOfParts
+from sam2_fast.model.model_parts import ModelOfParts, Parts
 from sam2_fast.model.object_pointer import split_pointers
 from sam2_fast.model.position import get_1d_sine_pe, sine_tokens
 from sam2_fast.model.prompt_encoder import PromptEncoder
@@ -47,7 +47,10 @@ class Sam2(ModelOfParts, WithTables):
     postprocessing: ClassVar[Mapping[str, Any]] = IMAGE_POSTPROCESSING
     """Options that the builders set if `apply_postprocessing` is True."""
 
-    def __init__(self, config: Sam2Config, options: Options | None = None) -> None:
+    def __init__(
+        self, config: Sam2Config, options: Options | None = None, parts: Parts | None = None
+    ) -> None:
+        """parts: in `config`'s architecture; None: they are built, with random weights."""
         super().__init__()
         self.config = config
         self._options = replace(options or Options())  # a copy, which the mask decoder shares
@@ -55,17 +58,18 @@ class Sam2(ModelOfParts, WithTables):
         dim = config.hidden_dim
         memory_dim = config.memory_dim
         side = config.grid
-        self.image_encoder = ImageEncoder(config)
+        self.image_encoder = parts.image_encoder if parts else ImageEncoder.from_config(config)
         self.mask_downsample = nn.Conv2d(1, 1, kernel_size=4, stride=4)
-        self.memory_attention = MemoryAttention(config)
-        self.memory_encoder = MemoryEncoder(config)
+        parts = parts or Parts.from_config(config, self.image_encoder)
+        self.memory_attention = parts.memory_attention
+        self.memory_encoder = parts.memory_encoder
         self.maskmem_tpos_enc = nn.Parameter(torch.zeros(config.num_maps, 1, 1, memory_dim))
         self.no_mem_embed = nn.Parameter(torch.zeros(1, 1, dim))
         # Part of the checkpoints, but no released model reads it.
         self.no_mem_pos_enc = nn.Parameter(torch.zeros(1, 1, dim))
         self.no_obj_ptr = nn.Parameter(torch.zeros(1, dim))
-        self.sam_prompt_encoder = PromptEncoder(config)
-        self.sam_mask_decoder = MaskDecoder(config, self._options)
+        self.sam_prompt_encoder = PromptEncoder.from_config(config)
+        self.sam_mask_decoder = MaskDecoder.from_config(config, self._options)
         self.obj_ptr_proj = MLP(dim, dim, dim, 3)
         if config.version == "2.1":
             self.no_obj_embed_spatial: Tensor | None = nn.Parameter(torch.zeros(1, memory_dim))

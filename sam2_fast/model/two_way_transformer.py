@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam2_fast.model.fusion import Part
+from sam2_fast.model.fusion import Part, unusual_setting
 from sam2_fast.model.layers import MLP, linear_of, norm_of, to_tokens
 from sam2_fast.ops.core.lookups import LookedUp, watch
 from sam2_fast.ops.mask_decoder.weights import AttentionWeights, TwoWayLayerWeights
@@ -80,22 +80,37 @@ class Attention(Part):
 class TwoWayAttentionBlock(Part):
     """Self-attention of tokens, tokens to image, MLP of tokens, image to tokens; post-norm.
 
+    activation: of the MLP. attention_downsample_rate: of the attentions between tokens and image.
     skip_first_layer_pe: self-attention gets no positions, and its result replaces the tokens.
     """
 
     def __init__(
-        self, embedding_dim: int, num_heads: int, mlp_dim: int, skip_first_layer_pe: bool = False
+        self,
+        embedding_dim: int,
+        num_heads: int,
+        mlp_dim: int = 2048,
+        activation: type[nn.Module] = nn.ReLU,
+        attention_downsample_rate: int = 2,
+        skip_first_layer_pe: bool = False,
     ) -> None:
         super().__init__()
+        rate = attention_downsample_rate
         self.self_attn = Attention(embedding_dim, num_heads)
         self.norm1 = nn.LayerNorm(embedding_dim)
-        self.cross_attn_token_to_image = Attention(embedding_dim, num_heads, downsample_rate=2)
+        self.cross_attn_token_to_image = Attention(embedding_dim, num_heads, downsample_rate=rate)
         self.norm2 = nn.LayerNorm(embedding_dim)
-        self.mlp = MLP(embedding_dim, mlp_dim, embedding_dim, num_layers=2)
+        self.mlp = MLP(embedding_dim, mlp_dim, embedding_dim, 2, activation)
         self.norm3 = nn.LayerNorm(embedding_dim)
         self.norm4 = nn.LayerNorm(embedding_dim)
-        self.cross_attn_image_to_token = Attention(embedding_dim, num_heads, downsample_rate=2)
+        self.cross_attn_image_to_token = Attention(embedding_dim, num_heads, downsample_rate=rate)
         self.skip_first_layer_pe = skip_first_layer_pe
+
+    def reason_against_op(self) -> str | None:
+        """The op has one rate of downsampling and ReLU."""
+        return unusual_setting(
+            activation=(type(self.mlp.act), nn.ReLU),
+            attention_downsample_rate=(_rate(self.cross_attn_token_to_image), 2),
+        )
 
     def gather_weights(self) -> TwoWayLayerWeights:
         """The weights of one layer of `ops.mask_decoder`."""
@@ -135,20 +150,33 @@ class TwoWayAttentionBlock(Part):
         return queries, keys
 
 
-class TwoWayTransformer(Part):
-    """Two blocks and a final attention of tokens to the image."""
+def _rate(attention: Attention) -> int:
+    return attention.embedding_dim // attention.internal_dim
 
-    def __init__(self, depth: int, embedding_dim: int, num_heads: int, mlp_dim: int) -> None:
+
+class TwoWayTransformer(Part):
+    """`depth` blocks and a final attention of tokens to the image."""
+
+    def __init__(
+        self,
+        depth: int,
+        embedding_dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        activation: type[nn.Module] = nn.ReLU,
+        attention_downsample_rate: int = 2,
+    ) -> None:
         super().__init__()
+        rate = attention_downsample_rate
         self.depth = depth
         self.embedding_dim = embedding_dim
         self.num_heads = num_heads
         self.mlp_dim = mlp_dim
         self.layers = nn.ModuleList(
-            TwoWayAttentionBlock(embedding_dim, num_heads, mlp_dim, skip_first_layer_pe=i == 0)
+            TwoWayAttentionBlock(embedding_dim, num_heads, mlp_dim, activation, rate, i == 0)
             for i in range(depth)
         )
-        self.final_attn_token_to_image = Attention(embedding_dim, num_heads, downsample_rate=2)
+        self.final_attn_token_to_image = Attention(embedding_dim, num_heads, downsample_rate=rate)
         self.norm_final_attn = nn.LayerNorm(embedding_dim)
 
     def forward(

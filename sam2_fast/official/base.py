@@ -9,6 +9,7 @@ from typing import Any
 
 from sam2_fast.config import DECODER_OPTIONS, FIXED_SETTINGS, VERSION_SETTINGS, Options
 from sam2_fast.model import Sam2
+from sam2_fast.official.construction import read_arguments
 from sam2_fast.official.steps import OfficialSteps
 
 
@@ -17,6 +18,19 @@ class SAM2Base(OfficialSteps):
 
     Its steps are in `official/steps.py`, and its options are attributes.
     """
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        """`SAM2Base(config, options)`, or the arguments of the official constructor.
+
+        Those are image_encoder, memory_attention, memory_encoder and the settings in
+        `official.construction.SETTINGS`, with the official order and defaults.
+        Raises TypeError for other arguments, and ValueError for an architecture that no model of
+        this library has.
+        """
+        construction = read_arguments(arguments, keywords)
+        super().__init__(construction.config, construction.options, construction.parts)
+        if construction.compile_image_encoder:
+            self.image_encoder.trunk.compile(fullgraph=True)
 
     @property
     def image_size(self) -> int:

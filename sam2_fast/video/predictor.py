@@ -16,11 +16,11 @@ from sam2_fast.config import (
     VERSION_SETTINGS,
     VIDEO_POSTPROCESSING,
     Options,
-    Sam2Config,
 )
 from sam2_fast.io.images import as_rgb_uint8
 from sam2_fast.io.video import open_video
 from sam2_fast.model.layers import WithTables
+from sam2_fast.official.construction import VIDEO_SETTINGS
 from sam2_fast.official.predictor_steps import PredictorSteps, State
 from sam2_fast.prompts import frame_number, to_model_mask, to_model_points
 from sam2_fast.recording.cache import Graphs
@@ -61,8 +61,15 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
 
     postprocessing = VIDEO_POSTPROCESSING
 
-    def __init__(self, config: Sam2Config, options: Options | None = None) -> None:
-        super().__init__(config, options)
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        """The arguments of `SAM2Base`, and the options of `official.construction.VIDEO_SETTINGS`.
+
+        Those are fill_hole_area, non_overlap_masks, clear_non_cond_mem_around_input and
+        add_all_frames_to_correct_as_cond, by keyword.
+        """
+        own = {name: keywords.pop(name) for name in VIDEO_SETTINGS if name in keywords}
+        super().__init__(*arguments, **keywords)
+        self.options = self.options.updated(**own)
         self.graphs: Graphs | None = Graphs()
 
     @classmethod

@@ -111,7 +111,7 @@ def test_dropout_is_active_in_training_mode_only(model: SAM2VideoPredictor) -> N
 
 
 def test_drop_path_drops_whole_branches_in_training_mode() -> None:
-    block = MultiScaleBlock(12, 12, 2, 4, drop_path=0.5)
+    block = MultiScaleBlock(12, 12, 2, drop_path=0.5, window_size=4)
     x = torch.randn(64, 8, 8, 12)
     block.requires_grad_(False)
     assert isinstance(block.drop_path, DropPath) and block.drop_path.drops_values
@@ -199,7 +199,7 @@ def test_a_part_made_by_a_subclass_is_called(model: SAM2VideoPredictor) -> None:
     class OwnAttention(MemoryAttention):
         pass
 
-    attention = OwnAttention(model.config).eval()
+    attention = OwnAttention.from_config(model.config).eval()
     attention.load_state_dict(model.memory_attention.state_dict())
     expected = run(model)
     model.memory_attention = attention
@@ -215,6 +215,6 @@ def test_the_known_modules_have_the_settings_that_are_compared() -> None:
 
 def test_the_rate_of_stochastic_depth_rises_from_block_to_block() -> None:
     config = Sam2Config(stages=(1, 1, 2, 1), global_blocks=(), image_size=64, drop_path_rate=0.2)
-    branches = [block.drop_path for block in Hiera(config).blocks]
+    branches = [block.drop_path for block in Hiera.from_config(config).blocks]
     assert isinstance(branches[0], nn.Identity)
     assert [b.drop_prob for b in branches[1:]] == pytest.approx([0.05, 0.1, 0.15, 0.2])

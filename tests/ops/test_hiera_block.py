@@ -327,7 +327,7 @@ def test_pooled_strided_or_reference_blocks_do_not_overwrite_their_input() -> No
 
 
 def test_a_trunk_with_hooks_overwrites_no_outputs() -> None:
-    trunk = Hiera(
+    trunk = Hiera.from_config(
         Sam2Config(embed_dim=16, stages=(1, 2, 1, 1), global_blocks=(), image_size=64)
     ).eval()
     images = torch.randn(1, 3, 64, 64)
@@ -343,7 +343,7 @@ def test_a_trunk_with_hooks_overwrites_no_outputs() -> None:
 
 
 def test_gradients_flow_through_the_modules() -> None:
-    block = MultiScaleBlock(12, 24, 2, 4, q_stride=(2, 2))
+    block = MultiScaleBlock(12, 24, 2, q_stride=(2, 2), window_size=4)
     block(torch.randn(1, 8, 8, 12)).sum().backward()
     assert all(p.grad is not None for p in block.parameters())
 

@@ -289,7 +289,7 @@ def test_autocast_of_the_caller_sets_the_compute_dtype() -> None:
 
 def test_gradients_flow_through_the_modules() -> None:
     config = Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64)
-    model = MaskDecoder(config).double()
+    model = MaskDecoder.from_config(config).double()
     dim = 256
     low, high, mid = (
         torch.randn(1, c, s, s).double() for c, s in ((dim, 4), (dim // 8, 16), (dim // 4, 8))
@@ -307,7 +307,7 @@ def test_gradients_flow_through_the_modules() -> None:
 
 def test_upscaling_by_a_matrix_equals_the_transposed_convolution_of_the_checkpoint() -> None:
     config = Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64)
-    up1 = MaskDecoder(config).double().output_upscaling[0]
+    up1 = MaskDecoder.from_config(config).double().output_upscaling[0]
     x = torch.randn(2, 256, 4, 4).double()
     assert isinstance(up1, torch.nn.ConvTranspose2d) and up1.bias is not None
     matrix = cell_matrix(UpscalingWeights(up1.weight, up1.bias))

@@ -250,7 +250,7 @@ def test_gradients_flow_through_the_modules() -> None:
     config = Sam2Config(
         embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64, memory_layers=2
     )
-    model = MemoryAttention(config)
+    model = MemoryAttention.from_config(config)
     memory, position = torch.randn(2, 20, 1, 64)
     output = model(torch.randn(16, 1, 256), memory, torch.randn(16, 1, 256), position, 4)
     output.sum().backward()

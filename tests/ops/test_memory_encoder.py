@@ -252,7 +252,7 @@ def encode(model: MemoryEncoder, low: Tensor, logits: Tensor, binarize: bool) ->
 
 
 def test_gradients_flow_through_the_modules_and_the_kernel_equals_them() -> None:
-    model = MemoryEncoder(
+    model = MemoryEncoder.from_config(
         Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64)
     )
     low, logits = torch.randn(1, 256, 4, 4), torch.randn(2, 1, 64, 64) * 4
@@ -270,7 +270,7 @@ def test_gradients_flow_through_the_modules_and_the_kernel_equals_them() -> None
 
 
 def test_cached_bfloat16_matrices_are_computed_again_after_a_parameter_changes() -> None:
-    model = MemoryEncoder(
+    model = MemoryEncoder.from_config(
         Sam2Config(embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64)
     )
     low, logits = torch.randn(1, 256, 4, 4), torch.randn(2, 1, 16, 16)

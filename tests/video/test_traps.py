@@ -36,12 +36,12 @@ def test_trap_01_padded_tokens_attend_as_unmasked_keys(backend: str) -> None:
 
 def test_trap_02_a_stage_starts_with_the_window_of_the_stage_before_and_pools_queries() -> None:
     windows = {
-        name: [b.window_size for b in Hiera(config).blocks]
+        name: [b.window_size for b in Hiera.from_config(config).blocks]
         for name, config in PRESETS.items()
         if name != "large"
     }
     assert windows["tiny"] == [8, 8, 4, 4, 14, 0, 14, 0, 14, 0, 14, 7]
-    pools = [b.pool for b in Hiera(PRESETS["tiny"]).blocks]
+    pools = [b.pool for b in Hiera.from_config(PRESETS["tiny"]).blocks]
     assert [i for i, pool in enumerate(pools) if pool] == [1, 3, 10]
     qkv = torch.randn(1, 8, 8, 12)
     pooled = window_attention(qkv, torch.zeros(12), 1, 4, pool=True)

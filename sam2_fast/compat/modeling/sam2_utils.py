@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-
-import torch.nn.functional as F
-from torch import Tensor, nn
-
 from sam2_fast.data.clicks import get_next_point as get_next_point
 from sam2_fast.data.clicks import sample_box_points as sample_box_points
 from sam2_fast.data.clicks import (
@@ -19,20 +13,9 @@ from sam2_fast.data.clicks import (
 from sam2_fast.model.layers import MLP as MLP
 from sam2_fast.model.layers import DropPath as DropPath
 from sam2_fast.model.layers import LayerNorm2d as LayerNorm2d
+from sam2_fast.model.layers import get_activation_fn as get_activation_fn
+from sam2_fast.model.layers import get_clones as get_clones
 from sam2_fast.model.position import get_1d_sine_pe as get_1d_sine_pe
 from sam2_fast.official.closest_frames import (
     select_closest_cond_frames as select_closest_cond_frames,
 )
-
-
-def get_activation_fn(activation: str) -> Callable[[Tensor], Tensor]:
-    """The function named "relu", "gelu" or "glu". Raises RuntimeError for another name."""
-    known: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "glu": F.glu}
-    if activation not in known:
-        raise RuntimeError(f"activation should be relu/gelu, not {activation}.")
-    return known[activation]
-
-
-def get_clones(module: nn.Module, N: int) -> nn.ModuleList:  # noqa: N803
-    """N deep copies of a module."""
-    return nn.ModuleList(copy.deepcopy(module) for _ in range(N))

@@ -1,6 +1,6 @@
-"""`sam2.modeling.backbones.image_encoder`: the classes in our models, for `isinstance`.
+"""`sam2.modeling.backbones.image_encoder`: the classes in our models.
 
-Their constructors have our arguments.
+Their constructors have the official arguments.
 """
 
 from sam2_fast.model.image_encoder import FpnNeck as FpnNeck
