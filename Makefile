@@ -92,6 +92,7 @@ pack-gpu: $(GPU)/.installed  ## pack what benchmarks.first_light needs on a GPU 
 generated: $(STAMP)  ## files that follow from the sources: floor plan, op names, status, chart
 	$(PY) -m tools.floor_plan --write
 	$(PY) -m tools.op_names --write
+	$(PY) -m tools.official_configs --write
 	$(PY) -m tools.status --write
 	$(PY) -m tools.readme --write
 	$(PY) -m tools.pictures
