@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from sam2_fast.config import Options, Sam2Config
+from sam2_fast.config import DECODER_OPTIONS, Options, Sam2Config
 from sam2_fast.model import Sam2
 from sam2_fast.prompts import caller_stacklevel
 from sam2_fast.weights.checkpoint import infer_config, load_weights, read_state_dict
-from sam2_fast.weights.config_names import apply_overrides, read_config_name
+from sam2_fast.weights.config_names import read_config
+from sam2_fast.weights.config_tree import model_tree
 from sam2_fast.weights.hub import download
+from sam2_fast.weights.instantiate import find_class, instantiate
+from sam2_fast.weights.overrides import Override, apply_plain, apply_to_tree, parse_overrides
 
 _log = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=Sam2)
@@ -47,14 +52,24 @@ def build_model(
     if dtype not in (None, torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise ValueError(f"dtype: expected float32, bfloat16, float16 or float64, got {dtype}")
     state = None if ckpt_path is None else read_state_dict(ckpt_path)
-    config = _config(config_file, state)
-    config, options = apply_overrides(config, Options(), [*hydra_overrides_extra])
-    if apply_postprocessing:
-        options = options.updated(**kind.postprocessing)
-    if image_size is not None:
-        config = replace(config, image_size=image_size)
+    parsed = parse_overrides([*hydra_overrides_extra])
+    overrides = [override for override in parsed if override.of_model]
+    others = [override.text for override in parsed if not override.of_model]
+    config = _config(config_file, state, others)
+    if isinstance(config, Sam2Config) and all(override.is_plain for override in overrides):
+        config, options = apply_plain(config, Options(), overrides)
+        if apply_postprocessing:
+            options = options.updated(**kind.postprocessing)
+        if image_size is not None:
+            config = replace(config, image_size=image_size)
+        build = partial(kind, config, options)
+    else:
+        tree = _tree(kind, config, overrides, apply_postprocessing)
+        if image_size is not None:
+            tree["image_size"] = image_size
+        build = partial(instantiate, tree)
     target = choose_device(device)
-    model = _construct(kind, config, options, seed)
+    model = _construct(build, seed)
     if state is not None:
         source = f"checkpoint {ckpt_path}" if isinstance(ckpt_path, (str, Path)) else "state dict"
         load_weights(model, state, source)
@@ -98,11 +113,19 @@ def warn_of_unknown(keywords: Collection[str]) -> None:
         warnings.warn(message, UserWarning, stacklevel=caller_stacklevel())
 
 
-def _config(config_file: str | Sam2Config | None, state: Mapping[str, Any] | None) -> Sam2Config:
+def _config(
+    config_file: str | Sam2Config | None, state: Mapping[str, Any] | None, others: Sequence[str]
+) -> Sam2Config | dict[str, Any]:
+    """The architecture, or the configuration of a model in a file."""
+    if config_file is not None and not isinstance(config_file, Sam2Config):
+        return read_config(config_file, others)
+    if others:
+        raise ValueError(
+            f"hydra_overrides_extra: expected overrides of the model, '++model.KEY=VALUE', got "
+            f"{others[0]!r}"
+        )
     if isinstance(config_file, Sam2Config):
         return config_file
-    if config_file is not None:
-        return read_config_name(config_file)
     if state is None:
         raise ValueError(
             "config_file: expected a size such as 'tiny' or an official configuration name, got "
@@ -111,12 +134,48 @@ def _config(config_file: str | Sam2Config | None, state: Mapping[str, Any] | Non
     return infer_config(state)
 
 
-def _construct(kind: type[Model], config: Sam2Config, options: Options, seed: int | None) -> Model:
+def _tree(
+    kind: type[Sam2],
+    config: Sam2Config | dict[str, Any],
+    overrides: Sequence[Override],
+    apply_postprocessing: bool,
+) -> dict[str, Any]:
+    """The configuration of a model with overrides.
+
+    Its class is that of an override, else that of the configuration if it is a `kind`, else `kind`.
+    """
+    tree = model_tree(config) if isinstance(config, Sam2Config) else copy.deepcopy(config)
+    if not isinstance(config, dict) or not issubclass(_class(tree), kind):
+        tree["_target_"] = kind
+    apply_to_tree(tree, overrides)
+    _class(tree)
+    if apply_postprocessing:
+        for name, value in kind.postprocessing.items():
+            if name in DECODER_OPTIONS:
+                extra = tree.get("sam_mask_decoder_extra_args") or {}
+                tree["sam_mask_decoder_extra_args"] = {**extra, name: value}
+            else:
+                tree[name] = value
+    return tree
+
+
+def _class(tree: Mapping[str, Any]) -> type[Sam2]:
+    """The class of a model's configuration. Raises ValueError if it is not one of ours."""
+    kind = find_class(tree.get("_target_"))
+    if not issubclass(kind, Sam2):
+        raise ValueError(
+            f"model._target_: expected a subclass of sam2_fast.SAM2Base, got "
+            f"{kind.__module__}.{kind.__qualname__}; build it without the builder"
+        )
+    return kind
+
+
+def _construct(build: Callable[[], Model], seed: int | None) -> Model:
     if seed is None:
-        return kind(config, options)
+        return build()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return kind(config, options)
+        return build()
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:

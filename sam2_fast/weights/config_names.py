@@ -1,100 +1,70 @@
-"""Official configuration names and Hydra override strings, parsed without Hydra.
-
-So no string can name code.
-"""
+"""Configurations by name: official names, YAML files, and those of a program's Hydra."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
-from sam2_fast.config import FIXED_SETTINGS, PRESETS, Options, Sam2Config, preset
+from sam2_fast.config import NANO, PRESETS, Sam2Config, preset
+from sam2_fast.weights.config_files import composed_by_hydra, read_yaml
+from sam2_fast.weights.config_tree import model_tree
 
 _SIZES = {"t": "tiny", "s": "small", "b+": "base_plus", "l": "large"}
-_NAME = re.compile(r"sam2(\.1)?_hiera_(tiny|small|base_plus|large|t|s|b\+|l)(\.yaml)?$")
-_OVERRIDE = re.compile(r"^(\+\+|\+|~)?([A-Za-z_][\w.]*)(=(.*))?$", re.DOTALL)
+_NAME = re.compile(
+    r"(configs/sam2(\.1)?/)?sam2(\.1)?_hiera_(tiny|small|base_plus|large|t|s|b\+|l)(\.yaml)?"
+)
 
-_FIXED: dict[str, Any] = {**FIXED_SETTINGS, "num_maskmem": 7}
-_CONFIG_KEYS = {
-    "image_size": "image_size",
-    "image_encoder.trunk.drop_path_rate": "drop_path_rate",
-    "memory_attention.layer.dropout": "dropout",
-}
-_IGNORED = ("compile_image_encoder", "_target_")  # about the official code only
+
+def read_config(name: str, others: Sequence[str] = ()) -> Sam2Config | dict[str, Any]:
+    """The architecture of a configuration name, or the entry `model` of a configuration file.
+
+    name: "tiny" ... "large", "nano"; an official name such as `configs/sam2.1/sam2.1_hiera_l.yaml`
+        or `sam2_hiera_l.yaml`; the path of a YAML file, also with the leading `//`; or the name of
+        a configuration in the folders with which the program has initialised Hydra.
+    others: overrides of other keys than those of the model, for configurations of Hydra only.
+    Files come before official names. Raises ValueError if there is no such name or file, or if the
+    file cannot be used.
+    """
+    text = str(name)
+    if (text in PRESETS or text == "nano") and not others:
+        return preset(text)
+    tree = composed_by_hydra(text, others)
+    if tree is None:
+        if others:
+            raise ValueError(
+                f"hydra_overrides_extra: expected overrides of the model, '++model.KEY=VALUE', got "
+                f"{others[0]!r}; other keys have an effect in configurations of Hydra only"
+            )
+        named = text if text.endswith((".yaml", ".yml")) else f"{text}.yaml"
+        path = Path(named[1:] if named.startswith("//") else named)
+        if path.is_file():
+            tree = read_yaml(path)
+    if tree is None:
+        return read_config_name(text)
+    return known_config(tree) or tree
 
 
 def read_config_name(name: str) -> Sam2Config:
-    """The architecture of a configuration name.
-
-    name: "tiny" ... "large", "nano", `configs/sam2.1/sam2.1_hiera_l.yaml`, a path to such a file
-        (also with the leading `//`), or the older `sam2_hiera_l.yaml`. The file itself is not read.
-    Raises ValueError for another name.
-    """
+    """The architecture of an official configuration name. Raises ValueError for another name."""
     if name in PRESETS or name == "nano":
         return preset(name)
-    match = _NAME.search(str(name))
-    if not match:
+    match = _NAME.fullmatch(name)
+    if not match or (match[1] and match[2] != match[3]):
         raise ValueError(
-            f"config_file: expected one of {', '.join(sorted([*PRESETS, 'nano']))} or an official "
-            f"name such as configs/sam2.1/sam2.1_hiera_t.yaml, got {name!r}"
+            f"config_file: expected one of {', '.join(sorted([*PRESETS, 'nano']))}, an official "
+            f"name such as configs/sam2.1/sam2.1_hiera_t.yaml, or the path of an existing YAML "
+            f"file, got {name!r}"
         )
-    return preset(_SIZES.get(match[2], match[2]), version="2.1" if match[1] else "2.0")
+    return preset(_SIZES.get(match[4], match[4]), version="2.1" if match[3] else "2.0")
 
 
-def apply_overrides(
-    config: Sam2Config, options: Options, overrides: Sequence[str]
-) -> tuple[Sam2Config, Options]:
-    """A configuration and options with Hydra overrides applied.
-
-    overrides: `++model.a=b`, `+model.a=b`, `model.a=b` or `~model.a`; of equal keys the last one
-        counts. Raises ValueError for a key that no released configuration has.
-    """
-    for text in overrides:
-        match = _OVERRIDE.match(text.strip()) if isinstance(text, str) else None
-        if not match or (match[1] != "~" and match[3] is None):
-            raise ValueError(
-                f"hydra_overrides_extra: expected strings such as '++model.image_size=512', got "
-                f"{text!r}"
-            )
-        key = match[2].removeprefix("model.").removeprefix("sam_mask_decoder_extra_args.")
-        config, options = _apply(
-            config, options, key, match[1] == "~", _value(match[4] or ""), text
-        )
-    return config, options
-
-
-def _apply(
-    config: Sam2Config, options: Options, key: str, delete: bool, value: Any, text: str
-) -> tuple[Sam2Config, Options]:
-    if key in _IGNORED:
-        return config, options
-    if key in _CONFIG_KEYS:
-        name = _CONFIG_KEYS[key]
-        return replace(config, **{name: getattr(Sam2Config(), name) if delete else value}), options
-    if key in _FIXED:
-        if not delete and value != _FIXED[key]:
-            raise ValueError(
-                f"hydra_overrides_extra: {text!r} is not supported; every released model has "
-                f"{key}={_FIXED[key]}"
-            )
-        return config, options
-    if key in {f.name for f in fields(Options)}:
-        return config, options.updated(**{key: getattr(Options(), key) if delete else value})
-    raise ValueError(
-        f"hydra_overrides_extra: {text!r} names the unknown key {key!r}; known are "
-        f"{', '.join(_CONFIG_KEYS)} and the fields of Options"
-    )
-
-
-def _value(text: str) -> Any:
-    text = text.strip().strip("'\"")
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+def known_config(tree: dict[str, Any]) -> Sam2Config | None:
+    """The architecture of a configuration that equals that of a released model, or None."""
+    for size in PRESETS:
+        for version in ("2.0", "2.1"):
+            config = preset(size, version)
+            if model_tree(config) == tree:
+                return config
+    return NANO if model_tree(NANO) == tree else None

@@ -24,7 +24,7 @@ _OFFICIAL_DEFAULTS = Options(
     sigmoid_scale_for_mem_enc=1.0,
     sigmoid_bias_for_mem_enc=0.0,
 )
-"""The options of a model whose configuration has none."""
+"""The options of a model without any in its configuration."""
 
 _ALWAYS = ("multimask_max_pt_num",)
 """Options that configurations have although they are the default."""

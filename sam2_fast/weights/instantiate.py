@@ -39,7 +39,7 @@ def instantiate(tree: Any, path: str = "model") -> Any:
     try:
         inspect.signature(target).bind(**arguments)
         return target(**arguments)
-    except (TypeError, AssertionError) as error:
+    except (TypeError, AttributeError, AssertionError) as error:
         raise ValueError(f"{path}: {target.__qualname__}(): {error}") from error
 
 

@@ -1,0 +1,111 @@
+"""Configurations that are read from files: YAML, or what a program's Hydra composes."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+_NOT_THE_PROGRAMS = ("pkg://hydra.conf", "structured://", "pkg://sam2")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The entry `model` of a YAML file, resolved if OmegaConf is installed.
+
+    Raises ValueError for a file that has none, and for one that only Hydra can read.
+    """
+    try:
+        import yaml
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"config_file {path}: reading it needs PyYAML: pip install pyyaml"
+        ) from error
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config_file {path}: not a readable YAML file: {error}") from error
+    if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
+        keys = [*document] if isinstance(document, dict) else type(document).__name__
+        raise ValueError(f"config_file {path}: expected the key 'model' with a model, got {keys}")
+    if "defaults" in document:
+        raise ValueError(
+            f"config_file {path}: expected a complete configuration, got one with 'defaults'; "
+            "initialise Hydra with its folder (hydra.initialize_config_dir), then pass its name"
+        )
+    document = _with_numbers(document)
+    if _has_interpolations(document["model"]):
+        document = _resolved(document, path)
+    tree: dict[str, Any] = document["model"]
+    return tree
+
+
+def _with_numbers(value: Any) -> Any:
+    """Numbers such as 1e-6, which YAML 1.1 reads as strings, as Hydra reads them."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(child) for child in value]
+    is_number = isinstance(value, str) and _EXPONENT.fullmatch(value)
+    return float(value) if is_number else value
+
+
+def _has_interpolations(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_interpolations, value.values()))
+    if isinstance(value, list):
+        return any(map(_has_interpolations, value))
+    return isinstance(value, str) and "${" in value
+
+
+def _resolved(document: dict[str, Any], path: Path) -> dict[str, Any]:
+    try:
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"config_file {path}: its interpolations (${{...}}) need OmegaConf: pip install "
+            "hydra-core"
+        ) from error
+    try:
+        config = OmegaConf.create(document)
+        resolved: Any = OmegaConf.to_container(config.model, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"config_file {path}: {error}") from error
+    return {"model": resolved}
+
+
+def composed_by_hydra(name: str, overrides: Sequence[str] = ()) -> dict[str, Any] | None:
+    """The entry `model` of a configuration in the folders that a program has given to Hydra.
+
+    None if Hydra is not initialised with other folders than that of the official package, or if
+    these have no such configuration. Raises ValueError if it has no model.
+    """
+    if "hydra.core.global_hydra" not in sys.modules:
+        return None
+    from hydra.core.global_hydra import GlobalHydra
+
+    hydra = GlobalHydra.instance()
+    if not hydra.is_initialized():
+        return None
+    loader: Any = hydra.config_loader()
+    paths = [entry.path for entry in loader.get_search_path().get_path()]
+    if not any(path not in _NOT_THE_PROGRAMS for path in paths if path):
+        return None
+    result = loader.repository.load_config(name)
+    if result is None or result.path in _NOT_THE_PROGRAMS:
+        return None
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    config = compose(config_name=name, overrides=[*overrides])
+    if not OmegaConf.is_config(config.get("model")):
+        raise ValueError(
+            f"config_file {name}: expected the key 'model' with a model, got {[*config]}, from "
+            f"{result.path}"
+        )
+    OmegaConf.resolve(config)
+    tree: Any = OmegaConf.to_container(config.model)
+    return dict(tree)
