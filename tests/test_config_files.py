@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sam2_fast.config import Sam2Config, preset
 from sam2_fast.video.predictor import SAM2VideoPredictor
 from sam2_fast.weights.config_names import read_config
 from sam2_fast.weights.config_tree import model_tree
-from tests.compat.programs import ROOT, environment
+from tests.compat.programs import ROOT, environment, hydra_folder, hydra_packages
 from tools.official_configs import HEADER, block
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
@@ -23,7 +24,6 @@ SMALL = Sam2Config(
     embed_dim=16, stages=(1, 1, 1, 1), global_blocks=(), image_size=64, memory_layers=1
 )
 NAME = "sam2.1_hiera_t.yaml"
-PEERS = ROOT / ".peers"
 
 
 def write(folder: Path, tree: dict[str, Any] | None = None, name: str = NAME) -> Path:
@@ -135,7 +135,6 @@ def test_a_package_that_is_missing_is_named(
 HYDRA_PROGRAM = """
 import sys
 
-sys.path.append(sys.argv[2])
 import sam2_fast
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -164,9 +163,12 @@ else:
 
 
 def test_the_folders_of_an_initialised_hydra_are_searched(tmp_path: Path) -> None:
-    if not (PEERS / "hydra").is_dir():
-        pytest.skip("Hydra is not in .peers")
+    if hydra_folder() is None and find_spec("hydra") is None:
+        pytest.skip("Hydra is not installed")
+    hydra = tmp_path / "packages"
+    hydra.mkdir()
     write(tmp_path, {"scratch": {"memories": 2}, **edited(num_maskmem="${scratch.memories}")})
     write(tmp_path, {"other": {"x": 1}}, "sam2.1_hiera_s.yaml")
-    command = [sys.executable, "-c", HYDRA_PROGRAM, str(tmp_path), str(PEERS)]
-    subprocess.run(command, check=True, env=environment(), timeout=300)
+    command = [sys.executable, "-c", HYDRA_PROGRAM, str(tmp_path)]
+    folders = hydra_packages(hydra)
+    subprocess.run(command, check=True, env=environment(*folders), timeout=300)

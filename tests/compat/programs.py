@@ -12,9 +12,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def environment(**variables: str) -> dict[str, str]:
-    """The environment of this process, with the repository on Python's path."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+def environment(*folders: str, **variables: str) -> dict[str, str]:
+    """The environment of this process, with the repository and `folders` on Python's path."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")]), *folders])
     return {**os.environ, "PYTHONPATH": path, **variables}
 
 
@@ -45,6 +45,27 @@ def official_package() -> list[str] | None:
     if (peers / "sam2").is_dir() and (tools / "official_peer.py").is_file():
         return [str(peers), str(tools)]
     return None
+
+
+def hydra_folder() -> Path | None:
+    """The folder of the peers, if Hydra is among them."""
+    peers = Path(os.environ.get("SAM2_FAST_PEERS") or ROOT / ".peers")
+    return peers if (peers / "hydra").is_dir() else None
+
+
+def hydra_packages(folder: Path) -> list[str]:
+    """Folders for Python's path with Hydra and what it needs, but without the official package.
+
+    folder: an empty one, for links to the packages of the peers. Without these the list is empty:
+    Hydra is installed, or missing.
+    """
+    peers = hydra_folder()
+    if peers is None:
+        return []
+    for pattern in ("hydra*", "omegaconf*", "antlr4*"):
+        for path in peers.glob(pattern):
+            (folder / path.name).symlink_to(path)
+    return [str(folder)]
 
 
 def write_clip(folder: Path, count: int) -> None:

@@ -17,12 +17,24 @@ from typing import Any
 import pytest
 import torch
 
-from tests.compat.programs import ROOT, environment, official_package, write_clip
+from tests.compat.programs import (
+    ROOT,
+    environment,
+    hydra_folder,
+    hydra_packages,
+    official_package,
+    write_clip,
+)
 
 DRIVERS = ROOT / "tests" / "third_party"
 FOLDER = DRIVERS / "idioms"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "common")
-REQUIRED = {"peft_lora": "peft"}
+REQUIRED = {
+    "peft_lora": "peft",
+    "compose_instantiate": "hydra",
+    "training_compose": "hydra",
+    "yaml_on_disk": "hydra",
+}
 LINES = 30
 
 # The largest error of a tensor relative to its largest absolute value, by script or by script and
@@ -64,6 +76,7 @@ def runs(
     ]
     clip = tmp_path_factory.mktemp("videos") / "clip"
     write_clip(clip, 5)
+    hydra = hydra_packages(tmp_path_factory.mktemp("hydra"))
     scripts = [str(FOLDER / f"{name}.py") for name in names if is_available(name)]
     packages: dict[str, list[str]] = {"ours": []}
     if official := official_package():
@@ -73,7 +86,7 @@ def runs(
     processes = [
         subprocess.Popen(
             [*launcher, *packages[name], str(checkpoint), str(clip), str(folder), *scripts],
-            env=environment(OMP_NUM_THREADS="1"),
+            env=environment(*hydra, OMP_NUM_THREADS="1"),
             cwd=folder,
         )
         for name, folder in folders.items()
@@ -84,7 +97,10 @@ def runs(
 
 def is_available(name: str) -> bool:
     """Whether the packages that a script imports are installed."""
-    return name not in REQUIRED or find_spec(REQUIRED[name]) is not None
+    package = REQUIRED.get(name)
+    if package == "hydra" and hydra_folder() is not None:
+        return True
+    return package is None or find_spec(package) is not None
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
