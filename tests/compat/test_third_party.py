@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sam2_fast.io.rle import decode_rle
-from tests.compat.programs import ROOT, official_package, run
+from tests.compat.programs import (
+    ROOT,
+    environment,
+    hydra_folder,
+    hydra_packages,
+    official_package,
+    run,
+)
+from tests.compat.test_idioms import error, leaves
 
 DRIVERS = ROOT / "tests" / "third_party"
 
@@ -128,3 +139,38 @@ def masks_in(response: Any) -> list[np.ndarray]:
     if not isinstance(response, list):
         return []
     return [mask for child in response for mask in masks_in(child)]
+
+
+@pytest.mark.slow
+def test_the_official_training_model_runs_unmodified(
+    third_party: Path, launchers: dict[str, list[str]], tmp_path: Path, checkpoint: Path
+) -> None:
+    """training/model/sam2.py from its configuration: losses, masks and gradients are equal."""
+    if not (third_party / "training" / "model" / "sam2.py").is_file():
+        pytest.skip("the repository in SAM2_FAST_THIRD_PARTY has no training/")
+    if hydra_folder() is None and find_spec("hydra") is None:
+        pytest.skip("Hydra is not installed")
+    (tmp_path / "packages").mkdir()
+    hydra = hydra_packages(tmp_path / "packages")
+    results = {}
+    for package, launcher in launchers.items():
+        output = tmp_path / f"{package}.pt"
+        program = [str(DRIVERS / "drive_training.py"), str(third_party), str(checkpoint)]
+        subprocess.run(
+            [*launcher, *program, str(output)],
+            env=environment(*hydra, OMP_NUM_THREADS="1"),
+            cwd=tmp_path,
+            check=True,
+            timeout=550,
+        )
+        results[package] = dict(leaves(torch.load(output, weights_only=False)))
+    ours = results["ours"]
+    losses = [ours[f"{name}/losses/core_loss"] for name in ("masks", "clicks", "boxes", "eval")]
+    assert len(set(losses)) == len(losses) and np.isfinite(losses).all()
+    expected = results.get("official", ours)
+    assert ours.keys() == expected.keys()
+    for name, value in ours.items():
+        distance, scale = error(value, expected[name])
+        # Gradients with several clicks: 2e-4. All else: 1e-6.
+        limit = 1e-3 if "/gradients/" in name else 1e-5
+        assert distance <= limit * scale, f"{name}: error {distance:.3g}, largest value {scale:.3g}"
