@@ -52,7 +52,7 @@ test-slow: $(STAMP)
 	$(PY) -m pytest -q -m slow --timeout 1800
 
 test-idioms: $(STAMP)  ## scripts of other programs, with this and the official package
-	$(PY) -m pytest -q -m slow tests/compat/test_idioms.py
+	$(PY) -m pytest -q -m slow --timeout 1800 tests/compat/test_idioms.py
 
 $(FLOOR)/.packages: Makefile
 	test -x $(FLOOR)/bin/python || $(FLOOR_PYTHON) -m venv $(FLOOR)

@@ -39,10 +39,12 @@ def build_sam2(
 ) -> SAM2Base:
     """The model for images (official `build_sam2`).
 
-    config_file: "tiny", "small", "base_plus", "large", an official configuration name or path, or a
-        `Sam2Config`; None: derived from the weights.
+    config_file: "tiny", "small", "base_plus", "large", an official configuration name, a YAML file,
+        or a `Sam2Config`; None: derived from the weights (docs/migration.md).
     ckpt_path: a `.pt` or `.safetensors` file, or a state dict; None: random weights.
     device: None: CUDA if available, else the CPU.
+    hydra_overrides_extra: overrides of keys of the model, `++model.KEY=VALUE`. `_target_` names a
+        subclass of `SAM2Base`, which is built instead.
     image_size: pixels, a multiple of 32; short for the override `++model.image_size=N`.
     dtype: of the weights, torch.float32 (default), bfloat16 or float16.
     seed: of random weights; the global generator is then not used.
@@ -52,7 +54,7 @@ def build_sam2(
         (docs/proving.md).
     kwargs: those of the official builders are accepted without effect; unknown ones are ignored
         with a warning.
-    Raises ValueError for an unknown name or override, and CheckpointError for weights that do not
+    Raises ValueError for an unknown name, file or override, and CheckpointError for weights that do not
     fit the model.
     """
     warn_of_unknown(kwargs)

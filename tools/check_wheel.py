@@ -12,7 +12,12 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-REQUIRED = ("sam2_fast/kernels/connected_components.py", "sam2_fast/weights/nano.safetensors")
+REQUIRED = (
+    "sam2_fast/kernels/connected_components.py",
+    "sam2_fast/weights/nano.safetensors",
+    "sam2_fast/compat/sam2_hiera_t.yaml",
+    "sam2_fast/compat/configs/sam2.1/sam2.1_hiera_b+.yaml",
+)
 UNWANTED = ("tests/", "benchmarks/", "experiments/", "tools/")
 PROGRAM = """
 import os, sys
