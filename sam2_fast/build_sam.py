@@ -39,7 +39,7 @@ def build_sam2(
 ) -> SAM2Base:
     """The model for images (official `build_sam2`).
 
-    config_file: "tiny", "small", "base_plus", "large", an official configuration name, a YAML file,
+    config_file: "tiny", "small", "base_plus", "large", an official configuration name, a YAML file
         or a `Sam2Config`; None: derived from the weights (docs/migration.md).
     ckpt_path: a `.pt` or `.safetensors` file, or a state dict; None: random weights.
     device: None: CUDA if available, else the CPU.
@@ -54,8 +54,8 @@ def build_sam2(
         (docs/proving.md).
     kwargs: those of the official builders are accepted without effect; unknown ones are ignored
         with a warning.
-    Raises ValueError for an unknown name, file or override, and CheckpointError for weights that do not
-    fit the model.
+    Raises ValueError for an unknown name, file or override, and CheckpointError for weights that do
+    not fit the model.
     """
     warn_of_unknown(kwargs)
     return build_model(
