@@ -95,6 +95,7 @@ generated: $(STAMP)  ## files that follow from the sources: floor plan, op names
 	$(PY) -m tools.official_configs --write
 	$(PY) -m tools.status --write
 	$(PY) -m tools.readme --write
+	$(PY) -m tools.program_table --write
 	$(PY) -m tools.pictures
 
 pictures: $(STAMP)  ## the moving picture and the still of the documents, by the shipped commands

@@ -256,6 +256,21 @@ def add_object(state: State, obj_id: Hashable) -> int:
     return index
 
 
+def concat_points(
+    old_point_inputs: PointInputs | None, new_points: Tensor, new_labels: Tensor
+) -> dict[str, Tensor]:
+    """Append points [B, P, 2] and labels [B, P] to earlier point inputs, if there are any."""
+    if old_point_inputs is not None:
+        new_points = torch.cat([old_point_inputs["point_coords"], new_points], dim=1)
+        new_labels = torch.cat([old_point_inputs["point_labels"], new_labels], dim=1)
+    return {"point_coords": new_points, "point_labels": new_labels}
+
+
+def appended(old: PointInputs | None, coords: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """`concat_points`, or a function by which a program has replaced it."""
+    return concat_points(old, coords, labels)
+
+
 def filled(logits: Tensor, hole_area: int) -> Tensor:
     """Logits [N, 1, h, w] with small holes filled.
 

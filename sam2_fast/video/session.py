@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sam2_fast.memory import FrameMemory, MemoryBank, compact
-from sam2_fast.official.predictor_steps import KINDS, PER_OBJECT, State, add_object
+from sam2_fast.official.predictor_steps import KINDS, PER_OBJECT, State, add_object, appended
 from sam2_fast.types import Points
 from sam2_fast.video.frames import AssignedFrames, FrameImages, Frames
 
@@ -83,13 +83,11 @@ class ObjectTrack:
         output = self.newest_output(frame)
         return None if output is None else compact(output)
 
-    def with_earlier_points(self, frame: int, points: Points) -> Points:
-        """The earlier points of the frame, if any, then `points`."""
-        old = self.points.get(frame)
-        if old is None:
-            return points
-        coords = torch.cat([old["point_coords"], points.coords], 1)
-        return Points(coords, torch.cat([old["point_labels"], points.labels], 1))
+    def points_with(self, frame: int, points: Points, clear_old: bool) -> Points:
+        """The earlier points of the frame, unless they are cleared, then `points`."""
+        old = None if clear_old else self.points.get(frame)
+        inputs = appended(old, points.coords, points.labels)
+        return Points(inputs["point_coords"], inputs["point_labels"])
 
     def direction(self, frame: int) -> int:
         """The direction in which a frame was tracked, +1 or -1; +1 if it was not."""

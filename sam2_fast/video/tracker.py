@@ -52,7 +52,7 @@ class Tracker(FrameSteps):
         mask hint.
         """
         track = session.track_or_new(obj_id)
-        points = points if clear_old else track.with_earlier_points(frame, points)
+        points = track.points_with(frame, points, clear_old)
         last = track.newest_result(frame)
         hint = None
         if last is not None and last.logits is not None:

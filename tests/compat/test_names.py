@@ -27,14 +27,9 @@ REFUSED = {
         "build_sam2_hf build_sam2_video_predictor_hf",
         "from_pretrained does not call them",
     ),
-    "sam2.modeling.memory_attention": (
-        "get_activation_fn get_clones",
-        "constructors do not call them",
-    ),
-    "sam2.modeling.memory_encoder": ("DropPath get_clones", "constructors do not call them"),
+    "sam2.modeling.memory_attention": ("get_clones", "constructors do not call it"),
+    "sam2.modeling.memory_encoder": ("get_clones", "constructors do not call it"),
     "sam2.modeling.sam2_utils": ("mask_to_box", "sample_box_points does not call it"),
-    "sam2.sam2_video_predictor": ("concat_points", "sessions store points of their own"),
-    "sam2.sam2_video_predictor_legacy": ("concat_points", "sessions store points of their own"),
 }
 """Official names that cannot be replaced, and why."""
 

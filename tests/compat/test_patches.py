@@ -66,6 +66,20 @@ def recorded(name: str, calls: list[tuple[Any, ...]]) -> Any:
     return mock.patch(name, function)
 
 
+def test_clicks_are_appended_by_a_function_of_the_program(predictor: Any) -> None:
+    plain, calls = track(predictor), []
+    with recorded(f"{VIDEO}.concat_points", calls):
+        assert torch.equal(track(predictor), plain)
+    assert [len(args) for args, _ in calls] == [3, 3] and calls[0][0][0] is None
+
+    def moved(old: Any, points: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"point_coords": points - 20, "point_labels": labels}
+
+    with mock.patch(f"{VIDEO}.concat_points", moved):
+        assert not torch.allclose(track(predictor), plain)
+    assert torch.equal(track(predictor), plain)
+
+
 def test_a_progress_bar_is_called_as_in_the_official_predictor(predictor: Any) -> None:
     """Without `disable`, which a bar of a program may not accept."""
     bars = []

@@ -70,6 +70,7 @@ IMPORTED: dict[str, dict[str, str]] = {
 _VIDEO_TARGETS = {
     "tqdm": "video.progress",
     "load_video_frames": "video.program_frames",
+    "concat_points": "official.predictor_steps",
     "fill_holes_in_mask_scores": "official.predictor_steps",
     "NO_OBJ_SCORE": "video.stored official.predictor_steps",
     "SAM2VideoPredictor": "build_sam",
@@ -121,9 +122,11 @@ TARGETS: dict[str, dict[str, str]] = {
     "sam2.modeling.memory_attention": {
         "MemoryAttention": "model.sam2",
         "MemoryAttentionLayer": "model.memory_attention",
+        "get_activation_fn": "model.memory_attention",
     },
     "sam2.modeling.memory_encoder": {
         "CXBlock": "model.memory_encoder",
+        "DropPath": "model.memory_encoder",
         "Fuser": "model.memory_encoder",
         "LayerNorm2d": "model.memory_encoder",
         "MaskDownSampler": "model.memory_encoder",

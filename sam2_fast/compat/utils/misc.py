@@ -16,6 +16,7 @@ from sam2_fast.io.limits import MAX_FRAMES
 from sam2_fast.io.sequences import frame_files
 from sam2_fast.io.transforms import PIXEL_MEAN, PIXEL_STD, resize_frame
 from sam2_fast.io.video import open_video
+from sam2_fast.official.predictor_steps import concat_points as concat_points
 from sam2_fast.ops.connected_components import connected_components
 
 
@@ -58,16 +59,6 @@ def mask_to_box(masks: Tensor) -> Tensor:
     x0, x1 = torch.where(columns, x, width).amin(-1), torch.where(columns, x, -1).amax(-1)
     y0, y1 = torch.where(rows, y, height).amin(-1), torch.where(rows, y, -1).amax(-1)
     return torch.stack([x0, y0, x1, y1], dim=-1)
-
-
-def concat_points(
-    old_point_inputs: dict[str, Tensor] | None, new_points: Tensor, new_labels: Tensor
-) -> dict[str, Tensor]:
-    """Append points [B, P, 2] and labels [B, P] to earlier point inputs."""
-    if old_point_inputs is not None:
-        new_points = torch.cat([old_point_inputs["point_coords"], new_points], dim=1)
-        new_labels = torch.cat([old_point_inputs["point_labels"], new_labels], dim=1)
-    return {"point_coords": new_points, "point_labels": new_labels}
 
 
 def _load_img_as_tensor(
