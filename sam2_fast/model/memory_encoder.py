@@ -183,11 +183,15 @@ class MemoryEncoder(OpModule[MemoryEncoderWeights]):
         fuser: Fuser,
         position_encoding: nn.Module,
         in_dim: int = 256,
+        pix_feat_proj: nn.Module | None = None,
     ) -> None:
-        """out_dim: channels of a memory. in_dim: channels of the features."""
+        """out_dim: channels of a memory. in_dim: channels of the features.
+
+        pix_feat_proj: projection of the features; None: a 1 x 1 convolution.
+        """
         super().__init__()
         self.mask_downsampler = mask_downsampler
-        self.pix_feat_proj = nn.Conv2d(in_dim, in_dim, kernel_size=1)
+        self.pix_feat_proj = pix_feat_proj or nn.Conv2d(in_dim, in_dim, kernel_size=1)
         self.fuser = fuser
         self.position_encoding = position_encoding
         self.out_proj: nn.Module = nn.Identity()
@@ -199,13 +203,17 @@ class MemoryEncoder(OpModule[MemoryEncoderWeights]):
     def from_config(cls, config: Sam2Config) -> MemoryEncoder:
         """The memory encoder of an architecture."""
         dim = config.hidden_dim
+        # In this order, so that a seed gives the same random weights as it always did.
+        downsampler = MaskDownSampler(dim, kernel_size=3, stride=2, padding=1)
+        projection = nn.Conv2d(dim, dim, kernel_size=1)
         blocks = nn.ModuleList(CXBlock(dim, hidden=config.fuser_dim) for _ in range(2))
         return cls(
             out_dim=config.memory_dim,
-            mask_downsampler=MaskDownSampler(dim, kernel_size=3, stride=2, padding=1),
+            mask_downsampler=downsampler,
             fuser=Fuser(blocks, num_layers=2),
             position_encoding=PositionEmbeddingSine(config.memory_dim),
             in_dim=dim,
+            pix_feat_proj=projection,
         )
 
     def reason_against_op(self) -> str | None:
