@@ -214,7 +214,8 @@ def _memory_fields(parts: Parts) -> dict[str, Any]:
     weight = getattr(getattr(encoder, "out_proj", None), "weight", None)
     fields: dict[str, Any] = {"memory_dim": dim if weight is None else weight.shape[0]}
     if isinstance(encoder, MemoryEncoder):
-        _expect("memory_encoder: in_dim", encoder.pix_feat_proj.weight.shape[1], dim)
+        projection: Any = encoder.pix_feat_proj
+        _expect("memory_encoder: in_dim", projection.weight.shape[1], dim)
         block = next(iter(getattr(encoder.fuser, "layers", ())), None)
         if isinstance(block, CXBlock):
             fields["fuser_dim"] = block.pwconv1.out_features
