@@ -30,7 +30,7 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "Long videos with pruned memory": ("pruned_outputs",),
     "Streams that append frames": ("appended_frames",),
     "Edited states": ("edited_outputs",),
-    "Copied, stored and hand-made states": ("copied_states",),
+    "Copied, stored and hand-made states": ("copied_states", "own_state"),
     "Features computed in advance": ("warm_features",),
     "Hydra: compose and instantiate": ("compose_instantiate", "target_override"),
     "Edited configuration files": ("yaml_on_disk",),
