@@ -34,8 +34,10 @@ class MemoryBank:
 
     def get(self, frame: int) -> FrameMemory | None:
         """The memory of a prompted or tracked frame, or None."""
-        output = self.output(frame)
-        return None if output is None else compact(output)
+        output = self.prompted.get(frame)
+        if output is None:
+            output = self.tracked.get(frame)
+        return output if output is None or type(output) is FrameMemory else compact(output)
 
     def map(self, frame: int) -> Tensor:
         """The memory map of a frame, [h * w, 64]. Raises KeyError if there is none."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from math import isqrt
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -15,14 +15,6 @@ _KEYS = (
     "obj_ptr",
     "object_score_logits",
 )
-
-
-class _Parts(NamedTuple):
-    pointer: Tensor
-    presence: Tensor
-    map: Tensor | None
-    logits: Tensor | None
-    positions: list[Tensor] | None
 
 
 if TYPE_CHECKING:
@@ -41,17 +33,26 @@ class FrameMemory(_Dictionary):
     It is also the official output of a frame: a dictionary with maskmem_features [1, 64, h, w] or
     None, maskmem_pos_enc (a list of one tensor of the same shape) or None, pred_masks [1, 1, 4h,
     4w] or None, obj_ptr [1, 256] and object_score_logits [1, 1]. These are computed when they are
-    read. Once an entry is written, the dictionary is the only representation, and the attributes
-    are computed from it.
+    read, until an entry is written; from then on they are stored, and the attributes follow them.
 
     pointer: [256]. presence: [1] logit. map: [h * w, 64] memory tokens; None for the result of a
         prompt that is not committed yet, and once the memory is too old to be attended to.
     logits: [1, 4h, 4w] float32, holes filled; None once the memory is too old.
     positions: of memory maps, a list that all memories of a session share.
     corrected: whether the user has corrected this frame after tracking it.
+    is_compact: whether no entry of the dictionary has been written.
     """
 
-    __slots__ = ("__weakref__", "_parts", "corrected")
+    __slots__ = (
+        "__weakref__",
+        "corrected",
+        "is_compact",
+        "logits",
+        "map",
+        "pointer",
+        "positions",
+        "presence",
+    )
     __hash__ = None  # it can be changed
 
     def __init__(
@@ -62,45 +63,23 @@ class FrameMemory(_Dictionary):
         logits: Tensor | None = None,
         positions: list[Tensor] | None = None,
     ) -> None:
-        self._parts: _Parts | None = _Parts(pointer, presence, map, logits, positions)
+        self.pointer = pointer
+        self.presence = presence
+        self.map = map
+        self.logits = logits
+        self.positions = positions
         self.corrected = False
+        self.is_compact = True
 
     @classmethod
     def of(cls, output: Mapping[str, Any]) -> FrameMemory:
         """A memory with the entries of an output of one object."""
-        return _restore(None, dict(output), False)
-
-    # attributes
-
-    @property
-    def is_compact(self) -> bool:
-        """Whether no entry of the dictionary has been written."""
-        return self._parts is not None
-
-    @property
-    def pointer(self) -> Tensor:
-        """The object pointer, [256]."""
-        return _parts(self).pointer
-
-    @property
-    def presence(self) -> Tensor:
-        """Logit that the object is in the frame, [1]."""
-        return _parts(self).presence
-
-    @property
-    def map(self) -> Tensor | None:
-        """Memory tokens, [h * w, 64]."""
-        return _parts(self).map
-
-    @property
-    def logits(self) -> Tensor | None:
-        """Mask logits, [1, 4h, 4w]."""
-        return _parts(self).logits
-
-    @property
-    def positions(self) -> list[Tensor] | None:
-        """Positions of the memory map, a list of one tensor [1, 64, h, w]."""
-        return _parts(self).positions
+        memory = cls.__new__(cls)
+        for name, _ in _FOLLOW.values():
+            setattr(memory, name, None)
+        memory.corrected = memory.is_compact = False
+        memory.update(output)
+        return memory
 
     def without_map(self) -> FrameMemory:
         """A memory with the same pointer that has neither map nor logits."""
@@ -109,33 +88,37 @@ class FrameMemory(_Dictionary):
     # the official dictionary
 
     def __getitem__(self, key: str) -> Any:
-        parts = self._parts
-        if parts is None or key not in _KEYS:
+        if not self.is_compact or key not in _KEYS:
             return dict.__getitem__(self, key)
         if key == "maskmem_features":
-            return None if parts.map is None else to_map(parts.map)
+            return None if self.map is None else to_map(self.map)
         if key == "maskmem_pos_enc":
-            if parts.map is None or parts.positions is None:
+            if self.map is None or self.positions is None:
                 return None
-            return self._as_dictionary()[key]  # the caller may change the list
+            return self._stored()[key]  # the caller may change the list
         if key == "pred_masks":
-            return None if parts.logits is None else parts.logits[None]
-        return (parts.pointer if key == "obj_ptr" else parts.presence)[None]
+            return None if self.logits is None else self.logits[None]
+        return (self.pointer if key == "obj_ptr" else self.presence)[None]
 
     def __setitem__(self, key: str, value: Any) -> None:
-        dict.__setitem__(self._as_dictionary(), key, value)
+        dict.__setitem__(self._stored(), key, value)
+        if key in _FOLLOW:
+            name, convert = _FOLLOW[key]
+            setattr(self, name, None if value is None else convert(value))
 
     def __delitem__(self, key: str) -> None:
-        dict.__delitem__(self._as_dictionary(), key)
+        dict.__delitem__(self._stored(), key)
+        if key in _FOLLOW:
+            setattr(self, _FOLLOW[key][0], None)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_KEYS) if self._parts is not None else dict.__iter__(self)
+        return iter(_KEYS) if self.is_compact else dict.__iter__(self)
 
     def __len__(self) -> int:
-        return len(_KEYS) if self._parts is not None else dict.__len__(self)
+        return len(_KEYS) if self.is_compact else dict.__len__(self)
 
     def __contains__(self, key: object) -> bool:
-        return key in _KEYS if self._parts is not None else dict.__contains__(self, key)
+        return key in _KEYS if self.is_compact else dict.__contains__(self, key)
 
     def __reversed__(self) -> Iterator[str]:
         return reversed([*self])
@@ -158,40 +141,56 @@ class FrameMemory(_Dictionary):
         return repr(self.copy())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        parts = self._parts
-        if parts is None:
-            return _restore, (None, self.copy(), self.corrected)
-        copies = _Parts(
-            _alone(parts.pointer),
-            _alone(parts.presence),
-            None if parts.map is None else _alone(parts.map),
-            None if parts.logits is None else _alone(parts.logits),
-            parts.positions,
-        )
-        return _restore, (copies, None, self.corrected)
+        if not self.is_compact:
+            return _restore, (self.copy(), self.corrected)
+        tensors = self.pointer, self.presence, self.map, self.logits
+        alone = (None if x is None else _alone(x) for x in tensors)
+        return _restore, ((*alone, self.positions), self.corrected)
 
-    def _as_dictionary(self) -> FrameMemory:
-        """The same object, with the dictionary as its only representation."""
-        parts = self._parts
-        if parts is not None:
-            own = parts.positions if parts.map is not None else None
-            positions = None if own is None else [*own]
-            features = None if parts.map is None else to_map(parts.map)
-            logits = None if parts.logits is None else parts.logits[None]
-            values = features, positions, logits, parts.pointer[None], parts.presence[None]
+    def _stored(self) -> FrameMemory:
+        """The same object, with its entries stored."""
+        if self.is_compact:
+            own = self.positions if self.map is not None else None
+            self.positions = None if own is None else [*own]
+            values = (
+                None if self.map is None else to_map(self.map),
+                self.positions,
+                None if self.logits is None else self.logits[None],
+                self.pointer[None],
+                self.presence[None],
+            )
             for key, value in zip(_KEYS, values, strict=True):
                 dict.__setitem__(self, key, value)
-            self._parts = None
+            self.is_compact = False
         return self
+
+
+def _first(x: Tensor) -> Tensor:
+    return x[0]
+
+
+def _to_tokens(features: Tensor) -> Tensor:
+    """[1, 64, h, w] -> [h * w, 64]."""
+    return features[0].flatten(1).t()
+
+
+def _itself(x: Any) -> Any:
+    return x
+
+
+_FOLLOW: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "maskmem_features": ("map", _to_tokens),
+    "maskmem_pos_enc": ("positions", _itself),
+    "pred_masks": ("logits", _first),
+    "obj_ptr": ("pointer", _first),
+    "object_score_logits": ("presence", _first),
+}
+"""Key -> the attribute that follows it, and how."""
 
 
 def compact(output: Mapping[str, Any]) -> FrameMemory:
     """An output of one object, as this library or a caller has stored it, as a `FrameMemory`."""
-    if isinstance(output, FrameMemory) and output._parts is not None:
-        return output
-    memory = FrameMemory(*_parts(output))
-    memory.corrected = getattr(output, "corrected", False)
-    return memory
+    return output if isinstance(output, FrameMemory) else FrameMemory.of(output)
 
 
 def is_corrected(output: Mapping[str, Any]) -> bool:
@@ -201,22 +200,9 @@ def is_corrected(output: Mapping[str, Any]) -> bool:
 
 def has_map(output: Mapping[str, Any]) -> bool:
     """Whether an output, of any number of objects, has memory maps."""
-    if isinstance(output, FrameMemory) and output._parts is not None:
-        return output._parts.map is not None
+    if isinstance(output, FrameMemory):
+        return output.map is not None
     return output["maskmem_features"] is not None
-
-
-def _parts(output: Mapping[str, Any]) -> _Parts:
-    if isinstance(output, FrameMemory) and output._parts is not None:
-        return output._parts
-    features, logits = output["maskmem_features"], output["pred_masks"]
-    return _Parts(
-        output["obj_ptr"][0],
-        output["object_score_logits"][0],
-        None if features is None else features[0].flatten(1).t(),
-        None if logits is None else logits[0],
-        output.get("maskmem_pos_enc"),
-    )
 
 
 def _alone(x: Tensor) -> Tensor:
@@ -230,9 +216,7 @@ def to_map(tokens: Tensor) -> Tensor:
     return tokens.t().unflatten(1, (side, side))[None]
 
 
-def _restore(parts: _Parts | None, values: dict[str, Any] | None, corrected: bool) -> FrameMemory:
-    memory = FrameMemory.__new__(FrameMemory)
-    memory._parts, memory.corrected = parts, corrected
-    for key, value in (values or {}).items():
-        dict.__setitem__(memory, key, value)
+def _restore(content: Any, corrected: bool) -> FrameMemory:
+    memory = FrameMemory.of(content) if isinstance(content, dict) else FrameMemory(*content)
+    memory.corrected = corrected
     return memory

@@ -184,10 +184,11 @@ class FrameSteps:
     ) -> Remembered:
         """The memories that a frame attends to for each object, on the compute device."""
         pairs = list(zip(tracks, recalls, strict=True))
+        device = session.device
         return Remembered(
-            [[upload(t.bank.map(f), session.device) for f in r.maps] for t, r in pairs],
+            [[upload(t.bank.map(f), device) for f in r.maps] for t, r in pairs],
             [recall.rows for recall in recalls],
-            [[upload(t.bank.pointer(f), session.device) for f in r.pointers] for t, r in pairs],
+            [[upload(t.bank.pointer(f), device) for f in r.pointers] for t, r in pairs],
             [recall.ages for recall in recalls],
             recalls[0].longest,
         )

@@ -42,7 +42,7 @@ class InferenceState(VideoSession, dict[str, Any]):
     def __init__(self, entries: dict[str, Any], keep: Keep = "all") -> None:
         dict.__init__(self, entries)
         self._state = None  # a reference to itself would keep it alive
-        self._control = Control(keep)
+        self.control = Control(keep)
         self._assigned = None
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -46,12 +47,15 @@ def has_own_positions(session: VideoSession, model: Sam2) -> bool:
     positions = session_positions(session)
     if positions is None:
         return True
-    own = model._memory_map_position(positions[-1].dtype)
-    if positions[-1].data_ptr() == own.data_ptr():
+    control = session.control
+    if control.own_position is positions[-1] and control.position_model() is model:
         return True
-    if len(positions) != 1 or not _equal(positions[0], own):
-        return False
-    positions[0] = own
+    own = model._memory_map_position(positions[-1].dtype)
+    if positions[-1].data_ptr() != own.data_ptr():
+        if len(positions) != 1 or not _equal(positions[0], own):
+            return False
+        positions[0] = own
+    control.own_position, control.position_model = positions[-1], weakref.ref(model)
     return True
 
 
@@ -60,20 +64,16 @@ def has_positions_of_session(
 ) -> bool:
     """Whether the maps of these frames have the session's positions, and not others."""
     shared = session_positions(session)
+    if shared is None:
+        return True
     for frame in frames:
-        output = track.bank.output(frame)
-        positions = _positions_of(output)
-        if shared is None or positions is None or positions is shared:
+        memory = track.bank.get(frame)
+        positions = None if memory is None else memory.positions
+        if positions is None or positions is shared or positions[-1] is shared[-1]:
             continue
-        if positions[-1] is not shared[-1] and not _equal(positions[-1], shared[-1]):
+        if not _equal(positions[-1], shared[-1]):
             return False
     return True
-
-
-def _positions_of(output: Any) -> list[Tensor] | None:
-    if isinstance(output, FrameMemory):
-        return output.positions
-    return None if output is None else output.get(_KEY)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -7,7 +7,7 @@ anew in every call. It computes nothing; the tracker does.
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sam2_fast.memory import FrameMemory, MemoryBank, compact
+from sam2_fast.model import Sam2
 from sam2_fast.official.predictor_steps import KINDS, PER_OBJECT, State, add_object, appended
 from sam2_fast.types import Points
 from sam2_fast.video.frames import AssignedFrames, FrameImages, Frames
@@ -114,6 +115,9 @@ class Control:
         self.keep = keep
         self.resets = 0
         self.busy = threading.Lock()
+        # The positions of memory maps that were last compared with those of a model, and the model.
+        self.own_position: Tensor | None = None
+        self.position_model: Callable[[], Sam2 | None] = lambda: None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Control, (self.keep,)
@@ -129,7 +133,7 @@ class VideoSession:
 
     def __init__(self, state: State, control: Control) -> None:
         self._state: State | None = state
-        self._control = control
+        self.control = control
         self._assigned: AssignedFrames | None = None
 
     def __repr__(self) -> str:
@@ -152,12 +156,12 @@ class VideoSession:
     @property
     def keep(self) -> Keep:
         """Which memories are stored."""
-        return self._control.keep
+        return self.control.keep
 
     @property
     def resets(self) -> int:
         """How often the session was reset."""
-        return self._control.resets
+        return self.control.resets
 
     @property
     def device(self) -> torch.device:
@@ -217,7 +221,7 @@ class VideoSession:
 
         A session is for one thread at a time: a second call raises RuntimeError instead of waiting.
         """
-        busy = self._control.busy
+        busy = self.control.busy
         if not busy.acquire(blocking=False):
             raise RuntimeError(
                 f"{verb}: this session is in use by another call; give every thread a session of "
@@ -310,7 +314,7 @@ class VideoSession:
         """Remove all objects; running propagations end with an error."""
         for name in (*PER_OBJECT, "obj_id_to_idx", "obj_idx_to_id", "obj_ids"):
             self.state[name].clear()
-        self._control.resets += 1
+        self.control.resets += 1
 
     def has_previews(self) -> bool:
         """Whether a prompt is not committed yet."""
@@ -319,6 +323,14 @@ class VideoSession:
 
     def _track(self, index: int) -> ObjectTrack:
         """The object with this index."""
-        points, masks, outputs, previews, passed = (self.state[name][index] for name in PER_OBJECT)
-        bank = MemoryBank(outputs[KINDS[0]], outputs[KINDS[1]])
-        return ObjectTrack(points, masks, previews[KINDS[0]], previews[KINDS[1]], bank, passed)
+        state = self.state
+        outputs = state["output_dict_per_obj"][index]
+        previews = state["temp_output_dict_per_obj"][index]
+        return ObjectTrack(
+            state["point_inputs_per_obj"][index],
+            state["mask_inputs_per_obj"][index],
+            previews[KINDS[0]],
+            previews[KINDS[1]],
+            MemoryBank(outputs[KINDS[0]], outputs[KINDS[1]]),
+            state["frames_tracked_per_obj"][index],
+        )

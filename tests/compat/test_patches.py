@@ -67,29 +67,19 @@ def recorded(name: str, calls: list[tuple[Any, ...]]) -> Any:
 
 
 def test_clicks_are_appended_by_a_function_of_the_program(predictor: Any) -> None:
-    plain, calls = track(predictor), []
-    with recorded(f"{VIDEO}.concat_points", calls):
-        assert torch.equal(track(predictor), plain)
-    assert [len(args) for args, _ in calls] == [3, 3] and calls[0][0][0] is None
-
-    def moved(old: Any, points: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"point_coords": points - 20, "point_labels": labels}
-
+    plain = track(predictor)
+    moved = mock.Mock(side_effect=lambda _, x, y: {"point_coords": x - 20, "point_labels": y})
     with mock.patch(f"{VIDEO}.concat_points", moved):
-        assert not torch.allclose(track(predictor), plain)
-    assert torch.equal(track(predictor), plain)
+        assert not torch.allclose(track(predictor), plain) and moved.call_count == 2
 
 
 def test_a_progress_bar_is_called_as_in_the_official_predictor(predictor: Any) -> None:
     """Without `disable`, which a bar of a program may not accept."""
-    bars = []
-    module = importlib.import_module(VIDEO)
-    original = module.tqdm
-    module.tqdm = lambda order, desc: bars.append((list(order), desc)) or bars[-1][0]
+    bar = mock.Mock(side_effect=lambda order, desc: [*order])
+    with mock.patch(f"{VIDEO}.tqdm", bar):
+        track(predictor)
     track(predictor)
-    module.tqdm = original
-    track(predictor)
-    assert bars == [([0, 1, 2], "propagate in video")]
+    bar.assert_called_once_with(range(3), desc="propagate in video")
 
 
 @pytest.mark.parametrize(

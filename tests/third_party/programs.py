@@ -61,7 +61,8 @@ REFUSALS = (
         "Settings changed on a model",
         "A setting that no released model has, such as `pred_obj_scores = False`.",
         "The weights are those of another architecture; override the method that reads it.",
-        "tests/video/test_overridden_steps.py::test_settings_that_no_released_model_has_are_refused",
+        "tests/video/test_overridden_steps.py::"
+        "test_settings_that_no_released_model_has_are_refused",
     ),
     Refusal(
         "Streams that append frames",
