@@ -50,6 +50,10 @@ class InferenceState(VideoSession, dict[str, Any]):
         """The dictionary itself."""
         return self
 
+    def __repr__(self) -> str:
+        """One line, as of `VideoSession`; the keys if some have been removed."""
+        return super().__repr__() if self.keys() >= _REQUIRED else f"InferenceState({sorted(self)})"
+
     def __missing__(self, key: str) -> Any:
         raise KeyError(f"{key!r}; known keys are {sorted(self)}")
 

@@ -140,7 +140,8 @@ class VideoSession:
         """One line: frames and their size, objects, and the prompted frames."""
         count = "a stream" if self.num_frames is None else f"{self.num_frames} frames"
         height, width = self.size
-        prompted = sorted({frame for track in self.objects.values() for frame in track.prompts})
+        prompts = (self.state[name].values() for name in PER_OBJECT[:2])
+        prompted = sorted({frame for entries in prompts for entry in entries for frame in entry})
         name = type(self).__name__
         return (
             f"{name}({count} of {width} x {height}, objects {self.obj_ids}, "

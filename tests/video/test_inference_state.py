@@ -51,6 +51,16 @@ def test_it_is_a_dictionary_of_the_official_keys(state: Any) -> None:
         state["no such key"]
 
 
+def test_its_text_does_not_raise_while_it_is_edited(state: Any) -> None:
+    assert repr(state).startswith(
+        "InferenceState(8 frames of 72 x 48, objects [1], prompted on [0]"
+    )
+    state["obj_ids"] = [1, 2]
+    assert "objects [1, 2]" in repr(state)
+    del state["images"]
+    assert "images" not in repr(state) and "obj_ids" in repr(state)
+
+
 def test_an_output_is_a_dictionary(predictor: Any, state: Any) -> None:
     predictor.propagate_in_video_preflight(state)
     output = state["output_dict_per_obj"][0][COND][0]
