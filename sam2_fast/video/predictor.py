@@ -62,11 +62,7 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
     postprocessing = VIDEO_POSTPROCESSING
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        """The arguments of `SAM2Base`, and the options of `official.construction.VIDEO_SETTINGS`.
-
-        Those are fill_hole_area, non_overlap_masks, clear_non_cond_mem_around_input and
-        add_all_frames_to_correct_as_cond, by keyword.
-        """
+        """The arguments of `SAM2Base`, and by keyword those of `config.VIDEO_SETTINGS`."""
         own = {name: keywords.pop(name) for name in VIDEO_SETTINGS if name in keywords}
         super().__init__(*arguments, **keywords)
         self.options = self.options.updated(**own)
