@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,8 @@ def test_sigint_ends_the_program_with_exit_code_130(tmp_path: Path) -> None:
         cwd=tmp_path,
         env={**os.environ, **environment},
         stderr=subprocess.PIPE,
+        # A shell without job control starts its background jobs, such as this test, without SIGINT.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     masks = tmp_path / "clip_sam2" / "masks"
     deadline = time.monotonic() + 60
