@@ -87,7 +87,7 @@ class MemoryBank:
         use_pointers: False: maps only.
         Source: official `_prepare_memory_conditioned_features`.
         """
-        near = self._nearest_prompted(now, max_prompted)
+        near = nearest_frames(list(self.prompted), now, max_prompted)
         attended = set(near)
 
         def candidate(frame: int) -> Mapping[str, Any] | None:
@@ -117,21 +117,6 @@ class MemoryBank:
                 ages.append(age)
         return Recall(tuple(maps), tuple(rows), tuple(pointers), tuple(ages), longest)
 
-    def _nearest_prompted(self, now: int, limit: int) -> list[int]:
-        """At most `limit` prompted frames to attend to; -1: all.
-
-        They are the nearest one before `now`, the nearest one after it, then others by distance.
-        Source: official `select_closest_cond_frames`.
-        """
-        frames = list(self.prompted)
-        if limit == -1 or len(frames) <= limit:
-            return frames
-        before = [f for f in frames if f < now]
-        after = [f for f in frames if f >= now]
-        nearest = [*([max(before)] if before else []), *([min(after)] if after else [])]
-        rest = sorted((f for f in frames if f not in nearest), key=lambda f: abs(f - now))
-        return nearest + rest[: limit - len(nearest)]
-
     def forget(
         self, now: int, step: int, max_map_age: int, max_pointer_age: int, both: bool
     ) -> None:
@@ -159,6 +144,21 @@ class MemoryBank:
         """
         for other in [f for f in self.tracked if abs(f - frame) <= reach and f != frame]:
             del self.tracked[other]
+
+
+def nearest_frames(frames: list[int], now: int, limit: int) -> list[int]:
+    """At most `limit` prompted frames to attend to; -1: all.
+
+    They are the nearest one before `now`, the nearest one after it, then others by distance.
+    Source: official `select_closest_cond_frames`.
+    """
+    if limit == -1 or len(frames) <= limit:
+        return frames
+    before = [f for f in frames if f < now]
+    after = [f for f in frames if f >= now]
+    nearest = [*([max(before)] if before else []), *([min(after)] if after else [])]
+    rest = sorted((f for f in frames if f not in nearest), key=lambda f: abs(f - now))
+    return nearest + rest[: limit - len(nearest)]
 
 
 def _map_frame(now: int, step: int, row: int, stride: int) -> int:

@@ -6,6 +6,8 @@ from collections import ChainMap
 from collections.abc import Mapping
 from typing import Any, cast
 
+from sam2_fast.memory.bank import nearest_frames
+
 Outputs = Mapping[str, Mapping[int, Any]]
 """The official `output_dict`."""
 
@@ -19,17 +21,9 @@ def select_closest_cond_frames(
     distance.
     max_cond_frame_num: -1 for all, else 2 or more.
     """
-    if max_cond_frame_num == -1 or len(cond_frame_outputs) <= max_cond_frame_num:
-        return dict(cond_frame_outputs), {}
-    if max_cond_frame_num < 2:
+    if max_cond_frame_num != -1 and max_cond_frame_num < min(2, len(cond_frame_outputs)):
         raise ValueError(f"max_cond_frame_num: expected -1 or at least 2, got {max_cond_frame_num}")
-    before = [t for t in cond_frame_outputs if t < frame_idx]
-    after = [t for t in cond_frame_outputs if t >= frame_idx]
-    chosen = [*([max(before)] if before else []), *([min(after)] if after else [])]
-    rest = sorted(
-        (t for t in cond_frame_outputs if t not in chosen), key=lambda t: abs(t - frame_idx)
-    )
-    chosen += rest[: max_cond_frame_num - len(chosen)]
+    chosen = nearest_frames(list(cond_frame_outputs), frame_idx, max_cond_frame_num)
     return {t: cond_frame_outputs[t] for t in chosen}, {
         t: v for t, v in cond_frame_outputs.items() if t not in chosen
     }

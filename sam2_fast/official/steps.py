@@ -20,6 +20,7 @@ from sam2_fast.model import Sam2, composed
 from sam2_fast.model.layers import to_map, to_tokens
 from sam2_fast.model.position import PositionEmbeddingSine
 from sam2_fast.model.prompt_encoder import padding_points
+from sam2_fast.official.backbone import backbone_out_of
 from sam2_fast.official.closest_frames import attended_outputs
 from sam2_fast.official.memories import (
     bank_of,
@@ -56,13 +57,7 @@ class OfficialSteps(Sam2):
         features = self._features_by_op(images)
         if features is None:
             return composed.forward_image(self, images)
-        levels = [features.high, features.mid, features.low]
-        encoding = self.image_encoder.neck.position_encoding
-        return {
-            "vision_features": features.low,
-            "vision_pos_enc": [encoding(level).to(level.dtype) for level in levels],
-            "backbone_fpn": levels,
-        }
+        return backbone_out_of(self, features)
 
     def _prepare_backbone_features(
         self, backbone_out: dict[str, Any]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sam2_fast.model import Sam2
+from sam2_fast.official.backbone import backbone_out_of, position_of
 from sam2_fast.official.predictor_steps import ComputedPair
 from sam2_fast.types import Features
 from sam2_fast.video.frames import Frames, model_input
@@ -44,12 +45,7 @@ class CachedFeatures(Sequence[Any]):
         return model_input(self._frames[self._frame], size, device)[None]
 
     def _backbone_out(self) -> dict[str, Any]:
-        levels = [self.features.high, self.features.mid, self.features.low]
-        return {
-            "vision_features": self.features.low,
-            "vision_pos_enc": [_position(self._live_model(), level) for level in levels],
-            "backbone_fpn": levels,
-        }
+        return backbone_out_of(self._live_model(), self.features)
 
     def _live_model(self) -> Sam2:
         model = self._model()
@@ -90,7 +86,7 @@ def _known(entry: Any, frame: int, model: Sam2) -> Features | None:
     if backbone_out is None:
         return None
     levels, positions = backbone_out["backbone_fpn"][-3:], backbone_out["vision_pos_enc"][-3:]
-    own = _position(model, levels[-1])
+    own = position_of(model, levels[-1])
     last = positions[-1].to(own.device)
     if last.data_ptr() == own.data_ptr() or torch.equal(last.to(own.dtype), own):
         return Features(levels[2], levels[1], levels[0])
@@ -101,8 +97,3 @@ def _known(entry: Any, frame: int, model: Sam2) -> Features | None:
         "returns, got others; override _get_image_feature of the predictor to use positions of "
         "your own"
     )
-
-
-def _position(model: Sam2, level: Tensor) -> Tensor:
-    position: Tensor = model.image_encoder.neck.position_encoding(level)
-    return position.to(level.dtype)

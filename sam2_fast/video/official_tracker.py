@@ -14,7 +14,6 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_fast.memory import compact
 from sam2_fast.official.predictor_steps import KINDS, PredictorSteps
 from sam2_fast.types import Points
 from sam2_fast.video.frame_steps import Result
@@ -122,7 +121,6 @@ class OfficialTracker(Tracker):
         size = self._model.config.image_size
         memories = []
         for preview in previews:
-            row = compact(preview)
             logits = preview["pred_masks"].to(session.device)
             maps, positions = self._model._run_memory_encoder(
                 inference_state=session.state,
@@ -131,7 +129,7 @@ class OfficialTracker(Tracker):
                 high_res_masks=F.interpolate(
                     logits, size=(size, size), mode="bilinear", align_corners=False
                 ),
-                object_score_logits=row.presence[None].to(session.device),
+                object_score_logits=preview["object_score_logits"].to(session.device),
                 is_mask_from_pts=True,
             )
             memories.append({**preview, "maskmem_features": maps, "maskmem_pos_enc": positions})

@@ -245,11 +245,6 @@ class VideoSession:
         index = self.state["obj_id_to_idx"].get(obj_id)
         return ObjectTrack() if index is None else self._track(index)
 
-    def index(self, obj_id: Hashable) -> int:
-        """The index of an object."""
-        index: int = self.state["obj_id_to_idx"][obj_id]
-        return index
-
     def require_objects(self) -> None:
         """Raise RuntimeError, with the official message, if there is no object."""
         if not self.state["obj_id_to_idx"]:

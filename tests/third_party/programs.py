@@ -68,25 +68,29 @@ REFUSALS = (
         "Streams that append frames",
         "Assigned frames of another size than the input of the model.",
         "Frames are [3, S, S], or pictures.",
-        "tests/video/test_inference_state.py::test_an_assigned_image_of_another_size_is_refused",
+        "tests/video/state/test_inference_state.py::"
+        "test_an_assigned_image_of_another_size_is_refused",
     ),
     Refusal(
         "Edited states",
         "Ids and indices of objects that do not match.",
         "Masks would have wrong ids.",
-        "tests/video/test_copied_states.py::test_ids_and_indices_that_do_not_match_are_refused",
+        "tests/video/state/test_copied_states.py::"
+        "test_ids_and_indices_that_do_not_match_are_refused",
     ),
     Refusal(
         "Copied, stored and hand-made states",
         "`pickle` of a state whose frames come from an iterator.",
         "Its frames can be read only once; pass a list, a folder or a video file.",
-        "tests/video/test_copied_states.py::test_a_state_of_an_iterator_is_copied_but_not_pickled",
+        "tests/video/state/test_copied_states.py::"
+        "test_a_state_of_an_iterator_is_copied_but_not_pickled",
     ),
     Refusal(
         "Features computed in advance",
         "Features with positions that are not those of the model.",
         "Override `_get_image_feature` instead.",
-        "tests/video/test_inference_state.py::test_cached_features_of_other_positions_are_refused",
+        "tests/video/state/test_inference_state.py::"
+        "test_cached_features_of_other_positions_are_refused",
     ),
     Refusal(
         "Hydra: compose and instantiate",

@@ -14,29 +14,8 @@ import torch
 from PIL import Image
 
 from sam2_fast.memory import FrameMemory
-from tests.video.conftest import moving_frames, small_predictor
+from tests.video.conftest import moving_frames
 from tests.video.states import CLICK, COND, NON_COND, clicked, masks
-
-
-@pytest.fixture(scope="module")
-def predictor() -> Any:
-    return small_predictor()
-
-
-@pytest.fixture(scope="module")
-def clip() -> np.ndarray:
-    return moving_frames(8)
-
-
-@pytest.fixture
-def state(predictor: Any, clip: np.ndarray) -> Any:
-    return clicked(predictor, clip)
-
-
-@pytest.fixture(scope="module")
-def plain(predictor: Any, clip: np.ndarray) -> torch.Tensor:
-    return masks(predictor, clicked(predictor, clip))
-
 
 # copies
 
