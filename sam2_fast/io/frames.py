@@ -38,7 +38,7 @@ class FrameSource(ABC):
 
     num_frames: number of frames, None while it is unknown (a stream).
     height, width: size of every frame in pixels.
-    fps: frames per second, or None if the source has no clock.
+    fps: mean frames per second, or None if the source has no clock; see `frame_time`.
     sequential: True if the source cannot go back further than the window.
     reads_ahead: True if frames come from files; `read_ahead` then decodes in a background thread.
     Threads may share a source. One thread decodes at a time, and a frame that is in the window is
@@ -100,6 +100,18 @@ class FrameSource(ABC):
         with self._lock:
             frame = self._cached(number)  # another thread may have decoded it meanwhile
             return self._insert(number, self._read(number)) if frame is None else frame
+
+    def frame_name(self, index: int) -> str:
+        """The source's own name of frame `index`: the name of its file without the suffix.
+
+        A frame without a name of its own is named by its position, with five digits or more. The
+        names of a source differ from each other.
+        """
+        return f"{index:05d}"
+
+    def frame_time(self, index: int) -> float | None:
+        """Seconds from the start of the video to frame `index`; None if the source has no clock."""
+        return None
 
     def read_ahead(self, index: int) -> None:
         """Start decoding frame `index` in the background, if the source supports it.
