@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+TEMPORARY = ".tmp"
+"""The suffix of temporary files. A process that was killed may leave them behind."""
+
+_LONGEST_NAME = 255  # bytes of a file name, on the usual file systems
 
 
 class PendingFile:
     """A file to be written: write to `temporary`, then call `commit` or `discard`.
 
-    `temporary` is in the directory of the file, which is created if it is missing.
+    `temporary` is in the directory of the file, which is created if it is missing. Its name is
+    random, because processes of different containers may have the same number.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._target = Path(path)
         self._target.parent.mkdir(parents=True, exist_ok=True)
-        self.temporary = self._target.with_name(f"{self._target.name}.{os.getpid()}.tmp")
+        suffix = f".{secrets.token_hex(4)}{TEMPORARY}"
+        stem = os.fsencode(self._target.name)[: _LONGEST_NAME - len(suffix)]
+        self.temporary = self._target.with_name(os.fsdecode(stem) + suffix)
 
     def commit(self) -> None:
         """Rename the temporary file to its final name; an older file is replaced."""

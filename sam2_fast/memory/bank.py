@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,7 +118,13 @@ class MemoryBank:
         return Recall(tuple(maps), tuple(rows), tuple(pointers), tuple(ages), longest)
 
     def forget(
-        self, now: int, step: int, max_map_age: int, max_pointer_age: int, both: bool
+        self,
+        now: int,
+        step: int,
+        max_map_age: int,
+        max_pointer_age: int,
+        both: bool,
+        starts: Iterable[int] = (),
     ) -> None:
         """Drop memories that no later frame can recall, tracking from `now` in direction `step`.
 
@@ -126,8 +132,9 @@ class MemoryBank:
         max_pointer_age: frames after which a memory is dropped.
         both: also keep the memories near every prompted frame, so that a propagation in the other
             direction can start from there. Corrected frames are kept.
+        starts: further frames from which a propagation in the other direction will start.
         """
-        anchors = list(self.prompted) if both else []
+        anchors = [*(self.prompted if both else ()), *starts]
         for frame, memory in list(self.tracked.items()):
             if is_corrected(memory):
                 continue

@@ -29,6 +29,7 @@ class OfficialTracker(Tracker):
     """
 
     _model: PredictorSteps
+    has_own_output = False
 
     def open(self, session: VideoSession) -> None:
         """Encode the first frame of a video."""

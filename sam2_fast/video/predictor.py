@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABCMeta
-from collections.abc import Generator, Hashable, Iterator
+from collections.abc import Generator, Hashable, Iterator, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from sam2_fast.official.predictor_steps import PredictorSteps, State
 from sam2_fast.prompts import frame_number, to_model_mask, to_model_points
 from sam2_fast.recording.cache import Graphs
 from sam2_fast.video.frames import Frames, StreamFrames
+from sam2_fast.video.full_size import frame_masks, no_output
 from sam2_fast.video.inference_state import InferenceState, new_state, session_of
 from sam2_fast.video.program_frames import frames_of_program
 from sam2_fast.video.session import Keep, VideoSession
@@ -70,10 +71,7 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
 
     @classmethod
     def from_pretrained(cls, model_id: str, **kwargs: Any) -> SAM2VideoPredictor:
-        """A predictor with weights from the Hugging Face Hub or a local path.
-
-        Keyword arguments are those of `build_sam2_video_predictor`.
-        """
+        """A predictor from the Hub or a path; arguments of `build_sam2_video_predictor`."""
         warn_of_unknown(kwargs)
         return build_pretrained(cls, model_id, kwargs)
 
@@ -133,12 +131,15 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
         clear_old_points: bool = True,
         normalize_coords: bool = True,
         box: Any = None,
+        *,
+        need_output: bool = True,
     ) -> Output:
         """Prompt one object with clicks or a box on one frame; a new id adds an object.
 
         points: [P, 2] (x, y). labels: [P], 1 object, 0 background. box: (x0, y0, x1, y1).
         Coordinates are video pixels, or fractions of the frame if normalize_coords is False.
         clear_old_points: False adds the clicks to earlier ones of the frame.
+        need_output: False returns masks [0, 1, H, W], which costs less with many objects.
         Raises ValueError, TypeError or IndexError for an invalid prompt.
         """
         session = session_of(inference_state)
@@ -162,7 +163,7 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
             )
             tracker = self._tracker(session)
             tracker.preview_points(session, frame, obj_id, prompt, clear_old_points)
-            return tracker.newest_output(session, frame)
+            return self._newest(tracker, session, frame, need_output)
 
     def add_new_points(self, *args: Any, **kwargs: Any) -> Output:
         """An older name of `add_new_points_or_box`."""
@@ -170,7 +171,13 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
 
     @torch.inference_mode()
     def add_new_mask(
-        self, inference_state: VideoSession | State, frame_idx: int, obj_id: Hashable, mask: Any
+        self,
+        inference_state: VideoSession | State,
+        frame_idx: int,
+        obj_id: Hashable,
+        mask: Any,
+        *,
+        need_output: bool = True,
     ) -> Output:
         """Prompt one object with a mask on one frame.
 
@@ -182,7 +189,7 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
             drawn = to_model_mask(mask, self.config.image_size, session.device)
             tracker = self._tracker(session)
             tracker.preview_mask(session, frame, obj_id, drawn)
-            return tracker.newest_output(session, frame)
+            return self._newest(tracker, session, frame, need_output)
 
     @torch.inference_mode()
     def propagate_in_video_preflight(self, inference_state: VideoSession | State) -> None:
@@ -200,12 +207,14 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
         reverse: bool = False,
         *,
         progress: bool = False,
+        need_output: bool = True,
     ) -> Generator[Output, None, None]:
         """Track all objects and yield (frame, ids, masks), frame by frame.
 
         start_frame_idx: None: the first prompted frame.
         max_frame_num_to_track: N yields N + 1 frames, as upstream; None: to the end.
         reverse: track backwards; from frame 0 this yields nothing, as upstream.
+        need_output: False yields masks [0, 1, H, W]; `frame_masks` returns them one by one.
         The session may be changed between two frames: added or removed objects and new prompts take
         effect from the next frame; a reset ends the loop with RuntimeError.
         """
@@ -225,31 +234,58 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
             step=-1 if reverse else 1,
             progress=progress,
             prepare=prepare,
+            need_output=need_output,
         )
 
     def propagate_in_both_directions(
-        self, inference_state: VideoSession | State, start_frame_idx: int | None = None
+        self,
+        inference_state: VideoSession | State,
+        start_frame_idx: int | None = None,
+        *,
+        max_frame_num_to_track: int | None = None,
+        need_output: bool = True,
     ) -> Iterator[Output]:
-        """`propagate_in_video` to the end, then back to the beginning; the start frame comes once.
+        """`propagate_in_video` to the end, then back; the start frame comes once."""
+        session = session_of(inference_state)
+        self.propagate_in_video_preflight(inference_state)
+        start = session.first_prompted() if start_frame_idx is None else start_frame_idx
+        propagate = partial(
+            self.propagate_in_video,
+            inference_state,
+            start,
+            max_frame_num_to_track,
+            need_output=need_output,
+        )
+        turns = session.control.turns
+        is_new = start not in turns
+        turns.add(start)
+        try:
+            yield from propagate()
+            yield from (output for output in propagate(reverse=True) if output[0] != start)
+        finally:
+            if is_new:
+                turns.discard(start)
 
-        start_frame_idx: None: the first prompted frame.
-        """
-        yield from self.propagate_in_video(inference_state, start_frame_idx)
-        start = start_frame_idx
-        if start is None:
-            objects = session_of(inference_state).objects.values()
-            start = min((f for t in objects for f in t.bank.prompted), default=0)
-        for output in self.propagate_in_video(inference_state, start, reverse=True):
-            if output[0] != start:
-                yield output
+    @torch.inference_mode()
+    def frame_masks(
+        self,
+        inference_state: VideoSession | State,
+        frame_idx: int,
+        obj_ids: Sequence[Hashable] | None = None,
+    ) -> Iterator[tuple[Hashable, Tensor]]:
+        """The newest (id, mask [H, W] bool) of objects (None: all); few are in memory at once."""
+        session = session_of(inference_state)
+        with session.exclusive("frame_masks"):
+            frame = self._frame(session, frame_idx)
+            ids = session.obj_ids if obj_ids is None else list(obj_ids)
+            return frame_masks(self._tracker(session), session, frame, ids)
 
     @torch.inference_mode()
     def step(self, inference_state: VideoSession | State, frame: Any) -> Output:
         """Commit all prompts, then track all objects on the next frame of `init_state(None)`.
 
         frame: an RGB image of any kind that `set_image` accepts; all frames have the same size.
-        Without objects, the masks are [0, 1, H, W]. Prompts can be added on the last frame and on a
-        few frames before it. Memory does not grow with the stream.
+        Without objects, the masks are [0, 1, H, W]. The last few frames can be prompted.
         """
         session = session_of(inference_state)
         frames = session.frames
@@ -325,6 +361,13 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
         with session.exclusive("reset_state"):
             self._reset_tracking_results(session.state)
             session.reset()
+
+    def _newest(
+        self, tracker: Tracker, session: VideoSession, frame: int, need_output: bool
+    ) -> Output:
+        if need_output:
+            return tracker.newest_output(session, frame)
+        return no_output(session, frame)
 
     def _frame(self, session: VideoSession, frame_idx: Any, name: str = "frame_idx") -> int:
         frames = session.frames

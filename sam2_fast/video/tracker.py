@@ -20,6 +20,7 @@ from sam2_fast.official.overrides import needs_official_steps
 from sam2_fast.recording.cache import Graphs
 from sam2_fast.types import Points
 from sam2_fast.video.frame_steps import FrameSteps, Result
+from sam2_fast.video.full_size import no_output
 from sam2_fast.video.lookahead import LookAhead
 from sam2_fast.video.positions import has_own_positions, keep_positions
 from sam2_fast.video.progress import progress_bar
@@ -31,10 +32,25 @@ Output = tuple[int, list[Hashable], Tensor]
 
 
 class Tracker(FrameSteps):
-    """The transitions of sessions, for one call of a predictor; arguments as of `FrameSteps`."""
+    """The transitions of sessions, for one call of a predictor; arguments as of `FrameSteps`.
+
+    has_own_output: whether `output` upsamples logits, rather than a step of the program.
+    """
+
+    has_own_output = True
+
+    @property
+    def logits_side(self) -> int:
+        """Side of the model's masks, pixels."""
+        return 4 * self._model.config.grid
+
+    @property
+    def non_overlap_masks(self) -> bool:
+        """Whether a pixel of an output belongs to at most one object."""
+        return self._model.options.non_overlap_masks
 
     def _stacked(self, session: VideoSession, rows: Sequence[FrameMemory | None]) -> Tensor:
-        return stacked_logits(session, rows, 4 * self._model.config.grid)
+        return stacked_logits(session, rows, self.logits_side)
 
     # transitions
 
@@ -102,12 +118,14 @@ class Tracker(FrameSteps):
         step: int,
         progress: bool = False,
         prepare: Callable[[], object] | None = None,
+        need_output: bool = True,
     ) -> Generator[Output, None, None]:
         """Commit, then track all objects frame by frame, in direction `step` (+1 or -1).
 
         start: the first frame; None: the first prompted one.
         limit: number of frames after the first one; None: to the end.
         prepare: what commits the prompts before the first frame; None: `commit`.
+        need_output: False yields outputs without masks.
         """
         session.require_objects()
         if prepare is not None:
@@ -131,7 +149,7 @@ class Tracker(FrameSteps):
                 ahead = LookAhead(session.frames, session.device, known)
             # The caller may have changed the model since the last frame: check it again.
             tracker = tracker_for(self._model, self._graphs, ahead, session)
-            yield tracker._pass_frame(session, frame, step, ahead)
+            yield tracker._pass_frame(session, frame, step, ahead, need_output)
 
     def track_frame(self, session: VideoSession, frame: int, step: int) -> Tensor:
         """Logits of all objects on one frame, [N, 1, 4h, 4w] float32, in the order of `objects`.
@@ -194,19 +212,23 @@ class Tracker(FrameSteps):
         If `non_overlap_masks` is set, overlaps are removed from this output only.
         """
         masks = upsample(logits, session.size)
-        if self._model.options.non_overlap_masks:
+        if self.non_overlap_masks:
             masks = non_overlapping(masks)
         return frame, session.obj_ids, masks
 
     # steps of the transitions
 
     @torch.inference_mode()
-    def _pass_frame(self, session: VideoSession, frame: int, step: int, ahead: LookAhead) -> Output:
+    def _pass_frame(
+        self, session: VideoSession, frame: int, step: int, ahead: LookAhead, need_output: bool
+    ) -> Output:
         """One frame of a propagation; new prompts are committed first."""
         with session.exclusive("propagate_in_video"):
             self.commit(session)
             logits = self.track_frame(session, frame, step)
             self._look_ahead(frame, ahead)
+            if not need_output:
+                return no_output(session, frame)
             return self.output(session, frame, logits)
 
     def _look_ahead(self, frame: int, ahead: LookAhead) -> None:
@@ -262,7 +284,8 @@ class Tracker(FrameSteps):
         max_map_age = (limits.num_maps - 1) * limits.stride
         max_pointer_age = limits.num_pointers - 1
         both = session.num_frames is not None
-        track.bank.forget(frame, step, max_map_age, max_pointer_age, both)
+        turns = session.control.turns
+        track.bank.forget(frame, step, max_map_age, max_pointer_age, both, turns)
         stored = track.bank.tracked.keys() | track.bank.prompted.keys()
         for passed in track.passed.keys() - stored:
             del track.passed[passed]
