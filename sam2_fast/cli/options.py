@@ -130,6 +130,10 @@ Output = Annotated[
         help="Directory to write to. Default: <input name>_sam2 in the current directory.",
     ),
 ]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace the results of an earlier run; other files stay."),
+]
 Overlay = Annotated[
     bool,
     typer.Option("--overlay/--no-overlay", help="Also write the input with the masks drawn on it."),
@@ -184,9 +188,26 @@ def _device(name: str | None) -> torch.device | None:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"--device {name}: expected cpu, cuda, or cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices (torch "
-            f"{torch.__version__})"
-        )
+    check_device(device, f"--device {name}")
     return device
+
+
+def check_device(device: torch.device, label: str) -> None:
+    """Raise ValueError, with the devices there are, unless torch can compute on a device."""
+    module = getattr(torch, device.type, None)
+    is_accelerator = device.type not in ("cpu", "meta") and hasattr(module, "device_count")
+    count = module.device_count() if module is not None and is_accelerator else 0
+    if device.type == "cpu":
+        count = 1
+    if (device.index or 0) < count:
+        return
+    accelerator = (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    )
+    available = ["cpu"]
+    if accelerator is not None:
+        available += [f"{accelerator.type}:{i}" for i in range(torch.accelerator.device_count())]
+    raise ValueError(
+        f"{label}: this machine has {torch.cuda.device_count()} CUDA devices and torch "
+        f"{torch.__version__}; use one of {', '.join(available)}"
+    )

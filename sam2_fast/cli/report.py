@@ -6,7 +6,6 @@ Bad input never causes a traceback.
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any, ParamSpec
 import torch
 import typer
 
+from sam2_fast.cli.signals import Interrupted, received_signals
+from sam2_fast.io.json_files import to_json
 from sam2_fast.ops.core.registry import BackendError
 from sam2_fast.weights.hub import WeightsUnavailableError
 
@@ -35,7 +36,8 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            command(*args, **kwargs)
+            with received_signals():
+                command(*args, **kwargs)
         except WeightsUnavailableError as error:
             fail(error, NO_WEIGHTS)
         except torch.OutOfMemoryError:
@@ -53,6 +55,8 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             BackendError,
         ) as error:
             fail(error, BAD_INPUT)
+        except Interrupted as error:
+            fail(error, error.exit_code)
         except KeyboardInterrupt:
             fail("interrupted", INTERRUPTED)
 
@@ -87,7 +91,7 @@ class Summary:
         if as_json:
             self.facts["files"] = self._files
             self.facts["seconds"] = round(time.perf_counter() - self._started, 3)
-            typer.echo(json.dumps(self.facts))
+            typer.echo(to_json(self.facts))
             return
         typer.echo(headline)
         for path in self._files:

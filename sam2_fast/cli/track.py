@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
-from tqdm import tqdm
 
 from sam2_fast.cli import options as o
 from sam2_fast.cli.prompts import Prompt, gather
 from sam2_fast.cli.report import Summary, guarded
-from sam2_fast.cli.weights import choose_weights
+from sam2_fast.cli.results import output_directory, refuse_results
+from sam2_fast.cli.runs import check_settings, read_run
+from sam2_fast.cli.tracking import Plan, Tracking
+from sam2_fast.cli.weights import WeightsChoice, choose_weights
 from sam2_fast.io.frames import FrameSource
-from sam2_fast.io.masks import DavisWriter, JsonWriter, Mask, MaskWriter, PngWriter, load_mask
-from sam2_fast.io.overlay import RGB8, VideoWriter, draw_box, draw_masks, draw_points
-from sam2_fast.io.rle import Rle, decode_rle, encode_rle
+from sam2_fast.io.masks import load_mask
 from sam2_fast.io.video import open_video
-
-Result = tuple[int, dict[int, Mask]]
 
 
 @guarded
@@ -35,7 +32,12 @@ def track(
     mask: o.MaskFile = None,
     frame: Annotated[
         int,
-        typer.Option("--frame", min=0, help="The frame of --point, --box and --mask."),
+        typer.Option(
+            "--frame",
+            min=0,
+            help="The frame of --point, --box and --mask: its position, counted from 0, whatever "
+            "the name of its file is.",
+        ),
     ] = 0,
     object_: o.Objects = [],  # noqa: B006
     prompts: o.PromptFile = None,
@@ -62,6 +64,15 @@ def track(
     dtype: o.NumberFormat = o.Dtype.float32,
     output: o.Output = None,
     format_: o.MaskFormat = o.Format.png,
+    overwrite: o.Overwrite = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue an unfinished run with the same options. A complete run is not changed; "
+            "without an earlier run, a new one starts.",
+        ),
+    ] = False,
     overlay: o.Overlay = True,
     overlay_format: o.OverlayFormat = o.VideoFormat.mp4,
     json: o.AsJson = False,
@@ -69,70 +80,77 @@ def track(
     max_pixels: o.PixelLimit = o.DEFAULT_PIXELS,
 ) -> None:
     """Follow objects through a video."""
-    if reverse and both:
-        raise ValueError("--reverse and --both: use only one of them")
+    for first, second in ((reverse, both), (overwrite, resume)):
+        if first and second:
+            names = "--reverse and --both" if reverse and both else "--overwrite and --resume"
+            raise ValueError(f"{names}: use only one of them")
     all_prompts = gather(point, box, mask, object_, prompts, frame)
-    if format_ is o.Format.davis and any(
-        not 1 <= prompt.object_id <= 255 for prompt in all_prompts
-    ):
+    _check_prompts(all_prompts, format_, reverse)
+    directory = o.output_directory(output, video)
+    model_options = o.model_options(device, dtype, image_size)
+    masks = {p: load_mask(p.mask) for p in all_prompts if p.mask is not None}
+    summary = Summary("track", video)
+    with ExitStack() as stack:
+        frames = stack.enter_context(open_video(video, max_pixels=max_pixels))
+        _check_frames(all_prompts, frames)
+        plan = Plan(
+            directory=directory,
+            video=video,
+            prompts=all_prompts,
+            num_frames=len(frames),
+            reverse=reverse,
+            both=both,
+            max_frames=max_frames,
+            format=format_,
+            overlay=overlay_format if overlay else None,
+        )
+        positions = plan.forward or plan.backward
+        frames.check_sizes(range(min(positions), max(positions) + 1))
+        earlier = read_run(directory) if resume else None
+        if earlier is None and not overwrite:
+            ways = "--resume to continue an unfinished run, --overwrite to replace it"
+            refuse_results(directory, ways)
+        stack.enter_context(output_directory(directory))
+        chosen = choose_weights(weights, size)
+        settings = plan.settings(chosen, model_options, masks)
+        if earlier is not None and earlier["complete"]:
+            check_settings(directory, settings)
+            _show(summary, json, directory, earlier)
+            return
+        predictor = _predictor(chosen, model_options)
+        tracking = Tracking(plan, predictor, frames, settings, masks, earlier is not None)
+        shown = sys.stderr.isatty() if progress is None else progress
+        run = tracking.run(chosen.label, dtype.value, shown)
+    _show(summary, json, directory, run)
+
+
+def _show(summary: Summary, json: bool, directory: Path, run: dict[str, Any]) -> None:
+    """Report a complete run by the content of its `run.json`."""
+    for name in run["files"]:
+        summary.wrote(directory / name)
+    frames = run["frames"]
+    keys = ("height", "width", "fps", "weights", "device", "dtype", "objects", "complete")
+    summary.facts |= {key: run[key] for key in keys} | {"frames": len(frames), "tracked": frames}
+    count = len(run["objects"])
+    headline = f"{len(frames)} frames, {count} objects, weights {run['weights']}"
+    summary.show(json, f"{run['input']}: {headline}")
+
+
+def _predictor(chosen: WeightsChoice, options: dict[str, Any]) -> Any:
+    from sam2_fast import build_sam2_video_predictor
+
+    return build_sam2_video_predictor(chosen.config, chosen.path, seed=chosen.seed, **options)
+
+
+def _check_prompts(prompts: list[Prompt], kind: o.Format, reverse: bool) -> None:
+    if kind is o.Format.davis and any(not 1 <= prompt.object_id <= 255 for prompt in prompts):
         raise ValueError(
             "--format davis: object ids must be 1 to 255; use --format png or coco-rle"
         )
-    directory = o.output_directory(output, video)
-    settings = o.model_options(device, dtype, image_size)
-    mask_prompts = {prompt: load_mask(prompt.mask) for prompt in all_prompts if prompt.mask}
-    summary = Summary("track", video)
-    with open_video(video, max_pixels=max_pixels) as frames:
-        _check_frames(all_prompts, frames)
-        predictor, label = _predictor(weights, size, settings)
-        state = predictor.init_state(frames, keep="all" if reverse or both else "reachable")
-        for prompt in all_prompts:
-            _add_prompt(predictor, state, prompt, mask_prompts.get(prompt))
-        limit = None if max_frames is None else max_frames - 1
-        results = _results(predictor, state, all_prompts[0].frame, limit, reverse, both)
-        tracked = tqdm(
-            results,
-            desc="tracking",
-            unit="frame",
-            file=sys.stderr,
-            disable=not _shows_progress(progress),
+    if reverse and prompts[0].frame == 0:
+        raise ValueError(
+            "--reverse: nothing lies before frame 0, which is prompted; use --frame N, or --both"
         )
-        overlay_path = directory / f"overlay.{overlay_format.value}" if overlay else None
-        writer = _ResultWriter(
-            directory, format_, frames, all_prompts, overlay_path, reverse or both, summary
-        )
-        areas = writer.run(tracked)
-        facts = {
-            "height": frames.height,
-            "width": frames.width,
-            "fps": frames.fps,
-            "frames": len(areas),
-            "weights": label,
-        }
-        summary.facts |= facts | {
-            "device": str(predictor.device),
-            "dtype": dtype.value,
-            "objects": _objects(areas),
-        }
-    summary.show(
-        json,
-        f"{video}: {len(areas)} frames, {len(summary.facts['objects'])} objects, weights {label}",
-    )
-
-
-def _predictor(
-    weights: str | None, size: o.Size | None, settings: dict[str, Any]
-) -> tuple[Any, str]:
-    from sam2_fast import build_sam2_video_predictor
-
-    chosen = choose_weights(weights, size)
-    return build_sam2_video_predictor(
-        chosen.config, chosen.path, seed=chosen.seed, **settings
-    ), chosen.label
-
-
-def _shows_progress(progress: bool | None) -> bool:
-    return sys.stderr.isatty() if progress is None else progress
 
 
 def _check_frames(prompts: list[Prompt], frames: FrameSource) -> None:
@@ -142,126 +160,3 @@ def _check_frames(prompts: list[Prompt], frames: FrameSource) -> None:
                 f"object {prompt.object_id}: frame {prompt.frame} is out of range, the video has "
                 f"frames 0 to {frames.num_frames - 1}"
             )
-
-
-def _add_prompt(predictor: Any, state: Any, prompt: Prompt, mask: Mask | None) -> None:
-    if mask is not None:
-        predictor.add_new_mask(state, prompt.frame, prompt.object_id, mask)
-        return
-    predictor.add_new_points_or_box(
-        inference_state=state,
-        frame_idx=prompt.frame,
-        obj_id=prompt.object_id,
-        points=np.array(prompt.points, np.float32) if prompt.points else None,
-        labels=np.array(prompt.labels, np.int32) if prompt.points else None,
-        box=np.array(prompt.box, np.float32) if prompt.box else None,
-    )
-
-
-def _results(
-    predictor: Any, state: Any, start: int, limit: int | None, reverse: bool, both: bool
-) -> Iterator[Result]:
-    """Yield (frame, {object id: mask [H, W]}) in order of tracking.
-
-    With `both`, the start frame is yielded once.
-    """
-    for backwards in (False, True) if both else (reverse,):
-        for frame, object_ids, logits in predictor.propagate_in_video(
-            state, start, limit, backwards
-        ):
-            if not (both and backwards and frame == start):
-                binary = (logits[:, 0] > 0).cpu().numpy()
-                yield frame, dict(zip(object_ids, binary, strict=True))
-
-
-def _objects(areas: dict[int, dict[int, int]]) -> list[dict[str, int]]:
-    ids = sorted({object_id for frame in areas.values() for object_id in frame})
-    return [
-        {"id": key, "frames_present": sum(frame.get(key, 0) > 0 for frame in areas.values())}
-        for key in ids
-    ]
-
-
-class _ResultWriter:
-    """Writes results as they arrive.
-
-    A video file can only be written forwards, so after a backward pass the overlay is drawn at the
-    end.
-    """
-
-    def __init__(
-        self,
-        directory: Path,
-        kind: o.Format,
-        frames: FrameSource,
-        prompts: list[Prompt],
-        overlay: Path | None,
-        at_end: bool,
-        summary: Summary,
-    ) -> None:
-        masks = directory / ("masks.json" if kind is o.Format.coco_rle else "masks")
-        self._frames = frames
-        self._prompts = prompts
-        self._video = (
-            VideoWriter(overlay, frames.height, frames.width, frames.fps or 24.0)
-            if overlay is not None
-            else None
-        )
-        self._encoded: dict[int, dict[int, Rle]] | None = (
-            {} if overlay is not None and at_end else None
-        )
-        self._masks: MaskWriter = (
-            JsonWriter(masks, frames.height, frames.width)
-            if kind is o.Format.coco_rle
-            else _png_writer(kind, masks)
-        )
-        summary.wrote(masks)
-        if overlay is not None:
-            summary.wrote(overlay)
-
-    def run(self, results: Iterator[Result] | Any) -> dict[int, dict[int, int]]:
-        """Write all results; returns {frame: {object id: area in pixels}}.
-
-        After an error no incomplete file is left.
-        """
-        areas: dict[int, dict[int, int]] = {}
-        finished = False
-        try:
-            for frame, masks in results:
-                self._masks.write(frame, masks)
-                areas[frame] = {object_id: int(mask.sum()) for object_id, mask in masks.items()}
-                self._overlay(frame, masks)
-            for frame in sorted(self._encoded or {}):
-                encoded = (self._encoded or {})[frame]
-                self._draw(frame, {i: decode_rle(rle) for i, rle in encoded.items()})
-            finished = True
-        finally:
-            for writer in (self._masks, self._video):
-                if writer is None:
-                    continue
-                if finished:
-                    writer.close()
-                else:
-                    writer.abort()
-        return areas
-
-    def _overlay(self, frame: int, masks: dict[int, Mask]) -> None:
-        if self._encoded is not None:
-            self._encoded[frame] = {
-                object_id: encode_rle(mask) for object_id, mask in masks.items()
-            }
-        elif self._video is not None:
-            self._draw(frame, masks)
-
-    def _draw(self, frame: int, masks: dict[int, Mask]) -> None:
-        drawn: RGB8 = draw_masks(self._frames[frame], masks)
-        for prompt in self._prompts:
-            if prompt.frame == frame:
-                drawn = draw_points(drawn, prompt.points, prompt.labels)
-                drawn = draw_box(drawn, prompt.box, prompt.object_id) if prompt.box else drawn
-        if self._video is not None:
-            self._video.write(drawn)
-
-
-def _png_writer(kind: o.Format, directory: Path) -> PngWriter:
-    return DavisWriter(directory) if kind is o.Format.davis else PngWriter(directory)

@@ -113,6 +113,10 @@ class FrameSource(ABC):
         """Seconds from the start of the video to frame `index`; None if the source has no clock."""
         return None
 
+    def check_sizes(self, frames: range | None = None) -> None:
+        """Check the sizes of frames by the headers of their files."""
+        return
+
     def read_ahead(self, index: int) -> None:
         """Start decoding frame `index` in the background, if the source supports it.
 

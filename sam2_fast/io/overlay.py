@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from sam2_fast.atomic import PendingFile, whole_file
+from sam2_fast.io.mask_png import png_info
 
 RGB8 = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -41,16 +42,29 @@ def draw_masks(
         raise ValueError(f"alpha: expected 0 to 1, got {alpha}")
     drawn = np.array(image)
     for object_id in sorted(masks, reverse=True):
-        mask = masks[object_id]
-        if mask.shape != drawn.shape[:2]:
-            raise ValueError(
-                f"masks: object {object_id} is {[*mask.shape]}, the image is {[*drawn.shape[:2]]}"
-            )
-        color = np.array(object_color(object_id), dtype=np.float32)
-        drawn[mask] = (drawn[mask] * (1 - alpha) + color * alpha + 0.5).astype(np.uint8)
-        if contour > 0:
-            drawn[_outline(mask, contour)] = color.astype(np.uint8)
+        tint(drawn, masks[object_id], object_id, alpha=alpha, contour=contour)
     return drawn
+
+
+def tint(image: RGB8, mask: Mask, object_id: int, *, alpha: float = 0.45, contour: int = 2) -> None:
+    """Tint and outline one mask [H, W] on `image` [H, W, 3], in it; arguments of `draw_masks`."""
+    if mask.shape != image.shape[:2]:
+        raise ValueError(
+            f"masks: object {object_id} is {[*mask.shape]}, the image is {[*image.shape[:2]]}"
+        )
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if rows.size == 0:
+        return
+    # One pixel more on each side: the picture's border is not an edge, that of the box may be.
+    box = (
+        slice(max(0, rows[0] - 1), rows[-1] + 2),
+        slice(max(0, columns[0] - 1), columns[-1] + 2),
+    )
+    part, drawn = mask[box], image[box]
+    color = np.array(object_color(object_id), dtype=np.float32)
+    drawn[part] = (drawn[part] * (1 - alpha) + color * alpha + 0.5).astype(np.uint8)
+    if contour > 0:
+        drawn[_outline(part, contour)] = color.astype(np.uint8)
 
 
 def draw_points(image: RGB8, points: Sequence[Sequence[float]], labels: Sequence[int]) -> RGB8:
@@ -80,7 +94,8 @@ def draw_box(image: RGB8, box: Sequence[float], object_id: int = 1) -> RGB8:
 def save_png(path: str | os.PathLike[str], image: RGB8) -> None:
     """Write image [H, W, 3] uint8 as PNG; the file is complete or absent."""
     with whole_file(path) as beside:
-        Image.fromarray(np.ascontiguousarray(image)).save(beside, format="PNG")
+        picture = Image.fromarray(np.ascontiguousarray(image))
+        picture.save(beside, format="PNG", pnginfo=png_info())
 
 
 _CODEC_OPTIONS = {
@@ -139,7 +154,7 @@ class VideoWriter:
         self._stream.pix_fmt = "yuv420p"
         self._stream.options = _CODEC_OPTIONS[codec]
 
-    def write(self, frame: RGB8) -> None:
+    def write(self, frame: RGB8, seconds: float | None = None) -> None:
         """Append one frame. Raises ValueError unless it is uint8 [height, width, 3]."""
         if frame.shape != (*self._size, 3) or frame.dtype != np.uint8:
             raise ValueError(

@@ -1,0 +1,93 @@
+"""Write masks as PNG files with the DAVIS palette: one object, or all objects of a frame."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from sam2_fast.atomic import whole_file
+
+Mask = npt.NDArray[np.bool_]
+Masks = Mapping[int, Mask] | Iterable[tuple[int, Mask]]
+"""Masks [H, W] by object id. An iterable of pairs is read once, so few are in memory at a time."""
+
+SOFTWARE = "sam2_fast"
+"""The entry `Software` of every PNG that this library writes."""
+
+
+def _voc_palette() -> bytes:
+    """R, G, B of 256 colours.
+
+    Bits 0, 1, 2 of an index become the top bits of red, green and blue; bits 3, 4, 5 become the
+    next lower ones, and so on.
+    """
+    index = np.arange(256)[:, None]
+    bits = sum(((index >> (3 * level + np.arange(3))) & 1) << (7 - level) for level in range(8))
+    return np.asarray(bits, dtype=np.uint8).tobytes()
+
+
+DAVIS_PALETTE = _voc_palette()
+"""The palette of DAVIS and Pascal VOC: 768 bytes, R, G, B of 256 indices."""
+
+
+def save_mask(path: str | os.PathLike[str], mask: Mask) -> None:
+    """Write one mask [H, W] as a palette PNG: 0 is background (black), 1 the object (dark red)."""
+    _save_indices(Path(path), as_mask(mask).astype(np.uint8))
+
+
+def save_davis(path: str | os.PathLike[str], masks: Masks) -> None:
+    """Write all objects of one frame as one palette PNG of object ids.
+
+    masks: {id: mask [H, W]} or pairs (id, mask). The lower id is on top of overlaps.
+    Raises ValueError for ids outside 1..255.
+    """
+    labels: npt.NDArray[np.uint8] | None = None
+    for object_id, mask in pairs(masks):
+        if not 1 <= object_id <= 255:
+            raise ValueError(
+                f"masks: a palette PNG holds the ids 1 to 255, got {object_id}; write one PNG per "
+                f"object"
+            )
+        pixels = as_mask(mask)
+        if labels is None:
+            labels = np.zeros(pixels.shape, dtype=np.uint8)
+        labels[pixels & ((labels == 0) | (labels > object_id))] = object_id
+    if labels is None:
+        raise ValueError(
+            "masks: expected at least one object; write an all-False mask for an empty frame"
+        )
+    _save_indices(Path(path), labels)
+
+
+def as_mask(mask: npt.NDArray[Any]) -> Mask:
+    """One mask [H, W] as bool. Raises ValueError for another shape."""
+    pixels = np.asarray(mask)
+    if pixels.ndim != 2 or 0 in pixels.shape:
+        raise ValueError(f"mask: expected [H, W] with at least one pixel, got {[*pixels.shape]}")
+    return pixels.astype(bool, copy=False)
+
+
+def pairs(masks: Masks) -> Iterable[tuple[int, Mask]]:
+    """Masks as pairs (id, mask)."""
+    return masks.items() if isinstance(masks, Mapping) else masks
+
+
+def png_info() -> PngInfo:
+    """The text entries of every PNG that this library writes."""
+    info = PngInfo()
+    info.add_text("Software", SOFTWARE)
+    return info
+
+
+def _save_indices(path: Path, indices: npt.NDArray[np.uint8]) -> None:
+    image = Image.fromarray(indices)
+    image.putpalette(DAVIS_PALETTE)
+    with whole_file(path) as beside:
+        image.save(beside, format="PNG", pnginfo=png_info())
