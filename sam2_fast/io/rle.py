@@ -86,10 +86,18 @@ def compress_rle(rle: Rle) -> Rle:
 
 
 def _runs(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    flat = mask.T.reshape(-1)
-    if flat.size == 0:
-        return np.zeros(1, dtype=np.int64)
-    return _lengths(np.flatnonzero(flat[1:] != flat[:-1]) + 1, flat.size, bool(flat[0]))
+    height, width = mask.shape
+    columns = np.flatnonzero(mask.any(axis=0))
+    if columns.size == 0:
+        return np.array([height * width], dtype=np.int64)
+    # Only the columns of the object are transposed.
+    first, after = int(columns[0]) * height, (int(columns[-1]) + 1) * height
+    flat = mask[:, columns[0] : columns[-1] + 1].T.reshape(-1)
+    changes = first + np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    before = [first] if first and flat[0] else []
+    behind = [after] if after < height * width and flat[-1] else []
+    changes = np.concatenate((before, changes, behind)).astype(np.int64)
+    return _lengths(changes, height * width, bool(flat[0]) and not first)
 
 
 def _lengths(changes: npt.NDArray[np.int64], total: int, starts_on: bool) -> npt.NDArray[np.int64]:
