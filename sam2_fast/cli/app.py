@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from sam2_fast import __version__
 from sam2_fast.cli.doctor import doctor
 from sam2_fast.cli.evaluate import evaluate
 from sam2_fast.cli.everything import everything
@@ -22,6 +25,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"sam2-fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version, and exit."
+        ),
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
 app.command()(segment)
 app.command()(track)
 app.command()(everything)

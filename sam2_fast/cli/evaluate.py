@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from sam2_fast.cli import options as o
 from sam2_fast.cli.report import Summary, guarded
+from sam2_fast.cli.results import refuse_file
 from sam2_fast.evaluation import groups_from_csv, score_folders
 
 
@@ -42,6 +44,7 @@ def evaluate(
             help="Also score the first and last annotated frame, which benchmarks leave out.",
         ),
     ] = False,
+    overwrite: o.Overwrite = False,
     processes: o.Processes = 1,
     groups: Annotated[
         Path | None,
@@ -70,6 +73,8 @@ def evaluate(
     """
     if output is not None and output.suffix.lower() not in (".csv", ".json"):
         raise ValueError(f"--output {output}: expected a .csv or .json file")
+    refuse_file(output, "--output", overwrite)
+    chosen_device = o.chosen_device(device) or torch.device("cpu")
     if (groups is None) != (by is None):
         raise ValueError("--groups and --by: use both options together, or neither")
     table = None if groups is None or by is None else groups_from_csv(groups, by)
@@ -81,7 +86,7 @@ def evaluate(
         strict=strict,
         ends=ends,
         processes=processes,
-        device=device or "cpu",
+        device=str(chosen_device),
         progress=shown,
     )
     means = report.summary()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,8 +10,12 @@ import typer
 from sam2_fast.atomic import whole_file
 from sam2_fast.cli import options as o
 from sam2_fast.cli.report import Summary, guarded
+from sam2_fast.cli.results import output_directory, refuse_results, remove_results
+from sam2_fast.cli.signals import deferred_signals
 from sam2_fast.cli.weights import choose_weights
 from sam2_fast.io.images import load_image
+from sam2_fast.io.json_files import to_json
+from sam2_fast.io.mask_png import MAX_IDS
 from sam2_fast.io.masks import Mask, save_davis, save_mask
 from sam2_fast.io.overlay import draw_masks, save_png
 from sam2_fast.io.rle import encode_rle
@@ -50,35 +53,43 @@ def everything(
     dtype: o.NumberFormat = o.Dtype.float32,
     output: o.Output = None,
     format_: o.MaskFormat = o.Format.coco_rle,
+    overwrite: o.Overwrite = False,
     overlay: o.Overlay = True,
     json: o.AsJson = False,
     max_pixels: o.PixelLimit = o.DEFAULT_PIXELS,
 ) -> None:
     """Segment everything in an image. Masks are numbered from 1, the smallest first."""
     directory = o.output_directory(output, image)
+    if not overwrite:
+        refuse_results(directory)
     settings = o.model_options(device, dtype, image_size)
     pixels = load_image(image, max_pixels=max_pixels)
     from sam2_fast import SAM2AutomaticMaskGenerator, build_sam2
 
     summary = Summary("everything", image)
-    chosen = choose_weights(weights, size)
-    model = build_sam2(chosen.config, chosen.path, seed=chosen.seed, **settings)
-    generator = SAM2AutomaticMaskGenerator(
-        model,
-        points_per_side=points_per_side,
-        points_per_batch=points_per_batch,
-        pred_iou_thresh=pred_iou_thresh,
-        stability_score_thresh=stability_score_thresh,
-        crop_n_layers=crop_n_layers,
-        min_mask_region_area=min_mask_region_area,
-    )
-    records = sorted(generator.generate(pixels), key=lambda record: int(record["area"]))
-    height, width = pixels.shape[:2]
-    masks = {number: record["segmentation"] for number, record in enumerate(records, start=1)}
-    _save(directory, format_, records, masks, (height, width), summary)
-    if overlay:
-        save_png(directory / "overlay.png", draw_masks(pixels, masks, contour=1))
-        summary.wrote(directory / "overlay.png")
+    with output_directory(directory):
+        chosen = choose_weights(weights, size)
+        model = build_sam2(chosen.config, chosen.path, seed=chosen.seed, **settings)
+        generator = SAM2AutomaticMaskGenerator(
+            model,
+            points_per_side=points_per_side,
+            points_per_batch=points_per_batch,
+            pred_iou_thresh=pred_iou_thresh,
+            stability_score_thresh=stability_score_thresh,
+            crop_n_layers=crop_n_layers,
+            min_mask_region_area=min_mask_region_area,
+        )
+        records = sorted(generator.generate(pixels), key=lambda record: int(record["area"]))
+        height, width = pixels.shape[:2]
+        masks = {number: record["segmentation"] for number, record in enumerate(records, start=1)}
+        drawn = draw_masks(pixels, masks, contour=1) if overlay else None
+        with deferred_signals():
+            remove_results(directory)
+            _save(directory, format_, records, masks, (height, width), summary)
+            if drawn is not None:
+                save_png(directory / "overlay.png", drawn)
+                summary.wrote(directory / "overlay.png")
+    _check_davis(format_, len(masks), directory)
     summary.facts |= {
         "height": height,
         "width": width,
@@ -98,21 +109,17 @@ def _save(
     size: tuple[int, int],
     summary: Summary,
 ) -> None:
-    if kind is o.Format.davis and len(masks) > 255:
-        raise ValueError(
-            f"--format davis: expected at most 255 masks, got {len(masks)}; use --format png or "
-            f"coco-rle, or stricter thresholds"
-        )
+    too_many = kind is o.Format.davis and len(masks) > MAX_IDS
     if kind is o.Format.png:
         for number, mask in masks.items():
             save_mask(directory / f"{number:03d}.png", mask)
         summary.wrote(directory)
-    elif kind is o.Format.davis and masks:
+    elif kind is o.Format.davis and masks and not too_many:
         save_davis(directory / "masks.png", masks)
         summary.wrote(directory / "masks.png")
     with whole_file(directory / "masks.json") as beside:
         entries = [
-            _entry(number, record, kind is o.Format.coco_rle)
+            _entry(number, record, too_many or kind is o.Format.coco_rle)
             for number, record in enumerate(records, start=1)
         ]
         document = {
@@ -122,8 +129,17 @@ def _save(
             "width": size[1],
             "masks": entries,
         }
-        beside.write_text(json_module.dumps(document) + "\n", encoding="ascii")
+        beside.write_text(to_json(document) + "\n", encoding="ascii")
     summary.wrote(directory / "masks.json")
+
+
+def _check_davis(kind: o.Format, count: int, directory: Path) -> None:
+    if kind is o.Format.davis and count > MAX_IDS:
+        raise ValueError(
+            f"--format davis: expected at most {MAX_IDS} masks, got {count}; they are in "
+            f"{directory / 'masks.json'} as run lengths; use --format png or coco-rle, or stricter "
+            "thresholds"
+        )
 
 
 def _entry(number: int, record: dict[str, Any], with_mask: bool) -> dict[str, Any]:

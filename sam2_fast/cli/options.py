@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ import torch
 import typer
 
 from sam2_fast.io.limits import MAX_FRAMES, MAX_PIXELS
+from sam2_fast.io.mask_png import MAX_IDS
 
 
 class Size(str, Enum):
@@ -168,6 +170,14 @@ def output_directory(output: Path | None, source: Path) -> Path:
     return chosen
 
 
+def check_davis_ids(kind: Format, object_ids: Iterable[int]) -> None:
+    """Raise ValueError if a format cannot hold these object ids."""
+    if kind is Format.davis and any(not 1 <= number <= MAX_IDS for number in object_ids):
+        raise ValueError(
+            f"--format davis: object ids must be 1 to {MAX_IDS}; use --format png or coco-rle"
+        )
+
+
 def model_options(device: str | None, dtype: Dtype, image_size: int | None) -> dict[str, Any]:
     """Keyword arguments for the model builders, after checking them."""
     if image_size is not None and (image_size <= 0 or image_size % 32):
@@ -175,24 +185,25 @@ def model_options(device: str | None, dtype: Dtype, image_size: int | None) -> d
             f"--image-size: expected a positive multiple of 32 pixels, got {image_size}"
         )
     return {
-        "device": _device(device),
+        "device": chosen_device(device),
         "dtype": getattr(torch, dtype.value),
         "image_size": image_size,
     }
 
 
-def _device(name: str | None) -> torch.device | None:
+def chosen_device(name: str | None) -> torch.device | None:
+    """The device of --device. Raises ValueError unless this machine has it."""
     if name is None:
         return None
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"--device {name}: expected cpu, cuda, or cuda:N") from error
-    check_device(device, f"--device {name}")
+    _check_device(device, f"--device {name}")
     return device
 
 
-def check_device(device: torch.device, label: str) -> None:
+def _check_device(device: torch.device, label: str) -> None:
     """Raise ValueError, with the devices there are, unless torch can compute on a device."""
     module = getattr(torch, device.type, None)
     is_accelerator = device.type not in ("cpu", "meta") and hasattr(module, "device_count")

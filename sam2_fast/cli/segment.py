@@ -12,8 +12,11 @@ from PIL import Image
 from sam2_fast.cli import options as o
 from sam2_fast.cli.prompts import Prompt, gather
 from sam2_fast.cli.report import Summary, guarded
+from sam2_fast.cli.results import output_directory, refuse_results, remove_results
+from sam2_fast.cli.signals import deferred_signals
 from sam2_fast.cli.weights import choose_weights
 from sam2_fast.io.images import load_image
+from sam2_fast.io.mask_writers import FrameLabel
 from sam2_fast.io.masks import JsonWriter, Mask, describe, load_mask, save_davis, save_mask
 from sam2_fast.io.overlay import RGB8, draw_box, draw_masks, draw_points, save_png
 
@@ -36,6 +39,7 @@ def segment(
     dtype: o.NumberFormat = o.Dtype.float32,
     output: o.Output = None,
     format_: o.MaskFormat = o.Format.png,
+    overwrite: o.Overwrite = False,
     overlay: o.Overlay = True,
     json: o.AsJson = False,
     max_pixels: o.PixelLimit = o.DEFAULT_PIXELS,
@@ -44,26 +48,34 @@ def segment(
     all_prompts = gather(point, box, mask, object_, prompts)
     if any(prompt.frame for prompt in all_prompts):
         raise ValueError("frame: an image has frame 0 only; use `sam2-fast track` for videos")
+    o.check_davis_ids(format_, [prompt.object_id for prompt in all_prompts])
     directory = o.output_directory(output, image)
+    if not overwrite:
+        refuse_results(directory)
     settings = o.model_options(device, dtype, image_size)
     pixels = load_image(image, max_pixels=max_pixels)
     hints = {prompt.object_id: load_mask(prompt.mask) for prompt in all_prompts if prompt.mask}
     summary = Summary("segment", image)
-    predictor, label = _predictor(weights, size, settings)
-    predictor.set_image(pixels)
-    masks: dict[int, Mask] = {}
-    scores: dict[int, float] = {}
-    for prompt in all_prompts:
-        masks[prompt.object_id], scores[prompt.object_id] = _predict(
-            predictor, prompt, hints.get(prompt.object_id)
-        )
-    _save(directory, format_, masks, summary)
-    if overlay:
-        save_png(directory / "overlay.png", _draw(pixels, masks, all_prompts))
-        summary.wrote(directory / "overlay.png")
-    objects = [{"id": key, "score": round(scores[key], 6), **describe(masks[key])} for key in masks]
-    for entry in objects:
-        del entry["segmentation"]
+    with output_directory(directory):
+        predictor, label = _predictor(weights, size, settings)
+        predictor.set_image(pixels)
+        masks: dict[int, Mask] = {}
+        scores: dict[int, float] = {}
+        for prompt in all_prompts:
+            masks[prompt.object_id], scores[prompt.object_id] = _predict(
+                predictor, prompt, hints.get(prompt.object_id)
+            )
+        drawn = _draw(pixels, masks, all_prompts) if overlay else None
+        with deferred_signals():
+            remove_results(directory)
+            _save(directory, image, format_, masks, summary)
+            if drawn is not None:
+                save_png(directory / "overlay.png", drawn)
+                summary.wrote(directory / "overlay.png")
+    objects = [
+        {"id": key, "score": round(scores[key], 6), **describe(masks[key], with_mask=False)}
+        for key in masks
+    ]
     height, width = pixels.shape[:2]
     summary.facts |= {
         "height": height,
@@ -116,7 +128,9 @@ def _hint(mask: Mask, side: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     return (np.asarray(small, dtype=np.float32)[None] / 127.5 - 1) * np.float32(HINT_LOGIT)
 
 
-def _save(directory: Path, kind: o.Format, masks: dict[int, Mask], summary: Summary) -> None:
+def _save(
+    directory: Path, source: Path, kind: o.Format, masks: dict[int, Mask], summary: Summary
+) -> None:
     if kind is o.Format.png:
         for object_id, mask in masks.items():
             save_mask(directory / f"{object_id:03d}.png", mask)
@@ -126,7 +140,7 @@ def _save(directory: Path, kind: o.Format, masks: dict[int, Mask], summary: Summ
         summary.wrote(directory / "masks.png")
     else:
         writer = JsonWriter(directory / "masks.json", *next(iter(masks.values())).shape)
-        writer.write(0, masks)
+        writer.write(FrameLabel(0, source.stem), masks)
         writer.close()
         summary.wrote(directory / "masks.json")
 

@@ -13,6 +13,7 @@ import typer
 from sam2_fast import SAM2ImagePredictor, build_sam2, build_sam2_video_predictor
 from sam2_fast.cli import options as o
 from sam2_fast.cli.report import Summary, guarded
+from sam2_fast.cli.results import refuse_file
 from sam2_fast.cli.weights import choose_weights
 from sam2_fast.evaluation import User, save_curves, simulate_images, simulate_users
 
@@ -90,6 +91,7 @@ def simulate(
             help="Plot J&F over the number of prompted frames to this .svg, .png or .pdf file.",
         ),
     ] = None,
+    overwrite: o.Overwrite = False,
     processes: o.Processes = 1,
     progress: o.Progress = None,
     json: o.AsJson = False,
@@ -105,6 +107,7 @@ def simulate(
     ):
         if path is not None and path.suffix.lower() not in kinds:
             raise ValueError(f"{name} {path}: expected a file ending in {', '.join(kinds)}")
+        refuse_file(path, name, overwrite)
     shown = sys.stderr.isatty() if progress is None else progress
     summary = Summary("simulate", images)
     chosen = choose_weights(weights, size)

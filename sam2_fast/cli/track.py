@@ -85,7 +85,11 @@ def track(
             names = "--reverse and --both" if reverse and both else "--overwrite and --resume"
             raise ValueError(f"{names}: use only one of them")
     all_prompts = gather(point, box, mask, object_, prompts, frame)
-    _check_prompts(all_prompts, format_, reverse)
+    o.check_davis_ids(format_, [prompt.object_id for prompt in all_prompts])
+    if reverse and all_prompts[0].frame == 0:
+        raise ValueError(
+            "--reverse: nothing lies before frame 0, which is prompted; use --frame N, or --both"
+        )
     directory = o.output_directory(output, video)
     model_options = o.model_options(device, dtype, image_size)
     masks = {p: load_mask(p.mask) for p in all_prompts if p.mask is not None}
@@ -140,17 +144,6 @@ def _predictor(chosen: WeightsChoice, options: dict[str, Any]) -> Any:
     from sam2_fast import build_sam2_video_predictor
 
     return build_sam2_video_predictor(chosen.config, chosen.path, seed=chosen.seed, **options)
-
-
-def _check_prompts(prompts: list[Prompt], kind: o.Format, reverse: bool) -> None:
-    if kind is o.Format.davis and any(not 1 <= prompt.object_id <= 255 for prompt in prompts):
-        raise ValueError(
-            "--format davis: object ids must be 1 to 255; use --format png or coco-rle"
-        )
-    if reverse and prompts[0].frame == 0:
-        raise ValueError(
-            "--reverse: nothing lies before frame 0, which is prompted; use --frame N, or --both"
-        )
 
 
 def _check_frames(prompts: list[Prompt], frames: FrameSource) -> None:

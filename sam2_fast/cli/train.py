@@ -36,6 +36,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help=f"Continue from {CHECKPOINT} in the output directory.")
     ] = False,
+    overwrite: o.Overwrite = False,
     every: Annotated[
         int,
         typer.Option("--every", min=1, metavar="STEPS", help="Steps between two checkpoints."),
@@ -52,13 +53,16 @@ def train(
 ) -> None:
     """Train or fine-tune a model. Under `torchrun`, every process trains on its own batch."""
     shown = sys.stderr.isatty() if progress is None else progress
+    if resume and overwrite:
+        raise ValueError("--overwrite and --resume: use only one of them")
     chosen = output or Path(f"{recipe.stem}_run")
     summary = Summary("train", recipe)
     losses = train_to(
         chosen,
         Recipe.load(recipe),
-        device=device,
+        device=o.chosen_device(device),
         resume=resume,
+        overwrite=overwrite,
         every=every,
         workers=workers,
         tensorboard=tensorboard,

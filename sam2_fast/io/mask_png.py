@@ -18,6 +18,9 @@ Mask = npt.NDArray[np.bool_]
 Masks = Mapping[int, Mask] | Iterable[tuple[int, Mask]]
 """Masks [H, W] by object id. An iterable of pairs is read once, so few are in memory at a time."""
 
+MAX_IDS = 255
+"""The greatest object id of a palette PNG."""
+
 SOFTWARE = "sam2_fast"
 """The entry `Software` of every PNG that this library writes."""
 
@@ -50,10 +53,10 @@ def save_davis(path: str | os.PathLike[str], masks: Masks) -> None:
     """
     labels: npt.NDArray[np.uint8] | None = None
     for object_id, mask in pairs(masks):
-        if not 1 <= object_id <= 255:
+        if not 1 <= object_id <= MAX_IDS:
             raise ValueError(
-                f"masks: a palette PNG holds the ids 1 to 255, got {object_id}; write one PNG per "
-                f"object"
+                f"masks: a palette PNG holds the ids 1 to {MAX_IDS}, got {object_id}; write one "
+                f"PNG per object"
             )
         pixels = as_mask(mask)
         if labels is None:

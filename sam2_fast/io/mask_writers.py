@@ -185,5 +185,8 @@ def describe(mask: Mask, *, with_mask: bool = True) -> dict[str, Any]:
     box = [0, 0, 0, 0]
     if rows.size:
         box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
-    entry: dict[str, Any] = {"area": int(np.count_nonzero(pixels)), "bbox": [int(side) for side in box]}
+    entry: dict[str, Any] = {
+        "area": int(np.count_nonzero(pixels)),
+        "bbox": [int(side) for side in box],
+    }
     return entry | ({"segmentation": encode_rle(pixels, text=True)} if with_mask else {})

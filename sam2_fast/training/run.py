@@ -30,6 +30,7 @@ def train_to(
     *,
     device: str | torch.device | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     every: int = 200,
     workers: int = 0,
     tensorboard: bool = False,
@@ -38,17 +39,19 @@ def train_to(
     """Train by `recipe` into the folder `output`. Returns the mean losses of the last steps.
 
     Under `torchrun` (RANK, WORLD_SIZE and LOCAL_RANK are set) each process trains on its own batch,
-    and the first process writes the files. Raises FileExistsError if `output` has a checkpoint and
-    `resume` is False, and FileNotFoundError if it has none and `resume` is True.
+    and the first process writes the files. Raises FileExistsError if `output` has files of an
+    earlier run, unless `resume` or `overwrite`, which removes them, and FileNotFoundError if it has
+    no checkpoint and `resume` is True.
     """
     folder = Path(output)
     rank = int(os.environ.get("RANK", "0"))
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     has_checkpoint = (folder / CHECKPOINT).is_file()
-    if has_checkpoint and not resume:
+    earlier = [name for name in (CHECKPOINT, WEIGHTS, LOG) if (folder / name).is_file()]
+    if earlier and not (resume or overwrite):
         raise FileExistsError(
-            f"output {folder}: has a {CHECKPOINT} of an earlier run; resume it, or choose another "
-            f"folder"
+            f"output {folder}: has a {earlier[0]} of an earlier run; resume or overwrite it, or "
+            f"choose another folder"
         )
     if resume and not has_checkpoint:
         raise FileNotFoundError(f"output {folder}: has no {CHECKPOINT} to resume from")
@@ -59,6 +62,8 @@ def train_to(
             trainer.resume(folder / CHECKPOINT)
         if rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
+            for name in () if resume else earlier:
+                (folder / name).unlink()
         writers = _writers(stack, folder, trainer.step, tensorboard) if rank == 0 else []
         last: deque[dict[str, float]] = deque(maxlen=LAST)
         for losses in trainer.run(folder / CHECKPOINT, every, progress=progress and rank == 0):
