@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import sam2_fast
+from sam2_fast.ops.core.mask_values import bool_tensor
 from sam2_fast.ops.core.transfer import upload
 from sam2_fast.types import Points
 
@@ -224,30 +225,37 @@ def to_model_points(
 
 
 def to_model_mask(mask: Any, size: int, device: torch.device) -> Tensor:
-    """One object's mask as [1, 1, size, size] float32 of 0 and 1.
+    """One object's mask as [1, 1, size, size] float32, of 0 and 1 except for soft tensors.
 
-    mask: [H, W] of any numeric dtype; non-zero is object. Another size is resized with antialiasing
-        and thresholded at 0.5 (official `add_new_mask`).
+    mask: [H, W]; see `as_bool` for what is object. Another size is resized with antialiasing and
+        cut at 0.5. Floating-point tensors of other values, such as probabilities or returned
+        logits, are resized and cut likewise, and stay as they are if they have this size (official
+        `add_new_mask`).
     Raises ValueError for an invalid mask.
     """
-    if isinstance(mask, Tensor):
-        tensor = mask.detach()
-    else:
-        tensor = torch.from_numpy(np.ascontiguousarray(mask))
-    if tensor.ndim != 2 or 0 in tensor.shape:
+    drawn = _drawn(mask) if isinstance(mask, Tensor) else bool_tensor(mask)
+    if drawn.ndim != 2 or 0 in drawn.shape:
         raise ValueError(
-            f"mask: expected shape (H, W), got {tuple(tensor.shape)}; pass one object's mask, "
+            f"mask: expected shape (H, W), got {tuple(drawn.shape)}; pass one object's mask, "
             f"e.g. mask[0]"
         )
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-        raise ValueError("mask: expected finite numbers, got NaN or infinity")
-    drawn = (upload(tensor, device) != 0)[None, None].float()
-    if tensor.shape == (size, size):
-        return drawn
+    original = upload(drawn, device)[None, None].float()
+    if drawn.shape == (size, size):
+        return original
     resized = F.interpolate(
-        drawn, size=(size, size), mode="bilinear", align_corners=False, antialias=True
+        original, size=(size, size), mode="bilinear", align_corners=False, antialias=True
     )
     return (resized >= 0.5).float()
+
+
+def _drawn(mask: Tensor) -> Tensor:
+    """A mask tensor as bool, or as it is if it is soft: floating point of several values."""
+    tensor = mask.detach()
+    if not tensor.is_floating_point():
+        return tensor != 0
+    if not torch.isfinite(tensor).all():
+        raise ValueError("mask: expected finite numbers, got NaN or infinity")
+    return tensor != 0 if ((tensor == 255) | (tensor == 0)).all() else tensor
 
 
 class ImagePrompts(NamedTuple):

@@ -18,6 +18,7 @@ from sam2_fast.data.sa1b import Sa1bAnnotations
 from sam2_fast.evaluation.metrics import region_similarity
 from sam2_fast.evaluation.scores import Mask
 from sam2_fast.io.images import load_image
+from sam2_fast.ops.core.mask_values import bool_tensor
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -67,9 +68,7 @@ def image_clicks(
     for row, mask in enumerate(truth):
         if not mask.any():
             raise ValueError(f"truth: expected objects with pixels, got an empty mask at {row}")
-        ious = _ious(
-            predictor, torch.from_numpy(np.ascontiguousarray(mask))[None, None], max(clicks)
-        )
+        ious = _ious(predictor, bool_tensor(mask, "truth")[None, None], max(clicks))
         scores[row] = [ious[min(count, len(ious)) - 1] for count in clicks]
     return scores
 
@@ -93,7 +92,7 @@ def _ious(predictor: ImagePredictor, truth: torch.Tensor, max_clicks: int) -> li
             return_logits=False,
         )
         best = int(np.argmax(quality))
-        mask = torch.from_numpy(np.asarray(masks[best], dtype=bool))[None, None]
+        mask = bool_tensor(masks[best], "masks")[None, None]
         hint = low[best : best + 1]
         ious.append(region_similarity(mask[0, 0], truth[0, 0]).item())
     return ious

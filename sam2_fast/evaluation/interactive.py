@@ -21,6 +21,7 @@ import torch
 from sam2_fast.data.clicks import sample_one_point_from_error_center
 from sam2_fast.evaluation.metrics import BOUND, region_similarity
 from sam2_fast.evaluation.scores import Mask, VideoScores
+from sam2_fast.ops.core.mask_values import bool_tensor
 
 OBJECT = 1  # the id of the tracked object; every object is evaluated alone
 
@@ -82,7 +83,7 @@ class _User:
     def prompt(self, frame: int) -> None:
         """Click up to `clicks_per_frame` times, each at the centre of the largest error."""
         self.prompted.append(frame)
-        truth = torch.from_numpy(np.ascontiguousarray(self.truth[frame]))[None, None]
+        truth = bool_tensor(self.truth[frame], "truth")[None, None]
         for _ in range(self.clicks_per_frame):
             current = self.masks.get(frame)
             mask = None if current is None else torch.from_numpy(current)[None, None]
@@ -114,9 +115,7 @@ class _User:
         return None
 
     def iou(self, frame: int) -> float:
-        mask, truth = (
-            torch.from_numpy(np.ascontiguousarray(x[frame])) for x in (self.masks, self.truth)
-        )
+        mask, truth = (bool_tensor(x[frame], "truth") for x in (self.masks, self.truth))
         return region_similarity(mask, truth).item()
 
     def score(self, bound: float) -> Interaction:

@@ -16,6 +16,7 @@ import torch
 
 from sam2_fast.atomic import whole_file
 from sam2_fast.evaluation.metrics import BOUND, boundary_accuracy, region_similarity
+from sam2_fast.ops.core.mask_values import as_bool
 
 Mask = npt.NDArray[np.bool_]
 _SCORES = ("j_and_f", "j", "f", "j_recall", "f_recall", "j_decay", "f_decay")
@@ -38,9 +39,12 @@ class VideoScores:
     def add(self, truth: Mapping[int, Mask], masks: Mapping[int, Mask]) -> None:
         """Add the next frame.
 
-        truth, masks: [H, W] bool by object; an object without a mask is absent.
-        Raises ValueError if the masks differ in size.
+        truth, masks: [H, W] by object, bool, integers or floats 0 and 1; an object without a mask
+            is absent.
+        Raises ValueError if the masks differ in size, or for other floats, such as logits.
         """
+        truth = {i: as_bool(mask, f"truth, object {i}") for i, mask in truth.items()}
+        masks = {i: as_bool(mask, f"masks, object {i}") for i, mask in masks.items()}
         sizes = {mask.shape for mask in (*truth.values(), *masks.values())}
         if len(sizes) > 1:
             raise ValueError(

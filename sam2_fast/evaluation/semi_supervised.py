@@ -14,6 +14,7 @@ import torch
 from sam2_fast.data.clicks import sample_one_point_from_error_center
 from sam2_fast.evaluation.metrics import BOUND
 from sam2_fast.evaluation.scores import Mask, ObjectScore, VideoScores
+from sam2_fast.ops.core.mask_values import bool_tensor
 
 Prompt = Literal["mask", "box", "click", "3 clicks", "5 clicks"]
 CLICKS = {"click": 1, "3 clicks": 3, "5 clicks": 5}
@@ -85,7 +86,7 @@ def _prompt(
         box = np.array([columns[0], rows[0], columns[-1], rows[-1]], dtype=np.float32)
         predictor.add_new_points_or_box(state, frame, number, box=box)
         return
-    true_mask = torch.from_numpy(np.ascontiguousarray(truth))[None, None]
+    true_mask = bool_tensor(truth, "truth")[None, None]
     mask: torch.Tensor | None = None
     for _ in range(CLICKS[prompt]):
         if mask is not None and torch.equal(mask, true_mask):

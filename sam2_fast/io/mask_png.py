@@ -13,6 +13,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sam2_fast.atomic import whole_file
+from sam2_fast.io.palette import DAVIS_PALETTE
+from sam2_fast.ops.core.mask_values import as_bool
 
 Mask = npt.NDArray[np.bool_]
 Masks = Mapping[int, Mask] | Iterable[tuple[int, Mask]]
@@ -23,21 +25,6 @@ MAX_IDS = 255
 
 SOFTWARE = "sam2_fast"
 """The entry `Software` of every PNG that this library writes."""
-
-
-def _voc_palette() -> bytes:
-    """R, G, B of 256 colours.
-
-    Bits 0, 1, 2 of an index become the top bits of red, green and blue; bits 3, 4, 5 become the
-    next lower ones, and so on.
-    """
-    index = np.arange(256)[:, None]
-    bits = sum(((index >> (3 * level + np.arange(3))) & 1) << (7 - level) for level in range(8))
-    return np.asarray(bits, dtype=np.uint8).tobytes()
-
-
-DAVIS_PALETTE = _voc_palette()
-"""The palette of DAVIS and Pascal VOC: 768 bytes, R, G, B of 256 indices."""
 
 
 def save_mask(path: str | os.PathLike[str], mask: Mask) -> None:
@@ -70,11 +57,11 @@ def save_davis(path: str | os.PathLike[str], masks: Masks) -> None:
 
 
 def as_mask(mask: npt.NDArray[Any]) -> Mask:
-    """One mask [H, W] as bool. Raises ValueError for another shape."""
-    pixels = np.asarray(mask)
+    """One mask [H, W] as bool. Raises ValueError for another shape, and for soft values."""
+    pixels = as_bool(mask)
     if pixels.ndim != 2 or 0 in pixels.shape:
         raise ValueError(f"mask: expected [H, W] with at least one pixel, got {[*pixels.shape]}")
-    return pixels.astype(bool, copy=False)
+    return pixels
 
 
 def pairs(masks: Masks) -> Iterable[tuple[int, Mask]]:

@@ -5,20 +5,22 @@ Also converts masks to `supervision.Detections`.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
-from sam2_fast.io.images import open_image
+from sam2_fast.io.json_files import read_json
 from sam2_fast.io.limits import MAX_PIXELS
-from sam2_fast.io.mask_png import DAVIS_PALETTE, Mask, save_davis, save_mask
+from sam2_fast.io.mask_files import read_mask_file
+from sam2_fast.io.mask_png import Mask, save_davis, save_mask
 from sam2_fast.io.mask_writers import DavisWriter, JsonWriter, MaskWriter, PngWriter, describe
+from sam2_fast.io.palette import DAVIS_PALETTE
 from sam2_fast.io.rle import decode_rle
+from sam2_fast.ops.core.mask_values import as_bool
 
 __all__ = [
     "DAVIS_PALETTE",
@@ -37,20 +39,21 @@ __all__ = [
 
 
 def load_mask(
-    path: str | os.PathLike[str], object_id: int | None = None, *, max_pixels: int = MAX_PIXELS
+    path: str | os.PathLike[str],
+    object_id: int | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    upright: bool = False,
 ) -> Mask:
-    """Read a mask file as [H, W] bool.
+    """Read a mask file of any kind as [H, W] bool (docs/files.md, section "Masks").
 
-    object_id: the id to select in a palette or grey PNG; None selects all pixels that are not zero.
+    object_id: the id to select in a palette or grey image of ids; None selects all objects. In a
+        file of only 0 and 255, the object is 1.
+    upright: apply the orientation tag (EXIF); without it, the stored pixels are read.
+    Raises FileNotFoundError, or ValueError, which names the file.
     """
-    with open_image(path, max_pixels=max_pixels) as image:
-        pixels = np.asarray(image)
-    if object_id is not None and pixels.ndim != 2:
-        raise ValueError(
-            f"mask {path}: cannot select object {object_id}, the file has colours in place of ids"
-        )
-    flat = pixels if pixels.ndim == 2 else pixels[:, :, :3].any(axis=2)
-    return np.asarray(flat == object_id if object_id is not None else flat != 0, dtype=bool)
+    file = read_mask_file(path, max_pixels=max_pixels, upright=upright)
+    return file.mask if object_id is None else file.select(object_id)
 
 
 def load_masks_json(path: str | os.PathLike[str]) -> dict[int, dict[int, Mask]]:
@@ -59,7 +62,7 @@ def load_masks_json(path: str | os.PathLike[str]) -> dict[int, dict[int, Mask]]:
     Raises ValueError for any other file.
     """
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = read_json(path, "masks")
         if document["format"] != "sam2_fast.masks" or document["version"] != 1:
             raise KeyError("format")
         rows = [
@@ -67,7 +70,7 @@ def load_masks_json(path: str | os.PathLike[str]) -> dict[int, dict[int, Mask]]:
             for entry in document["frames"]
             for item in entry["objects"]
         ]
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"masks {path}: not a sam2_fast.masks file of version 1") from error
     frames: dict[int, dict[int, Mask]] = {}
     for frame, object_id, segmentation in rows:
@@ -76,13 +79,15 @@ def load_masks_json(path: str | os.PathLike[str]) -> dict[int, dict[int, Mask]]:
 
 
 def to_detections(
-    masks: npt.NDArray[Any],
+    masks: npt.NDArray[Any] | Tensor,
     object_ids: Sequence[int] | None = None,
     scores: Sequence[float] | None = None,
 ) -> Any:
     """`supervision.Detections` of masks, with boxes (x0, y0, x1, y1) in pixels.
 
-    masks: [N, H, W], bool, or logits that are above 0 on the object. Empty masks are left out.
+    masks: [N, H, W], an array or a tensor: bool, integers, 0 and 1, or logits, which are above 0
+        on the object and negative elsewhere. Empty masks are left out. Raises ValueError for
+        numbers that are neither, such as probabilities.
     object_ids: become tracker ids.
     scores: become confidences.
     Needs `pip install supervision`.
@@ -91,10 +96,7 @@ def to_detections(
         import supervision
     except ImportError as error:
         raise ImportError("to_detections needs supervision: pip install supervision") from error
-    binary = np.asarray(masks)
-    if binary.ndim != 3:
-        raise ValueError(f"masks: expected [N, H, W], got {[*binary.shape]}")
-    binary = binary > 0
+    binary = _shown(masks)
     for name, values in (("object_ids", object_ids), ("scores", scores)):
         if values is not None and len(values) != len(binary):
             raise ValueError(f"{name}: expected {len(binary)}, one per mask, got {len(values)}")
@@ -107,3 +109,17 @@ def to_detections(
         tracker_id=None if object_ids is None else np.asarray(object_ids)[nonempty],
         confidence=None if scores is None else np.asarray(scores, dtype=np.float32)[nonempty],
     )
+
+
+def _shown(masks: npt.NDArray[Any] | Tensor) -> Mask:
+    """Masks [N, H, W] as bool. Floating point with negative values are logits."""
+    if isinstance(masks, Tensor):
+        tensor = masks.detach().cpu()
+        pixels = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    else:
+        pixels = np.asarray(masks)
+    if pixels.ndim != 3:
+        raise ValueError(f"masks: expected [N, H, W], got {[*pixels.shape]}")
+    if pixels.dtype.kind == "f" and (pixels < 0).any() and not np.isnan(pixels).any():
+        return np.asarray(pixels > 0)
+    return as_bool(pixels, "masks")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sam2_fast.io.limits import MAX_PIXELS
+from sam2_fast.ops.core.mask_values import as_bool, as_bool_tensor
 
 _LONGEST = 8  # characters of one count: 40 bits; pycocotools has 32
 
@@ -28,23 +29,24 @@ class Rle(TypedDict):
 
 
 def encode_rle(mask: npt.NDArray[Any] | Tensor, *, text: bool = False) -> Rle:
-    """Compressed RLE of one mask [H, W], bool or numeric with non-zero on the object.
+    """Compressed RLE of one mask [H, W]: bool, integers (non-zero is object), or floats 0 and 1.
 
     text: return `counts` as str, which JSON can hold.
+    Raises ValueError for other floats, such as logits: threshold them first.
     """
-    pixels = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    pixels = as_bool(mask)
     if pixels.ndim != 2:
         raise ValueError(f"mask: expected [H, W], got {[*pixels.shape]}")
     height, width = pixels.shape
-    packed = _pack(_runs(pixels.astype(bool, copy=False)))
+    packed = _pack(_runs(pixels))
     return {"size": [height, width], "counts": packed.decode("ascii") if text else packed}
 
 
 def decode_rle(rle: Rle, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.bool_]:
     """The mask [H, W] bool of a compressed or plain RLE.
 
-    Raises ValueError unless the RLE is a whole mask of `size` within `max_pixels`. Nothing is
-    allocated before that check.
+    Numbers may be floating point if they are whole, such as 64.0. Raises ValueError unless the RLE
+    is a whole mask of `size` within `max_pixels`. Nothing is allocated before that check.
     """
     height, width = _size(rle, max_pixels)
     counts = _counts(rle, height * width)
@@ -60,14 +62,15 @@ def area_from_rle(rle: Rle, *, max_pixels: int = MAX_PIXELS) -> int:
 
 
 def mask_to_rle(masks: Tensor) -> list[Rle]:
-    """Plain RLE of N masks [N, H, W], bool or numeric with non-zero on the object.
+    """Plain RLE of N masks [N, H, W]: bool, integers (non-zero is object), or floats 0 and 1.
 
     On any device; only the positions of changes are copied to the host.
+    Raises ValueError for other floats, such as logits: threshold them first.
     """
     if masks.ndim != 3 or 0 in masks.shape[1:]:
         raise ValueError(f"masks: expected [N, H, W] with at least one pixel, got {[*masks.shape]}")
     count, height, width = masks.shape
-    flat = masks.bool().transpose(1, 2).reshape(count, height * width)
+    flat = as_bool_tensor(masks, "masks").transpose(1, 2).reshape(count, height * width)
     encoded: list[Rle] = []
     for rows in torch.split(flat, max(1, 2**30 // (height * width))):
         changes = (rows[:, 1:] != rows[:, :-1]).nonzero().cpu().numpy()
@@ -144,12 +147,13 @@ def _unpack(text: bytes) -> npt.NDArray[np.int64]:
 
 def _size(rle: Rle, max_pixels: int) -> tuple[int, int]:
     size = rle.get("size") if isinstance(rle, dict) else None
-    if (
-        not isinstance(size, (list, tuple))
-        or len(size) != 2
-        or not all(isinstance(side, (int, np.integer)) for side in size)
-    ):
-        raise ValueError(f"rle: expected {{'size': [h, w], 'counts': ...}}, got size {size!r}")
+    if isinstance(size, np.ndarray):
+        size = size.tolist()
+    if not isinstance(size, (list, tuple)) or len(size) != 2 or not all(map(_is_whole, size)):
+        raise ValueError(
+            f"rle: expected {{'size': [h, w], 'counts': ...}} with whole numbers, got "
+            f"{'size ' + repr(size) if isinstance(rle, dict) else repr(rle)}"
+        )
     height, width = int(size[0]), int(size[1])
     if height < 0 or width < 0 or height * width > max_pixels:
         raise ValueError(
@@ -157,6 +161,13 @@ def _size(rle: Rle, max_pixels: int) -> tuple[int, int]:
             f"with max_pixels="
         )
     return height, width
+
+
+def _is_whole(number: Any) -> bool:
+    """Whether `number` is an integer, or floating point without a fraction. False is no number."""
+    if isinstance(number, (float, np.floating)):
+        return float(number).is_integer()
+    return isinstance(number, (int, np.integer)) and not isinstance(number, bool)
 
 
 def _counts(rle: Rle, total: int) -> npt.NDArray[np.int64]:
@@ -168,7 +179,7 @@ def _counts(rle: Rle, total: int) -> npt.NDArray[np.int64]:
     elif isinstance(raw, np.ndarray) and np.issubdtype(raw.dtype, np.integer):
         counts = raw.astype(np.int64)
     elif isinstance(raw, (list, tuple, np.ndarray)) and all(
-        isinstance(run, (int, np.integer)) and 0 <= run <= total for run in raw
+        _is_whole(run) and 0 <= run <= total for run in raw
     ):
         counts = np.array(raw, dtype=np.int64)
     else:

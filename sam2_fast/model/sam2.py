@@ -339,7 +339,8 @@ class Sam2(ModelOfParts, WithTables):
     def point_to(self, features: Features, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of +-10, pointer and presence, as from `track`, of masks that a user drew.
 
-        mask: [B, 1, S, S] of 0 and 1. Source: official `_use_mask_as_output`.
+        mask: [B, 1, S, S], 1 on the object and 0 elsewhere, or soft.
+        Source: official `_use_mask_as_output`.
         """
         batch = mask.shape[0]
         logits = F.interpolate(
@@ -356,7 +357,7 @@ class Sam2(ModelOfParts, WithTables):
             self.mask_downsample(self.in_weights_dtype(mask)),
             multimask=False,
         )
-        present = mask.flatten(1).any(1, keepdim=True)
+        present = (mask > 0).flatten(1).any(1, keepdim=True)
         presence = present.to(logits.dtype) * 20.0 - 10.0
         return logits, mix_absent(pointer, present, self.no_obj_ptr), presence
 

@@ -132,7 +132,7 @@ class OfficialSteps(Sam2):
     ) -> SamOutputs:
         """Masks that a user drew as the result: logits of +-10, IoU 1, and a decoded pointer.
 
-        mask_inputs: [B, 1, S, S] of 0 and 1.
+        mask_inputs: [B, 1, S, S], 1 on the object and 0 elsewhere, or soft.
         """
         mask = mask_inputs.float()
         high = mask * 20.0 - 10.0
@@ -143,7 +143,7 @@ class OfficialSteps(Sam2):
             mask_inputs=self.mask_downsample(self.in_weights_dtype(mask)),
             high_res_features=high_res_features,
         )[5]
-        present = mask.flatten(1).any(1, keepdim=True)
+        present = (mask > 0).flatten(1).any(1, keepdim=True)
         pointer = mix_absent(pointer, present, self.no_obj_ptr)
         presence = present.to(high.dtype) * 20.0 - 10.0
         return low, high, mask.new_ones(mask.shape[0], 1), low, high, pointer, presence

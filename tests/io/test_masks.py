@@ -76,7 +76,10 @@ def test_unreadable_masks_are_errors(tmp_path: Path) -> None:
         load_mask(tmp_path / "bad.png")
     with pytest.raises(FileNotFoundError):
         load_mask(tmp_path / "none.png")
-    Image.new("RGB", (4, 4)).save(tmp_path / "colors.png")
+    several = np.zeros((4, 4, 3), np.uint8)
+    several[1:] = (0, 90, 0)
+    several[2:] = (90, 0, 0)
+    Image.fromarray(several).save(tmp_path / "colors.png")
     with pytest.raises(ValueError, match="colours in place of ids"):
         load_mask(tmp_path / "colors.png", 1)
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from sam2_fast.image.crops import build_all_layer_point_grids as build_all_layer_point_grids
@@ -23,6 +22,7 @@ from sam2_fast.image.mask_table import box_xyxy_to_xywh as box_xyxy_to_xywh
 from sam2_fast.image.mask_table import rle_to_mask as rle_to_mask
 from sam2_fast.io.rle import Rle, compress_rle, mask_to_rle
 from sam2_fast.masks import boxes, stability_score, without_small_regions
+from sam2_fast.ops.core.mask_values import bool_tensor
 
 
 def mask_to_rle_pytorch(tensor: Tensor) -> list[Rle]:
@@ -64,7 +64,5 @@ def remove_small_regions(
     """
     if mode not in ("holes", "islands"):
         raise ValueError(f"mode: expected 'holes' or 'islands', got {mode!r}")
-    cleaned, changed = without_small_regions(
-        torch.from_numpy(np.ascontiguousarray(mask).astype(bool))[None], area_thresh, mode
-    )
+    cleaned, changed = without_small_regions(bool_tensor(mask)[None], area_thresh, mode)
     return cleaned[0].numpy(), bool(changed[0])
