@@ -43,7 +43,7 @@ build: $(STAMP)  ## rebuild the native module after a change
 
 demo: $(STAMP)  ## track three objects through the example clip; write masks and an overlay
 	$(VENV)/bin/sam2-fast track examples/clip.mp4 --prompts examples/clip_prompts.json \
-	  --output outputs/demo
+	  --output outputs/demo --overwrite
 
 test: $(STAMP)
 	$(PY) -m pytest -n 2 --dist worksteal -q
@@ -100,10 +100,10 @@ generated: $(STAMP)  ## files that follow from the sources: floor plan, op names
 
 pictures: $(STAMP)  ## the moving picture and the still of the documents, by the shipped commands
 	$(VENV)/bin/sam2-fast track examples/clip.mp4 --prompts examples/clip_prompts.json \
-	  --weights nano --device cpu --overlay-format webp --output build/pictures/track
+	  --weights nano --device cpu --overlay-format webp --overwrite --output build/pictures/track
 	$(VENV)/bin/sam2-fast segment examples/clip_frames/00000.jpg --weights nano --device cpu \
 	  --object 1:box=1,172,79,251:point=40,212 --object 2:box=340,118,440,218 \
-	  --object 3:point=301,50:point=301,100,0 --output build/pictures/segment
+	  --object 3:point=301,50:point=301,100,0 --overwrite --output build/pictures/segment
 	cp build/pictures/track/overlay.webp docs/assets/tracked.webp
 	cp build/pictures/segment/overlay.png docs/assets/segmented.png
 
