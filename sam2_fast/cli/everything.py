@@ -63,7 +63,7 @@ def everything(
     if not overwrite:
         refuse_results(directory)
     settings = o.model_options(device, dtype, image_size)
-    pixels = load_image(image, max_pixels=max_pixels)
+    pixels = load_image(image, max_pixels=max_pixels, upright=True)
     from sam2_fast import SAM2AutomaticMaskGenerator, build_sam2
 
     summary = Summary("everything", image)

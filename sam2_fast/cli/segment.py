@@ -53,8 +53,12 @@ def segment(
     if not overwrite:
         refuse_results(directory)
     settings = o.model_options(device, dtype, image_size)
-    pixels = load_image(image, max_pixels=max_pixels)
-    hints = {prompt.object_id: load_mask(prompt.mask) for prompt in all_prompts if prompt.mask}
+    pixels = load_image(image, max_pixels=max_pixels, upright=True)
+    hints = {
+        prompt.object_id: load_mask(prompt.mask, upright=True)
+        for prompt in all_prompts
+        if prompt.mask
+    }
     summary = Summary("segment", image)
     with output_directory(directory):
         predictor, label = _predictor(weights, size, settings)

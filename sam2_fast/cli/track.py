@@ -92,10 +92,10 @@ def track(
         )
     directory = o.output_directory(output, video)
     model_options = o.model_options(device, dtype, image_size)
-    masks = {p: load_mask(p.mask) for p in all_prompts if p.mask is not None}
+    masks = {p: load_mask(p.mask, upright=True) for p in all_prompts if p.mask is not None}
     summary = Summary("track", video)
     with ExitStack() as stack:
-        frames = stack.enter_context(open_video(video, max_pixels=max_pixels))
+        frames = stack.enter_context(open_video(video, max_pixels=max_pixels, upright=True))
         _check_frames(all_prompts, frames)
         plan = Plan(
             directory=directory,

@@ -114,7 +114,11 @@ class FrameSource(ABC):
         return None
 
     def check_sizes(self, frames: range | None = None) -> None:
-        """Check the sizes of frames by the headers of their files."""
+        """Raise ValueError if the file of a frame has another size than the video.
+
+        Reads headers only, of sources of which each frame is a file; other sources do nothing.
+        frames: the frames to check; None: all. The error names the file.
+        """
         return
 
     def read_ahead(self, index: int) -> None:

@@ -14,7 +14,14 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from sam2_fast.io.limits import MAX_PIXELS, check_pixels
+from sam2_fast.io.limits import MAX_PIXELS, check_pixels, check_seekable
+from sam2_fast.io.orientation import (
+    is_applied,
+    stored_orientation,
+    swaps_sides,
+    upright_pixels,
+)
+from sam2_fast.io.pixels import rgb_from_array
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 """Formats that are read, whatever the file is called.
@@ -22,7 +29,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 All others (EPS, FITS, PSD...) are refused: decoding some of them starts programs or has no bounds.
 """
 
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
     *(OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError),
     *(OverflowError, MemoryError, struct.error, Image.DecompressionBombError),
 )
@@ -42,7 +49,7 @@ def as_rgb_uint8(image: Any, *, max_pixels: int = MAX_PIXELS) -> RGB8:
     max_pixels: limit for files and for Pillow images that are not loaded yet.
     Raises ValueError for an image that cannot be used, and TypeError for an object of another type.
     """
-    return _to_uint8(as_rgb(image, max_pixels=max_pixels))
+    return to_uint8(as_rgb(image, max_pixels=max_pixels))
 
 
 def as_rgb(image: Any, *, max_pixels: int = MAX_PIXELS) -> RGB8 | npt.NDArray[np.float32]:
@@ -50,27 +57,64 @@ def as_rgb(image: Any, *, max_pixels: int = MAX_PIXELS) -> RGB8 | npt.NDArray[np
     if isinstance(image, (str, os.PathLike)):
         return load_image(image, max_pixels=max_pixels)
     if isinstance(image, Image.Image):
-        return _from_pillow(image, max_pixels, "image")
+        return from_pillow(image, max_pixels, "image")
     if isinstance(image, torch.Tensor):
-        return _from_array(_channels_last(image.detach().cpu()).numpy(), "image")
+        return rgb_from_array(_channels_last(image.detach().cpu()).numpy(), "image")
     if isinstance(image, np.ndarray):
-        return _from_array(image, "image")
+        return rgb_from_array(image, "image")
     raise TypeError(
         f"image: expected a path, a Pillow image, a numpy array or a torch tensor, got "
         f"{type(image).__name__}"
     )
 
 
-def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> RGB8:
+def load_image(
+    path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, upright: bool = False
+) -> RGB8:
     """Read an image file as [H, W, 3] uint8 RGB.
 
-    The orientation tag (EXIF) is not applied, as in the official code. The size is checked before
-    any pixel is decoded. Raises FileNotFoundError if there is no such file, and ValueError, which
-    names the file, if it has none of `FORMATS`, is larger than `max_pixels`, damaged or truncated.
+    upright: whether the orientation tag of cameras is applied (EXIF of JPEG, PNG and WebP), so that
+        the image is as viewers show it. The official code does not apply it. The tag of TIFF files
+        is always applied, by Pillow.
+    The size is checked before any pixel is decoded. Raises FileNotFoundError if there is no such
+    file, and ValueError, which names the file, if it has none of `FORMATS`, is larger than
+    `max_pixels`, damaged or truncated.
     """
     file = Path(path)
     with _open(file) as stream:
-        return _to_uint8(_from_pillow(_identify(stream, file), max_pixels, f"image {file}"))
+        image = identify(stream, file)
+        orientation = _to_apply(image, stream) if upright else 1
+        pixels = to_uint8(from_pillow(image, max_pixels, f"image {file}"))
+    return np.ascontiguousarray(upright_pixels(pixels, orientation))
+
+
+def image_orientation(path: str | os.PathLike[str]) -> int:
+    """The orientation tag of an image file, 1 to 8; 1 (unchanged) without a tag or if it is broken.
+
+    EXIF of JPEG, PNG (eXIf) and WebP, and the tag of TIFF. Reads headers only. Raises
+    FileNotFoundError or ValueError, which name the file, if it is no image.
+    """
+    file = Path(path)
+    with _open(file) as stream:
+        return stored_orientation(identify(stream, file), stream)
+
+
+def depth_note(path: str | os.PathLike[str]) -> str | None:
+    """One line about an image of 16 or 32 bits a pixel that uses its lowest bits only, or None.
+
+    Such an image is nearly black, because its full scale is 65535: data of cameras and microscopes
+    with 8 to 14 bits, for example. Decodes the image if it is one of these kinds.
+    """
+    with open_image(path) as image:
+        if image.mode != "I" and not image.mode.startswith("I;16"):
+            return None
+        bits = int(np.asarray(image).max()).bit_length()
+    if bits == 0 or bits > 14:
+        return None
+    return (
+        f"image {path}: the 16-bit pixels use only the lowest {bits} bits, so the image is dark; "
+        f"full scale is 65535: multiply the pixels by {2 ** (16 - bits)} for an image of full range"
+    )
 
 
 @contextmanager
@@ -83,45 +127,57 @@ def open_image(
     """
     file = Path(path)
     with _open(file) as stream:
-        image = _identify(stream, file)
+        image = identify(stream, file)
         check_pixels(*image.size, max_pixels, f"image {file}")
         try:
             image.load()
-        except _DECODE_ERRORS as error:
+        except DECODE_ERRORS as error:
             raise ValueError(f"image {file}: cannot be decoded ({error})") from error
         yield image
 
 
-def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def image_size(path: str | os.PathLike[str], *, upright: bool = False) -> tuple[int, int]:
     """Read (height, width) in pixels from the header of an image file, without decoding it.
 
+    upright: whether the orientation tag is applied; see `load_image`.
     Raises FileNotFoundError or ValueError, which name the file.
     """
     file = Path(path)
     with _open(file) as stream:
-        width, height = _identify(stream, file).size
-    return height, width
+        image = identify(stream, file)
+        width, height = image.size
+        swapped = upright and swaps_sides(_to_apply(image, stream))
+    return (width, height) if swapped else (height, width)
+
+
+def _to_apply(image: Image.Image, stream: BinaryIO) -> int:
+    """The orientation that is still to be applied after Pillow has decoded the image."""
+    return 1 if is_applied(image) else stored_orientation(image, stream)
 
 
 def _open(file: Path) -> BinaryIO:
     if not file.exists():
         raise FileNotFoundError(f"image {file}: no such file")
+    check_seekable(file, f"image {file}")
     try:
         return file.open("rb")
     except OSError as error:
         raise ValueError(f"image {file}: cannot be opened ({error.strerror})") from error
 
 
-def _identify(stream: BinaryIO, file: Path) -> Image.Image:
-    """Open a file with one of `FORMATS` only.
+def identify(stream: BinaryIO, file: Path | str) -> Image.Image:
+    """Open a file with one of `FORMATS` only. Nothing but its header is read.
 
+    file: its path, or its name in error messages.
     Pillow's own global size limit is not applied, because ours is an argument of the callers.
     """
+    label = f"image {file}" if isinstance(file, Path) else file
     Image.preinit()
     Image.init()
+    stream.seek(0)
     prefix = stream.read(16)
     if not prefix:
-        raise ValueError(f"image {file}: the file is empty")
+        raise ValueError(f"{label}: the file is empty")
     for name in FORMATS:
         factory, accepts = Image.OPEN.get(name, (None, None))
         if factory is None or (accepts is not None and not _matches(accepts(prefix))):
@@ -130,9 +186,9 @@ def _identify(stream: BinaryIO, file: Path) -> Image.Image:
         try:
             image: Image.Image = factory(stream, os.fspath(file))
             return image
-        except _DECODE_ERRORS:
+        except DECODE_ERRORS:
             continue
-    raise ValueError(f"image {file}: not a readable {', '.join(FORMATS)} file")
+    raise ValueError(f"{label}: not a readable {', '.join(FORMATS)} file")
 
 
 def _matches(answer: bool | str) -> bool:
@@ -140,25 +196,33 @@ def _matches(answer: bool | str) -> bool:
     return bool(answer) and not isinstance(answer, str)
 
 
-def _from_pillow(image: Image.Image, max_pixels: int, label: str) -> RGB8 | npt.NDArray[np.float32]:
+def from_pillow(image: Image.Image, max_pixels: int, label: str) -> RGB8 | npt.NDArray[np.float32]:
+    """The pixels [H, W, 3] of a Pillow image of any mode.
+
+    label: the name of the image in error messages.
+    """
     check_pixels(*image.size, max_pixels, label)
     try:
         if image.mode == "F" or image.mode == "I" or image.mode.startswith("I;16"):
             deep = np.asarray(image)
             if image.mode == "I":
-                if deep.min() < 0 or deep.max() > 65535:
-                    raise ValueError("32-bit integer pixels outside 0..65535")
+                low, high = int(deep.min()), int(deep.max())
+                if low < 0 or high > 65535:
+                    raise ValueError(
+                        f"32-bit integer pixels in [{low}, {high}], expected 0 to 65535; scale them"
+                    )
                 deep = deep.astype(np.uint16)
-            return _from_array(deep, label)
+            return rgb_from_array(deep, label)
         return np.array(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         reason = str(error) or type(error).__name__
         raise ValueError(
             reason if reason.startswith(label) else f"{label}: cannot be decoded ({reason})"
         ) from error
 
 
-def _to_uint8(pixels: RGB8 | npt.NDArray[np.float32]) -> RGB8:
+def to_uint8(pixels: RGB8 | npt.NDArray[np.float32]) -> RGB8:
+    """Floating-point pixels in [0, 1] rounded to 256 levels; bytes unchanged."""
     if pixels.dtype == np.uint8:
         return np.asarray(pixels, dtype=np.uint8)
     return np.asarray(np.rint(pixels * np.float32(255)), dtype=np.uint8)
@@ -169,44 +233,3 @@ def _channels_last(image: torch.Tensor) -> torch.Tensor:
     if image.dtype == torch.bfloat16:  # numpy has no bfloat16
         image = image.float()
     return image.permute(1, 2, 0) if image.ndim == 3 and image.shape[0] in (1, 3, 4) else image
-
-
-def _from_array(array: npt.NDArray[Any], label: str) -> RGB8 | npt.NDArray[np.float32]:
-    shape = [*array.shape]
-    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3, 4):
-        raise ValueError(
-            f"{label}: expected a numpy array [H, W, 3], got {shape}; channels first? use "
-            f".transpose(1, 2, 0)"
-        )
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise ValueError(
-            f"{label}: expected [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got {shape}"
-        )
-    if 0 in shape:
-        raise ValueError(f"{label}: expected at least one pixel, got {shape}")
-    channels = array[:, :, None] if array.ndim == 2 else array[:, :, :3]
-    rgb = (
-        np.broadcast_to(channels, (*channels.shape[:2], 3)) if channels.shape[2] == 1 else channels
-    )
-    if rgb.dtype == np.uint8:
-        return np.ascontiguousarray(rgb)
-    if rgb.dtype == np.uint16:
-        return ((rgb.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if np.issubdtype(rgb.dtype, np.floating):
-        return _unit_floats(rgb, label)
-    raise ValueError(
-        f"{label}: expected uint8, uint16 or floating point in [0, 1], got {array.dtype}; convert "
-        f"with .astype(np.uint8)"
-    )
-
-
-def _unit_floats(rgb: npt.NDArray[Any], label: str) -> npt.NDArray[np.float32]:
-    low, high = float(rgb.min()), float(rgb.max())
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError(f"{label}: floating-point pixels must be finite, got NaN or infinity")
-    if low < 0 or high > 1:
-        raise ValueError(
-            f"{label}: floating-point pixels must lie in [0, 1], got [{low:g}, {high:g}]; divide "
-            f"by 255 or pass uint8"
-        )
-    return np.ascontiguousarray(rgb, dtype=np.float32)

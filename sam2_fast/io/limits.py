@@ -5,6 +5,9 @@ Every reader takes the limit as an argument, so that a caller can raise it.
 
 from __future__ import annotations
 
+import stat
+from pathlib import Path
+
 MAX_PIXELS = 2**27
 """Most pixels of one image or frame that is read from a file (134 million: 402 MB as RGB)."""
 
@@ -23,4 +26,28 @@ def check_pixels(width: int, height: int, max_pixels: int, label: str) -> None:
         raise ValueError(
             f"{label}: {width} x {height} is {width * height} pixels, the limit is {max_pixels}; "
             f"raise it with max_pixels="
+        )
+
+
+def check_count(count: int, max_frames: int, label: str) -> None:
+    """Raise ValueError if a video has more than `max_frames` frames.
+
+    label: the name of the video in the error message.
+    """
+    if count > max_frames:
+        raise ValueError(
+            f"{label}: more than {max_frames} frames; raise the limit with max_frames="
+        )
+
+
+def check_seekable(path: Path, label: str) -> None:
+    """Raise ValueError if a path is a pipe, a socket or a device.
+
+    label: the name of the input in the error message.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ValueError(
+            f"{label}: not a regular file; pipes and devices cannot be read in any order: write "
+            f"the data to a file, or pass its bytes"
         )

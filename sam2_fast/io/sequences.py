@@ -1,61 +1,53 @@
-"""Videos that consist of pictures: a folder of image files, a list, an array or a stream."""
+"""Videos that consist of pictures: a list, an array, a stream or a camera."""
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from sam2_fast.io.frame_folder import FRAME_SUFFIXES, FrameFolder, frame_files
 from sam2_fast.io.frames import Frame, FrameGoneError, FrameSource
-from sam2_fast.io.images import as_rgb_uint8, image_size, load_image
-from sam2_fast.io.limits import MAX_FRAMES, MAX_PIXELS, check_pixels
+from sam2_fast.io.images import as_rgb_uint8, load_image
+from sam2_fast.io.limits import MAX_FRAMES, MAX_PIXELS, check_count
 
-FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-
-
-class FrameFolder(FrameSource):
-    """A directory of image files, one per frame, ordered by the numbers in their names.
-
-    Examples of names: `7.jpg`, `00007.jpg`, `frame_7.png`.
-    """
-
-    reads_ahead = True
-
-    def __init__(
-        self, path: Path, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES
-    ) -> None:
-        self._files = frame_files(path, max_frames)
-        self._max_pixels = max_pixels
-        height, width = image_size(self._files[0])
-        check_pixels(width, height, max_pixels, f"image {self._files[0]}")
-        super().__init__(f"frame folder {path}", len(self._files), height, width)
-
-    def _read(self, index: int) -> Frame:
-        return load_image(self._files[index], max_pixels=self._max_pixels)
+__all__ = [
+    "FRAME_SUFFIXES",
+    "Camera",
+    "FrameArray",
+    "FrameFolder",
+    "FrameList",
+    "FrameStream",
+    "frame_files",
+]
 
 
 class FrameList(FrameSource):
     """A list of arrays, Pillow images, tensors or paths, each converted when it is read."""
 
     def __init__(
-        self, frames: Sequence[Any], *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES
+        self,
+        frames: Sequence[Any],
+        *,
+        max_pixels: int = MAX_PIXELS,
+        max_frames: int = MAX_FRAMES,
+        upright: bool = False,
     ) -> None:
         if not frames:
             raise ValueError("video: expected at least one frame, got an empty list")
-        _check_count(len(frames), max_frames, "video")
+        check_count(len(frames), max_frames, "video")
         self._frames = frames
         self._max_pixels = max_pixels
-        height, width = _convert(frames[0], 0, max_pixels).shape[:2]
+        self._upright = upright
+        height, width = self._read(0).shape[:2]
         super().__init__(f"list of {len(frames)} frames", len(frames), height, width)
 
     def _read(self, index: int) -> Frame:
-        return _convert(self._frames[index], index, self._max_pixels)
+        return _convert(self._frames[index], index, self._max_pixels, self._upright)
 
 
 class FrameArray(FrameSource):
@@ -139,7 +131,7 @@ class FrameStream(FrameSource):
                 ) from None
             number = self._next
             self._next += 1
-            _check_count(self._next, self._max_frames, self.name)
+            check_count(self._next, self._max_frames, self.name)
             frame = _convert(raw, number, self._max_pixels)
             if number == index:
                 return frame
@@ -173,55 +165,10 @@ class Camera(FrameStream):
         self._device.release()
 
 
-def _convert(frame: Any, index: int, max_pixels: int) -> Frame:
+def _convert(frame: Any, index: int, max_pixels: int, upright: bool = False) -> Frame:
     try:
+        if isinstance(frame, (str, PathLike)):
+            return load_image(frame, max_pixels=max_pixels, upright=upright)
         return as_rgb_uint8(frame, max_pixels=max_pixels)
     except (ValueError, TypeError) as error:
         raise type(error)(f"frame {index}: {error}") from error
-
-
-def _check_count(count: int, max_frames: int, label: str) -> None:
-    if count > max_frames:
-        raise ValueError(
-            f"{label}: more than {max_frames} frames; raise the limit with max_frames="
-        )
-
-
-def frame_files(folder: Path, max_frames: int = MAX_FRAMES) -> list[Path]:
-    """Image files of a folder in frame order.
-
-    Hidden files (`._0.jpg`) and files of other kinds are skipped.
-    """
-    names: list[str] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if (
-                not entry.name.startswith(".")
-                and os.path.splitext(entry.name)[1].lower() in FRAME_SUFFIXES
-            ):
-                names.append(entry.name)
-                _check_count(len(names), max_frames, f"frame folder {folder}")
-    if not names:
-        raise ValueError(
-            f"frame folder {folder}: no images found; expected files such as 00000.jpg "
-            f"({', '.join(FRAME_SUFFIXES)})"
-        )
-    seen: dict[tuple[tuple[str, int], ...], str] = {}
-    for name in names:
-        key = _frame_key(os.path.splitext(name)[0])
-        if key in seen:
-            raise ValueError(f"frame folder {folder}: {seen[key]} and {name} are the same frame")
-        seen[key] = name
-    return [folder / seen[key] for key in sorted(seen)]
-
-
-def _frame_key(stem: str) -> tuple[tuple[str, int], ...]:
-    """Key of the natural order: `10` comes after `9`, and `frame_10` after `frame_9`.
-
-    It alternates between text and numbers.
-    """
-    return tuple(
-        (text, int(digits) if digits else -1)
-        for text, digits in re.findall(r"(\D*)(\d*)", stem, re.ASCII)
-        if text or digits
-    )

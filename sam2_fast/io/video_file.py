@@ -2,7 +2,9 @@
 
 The packets are listed once without decoding them. A frame is then located by its time stamp and
 decoded from the nearest key frame before it. If the packets do not identify the frames (missing or
-repeated time stamps, hidden frames), the frames are counted by decoding the whole file once.
+repeated time stamps, hidden frames, damage), the frames are counted by decoding the whole file
+once. If only the end is damaged or cut off, the last groups of pictures are decoded, to list the
+frames that can be read.
 """
 
 from __future__ import annotations
@@ -10,22 +12,26 @@ from __future__ import annotations
 import io
 from bisect import bisect_right
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
+from sam2_fast.io.frame_table import (
+    FrameTable,
+    PacketInfo,
+    frame_rate,
+    from_frames,
+    from_packets,
+    seconds_of,
+)
 from sam2_fast.io.frames import Frame, FrameSource
-from sam2_fast.io.limits import MAX_FRAMES, MAX_PIXELS, check_pixels
+from sam2_fast.io.limits import MAX_FRAMES, MAX_PIXELS, check_count, check_pixels
 from sam2_fast.io.mp4_header import check_sample_counts
+from sam2_fast.io.video_decoder import VideoDecoder, import_av
+from sam2_fast.io.video_stream import to_rgb
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
-
-CONTAINERS = (
-    "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,asf,h264,hevc,obu,ivf,m4v,mjpeg,mxf,apng"
-)
-"""Formats that FFmpeg may try. None of them opens further files or addresses, as play lists do."""
 
 ONE_FRAME_PER_PACKET = (
     "h264",
@@ -44,13 +50,17 @@ ONE_FRAME_PER_PACKET = (
 )
 """Codecs of which every packet holds one frame."""
 
+WHOLE_PACKETS = ("mov,mp4", "matroska", "flv", "asf", "ogg")
+"""Containers, by the start of their names, that show which packets are cut off."""
 
-class VideoFile(FrameSource):
+
+class VideoFile(VideoDecoder, FrameSource):
     """Random access to a video file by frame number.
 
     Frame k is the k-th frame that a decoder shows, in order of time. Colours are 8-bit RGB.
-    Rotation metadata (multiples of 90 degrees) is applied, as players do; the pixel aspect ratio is
-    not. A truncated file has the frames before its end.
+    The display matrix (rotation by multiples of 90 degrees, mirroring) is applied, as players do;
+    the pixel aspect ratio is not. A truncated file has the frames that can be decoded.
+    fps: the mean rate of all frames, by their time stamps; without them, the rate in the header.
     """
 
     reads_ahead = True
@@ -58,33 +68,37 @@ class VideoFile(FrameSource):
     def __init__(
         self, source: Path | bytes, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES
     ) -> None:
-        self._source = source
         name = f"video {source}" if isinstance(source, Path) else f"video of {len(source)} bytes"
-        self._av = _import_av()
-        self._options = {"format_whitelist": CONTAINERS, "max_pixels": str(max_pixels)}
-        self._container: Any = None
-        self._stream: Any = None
+        VideoDecoder.__init__(self, source, name, max_pixels)
         self._check_header(name, max_frames)
         try:
             self._reopen()
-            if self._stream is None:
-                raise ValueError(f"{name}: no video stream in the file")
-            context = self._stream.codec_context
-            if context is None:
-                raise ValueError(f"{name}: no decoder for its video stream")
+            context = cast(Any, self._stream).codec_context
             check_pixels(context.width, context.height, max_pixels, name)
-            self._list_frames(name, max_frames)
+            fps = self._list_frames(name, max_frames)
             first = self._first_frame(name)
         except self._av.FFmpegError as error:
             self._release()
-            raise ValueError(f"{name}: cannot be read as a video ({error.strerror})") from error
+            is_refused = isinstance(error, self._av.error.ArgumentError)
+            reason = "its format is not supported" if is_refused else error.strerror
+            raise ValueError(f"{name}: cannot be read as a video ({reason})") from error
         except BaseException:
             self._release()
             raise
-        rate = self._stream.average_rate or self._stream.guessed_rate
         height, width = first.shape[:2]
-        super().__init__(name, len(self._times), height, width, float(rate) if rate else None)
+        FrameSource.__init__(self, name, len(self._times), height, width, fps)
         self._insert(0, first)
+
+    def frame_time(self, index: int) -> float | None:
+        """Seconds from the start of the file, as players count, to frame `index`.
+
+        The start is that of the first stream, so the first frame of a file without sound is at 0.0.
+        Without usable time stamps, frames follow each other at the rate in the header; None if the
+        file has none.
+        """
+        if self._seconds is not None:
+            return self._seconds[index]
+        return None if self.fps is None else index / self.fps
 
     def close(self) -> None:
         super().close()
@@ -97,7 +111,7 @@ class VideoFile(FrameSource):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._av = _import_av()
+        self._av = import_av()
         self._container = self._stream = None
         if not self._closed:
             self._reopen()
@@ -108,6 +122,22 @@ class VideoFile(FrameSource):
         Otherwise seek to the last key frame before the frame; if the frame does not appear after
         it, try the key frame before that one, and then the start.
         """
+        try:
+            frame = self._read_once(index)
+            if frame is None and self._distrusts_threads():
+                self._reopen()
+                frame = self._read_once(index)
+        except self._av.FFmpegError as error:
+            raise ValueError(
+                f"{self.name}: frame {index} cannot be read ({error.strerror})"
+            ) from error
+        if frame is None:
+            raise ValueError(
+                f"{self.name}: frame {index} cannot be decoded; the file is damaged there"
+            )
+        return frame
+
+    def _read_once(self, index: int) -> Frame | None:
         backwards = index < self._next
         if not backwards and self._key_before(index) <= self._next:
             frame = self._decode_to(index, keep_from=index)
@@ -120,7 +150,7 @@ class VideoFile(FrameSource):
             frame = self._decode_to(index, keep_from) if self._seek(key) else None
             if frame is not None:
                 return frame
-        raise ValueError(f"{self.name}: frame {index} cannot be decoded; the file is damaged there")
+        return None
 
     def _decode_to(self, index: int, keep_from: int) -> Frame | None:
         """Decode up to frame `index` and return it; None if it does not appear.
@@ -130,11 +160,11 @@ class VideoFile(FrameSource):
         for number, frame in self._numbered():
             self._next = number + 1
             if number == index:
-                return _to_rgb(frame)
+                return to_rgb(frame, self._label)
             if number > index:
                 return None
             if number >= keep_from:
-                self._insert(number, _to_rgb(frame))
+                self._insert(number, to_rgb(frame, self._label))
         self._next = len(self._times)
         return None
 
@@ -155,86 +185,97 @@ class VideoFile(FrameSource):
         if key == 0:
             self._reopen()
             return True
-        try:
-            self._container.seek(
-                self._times[key], stream=self._stream, backward=True, any_frame=False
-            )
-        except self._av.FFmpegError:  # damaged index
+        if not self._seek_to(self._times[key]):
             return False
         self._decoded = self._decode()
         self._next = key
         return True
 
-    def _reopen(self) -> None:
-        self._release()
-        source = (
-            io.BytesIO(self._source) if isinstance(self._source, bytes) else f"file:{self._source}"
-        )
-        self._container = self._av.open(source, mode="r", options=self._options)
-        if self._container.streams.video:
-            self._stream = self._container.streams.video[0]
-            self._stream.thread_type = "AUTO"
-            self._decoded = self._decode()
-        self._next = 0
+    def _list_frames(self, name: str, max_frames: int) -> float | None:
+        """Set `_times` (one per frame), `_keys`, `_timed`, `_number_at` and `_seconds`.
 
-    def _decode(self) -> Iterator[VideoFrame]:
-        """Frames from the current position on.
-
-        Packets that cannot be decoded are skipped, so that the frames after them are not lost.
+        Returns the frames per second.
         """
+        self._ends_early = False
+        packets: list[PacketInfo] = []
         for packet in self._packets():
-            try:
-                yield from packet.decode()
-            except self._av.error.InvalidDataError:
-                continue
+            if not packet.is_discard:
+                packets.append(PacketInfo(packet.pts, packet.is_keyframe, packet.is_corrupt))
+                check_count(len(packets), max_frames, name)
+        self._has_errors = self._ends_early or any(packet.is_corrupt for packet in packets)
+        self._distrusts_threads()
+        table = from_packets(packets) if self._is_one_frame_per_packet() else None
+        stamps: list[int | None]
+        if table is not None:
+            table = self._without_damage(table, packets)
+        if table is None:
+            stamps = self._count_frames(name, max_frames)
+            table = from_frames(stamps, packets)
+        else:
+            stamps = list(table.times)
+        self._times, self._keys, self._timed = table
+        self._number_at = {time: number for number, time in enumerate(self._times)}
+        self._reopen()
+        return self._set_clock(stamps)
 
-    def _packets(self) -> Iterator[Any]:
-        """Packets from the current position on; the video ends if the data is cut off."""
-        try:
-            yield from self._container.demux(self._stream)
-        except (self._av.error.InvalidDataError, self._av.error.EOFError):
-            return
+    def _count_frames(self, name: str, max_frames: int) -> list[int | None]:
+        """Time stamps of all frames, by decoding the whole file."""
+        self._reopen()
+        stamps: list[int | None] = []
+        for frame in self._decode():
+            stamps.append(frame.pts)
+            check_count(len(stamps), max_frames, name)
+        return self._count_frames(name, max_frames) if self._distrusts_threads() else stamps
 
-    def _list_frames(self, name: str, max_frames: int) -> None:
-        """Set `_times` (one per frame), `_keys` (key frames), `_timed` and `_number_at`."""
-        listed: list[tuple[int | None, bool]] = []
-        for packet in self._packets():
-            if packet.size and not packet.is_discard and not packet.is_corrupt:
-                listed.append((packet.pts, packet.is_keyframe))
-                _check_count(len(listed), max_frames, name)
-        times = [time for time, _ in listed if time is not None]
-        first_packet = listed[0] if listed else (None, False)
-        self._timed = len(set(times)) == len(listed) > 0
+    def _set_clock(self, stamps: list[int | None]) -> float | None:
+        """Set `_seconds`; returns the frames per second. stamps: of the frames, in their order."""
+        stream = self._stream
+        base = Fraction(stream.time_base or 1)
+        start = self._container.start_time
+        self._seconds = seconds_of(stamps, base, None if start is None else start / 1_000_000)
+        ticks = None if self._seconds is None else [stamp for stamp in stamps if stamp is not None]
+        return frame_rate(ticks, base, (stream.average_rate, stream.guessed_rate))
+
+    def _is_one_frame_per_packet(self) -> bool:
         # AVI has no time stamps.
-        one_frame_per_packet = (
+        return (
             self._stream.codec_context.name in ONE_FRAME_PER_PACKET
             and self._container.format.name != "avi"
         )
-        starts_with_key = first_packet[1] and self._timed and first_packet[0] == min(times)
-        if not (one_frame_per_packet and starts_with_key):
-            self._reopen()
-            decoded: list[int | None] = []
-            for frame in self._decode():
-                decoded.append(frame.pts)
-                _check_count(len(decoded), max_frames, name)
-            times = [time for time in decoded if time is not None]
-            self._timed = len(set(times)) == len(decoded) and times == sorted(times)
-            times = times if self._timed else list(range(len(decoded)))
-        self._times = sorted(times)
-        self._number_at = {time: number for number, time in enumerate(self._times)}
-        keys = {0}
-        if self._timed:
-            keys |= {
-                self._number_at[time] for time, key in listed if key and time in self._number_at
-            }
-        self._keys = sorted(keys)
+
+    def _without_damage(self, table: FrameTable, packets: list[PacketInfo]) -> FrameTable | None:
+        """The table without frames at the end that cannot be decoded.
+
+        None if the file is damaged before its last groups of pictures.
+        """
+        corrupt = {packet.pts for packet in packets if packet.is_corrupt}
+        if (
+            not corrupt
+            and not self._ends_early
+            and self._container.format.name.startswith(WHOLE_PACKETS)
+        ):
+            return table
+        last = table.keys[-1]
+        if any(pts is not None and pts < table.times[last] for pts in corrupt):
+            return None
+        key = table.keys[max(0, len(table.keys) - 2)]
+        is_damaged = self._is_damaged
+        self._is_damaged = True  # one thread, to see which frames are damaged
         self._reopen()
+        if key > 0 and not self._seek_to(table.times[key]):
+            return None
+        decoded = {frame.pts: frame.is_corrupt for frame in self._decode()}
+        self._is_damaged = is_damaged or any(decoded.get(t, True) for t in table.times[last:])
+        times = [
+            time for number, time in enumerate(table.times) if number < last or time in decoded
+        ]
+        return FrameTable(times, [key for key in table.keys if key < len(times)], True)
 
     def _first_frame(self, name: str) -> Frame:
         for number, frame in self._numbered():
             self._next = number + 1
             if number == 0:
-                return _to_rgb(frame)
+                return to_rgb(frame, self._label)
             break
         raise ValueError(f"{name}: no frames; the file is empty or damaged")
 
@@ -247,27 +288,3 @@ class VideoFile(FrameSource):
                 check_sample_counts(stream, self._source.stat().st_size, max_frames, name)
         except OSError as error:
             raise ValueError(f"{name}: cannot be opened ({error.strerror})") from error
-
-    def _release(self) -> None:
-        if self._container is not None:
-            self._container.close()
-            self._container = self._stream = None
-
-
-def _to_rgb(frame: VideoFrame) -> Frame:
-    quarter_turns = round(frame.rotation / 90)
-    rgb = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
-    return np.ascontiguousarray(np.rot90(rgb, quarter_turns)) if quarter_turns % 4 else rgb
-
-
-def _check_count(count: int, max_frames: int, name: str) -> None:
-    if count > max_frames:
-        raise ValueError(f"{name}: more than {max_frames} frames; raise the limit with max_frames=")
-
-
-def _import_av() -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError('video files need PyAV: pip install "sam2-fast[video]"') from error
-    return av

@@ -100,7 +100,9 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
         max_pixels, max_frames: limits on the input; None: the defaults of `io.video.open_video`.
         """
         arguments = {"max_pixels": max_pixels, "max_frames": max_frames}
-        limits = {name: value for name, value in arguments.items() if value is not None}
+        limits: dict[str, Any] = {
+            name: value for name, value in arguments.items() if value is not None
+        }
         if keep not in (None, "all", "reachable"):
             raise ValueError(f"keep: expected 'all', 'reachable' or None, got {keep!r}")
         frames: Frames = StreamFrames()
