@@ -9,11 +9,11 @@ import typer
 
 from sam2_fast.atomic import whole_file
 from sam2_fast.cli import options as o
+from sam2_fast.cli.inputs import read_picture
 from sam2_fast.cli.report import Summary, guarded
 from sam2_fast.cli.results import output_directory, refuse_results, remove_results
 from sam2_fast.cli.signals import deferred_signals
 from sam2_fast.cli.weights import choose_weights
-from sam2_fast.io.images import load_image
 from sam2_fast.io.json_files import to_json
 from sam2_fast.io.mask_png import MAX_IDS
 from sam2_fast.io.masks import Mask, save_davis, save_mask
@@ -63,7 +63,7 @@ def everything(
     if not overwrite:
         refuse_results(directory)
     settings = o.model_options(device, dtype, image_size)
-    pixels = load_image(image, max_pixels=max_pixels, upright=True)
+    pixels = read_picture(image, max_pixels)
     from sam2_fast import SAM2AutomaticMaskGenerator, build_sam2
 
     summary = Summary("everything", image)

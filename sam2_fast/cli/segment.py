@@ -10,14 +10,14 @@ import typer
 from PIL import Image
 
 from sam2_fast.cli import options as o
+from sam2_fast.cli.inputs import read_masks, read_picture
 from sam2_fast.cli.prompts import Prompt, gather
 from sam2_fast.cli.report import Summary, guarded
 from sam2_fast.cli.results import output_directory, refuse_results, remove_results
 from sam2_fast.cli.signals import deferred_signals
 from sam2_fast.cli.weights import choose_weights
-from sam2_fast.io.images import load_image
 from sam2_fast.io.mask_writers import FrameLabel
-from sam2_fast.io.masks import JsonWriter, Mask, describe, load_mask, save_davis, save_mask
+from sam2_fast.io.masks import JsonWriter, Mask, describe, save_davis, save_mask
 from sam2_fast.io.overlay import RGB8, draw_box, draw_masks, draw_points, save_png
 
 HINT_LOGIT = 10.0
@@ -53,12 +53,8 @@ def segment(
     if not overwrite:
         refuse_results(directory)
     settings = o.model_options(device, dtype, image_size)
-    pixels = load_image(image, max_pixels=max_pixels, upright=True)
-    hints = {
-        prompt.object_id: load_mask(prompt.mask, upright=True)
-        for prompt in all_prompts
-        if prompt.mask
-    }
+    pixels = read_picture(image, max_pixels)
+    hints = read_masks(all_prompts)
     summary = Summary("segment", image)
     with output_directory(directory):
         predictor, label = _predictor(weights, size, settings)
@@ -67,7 +63,7 @@ def segment(
         scores: dict[int, float] = {}
         for prompt in all_prompts:
             masks[prompt.object_id], scores[prompt.object_id] = _predict(
-                predictor, prompt, hints.get(prompt.object_id)
+                predictor, prompt, hints.get(prompt)
             )
         drawn = _draw(pixels, masks, all_prompts) if overlay else None
         with deferred_signals():

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sam2_fast.cli import options as o
+from sam2_fast.cli.inputs import note_orientation, read_masks
 from sam2_fast.cli.prompts import Prompt, gather
 from sam2_fast.cli.report import Summary, guarded
 from sam2_fast.cli.results import output_directory, refuse_results
@@ -17,7 +18,6 @@ from sam2_fast.cli.runs import check_settings, read_run
 from sam2_fast.cli.tracking import Plan, Tracking
 from sam2_fast.cli.weights import WeightsChoice, choose_weights
 from sam2_fast.io.frames import FrameSource
-from sam2_fast.io.masks import load_mask
 from sam2_fast.io.video import open_video
 
 
@@ -92,11 +92,12 @@ def track(
         )
     directory = o.output_directory(output, video)
     model_options = o.model_options(device, dtype, image_size)
-    masks = {p: load_mask(p.mask, upright=True) for p in all_prompts if p.mask is not None}
+    masks = read_masks(all_prompts)
     summary = Summary("track", video)
     with ExitStack() as stack:
         frames = stack.enter_context(open_video(video, max_pixels=max_pixels, upright=True))
         _check_frames(all_prompts, frames)
+        note_orientation(video)
         plan = Plan(
             directory=directory,
             video=video,

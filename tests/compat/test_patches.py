@@ -273,6 +273,7 @@ def test_models_are_built_of_the_classes_of_the_program(module: str, name: str, 
     assert not any(type(x) is own for x in model.modules())
 
 
+@pytest.mark.field("B21")
 def test_builders_make_the_predictor_of_the_program() -> None:
     from sam2.build_sam import build_sam2_camera_predictor, build_sam2_video_predictor
     from sam2.sam2_camera_predictor import SAM2CameraPredictor

@@ -80,6 +80,7 @@ def write(folder: Path, source: str) -> Path:
     return path
 
 
+@pytest.mark.field("B16")
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_workers_of_a_pool_import_the_shim_and_the_program(tmp_path: Path, method: str) -> None:
     """Under spawn and forkserver, workers import the main module of the program again."""
@@ -90,6 +91,7 @@ def test_workers_of_a_pool_import_the_shim_and_the_program(tmp_path: Path, metho
         assert output.strip() == expected
 
 
+@pytest.mark.field("B16")
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_workers_of_a_data_loader_import_the_shim(tmp_path: Path, method: str) -> None:
     output = run([*SHIM, str(write(tmp_path, LOADER)), method], tmp_path)

@@ -159,6 +159,7 @@ def test_modules_have_a_file_a_spec_and_a_source(shim: None, name: str) -> None:
     assert importlib.reload(module) is module
 
 
+@pytest.mark.field("B19")
 def test_packages_have_a_folder_and_resources(shim: None, tmp_path: Path) -> None:
     """So does a folder of files without code below them."""
     import sam2.modeling

@@ -6,12 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import sam2_fast
 from sam2_fast.io import load_masks_json
+from sam2_fast.video import full_size, tracker
 from tests.cli.commands import EXAMPLES, FRAMES, SMALL, STILL, run, summary
 
 CLICK = "--point 40,212"
@@ -205,3 +207,99 @@ def test_everything_keeps_its_masks_if_a_format_cannot_hold_them(
     document = json.loads(Path("out/masks.json").read_text())
     assert document["masks"] and all("segmentation" in entry for entry in document["masks"])
     assert Path("out/overlay.png").exists()
+
+
+def rotated(path: Path, tag: int) -> None:
+    """A grey JPEG of 96 x 64 stored pixels with a red block at (60..90, 10..30), and a tag."""
+    pixels = np.full((64, 96, 3), 40, np.uint8)
+    pixels[10:30, 60:90] = (220, 30, 30)
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    Image.fromarray(pixels).save(path, exif=exif, quality=95)
+
+
+@pytest.mark.field("B13")
+@pytest.mark.parametrize("command", ["segment", "track photo.jpg", "track frames"])
+def test_clicks_of_a_viewer_find_the_object_of_a_rotated_photo(command: str) -> None:
+    Path("frames").mkdir()
+    for name in ("photo.jpg", "frames/0.jpg", "frames/1.jpg"):
+        rotated(Path(name), 6)
+    source = "photo.jpg" if command == "segment" else ""
+    result = run(command, source, "--point 44,75 --weights nano -o out --no-overlay")
+    assert result.exit_code == 0, result.output
+    assert "orientation tag 6" in result.stderr
+    name = "00000" if "photo" in command else "0"
+    path = "001.png" if command == "segment" else f"masks/001/{name}.png"
+    mask = sam2_fast.io.load_mask(Path("out") / path)
+    assert mask.shape == (96, 64)
+    truth = np.zeros((96, 64), bool)
+    truth[60:90, 64 - 30 : 64 - 10] = True
+    assert (mask & truth).sum() / (mask | truth).sum() > 0.7
+
+
+@pytest.mark.field("B13")
+def test_a_photo_without_a_tag_has_no_note() -> None:
+    rotated(Path("photo.jpg"), 1)
+    result = run("segment photo.jpg --point 75,20", SMALL)
+    assert result.exit_code == 0 and "orientation" not in result.stderr
+
+
+@pytest.mark.field("B03", "B14")
+@pytest.mark.parametrize(("value", "word"), [(0, "no pixel"), (1, "every pixel")])
+def test_a_mask_prompt_without_an_edge_is_noted(value: int, word: str) -> None:
+    sam2_fast.io.save_mask("mask.png", np.full((320, 480), value, bool))
+    result = run("track", FRAMES, "--mask mask.png", SMALL, SHORT)
+    assert result.exit_code == 0 and f"mask.png: covers {word}" in result.stderr
+
+
+@pytest.mark.field("B14")
+def test_a_picture_of_another_size_is_named_before_the_first_frame_is_tracked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(sam2_fast, "build_sam2_video_predictor", fail, raising=False)
+    frames = tmp_path / "frames"
+    shutil.copytree(FRAMES, frames)
+    Image.new("RGB", (64, 48)).save(frames / "preview.jpg")
+    result = run("track", frames, CLICK, SMALL)
+    assert result.exit_code == 2 and "preview.jpg" in result.stderr
+    assert "480 x 320" in result.stderr
+
+
+@pytest.mark.field("B15")
+@pytest.mark.parametrize(
+    "name", ["2024-05-01T12:30:05", "http:x", "100%d", "Bäume im Wind", "file:a", "-clip", "pipe:1"]
+)
+def test_videos_and_outputs_have_names_of_any_kind(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("av", reason="reads and writes videos")
+    shutil.copy(EXAMPLES / "clip.mp4", tmp_path / f"{name}.mp4")
+    words = [f"./{name}.mp4", "--output", f"./{name}"]
+    result = run("track", Path(words[0]), CLICK, SMALL, "--max-frames 2", *map(Path, words[1:]))
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / name / "overlay.mp4").stat().st_size > 0
+
+
+@pytest.mark.field("B18")
+@pytest.mark.parametrize("kind", ["png", "davis", "coco-rle"])
+def test_masks_of_many_objects_are_written_a_few_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    at_once: list[int] = []
+    upsample = full_size.upsample
+
+    def count(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        at_once.append(len(logits))
+        return upsample(logits, size)
+
+    def fail(*_: object) -> None:
+        raise AssertionError("the masks of all objects were computed at once")
+
+    monkeypatch.setattr(full_size, "upsample", count)
+    monkeypatch.setattr(full_size, "CHUNK_BYTES", 2 * 4 * 320 * 480)
+    monkeypatch.setattr(tracker, "upsample", fail)
+    boxes = " ".join(f"--box {9 * i},20,{9 * i + 40},90" for i in range(20))
+    result = run("track", FRAMES, boxes, SMALL, f"--max-frames 2 --format {kind} -o out")
+    assert result.exit_code == 0, result.output
+    assert set(at_once) == {2} and sum(at_once) == 2 * 20

@@ -102,6 +102,7 @@ def test_a_copied_stream_continues_by_itself(
 # dictionaries of the caller
 
 
+@pytest.mark.field("B20")
 def test_a_plain_dictionary_is_accepted(predictor: Any, clip: np.ndarray) -> None:
     state: dict[str, Any] = {**predictor.init_state(clip)}
     state["images"] = state["images"][:]

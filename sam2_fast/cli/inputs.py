@@ -1,0 +1,50 @@
+"""Pictures and mask files of a command, turned upright, with notes on what is easily mistaken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from sam2_fast.cli.prompts import Prompt
+from sam2_fast.cli.report import note
+from sam2_fast.io.frame_folder import frame_files
+from sam2_fast.io.images import RGB8, depth_note, image_orientation, load_image
+from sam2_fast.io.mask_files import note_on_mask
+from sam2_fast.io.mask_png import Mask
+from sam2_fast.io.masks import load_mask
+from sam2_fast.io.picture_file import is_picture
+
+_UPRIGHT = 1
+
+
+def read_picture(path: Path, max_pixels: int) -> RGB8:
+    """A picture [H, W, 3] uint8, upright. Notes go to stderr."""
+    pixels = load_image(path, max_pixels=max_pixels, upright=True)
+    note_orientation(path)
+    remark = depth_note(path)
+    if remark is not None:
+        note(f"note: {remark}")
+    return pixels
+
+
+def read_masks(prompts: Iterable[Prompt]) -> dict[Prompt, Mask]:
+    """The masks [H, W] bool, upright, of the prompts that name a file. Notes go to stderr."""
+    masks = {p: load_mask(p.mask, upright=True) for p in prompts if p.mask is not None}
+    for prompt, mask in masks.items():
+        remark = None if prompt.mask is None else note_on_mask(prompt.mask, mask)
+        if remark is not None:
+            note(f"note: {remark}")
+    return masks
+
+
+def note_orientation(path: Path) -> None:
+    """Print a note if a picture, or the first one of a folder, is stored rotated or mirrored."""
+    file = frame_files(path)[0] if path.is_dir() else path
+    if not is_picture(file):
+        return
+    tag = image_orientation(file)
+    if tag != _UPRIGHT:
+        note(
+            f"note: image {file}: has the orientation tag {tag}; coordinates, masks and overlay "
+            "are those of the upright image, as viewers show it"
+        )
