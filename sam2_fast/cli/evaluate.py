@@ -10,9 +10,10 @@ import torch
 import typer
 
 from sam2_fast.cli import options as o
-from sam2_fast.cli.report import Summary, guarded
+from sam2_fast.cli.report import BAD_INPUT, Summary, fail, guarded
 from sam2_fast.cli.results import refuse_file
-from sam2_fast.evaluation import groups_from_csv, score_folders
+from sam2_fast.evaluation import Report, groups_from_csv, score_folders
+from sam2_fast.io.json_files import finite
 
 
 @guarded
@@ -35,7 +36,12 @@ def evaluate(
         ),
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Fail if a video is in only one of the two folders.")
+        bool,
+        typer.Option(
+            "--strict",
+            help="Fail if a video is in only one of the two folders, or if a video, frame or "
+            "object is not judged.",
+        ),
     ] = False,
     ends: Annotated[
         bool,
@@ -69,7 +75,8 @@ def evaluate(
 ) -> None:
     """Compare predicted masks with true ones.
 
-    Reports J, F, J&F, recall and decay of every object, as DAVIS, MOSE, LVOS and SA-V define them.
+    Reports J, F, J&F, recall and decay of every object, as DAVIS, MOSE, LVOS and SA-V define them,
+    and what was not judged. The exit code is 2 if no object was judged.
     """
     if output is not None and output.suffix.lower() not in (".csv", ".json"):
         raise ValueError(f"--output {output}: expected a .csv or .json file")
@@ -90,7 +97,11 @@ def evaluate(
         progress=shown,
     )
     means = report.summary()
-    summary.facts |= {"videos": len(report.by_video()), **means}
+    summary.facts |= {
+        "videos": len(report.by_video()),
+        **finite(means),
+        "unjudged": [str(item) for item in report.unjudged],
+    }
     if output is not None:
         report.save(output)
         summary.wrote(output)
@@ -103,14 +114,25 @@ def evaluate(
         group_means = [(part["j"] + part["f"]) / 2 for part in parts.values()]
         mean_over_groups = sum(group_means) / len(parts)
         summary.facts |= {"groups": parts, "mean_over_groups": mean_over_groups}
-    scores = "  ".join(
-        f"{name} {means[key]:.1f}" for name, key in (("J&F", "j_and_f"), ("J", "j"), ("F", "f"))
-    )
-    lines = [f"{scores}  ({len(report.objects)} objects in {len(report.by_video())} videos)"]
+    lines = [_headline(report)]
     lines += [
         f"  {by} {name}: J&F {p['j_and_f']:.1f}  J {p['j']:.1f}  F {p['f']:.1f}  ({p['objects']} "
         f"objects)"
         for name, p in parts.items()
     ]
     lines += [f"  mean over groups: {summary.facts['mean_over_groups']:.1f}"] if parts else []
+    lines += [f"  not judged: {item}" for item in report.unjudged]
     summary.show(json, "\n".join(lines))
+    if not report.objects:
+        fail(f"no object was judged in {truth}", BAD_INPUT)
+
+
+def _headline(report: Report) -> str:
+    counts = f"({len(report.objects)} objects in {len(report.by_video())} videos)"
+    if not report.objects:
+        return f"no scores  {counts}"
+    means = report.summary()
+    scores = "  ".join(
+        f"{name} {means[key]:.1f}" for name, key in (("J&F", "j_and_f"), ("J", "j"), ("F", "f"))
+    )
+    return f"{scores}  {counts}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from sam2_fast.io.json_files import read_json
 
 Box = tuple[float, float, float, float]
 Click = tuple[float, float, int]  # x, y, label
@@ -133,10 +134,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 
     `frame` defaults to 0, `labels` to 1 for every point. A mask path is relative to the JSON file.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"--prompts {path}: not JSON ({error})") from error
+    document = read_json(path, "--prompts")
     entries = document.get("objects") if isinstance(document, dict) else None
     if not isinstance(entries, list) or not entries:
         raise ValueError(

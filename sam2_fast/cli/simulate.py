@@ -12,10 +12,11 @@ import typer
 
 from sam2_fast import SAM2ImagePredictor, build_sam2, build_sam2_video_predictor
 from sam2_fast.cli import options as o
-from sam2_fast.cli.report import Summary, guarded
+from sam2_fast.cli.report import BAD_INPUT, Summary, fail, guarded
 from sam2_fast.cli.results import refuse_file
 from sam2_fast.cli.weights import choose_weights
-from sam2_fast.evaluation import User, save_curves, simulate_images, simulate_users
+from sam2_fast.evaluation import Unjudged, User, save_curves, simulate_images, simulate_users
+from sam2_fast.io.json_files import finite
 
 
 class Protocol(str, Enum):
@@ -92,6 +93,9 @@ def simulate(
         ),
     ] = None,
     overwrite: o.Overwrite = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail if a video, image or object is not judged.")
+    ] = False,
     processes: o.Processes = 1,
     progress: o.Progress = None,
     json: o.AsJson = False,
@@ -123,6 +127,7 @@ def simulate(
             lambda: SAM2ImagePredictor(build_sam2(*arguments, seed=chosen.seed, **settings)),
             images,
             annotations,
+            strict=strict,
             progress=shown,
         )
         counts = list(scores[0].iou) if scores else []
@@ -134,22 +139,28 @@ def simulate(
             "protocol": "images",
             "objects": len(scores),
             "iou_by_clicks": means,
+            "unjudged": [str(item) for item in scores.unjudged],
         }
         by_clicks = "  ".join(f"{count}: {mean:.1f}" for count, mean in means.items())
         summary.show(
             json,
             f"IoU by number of clicks: {by_clicks}  ({len(scores)} objects; weights "
-            f"{chosen.label})",
+            f"{chosen.label}){_not_judged(scores.unjudged)}",
         )
+        if not scores:
+            fail(f"no object was judged in {annotations}", BAD_INPUT)
         return
     build = partial(build_sam2_video_predictor, *arguments, seed=chosen.seed, **settings)
     user = User(protocol.value, prompt.value, frames, clicks)
-    rounds = simulate_users(build, images, annotations, user, processes=processes, progress=shown)
+    rounds = simulate_users(
+        build, images, annotations, user, processes=processes, strict=strict, progress=shown
+    )
     curve = rounds.curve()
     summary.facts |= {
         "weights": chosen.label,
         "protocol": protocol.value,
-        "mean_j_and_f": 100 * rounds.mean(),
+        "mean_j_and_f": finite(100 * rounds.mean()),
+        "unjudged": [str(item) for item in rounds.unjudged],
     }
     summary.facts |= {"curve": {count: 100 * value for count, value in curve.items()}}
     if output is not None:
@@ -162,5 +173,11 @@ def simulate(
     summary.show(
         json,
         f"J&F {100 * rounds.mean():.1f}  (by number of prompted frames: {points}; weights "
-        f"{chosen.label})",
+        f"{chosen.label}){_not_judged(rounds.unjudged)}",
     )
+    if not rounds.rounds:
+        fail(f"no object was judged in {annotations}", BAD_INPUT)
+
+
+def _not_judged(unjudged: list[Unjudged]) -> str:
+    return "".join(f"\n  not judged: {item}" for item in unjudged)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 from sam2_fast.data.folders import Mask
-from sam2_fast.io.limits import MAX_PIXELS
-from sam2_fast.io.rle import decode_rle
+from sam2_fast.io.json_files import read_json
+from sam2_fast.io.limits import MAX_PIXELS, check_pixels
+from sam2_fast.io.rle import Rle, decode_rle
 
 
 class Sa1bAnnotations:
@@ -19,10 +21,7 @@ class Sa1bAnnotations:
     def __init__(self, path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> None:
         self.path = Path(path)
         self._max_pixels = max_pixels
-        try:
-            document: Any = json.loads(self.path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"annotations {path}: not JSON ({error})") from error
+        document = read_json(path, "annotations")
         masks = document.get("annotations") if isinstance(document, dict) else None
         if not isinstance(masks, list) or not all(
             isinstance(m, dict) and "segmentation" in m for m in masks
@@ -32,6 +31,8 @@ class Sa1bAnnotations:
                 f"that have a `segmentation`"
             )
         self._masks = masks
+        image = document.get("image")
+        self._size = size_of(image, "height", "width") if isinstance(image, dict) else None
 
     def __len__(self) -> int:
         return len(self._masks)
@@ -40,5 +41,44 @@ class Sa1bAnnotations:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, number: int) -> Mask:
-        """The mask [H, W] of number `number`."""
-        return decode_rle(self._masks[number]["segmentation"], max_pixels=self._max_pixels)
+        """The mask [H, W] of number `number`; null is an empty mask of the image's size.
+
+        Raises ValueError, which names the file, for a damaged mask.
+        """
+        rles = [mask["segmentation"] for mask in self._masks]
+        label = f"annotations {self.path}: mask {number}"
+        return mask_of(rles[number], self._size, rles, label, self._max_pixels)
+
+
+def mask_of(
+    rle: Rle | None,
+    size: tuple[int, int] | None,
+    others: Iterable[Rle | None],
+    label: str,
+    max_pixels: int = MAX_PIXELS,
+) -> Mask:
+    """The mask [H, W] of run lengths; null (None) is an empty mask.
+
+    size: (height, width) of an empty mask, or None: that of the first of `others`.
+    Raises ValueError, which starts with `label`, for damaged run lengths and if no size is known.
+    """
+    try:
+        if rle is not None:
+            return decode_rle(rle, max_pixels=max_pixels)
+        known = next((other for other in others if other is not None), None)
+        if size is None and known is not None:
+            size = decode_rle(known, max_pixels=max_pixels).shape
+        if size is None:
+            raise ValueError("is null, and the file has neither a size nor another mask")
+        check_pixels(size[1], size[0], max_pixels, "its size")
+        return np.zeros(size, dtype=bool)
+    except ValueError as error:
+        raise ValueError(f"{label}: {error}") from error
+
+
+def size_of(document: dict[str, Any], height: str, width: str) -> tuple[int, int] | None:
+    """Height and width of a JSON object, by their keys; None unless both are numbers above 0."""
+    sides = (document.get(height), document.get(width))
+    if not all(isinstance(side, (int, float)) and 1 <= side < 2**31 for side in sides):
+        return None
+    return int(cast(float, sides[0])), int(cast(float, sides[1]))

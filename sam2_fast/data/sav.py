@@ -5,45 +5,50 @@ Each annotated frame has a list with one mask per object.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 from sam2_fast.data.folders import Mask
+from sam2_fast.data.sa1b import mask_of, size_of
+from sam2_fast.io.json_files import read_json
 from sam2_fast.io.limits import MAX_PIXELS
-from sam2_fast.io.rle import decode_rle
 
 STEP = 4
 """Frames of a video (24 a second) for each annotated one (6 a second)."""
 
 
 class SavAnnotations:
-    """The masks of one file. Annotated frame `frame` is frame `4 * frame` of the video."""
+    """The masks of one file. Annotated frame `frame` is frame `4 * frame` of the video.
+
+    `height` and `width` are those of the video, or 0 if the file does not tell.
+    """
 
     def __init__(self, path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> None:
         self.path = Path(path)
         self._max_pixels = max_pixels
-        try:
-            document: Any = json.loads(self.path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"annotations {path}: not JSON ({error})") from error
+        document = read_json(path, "annotations")
         masklets = document.get("masklet") if isinstance(document, dict) else None
         if not isinstance(masklets, list) or not all(isinstance(frame, list) for frame in masklets):
             raise ValueError(
                 f"annotations {path}: expected SA-V's keys, with `masklet` a list of frames, each "
                 f"a list of run lengths"
             )
-        ids = document.get("masklet_id", list(range(len(masklets[0]) if masklets else 0)))
+        ids = document.get("masklet_id")
+        if ids is None:
+            ids = list(range(len(masklets[0]) if masklets else 0))
+        if not isinstance(ids, list) or not all(_is_number(i) for i in ids):
+            raise ValueError(
+                f"annotations {path}: masklet_id: expected a list of whole numbers, got {ids!r}"
+            )
         if any(len(frame) != len(ids) for frame in masklets):
             raise ValueError(
                 f"annotations {path}: expected {len(ids)} objects on every frame, one for each "
                 f"`masklet_id`"
             )
-        self.video_id = str(document.get("video_id", self.path.stem))
+        self.video_id = str(document.get("video_id") or self.path.stem)
         self.ids = [int(i) for i in ids]
-        self.height = int(document.get("video_height", 0))
-        self.width = int(document.get("video_width", 0))
+        self._size = size_of(document, "video_height", "video_width")
+        self.height, self.width = self._size or (0, 0)
         self._masklets = masklets
 
     def __len__(self) -> int:
@@ -52,15 +57,24 @@ class SavAnnotations:
     def read(self, frame: int) -> dict[int, Mask]:
         """The masks [H, W] of the objects of one annotated frame; absent objects have empty masks.
 
-        Raises IndexError if the frame is outside the annotations.
+        A mask that is null is empty, and has the size of the video or of another mask.
+        Raises IndexError if the frame is outside the annotations, and ValueError, which names the
+        file, for a damaged mask.
         """
         if not 0 <= frame < len(self):
             raise IndexError(
                 f"annotations {self.path}: frame {frame} is out of range, {len(self)} are annotated"
             )
         rles = self._masklets[frame]
+        every = [rle for masks in self._masklets for rle in masks] if None in rles else []
         return {
-            i: decode_rle(rle, max_pixels=self._max_pixels)
+            i: mask_of(
+                rle,
+                self._size,
+                every,
+                f"annotations {self.path}: object {i} on frame {frame}",
+                self._max_pixels,
+            )
             for i, rle in zip(self.ids, rles, strict=True)
         }
 
@@ -68,3 +82,8 @@ class SavAnnotations:
     def video_frame(frame: int) -> int:
         """The number of an annotated frame in the video of 24 frames per second."""
         return STEP * frame
+
+
+def _is_number(value: object) -> bool:
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    return is_integer or (isinstance(value, float) and value.is_integer())

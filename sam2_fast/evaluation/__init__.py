@@ -5,7 +5,7 @@ Scores are computed for frames, videos and benchmark folders.
 
 from sam2_fast.evaluation.curves import groups_from_csv, save_curves
 from sam2_fast.evaluation.folders import score_folders, score_video
-from sam2_fast.evaluation.image_clicks import ImageScore, image_clicks, simulate_images
+from sam2_fast.evaluation.image_clicks import ImageScore, ImageScores, image_clicks, simulate_images
 from sam2_fast.evaluation.interactive import (
     Interaction,
     mean_j_and_f,
@@ -21,17 +21,19 @@ from sam2_fast.evaluation.metrics import (
     region_similarity,
     tolerance,
 )
-from sam2_fast.evaluation.scores import ObjectScore, Report, VideoScores
+from sam2_fast.evaluation.scores import ObjectScore, Report, Unjudged, VideoScores
 from sam2_fast.evaluation.semi_supervised import follow, semi_supervised
 from sam2_fast.evaluation.users import Round, Rounds, User, simulate_users, simulate_video
 
 __all__ = [
     "ImageScore",
+    "ImageScores",
     "Interaction",
     "ObjectScore",
     "Report",
     "Round",
     "Rounds",
+    "Unjudged",
     "User",
     "VideoScores",
     "boundary",

@@ -20,7 +20,7 @@ def groups_from_csv(path: PathLike, column: str) -> Mapping[tuple[str, int], str
     attributes of the people in a video (fairness), categories, or the seen and unseen classes of
     YouTube-VOS.
     """
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         names = reader.fieldnames or []
         if "video" not in names or column not in names:
@@ -30,8 +30,18 @@ def groups_from_csv(path: PathLike, column: str) -> Mapping[tuple[str, int], str
             )
         rows = list(reader)
     if "object" in names:
-        return {(row["video"], int(row["object"])): row[column] for row in rows}
+        return {(row["video"], _object(row, path)): row[column] for row in rows}
     return _AnyObject({row["video"]: row[column] for row in rows})
+
+
+def _object(row: dict[str, str], path: PathLike) -> int:
+    text = row["object"] or ""
+    if not text.strip().isdecimal():
+        raise ValueError(
+            f"groups {path}: expected a number in the column object, got {text!r} for video "
+            f"{row['video']}"
+        )
+    return int(text)
 
 
 class _AnyObject(dict[Any, str]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,13 +14,13 @@ from tqdm import tqdm
 
 from sam2_fast.data.clicks import sample_one_point_from_error_center
 from sam2_fast.data.folders import PathLike, read_labels
+from sam2_fast.data.listing import IMAGES, files_by_stem
 from sam2_fast.data.sa1b import Sa1bAnnotations
+from sam2_fast.evaluation.folders import refuse_unjudged
 from sam2_fast.evaluation.metrics import region_similarity
-from sam2_fast.evaluation.scores import Mask
+from sam2_fast.evaluation.scores import Mask, Unjudged
 from sam2_fast.io.images import load_image
 from sam2_fast.ops.core.mask_values import bool_tensor
-
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 class ImagePredictor(Protocol):
@@ -98,49 +98,59 @@ def _ious(predictor: ImagePredictor, truth: torch.Tensor, max_clicks: int) -> li
     return ious
 
 
+class ImageScores(list[ImageScore]):
+    """The scores of all objects of a folder, and what was not judged."""
+
+    def __init__(self, scores: Iterable[ImageScore], unjudged: Sequence[Unjudged]) -> None:
+        super().__init__(scores)
+        self.unjudged = list(unjudged)
+
+
 def simulate_images(
     build: Callable[[], Any],
     images: PathLike,
     masks: PathLike,
     *,
     clicks: Sequence[int] = (1, 3, 5),
+    strict: bool = False,
     progress: bool = True,
-) -> list[ImageScore]:
+) -> ImageScores:
     """`image_clicks` for every object of every image of a folder.
 
-    masks: a folder with a file for each image: `<name>.png`, a palette image of object ids, or
-        `<name>.json` in the format of SA-1B. Images without a file are skipped; a file without an
-        image raises FileNotFoundError.
+    masks: a folder with a file for each image: `<name>.png`, an image of object ids, or
+        `<name>.json` in the format of SA-1B. Images without a file, and files without an object,
+        are listed in `unjudged`; a file without an image raises FileNotFoundError.
+    strict: raise ValueError if something is not judged.
     The score of a benchmark is the mean over its masks.
     """
-    files = (
-        sorted(path for path in Path(masks).iterdir() if path.suffix.lower() in (".png", ".json"))
-        if Path(masks).is_dir()
-        else []
-    )
+    files = files_by_stem(masks, (".png", ".json"), "masks") if Path(masks).is_dir() else {}
     if not files:
         raise FileNotFoundError(
             f"masks {masks}: expected a folder of .png or .json files, got none"
         )
+    pictures = files_by_stem(images, IMAGES, "images") if Path(images).is_dir() else {}
+    if missing := [name for name in files if name not in pictures]:
+        raise FileNotFoundError(
+            f"images {Path(images) / missing[0]}: no image of that name with one of "
+            f"{', '.join(IMAGES)}"
+        )
+    unjudged = [Unjudged(name, "has no mask file") for name in pictures if name not in files]
+    refuse_unjudged(unjudged, strict, f"masks {masks}")
     predictor = build()
     rows: list[ImageScore] = []
-    for path in tqdm(files, desc="images", disable=not progress):
-        picture = next(
-            (p for suffix in _PICTURES if (p := Path(images) / f"{path.stem}{suffix}").is_file()),
-            None,
-        )
-        if picture is None:
-            raise FileNotFoundError(
-                f"images {Path(images) / path.stem}: no image of that name with one of "
-                f"{', '.join(_PICTURES)}"
-            )
+    for name, path in tqdm(files.items(), desc="images", disable=not progress):
         objects = _objects(path)
-        ious = image_clicks(predictor, load_image(picture), list(objects.values()), clicks=clicks)
+        if not objects:
+            unjudged.append(Unjudged(name, "has no object"))
+            continue
+        image = load_image(pictures[name])
+        ious = image_clicks(predictor, image, list(objects.values()), clicks=clicks)
         rows += [
-            ImageScore(path.stem, i, dict(zip(clicks, row, strict=True)))
+            ImageScore(name, i, dict(zip(clicks, row, strict=True)))
             for i, row in zip(objects, ious.tolist(), strict=True)
         ]
-    return rows
+    refuse_unjudged(unjudged, strict, f"masks {masks}")
+    return ImageScores(rows, unjudged)
 
 
 def _objects(path: Path) -> dict[int, Mask]:

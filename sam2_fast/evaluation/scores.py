@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 
 from sam2_fast.atomic import whole_file
 from sam2_fast.evaluation.metrics import BOUND, boundary_accuracy, region_similarity
+from sam2_fast.io.json_files import finite, to_json
 from sam2_fast.ops.core.mask_values import as_bool
 
 Mask = npt.NDArray[np.bool_]
@@ -27,7 +27,7 @@ class VideoScores:
     """J and F of the objects of one video, by the rules of the SA-V evaluator.
 
     An object counts from the first frame on which it is visible, in the truth or in the prediction.
-    Objects that are never visible in the truth are left out of the result.
+    Objects that are never visible in the truth are left out of the result; see `extra`.
     """
 
     def __init__(self, *, device: torch.device | str = "cpu", bound: float = BOUND) -> None:
@@ -69,6 +69,10 @@ class VideoScores:
     def result(self, video: str) -> list[ObjectScore]:
         """One row for each object of the truth, ordered by id."""
         return [ObjectScore.of(video, i, self._scores[i]) for i in sorted(self._true)]
+
+    def extra(self) -> list[int]:
+        """Objects that are visible in the prediction and never in the truth, ordered by id."""
+        return sorted(set(self._scores) - self._true)
 
 
 @dataclass(frozen=True)
@@ -120,10 +124,25 @@ def statistics_of(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 @dataclass(frozen=True)
+class Unjudged:
+    """Something in the input that no score counts: a video, or a part of it, and the reason."""
+
+    video: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.video}: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Report:
-    """The objects of all videos. Means are over objects, not over videos, as in the benchmarks."""
+    """The objects of all videos. Means are over objects, not over videos, as in the benchmarks.
+
+    unjudged: what the folders have and no score counts.
+    """
 
     objects: list[ObjectScore]
+    unjudged: list[Unjudged] = field(default_factory=list)
 
     def mean(self, name: str) -> float:
         """The mean of a column of `ObjectScore`, 0 to 1; NaN without objects."""
@@ -154,13 +173,14 @@ class Report:
         return {name: Report(rows) for name, rows in groups.items()}
 
     def summary(self) -> dict[str, float]:
-        """The number of objects, and the means in percent."""
+        """The number of objects, and the means in percent, NaN without objects."""
         return {"objects": len(self.objects), **{name: 100 * self.mean(name) for name in _SCORES}}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one row per object, in percent, to a `.csv` or `.json` file.
 
-        The file is complete or absent.
+        JSON also lists what was not judged. Means without objects are null, or empty in CSV. The
+        file is complete or absent.
         """
         rows = [_percent(asdict(row) | {"j_and_f": row.j_and_f}) for row in self.objects]
         suffix = Path(path).suffix.lower()
@@ -168,7 +188,12 @@ class Report:
             raise ValueError(f"report: expected a .csv or .json file, got {path}")
         with whole_file(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
             if suffix == ".json":
-                json.dump({"summary": self.summary(), "objects": rows}, file, indent=1)
+                document = {
+                    "summary": self.summary(),
+                    "objects": rows,
+                    "unjudged": [asdict(item) for item in self.unjudged],
+                }
+                file.write(to_json(document, indent=1))
             else:
                 _write_csv(file, rows, self.summary())
 
@@ -180,6 +205,6 @@ def _percent(row: dict[str, Any]) -> dict[str, Any]:
 def _write_csv(file: Any, rows: Iterable[dict[str, Any]], summary: dict[str, float]) -> None:
     writer = csv.DictWriter(file, ["video", "object", "frames", *_SCORES])
     writer.writeheader()
-    means = {name: summary[name] for name in _SCORES}
+    means = finite({name: summary[name] for name in _SCORES})
     writer.writerow({"video": "all", "object": "", "frames": "", **means})
     writer.writerows(rows)

@@ -23,14 +23,15 @@ def read_json(path: str | os.PathLike[str], label: str) -> Any:
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """JSON text that strict parsers accept: NaN and infinity become null."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+    return json.dumps(finite(value), indent=indent, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """`value` with None for each NaN and infinity, in dictionaries, lists and tuples, too."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value

@@ -6,16 +6,16 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from sam2_fast.config import Sam2Config
 from sam2_fast.data.synthetic import World
+from sam2_fast.io.json_files import read_json
 from sam2_fast.training.augment import Augmentation
 from sam2_fast.training.losses import LossWeights
 from sam2_fast.training.simulation import Annotator
 from sam2_fast.training.sources import Source, Synthetic
-from sam2_fast.training.stored import Folder, Sa1b, Sav
+from sam2_fast.training.stored import Folder, Sa1b, Sav, Stored
 
 SOURCES: dict[str, type[Source]] = {
     "synthetic": Synthetic,
@@ -124,6 +124,11 @@ class Recipe:
             step -= stage.steps
         return self.stages[-1], self.stages[-1].steps
 
+    def unused(self) -> list[str]:
+        """What the folders of the sources have and no clip shows, with the reasons."""
+        stored = {s for stage in self.stages for s in stage.sources if isinstance(s, Stored)}
+        return sorted({line for source in stored for line in source.unused()})
+
     def text(self) -> str:
         """All values as JSON; stored in checkpoints to recognise the recipe."""
         return json.dumps(asdict(self), sort_keys=True)
@@ -135,10 +140,7 @@ class Recipe:
         A key of a stage at the top level applies to all stages. Raises ValueError, which names the
         value that is wrong.
         """
-        try:
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"recipe {path}: not JSON ({error})") from error
+        document = read_json(path, "recipe")
         label = f"recipe {path}"
         if not isinstance(document, dict):
             raise ValueError(

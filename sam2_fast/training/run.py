@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import save
 
 from sam2_fast.atomic import whole_file
+from sam2_fast.io.json_files import to_json
 from sam2_fast.training.recipe import Recipe
 from sam2_fast.training.trainer import Trainer
 from sam2_fast.weights.build import choose_device
@@ -39,9 +41,10 @@ def train_to(
     """Train by `recipe` into the folder `output`. Returns the mean losses of the last steps.
 
     Under `torchrun` (RANK, WORLD_SIZE and LOCAL_RANK are set) each process trains on its own batch,
-    and the first process writes the files. Raises FileExistsError if `output` has files of an
-    earlier run, unless `resume` or `overwrite`, which removes them, and FileNotFoundError if it has
-    no checkpoint and `resume` is True.
+    and the first process writes the files. Warns of files that no clip can show, such as videos
+    with too few annotated frames. Raises FileExistsError if `output` has files of an earlier run,
+    unless `resume` or `overwrite`, which removes them, and FileNotFoundError if it has no
+    checkpoint and `resume` is True.
     """
     folder = Path(output)
     rank = int(os.environ.get("RANK", "0"))
@@ -50,8 +53,8 @@ def train_to(
     earlier = [name for name in (CHECKPOINT, WEIGHTS, LOG) if (folder / name).is_file()]
     if earlier and not (resume or overwrite):
         raise FileExistsError(
-            f"output {folder}: has a {earlier[0]} of an earlier run; resume or overwrite it, or "
-            f"choose another folder"
+            f"output {folder}: has a {earlier[0]} of an earlier run; resume it, or choose "
+            f"another folder, or overwrite it"
         )
     if resume and not has_checkpoint:
         raise FileNotFoundError(f"output {folder}: has no {CHECKPOINT} to resume from")
@@ -61,6 +64,7 @@ def train_to(
         if resume:
             trainer.resume(folder / CHECKPOINT)
         if rank == 0:
+            _warn_of_unused(recipe)
             folder.mkdir(parents=True, exist_ok=True)
             for name in () if resume else earlier:
                 (folder / name).unlink()
@@ -84,6 +88,14 @@ def train_to(
     if not last:
         return {}
     return {name: sum(losses[name] for losses in last) / len(last) for name in last[0]}
+
+
+def _warn_of_unused(recipe: Recipe) -> None:
+    """Warn of what the folders of the sources have and no clip shows."""
+    if unused := recipe.unused():
+        more = f"; and {len(unused) - 5} more" if len(unused) > 5 else ""
+        message = f"training does not use: {'; '.join(unused[:5])}{more}"
+        warnings.warn(message, UserWarning, stacklevel=3)
 
 
 def _join_group(stack: ExitStack, device: torch.device, processes: int) -> torch.device:
@@ -113,7 +125,7 @@ def _writers(stack: ExitStack, folder: Path, step: int, tensorboard: bool) -> li
     if step and path.is_file():
         earlier = "".join(
             f"{line}\n"
-            for line in path.read_text(encoding="utf-8").splitlines()
+            for line in path.read_text(encoding="utf-8-sig").splitlines()
             if json.loads(line)["step"] <= step
         )
     with whole_file(path) as beside:
@@ -121,7 +133,7 @@ def _writers(stack: ExitStack, folder: Path, step: int, tensorboard: bool) -> li
     log = stack.enter_context(path.open("a", encoding="utf-8", buffering=1))
 
     def write(number: int, losses: dict[str, float]) -> None:
-        log.write(json.dumps({"step": number} | losses) + "\n")
+        log.write(to_json({"step": number} | losses) + "\n")
 
     writers: list[_Writer] = [write]
     if tensorboard:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sam2_fast.data.folders import Annotations, Mask, videos_in
+from sam2_fast.data.listing import IMAGES, files_by_stem, same_number
 from sam2_fast.data.sa1b import Sa1bAnnotations
 from sam2_fast.data.sav import SavAnnotations
 from sam2_fast.io.images import load_image
@@ -20,7 +21,6 @@ from sam2_fast.training.batches import Clip
 
 TRIES = 100
 """Number of clips that are tried to get one with an object on its first frame."""
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 class Video(ABC):
@@ -61,13 +61,20 @@ class Stored(ABC):
     def open(self, name: str) -> Video:
         """Open a video by its name."""
 
+    @abstractmethod
+    def unused(self) -> list[str]:
+        """What the folders have and no clip shows, with the reason, one text each."""
+
     def clip(self, seed: int, size: int) -> Clip:
         """See `Source.clip`."""
         rng = np.random.default_rng([seed, 0])
         names = self.videos()
+        short: set[str] = set()
         for _ in range(TRIES):
-            video = self.open(names[int(rng.integers(len(names)))])
+            name = names[int(rng.integers(len(names)))]
+            video = self.open(name)
             if len(video) < self.frames:
+                short.add(name)
                 continue
             start = int(rng.integers(len(video) - self.frames + 1))
             times = list(range(start, start + self.frames))
@@ -88,6 +95,7 @@ class Stored(ABC):
         raise ValueError(
             f"source {self}: no clip of {self.frames} annotated frames shows an object on the "
             f"first frame, in {TRIES} tries"
+            + (f"; fewer frames are annotated in {', '.join(sorted(short)[:5])}" if short else "")
         )
 
 
@@ -114,6 +122,19 @@ class Folder(Stored):
     def open(self, name: str) -> Video:
         return _FolderVideo(Path(self.images) / name, Path(self.masks) / name)
 
+    def unused(self) -> list[str]:
+        names = self.videos()
+        counts = {name: len(Annotations(Path(self.masks) / name).frames()) for name in names}
+        lines = [
+            f"{Path(self.masks) / name}: has {count} annotated frames, a clip has {self.frames}"
+            for name, count in counts.items()
+            if count < self.frames
+        ]
+        if self.listed is None and Path(self.images).is_dir():
+            others = sorted(set(videos_in(self.images)) - set(names))
+            lines += [f"{Path(self.images) / name}: has no annotations" for name in others]
+        return lines
+
 
 class _FolderVideo(Video):
     def __init__(self, images: Path, masks: Path) -> None:
@@ -124,6 +145,7 @@ class _FolderVideo(Video):
                 f"images {images}: no such folder, but {masks} has annotations for it"
             )
         self._names = self._masks.frames()
+        self._files = files_by_stem(images, IMAGES, "images")
 
     def __len__(self) -> int:
         return len(self._names)
@@ -132,12 +154,14 @@ class _FolderVideo(Video):
         return self._masks.read(self._names[t])
 
     def image(self, t: int) -> Pixels:
-        for suffix in _SUFFIXES:
-            if (path := self._images / f"{self._names[t]}{suffix}").is_file():
-                return load_image(path)
+        name = self._names[t]
+        if name in self._files:
+            return load_image(self._files[name])
+        same = same_number(name, self._files)
+        hint = f"; it has {same[0]}: names must be equal, rename the files" if same else ""
         raise FileNotFoundError(
-            f"images {self._images / self._names[t]}: no image of that name with one of "
-            f"{', '.join(_SUFFIXES)}"
+            f"images {self._images / name}: no image of that name with one of "
+            f"{', '.join(IMAGES)}{hint}"
         )
 
 
@@ -155,12 +179,21 @@ class Sav(Stored):
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def videos(self) -> Sequence[str]:
-        return _with_suffix(self.folder, f"_{self.annotated}.json")
+        return list(_with_suffix(self.folder, f"_{self.annotated}.json"))
 
     def open(self, name: str) -> Video:
         return _SavVideo(
-            Path(self.folder) / f"{name}_{self.annotated}.json", Path(self.folder) / f"{name}.mp4"
+            _with_suffix(self.folder, f"_{self.annotated}.json")[name],
+            _file_of(self.folder, name, (".mp4",)),
         )
+
+    def unused(self) -> list[str]:
+        annotated = self.videos()
+        return [
+            f"{path}: has no {name}_{self.annotated}.json"
+            for name, path in _with_suffix(self.folder, ".mp4").items()
+            if name not in annotated
+        ]
 
 
 class _SavVideo(Video):
@@ -186,7 +219,7 @@ class _SavVideo(Video):
 
 @dataclass(frozen=True)
 class Sa1b(Stored):
-    """The images of SA-1B: a folder of `sa_<n>.jpg` with `sa_<n>.json`.
+    """The images of SA-1B: a folder of `sa_<n>.jpg` (or another image) with `sa_<n>.json`.
 
     Masks that cover more than the fraction `largest` of the image are left out.
     """
@@ -201,12 +234,19 @@ class Sa1b(Stored):
     backwards = 0.0
 
     def videos(self) -> Sequence[str]:
-        return _with_suffix(self.folder, ".json")
+        return list(_with_suffix(self.folder, ".json"))
 
     def open(self, name: str) -> Video:
-        return _Sa1bImage(
-            Path(self.folder) / f"{name}.json", Path(self.folder) / f"{name}.jpg", self.largest
-        )
+        masks = _with_suffix(self.folder, ".json")[name]
+        return _Sa1bImage(masks, _file_of(self.folder, name, IMAGES), self.largest)
+
+    def unused(self) -> list[str]:
+        annotated = set(self.videos())
+        return [
+            f"{path}: has no {name}.json"
+            for name, path in _with_suffix(self.folder, *IMAGES).items()
+            if name not in annotated
+        ]
 
 
 class _Sa1bImage(Video):
@@ -231,7 +271,7 @@ def _listed(masks: str, listed: str | None) -> list[str]:
     if listed is not None:
         listed_names = [
             line.strip()
-            for line in Path(listed).read_text(encoding="utf-8").splitlines()
+            for line in Path(listed).read_text(encoding="utf-8-sig").splitlines()
             if line.strip()
         ]
         if missing := sorted(set(listed_names) - set(names)):
@@ -245,10 +285,22 @@ def _listed(masks: str, listed: str | None) -> list[str]:
 
 
 @lru_cache(maxsize=64)
-def _with_suffix(folder: str, suffix: str) -> list[str]:
+def _with_suffix(folder: str, *suffixes: str) -> dict[str, Path]:
+    """The files with one of the suffixes, by their names without it."""
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"source {folder}: no such folder")
-    names = sorted(path.name.removesuffix(suffix) for path in Path(folder).glob(f"*{suffix}"))
-    if not names:
-        raise ValueError(f"source {folder}: expected files named *{suffix}, got none")
-    return names
+    files = files_by_stem(folder, suffixes, "source")
+    if not files:
+        raise ValueError(f"source {folder}: expected files named *{suffixes[0]}, got none")
+    return files
+
+
+def _file_of(folder: str, name: str, suffixes: tuple[str, ...]) -> Path:
+    """The file of a video or image, which its annotations need."""
+    files = _with_suffix(folder, *suffixes)
+    if name not in files:
+        raise FileNotFoundError(
+            f"source {Path(folder) / name}: no file of that name with one of "
+            f"{', '.join(suffixes)}, but it has annotations"
+        )
+    return files[name]

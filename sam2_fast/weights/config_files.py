@@ -24,7 +24,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"config_file {path}: reading it needs PyYAML: pip install pyyaml"
         ) from error
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"config_file {path}: not a readable YAML file: {error}") from error
     if not isinstance(document, dict) or not isinstance(document.get("model"), dict):

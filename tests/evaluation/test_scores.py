@@ -150,7 +150,10 @@ def test_errors_name_what_is_missing_or_wrong(folders: tuple[Path, Path]) -> Non
     with pytest.raises(FileNotFoundError, match="no such folder"):
         Annotations(truth / "nowhere")
     with pytest.raises(ValueError, match="expected a palette or grey image"):
-        Image.new("RGB", (60, 40)).save(masks / "davis" / "00001.png")
+        colours = np.zeros((40, 60, 3), np.uint8)
+        colours[:9] = (0, 90, 0)
+        colours[9:20] = (90, 0, 0)
+        Image.fromarray(colours).save(masks / "davis" / "00002.png")
         score_folders(truth, masks, videos=["davis"], progress=False)
 
 
