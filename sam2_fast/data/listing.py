@@ -22,8 +22,8 @@ def files_by_stem(
 ) -> dict[str, Path]:
     """The files of `folder` with one of `suffixes`, by name without suffix, in natural order.
 
-    Hidden files and files with other suffixes are passed over. Of files that differ in suffix, the
-    one whose suffix comes first is returned.
+    Hidden files and files with other suffixes are passed over. If files of one
+    name differ in suffix, the suffix that comes first in `suffixes` is preferred.
     suffixes: in small letters; may be longer than from the last dot, such as "_manual.json".
     label: names the kind of file in errors. Raises ValueError if two names differ only in the case
     of the suffix.

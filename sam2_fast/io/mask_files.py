@@ -33,6 +33,7 @@ from sam2_fast.io.mask_levels import (
     Labels,
     Levels,
     alpha_mask,
+    has_one_hue,
     of_colours,
     of_floats,
     of_grey,
@@ -208,7 +209,8 @@ def _of_indices(indices: Channel, picture: Image.Image, lossy: bool) -> Levels:
     used = np.unique(indices)
     davis = np.frombuffer(DAVIS_PALETTE, dtype=np.uint8).reshape(256, 3)
     is_davis = bool((palette[used] == davis[used]).all())
-    if not is_davis:
+    is_grey = bool((palette[used] == palette[used, :1]).all())
+    if not is_davis and (is_grey or palette[0].any() or has_one_hue(palette[used])):
         colours = of_colours(palette[indices], lossy=lossy)
         if colours.kind == "soft" or palette[0].any():
             return colours

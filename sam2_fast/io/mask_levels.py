@@ -37,7 +37,7 @@ def of_grey(levels: npt.NDArray[Any], full: int, *, lossy: bool) -> Levels:
     Raises ValueError if the levels can be read in several ways.
     """
     labels = np.asarray(levels, dtype=np.int32)
-    values = np.unique(labels)
+    values = np.unique(labels).astype(np.int64)
     if _is_subset(values, (0, full)) or (full > 255 and _is_subset(values, (0, 255))):
         return Levels("full" if values[-1] else "ids", labels)
     if lossy:
@@ -51,13 +51,12 @@ def of_grey(levels: npt.NDArray[Any], full: int, *, lossy: bool) -> Levels:
             return _soft(labels, full, True)
         if _has_areas(labels):
             return Levels("ids", labels)
-        raise ValueError(
-            f"has {len(values)} grey levels up to {values[-1]} of {full}, which may be a soft mask "
-            f"or ids; save the mask with the values 0 and {full}, or ids with a palette"
-        )
-    if reaches_white and _differs_at_edges_only(labels, values, full):
-        return _soft(labels, full, True)
-    return Levels("ids", labels)
+        raise _ambiguous(values, full)
+    if not _differs_at_edges_only(labels, values, full):
+        return Levels("ids", labels)
+    if not reaches_white:
+        raise _ambiguous(values, full)
+    return _soft(labels, full, True)
 
 
 def of_colours(pixels: npt.NDArray[Any], *, lossy: bool) -> Levels:
@@ -68,12 +67,14 @@ def of_colours(pixels: npt.NDArray[Any], *, lossy: bool) -> Levels:
     brightness = pixels.max(axis=2)
     if lossy or (brightness == pixels.min(axis=2)).all():
         return of_grey(brightness, 255, lossy=lossy)
-    colours = np.unique(pixels.reshape(-1, 3), axis=0)
-    judged = of_grey(brightness, 255, lossy=False)
-    if judged.kind == "soft" and (len(colours) > MANY or _have_one_hue(colours)):
-        return judged
+    packed = np.unique(pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.int32))
+    colours = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1)
+    if len(colours) > MANY or has_one_hue(colours):
+        judged = of_grey(brightness, 255, lossy=False)
+        if judged.kind == "soft":
+            return judged
     mask = brightness > 0
-    if colours.any(axis=1).sum() == 1:
+    if (packed > 0).sum() == 1:
         return Levels("full", mask.astype(np.int32) * 255)
     return Levels("colours", mask.astype(np.int32))
 
@@ -103,6 +104,13 @@ def alpha_mask(alpha: npt.NDArray[Any]) -> Levels:
     if len(values) == 1:
         return Levels("full", (alpha > 0).astype(np.int32) * 255)
     return Levels("soft", (alpha >= 128).astype(np.int32))
+
+
+def _ambiguous(values: npt.NDArray[Any], full: int) -> ValueError:
+    return ValueError(
+        f"has {len(values)} grey levels up to {values[-1]} of {full}, which may be a soft mask "
+        f"or ids; save the mask with the values 0 and {full}, or ids with a palette"
+    )
 
 
 def _soft(labels: Labels, full: int, is_soft: bool) -> Levels:
@@ -154,7 +162,7 @@ def _differs_at_edges_only(labels: Labels, values: npt.NDArray[Any], full: int) 
     return not constant.any()
 
 
-def _have_one_hue(colours: npt.NDArray[Any]) -> bool:
+def has_one_hue(colours: npt.NDArray[Any]) -> bool:
     """Whether all colours [N, 3] are shades of the brightest one, within 8 of 255 levels."""
     brightness = colours.max(axis=1).astype(np.float64)
     brightest = colours[brightness.argmax()].astype(np.float64)
