@@ -88,6 +88,8 @@ def frame_rate(
     if ticks is None or len(ticks) < 2 or ticks[-1] <= ticks[0]:
         return float(rates[0]) if rates else None
     mean = (len(ticks) - 1) / ((ticks[-1] - ticks[0]) * time_base)
+    if mean in rates and ticks[-1] - ticks[0] == (len(ticks) - 1) * (ticks[1] - ticks[0]):
+        return float(mean)
     reference = rates[0] if rates and _is_near(rates[0], mean) else mean
     usual = sorted((Fraction(max(1, round(mean))), *NTSC), key=lambda rate: abs(rate - reference))
     written = [rate for rate in rates if rate.denominator in (1, 1001)]

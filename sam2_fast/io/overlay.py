@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import colorsys
 import os
-from collections.abc import Container, Mapping, Sequence
-from fractions import Fraction
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from sam2_fast.atomic import PendingFile, whole_file
+from sam2_fast.atomic import whole_file
 from sam2_fast.io.mask_png import png_info
+from sam2_fast.io.video_writer import VideoWriter
+
+__all__ = [
+    "RGB8",
+    "VideoWriter",
+    "draw_box",
+    "draw_masks",
+    "draw_points",
+    "object_color",
+    "save_png",
+    "tint",
+]
 
 RGB8 = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -96,93 +106,6 @@ def save_png(path: str | os.PathLike[str], image: RGB8) -> None:
     with whole_file(path) as beside:
         picture = Image.fromarray(np.ascontiguousarray(image))
         picture.save(beside, format="PNG", pnginfo=png_info())
-
-
-_CODEC_OPTIONS = {
-    "libx264": {"crf": "20", "preset": "veryfast"},
-    "mpeg4": {"qscale": "3"},
-    "libwebp_anim": {"quality": "75"},
-}
-
-
-def _codec(animated: bool, available: Container[str]) -> str:
-    if not animated:
-        return "libx264" if "libx264" in available else "mpeg4"
-    if "libwebp_anim" not in available:
-        raise ValueError("path: the installed PyAV cannot write animated WebP; use a .mp4 path")
-    return "libwebp_anim"
-
-
-class VideoWriter:
-    """Writes frames [H, W, 3] uint8 to a video file, one at a time.
-
-    A path that ends in .webp becomes an animated WebP, which loops and which browsers show like an
-    image; any other path becomes an MP4. The codec of an MP4 is H.264 if the installed FFmpeg can
-    write it, else MPEG-4. All need even sizes, so an odd height or width is padded by one row or
-    column.
-
-    The file appears when the writer is closed, and not after an error. Use as a context manager, or
-    call `close` or `abort`. Needs PyAV: `pip install "sam2-fast[video]"`.
-    """
-
-    def __init__(
-        self, path: str | os.PathLike[str], height: int, width: int, fps: float = 24.0
-    ) -> None:
-        try:
-            import av
-        except ImportError as error:
-            raise ImportError(
-                'writing videos needs PyAV: pip install "sam2-fast[video]"'
-            ) from error
-        if not 0 < fps <= 1000:
-            raise ValueError(f"fps: expected a number above 0 and up to 1000, got {fps}")
-        animated = os.fspath(path).lower().endswith(".webp")
-        codec = _codec(animated, av.codecs_available)
-        self._size = (height, width)
-        self._frame: Any = av.VideoFrame
-        self._pending = PendingFile(path)
-        self._container: Any = av.open(
-            os.fspath(self._pending.temporary),
-            mode="w",
-            format="webp" if animated else "mp4",
-            options={"loop": "0"} if animated else {},
-        )
-        self._stream = cast(
-            Any, self._container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
-        )
-        self._stream.height, self._stream.width = height + height % 2, width + width % 2
-        self._stream.pix_fmt = "yuv420p"
-        self._stream.options = _CODEC_OPTIONS[codec]
-
-    def write(self, frame: RGB8, seconds: float | None = None) -> None:
-        """Append one frame. Raises ValueError unless it is uint8 [height, width, 3]."""
-        if frame.shape != (*self._size, 3) or frame.dtype != np.uint8:
-            raise ValueError(
-                f"frame: expected uint8 {[*self._size, 3]}, got {frame.dtype} {[*frame.shape]}"
-            )
-        even = np.pad(frame, ((0, self._size[0] % 2), (0, self._size[1] % 2), (0, 0)), mode="edge")
-        picture = self._frame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
-        self._container.mux(self._stream.encode(picture))
-
-    def close(self) -> None:
-        """Complete the file and move it to its path."""
-        self._container.mux(self._stream.encode(None))
-        self._container.close()
-        self._pending.commit()
-
-    def abort(self) -> None:
-        """Discard the unfinished file."""
-        self._container.close()
-        self._pending.discard()
-
-    def __enter__(self) -> VideoWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abort()
 
 
 def _outline(mask: Mask, width: int) -> Mask:
