@@ -72,7 +72,8 @@ def _open_path(path: Path, upright: bool, limits: dict[str, Any]) -> FrameSource
     if path.is_dir():
         return FrameFolder(path, upright=upright, **limits)
     if not path.exists():
-        raise FileNotFoundError(f"video {path}: no such file or directory")
+        advice = "; write the data to a file, or pass its bytes" if str(path) == "-" else ""
+        raise FileNotFoundError(f"video {path}: no such file or directory{advice}")
     check_seekable(path, f"video {path}")
     return _open_file(path, upright, limits)
 

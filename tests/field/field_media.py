@@ -55,8 +55,10 @@ def decoded(data: Path | bytes, stream: int = 0) -> list[tuple[int | None, np.nd
     source = io.BytesIO(data) if isinstance(data, bytes) else f"file:{data}"
     with av.open(source) as container:
         video = container.streams.video[stream]
-        video.thread_type = "NONE"
         context = video.codec_context
+        if context is None:
+            return []
+        context.thread_type = "NONE"
         try:
             for packet in container.demux(video):
                 if packet.size:
