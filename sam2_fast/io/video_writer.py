@@ -22,7 +22,7 @@ TICKS = 60_000
 """Units of time of a second in an MP4 file with time stamps. MPEG-4 has at most 65535."""
 WEBP_TICKS = 1000
 SHORTEST = 0.001
-"""Seconds between two frames whose time stamps do not increase."""
+"""Seconds from a frame to the next one if their time stamps do not increase."""
 
 _CODEC_OPTIONS = {
     "libx264": {"crf": "20", "preset": "veryfast"},
