@@ -275,8 +275,8 @@ def test_a_picture_of_another_size_is_named_before_the_first_frame_is_tracked(
 def test_videos_and_outputs_have_names_of_any_kind(tmp_path: Path, name: str) -> None:
     pytest.importorskip("av", reason="reads and writes videos")
     shutil.copy(EXAMPLES / "clip.mp4", tmp_path / f"{name}.mp4")
-    words = [f"./{name}.mp4", "--output", f"./{name}"]
-    result = run("track", Path(words[0]), CLICK, SMALL, "--max-frames 2", *map(Path, words[1:]))
+    video, output = tmp_path / f"{name}.mp4", tmp_path / name
+    result = run("track", video, CLICK, SMALL, "--max-frames 2", "--output", output)
     assert result.exit_code == 0, result.output
     assert (tmp_path / name / "overlay.mp4").stat().st_size > 0
 
