@@ -258,6 +258,7 @@ def test_a_run_is_resumed_with_its_own_settings_only(
     assert run(*options, CLICK, "--resume --overwrite").exit_code == 2
 
 
+@pytest.mark.field("U05")
 def test_two_processes_do_not_write_one_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -278,3 +278,10 @@ def test_a_tag_behind_the_pixels_of_a_png_file_counts(tmp_path: Path) -> None:
     )
     assert image_orientation(tmp_path / "image.png") == 6
     assert load_image(tmp_path / "image.png", upright=True).shape == (40, 24, 3)
+
+
+@pytest.mark.field("U08")
+def test_a_video_has_at_most_four_decoder_threads(tmp_path: Path) -> None:
+    with open_video(write_video(tmp_path / "clip.mp4")) as video:
+        context = video._stream.codec_context  # type: ignore[attr-defined]
+        assert 1 <= context.thread_count <= 4
