@@ -55,6 +55,7 @@ def remove_results(directory: Path) -> None:
                 f"--overwrite: {path} was not written by sam2-fast; move it away, or choose "
                 "another --output"
             )
+    remove_temporary(directory)
     for path in results:
         if path.name == UNFINISHED:
             shutil.rmtree(path)
@@ -62,16 +63,21 @@ def remove_results(directory: Path) -> None:
             _remove_masks(path)
         else:
             path.unlink()
-    for path in directory.glob(f"*.????????{TEMPORARY}"):
-        path.unlink()
+
+
+def remove_temporary(directory: Path) -> None:
+    """Remove the temporary files that a killed process has left in an output directory."""
+    names = f"*.????????{TEMPORARY}"
+    for pattern in (names, f"{MASKS}/{names}", f"{MASKS}/*/{names}"):
+        for path in directory.glob(pattern):
+            path.unlink()
 
 
 def _remove_masks(directory: Path) -> None:
     folders = [directory, *(p for p in directory.iterdir() if p.is_dir() and p.name.isdigit())]
     for folder in folders:
-        for path in folder.iterdir():
-            is_temporary = path.name.endswith(TEMPORARY)
-            if path.is_file() and (is_temporary or (path.suffix == ".png" and _is_own(path))):
+        for path in folder.glob("*.png"):
+            if path.is_file() and _is_own(path):
                 path.unlink()
     for folder in reversed(folders):
         if not any(folder.iterdir()):

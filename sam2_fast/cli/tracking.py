@@ -16,7 +16,7 @@ import sam2_fast
 from sam2_fast.cli import options as o
 from sam2_fast.cli.prompts import Prompt
 from sam2_fast.cli.report import note
-from sam2_fast.cli.results import MASKS, RUN, remove_results
+from sam2_fast.cli.results import MASKS, RUN, remove_results, remove_temporary
 from sam2_fast.cli.runs import Run, identity
 from sam2_fast.cli.signals import deferred_signals
 from sam2_fast.cli.track_results import Drawing, Pairs, ResultWriter
@@ -148,6 +148,7 @@ class Tracking:
         directory = self._plan.directory
         if self._resumed:
             run = Run.resume(directory, self._settings, facts)
+            remove_temporary(directory)
             saved = run.saved_session()
             if saved is not None:
                 load_session(state, self._predictor, saved[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sam2_fast.io.frame_order import Key, ambiguous_numbers, frame_key
@@ -48,10 +49,14 @@ class FrameFiles(FrameSource):
     def check_sizes(self, frames: range | None = None) -> None:
         """Read the headers of the files; see `FrameSource.check_sizes`.
 
-        If the first file is the odd one out, the error names that one.
+        If the first file is the odd one out, the error names that one. A file without a readable
+        header raises when its frame is read, so that the frames before it can be used.
         """
         numbers = range(len(self._files)) if frames is None else frames
-        sizes = {number: self._size(number) for number in numbers}
+        sizes: dict[int, tuple[int, int]] = {}
+        for number in numbers:
+            with suppress(ValueError):
+                sizes[number] = self._size(number)
         if len(set(sizes.values())) <= 1:
             return
         (height, width), _ = Counter(sizes.values()).most_common(1)[0]

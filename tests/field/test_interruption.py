@@ -131,6 +131,7 @@ def test_a_killed_run_is_resumed_from_its_rows(tmp_path: Path, monkeypatch: Any)
     Path("parts/masks.json").unlink()
     with Path("parts/unfinished/rows.jsonl").open("ab") as rows:
         rows.write(b'{"frame": 6, "na')  # a row that was being written
+    Path("parts/masks.json.0123abcd.tmp").write_text("half")
     assert run(*options, "-o parts --resume").exit_code == 0
     assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
 
@@ -162,11 +163,14 @@ def copied_frames(folder: Path, count: int = 5) -> Path:
 
 
 @pytest.mark.field("B14")
+@pytest.mark.parametrize("length", [0, 100, 2000])
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_damaged_frame_does_not_cost_the_frames_before_it(tmp_path: Path, kind: str) -> None:
+def test_a_damaged_frame_does_not_cost_the_frames_before_it(
+    tmp_path: Path, kind: str, length: int
+) -> None:
     frames = copied_frames(tmp_path / "frames")
     last = sorted(frames.iterdir())[-1]
-    last.write_bytes(last.read_bytes()[:2000])
+    last.write_bytes(last.read_bytes()[:length])
     result = run("track", frames, CLICK, SMALL, f"--format {kind} -o out")
     assert result.exit_code == 2
     assert last.name in result.stderr and "4 of 5 frames are finished" in result.stderr
@@ -175,6 +179,10 @@ def test_a_damaged_frame_does_not_cost_the_frames_before_it(tmp_path: Path, kind
     if kind == "png":
         assert load_mask("out/masks/001/00003.png").any()
     assert Path("out/overlay.mp4").stat().st_size > 0
+    shutil.copy(FRAMES / last.name, last)  # the file has been repaired
+    assert run("track", frames, CLICK, SMALL, f"--format {kind} -o out --resume").exit_code == 0
+    assert run("track", frames, CLICK, SMALL, f"--format {kind} -o whole").exit_code == 0
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
 def limited(limit: int, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
