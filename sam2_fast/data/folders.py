@@ -172,7 +172,7 @@ def _has_ids(file: MaskFile) -> bool:
 
 
 def _objects_of(file: MaskFile, is_binary: bool) -> dict[int, Mask]:
-    if is_binary:
+    if is_binary or file.kind == "one":
         return {1: file.mask} if file.area else {}
     ids = np.unique(file.labels)
     return {int(i): file.labels == i for i in ids if i not in (0, file.depth)}

@@ -52,7 +52,8 @@ class MaskFile:
     """The content of a mask file.
 
     kind: "ids": `labels` are the stored whole numbers. "full": 0, and 255 or 65535 on the object.
-        "soft" (levels cut at half) and "colours" (several colours): 0, and 1 on the object.
+        "one" (a single colour, or alpha), "soft" (levels cut at half) and "colours" (several
+        colours): 0, and 1 on the object.
     labels: [H, W] int32. depth: the full scale of the file, 255 or 65535.
     """
 
@@ -72,7 +73,7 @@ class MaskFile:
         return int(np.count_nonzero(self.labels))
 
     def select(self, object_id: int) -> Mask:
-        """Pixels [H, W] of one object; those of a file of kind "full" are of object 1.
+        """Pixels [H, W] of one object; files of kind "full" and "one" hold object 1.
 
         Raises ValueError for a file without ids.
         """
@@ -213,7 +214,8 @@ def _of_indices(indices: Channel, picture: Image.Image, lossy: bool) -> Levels:
     if not is_davis and (is_grey or palette[0].any() or has_one_hue(palette[used])):
         colours = of_colours(palette[indices], lossy=lossy)
         if colours.kind == "soft" or palette[0].any():
-            return colours
+            is_full = colours.kind == "full"
+            return Levels("one", np.sign(colours.labels)) if is_full else colours
     values = set(used.tolist())
     return Levels(
         "full" if values <= {0, 255} and 255 in values else "ids", indices.astype(np.int32)
@@ -254,5 +256,7 @@ def _with_alpha(pixels: Channel, alpha: Channel, picture: Image.Image, lossy: bo
         )
     if one_colour and judged.kind != "ids":
         return opacity
-    kind: Kind = "soft" if opacity.kind == "soft" and judged.kind == "full" else judged.kind
+    kind: Kind = (
+        "soft" if opacity.kind == "soft" and judged.kind in ("full", "one") else judged.kind
+    )
     return Levels(kind, np.where(seen, judged.labels, 0).astype(np.int32))

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-Kind = Literal["ids", "full", "soft", "colours"]
+Kind = Literal["ids", "full", "one", "soft", "colours"]
 Labels = npt.NDArray[np.int32]
 
 MANY = 32
@@ -23,7 +23,7 @@ class Levels(NamedTuple):
     """What a picture holds, and its labels [H, W].
 
     kind "ids": labels are the stored whole numbers. "full": 0, and the full scale on the object.
-    "soft", "colours": 0, and 1 on the object.
+    "one" (one colour, or alpha), "soft", "colours": 0, and 1 on the object.
     """
 
     kind: Kind
@@ -75,7 +75,7 @@ def of_colours(pixels: npt.NDArray[Any], *, lossy: bool) -> Levels:
             return judged
     mask = brightness > 0
     if (packed > 0).sum() == 1:
-        return Levels("full", mask.astype(np.int32) * 255)
+        return Levels("one", mask.astype(np.int32))
     return Levels("colours", mask.astype(np.int32))
 
 
@@ -102,7 +102,7 @@ def alpha_mask(alpha: npt.NDArray[Any]) -> Levels:
     """The object by its opacity [H, W] uint8: half of full scale, or any if there is one level."""
     values = np.unique(alpha[alpha > 0])
     if len(values) == 1:
-        return Levels("full", (alpha > 0).astype(np.int32) * 255)
+        return Levels("one", (alpha > 0).astype(np.int32))
     return Levels("soft", (alpha >= 128).astype(np.int32))
 
 

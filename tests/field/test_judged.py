@@ -81,6 +81,19 @@ def test_binary_videos_are_object_1_however_they_are_stored(
     assert [(row.object, row.j_and_f) for row in report.objects] == [(1, 1.0)]
 
 
+@pytest.mark.field("B03")
+def test_quantized_frames_may_have_any_order_of_colours(tmp_path: Path) -> None:
+    video(tmp_path / "T" / "v")
+    video(tmp_path / "M" / "v")
+    for t in (1, 3):
+        image = Image.fromarray(1 - labels_of(t, (1,)), "P")
+        image.putpalette([255, 255, 255, 0, 0, 0])
+        image.save(tmp_path / "M" / "v" / f"{t:05d}.png")
+    report = scores(tmp_path, strict=True)
+    assert [(row.object, row.j_and_f) for row in report.objects] == [(1, 1.0)]
+    assert score_folders(tmp_path / "M", tmp_path / "T", progress=False).objects == report.objects
+
+
 @pytest.mark.field("B23")
 def test_the_grey_and_alpha_file_of_davis_2016_is_read(tmp_path: Path) -> None:
     for name in ("T", "M"):
