@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from sam2_fast.cli.app import app
 from sam2_fast.data import Annotations
-from sam2_fast.evaluation import Report, Rounds, Unjudged, VideoScores, score_folders
+from sam2_fast.evaluation import (
+    Report,
+    Rounds,
+    Unjudged,
+    User,
+    VideoScores,
+    score_folders,
+    simulate_images,
+    simulate_users,
+)
 from sam2_fast.io.masks import DAVIS_PALETTE, save_mask
 from sam2_fast.training import Recipe
 from sam2_fast.training.stored import Folder
@@ -233,3 +243,51 @@ def test_training_names_what_it_cannot_use(tmp_path: Path) -> None:
     save_mask(tmp_path / "S" / "other" / "00000.png", square(5))
     with pytest.raises(ValueError, match="fewer frames are annotated in other"):
         Folder(str(tmp_path / "I"), str(tmp_path / "S"), frames=3).clip(0, 32)
+
+
+class Copies:
+    """A predictor whose objects keep the mask that they were prompted with."""
+
+    def init_state(self, source: Any) -> dict[int, torch.Tensor]:
+        return {}
+
+    def add_new_mask(self, state: Any, frame: int, number: int, mask: Any) -> None:
+        state[number] = torch.from_numpy(np.where(mask, 1.0, -1.0))[None]
+
+    def propagate_in_video(self, state: Any, start_frame_idx: int) -> Iterator[Any]:
+        for t in range(start_frame_idx, 5):
+            yield t, list(state), torch.stack(list(state.values()))
+
+
+@pytest.mark.field("B05")
+def test_simulated_users_name_what_they_did_not_judge(tmp_path: Path) -> None:
+    video(tmp_path / "T" / "v")
+    save(tmp_path / "T" / "v" / "00004.png", labels_of(4, (1, 2)))
+    video(tmp_path / "T" / "none", ())
+    for name in ("v", "none", "extra"):
+        video(tmp_path / "I" / name, kind="RGB")
+    user = User("semi-supervised")
+    rounds = simulate_users(Copies, tmp_path / "I", tmp_path / "T", user, progress=False)
+    assert rounds.unjudged == [
+        Unjudged("extra", "has no annotations"),
+        Unjudged("none", "no object is visible on the judged frames"),
+        Unjudged("v", "objects of the truth that are not visible on the judged frames: 2"),
+    ]
+    assert [(row.video, row.object) for row in rounds.rounds] == [("v", 1)]
+    with pytest.raises(ValueError, match="not judged, but strict: extra: has no annotations"):
+        simulate_users(Copies, tmp_path / "I", tmp_path / "T", user, strict=True, progress=False)
+
+
+@pytest.mark.field("B05")
+def test_images_that_are_not_clicked_are_named(tmp_path: Path) -> None:
+    save(tmp_path / "T" / "a.PNG", labels_of(0, ()))
+    for name in ("a.jpg", "b.JPG"):
+        save(tmp_path / "I" / name, labels_of(0, (200,)), "RGB")
+    scores_of_images = simulate_images(object, tmp_path / "I", tmp_path / "T", progress=False)
+    assert not scores_of_images
+    assert scores_of_images.unjudged == [
+        Unjudged("b", "has no mask file"),
+        Unjudged("a", "has no object"),
+    ]
+    with pytest.raises(ValueError, match="b: has no mask file"):
+        simulate_images(object, tmp_path / "I", tmp_path / "T", strict=True, progress=False)
