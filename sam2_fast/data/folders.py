@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from sam2_fast.data.listing import files_by_stem, natural, same_number
 from sam2_fast.io.mask_files import MaskFile, read_mask_file
+from sam2_fast.io.mask_levels import levels_in
 
 Mask = npt.NDArray[np.bool_]
 PathLike = str | os.PathLike[str]
@@ -28,18 +29,20 @@ class Annotations:
     """The masks of one video on disk. Frames are file names without suffix, in order.
 
     Files other than PNG are passed over, and so are PNG files without a number in their names if
-    others have one (`overlay.png`). Raises FileNotFoundError if there is no such folder, and
+    others have one (`overlay.png`).
+    is_binary: the result of `is_binary()` if it is known, which saves reading frames for it.
+    Raises FileNotFoundError if there is no such folder, and
     ValueError, which names the file or folder, if it has neither layout.
     """
 
-    def __init__(self, folder: PathLike) -> None:
+    def __init__(self, folder: PathLike, *, is_binary: bool | None = None) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise FileNotFoundError(f"annotations {folder}: no such folder")
         self._files = _frames_in(self.folder)
         self._folders = self._object_folders()
         self.one_file_an_object = bool(self._folders)
-        self._is_binary: bool | None = None
+        self._is_binary = is_binary
         self._newest: MaskFile | None = None
         if self._files and self._folders:
             folders = next(iter(self._folders))
@@ -168,11 +171,11 @@ def _existing(frame: str, names: Iterable[str]) -> str:
 
 def _has_ids(file: MaskFile) -> bool:
     """Whether a file has an id other than 255 (65535 in files of 16 bits)."""
-    return file.kind == "ids" and bool(np.isin(np.unique(file.labels), (0, file.depth)).min() == 0)
+    return file.kind == "ids" and not set(levels_in(file.labels).tolist()) <= {0, file.depth}
 
 
 def _objects_of(file: MaskFile, is_binary: bool) -> dict[int, Mask]:
     if is_binary or file.kind == "one":
         return {1: file.mask} if file.area else {}
-    ids = np.unique(file.labels)
-    return {int(i): file.labels == i for i in ids if i not in (0, file.depth)}
+    ids = levels_in(file.labels).tolist()
+    return {i: file.labels == i for i in ids if i not in (0, file.depth)}

@@ -34,6 +34,7 @@ from sam2_fast.io.mask_levels import (
     Levels,
     alpha_mask,
     has_one_hue,
+    levels_in,
     of_colours,
     of_floats,
     of_grey,
@@ -207,7 +208,7 @@ def _of_indices(indices: Channel, picture: Image.Image, lossy: bool) -> Levels:
     palette = np.zeros((256, 3), dtype=np.uint8)
     entries = np.asarray(picture.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
     palette[: len(entries)] = entries
-    used = np.unique(indices)
+    used = levels_in(indices)
     davis = np.frombuffer(DAVIS_PALETTE, dtype=np.uint8).reshape(256, 3)
     is_davis = bool((palette[used] == davis[used]).all())
     is_grey = bool((palette[used] == palette[used, :1]).all())

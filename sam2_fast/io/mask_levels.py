@@ -30,6 +30,13 @@ class Levels(NamedTuple):
     labels: Labels
 
 
+def levels_in(labels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """The different whole numbers of `labels`, in order. Counting is faster than sorting."""
+    if labels.size and labels.min() >= 0 and labels.max() <= 65535:
+        return np.flatnonzero(np.bincount(labels.reshape(-1))).astype(np.int64)
+    return np.unique(labels).astype(np.int64)
+
+
 def of_grey(levels: npt.NDArray[Any], full: int, *, lossy: bool) -> Levels:
     """The meaning of whole numbers [H, W] of 0 or more, of which `full` is white.
 
@@ -37,7 +44,7 @@ def of_grey(levels: npt.NDArray[Any], full: int, *, lossy: bool) -> Levels:
     Raises ValueError if the levels can be read in several ways.
     """
     labels = np.asarray(levels, dtype=np.int32)
-    values = np.unique(labels).astype(np.int64)
+    values = levels_in(labels)
     if _is_subset(values, (0, full)) or (full > 255 and _is_subset(values, (0, 255))):
         return Levels("full" if values[-1] else "ids", labels)
     if lossy:

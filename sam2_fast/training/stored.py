@@ -138,7 +138,7 @@ class Folder(Stored):
 
 class _FolderVideo(Video):
     def __init__(self, images: Path, masks: Path) -> None:
-        self._masks = Annotations(masks)
+        self._masks = Annotations(masks, is_binary=_is_binary(str(masks)))
         self._images = images
         if not images.is_dir():
             raise FileNotFoundError(
@@ -263,6 +263,12 @@ class _Sa1bImage(Video):
 
     def image(self, t: int) -> Pixels:
         return load_image(self._image)
+
+
+@lru_cache(maxsize=65536)
+def _is_binary(masks: str) -> bool:
+    """`Annotations.is_binary` of a video, which reads all frames of binary ones."""
+    return Annotations(masks).is_binary()
 
 
 @lru_cache(maxsize=64)
