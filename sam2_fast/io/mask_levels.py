@@ -71,8 +71,9 @@ def of_colours(pixels: npt.NDArray[Any], *, lossy: bool) -> Levels:
 
     Greys are read like a grey picture. Raises ValueError if they can be read in several ways.
     """
-    brightness = pixels.max(axis=2)
-    if lossy or (brightness == pixels.min(axis=2)).all():
+    red, green, blue = (pixels[:, :, channel] for channel in range(3))
+    brightness = np.maximum(np.maximum(red, green), blue)
+    if lossy or ((red == green) & (green == blue)).all():
         return of_grey(brightness, 255, lossy=lossy)
     packed = np.unique(pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.int32))
     colours = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1)
