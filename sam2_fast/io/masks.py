@@ -59,7 +59,7 @@ def load_mask(
 def load_masks_json(path: str | os.PathLike[str]) -> dict[int, dict[int, Mask]]:
     """Read a file of `JsonWriter` as {frame: {object id: mask [H, W]}}.
 
-    Raises ValueError for any other file.
+    Raises ValueError, which names the file, for any other file and for damaged run lengths.
     """
     try:
         document = read_json(path, "masks")
@@ -74,7 +74,11 @@ def load_masks_json(path: str | os.PathLike[str]) -> dict[int, dict[int, Mask]]:
         raise ValueError(f"masks {path}: not a sam2_fast.masks file of version 1") from error
     frames: dict[int, dict[int, Mask]] = {}
     for frame, object_id, segmentation in rows:
-        frames.setdefault(frame, {})[object_id] = decode_rle(segmentation)
+        try:
+            mask = decode_rle(segmentation)
+        except ValueError as error:
+            raise ValueError(f"masks {path}: object {object_id}, frame {frame}: {error}") from error
+        frames.setdefault(frame, {})[object_id] = mask
     return frames
 
 

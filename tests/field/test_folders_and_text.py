@@ -260,6 +260,14 @@ def test_masks_without_any_size_and_damaged_ones_name_the_file(tmp_path: Path) -
         list(Sa1bAnnotations(json_file(tmp_path / "d.json", damaged)))
 
 
+@pytest.mark.field("U09")
+def test_a_null_mask_in_masks_json_is_refused_by_name(tmp_path: Path) -> None:
+    entry = {"frame": 3, "objects": [{"id": 2, "segmentation": None}]}
+    document = {"format": "sam2_fast.masks", "version": 1, "frames": [entry]}
+    with pytest.raises(ValueError, match=r"m\.json: object 2, frame 3: rle: expected"):
+        load_masks_json(json_file(tmp_path / "m.json", document))
+
+
 @pytest.mark.field("B24")
 def test_a_folder_of_masks_of_one_object_may_be_of_any_kind(tmp_path: Path) -> None:
     save_mask(tmp_path / "001" / "00000.png", MASK)
