@@ -219,12 +219,21 @@ class VideoFile(VideoDecoder, FrameSource):
         return self._set_clock(stamps)
 
     def _count_frames(self, name: str, max_frames: int) -> list[int | None]:
-        """Time stamps of all frames, by decoding the whole file."""
+        """Time stamps of all frames, by decoding the whole file.
+
+        One thread decodes H.264 if the container does not show where it is cut off: several report
+        a damaged last frame by chance only.
+        """
+        context = self._stream.codec_context
+        is_cautious = context.name == "h264" and not self._shows_cuts() and not self._is_damaged
+        self._is_damaged |= is_cautious
         self._reopen()
         stamps: list[int | None] = []
         for frame in self._decode():
             stamps.append(frame.pts)
             check_count(len(stamps), max_frames, name)
+        if is_cautious:
+            self._is_damaged = self._has_errors
         return self._count_frames(name, max_frames) if self._distrusts_threads() else stamps
 
     def _set_clock(self, stamps: list[int | None]) -> float | None:
@@ -243,17 +252,16 @@ class VideoFile(VideoDecoder, FrameSource):
             and self._container.format.name != "avi"
         )
 
+    def _shows_cuts(self) -> bool:
+        return bool(self._container.format.name.startswith(WHOLE_PACKETS))
+
     def _without_damage(self, table: FrameTable, packets: list[PacketInfo]) -> FrameTable | None:
         """The table without frames at the end that cannot be decoded.
 
         None if the file is damaged before its last groups of pictures.
         """
         corrupt = {packet.pts for packet in packets if packet.is_corrupt}
-        if (
-            not corrupt
-            and not self._ends_early
-            and self._container.format.name.startswith(WHOLE_PACKETS)
-        ):
+        if not corrupt and not self._ends_early and self._shows_cuts():
             return table
         last = table.keys[-1]
         if any(pts is not None and pts < table.times[last] for pts in corrupt):

@@ -77,7 +77,7 @@ def difference(data: bytes) -> str:
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_is_cut_off_has_the_frames_before_the_cut(tmp_path: Path, name: str) -> None:
     data = source(tmp_path / name)
-    differences = {cut: difference(data[:cut]) for cut in cuts(len(data), 20)}
+    differences = {cut: difference(data[:cut]) for cut in cuts(len(data), 14)}
     assert {cut: text for cut, text in differences.items() if text} == {}
     assert difference(data) == ""
 
