@@ -33,7 +33,6 @@ from sam2_fast.evaluation.scores import Mask, Unjudged
 from sam2_fast.evaluation.semi_supervised import Prompt, semi_supervised
 from sam2_fast.io.frames import FrameSource
 from sam2_fast.io.json_files import to_json
-from sam2_fast.io.sequences import frame_files
 from sam2_fast.io.video import open_video
 
 Protocol = Literal["offline", "online", "semi-supervised"]
@@ -269,10 +268,7 @@ def _truth(
     annotations: Annotations, video: FrameSource, images: Path
 ) -> list[dict[int, Mask] | None]:
     """Masks for each frame of the video, or None for a frame without annotation."""
-    if images.is_dir():
-        names = [path.stem for path in frame_files(images)]
-    else:
-        names = [video.frame_name(t) for t in range(len(video))]
+    names = [video.frame_name(t) for t in range(len(video))]
     index_of = {name: t for t, name in enumerate(names)}
     truth: list[dict[int, Mask] | None] = [None] * len(names)
     for frame in annotations.frames():

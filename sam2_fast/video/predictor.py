@@ -183,7 +183,8 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
     ) -> Output:
         """Prompt one object with a mask on one frame.
 
-        mask: [H, W] of any size; non-zero is object. An empty mask means that the object is absent.
+        mask: [H, W] of any size, bool, integers, or a tensor of which 0.5 and more is object. An
+            empty mask means that the object is absent.
         """
         session = session_of(inference_state)
         with session.exclusive("add_new_mask"):
