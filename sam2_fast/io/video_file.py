@@ -221,8 +221,8 @@ class VideoFile(VideoDecoder, FrameSource):
     def _count_frames(self, name: str, max_frames: int) -> list[int | None]:
         """Time stamps of all frames, by decoding the whole file.
 
-        One thread decodes H.264 if the container does not show where it is cut off: several report
-        a damaged last frame by chance only.
+        One thread decodes H.264 if the container does not show cuts: several threads report a
+        damaged last frame by chance only.
         """
         context = self._stream.codec_context
         is_cautious = context.name == "h264" and not self._shows_cuts() and not self._is_damaged
