@@ -138,7 +138,7 @@ class Tracking:
         }
         state = self._predictor.init_state(frames, keep="reachable")
         if plan.both:
-            state.control.turns.add(plan.start)
+            state.control.return_starts.add(plan.start)
         run, last = self._open(state, facts)
         self._track(run, state, last, progress)
         return run.document(True)

@@ -55,8 +55,8 @@ class _ShortHelp(ABCMeta):
 class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
     """Interactive video segmentation (official `SAM2VideoPredictor`).
 
-    The predictor has no state: every video has a session. Every call validates, computes, then
-    commits, so a call that raises has changed nothing.
+    Every video has a session. A call validates, computes, then commits: if it raises, it has
+    changed nothing.
     graphs: CUDA graphs of frames, used if the model is on a GPU; set it to None to use none.
     """
 
@@ -140,8 +140,7 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
 
         points: [P, 2] (x, y). labels: [P], 1 object, 0 background. box: (x0, y0, x1, y1).
         Coordinates are video pixels, or fractions of the frame if normalize_coords is False.
-        clear_old_points: False adds the clicks to earlier ones of the frame.
-        need_output: False returns masks [0, 1, H, W], which costs less with many objects.
+        clear_old_points: False adds the clicks to earlier ones. need_output: False: no masks.
         Raises ValueError, TypeError or IndexError for an invalid prompt.
         """
         session = session_of(inference_state)
@@ -183,8 +182,7 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
     ) -> Output:
         """Prompt one object with a mask on one frame.
 
-        mask: [H, W] of any size, bool, integers, or a tensor of which 0.5 and more is object. An
-            empty mask means that the object is absent.
+        mask: [H, W] of any size; object is what is not 0, or 0.5 and more in a float tensor.
         """
         session = session_of(inference_state)
         with session.exclusive("add_new_mask"):
@@ -259,15 +257,15 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
             max_frame_num_to_track,
             need_output=need_output,
         )
-        turns = session.control.turns
-        is_new = start not in turns
-        turns.add(start)
+        return_starts = session.control.return_starts
+        is_new = start not in return_starts
+        return_starts.add(start)
         try:
             yield from propagate()
             yield from (output for output in propagate(reverse=True) if output[0] != start)
         finally:
             if is_new:
-                turns.discard(start)
+                return_starts.discard(start)
 
     @torch.inference_mode()
     def frame_masks(

@@ -116,7 +116,7 @@ class Control:
         self.resets = 0
         # Frames from which a pass in the other direction will start, so that the memories near them
         # are kept.
-        self.turns: set[int] = set()
+        self.return_starts: set[int] = set()
         self.busy = threading.Lock()
         # The positions of memory maps that were last compared with those of a model, and the model.
         self.own_position: Tensor | None = None

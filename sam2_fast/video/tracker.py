@@ -284,8 +284,8 @@ class Tracker(FrameSteps):
         max_map_age = (limits.num_maps - 1) * limits.stride
         max_pointer_age = limits.num_pointers - 1
         both = session.num_frames is not None
-        turns = session.control.turns
-        track.bank.forget(frame, step, max_map_age, max_pointer_age, both, turns)
+        return_starts = session.control.return_starts
+        track.bank.forget(frame, step, max_map_age, max_pointer_age, both, return_starts)
         stored = track.bank.tracked.keys() | track.bank.prompted.keys()
         for passed in track.passed.keys() - stored:
             del track.passed[passed]

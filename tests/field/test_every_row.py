@@ -16,7 +16,7 @@ DOCUMENTED = {"U03", "U04", "U07"}
 
 
 def rows_of_the_page() -> list[str]:
-    return re.findall(r"^\| ([BU]\d\d) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    return re.findall(r"^\* \*\*([BU]\d\d)\*\* ", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def marked_rows() -> set[str]:

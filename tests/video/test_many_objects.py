@@ -103,7 +103,7 @@ def test_a_pass_in_both_directions_needs_only_the_reachable_memories(
         predictor.add_new_points_or_box(state, 30, 2, box=[30, 10, 60, 30])
         outputs = predictor.propagate_in_both_directions(state)
         results.append({frame: masks for frame, _, masks in outputs})
-        assert state.control.turns == set()
+        assert state.control.return_starts == set()
     everything, reachable = results
     assert list(everything) == [*range(8, 40), *range(7, -1, -1)] == list(reachable)
     assert all(torch.equal(everything[f], reachable[f]) for f in everything)
