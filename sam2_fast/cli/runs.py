@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sam2_fast.io.mask_writers import FrameLabel
 _FORMAT = "sam2_fast.run"
 _VERSION = 1
 _SESSION = "session_"
+_ROWS = "rows.jsonl"
 
 
 class Run:
@@ -141,7 +143,7 @@ class Run:
 
     def _read_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """(end in the file, row) of every whole row; a process that was killed may leave a part."""
-        path = self._unfinished / "rows.jsonl"
+        path = self._unfinished / _ROWS
         if not path.exists():
             return
         end = 0
@@ -154,14 +156,7 @@ class Run:
 
     def _open_rows(self, end: int) -> None:
         """Open the file of rows to append at `end`, and lock it for this process."""
-        file = (self._unfinished / "rows.jsonl").open("ab", buffering=0)
-        try:
-            _lock(file.fileno())
-        except OSError as error:
-            file.close()
-            raise ValueError(
-                f"--output {self.directory}: another process is writing there"
-            ) from error
+        file = _locked(self.directory)
         file.truncate(end)
         file.seek(end)
         self._rows = file
@@ -194,12 +189,27 @@ def check_settings(directory: Path, settings: dict[str, Any]) -> None:
             )
 
 
-def _lock(descriptor: int) -> None:
-    """Lock a file for this process, if the system can. Raises OSError if another one has it."""
-    with suppress(ImportError):
-        import fcntl
+def refuse_running(directory: Path) -> None:
+    """Raise ValueError if another process is writing the run of a directory."""
+    if (directory / UNFINISHED / _ROWS).exists():
+        _locked(directory).close()
 
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+def _locked(directory: Path) -> FileIO:
+    """The file of rows, to append to it, locked for this process if the system can lock files.
+
+    Raises ValueError if another process has locked it.
+    """
+    file = (directory / UNFINISHED / _ROWS).open("ab", buffering=0)
+    try:
+        with suppress(ImportError):
+            import fcntl
+
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise ValueError(f"--output {directory}: another process is writing there") from error
+    return file
 
 
 def identity(path: Path) -> list[Any]:

@@ -17,7 +17,7 @@ from sam2_fast.cli import options as o
 from sam2_fast.cli.prompts import Prompt
 from sam2_fast.cli.report import note
 from sam2_fast.cli.results import MASKS, RUN, remove_results, remove_temporary
-from sam2_fast.cli.runs import Run, identity
+from sam2_fast.cli.runs import Run, identity, refuse_running
 from sam2_fast.cli.signals import deferred_signals
 from sam2_fast.cli.track_results import Drawing, Pairs, ResultWriter
 from sam2_fast.cli.weights import WeightsChoice
@@ -156,6 +156,7 @@ class Tracking:
             self._prompt(state)
             return run, None
         self._prompt(state)
+        refuse_running(directory)
         remove_results(directory)
         return Run.start(directory, self._settings, facts), None
 

@@ -282,7 +282,9 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
             return frame_masks(self._tracker(session), session, frame, ids)
 
     @torch.inference_mode()
-    def step(self, inference_state: VideoSession | State, frame: Any) -> Output:
+    def step(
+        self, inference_state: VideoSession | State, frame: Any, *, need_output: bool = True
+    ) -> Output:
         """Commit all prompts, then track all objects on the next frame of `init_state(None)`.
 
         frame: an RGB image of any kind that `set_image` accepts; all frames have the same size.
@@ -309,6 +311,8 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
                     frames.unpush()
             frames.trim()
             session.state.update(video_height=frames.height, video_width=frames.width)
+            if not need_output:
+                return no_output(session, number)
             return tracker.output(session, number, logits)
 
     @torch.inference_mode()

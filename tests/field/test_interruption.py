@@ -277,5 +277,7 @@ def test_two_processes_do_not_write_one_run(
         run(*options)
     with Path("out/unfinished/rows.jsonl").open("ab") as rows:
         fcntl.flock(rows.fileno(), fcntl.LOCK_EX)
-        result = run(*options, "--resume")
-    assert result.exit_code == 2 and "another process is writing there" in result.stderr
+        for flag in ("--resume", "--overwrite"):
+            result = run(*options, flag)
+            assert result.exit_code == 2 and "another process is writing there" in result.stderr
+    assert run(*options, "--overwrite").exit_code == 0

@@ -116,3 +116,16 @@ def test_a_pass_in_both_directions_is_limited_in_each(
     predictor.add_new_points_or_box(state, 3, 1, box=[10, 10, 30, 30])
     outputs = predictor.propagate_in_both_directions(state, max_frame_num_to_track=1)
     assert [frame for frame, _, _ in outputs] == [3, 4, 2]
+
+
+def test_a_stream_needs_no_output_either(predictor: SAM2VideoPredictor, clip: np.ndarray) -> None:
+    full, lean = predictor.init_state(None), predictor.init_state(None)
+    for number, picture in enumerate(clip[:4]):
+        masks = predictor.step(full, picture)[2]
+        assert predictor.step(lean, picture, need_output=False)[2].shape[0] == 0
+        if number == 0:
+            for state in (full, lean):
+                prompt_all(predictor, state)
+            continue
+        one_by_one = [mask for _, mask in predictor.frame_masks(lean, number)]
+        assert torch.equal(torch.stack(one_by_one), masks[:, 0] > 0)
