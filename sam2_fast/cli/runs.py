@@ -28,7 +28,7 @@ _ROWS = "rows.jsonl"
 
 
 class Run:
-    """One run in an output directory. Create it with `start` or `resume`, and `close` it.
+    """One run in an output directory: `start` a new one or `resume` an earlier one; `close` it.
 
     settings: all that the result depends on, ready for JSON. facts: more entries of `run.json`.
     labels: finished frames in the order of tracking. areas: pixels of each object on them.
@@ -43,34 +43,37 @@ class Run:
         self._unfinished = directory / UNFINISHED
         self._rows: Any = None
 
-    @classmethod
-    def start(cls, directory: Path, settings: dict[str, Any], facts: dict[str, Any]) -> Run:
-        """A new run. Raises ValueError if another one has started in the directory meanwhile."""
-        run = cls(directory, settings, facts)
+    def start(self) -> None:
+        """Create the files. Raises ValueError if another run has started there meanwhile."""
         try:
-            with (directory / RUN).open("x", encoding="ascii") as file:
-                file.write(to_json(run.document(False)) + "\n")
+            with (self.directory / RUN).open("x", encoding="ascii") as file:
+                file.write(to_json(self.document(False)) + "\n")
         except FileExistsError as error:
-            raise ValueError(f"--output {directory}: another run has started there") from error
-        run._unfinished.mkdir()
-        run._open_rows(0)
-        return run
+            raise ValueError(f"--output {self.directory}: another run has started there") from error
+        started = False
+        try:
+            self._unfinished.mkdir()
+            self._rows = _locked(self.directory)
+            started = True
+        finally:
+            if not started:
+                self.forget()
 
-    @classmethod
-    def resume(cls, directory: Path, settings: dict[str, Any], facts: dict[str, Any]) -> Run:
-        """The unfinished run of a directory.
+    def resume(self) -> None:
+        """Read the finished frames of the unfinished run in the directory.
 
         Raises ValueError if it has other settings, or if another process is writing it.
         """
-        run = cls(directory, settings, facts)
-        check_settings(directory, settings)
-        run._unfinished.mkdir(exist_ok=True)
-        whole_rows = 0
-        for end, row in run._read_rows():
-            run._add(row)
-            whole_rows = end
-        run._open_rows(whole_rows)
-        return run
+        check_settings(self.directory, self.settings)
+        self._unfinished.mkdir(exist_ok=True)
+        file = _locked(self.directory)
+        end = 0
+        for end_of_row, row in self._read_rows():
+            self._add(row)
+            end = end_of_row
+        file.truncate(end)
+        file.seek(end)
+        self._rows = file
 
     @property
     def done(self) -> set[int]:
@@ -115,13 +118,15 @@ class Run:
 
     def forget(self) -> None:
         """Remove `run.json` and the folder `unfinished` of a run without a finished frame."""
-        self._rows.close()
-        shutil.rmtree(self._unfinished)
+        self.suspend()
+        if self._unfinished.exists():
+            shutil.rmtree(self._unfinished)
         (self.directory / RUN).unlink()
 
     def suspend(self) -> None:
         """Leave the run as it is on disk."""
-        self._rows.close()
+        if self._rows is not None:
+            self._rows.close()
 
     def keep_session(self, last: int) -> None:
         """Remove the files of memories after other frames than `last`."""
@@ -153,13 +158,6 @@ class Run:
                     return
                 end += len(line)
                 yield end, json.loads(line)
-
-    def _open_rows(self, end: int) -> None:
-        """Open the file of rows to append at `end`, and lock it for this process."""
-        file = _locked(self.directory)
-        file.truncate(end)
-        file.seek(end)
-        self._rows = file
 
 
 def read_run(directory: Path) -> dict[str, Any] | None:

@@ -11,11 +11,12 @@ import typer
 
 from sam2_fast.cli import options as o
 from sam2_fast.cli.inputs import note_orientation, read_masks
+from sam2_fast.cli.plan import Plan
 from sam2_fast.cli.prompts import Prompt, gather
 from sam2_fast.cli.report import Summary, guarded
 from sam2_fast.cli.results import output_directory, refuse_results
 from sam2_fast.cli.runs import check_settings, read_run
-from sam2_fast.cli.tracking import Plan, Tracking
+from sam2_fast.cli.tracking import Tracking
 from sam2_fast.cli.weights import WeightsChoice, choose_weights
 from sam2_fast.io.frames import FrameSource
 from sam2_fast.io.video import open_video
@@ -109,8 +110,7 @@ def track(
             format=format_,
             overlay=overlay_format if overlay else None,
         )
-        positions = plan.forward or plan.backward
-        frames.check_sizes(range(min(positions), max(positions) + 1))
+        frames.check_sizes(range(min(plan.order), max(plan.order) + 1))
         earlier = read_run(directory) if resume else None
         if earlier is None and not overwrite:
             ways = "--resume to continue an unfinished run, --overwrite to replace it"

@@ -82,13 +82,16 @@ class ResultWriter:
         if canvas is not None:
             self._draw(label, canvas)
 
+    def draw_at_end(self) -> None:
+        """Draw the overlay, if it is drawn when all frames are finished."""
+        if self._at_end and self._drawing is not None:
+            self._draw_rows(sorted(self._run.rows(), key=lambda row: int(row["frame"])))
+
     def close(self, complete: bool) -> None:
         """Complete all files.
 
         After an interruption they have the finished frames, and the masks are marked as incomplete.
         """
-        if complete and self._at_end and self._drawing is not None:
-            self._draw_rows(sorted(self._run.rows(), key=lambda row: int(row["frame"])))
         self._finish_overlay()
         frames = len(self._run.labels)
         if self._json is not None:
