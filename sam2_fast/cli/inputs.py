@@ -20,10 +20,7 @@ _UPRIGHT = 1
 def read_picture(path: Path, max_pixels: int) -> RGB8:
     """A picture [H, W, 3] uint8, upright. Notes go to stderr."""
     pixels = load_image(path, max_pixels=max_pixels, upright=True)
-    note_orientation(path)
-    remark = depth_note(path)
-    if remark is not None:
-        note(f"note: {remark}")
+    note_picture(path, max_pixels)
     return pixels
 
 
@@ -37,14 +34,21 @@ def read_masks(prompts: Iterable[Prompt]) -> dict[Prompt, Mask]:
     return masks
 
 
-def note_orientation(path: Path) -> None:
-    """Print a note if a picture, or the first one of a folder, is stored rotated or mirrored."""
+def note_picture(path: Path, max_pixels: int) -> None:
+    """Print notes on a picture, or on the first one of a folder: orientation tag, few bits."""
     file = frame_files(path)[0] if path.is_dir() else path
     if not is_picture(file):
         return
+    for remark in (_orientation_note(file), depth_note(file, max_pixels=max_pixels)):
+        if remark is not None:
+            note(f"note: {remark}")
+
+
+def _orientation_note(file: Path) -> str | None:
     tag = image_orientation(file)
-    if tag != _UPRIGHT:
-        note(
-            f"note: image {file}: has the orientation tag {tag}; coordinates, masks and overlay "
-            "are those of the upright image, as viewers show it"
-        )
+    if tag == _UPRIGHT:
+        return None
+    return (
+        f"image {file}: has the orientation tag {tag}; coordinates, masks and overlay are those of "
+        "the upright image, as viewers show it"
+    )

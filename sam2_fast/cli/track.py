@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sam2_fast.cli import options as o
-from sam2_fast.cli.inputs import note_orientation, read_masks
+from sam2_fast.cli.inputs import note_picture, read_masks
 from sam2_fast.cli.plan import Plan
 from sam2_fast.cli.prompts import Prompt, gather
 from sam2_fast.cli.report import Summary, guarded
@@ -98,7 +98,7 @@ def track(
     with ExitStack() as stack:
         frames = stack.enter_context(open_video(video, max_pixels=max_pixels, upright=True))
         _check_frames(all_prompts, frames)
-        note_orientation(video)
+        note_picture(video, max_pixels)
         plan = Plan(
             directory=directory,
             video=video,

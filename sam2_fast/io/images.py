@@ -99,13 +99,13 @@ def image_orientation(path: str | os.PathLike[str]) -> int:
         return stored_orientation(identify(stream, file), stream)
 
 
-def depth_note(path: str | os.PathLike[str]) -> str | None:
+def depth_note(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> str | None:
     """One line about an image of 16 or 32 bits a pixel that uses its lowest bits only, or None.
 
     Such an image is nearly black, because its full scale is 65535: data of cameras and microscopes
     with 8 to 14 bits, for example. Decodes the image if it is one of these kinds.
     """
-    with open_image(path) as image:
+    with open_image(path, max_pixels=max_pixels) as image:
         if image.mode != "I" and not image.mode.startswith("I;16"):
             return None
         bits = int(np.asarray(image).max()).bit_length()

@@ -237,6 +237,17 @@ def test_clicks_of_a_viewer_find_the_object_of_a_rotated_photo(command: str) -> 
     assert (mask & truth).sum() / (mask | truth).sum() > 0.7
 
 
+@pytest.mark.field("U01")
+@pytest.mark.parametrize("command", ["segment frames/0.png", "track frames"])
+def test_a_dark_picture_of_12_bits_is_noted(command: str) -> None:
+    Path("frames").mkdir()
+    levels = np.random.default_rng(0).integers(0, 4096, (64, 96), dtype=np.uint16)
+    Image.fromarray(levels).save("frames/0.png")
+    result = run(command, SMALL, "--point 44,20")
+    assert result.exit_code == 0, result.output
+    assert "lowest 12 bits" in result.stderr
+
+
 @pytest.mark.field("B13")
 def test_a_photo_without_a_tag_has_no_note() -> None:
     rotated(Path("photo.jpg"), 1)
