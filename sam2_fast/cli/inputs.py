@@ -24,9 +24,13 @@ def read_picture(path: Path, max_pixels: int) -> RGB8:
     return pixels
 
 
-def read_masks(prompts: Iterable[Prompt]) -> dict[Prompt, Mask]:
+def read_masks(prompts: Iterable[Prompt], max_pixels: int) -> dict[Prompt, Mask]:
     """The masks [H, W] bool, upright, of the prompts that name a file. Notes go to stderr."""
-    masks = {p: load_mask(p.mask, upright=True) for p in prompts if p.mask is not None}
+    masks = {
+        prompt: load_mask(prompt.mask, max_pixels=max_pixels, upright=True)
+        for prompt in prompts
+        if prompt.mask is not None
+    }
     for prompt, mask in masks.items():
         remark = None if prompt.mask is None else note_on_mask(prompt.mask, mask)
         if remark is not None:

@@ -8,7 +8,6 @@ an orderly end, the memories of the objects.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,6 +17,7 @@ from typing import Any
 
 from sam2_fast.atomic import whole_file
 from sam2_fast.cli.results import RUN, UNFINISHED
+from sam2_fast.io.frame_folder import frame_files
 from sam2_fast.io.json_files import read_json, to_json
 from sam2_fast.io.mask_writers import FrameLabel
 
@@ -211,9 +211,9 @@ def _locked(directory: Path) -> FileIO:
 
 
 def identity(path: Path) -> list[Any]:
-    """What tells whether an input file or folder has changed: sizes, times and names."""
+    """What tells whether a file or a folder of frames has changed: size and time, or names."""
     if path.is_dir():
-        return sorted(entry.name for entry in os.scandir(path) if not entry.name.startswith("."))
+        return [file.name for file in frame_files(path)]
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
 

@@ -54,7 +54,7 @@ def segment(
         refuse_results(directory)
     settings = o.model_options(device, dtype, image_size)
     pixels = read_picture(image, max_pixels)
-    hints = read_masks(all_prompts)
+    hints = read_masks(all_prompts, max_pixels)
     summary = Summary("segment", image)
     with output_directory(directory):
         predictor, label = _predictor(weights, size, settings)

@@ -93,7 +93,7 @@ def track(
         )
     directory = o.output_directory(output, video)
     model_options = o.model_options(device, dtype, image_size)
-    masks = read_masks(all_prompts)
+    masks = read_masks(all_prompts, max_pixels)
     summary = Summary("track", video)
     with ExitStack() as stack:
         frames = stack.enter_context(open_video(video, max_pixels=max_pixels, upright=True))

@@ -242,6 +242,19 @@ def test_an_error_of_the_overlay_does_not_stop_the_masks(
     assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
 
 
+def test_a_run_inside_its_own_folder_of_frames_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = copied_frames(tmp_path / "frames")
+    options = ("track", frames, CLICK, SMALL, "--no-overlay -o frames/out")
+    with monkeypatch.context() as patch:
+        signal_at(patch, 2, signal.SIGINT)
+        assert run(*options).exit_code == 130
+    assert run(*options, "--resume").exit_code == 0
+    (frames / "9.png").write_bytes((frames / "00000.jpg").read_bytes())
+    assert "has frames" in run(*options, "--resume").stderr
+
+
 def test_a_run_that_fails_before_the_first_frame_leaves_nothing(tmp_path: Path) -> None:
     frames = copied_frames(tmp_path / "frames", 2)
     first = sorted(frames.iterdir())[0]
