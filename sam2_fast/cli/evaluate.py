@@ -11,7 +11,7 @@ import typer
 
 from sam2_fast.cli import options as o
 from sam2_fast.cli.report import BAD_INPUT, Summary, fail, guarded
-from sam2_fast.cli.results import refuse_file
+from sam2_fast.cli.results import Unfinished, refuse_file
 from sam2_fast.evaluation import Report, groups_from_csv, score_folders
 from sam2_fast.io.json_files import finite
 
@@ -87,15 +87,18 @@ def evaluate(
     table = None if groups is None or by is None else groups_from_csv(groups, by)
     shown = sys.stderr.isatty() if progress is None else progress
     summary = Summary("evaluate", masks)
-    report = score_folders(
-        truth,
-        masks,
-        strict=strict,
-        ends=ends,
-        processes=processes,
-        device=str(chosen_device),
-        progress=shown,
-    )
+    unfinished = Unfinished(output)
+    with unfinished.saved_on_error():
+        report = score_folders(
+            truth,
+            masks,
+            strict=strict,
+            ends=ends,
+            processes=processes,
+            device=str(chosen_device),
+            progress=shown,
+            finished=unfinished.keep,
+        )
     means = report.summary()
     summary.facts |= {
         "videos": len(report.by_video()),

@@ -8,10 +8,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from PIL import Image, UnidentifiedImageError
 
 from sam2_fast.atomic import TEMPORARY, PendingFile
+from sam2_fast.cli.report import note
+from sam2_fast.cli.signals import deferred_signals
 from sam2_fast.io.mask_png import SOFTWARE
 
 RUN = "run.json"
@@ -121,3 +124,36 @@ def refuse_file(path: Path | None, option: str, overwrite: bool) -> None:
     """Raise ValueError if a file to be written exists, unless `overwrite`."""
     if path is not None and not overwrite and os.path.lexists(path):
         raise ValueError(f"{option} {path}: exists; use --overwrite to replace it")
+
+
+class Savable(Protocol):
+    """A report that can be written before it is complete."""
+
+    def save(self, path: Path, complete: bool = True) -> None: ...
+
+
+class Unfinished:
+    """The newest report of a command on many videos, which is saved if a later video fails."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._report: Savable | None = None
+        self._videos = 0
+
+    def keep(self, report: Savable) -> None:
+        """Replace the report; called after each video."""
+        self._report = report
+        self._videos += 1
+
+    @contextmanager
+    def saved_on_error(self) -> Iterator[None]:
+        """Save the newest report if the block raises, or is interrupted."""
+        finished = False
+        try:
+            yield
+            finished = True
+        finally:
+            if not finished and self._report is not None and self._path is not None:
+                with deferred_signals():
+                    self._report.save(self._path, complete=False)
+                note(f"the results of {self._videos} videos are in {self._path}")

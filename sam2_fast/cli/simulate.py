@@ -13,7 +13,7 @@ import typer
 from sam2_fast import SAM2ImagePredictor, build_sam2, build_sam2_video_predictor
 from sam2_fast.cli import options as o
 from sam2_fast.cli.report import BAD_INPUT, Summary, fail, guarded
-from sam2_fast.cli.results import refuse_file
+from sam2_fast.cli.results import Unfinished, refuse_file
 from sam2_fast.cli.weights import choose_weights
 from sam2_fast.evaluation import Unjudged, User, save_curves, simulate_images, simulate_users
 from sam2_fast.io.json_files import finite
@@ -152,9 +152,18 @@ def simulate(
         return
     build = partial(build_sam2_video_predictor, *arguments, seed=chosen.seed, **settings)
     user = User(protocol.value, prompt.value, frames, clicks)
-    rounds = simulate_users(
-        build, images, annotations, user, processes=processes, strict=strict, progress=shown
-    )
+    unfinished = Unfinished(output)
+    with unfinished.saved_on_error():
+        rounds = simulate_users(
+            build,
+            images,
+            annotations,
+            user,
+            processes=processes,
+            strict=strict,
+            progress=shown,
+            finished=unfinished.keep,
+        )
     curve = rounds.curve()
     summary.facts |= {
         "weights": chosen.label,

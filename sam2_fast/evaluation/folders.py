@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -53,12 +53,15 @@ def score_folders(
     device: str = "cpu",
     processes: int = 1,
     progress: bool = True,
+    finished: Callable[[Report], object] | None = None,
 ) -> Report:
     """Scores of all videos that both folders have, or of `videos`.
 
     `unjudged` of the report names videos of only one folder, and videos, frames and objects of
     which no score counts. strict: raise ValueError if there are any.
     processes: number of videos that are scored in parallel, each on one thread.
+    finished: called after each video with the scores of all videos so far, for example to save them
+        if a later one fails.
     Source: the rules of the SA-V evaluator.
     """
     names, unjudged = (list(videos), []) if videos is not None else _common(truth, masks, strict)
@@ -69,6 +72,8 @@ def score_folders(
     ):
         rows += result.scores
         unjudged += result.unjudged
+        if finished is not None:
+            finished(Report([*rows], [*unjudged]))
     refuse_unjudged(unjudged, strict, f"masks {masks}")
     return Report(rows, unjudged)
 

@@ -176,11 +176,11 @@ class Report:
         """The number of objects, and the means in percent, NaN without objects."""
         return {"objects": len(self.objects), **{name: 100 * self.mean(name) for name in _SCORES}}
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], complete: bool = True) -> None:
         """Write one row per object, in percent, to a `.csv` or `.json` file.
 
         JSON also lists what was not judged. Means without objects are null, or empty in CSV. The
-        file is complete or absent.
+        file is whole or absent. complete: False says in JSON that videos are missing.
         """
         rows = [_percent(asdict(row) | {"j_and_f": row.j_and_f}) for row in self.objects]
         suffix = Path(path).suffix.lower()
@@ -189,6 +189,7 @@ class Report:
         with whole_file(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
             if suffix == ".json":
                 document = {
+                    "complete": complete,
                     "summary": self.summary(),
                     "objects": rows,
                     "unjudged": [asdict(item) for item in self.unjudged],

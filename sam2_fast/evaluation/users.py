@@ -99,11 +99,11 @@ class Rounds:
         """The number that the paper reports: the mean of the curve; NaN without rounds."""
         return float(np.mean(list(self.curve().values()))) if self.rounds else float("nan")
 
-    def save(self, path: PathLike) -> None:
+    def save(self, path: PathLike, complete: bool = True) -> None:
         """Write one row per object and round, in percent, to a `.csv` or `.json` file.
 
-        JSON also lists what was not judged; its mean is null without rounds. The file is complete
-        or absent.
+        JSON also lists what was not judged; its mean is null without rounds. The file is whole or
+        absent. complete: False says in JSON that videos are missing.
         """
         rows = [
             asdict(row) | {"j": 100 * row.j, "f": 100 * row.f, "j_and_f": 100 * row.j_and_f}
@@ -116,6 +116,7 @@ class Rounds:
             if suffix == ".json":
                 curve = {count: 100 * value for count, value in self.curve().items()}
                 document = {
+                    "complete": complete,
                     "mean": 100 * self.mean(),
                     "curve": curve,
                     "rounds": rows,
@@ -139,6 +140,7 @@ def simulate_users(
     processes: int = 1,
     strict: bool = False,
     progress: bool = True,
+    finished: Callable[[Rounds], object] | None = None,
 ) -> Rounds:
     """Let a separate user prompt every object of every video in `annotations`, or in `videos`.
 
@@ -148,6 +150,8 @@ def simulate_users(
         frame.
     `unjudged` of the result names videos without annotations, and videos and objects of which no
     round counts. strict: raise ValueError if there are any.
+    finished: called after each video with the rounds of all videos so far, for example to save them
+        if a later one fails.
     """
     names = list(videos) if videos is not None else videos_in(annotations)
     if not names:
@@ -167,6 +171,8 @@ def simulate_users(
     ):
         rounds += result.rounds
         unjudged += result.unjudged
+        if finished is not None:
+            finished(Rounds([*rounds], [*unjudged]))
     refuse_unjudged(unjudged, strict, f"annotations {annotations}")
     return Rounds(rounds, unjudged)
 

@@ -291,3 +291,44 @@ def test_images_that_are_not_clicked_are_named(tmp_path: Path) -> None:
     ]
     with pytest.raises(ValueError, match="b: has no mask file"):
         simulate_images(object, tmp_path / "I", tmp_path / "T", strict=True, progress=False)
+
+
+@pytest.mark.field("B14")
+@pytest.mark.parametrize("suffix", [".json", ".csv"])
+def test_scores_of_the_videos_before_a_broken_one_are_saved(tmp_path: Path, suffix: str) -> None:
+    for name in ("a", "b", "c"):
+        video(tmp_path / "T" / name)
+        video(tmp_path / "M" / name)
+    (tmp_path / "M" / "c" / "00002.png").unlink()
+    path = tmp_path / f"scores{suffix}"
+    arguments = ["evaluate", str(tmp_path / "T"), str(tmp_path / "M"), "-o", str(path)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "00002.png" in result.stderr and "the results of 2 videos are in" in result.stderr
+    if suffix == ".json":
+        document = json.loads(path.read_text())
+        assert document["complete"] is False
+        assert [row["video"] for row in document["objects"]] == ["a", "b"]
+    else:
+        assert [line.split(",")[0] for line in path.read_text().splitlines()[2:]] == ["a", "b"]
+
+
+@pytest.mark.field("B14")
+def test_rounds_of_the_videos_before_a_broken_one_are_returned_as_they_come(
+    tmp_path: Path,
+) -> None:
+    for name in ("a", "b"):
+        video(tmp_path / "T" / name)
+        video(tmp_path / "I" / name, kind="RGB")
+    (tmp_path / "I" / "b" / "00004.png").unlink()
+    kept: list[Rounds] = []
+    with pytest.raises(FileNotFoundError, match="00004"):
+        simulate_users(
+            Copies,
+            tmp_path / "I",
+            tmp_path / "T",
+            User("semi-supervised"),
+            progress=False,
+            finished=kept.append,
+        )
+    assert [{row.video for row in rounds.rounds} for rounds in kept] == [{"a"}]
