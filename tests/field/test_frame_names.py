@@ -124,8 +124,11 @@ def test_a_first_file_of_another_size_is_named_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.field("B14")
-def test_a_file_with_a_broken_header_is_named(tmp_path: Path) -> None:
-    folder_of(tmp_path / "v", ["0.png", "1.png"])
-    (tmp_path / "v" / "1.png").write_bytes(b"\x89PNG")
-    with open_video(tmp_path / "v") as video, pytest.raises(ValueError, match=r"1\.png"):
-        video.check_sizes()
+def test_a_file_with_a_broken_header_is_named_when_its_frame_is_read(tmp_path: Path) -> None:
+    folder_of(tmp_path / "v", ["0.png", "1.png", "2.png"])
+    (tmp_path / "v" / "2.png").write_bytes(b"\x89PNG")
+    with open_video(tmp_path / "v") as video:
+        video.check_sizes()  # the frames before it can be used
+        assert video[1].shape == video[0].shape
+        with pytest.raises(ValueError, match=r"2\.png"):
+            video[2]

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,20 @@ def finished(folder: Path) -> list[int]:
     return [entry["frame"] for entry in document["frames"]]
 
 
+@pytest.fixture(autouse=True)
+def usual_handlers() -> Iterator[None]:
+    """The handlers of a program in a terminal: under nohup, for example, SIGHUP is ignored."""
+    usual = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def no_rubbish(folder: Path) -> bool:
     return not [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
 
@@ -75,6 +90,14 @@ def test_a_signal_ends_the_run_after_a_whole_frame(
     assert [entry["frame"] for entry in document["frames"]] == [0, 1, 2] == finished(Path("out"))
     assert list(load_masks_json("out/masks.json")) == [0, 1, 2]
     assert no_rubbish(tmp_path)
+
+
+@pytest.mark.field("B17")
+def test_a_signal_that_is_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    signal_at(monkeypatch, 1, signal.SIGHUP)
+    assert run("track", FRAMES, CLICK, SMALL, "--no-overlay --max-frames 3").exit_code == 0
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 @pytest.mark.field("B14")

@@ -13,7 +13,9 @@ import pytest
 from sam2_fast.cli import runs, track_results, tracking
 from sam2_fast.io import mask_writers, video_writer
 from tests.cli.commands import FRAMES, SMALL, run
-from tests.field.test_interruption import files_of, no_rubbish
+from tests.field.test_interruption import files_of, no_rubbish, usual_handlers
+
+__all__ = ["usual_handlers"]
 
 STEPS: list[tuple[Any, str]] = [
     (tracking.Tracking, "_prompt"),
