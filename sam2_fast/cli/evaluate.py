@@ -13,7 +13,6 @@ from sam2_fast.cli import options as o
 from sam2_fast.cli.report import BAD_INPUT, Summary, fail, guarded
 from sam2_fast.cli.results import Unfinished, refuse_file
 from sam2_fast.evaluation import Report, groups_from_csv, score_folders
-from sam2_fast.io.json_files import finite
 
 
 @guarded
@@ -102,7 +101,7 @@ def evaluate(
     means = report.summary()
     summary.facts |= {
         "videos": len(report.by_video()),
-        **finite(means),
+        **means,
         "unjudged": [str(item) for item in report.unjudged],
     }
     if output is not None:

@@ -11,7 +11,7 @@ from sam2_fast.atomic import whole_file
 from sam2_fast.cli import options as o
 from sam2_fast.cli.inputs import read_picture
 from sam2_fast.cli.report import Summary, guarded
-from sam2_fast.cli.results import output_directory, refuse_results, remove_results
+from sam2_fast.cli.results import refuse_results, remove_results, writable_directory
 from sam2_fast.cli.signals import deferred_signals
 from sam2_fast.cli.weights import choose_weights
 from sam2_fast.io.json_files import to_json
@@ -67,7 +67,7 @@ def everything(
     from sam2_fast import SAM2AutomaticMaskGenerator, build_sam2
 
     summary = Summary("everything", image)
-    with output_directory(directory):
+    with writable_directory(directory):
         chosen = choose_weights(weights, size)
         model = build_sam2(chosen.config, chosen.path, seed=chosen.seed, **settings)
         generator = SAM2AutomaticMaskGenerator(

@@ -1,4 +1,4 @@
-"""Pictures and mask files of a command, turned upright, with notes on what is easily mistaken."""
+"""Read the pictures and mask files of a command, upright, and print notes about them."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def _is_own(path: Path) -> bool:
 
 
 @contextmanager
-def output_directory(directory: Path) -> Iterator[None]:
+def writable_directory(directory: Path) -> Iterator[None]:
     """Create a directory and check that it can be written to.
 
     At the end, directories that were created and are empty are removed. Raises OSError at once if

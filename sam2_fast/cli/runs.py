@@ -80,11 +80,11 @@ class Run:
         """Positions of the finished frames."""
         return {label.frame for label in self.labels}
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Store a finished frame, an entry of `mask_writers.describe_frame`."""
+    def add(self, row: dict[str, Any], text: str) -> None:
+        """Store a finished frame: its `mask_writers.frame_entry`, and this entry as JSON."""
         start = self._rows.tell()
         try:
-            self._rows.write((to_json(row) + "\n").encode("ascii"))
+            self._rows.write(f"{text}\n".encode("ascii"))
         except OSError:
             self._rows.truncate(start)
             self._rows.seek(start)

@@ -13,7 +13,7 @@ from sam2_fast.cli import options as o
 from sam2_fast.cli.inputs import read_masks, read_picture
 from sam2_fast.cli.prompts import Prompt, gather
 from sam2_fast.cli.report import Summary, guarded
-from sam2_fast.cli.results import output_directory, refuse_results, remove_results
+from sam2_fast.cli.results import refuse_results, remove_results, writable_directory
 from sam2_fast.cli.signals import deferred_signals
 from sam2_fast.cli.weights import choose_weights
 from sam2_fast.io.mask_writers import FrameLabel
@@ -56,7 +56,7 @@ def segment(
     pixels = read_picture(image, max_pixels)
     hints = read_masks(all_prompts, max_pixels)
     summary = Summary("segment", image)
-    with output_directory(directory):
+    with writable_directory(directory):
         predictor, label = _predictor(weights, size, settings)
         predictor.set_image(pixels)
         masks: dict[int, Mask] = {}

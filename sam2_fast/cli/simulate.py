@@ -16,7 +16,6 @@ from sam2_fast.cli.report import BAD_INPUT, Summary, fail, guarded
 from sam2_fast.cli.results import Unfinished, refuse_file
 from sam2_fast.cli.weights import choose_weights
 from sam2_fast.evaluation import Unjudged, User, save_curves, simulate_images, simulate_users
-from sam2_fast.io.json_files import finite
 
 
 class Protocol(str, Enum):
@@ -168,7 +167,7 @@ def simulate(
     summary.facts |= {
         "weights": chosen.label,
         "protocol": protocol.value,
-        "mean_j_and_f": finite(100 * rounds.mean()),
+        "mean_j_and_f": 100 * rounds.mean(),
         "unjudged": [str(item) for item in rounds.unjudged],
     }
     summary.facts |= {"curve": {count: 100 * value for count, value in curve.items()}}

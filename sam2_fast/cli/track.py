@@ -14,7 +14,7 @@ from sam2_fast.cli.inputs import note_picture, read_masks
 from sam2_fast.cli.plan import Plan
 from sam2_fast.cli.prompts import Prompt, gather
 from sam2_fast.cli.report import Summary, guarded
-from sam2_fast.cli.results import output_directory, refuse_results
+from sam2_fast.cli.results import refuse_results, writable_directory
 from sam2_fast.cli.runs import check_settings, read_run
 from sam2_fast.cli.tracking import Tracking
 from sam2_fast.cli.weights import WeightsChoice, choose_weights
@@ -115,7 +115,7 @@ def track(
         if earlier is None and not overwrite:
             ways = "--resume to continue an unfinished run, --overwrite to replace it"
             refuse_results(directory, ways)
-        stack.enter_context(output_directory(directory))
+        stack.enter_context(writable_directory(directory))
         chosen = choose_weights(weights, size)
         settings = plan.settings(chosen, model_options, masks)
         if earlier is not None and earlier["complete"]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,14 @@ from sam2_fast.io import overlay
 from sam2_fast.io.frames import FrameSource
 from sam2_fast.io.json_files import to_json
 from sam2_fast.io.mask_png import Mask
-from sam2_fast.io.mask_writers import DavisWriter, FrameLabel, JsonWriter, PngWriter, describe
+from sam2_fast.io.mask_writers import (
+    DavisWriter,
+    FrameLabel,
+    JsonWriter,
+    PngWriter,
+    describe,
+    frame_entry,
+)
 from sam2_fast.io.rle import decode_rle
 
 Pairs = Iterator[tuple[int, Mask]]
@@ -73,14 +82,21 @@ class ResultWriter:
 
         finished = False
         try:
-            self._write_masks(label, described(), entries)
-            self._run.add({**label._asdict(), "objects": _by_id(entries)})
+            if self._json is None:
+                self._png.write(label, described())
+            else:
+                deque(described(), maxlen=0)  # the entries are all that is written
+            row = frame_entry(label, entries)
+            text = to_json(row)
+            if self._json is not None:
+                self._json.write_row(text)
+            self._run.add(row, text)
             finished = True
         finally:
             if not finished:
                 self._remove(label)
-        if canvas is not None:
-            self._draw(label, canvas)
+        if canvas is not None and self._drawing is not None:
+            self._attempt(partial(self._drawing.write, label, canvas))
 
     def draw_at_end(self) -> None:
         """Draw the overlay, if it is drawn when all frames are finished."""
@@ -92,7 +108,8 @@ class ResultWriter:
 
         After an interruption they have the finished frames, and the masks are marked as incomplete.
         """
-        self._finish_overlay()
+        if self._drawing is not None and self.overlay_error is None:
+            self._attempt(self._drawing.close)
         frames = len(self._run.labels)
         if self._json is not None:
             self._json.close(complete)
@@ -117,14 +134,6 @@ class ResultWriter:
         else:
             self._run.forget()
 
-    def _write_masks(self, label: FrameLabel, pairs: Pairs, entries: list[dict[str, Any]]) -> None:
-        if self._json is None:
-            self._png.write(label, pairs)
-            return
-        for _ in pairs:
-            pass
-        self._json.write_row(to_json({**label._asdict(), "objects": _by_id(entries)}))
-
     def _remove(self, label: FrameLabel) -> None:
         if self._json is None:
             self._png.remove(label)
@@ -140,38 +149,26 @@ class ResultWriter:
             canvas = self._drawing.canvas(label.frame)
             for entry in reversed(row["objects"]):
                 overlay.tint(canvas, decode_rle(entry["segmentation"]), entry["id"])
-            self._draw(label, canvas)
+            self._attempt(partial(self._drawing.write, label, canvas))
 
-    def _draw(self, label: FrameLabel, canvas: overlay.RGB8) -> None:
+    def _attempt(self, action: Callable[[], None]) -> None:
+        """Do something to the overlay; after an error there is none, and the masks continue."""
         assert self._drawing is not None
         try:
-            self._drawing.write(label, canvas)
-        except (OSError, ValueError) as error:
-            self.overlay_error = error
-            self._drawing.abort()
-
-    def _finish_overlay(self) -> None:
-        if self._drawing is None or self.overlay_error is not None:
-            return
-        try:
-            self._drawing.close()
+            action()
         except (OSError, ValueError) as error:
             self.overlay_error = error
             self._drawing.abort()
 
 
 class Drawing:
-    """The video with masks and prompts drawn on it. The file is opened with the first frame.
-
-    Its first frame has the time 0, and the others keep their distances in the source.
-    """
+    """The video with masks and prompts drawn on it. The file is opened with the first frame."""
 
     def __init__(self, path: Path, frames: FrameSource, prompts: list[Prompt]) -> None:
         self.path = path
         self._frames = frames
         self._prompts = prompts
         self._video: overlay.VideoWriter | None = None
-        self._start: float | None = None
 
     def canvas(self, frame: int) -> overlay.RGB8:
         """A copy of a frame to draw on."""
@@ -182,16 +179,12 @@ class Drawing:
         if self._video is None:
             size = self._frames.height, self._frames.width
             self._video = overlay.VideoWriter(self.path, *size, self._frames.fps or 24.0)
-            self._start = label.seconds
         for prompt in self._prompts:
             if prompt.frame == label.frame:
                 canvas = overlay.draw_points(canvas, prompt.points, prompt.labels)
                 if prompt.box:
                     canvas = overlay.draw_box(canvas, prompt.box, prompt.object_id)
-        if label.seconds is None or self._start is None:
-            self._video.write(canvas)
-        else:
-            self._video.write(canvas, label.seconds - self._start)
+        self._video.write(canvas, label.seconds)
 
     def close(self) -> None:
         """Complete the file."""
@@ -204,7 +197,3 @@ class Drawing:
         if self._video is not None:
             self._video.abort()
             self._video = None
-
-
-def _by_id(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(entries, key=lambda entry: int(entry["id"]))

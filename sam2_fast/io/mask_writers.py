@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -102,10 +103,11 @@ class JsonWriter:
         self._append(to_json(header)[:-1] + ', "frames": [')
 
     def write(self, frame: int | FrameLabel, masks: Masks) -> None:
-        self.write_row(to_json(describe_frame(frame, masks)))
+        objects = ({"id": object_id, **describe(mask)} for object_id, mask in pairs(masks))
+        self.write_row(to_json(frame_entry(frame, objects)))
 
     def write_row(self, row: str) -> None:
-        """Append a frame as the JSON text of `describe_frame`."""
+        """Append a frame as the JSON text of a `frame_entry`."""
         self._append(("\n" if len(self._ends) == 1 else ",\n") + row)
 
     @property
@@ -160,19 +162,13 @@ def frame_file(frame: int | FrameLabel) -> str:
     return f"{frame.name}.png" if isinstance(frame, FrameLabel) else f"{frame:05d}.png"
 
 
-def describe_frame(
-    frame: int | FrameLabel, masks: Masks, *, with_masks: bool = True
-) -> dict[str, Any]:
+def frame_entry(frame: int | FrameLabel, objects: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The entry of a frame in `sam2_fast.masks`, with the objects in order of their ids.
 
-    with_masks: False leaves out the run lengths.
+    objects: `id` and the entries of `describe` of each object, in any order.
     """
     label = frame._asdict() if isinstance(frame, FrameLabel) else {"frame": frame}
-    objects = [
-        {"id": object_id, **describe(mask, with_mask=with_masks)}
-        for object_id, mask in pairs(masks)
-    ]
-    return {**label, "objects": sorted(objects, key=lambda entry: entry["id"])}
+    return {**label, "objects": sorted(objects, key=lambda entry: int(entry["id"]))}
 
 
 def describe(mask: Mask, *, with_mask: bool = True) -> dict[str, Any]:

@@ -129,3 +129,27 @@ def test_a_stream_needs_no_output_either(predictor: SAM2VideoPredictor, clip: np
             continue
         one_by_one = [mask for _, mask in predictor.frame_masks(lean, number)]
         assert torch.equal(torch.stack(one_by_one), masks[:, 0] > 0)
+
+
+def test_masks_one_by_one_are_those_of_an_overridden_step(
+    make_predictor: MakePredictor, clip: np.ndarray
+) -> None:
+    predictor = make_predictor()
+    convert = predictor._get_orig_video_res_output
+
+    def inverted(*arguments: Any) -> Any:
+        low, masks = convert(*arguments)
+        return low, -masks
+
+    predictor._get_orig_video_res_output = inverted  # type: ignore[method-assign]
+    state = predictor.init_state(clip)
+    masks = prompt_all(predictor, state)[-1]
+    one_by_one = [mask for _, mask in predictor.frame_masks(state, 0)]
+    assert torch.equal(torch.stack(one_by_one), masks[:, 0] > 0)
+    usual = make_predictor()
+    state = usual.init_state(clip)
+    prompt_all(usual, state)
+    assert all(
+        not torch.equal(mask, other)
+        for mask, (_, other) in zip(one_by_one, usual.frame_masks(state, 0), strict=True)
+    )
