@@ -11,7 +11,12 @@ from sam2_fast.atomic import whole_file
 from sam2_fast.cli import options as o
 from sam2_fast.cli.inputs import read_picture
 from sam2_fast.cli.report import Summary, guarded
-from sam2_fast.cli.results import refuse_results, remove_results, writable_directory
+from sam2_fast.cli.results import (
+    refuse_foreign,
+    refuse_results,
+    remove_results,
+    writable_directory,
+)
 from sam2_fast.cli.signals import deferred_signals
 from sam2_fast.cli.weights import choose_weights
 from sam2_fast.io.json_files import to_json
@@ -60,7 +65,9 @@ def everything(
 ) -> None:
     """Segment everything in an image. Masks are numbered from 1, the smallest first."""
     directory = o.output_directory(output, image)
-    if not overwrite:
+    if overwrite:
+        refuse_foreign(directory)
+    else:
         refuse_results(directory)
     settings = o.model_options(device, dtype, image_size)
     pixels = read_picture(image, max_pixels)

@@ -43,12 +43,8 @@ def refuse_results(directory: Path, ways: str = "--overwrite to replace them") -
         )
 
 
-def remove_results(directory: Path) -> None:
-    """Remove the results of an earlier run; files of other origin stay.
-
-    Raises ValueError, before anything is removed, if a file with the name of a result was not
-    written by this program.
-    """
+def refuse_foreign(directory: Path) -> None:
+    """Raise ValueError if a file with the name of a result was not written by this program."""
     results = earlier_results(directory)
     is_run = any(path.name == RUN and _is_own(path) for path in results)
     for path in results:
@@ -58,8 +54,16 @@ def remove_results(directory: Path) -> None:
                 f"--overwrite: {path} was not written by sam2-fast; move it away, or choose "
                 "another --output"
             )
+
+
+def remove_results(directory: Path) -> None:
+    """Remove the results of an earlier run; files of other origin stay.
+
+    Raises ValueError, before anything is removed, as `refuse_foreign` does.
+    """
+    refuse_foreign(directory)
     remove_temporary(directory)
-    for path in results:
+    for path in earlier_results(directory):
         if path.name == UNFINISHED:
             shutil.rmtree(path)
         elif path.is_dir():

@@ -13,7 +13,12 @@ from sam2_fast.cli import options as o
 from sam2_fast.cli.inputs import read_masks, read_picture
 from sam2_fast.cli.prompts import Prompt, gather
 from sam2_fast.cli.report import Summary, guarded
-from sam2_fast.cli.results import refuse_results, remove_results, writable_directory
+from sam2_fast.cli.results import (
+    refuse_foreign,
+    refuse_results,
+    remove_results,
+    writable_directory,
+)
 from sam2_fast.cli.signals import deferred_signals
 from sam2_fast.cli.weights import choose_weights
 from sam2_fast.io.mask_writers import FrameLabel
@@ -50,7 +55,9 @@ def segment(
         raise ValueError("frame: an image has frame 0 only; use `sam2-fast track` for videos")
     o.check_davis_ids(format_, [prompt.object_id for prompt in all_prompts])
     directory = o.output_directory(output, image)
-    if not overwrite:
+    if overwrite:
+        refuse_foreign(directory)
+    else:
         refuse_results(directory)
     settings = o.model_options(device, dtype, image_size)
     pixels = read_picture(image, max_pixels)

@@ -14,7 +14,7 @@ from sam2_fast.cli.inputs import note_picture, read_masks
 from sam2_fast.cli.plan import Plan
 from sam2_fast.cli.prompts import Prompt, gather
 from sam2_fast.cli.report import Summary, guarded
-from sam2_fast.cli.results import refuse_results, writable_directory
+from sam2_fast.cli.results import refuse_foreign, refuse_results, writable_directory
 from sam2_fast.cli.runs import check_settings, read_run
 from sam2_fast.cli.tracking import Tracking
 from sam2_fast.cli.weights import WeightsChoice, choose_weights
@@ -112,7 +112,9 @@ def track(
         )
         frames.check_sizes(range(min(plan.order), max(plan.order) + 1))
         earlier = read_run(directory) if resume else None
-        if earlier is None and not overwrite:
+        if overwrite:
+            refuse_foreign(directory)
+        elif earlier is None:
             ways = "--resume to continue an unfinished run, --overwrite to replace it"
             refuse_results(directory, ways)
         stack.enter_context(writable_directory(directory))
