@@ -6,9 +6,7 @@ anew in every call. It computes nothing; the tracker does.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal
@@ -16,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sam2_fast.exclusive import Call, Exclusive
 from sam2_fast.memory import FrameMemory, MemoryBank, compact
 from sam2_fast.model import Sam2
 from sam2_fast.official.predictor_steps import KINDS, PER_OBJECT, State, add_object, appended
@@ -106,7 +105,7 @@ class ObjectTrack:
 
 
 class Control:
-    """What calls on the same state share, besides the state: a lock, and the number of resets.
+    """What calls on the same state share, besides the state: a guard, and the number of resets.
 
     A copy of a state has a control of its own.
     """
@@ -117,7 +116,7 @@ class Control:
         # Frames from which a pass in the other direction will start, so that the memories near them
         # are kept.
         self.return_starts: set[int] = set()
-        self.busy = threading.Lock()
+        self.calls = Exclusive("session")
         # The positions of memory maps that were last compared with those of a model, and the model.
         self.own_position: Tensor | None = None
         self.position_model: Callable[[], Sam2 | None] = lambda: None
@@ -219,22 +218,12 @@ class VideoSession:
             )
         return {i: self._track(indices[i]) for i in sorted(indices, key=indices.__getitem__)}
 
-    @contextmanager
-    def exclusive(self, verb: str) -> Iterator[None]:
-        """Lock the session for one call, named `verb` in errors.
+    def exclusive(self, verb: str) -> Call:
+        """A context manager that guards one call, named `verb` in errors.
 
         A session is for one thread at a time: a second call raises RuntimeError instead of waiting.
         """
-        busy = self.control.busy
-        if not busy.acquire(blocking=False):
-            raise RuntimeError(
-                f"{verb}: this session is in use by another call; give every thread a session of "
-                "its own"
-            )
-        try:
-            yield
-        finally:
-            busy.release()
+        return self.control.calls.call(verb)
 
     def object(self, obj_id: Hashable) -> ObjectTrack:
         """The track of an object. Raises ValueError, with the existing ids, for an unknown id."""
