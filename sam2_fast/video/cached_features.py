@@ -72,7 +72,7 @@ def features_of(
     source = ahead or LookAhead(session.frames, session.device)
     features: Features = source.features(frame, encoder)
     entry = CachedFeatures(features, encoder.model, session.frames, frame)
-    session.state["cached_features"] = {frame: entry}
+    session.journal.set(session.state, "cached_features", {frame: entry})
     return features
 
 

@@ -23,6 +23,7 @@ from sam2_fast.video.lookahead import LookAhead
 from sam2_fast.video.positions import has_positions_of_session, new_positions
 from sam2_fast.video.session import ObjectTrack, VideoSession
 from sam2_fast.video.stored import frame_memories, preview_of, with_map
+from sam2_fast.video.transactions import check_finite
 
 OBJECTS_PER_PASS = 16
 """Objects of one forward pass. More objects take several passes, which bounds scratch memory."""
@@ -91,7 +92,7 @@ class FrameSteps:
             low = self._attend(features, self._remembered(session, [track], [recall]))
         multimask = self._model.options.use_multimask(points.labels.shape[1], is_initial)
         results = self._model.track(low, features, points, hint, multimask)
-        return preview_of(session, results, self._hole_area)
+        return self._preview(session, frame, track, results)
 
     def _decode_mask(
         self,
@@ -103,17 +104,35 @@ class FrameSteps:
     ) -> Result:
         """The result of one object for a mask [1, 1, S, S] that a user drew."""
         results = self._model.point_to(self._features(session, frame), mask)
+        return self._preview(session, frame, track, results)
+
+    def _preview(
+        self,
+        session: VideoSession,
+        frame: int,
+        track: ObjectTrack,
+        results: tuple[Tensor, Tensor, Tensor],
+    ) -> Result:
+        """The result of a prompt of one object, if it is finite."""
+        named = dict(zip(("mask", "pointer", "presence"), results, strict=True))
+        check_finite(session, frame, [track], named)
         return preview_of(session, results, self._hole_area)
 
     def _encode(
-        self, session: VideoSession, frame: int, previews: Sequence[Result]
+        self,
+        session: VideoSession,
+        frame: int,
+        tracks: Sequence[ObjectTrack],
+        previews: Sequence[Result],
     ) -> Sequence[Result]:
         """Previews of N objects on a frame as memories."""
         rows = [compact(preview) for preview in previews]
         all_logits = [row.logits for row in rows if row.logits is not None]
         logits = torch.stack(all_logits).to(session.device)
         presence = torch.stack([row.presence for row in rows]).to(session.device)
-        maps = self._encode_prompted(session, frame, logits, presence).to(session.storage)
+        maps = self._encode_prompted(session, frame, logits, presence)
+        check_finite(session, frame, tracks, {"memory map": maps})
+        maps = maps.to(session.storage)
         positions = new_positions(session, self._model, maps.dtype)
         return [
             with_map(preview, map_, positions)
@@ -158,6 +177,8 @@ class FrameSteps:
             remembered = self._remembered(session, batch_tracks, [recall for _, recall in batch])
             eager = partial(self._track_eagerly, features, remembered, multimask)
             tracked = self._runner.track(features, remembered, multimask, eager)
+            names = ("mask", "pointer", "presence", "memory map")
+            check_finite(session, frame, batch_tracks, dict(zip(names, tracked, strict=True)))
             positions = new_positions(session, self._model, tracked.maps.dtype)
             memories = frame_memories(session, tracked, self._hole_area, positions)
             new_memories.update(zip(map(id, batch_tracks), memories, strict=True))

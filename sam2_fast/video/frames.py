@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, SupportsIndex
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from sam2_fast.io.images import as_rgb_uint8
 from sam2_fast.io.transforms import frame_input
+from sam2_fast.video.journal import Journal
 
 
 class Frames(Protocol):
@@ -52,11 +52,19 @@ def model_input(frame: np.ndarray | Tensor, size: int, device: torch.device) -> 
     return frame.to(device).float()
 
 
+def own_pixels(frame: Any) -> np.ndarray:
+    """A picture of any kind that `set_image` accepts as uint8 [H, W, 3], in memory of its own."""
+    pixels = as_rgb_uint8(frame)
+    if isinstance(frame, (np.ndarray, Tensor)) and np.may_share_memory(pixels, np.asarray(frame)):
+        return pixels.copy()
+    return pixels
+
+
 class StreamFrames:
     """Frames that the caller pushes one by one; only the newest `window` frames are stored."""
 
     def __init__(self, window: int = 8) -> None:
-        self._frames: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._frames: dict[int, np.ndarray] = {}
         self._window = window
         self.pushed = 0
         self.height = self.width = 0
@@ -75,25 +83,21 @@ class StreamFrames:
         vars(copied).update(vars(self) | {"_frames": self._frames.copy()})
         return copied
 
-    def push(self, frame: np.ndarray) -> int:
-        """Add a frame, uint8 [H, W, 3]; returns its number."""
-        self.height, self.width = frame.shape[:2]
-        self._frames[self.pushed] = frame
-        self.pushed += 1
+    def push(self, frame: np.ndarray, journal: Journal | None = None) -> int:
+        """Add a frame, uint8 [H, W, 3], and remove the oldest one if there are too many.
+
+        Returns the number of the frame. All attributes change at once.
+        """
+        height, width = frame.shape[:2]
+        frames = {**self._frames, self.pushed: frame}
+        newest = dict([*frames.items()][-self._window :])
+        (journal or Journal()).assign(
+            self, _frames=newest, pushed=self.pushed + 1, height=height, width=width
+        )
         return self.pushed - 1
 
     def read_ahead(self, index: int) -> None:
         """Does nothing: frames are pushed."""
-
-    def unpush(self) -> None:
-        """Remove the newest frame."""
-        self.pushed -= 1
-        del self._frames[self.pushed]
-
-    def trim(self) -> None:
-        """Remove frames that are older than the window."""
-        while len(self._frames) > self._window:
-            self._frames.popitem(last=False)
 
     def __getitem__(self, index: int) -> np.ndarray:
         if index not in self._frames:

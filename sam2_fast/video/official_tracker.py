@@ -7,8 +7,7 @@ the official predictor: with the same keyword arguments, one object at a time.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from sam2_fast.video.frame_steps import Result
 from sam2_fast.video.lookahead import LookAhead
 from sam2_fast.video.session import ObjectTrack, VideoSession
 from sam2_fast.video.tracker import Output, Tracker
+from sam2_fast.video.transactions import check_finite, check_output
 
 
 class OfficialTracker(Tracker):
@@ -53,15 +53,16 @@ class OfficialTracker(Tracker):
 
     def commit(self, session: VideoSession) -> None:
         """As in `Tracker`."""
-        with _constants_restored_on_error(session):
-            super().commit(session)
+        session.protect()
+        super().commit(session)
 
     def track_frame(self, session: VideoSession, frame: int, step: int) -> Tensor:
         """As in `Tracker`."""
-        with _constants_restored_on_error(session):
-            return super().track_frame(session, frame, step)
+        session.protect()
+        return super().track_frame(session, frame, step)
 
     def _add_object(self, session: VideoSession, obj_id: Hashable) -> ObjectTrack:
+        session.protect()
         self._model._obj_id_to_idx(session.state, obj_id)
         return session.object(obj_id)
 
@@ -86,6 +87,7 @@ class OfficialTracker(Tracker):
         hint: Tensor | None,
         is_initial: bool,
     ) -> Result:
+        session.protect()
         inputs = {"point_coords": points.coords, "point_labels": points.labels}
         return self._step(
             session,
@@ -106,6 +108,7 @@ class OfficialTracker(Tracker):
         mask: Tensor,
         is_initial: bool,
     ) -> Result:
+        session.protect()
         return self._step(
             session,
             track,
@@ -117,11 +120,15 @@ class OfficialTracker(Tracker):
         )
 
     def _encode(
-        self, session: VideoSession, frame: int, previews: Sequence[Result]
+        self,
+        session: VideoSession,
+        frame: int,
+        tracks: Sequence[ObjectTrack],
+        previews: Sequence[Result],
     ) -> Sequence[Result]:
         size = self._model.config.image_size
         memories = []
-        for preview in previews:
+        for track, preview in zip(tracks, previews, strict=True):
             logits = preview["pred_masks"].to(session.device)
             maps, positions = self._model._run_memory_encoder(
                 inference_state=session.state,
@@ -134,6 +141,7 @@ class OfficialTracker(Tracker):
                 is_mask_from_pts=True,
             )
             memories.append({**preview, "maskmem_features": maps, "maskmem_pos_enc": positions})
+            check_finite(session, frame, [track], {"memory map": maps})
         return memories
 
     def _batches(self, items: Sequence[Any]) -> list[Sequence[Any]]:
@@ -179,19 +187,5 @@ class OfficialTracker(Tracker):
             run_mem_encoder=run_mem_encoder,
             **hint,
         )
+        check_output(session, frame, track, output)
         return output
-
-
-@contextmanager
-def _constants_restored_on_error(session: VideoSession) -> Iterator[None]:
-    """Steps store the positions of the first memory in `constants`, before it is committed."""
-    constants = session.state["constants"]
-    before = dict(constants)
-    done = False
-    try:
-        yield
-        done = True
-    finally:
-        if not done:
-            constants.clear()
-            constants.update(before)

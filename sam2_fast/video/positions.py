@@ -35,7 +35,7 @@ def keep_positions(session: VideoSession, outputs: Iterable[Any]) -> None:
         return
     for output in outputs:
         if isinstance(output, FrameMemory) and output.positions is not None:
-            constants[_KEY] = output.positions
+            session.journal.set(constants, _KEY, output.positions)
             return
 
 

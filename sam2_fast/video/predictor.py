@@ -17,19 +17,19 @@ from sam2_fast.config import (
     VIDEO_POSTPROCESSING,
     Options,
 )
-from sam2_fast.io.images import as_rgb_uint8
 from sam2_fast.io.video import open_video
 from sam2_fast.model.layers import WithTables
 from sam2_fast.official.construction import VIDEO_SETTINGS
 from sam2_fast.official.predictor_steps import PredictorSteps, State
 from sam2_fast.prompts import frame_number, to_model_mask, to_model_points
 from sam2_fast.recording.cache import Graphs
-from sam2_fast.video.frames import Frames, StreamFrames
+from sam2_fast.video.frames import Frames, StreamFrames, own_pixels
 from sam2_fast.video.full_size import frame_masks, no_output
 from sam2_fast.video.inference_state import InferenceState, new_state, session_of
 from sam2_fast.video.program_frames import frames_of_program
 from sam2_fast.video.session import Keep, VideoSession
 from sam2_fast.video.tracker import Output, Tracker, tracker_for
+from sam2_fast.video.transactions import transaction
 from sam2_fast.weights.build import build_pretrained, warn_of_unknown
 
 
@@ -122,7 +122,7 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
             self._tracker(state).open(state)
         return state
 
-    @torch.inference_mode()
+    @transaction
     def add_new_points_or_box(
         self,
         inference_state: VideoSession | State,
@@ -144,33 +144,32 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
         Raises ValueError, TypeError or IndexError for an invalid prompt.
         """
         session = session_of(inference_state)
-        with session.exclusive("add_new_points_or_box"):
-            frame = self._frame(session, frame_idx)
-            if box is not None and not clear_old_points:
-                raise ValueError(
-                    "box: a box comes before any click, so it cannot be added to earlier ones; "
-                    "use clear_old_points=True"
-                )
-            height, width = session.size
-            prompt = to_model_points(
-                points,
-                labels,
-                box,
-                width,
-                height,
-                self.config.image_size,
-                normalize_coords,
-                session.device,
+        frame = self._frame(session, frame_idx)
+        if box is not None and not clear_old_points:
+            raise ValueError(
+                "box: a box comes before any click, so it cannot be added to earlier ones; "
+                "use clear_old_points=True"
             )
-            tracker = self._tracker(session)
-            tracker.preview_points(session, frame, obj_id, prompt, clear_old_points)
-            return self._newest(tracker, session, frame, need_output)
+        height, width = session.size
+        prompt = to_model_points(
+            points,
+            labels,
+            box,
+            width,
+            height,
+            self.config.image_size,
+            normalize_coords,
+            session.device,
+        )
+        tracker = self._tracker(session)
+        tracker.preview_points(session, frame, obj_id, prompt, clear_old_points)
+        return self._newest(tracker, session, frame, need_output)
 
     def add_new_points(self, *args: Any, **kwargs: Any) -> Output:
         """An older name of `add_new_points_or_box`."""
         return self.add_new_points_or_box(*args, **kwargs)
 
-    @torch.inference_mode()
+    @transaction
     def add_new_mask(
         self,
         inference_state: VideoSession | State,
@@ -185,20 +184,18 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
         mask: [H, W] of any size; object is what is not 0, or 0.5 and more in a float tensor.
         """
         session = session_of(inference_state)
-        with session.exclusive("add_new_mask"):
-            frame = self._frame(session, frame_idx)
-            drawn = to_model_mask(mask, self.config.image_size, session.device)
-            tracker = self._tracker(session)
-            tracker.preview_mask(session, frame, obj_id, drawn)
-            return self._newest(tracker, session, frame, need_output)
+        frame = self._frame(session, frame_idx)
+        drawn = to_model_mask(mask, self.config.image_size, session.device)
+        tracker = self._tracker(session)
+        tracker.preview_mask(session, frame, obj_id, drawn)
+        return self._newest(tracker, session, frame, need_output)
 
-    @torch.inference_mode()
+    @transaction
     def propagate_in_video_preflight(self, inference_state: VideoSession | State) -> None:
         """Commit all prompts to memory; `propagate_in_video` and `step` also do this."""
         session = session_of(inference_state)
-        with session.exclusive("propagate_in_video_preflight"):
-            session.require_objects()
-            self._tracker(session).commit(session)
+        session.require_objects()
+        self._tracker(session).commit(session)
 
     def propagate_in_video(
         self,
@@ -267,7 +264,7 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
             if is_new:
                 return_starts.discard(start)
 
-    @torch.inference_mode()
+    @transaction
     def frame_masks(
         self,
         inference_state: VideoSession | State,
@@ -276,12 +273,11 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
     ) -> Iterator[tuple[Hashable, Tensor]]:
         """The newest (id, mask [H, W] bool) of objects (None: all); few are in memory at once."""
         session = session_of(inference_state)
-        with session.exclusive("frame_masks"):
-            frame = self._frame(session, frame_idx)
-            ids = session.obj_ids if obj_ids is None else list(obj_ids)
-            return frame_masks(self._tracker(session), session, frame, ids)
+        frame = self._frame(session, frame_idx)
+        ids = session.obj_ids if obj_ids is None else list(obj_ids)
+        return frame_masks(self._tracker(session), session, frame, ids)
 
-    @torch.inference_mode()
+    @transaction
     def step(
         self, inference_state: VideoSession | State, frame: Any, *, need_output: bool = True
     ) -> Output:
@@ -296,26 +292,19 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
             raise TypeError(
                 "step: this session was opened with a video; open a stream with init_state(None)"
             )
-        pixels = as_rgb_uint8(frame)
-        with session.exclusive("step"):
-            frames.check(pixels)
-            tracker = self._tracker(session)
-            tracker.commit(session)
-            number = frames.push(pixels)
-            tracked = False
-            try:
-                logits = tracker.track_frame(session, number, 1)
-                tracked = True
-            finally:
-                if not tracked:
-                    frames.unpush()
-            frames.trim()
-            session.state.update(video_height=frames.height, video_width=frames.width)
-            if not need_output:
-                return no_output(session, number)
-            return tracker.output(session, number, logits)
+        pixels = own_pixels(frame)
+        frames.check(pixels)
+        tracker = self._tracker(session)
+        tracker.commit(session)
+        number = frames.push(pixels, session.journal)
+        for key, value in (("video_height", frames.height), ("video_width", frames.width)):
+            session.journal.set(session.state, key, value)
+        logits = tracker.track_frame(session, number, 1)
+        if not need_output:
+            return no_output(session, number)
+        return tracker.output(session, number, logits)
 
-    @torch.inference_mode()
+    @transaction
     def clear_all_prompts_in_frame(
         self,
         inference_state: VideoSession | State,
@@ -325,13 +314,12 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
     ) -> Output | None:
         """Remove one object's prompts on one frame; an object without any prompt is paused."""
         session = session_of(inference_state)
-        with session.exclusive("clear_all_prompts_in_frame"):
-            frame = self._frame(session, frame_idx)
-            tracker = self._tracker(session)
-            tracker.clear(session, obj_id, frame)
-            return tracker.newest_output(session, frame) if need_output else None
+        frame = self._frame(session, frame_idx)
+        tracker = self._tracker(session)
+        tracker.clear(session, obj_id, frame)
+        return tracker.newest_output(session, frame) if need_output else None
 
-    @torch.inference_mode()
+    @transaction
     def remove_object(
         self,
         inference_state: VideoSession | State,
@@ -345,27 +333,27 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
         object was prompted. An unknown id is ignored, or raises RuntimeError if strict is True.
         """
         session = session_of(inference_state)
-        with session.exclusive("remove_object"):
-            if obj_id not in session.obj_ids:
-                if strict:
-                    raise RuntimeError(
-                        f"Cannot remove object id {obj_id} as it doesn't exist. All existing "
-                        f"object ids: {session.obj_ids}."
-                    )
-                return session.obj_ids, []
-            tracker = self._tracker(session)
-            frames = tracker.remove(session, obj_id)
-            updated: list[tuple[int, Tensor]] = []
-            if need_output and session.obj_ids:
-                updated = [(frame, tracker.newest_output(session, frame)[2]) for frame in frames]
-            return session.obj_ids, updated
+        if obj_id not in session.obj_ids:
+            if strict:
+                raise RuntimeError(
+                    f"Cannot remove object id {obj_id} as it doesn't exist. All existing "
+                    f"object ids: {session.obj_ids}."
+                )
+            return session.obj_ids, []
+        tracker = self._tracker(session)
+        frames = tracker.remove(session, obj_id)
+        updated: list[tuple[int, Tensor]] = []
+        if need_output and session.obj_ids:
+            updated = [(frame, tracker.newest_output(session, frame)[2]) for frame in frames]
+        return session.obj_ids, updated
 
+    @transaction
     def reset_state(self, inference_state: VideoSession | State) -> None:
         """Remove all objects; the video stays open. A running propagation ends with an error."""
         session = session_of(inference_state)
-        with session.exclusive("reset_state"):
-            self._reset_tracking_results(session.state)
-            session.reset()
+        session.protect()
+        self._reset_tracking_results(session.state)
+        session.reset()
 
     def _newest(
         self, tracker: Tracker, session: VideoSession, frame: int, need_output: bool

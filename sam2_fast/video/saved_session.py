@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from sam2_fast.memory import FrameMemory, compact
 from sam2_fast.model import Sam2
 from sam2_fast.video.positions import keep_positions, new_positions
 from sam2_fast.video.session import ObjectTrack, VideoSession
+from sam2_fast.video.transactions import transact
 
 _FORMAT = "sam2_fast.session"
 _VERSION = 1
@@ -33,6 +35,12 @@ def save_session(session: VideoSession, path: str | os.PathLike[str]) -> None:
     Raises ValueError if a prompt is not committed yet (see `propagate_in_video_preflight`), or if
     an object's id is neither an integer nor a string.
     """
+    content = transact(session, "save_session", partial(_content, session))
+    with whole_file(path) as beside:
+        beside.write_bytes(content)
+
+
+def _content(session: VideoSession) -> bytes:
     if session.has_previews():
         raise ValueError("session: expected committed prompts; call propagate_in_video_preflight")
     tensors: dict[str, Tensor] = {}
@@ -48,13 +56,11 @@ def save_session(session: VideoSession, path: str | os.PathLike[str]) -> None:
             {"id": obj_id, "tensors": list(rows), "corrected": corrected, "passed": passed}
         )
     description = {"format": _FORMAT, "version": _VERSION, "objects": objects}
-    with whole_file(path) as beside:
-        beside.write_bytes(
-            save(
-                {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
-                metadata={"session": json.dumps(description)},
-            )
-        )
+    content: bytes = save(
+        {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
+        metadata={"session": json.dumps(description)},
+    )
+    return content
 
 
 def load_session(session: VideoSession, model: Sam2, path: str | os.PathLike[str]) -> None:
@@ -63,9 +69,13 @@ def load_session(session: VideoSession, model: Sam2, path: str | os.PathLike[str
     model: the model of the session, with the weights with which the file was saved.
     Raises ValueError if the file is another one or damaged, or if the session has objects.
     """
+    transact(session, "load_session", partial(_load, session, model, Path(path)))
+
+
+def _load(session: VideoSession, model: Sam2, path: Path) -> None:
     if session.obj_ids:
         raise ValueError(f"session: expected one without objects, got {session.obj_ids}")
-    tensors, objects = _read(Path(path))
+    tensors, objects = _read(path)
     tracks = []
     memories: list[FrameMemory] = []
     for number, entry in enumerate(objects):

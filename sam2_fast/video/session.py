@@ -14,12 +14,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sam2_fast.exclusive import Call, Exclusive
+from sam2_fast.exclusive import Exclusive
 from sam2_fast.memory import FrameMemory, MemoryBank, compact
 from sam2_fast.model import Sam2
 from sam2_fast.official.predictor_steps import KINDS, PER_OBJECT, State, add_object, appended
 from sam2_fast.types import Points
 from sam2_fast.video.frames import AssignedFrames, FrameImages, Frames
+from sam2_fast.video.journal import Journal
 
 Keep = Literal["all", "reachable"]
 
@@ -34,8 +35,9 @@ class Prompt:
     points: Points | None = None
     mask: Tensor | None = None
 
-    def store(self, track: ObjectTrack, frame: int) -> None:
+    def store(self, track: ObjectTrack, frame: int, journal: Journal) -> None:
         """Replace the prompt of a frame."""
+        journal.protect(track.points, track.masks)
         if self.points is not None:
             coords, labels = self.points.coords, self.points.labels
             track.points[frame] = {"point_coords": coords, "point_labels": labels}
@@ -49,7 +51,7 @@ class Prompt:
 class ObjectTrack:
     """One object: prompts, previews that are not committed yet, memories, and passed frames.
 
-    Every field but `bank` is one of the dictionaries of the state, by frame number.
+    Every field but `bank` and `obj_id` is one of the dictionaries of the state, by frame number.
 
     points: {"point_coords": [1, P, 2] in pixels of the S x S image, "point_labels": [1, P]}.
     masks: [1, 1, S, S].
@@ -64,6 +66,7 @@ class ObjectTrack:
     corrections: dict[int, Any] = field(default_factory=dict)
     bank: MemoryBank = field(default_factory=MemoryBank)
     passed: dict[int, dict[str, bool]] = field(default_factory=dict)
+    obj_id: Hashable = None
 
     @property
     def prompts(self) -> list[int]:
@@ -107,6 +110,9 @@ class ObjectTrack:
 class Control:
     """What calls on the same state share, besides the state: a guard, and the number of resets.
 
+    journal: of the call that is running. unchecked: journals of frames whose results a GPU still
+        checks, the oldest first.
+
     A copy of a state has a control of its own.
     """
 
@@ -117,6 +123,8 @@ class Control:
         # are kept.
         self.return_starts: set[int] = set()
         self.calls = Exclusive("session")
+        self.journal: Journal | None = None
+        self.unchecked: list[Journal] = []
         # The positions of memory maps that were last compared with those of a model, and the model.
         self.own_position: Tensor | None = None
         self.position_model: Callable[[], Sam2 | None] = lambda: None
@@ -218,12 +226,21 @@ class VideoSession:
             )
         return {i: self._track(indices[i]) for i in sorted(indices, key=indices.__getitem__)}
 
-    def exclusive(self, verb: str) -> Call:
-        """A context manager that guards one call, named `verb` in errors.
+    @property
+    def journal(self) -> Journal:
+        """Where the running call records what it changes."""
+        return self.control.journal or Journal()
 
-        A session is for one thread at a time: a second call raises RuntimeError instead of waiting.
-        """
-        return self.control.calls.call(verb)
+    def protect(self) -> None:
+        """Record the whole state in the journal, before a step of the program may change it."""
+        state = self.state
+        self.journal.protect(state, state["constants"], state["obj_ids"])
+        self.journal.protect(state["obj_id_to_idx"], state["obj_idx_to_id"])
+        for name in PER_OBJECT:
+            self.journal.protect(state[name], *state[name].values())
+            if "output_dict" in name:
+                for outputs in state[name].values():
+                    self.journal.protect(*outputs.values())
 
     def object(self, obj_id: Hashable) -> ObjectTrack:
         """The track of an object. Raises ValueError, with the existing ids, for an unknown id."""
@@ -235,7 +252,7 @@ class VideoSession:
     def track_or_new(self, obj_id: Hashable) -> ObjectTrack:
         """The track of an object; for an unknown id an empty one, which is not stored."""
         index = self.state["obj_id_to_idx"].get(obj_id)
-        return ObjectTrack() if index is None else self._track(index)
+        return ObjectTrack(obj_id=obj_id) if index is None else self._track(index)
 
     def require_objects(self) -> None:
         """Raise RuntimeError, with the official message, if there is no object."""
@@ -280,6 +297,9 @@ class VideoSession:
 
         Source: official `_obj_id_to_idx`.
         """
+        state = self.state
+        self.journal.protect(state, state["obj_id_to_idx"], state["obj_idx_to_id"])
+        self.journal.protect(*(state[name] for name in PER_OBJECT))
         return self._track(add_object(self.state, obj_id))
 
     def remove(self, obj_id: Hashable) -> None:
@@ -287,6 +307,7 @@ class VideoSession:
 
         Source: official `remove_object`.
         """
+        self.protect()
         state = self.state
         index = state["obj_id_to_idx"][obj_id]
         ids = [other for other in self.objects if other != obj_id]
@@ -300,9 +321,10 @@ class VideoSession:
 
     def reset(self) -> None:
         """Remove all objects; running propagations end with an error."""
+        self.protect()
         for name in (*PER_OBJECT, "obj_id_to_idx", "obj_idx_to_id", "obj_ids"):
             self.state[name].clear()
-        self.control.resets += 1
+        self.journal.assign(self.control, resets=self.control.resets + 1)
 
     def has_previews(self) -> bool:
         """Whether a prompt is not committed yet."""
@@ -321,4 +343,5 @@ class VideoSession:
             previews[KINDS[1]],
             MemoryBank(outputs[KINDS[0]], outputs[KINDS[1]]),
             state["frames_tracked_per_obj"][index],
+            state["obj_idx_to_id"][index],
         )

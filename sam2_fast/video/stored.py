@@ -54,13 +54,15 @@ def with_map(preview: dict[str, Any], tokens: Tensor, positions: list[Tensor]) -
     return {**preview, "maskmem_features": features, "maskmem_pos_enc": [*positions]}
 
 
-def as_corrected(output: dict[str, Any], corrected: bool = True) -> dict[str, Any]:
+def as_corrected(
+    session: VideoSession, output: dict[str, Any], corrected: bool = True
+) -> dict[str, Any]:
     """An output of a frame that the user has corrected after tracking it, or has not."""
     if not isinstance(output, FrameMemory):
         if not corrected:
             return output
         output = FrameMemory.of(output)
-    output.corrected = corrected
+    session.journal.set_slot(output, "corrected", corrected)
     return output
 
 

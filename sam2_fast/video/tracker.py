@@ -1,15 +1,15 @@
 """The tracker: moves data between the model, which has no state, and sessions, which are state.
 
 Every transition of the state table in docs/architecture.md is a method of `Tracker`. A method
-computes first and changes the session last, so a method that raises has changed nothing.
+computes first and changes the session last, and records each change in the session's journal.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Generator, Hashable, Sequence
+from functools import partial
 
-import torch
 from torch import Tensor
 
 from sam2_fast.masks import non_overlapping, upsample
@@ -20,12 +20,14 @@ from sam2_fast.official.overrides import needs_official_steps
 from sam2_fast.recording.cache import Graphs
 from sam2_fast.types import Points
 from sam2_fast.video.frame_steps import FrameSteps, Result
+from sam2_fast.video.frames import StreamFrames
 from sam2_fast.video.full_size import no_output
 from sam2_fast.video.lookahead import LookAhead
 from sam2_fast.video.positions import has_own_positions, keep_positions
 from sam2_fast.video.progress import progress_bar
 from sam2_fast.video.session import ObjectTrack, Prompt, VideoSession
 from sam2_fast.video.stored import as_corrected, stacked_logits
+from sam2_fast.video.transactions import transact
 
 Output = tuple[int, list[Hashable], Tensor]
 """(frame number, object ids, mask logits [N, 1, H, W] float32 at video size; above 0 is object)."""
@@ -97,18 +99,19 @@ class Tracker(FrameSteps):
         if not session.has_previews():
             return
         encoded = self._encode_previews(session)
+        journal = session.journal
         keep_positions(session, (memory for _, _, memory in encoded))
         for track, frame, memory in encoded:
             bank = track.bank
             is_initial = frame in track.previews or track.paused or frame in bank.prompted
             if is_initial or self._model.options.add_all_frames_to_correct_as_cond:
-                bank.prompted[frame] = memory
-                bank.tracked.pop(frame, None)
+                journal.set(bank.prompted, frame, memory)
+                journal.pop(bank.tracked, frame)
             else:
-                bank.tracked[frame] = as_corrected(memory)
+                journal.set(bank.tracked, frame, as_corrected(session, memory))
             self._clear_around_prompt(session, track, frame)
-            track.previews.pop(frame, None)
-            track.corrections.pop(frame, None)
+            journal.pop(track.previews, frame)
+            journal.pop(track.corrections, frame)
 
     def propagate(
         self,
@@ -130,9 +133,8 @@ class Tracker(FrameSteps):
         session.require_objects()
         if prepare is not None:
             prepare()
-        with torch.inference_mode(), session.exclusive("propagate_in_video"):
-            self.commit(session)
-            first = session.first_prompted() if start is None else start
+        verb = "propagate_in_video"
+        first = transact(session, verb, partial(self._first_frame, session, start))
         resets = session.resets
         order = session.order(first, limit, step)
         known = order if isinstance(order, range) else range(0)
@@ -144,12 +146,14 @@ class Tracker(FrameSteps):
                     "propagate_in_video again"
                 )
             if not session.has_frame(frame):
-                return
+                break
             if ahead.frames is not session.frames:  # the caller has assigned others
                 ahead = LookAhead(session.frames, session.device, known)
             # The caller may have changed the model since the last frame: check it again.
             tracker = tracker_for(self._model, self._graphs, ahead, session)
-            yield tracker._pass_frame(session, frame, step, ahead, need_output)
+            work = partial(tracker._pass_frame, session, frame, step, ahead, need_output)
+            yield transact(session, verb, work, is_frame=True)
+        transact(session, verb, lambda: None)  # waits for the checks of the last frames
 
     def track_frame(self, session: VideoSession, frame: int, step: int) -> Tensor:
         """Logits of all objects on one frame, [N, 1, 4h, 4w] float32, in the order of `objects`.
@@ -169,9 +173,9 @@ class Tracker(FrameSteps):
             new_memory = new_memories.get(id(track))
             rows.append(memory if new_memory is None else compact(new_memory))
             if new_memory is not None:
-                track.bank.tracked[frame] = new_memory
+                session.journal.set(track.bank.tracked, frame, new_memory)
             if not track.paused:
-                track.passed[frame] = {"reverse": step < 0}
+                session.journal.set(track.passed, frame, {"reverse": step < 0})
             if frame in track.bank.prompted:
                 self._clear_around_prompt(session, track, frame)
             if session.keep == "reachable":
@@ -183,15 +187,16 @@ class Tracker(FrameSteps):
 
         The memory of the frame is kept, as that of a tracked frame (official rule).
         """
-        track = session.object(obj_id)
+        track, journal = session.object(obj_id), session.journal
         for entries in (track.points, track.masks, track.previews, track.corrections):
-            entries.pop(frame, None)
-        memory = track.bank.prompted.pop(frame, None)
+            journal.pop(entries, frame)
+        memory = journal.pop(track.bank.prompted, frame)
         if memory is not None:
-            track.bank.tracked[frame] = memory
-            track.passed.pop(frame, None)
+            journal.set(track.bank.tracked, frame, memory)
+            journal.pop(track.passed, frame)
         elif frame in track.bank.tracked:
-            track.bank.tracked[frame] = as_corrected(track.bank.tracked[frame], False)
+            tracked = as_corrected(session, track.bank.tracked[frame], False)
+            journal.set(track.bank.tracked, frame, tracked)
 
     def remove(self, session: VideoSession, obj_id: Hashable) -> list[int]:
         """Remove an object; returns the frames on which it was prompted."""
@@ -218,18 +223,24 @@ class Tracker(FrameSteps):
 
     # steps of the transitions
 
-    @torch.inference_mode()
+    def _first_frame(self, session: VideoSession, start: int | None) -> int:
+        """Commit the prompts; returns the first frame of a propagation."""
+        self.commit(session)
+        first = session.first_prompted() if start is None else start
+        if isinstance(session.frames, StreamFrames):
+            session.frames[first]  # raises IndexError if it is not stored any more
+        return first
+
     def _pass_frame(
         self, session: VideoSession, frame: int, step: int, ahead: LookAhead, need_output: bool
     ) -> Output:
         """One frame of a propagation; new prompts are committed first."""
-        with session.exclusive("propagate_in_video"):
-            self.commit(session)
-            logits = self.track_frame(session, frame, step)
-            self._look_ahead(frame, ahead)
-            if not need_output:
-                return no_output(session, frame)
-            return self.output(session, frame, logits)
+        self.commit(session)
+        logits = self.track_frame(session, frame, step)
+        self._look_ahead(frame, ahead)
+        if not need_output:
+            return no_output(session, frame)
+        return self.output(session, frame, logits)
 
     def _look_ahead(self, frame: int, ahead: LookAhead) -> None:
         """Read and encode frames after `frame`, once its work is enqueued."""
@@ -247,11 +258,11 @@ class Tracker(FrameSteps):
         result: Result,
         is_initial: bool,
     ) -> None:
-        track = self._add_object(session, obj_id)
-        prompt.store(track, frame)
+        track, journal = self._add_object(session, obj_id), session.journal
+        prompt.store(track, frame, journal)
         initial = is_initial or self._model.options.add_all_frames_to_correct_as_cond
-        (track.corrections if initial else track.previews).pop(frame, None)
-        (track.previews if initial else track.corrections)[frame] = result
+        journal.pop(track.corrections if initial else track.previews, frame)
+        journal.set(track.previews if initial else track.corrections, frame, result)
 
     def _encode_previews(self, session: VideoSession) -> list[tuple[ObjectTrack, int, Result]]:
         """Every preview as a memory; the session is not changed."""
@@ -265,7 +276,7 @@ class Tracker(FrameSteps):
                     pending[frame].append((track, preview))
         for frame, items in pending.items():
             for batch in self._batches(items):
-                memories = self._encode(session, frame, [preview for _, preview in batch])
+                memories = self._encode(session, frame, *zip(*batch, strict=True))
                 encoded += [(t, frame, m) for (t, _), m in zip(batch, memories, strict=True)]
         return encoded
 
@@ -274,6 +285,7 @@ class Tracker(FrameSteps):
         options = self._model.options
         if options.clear_non_cond_mem_around_input:
             reach = options.memory_temporal_stride_for_eval * self._model.config.num_maps
+            session.journal.protect(track.bank.tracked)
             track.bank.clear_around(frame, reach)
 
     def _drop_unreachable(
@@ -285,6 +297,7 @@ class Tracker(FrameSteps):
         max_pointer_age = limits.num_pointers - 1
         both = session.num_frames is not None
         return_starts = session.control.return_starts
+        session.journal.protect(track.bank.tracked, track.passed)
         track.bank.forget(frame, step, max_map_age, max_pointer_age, both, return_starts)
         stored = track.bank.tracked.keys() | track.bank.prompted.keys()
         for passed in track.passed.keys() - stored:
