@@ -241,7 +241,7 @@ def to_model_mask(mask: Any, size: int, device: torch.device) -> Tensor:
         )
     original = upload(drawn, device)[None, None].float()
     if drawn.shape == (size, size):
-        return original
+        return original if drawn.dtype == torch.bool else original.clone()
     resized = F.interpolate(
         original, size=(size, size), mode="bilinear", align_corners=False, antialias=True
     )

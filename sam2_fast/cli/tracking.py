@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from sam2_fast.cli.plan import Plan
 from sam2_fast.cli.prompts import Prompt
@@ -19,6 +18,7 @@ from sam2_fast.cli.track_results import Drawing, Pairs, ResultWriter
 from sam2_fast.io.frames import FrameSource
 from sam2_fast.io.mask_png import Mask
 from sam2_fast.io.mask_writers import FrameLabel
+from sam2_fast.progress import Bar
 from sam2_fast.video.saved_session import load_session, save_session
 
 
@@ -126,7 +126,7 @@ class Tracking:
 
     def _track(self, run: Run, state: Any, last: int | None, progress: bool) -> None:
         total = len(self._plan.order)
-        bar = tqdm(
+        bar = Bar(
             desc="tracking",
             unit="frame",
             total=total,

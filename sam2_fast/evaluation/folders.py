@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from sam2_fast.data.folders import Annotations, PathLike, videos_in
 from sam2_fast.evaluation.metrics import BOUND
 from sam2_fast.evaluation.scores import ObjectScore, Report, Unjudged, VideoScores
+from sam2_fast.progress import Bar
 
 
 class VideoResult(NamedTuple):
@@ -67,7 +67,7 @@ def score_folders(
     names, unjudged = (list(videos), []) if videos is not None else _common(truth, masks, strict)
     score = partial(_score, truth, masks, ends=ends, bound=bound, device=device)
     rows: list[ObjectScore] = []
-    for result in tqdm(
+    for result in Bar(
         _mapped(score, names, processes), total=len(names), desc="evaluate", disable=not progress
     ):
         rows += result.scores

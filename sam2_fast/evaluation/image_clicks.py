@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 from sam2_fast.data.clicks import sample_one_point_from_error_center
 from sam2_fast.data.folders import PathLike, read_labels
@@ -21,6 +20,7 @@ from sam2_fast.evaluation.metrics import region_similarity
 from sam2_fast.evaluation.scores import Mask, Unjudged
 from sam2_fast.io.images import load_image
 from sam2_fast.ops.core.mask_values import bool_tensor
+from sam2_fast.progress import Bar
 
 
 class ImagePredictor(Protocol):
@@ -138,7 +138,7 @@ def simulate_images(
     refuse_unjudged(unjudged, strict, f"masks {masks}")
     predictor = build()
     rows: list[ImageScore] = []
-    for name, path in tqdm(files.items(), desc="images", disable=not progress):
+    for name, path in Bar(files.items(), desc="images", disable=not progress):
         objects = _objects(path)
         if not objects:
             unjudged.append(Unjudged(name, "has no object"))

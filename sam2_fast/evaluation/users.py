@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from sam2_fast.atomic import whole_file
 from sam2_fast.data.folders import Annotations, PathLike, videos_in
@@ -34,6 +33,7 @@ from sam2_fast.evaluation.semi_supervised import Prompt, semi_supervised
 from sam2_fast.io.frames import FrameSource
 from sam2_fast.io.json_files import to_json
 from sam2_fast.io.video import open_video
+from sam2_fast.progress import Bar
 
 Protocol = Literal["offline", "online", "semi-supervised"]
 
@@ -166,7 +166,7 @@ def simulate_users(
         ]
     refuse_unjudged(unjudged, strict, f"annotations {annotations}")
     rounds: list[Round] = []
-    for result in tqdm(
+    for result in Bar(
         _mapped(build, tasks, processes), total=len(tasks), desc=user.protocol, disable=not progress
     ):
         rounds += result.rounds

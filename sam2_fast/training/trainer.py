@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from sam2_fast.atomic import whole_file
 from sam2_fast.config import Options
 from sam2_fast.model import Sam2
 from sam2_fast.official.base import SAM2Base
+from sam2_fast.progress import Bar
 from sam2_fast.training.batches import Batch, collate
 from sam2_fast.training.forward import simulate
 from sam2_fast.training.losses import Losses, clip_losses, require_finite
@@ -144,7 +144,7 @@ class Trainer:
             generator=torch.Generator(),
             pin_memory=self.device.type == "cuda",
         )
-        with tqdm(total=steps, initial=self.step, desc="train", disable=not progress) as bar:
+        with Bar(total=steps, initial=self.step, desc="train", disable=not progress) as bar:
             for batch in loader:
                 losses = self.advance(batch)
                 bar.update(1)

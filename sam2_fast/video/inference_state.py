@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -65,6 +66,10 @@ class InferenceState(VideoSession, dict[str, Any]):
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return self.__reduce__()
+
+    def __copy__(self) -> InferenceState:
+        """As `copy.deepcopy`: calls on a copy must not change the original."""
+        return copy.deepcopy(self)
 
     def copy(self) -> dict[str, Any]:
         """A plain dictionary with the same entries, which calls of predictors accept."""

@@ -26,6 +26,7 @@ from sam2_fast.recording.cache import Graphs
 from sam2_fast.video.frames import Frames, StreamFrames, own_pixels
 from sam2_fast.video.full_size import frame_masks, no_output
 from sam2_fast.video.inference_state import InferenceState, new_state, session_of
+from sam2_fast.video.object_ids import object_id
 from sam2_fast.video.program_frames import frames_of_program
 from sam2_fast.video.session import Keep, VideoSession
 from sam2_fast.video.tracker import Output, Tracker, tracker_for
@@ -162,7 +163,7 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
             session.device,
         )
         tracker = self._tracker(session)
-        tracker.preview_points(session, frame, obj_id, prompt, clear_old_points)
+        tracker.preview_points(session, frame, object_id(obj_id), prompt, clear_old_points)
         return self._newest(tracker, session, frame, need_output)
 
     def add_new_points(self, *args: Any, **kwargs: Any) -> Output:
@@ -187,7 +188,7 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
         frame = self._frame(session, frame_idx)
         drawn = to_model_mask(mask, self.config.image_size, session.device)
         tracker = self._tracker(session)
-        tracker.preview_mask(session, frame, obj_id, drawn)
+        tracker.preview_mask(session, frame, object_id(obj_id), drawn)
         return self._newest(tracker, session, frame, need_output)
 
     @transaction
@@ -274,7 +275,7 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
         """The newest (id, mask [H, W] bool) of objects (None: all); few are in memory at once."""
         session = session_of(inference_state)
         frame = self._frame(session, frame_idx)
-        ids = session.obj_ids if obj_ids is None else list(obj_ids)
+        ids = session.obj_ids if obj_ids is None else [object_id(i, "obj_ids") for i in obj_ids]
         return frame_masks(self._tracker(session), session, frame, ids)
 
     @transaction
@@ -316,7 +317,7 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
         session = session_of(inference_state)
         frame = self._frame(session, frame_idx)
         tracker = self._tracker(session)
-        tracker.clear(session, obj_id, frame)
+        tracker.clear(session, object_id(obj_id), frame)
         return tracker.newest_output(session, frame) if need_output else None
 
     @transaction
@@ -333,6 +334,7 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
         object was prompted. An unknown id is ignored, or raises RuntimeError if strict is True.
         """
         session = session_of(inference_state)
+        obj_id = object_id(obj_id)
         if obj_id not in session.obj_ids:
             if strict:
                 raise RuntimeError(

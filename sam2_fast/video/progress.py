@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from tqdm import tqdm
 
 from sam2_fast.ops.core.lookups import LookedUp
+from sam2_fast.progress import Bar
 
 _TQDM = LookedUp(globals(), "tqdm")
 
@@ -16,5 +17,6 @@ def progress_bar(order: Iterable[int], shown: bool) -> Iterator[int]:
 
     A bar that a program has put in the position of `tqdm` is shown as in the official predictor.
     """
-    disabled = {} if _TQDM.replaced() else {"disable": not shown}
-    return iter(tqdm(order, desc="propagate in video", **disabled))
+    if _TQDM.replaced():
+        return iter(tqdm(order, desc="propagate in video"))
+    return iter(Bar(order, desc="propagate in video") if shown else order)

@@ -1,0 +1,134 @@
+"""Faults at chosen points of a call: an error at one operation, or an interrupt at one line."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import sam2_fast
+from tests.video.conftest import freeze
+
+PACKAGE = Path(sam2_fast.__file__).parent
+STATE_FILES = frozenset(
+    str(path)
+    for pattern in ("video/*.py", "memory/*.py", "exclusive.py", "official/predictor_steps.py")
+    for path in PACKAGE.glob(pattern)
+)
+"""The files that change sessions."""
+ALL_FILES = frozenset(map(str, PACKAGE.rglob("*.py")))
+
+
+class InjectedError(torch.OutOfMemoryError):
+    """The error of `FailingOp`."""
+
+
+class FailingOp(TorchDispatchMode):
+    """Counts the operations of torch, and raises instead of the one with number `at`.
+
+    In this mode the model computes by operations of torch, without kernels of its own, so that
+    masks have other last bits. Without `at` nothing raises.
+    """
+
+    def __init__(self, at: int | None = None) -> None:
+        super().__init__()
+        self.at = at
+        self.count = 0
+        self.where = ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        number = self.count
+        self.count += 1
+        if number == self.at:
+            self.where = str(func)
+            raise InjectedError(f"CUDA out of memory (injected at {func})")
+        return func(*args, **(kwargs or {}))
+
+
+class InterruptedLine:
+    """Counts the lines that run in some files, and raises KeyboardInterrupt at number `at`."""
+
+    def __init__(self, at: int | None = None, files: frozenset[str] = STATE_FILES) -> None:
+        self.at = at
+        self.count = 0
+        self.where = ""
+        self._files = files
+        self._previous: Any = None
+
+    def __enter__(self) -> InterruptedLine:
+        self._previous = sys.gettrace()
+        sys.settrace(self._enter_function)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._previous)
+
+    def _enter_function(self, frame: FrameType, event: str, _: Any) -> Any:
+        return self._run_line if frame.f_code.co_filename in self._files else None
+
+    def _run_line(self, frame: FrameType, event: str, _: Any) -> Any:
+        if event == "line":
+            number = self.count
+            self.count += 1
+            if number == self.at:
+                self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+                raise KeyboardInterrupt
+        return self._run_line
+
+
+class InterruptedAnywhere(InterruptedLine):
+    """`InterruptedLine` in all files of the package, the functions around the kernels included."""
+
+    def __init__(self, at: int | None = None) -> None:
+        super().__init__(at, ALL_FILES)
+
+
+def sampled(count: int, most: int, seed: int = 0) -> list[int]:
+    """`most` numbers below `count`: half of them the last ones, where calls change sessions."""
+    if count <= most:
+        return list(range(count))
+    last = most // 2
+    others = random.Random(seed).sample(range(count - last), most - last)
+    return sorted(others) + list(range(count - last, count))
+
+
+def state_of(session: Any) -> Any:
+    """Everything that a call may change in a session, as values that can be compared."""
+    state = session.state
+    control = session.control
+    frames = session.frames
+    stream = None
+    if hasattr(frames, "pushed"):
+        stream = (frames.pushed, list(frames._frames), frames.height, frames.width)
+    plain = {name: state[name] for name in ("obj_ids", "obj_id_to_idx", "obj_idx_to_id")}
+    order = [
+        [[*track.bank.prompted], [*track.bank.tracked], [*track.previews], [*track.corrections]]
+        for track in session.objects.values()
+    ]
+    return {
+        "frozen": freeze(session),
+        "plain": repr(plain),
+        "order": order,
+        "size": session.size,
+        "constants": [*state["constants"]],
+        "cached": {frame: id(entry) for frame, entry in state["cached_features"].items()},
+        "stream": stream,
+        "control": (control.resets, sorted(control.return_starts), len(control.unchecked)),
+        "busy": control.calls.busy,
+    }
+
+
+def raises(call: Callable[[], Any], fault: Any) -> bool:
+    """Whether a call raises the error of a fault."""
+    try:
+        with fault:
+            call()
+    except (InjectedError, KeyboardInterrupt):
+        return True
+    return False
