@@ -125,20 +125,23 @@ class MemoryBank:
         max_pointer_age: int,
         both: bool,
         starts: Iterable[int] = (),
+        stored_frames: int | None = None,
     ) -> None:
         """Drop memories that no later frame can recall, tracking from `now` in direction `step`.
 
         max_map_age: frames after which the map and the logits of a memory are dropped.
         max_pointer_age: frames after which a memory is dropped.
         both: also keep the memories near every prompted frame, so that a propagation in the other
-            direction can start from there. Corrected frames are kept.
+            direction can start from there.
         starts: further frames from which a propagation in the other direction will start.
+        stored_frames: of a stream, which can be passed again; corrected frames before them are
+            dropped, too. None: corrected frames are kept.
         """
         anchors = [*(self.prompted if both else ()), *starts]
         for frame, memory in list(self.tracked.items()):
-            if is_corrected(memory):
-                continue
             age = min((abs(frame - a) for a in (now, *anchors)), default=0)
+            if is_corrected(memory) and (stored_frames is None or age < stored_frames):
+                continue
             if age > max_pointer_age:
                 del self.tracked[frame]
             elif age > max_map_age and has_map(memory):

@@ -61,11 +61,14 @@ def own_pixels(frame: Any) -> np.ndarray:
 
 
 class StreamFrames:
-    """Frames that the caller pushes one by one; only the newest `window` frames are stored."""
+    """Frames that the caller pushes one by one; only the newest `window` frames are stored.
+
+    pushed: number of frames so far.
+    """
 
     def __init__(self, window: int = 8) -> None:
         self._frames: dict[int, np.ndarray] = {}
-        self._window = window
+        self.window = window
         self.pushed = 0
         self.height = self.width = 0
         self.num_frames: int | None = None
@@ -79,7 +82,7 @@ class StreamFrames:
             )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StreamFrames:
-        copied = StreamFrames(self._window)
+        copied = StreamFrames(self.window)
         vars(copied).update(vars(self) | {"_frames": self._frames.copy()})
         return copied
 
@@ -90,7 +93,7 @@ class StreamFrames:
         """
         height, width = frame.shape[:2]
         frames = {**self._frames, self.pushed: frame}
-        newest = dict([*frames.items()][-self._window :])
+        newest = dict([*frames.items()][-self.window :])
         (journal or Journal()).assign(
             self, _frames=newest, pushed=self.pushed + 1, height=height, width=width
         )

@@ -298,10 +298,16 @@ class Tracker(FrameSteps):
         both = session.num_frames is not None
         return_starts = session.control.return_starts
         session.journal.protect(track.bank.tracked, track.passed)
-        track.bank.forget(frame, step, max_map_age, max_pointer_age, both, return_starts)
+        frames = session.frames
+        window = frames.window if isinstance(frames, StreamFrames) else None
+        track.bank.forget(frame, step, max_map_age, max_pointer_age, both, return_starts, window)
         stored = track.bank.tracked.keys() | track.bank.prompted.keys()
         for passed in track.passed.keys() - stored:
             del track.passed[passed]
+        if window is not None:
+            for entries in (track.points, track.masks):
+                for gone in [f for f in entries.keys() - stored if frame - f >= window]:
+                    session.journal.pop(entries, gone)
 
 
 def tracker_for(

@@ -304,6 +304,25 @@ def test_autocast_of_the_caller_is_applied(predictor: Any, clip: Any, masks_of: 
     assert masks[0].dtype == torch.float32
 
 
+def test_corrections_of_a_stream_do_not_accumulate_and_change_no_later_mask(
+    predictor: Any, make_clip: Any
+) -> None:
+    clip = make_clip(50)
+    state, everything = predictor.init_state(None), predictor.init_state(None, keep="all")
+    counts = []
+    for number, frame in enumerate((*clip, *clip)):
+        outputs = [predictor.step(s, frame)[2] for s in (state, everything)]
+        assert torch.equal(*outputs)
+        if number % 5 == 0:
+            for s in (state, everything):
+                predictor.add_new_points_or_box(s, number, 1, **CLICK, clear_old_points=False)
+        track = state.object(1)
+        counts.append(len(track.bank.tracked) + len(track.points) + len(track.passed))
+    assert max(counts[30:50]) == max(counts[80:])
+    repeated = [f for f, _, _ in predictor.propagate_in_video(state, 95)]
+    assert repeated == [95, 96, 97, 98, 99]
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_in_ten_thousand_frames(predictor: Any, make_clip: Any) -> None:
     psutil = pytest.importorskip("psutil")
@@ -313,6 +332,10 @@ def test_memory_does_not_grow_in_ten_thousand_frames(predictor: Any, make_clip: 
     sizes = []
     for frame in range(10_000):
         predictor.step(state, clip[frame % 50])
+        if frame % 10 == 5:
+            points = [[10 + frame % 40, 20]]
+            for obj_id in state.obj_ids:
+                predictor.add_new_points_or_box(state, frame, obj_id, points, [frame // 10 % 2])
         if frame % 100 == 0:
             if len(state.objects) == 4:
                 predictor.remove_object(state, state.obj_ids[0])
