@@ -110,8 +110,8 @@ class ObjectTrack:
 class Control:
     """What calls on the same state share, besides the state: a guard, and the number of resets.
 
-    journal: of the call that is running. unchecked: journals of frames whose results a GPU still
-        checks, the oldest first.
+    journal: of the call that is running.
+    unchecked: journals of frames with results that a GPU still checks, the oldest first.
 
     A copy of a state has a control of its own.
     """

@@ -15,8 +15,8 @@ from sam2_fast.video.journal import Journal
 from sam2_fast.video.session import Control, ObjectTrack, VideoSession
 
 MAX_UNCHECKED = 8
-"""Frames whose results may still be unchecked on a GPU. With more, the host waits for the oldest:
-it is ahead of the device by as many frames."""
+"""Frames that may still be unchecked on a GPU. With more, the host waits for the oldest one: it is
+ahead of the device by as many frames."""
 
 Output = TypeVar("Output")
 Method = TypeVar("Method", bound=Callable[..., Any])

@@ -21,12 +21,13 @@ class SessionCall:
     """A call on a session.
 
     prepare: makes the session. call: returns masks. probe: what is done afterwards, with masks
-    that depend on the whole state.
+    that depend on the whole state. is_repeatable: a second call returns the same masks.
     """
 
     prepare: Callable[[SAM2VideoPredictor], Any]
     call: Callable[[SAM2VideoPredictor, Any], Any]
     probe: Callable[[SAM2VideoPredictor, Any], Any]
+    is_repeatable: bool = True
 
 
 def fresh(p: Any) -> Any:
@@ -145,7 +146,7 @@ PASSES = {
     "forward": SessionCall(corrected, lambda p, s: propagated(p, s, 1, 3), all_masks),
     "backward": SessionCall(corrected, lambda p, s: propagated(p, s, 4, 3, True), all_masks),
     "from the first prompt": SessionCall(clicked, lambda p, s: propagated(p, s), all_masks),
-    "both directions": SessionCall(corrected, both, all_masks),
+    "both directions": SessionCall(corrected, both, all_masks, False),
 }
 """Calls that change a session frame by frame."""
 

@@ -83,16 +83,16 @@ def test_an_interrupt_at_any_line_does_not_block_later_calls(line: int) -> None:
         pass
 
 
-def test_of_many_threads_one_at_a_time_is_inside() -> None:
-    guard, inside, most, errors = Exclusive("session"), [], [], []
+def test_of_many_threads_one_at_a_time_is_running() -> None:
+    guard, running, most, errors = Exclusive("session"), [], [], []
 
     def use() -> None:
         for _ in range(300):
             try:
                 with guard.call("step"):
-                    inside.append(1)
-                    most.append(len(inside))
-                    inside.pop()
+                    running.append(1)
+                    most.append(len(running))
+                    running.pop()
             except RuntimeError as error:
                 errors.append(error)
 

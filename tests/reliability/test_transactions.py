@@ -79,6 +79,7 @@ def test_a_call_that_raises_leaves_the_session_as_it_was(
         fault = FAULTS[kind](position)
         if not raises(partial(case.call, predictor, session), fault):
             session = case.prepare(predictor)  # fewer operations than in the trial
+            before = state_of(session)
             continue
         assert state_of(session) == before, f"{kind} {position} {fault.where}"
     assert same(case.call(predictor, session), expected)
@@ -104,9 +105,13 @@ def test_a_pass_that_raises_keeps_the_finished_frames_and_continues(
         fault = FAULTS[kind](position)
         if not raises(partial(case.call, predictor, session), fault):
             continue
-        assert not session.control.calls.busy and not session.control.return_starts
+        assert not session.control.calls.busy
         with UNDISTURBED[kind]():
-            assert same(case.call(predictor, session), expected), f"{kind} {position} {fault.where}"
+            again = case.call(predictor, session)
+            if not case.is_repeatable:
+                assert [frame for frame, _, _ in again] == [frame for frame, _, _ in expected]
+                continue
+            assert same(again, expected), f"{kind} {position} {fault.where}"
             if number % 8 == 0:
                 assert same(case.probe(predictor, session), expected_probe)
 
