@@ -18,7 +18,7 @@ from sam2_fast.cli.track_results import Drawing, Pairs, ResultWriter
 from sam2_fast.io.frames import FrameSource
 from sam2_fast.io.mask_png import Mask
 from sam2_fast.io.mask_writers import FrameLabel
-from sam2_fast.progress import Bar
+from sam2_fast.io.progress import Bar
 from sam2_fast.video.saved_session import load_session, save_session
 
 

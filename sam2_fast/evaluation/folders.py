@@ -14,7 +14,7 @@ import torch
 from sam2_fast.data.folders import Annotations, PathLike, videos_in
 from sam2_fast.evaluation.metrics import BOUND
 from sam2_fast.evaluation.scores import ObjectScore, Report, Unjudged, VideoScores
-from sam2_fast.progress import Bar
+from sam2_fast.io.progress import Bar
 
 
 class VideoResult(NamedTuple):

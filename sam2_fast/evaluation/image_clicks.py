@@ -19,8 +19,8 @@ from sam2_fast.evaluation.folders import refuse_unjudged
 from sam2_fast.evaluation.metrics import region_similarity
 from sam2_fast.evaluation.scores import Mask, Unjudged
 from sam2_fast.io.images import load_image
+from sam2_fast.io.progress import Bar
 from sam2_fast.ops.core.mask_values import bool_tensor
-from sam2_fast.progress import Bar
 
 
 class ImagePredictor(Protocol):

@@ -32,8 +32,8 @@ from sam2_fast.evaluation.scores import Mask, Unjudged
 from sam2_fast.evaluation.semi_supervised import Prompt, semi_supervised
 from sam2_fast.io.frames import FrameSource
 from sam2_fast.io.json_files import to_json
+from sam2_fast.io.progress import Bar
 from sam2_fast.io.video import open_video
-from sam2_fast.progress import Bar
 
 Protocol = Literal["offline", "online", "semi-supervised"]
 

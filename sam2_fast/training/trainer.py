@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from sam2_fast.atomic import whole_file
 from sam2_fast.config import Options
+from sam2_fast.io.progress import Bar
 from sam2_fast.model import Sam2
 from sam2_fast.official.base import SAM2Base
-from sam2_fast.progress import Bar
 from sam2_fast.training.batches import Batch, collate
 from sam2_fast.training.forward import simulate
 from sam2_fast.training.losses import Losses, clip_losses, require_finite

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
+from sam2_fast.io.progress import Bar
 from sam2_fast.ops.core.lookups import LookedUp
-from sam2_fast.progress import Bar
 
 _TQDM = LookedUp(globals(), "tqdm")
 
