@@ -9,6 +9,9 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,10 +30,11 @@ from sam2_fast.training.forward import simulate
 from sam2_fast.training.losses import Losses, clip_losses, require_finite
 from sam2_fast.training.optimizer import adamw, set_learning_rate
 from sam2_fast.training.recipe import Recipe, Stage
+from sam2_fast.training.resumed import load_optimizer, read_progress
 from sam2_fast.training.simulation import draw_plan
 from sam2_fast.training.sources import Source
 from sam2_fast.weights.build import build_model
-from sam2_fast.weights.checkpoint import CheckpointError
+from sam2_fast.weights.checkpoint import restored_on_error
 
 _PLAN, _CLIPS, _DROPOUT = 0, 1, 2  # uses of the random numbers of a step
 
@@ -183,26 +187,23 @@ class Trainer:
     def resume(self, path: str | os.PathLike[str]) -> None:
         """Continue from the checkpoint at `path`.
 
-        Raises CheckpointError if it is not a checkpoint of training, or if it belongs to another
-        recipe.
+        Raises FileNotFoundError, or CheckpointError if it is damaged, not a checkpoint of training,
+        or belongs to another recipe. After any error or interrupt, nothing has changed.
         """
-        content = torch.load(path, map_location=self.device, weights_only=True)
-        if not isinstance(content, dict) or not {"model", "optimizer", "step", "recipe"} <= set(
-            content
-        ):
-            raise CheckpointError(
-                f"checkpoint {path}: expected a training checkpoint with the keys model, "
-                f"optimizer, step and recipe"
-            )
-        if content["recipe"] != self.recipe.text():
-            raise CheckpointError(
-                f"checkpoint {path}: was trained by another recipe: {content['recipe']}"
-            )
-        self.model.load_state_dict(content["raw"] if "raw" in content else content["model"])
-        if self._average is not None:
-            self._average = {name: content["model"][name].clone() for name in self._average}
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.step = int(content["step"])
+        saved = read_progress(Path(path), self.recipe, self.model)
+        loaded = adamw(self.model, self.recipe)
+        load_optimizer(loaded, saved.optimizer, f"checkpoint {path}")
+        average = {name: t.to(self.device, copy=True) for name, t in saved.average.items()}
+        before = (self.optimizer.state, self.optimizer.param_groups, self._average, self.step)
+
+        def set_progress(*progress: Any) -> None:
+            optimizer = self.optimizer
+            optimizer.state, optimizer.param_groups, self._average, self.step = progress
+
+        undo = partial(set_progress, *before)
+        with restored_on_error([*self.model.state_dict().values()], undo):
+            self.model.load_state_dict(saved.weights)
+            set_progress(loaded.state, loaded.param_groups, average or None, saved.step)
 
     def _mean_objects(self, batch: Batch) -> float:
         """Mean number of objects per process. Gradients are averaged over processes, too."""

@@ -18,7 +18,7 @@ import torch
 from sam2_fast.config import DECODER_OPTIONS, Options, Sam2Config
 from sam2_fast.model import Sam2
 from sam2_fast.prompts import caller_stacklevel
-from sam2_fast.weights.checkpoint import infer_config, load_weights, read_state_dict
+from sam2_fast.weights.checkpoint import check_weights, infer_config, read_state_dict
 from sam2_fast.weights.config_names import read_config
 from sam2_fast.weights.config_tree import model_tree
 from sam2_fast.weights.hub import download
@@ -72,7 +72,8 @@ def build_model(
     model = _construct(build, seed)
     if state is not None:
         source = f"checkpoint {ckpt_path}" if isinstance(ckpt_path, (str, Path)) else "state dict"
-        load_weights(model, state, source)
+        check_weights(model, state, source)
+        model.load_state_dict(dict(state), strict=True)
     model = model.to(device=target, dtype=dtype).train(mode == "train")
     model.prove = prove
     if compile:

@@ -5,20 +5,19 @@ No file can run code.
 
 from __future__ import annotations
 
-import json
-import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sam2_fast.config import NANO, PRESETS, Sam2Config
 from sam2_fast.model import Sam2
 from sam2_fast.weights.hugging_face import from_hugging_face, is_hugging_face
+from sam2_fast.weights.pickle_file import WeightsFileError, check_regular, read_pickle_file
 
 MAX_HEADER_BYTES = 16 << 20
 """Largest safetensors header that is read; those of the released models have about 100 kB."""
@@ -42,12 +41,21 @@ def read_state_dict(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]
     if isinstance(source, Mapping):
         return _plain(source, "the given mapping")
     path = Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path}: no such file")
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"checkpoint {path}: the file is empty (0 bytes); download it again")
-    loaded = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    return _plain(loaded, f"checkpoint {path}")
+    return _plain(read_file(path), f"checkpoint {path}")
+
+
+def read_file(path: Path) -> Any:
+    """The whole content of a `.safetensors` file, or of one of `torch.save`, on the CPU.
+
+    Memory of at most a few times the size of the file is used. Raises FileNotFoundError, or
+    CheckpointError, which names the file, if it is empty, damaged, compressed or would run code.
+    """
+    try:
+        check_regular(path)
+        is_safetensors = path.suffix == ".safetensors"
+        return _read_safetensors(path) if is_safetensors else read_pickle_file(path)
+    except WeightsFileError as error:
+        raise CheckpointError(f"checkpoint {path}: {error}") from error
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
@@ -57,40 +65,14 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
     if header_bytes > min(MAX_HEADER_BYTES, path.stat().st_size):
-        raise CheckpointError(
-            f"checkpoint {path}: header of {header_bytes} bytes exceeds {MAX_HEADER_BYTES} or the "
-            f"file; not a safetensors file"
+        raise WeightsFileError(
+            f"header of {header_bytes} bytes exceeds {MAX_HEADER_BYTES} or the file; not a "
+            f"safetensors file"
         )
     try:
         return load_file(path, device="cpu")
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise CheckpointError(
-            f"checkpoint {path}: not a readable safetensors file ({error})"
-        ) from error
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"checkpoint {path}: refused: not a plain table of tensors, or loading it would run "
-            f"code"
-        ) from error
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        IndexError,
-        OSError,
-    ) as error:
-        raise CheckpointError(
-            f"checkpoint {path}: not a readable PyTorch checkpoint "
-            f"({str(error).splitlines()[0][:200]})"
-        ) from error
+    except (SafetensorError, ValueError, OSError) as error:
+        raise WeightsFileError(f"not a readable safetensors file ({error})") from error
 
 
 def _plain(loaded: Any, name: str) -> dict[str, Tensor]:
@@ -123,17 +105,14 @@ def infer_config(state: Mapping[str, Tensor], image_size: int | None = None) -> 
         dim = state["image_encoder.trunk.patch_embed.proj.weight"].shape[0]
         grid = tuple(state["image_encoder.trunk.pos_embed"].shape[-2:])
         tpos = state["maskmem_tpos_enc"]
-        ffn = state["memory_attention.layers.0.linear1.weight"].shape[0]
-        fuser = state["memory_encoder.fuser.layers.0.pwconv1.weight"].shape[0]
+        layers = _equal_layers(state, "memory_attention.layers.", "linear1.weight")
+        fusers = _equal_layers(state, "memory_encoder.fuser.layers.", "pwconv1.weight")
         mlp = state["sam_mask_decoder.transformer.layers.0.mlp.layers.0.weight"].shape[0]
     except KeyError as error:
         raise CheckpointError(
             f"state dict: key {error} is missing; this is not a SAM 2 model"
         ) from error
-    depth = 1 + max(int(m[1]) for m in map(_BLOCK.match, state) if m)
-    layers = 1 + max(
-        int(k.split(".")[2]) for k in state if k.startswith("memory_attention.layers.")
-    )
+    depth = len({m[1] for m in map(_BLOCK.match, state) if m})
     version = version_of(state)
     for known in (*PRESETS.values(), NANO):
         if known.embed_dim == dim and sum(known.stages) == depth and known.pos_grid == grid:
@@ -142,11 +121,11 @@ def infer_config(state: Mapping[str, Tensor], image_size: int | None = None) -> 
                 version=version,
                 image_size=image_size or known.image_size,
                 memory_dim=tpos.shape[-1],
-                memory_layers=layers,
-                memory_ffn_dim=ffn,
+                memory_layers=len(layers),
+                memory_ffn_dim=layers[0],
                 decoder_mlp_dim=mlp,
                 num_maps=tpos.shape[0],
-                fuser_dim=fuser,
+                fuser_dim=fusers[0],
             )
     sizes = {name: (p.embed_dim, sum(p.stages)) for name, p in {**PRESETS, "nano": NANO}.items()}
     raise CheckpointError(
@@ -155,12 +134,57 @@ def infer_config(state: Mapping[str, Tensor], image_size: int | None = None) -> 
     )
 
 
+def _equal_layers(state: Mapping[str, Tensor], prefix: str, name: str) -> list[int]:
+    """The rows of a weight of each layer, of which all are equal, as in every model.
+
+    Otherwise a small file could ask for a model of any size. Raises CheckpointError.
+    """
+    numbers = {key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)}
+    shapes = {state[f"{prefix}{number}.{name}"].shape for number in sorted(numbers) or ["0"]}
+    if len(shapes) != 1 or numbers != {str(number) for number in range(len(numbers))}:
+        raise CheckpointError(
+            f"state dict: expected layers {prefix}0, 1, ... of one size, got the numbers "
+            f"{_shortened(sorted(numbers))} and {len(shapes)} sizes"
+        )
+    shape = shapes.pop()
+    if len(shape) != 2 or 0 in shape:
+        raise CheckpointError(f"state dict: {prefix}0.{name}: expected a matrix, got {[*shape]}")
+    return [shape[0]] * len(numbers)
+
+
 def load_weights(model: Sam2, state: Mapping[str, Tensor], name: str = "state dict") -> None:
     """Copy a state dict into a model.
 
-    Raises CheckpointError, and copies nothing, if a key is missing or unexpected or a shape
-    differs.
+    Raises CheckpointError if a key is missing or unexpected or a shape differs. After any error or
+    interrupt, the model has the weights that it had before.
     """
+    check_weights(model, state, name)
+    with restored_on_error([*model.state_dict().values()]):
+        model.load_state_dict(dict(state), strict=True)
+
+
+@contextmanager
+def restored_on_error(
+    tensors: Sequence[Tensor], undo: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """If the block raises, give tensors that it changed in place their values back.
+
+    tensors: without gradients, as those of a state dict.
+    undo: called then, too, for what else has changed.
+    """
+    copies = [tensor.clone() for tensor in tensors]
+    try:
+        yield
+    except BaseException:
+        if undo is not None:
+            undo()
+        for tensor, copy in zip(tensors, copies, strict=True):
+            tensor.copy_(copy)
+        raise
+
+
+def check_weights(model: Sam2, state: Mapping[str, Tensor], name: str) -> None:
+    """Raise CheckpointError unless a state dict has the keys and shapes of a model."""
     expected = model.state_dict()
     missing = sorted(expected.keys() - state.keys())
     unexpected = sorted(state.keys() - expected.keys())
@@ -179,7 +203,6 @@ def load_weights(model: Sam2, state: Mapping[str, Tensor], name: str = "state di
         raise CheckpointError(
             f"{name}: shapes differ ({_shortened(shapes)}); is the size of the model right?"
         )
-    model.load_state_dict(dict(state), strict=True)
 
 
 def version_of(state: Mapping[str, Tensor]) -> str:
