@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sam2_fast.io.json_files import read_json
+from sam2_fast.io.limits import MAX_JSON_BYTES
+
+_LARGEST = 2**31 - 1
+"""The greatest object id and frame number."""
 
 Box = tuple[float, float, float, float]
 Click = tuple[float, float, int]  # x, y, label
@@ -31,8 +35,10 @@ class Prompt:
 
     def __post_init__(self) -> None:
         name = f"object {self.object_id} on frame {self.frame}"
-        if self.frame < 0:
-            raise ValueError(f"{name}: expected a frame number of 0 or more")
+        if not 0 <= self.frame <= _LARGEST:
+            raise ValueError(f"{name}: expected a frame number from 0 to {_LARGEST}")
+        if not 0 <= self.object_id <= _LARGEST:
+            raise ValueError(f"{name}: id: expected 0 to {_LARGEST}, got {self.object_id}")
         if self.mask is not None and (self.points or self.box):
             raise ValueError(
                 f"{name}: a mask cannot be combined with clicks or a box; put those on another "
@@ -126,15 +132,16 @@ def _split(clicks: list[Click]) -> tuple[tuple[tuple[float, float], ...], tuple[
     return tuple((x, y) for x, y, _ in clicks), tuple(label for _, _, label in clicks)
 
 
-def read_prompts(path: Path) -> list[Prompt]:
+def read_prompts(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> list[Prompt]:
     """Read prompts from a JSON file, with one entry per object and frame:
 
       {"objects": [{"id": 1, "frame": 0, "points": [[x, y]], "labels": [1],
                     "box": [x0, y0, x1, y1], "mask": "file.png"}]}
 
     `frame` defaults to 0, `labels` to 1 for every point. A mask path is relative to the JSON file.
+    max_bytes: limit of the file.
     """
-    document = read_json(path, "--prompts")
+    document = read_json(path, "--prompts", max_bytes=max_bytes)
     entries = document.get("objects") if isinstance(document, dict) else None
     if not isinstance(entries, list) or not entries:
         raise ValueError(
@@ -186,11 +193,16 @@ def _rows(rows: Any, width: int, name: str) -> list[tuple[float, ...]]:
     valid = isinstance(rows, list) and all(
         isinstance(row, list) and len(row) == width for row in rows
     )
-    if not valid or not all(
-        type(x) in (int, float) and math.isfinite(x) for row in rows for x in row
-    ):
-        raise ValueError(f"{name}: expected {width} finite numbers each, got {rows!r}")
+    if not valid or not all(_is_finite(x) for row in rows for x in row):
+        raise ValueError(f"{name}: expected {width} finite numbers each, got {rows!r:.200}")
     return [tuple(float(x) for x in row) for row in rows]
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a JSON value is a number that float can hold; JSON has integers of any size."""
+    if type(value) is int:
+        return abs(value) < 2**1023
+    return type(value) is float and math.isfinite(value)
 
 
 def _numbers(text: str, name: str, counts: tuple[int, ...], shape: str) -> list[float]:

@@ -18,7 +18,7 @@ from typing import Any
 from sam2_fast.atomic import whole_file
 from sam2_fast.cli.results import RUN, UNFINISHED
 from sam2_fast.io.frame_folder import frame_files
-from sam2_fast.io.json_files import read_json, to_json
+from sam2_fast.io.json_files import parse_json, read_json, to_json
 from sam2_fast.io.mask_writers import FrameLabel
 
 _FORMAT = "sam2_fast.run"
@@ -157,7 +157,20 @@ class Run:
                 if not line.endswith(b"\n"):
                     return
                 end += len(line)
-                yield end, json.loads(line)
+                yield end, _checked_row(parse_json(line, f"run {path}"), path)
+
+
+def _checked_row(row: Any, path: Path) -> dict[str, Any]:
+    """A row of a finished frame; raises ValueError for other JSON."""
+    try:
+        label = FrameLabel(row["frame"], row["name"], row["seconds"])
+        numbers = [label.frame, *(n for e in row["objects"] for n in (e["id"], e["area"]))]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"run {path}: expected rows of finished frames") from error
+    is_time = label.seconds is None or type(label.seconds) in (int, float)
+    if not all(type(n) is int for n in numbers) or type(label.name) is not str or not is_time:
+        raise ValueError(f"run {path}: expected rows of finished frames")
+    return dict(row)
 
 
 def read_run(directory: Path) -> dict[str, Any] | None:
@@ -169,9 +182,10 @@ def read_run(directory: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     document = read_json(path, "run")
-    if not isinstance(document, dict) or document.get("format") != _FORMAT:
+    is_run = isinstance(document, dict) and document.get("format") == _FORMAT
+    if not is_run or not isinstance(document.get("settings", {}), dict):
         raise ValueError(f"run {path}: not a {_FORMAT} file")
-    return document
+    return dict(document)
 
 
 def check_settings(directory: Path, settings: dict[str, Any]) -> None:

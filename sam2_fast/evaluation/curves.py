@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sam2_fast.atomic import whole_file
+from sam2_fast.io.json_files import read_text
+from sam2_fast.io.limits import MAX_JSON_BYTES
 
 PathLike = str | os.PathLike[str]
 
 
-def groups_from_csv(path: PathLike, column: str) -> Mapping[tuple[str, int], str]:
+def groups_from_csv(
+    path: PathLike, column: str, *, max_bytes: int = MAX_JSON_BYTES
+) -> Mapping[tuple[str, int], str]:
     """(video, object) -> the value of `column` in a CSV file, for `Report.grouped`.
 
     The columns are `video`, `column`, and `object` if the objects of a video differ. Uses:
     attributes of the people in a video (fairness), categories, or the seen and unseen classes of
     YouTube-VOS.
+    max_bytes: limit of the file.
+    Raises FileNotFoundError, or ValueError, which names the file, if it is another file.
     """
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
+    try:
+        reader = csv.DictReader(
+            io.StringIO(read_text(path, "groups", max_bytes=max_bytes), newline="")
+        )
         names = reader.fieldnames or []
         if "video" not in names or column not in names:
             raise ValueError(
@@ -29,6 +38,10 @@ def groups_from_csv(path: PathLike, column: str) -> Mapping[tuple[str, int], str
                 f"{', '.join(names) or 'none'}"
             )
         rows = list(reader)
+    except csv.Error as error:
+        raise ValueError(f"groups {path}: not a CSV file ({error})") from error
+    if any(row["video"] is None or row[column] is None for row in rows):
+        raise ValueError(f"groups {path}: expected a value of video and {column} in each row")
     if "object" in names:
         return {(row["video"], _object(row, path)): row[column] for row in rows}
     return _AnyObject({row["video"]: row[column] for row in rows})

@@ -14,6 +14,15 @@ MAX_PIXELS = 2**27
 MAX_FRAMES = 1_000_000
 """Most frames of one video (9 hours at 30 frames per second)."""
 
+MAX_TOTAL_PIXELS = 2**32
+"""Most pixels of all masks of a JSON file, or of one frame or image of it (4.3 gigapixels)."""
+
+MAX_JSON_BYTES = 2**26
+"""Largest JSON, CSV, YAML or text file in bytes (64 MiB)."""
+
+BYTES_PER_VALUE = 32
+"""A file may have one value (list, object, item) for each of this many bytes of its limit."""
+
 
 def check_pixels(width: int, height: int, max_pixels: int, label: str) -> None:
     """Raise ValueError unless a picture has between 1 and `max_pixels` pixels.
@@ -38,6 +47,27 @@ def check_count(count: int, max_frames: int, label: str) -> None:
         raise ValueError(
             f"{label}: more than {max_frames} frames; raise the limit with max_frames="
         )
+
+
+def check_total(pixels: int, max_total_pixels: int, label: str) -> None:
+    """Raise ValueError if the masks of a file have more than `max_total_pixels` pixels together.
+
+    label: the name of the file in the error message.
+    """
+    if pixels > max_total_pixels:
+        raise ValueError(
+            f"{label}: the masks have {pixels} pixels together, the limit is {max_total_pixels}; "
+            f"raise it with max_total_pixels="
+        )
+
+
+def check_regular(path: Path, label: str) -> None:
+    """Raise ValueError unless a path is a regular file; opening a pipe may wait for ever.
+
+    label: the name of the input in the error message. Raises FileNotFoundError if there is none.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f"{label}: expected a file, got a folder, a pipe or a device")
 
 
 def check_seekable(path: Path, label: str) -> None:

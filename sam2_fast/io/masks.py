@@ -14,12 +14,13 @@ import numpy.typing as npt
 from torch import Tensor
 
 from sam2_fast.io.json_files import read_json
-from sam2_fast.io.limits import MAX_PIXELS
+from sam2_fast.io.limits import MAX_JSON_BYTES, MAX_PIXELS, MAX_TOTAL_PIXELS, check_total
 from sam2_fast.io.mask_files import read_mask_file
 from sam2_fast.io.mask_png import Mask, save_davis, save_mask
 from sam2_fast.io.mask_writers import DavisWriter, JsonWriter, MaskWriter, PngWriter, describe
 from sam2_fast.io.palette import DAVIS_PALETTE
-from sam2_fast.io.rle import decode_rle
+from sam2_fast.io.rle import Rle, area_from_rle
+from sam2_fast.io.rle_table import RleTable, pixels_of
 from sam2_fast.ops.core.mask_values import as_bool
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Mask",
     "MaskWriter",
     "PngWriter",
+    "RleTable",
     "describe",
     "load_mask",
     "load_masks_json",
@@ -56,13 +58,23 @@ def load_mask(
     return file.mask if object_id is None else file.select(object_id)
 
 
-def load_masks_json(path: str | os.PathLike[str]) -> dict[int, dict[int, Mask]]:
+def load_masks_json(
+    path: str | os.PathLike[str],
+    *,
+    max_pixels: int = MAX_PIXELS,
+    max_total_pixels: int = MAX_TOTAL_PIXELS,
+    max_bytes: int = MAX_JSON_BYTES,
+) -> dict[int, RleTable]:
     """Read a file of `JsonWriter` as {frame: {object id: mask [H, W]}}.
 
-    Raises ValueError, which names the file, for any other file and for damaged run lengths.
+    The masks of a frame are a mapping that decodes a mask each time it is read.
+    max_pixels, max_total_pixels: limits of one mask, and of all masks together.
+    max_bytes: limit of the file.
+    Raises FileNotFoundError, or ValueError, which names the file, for any other file, for damaged
+    run lengths, for a mask that appears twice, and above a limit.
     """
     try:
-        document = read_json(path, "masks")
+        document = read_json(path, "masks", max_bytes=max_bytes)
         if document["format"] != "sam2_fast.masks" or document["version"] != 1:
             raise KeyError("format")
         rows = [
@@ -72,14 +84,22 @@ def load_masks_json(path: str | os.PathLike[str]) -> dict[int, dict[int, Mask]]:
         ]
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"masks {path}: not a sam2_fast.masks file of version 1") from error
-    frames: dict[int, dict[int, Mask]] = {}
+    frames: dict[int, dict[int, Rle]] = {}
+    total = 0
     for frame, object_id, segmentation in rows:
+        name = f"masks {path}: object {object_id!r:.50}, frame {frame!r:.50}"
+        if type(frame) is not int or type(object_id) is not int:
+            raise ValueError(f"{name}: expected whole numbers")
+        if object_id in frames.setdefault(frame, {}):
+            raise ValueError(f"{name}: has two masks; remove one of them")
         try:
-            mask = decode_rle(segmentation)
+            area_from_rle(segmentation, max_pixels=max_pixels)
         except ValueError as error:
-            raise ValueError(f"masks {path}: object {object_id}, frame {frame}: {error}") from error
-        frames.setdefault(frame, {})[object_id] = mask
-    return frames
+            raise ValueError(f"{name}: {error}") from error
+        total += pixels_of(segmentation)
+        check_total(total, max_total_pixels, f"masks {path}")
+        frames[frame][object_id] = segmentation
+    return {frame: RleTable(rles) for frame, rles in frames.items()}
 
 
 def to_detections(

@@ -174,6 +174,12 @@ def _counts(rle: Rle, total: int) -> npt.NDArray[np.int64]:
     raw = rle.get("counts")
     if isinstance(raw, str):
         raw = raw.encode("utf-8")
+    if (
+        not isinstance(raw, np.ndarray)
+        and hasattr(raw, "__len__")
+        and len(raw) > _LONGEST * (total + 2)
+    ):
+        raise ValueError(f"rle counts: has more runs than the {total} pixels of the mask")
     if isinstance(raw, bytes):
         counts = _unpack(raw)
     elif isinstance(raw, np.ndarray) and np.issubdtype(raw.dtype, np.integer):

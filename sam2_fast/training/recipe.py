@@ -11,6 +11,7 @@ from typing import Any
 from sam2_fast.config import Sam2Config
 from sam2_fast.data.synthetic import World
 from sam2_fast.io.json_files import read_json
+from sam2_fast.io.limits import MAX_JSON_BYTES
 from sam2_fast.training.augment import Augmentation
 from sam2_fast.training.losses import LossWeights
 from sam2_fast.training.simulation import Annotator
@@ -134,13 +135,14 @@ class Recipe:
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Recipe:
+    def load(cls, path: str | os.PathLike[str], *, max_bytes: int = MAX_JSON_BYTES) -> Recipe:
         """Read a recipe from a JSON file.
 
-        A key of a stage at the top level applies to all stages. Raises ValueError, which names the
+        A key of a stage at the top level applies to all stages. max_bytes: limit of the file.
+        Raises FileNotFoundError, or ValueError, which names the
         value that is wrong.
         """
-        document = read_json(path, "recipe")
+        document = read_json(path, "recipe", max_bytes=max_bytes)
         label = f"recipe {path}"
         if not isinstance(document, dict):
             raise ValueError(
@@ -181,8 +183,8 @@ def _stage(values: dict[str, Any], label: str) -> Stage:
 
 def _source(values: Any, label: str) -> Source:
     kind = values.get("kind") if isinstance(values, dict) else None
-    if kind not in SOURCES:
-        raise ValueError(f"{label}: kind: expected one of {', '.join(SOURCES)}, got {kind!r}")
+    if not isinstance(kind, str) or kind not in SOURCES:
+        raise ValueError(f"{label}: kind: expected one of {', '.join(SOURCES)}, got {kind!r:.100}")
     rest = {key: value for key, value in values.items() if key != "kind"}
     for name, part in (("world", World), ("augmentation", Augmentation)):
         if name in rest:

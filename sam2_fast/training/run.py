@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections import deque
@@ -14,7 +13,7 @@ import torch
 from safetensors.torch import save
 
 from sam2_fast.atomic import whole_file
-from sam2_fast.io.json_files import to_json
+from sam2_fast.io.json_files import parse_json, read_text, to_json
 from sam2_fast.training.recipe import Recipe
 from sam2_fast.training.trainer import Trainer
 from sam2_fast.weights.build import choose_device
@@ -22,6 +21,8 @@ from sam2_fast.weights.build import choose_device
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "model.safetensors"
 LOG = "log.jsonl"
+MAX_LOG_BYTES = 2**30
+"""Largest log that a run continues."""
 LAST = 100
 """Number of last steps over which the returned losses are averaged."""
 
@@ -123,11 +124,8 @@ def _writers(stack: ExitStack, folder: Path, step: int, tensorboard: bool) -> li
     path = folder / LOG
     earlier = ""
     if step and path.is_file():
-        earlier = "".join(
-            f"{line}\n"
-            for line in path.read_text(encoding="utf-8-sig").splitlines()
-            if json.loads(line)["step"] <= step
-        )
+        lines = read_text(path, "log", max_bytes=MAX_LOG_BYTES, advice="remove it").splitlines()
+        earlier = "".join(f"{line}\n" for line in lines if _step_of(line, path) <= step)
     with whole_file(path) as beside:
         beside.write_text(earlier, encoding="utf-8")
     log = stack.enter_context(path.open("a", encoding="utf-8", buffering=1))
@@ -139,6 +137,15 @@ def _writers(stack: ExitStack, folder: Path, step: int, tensorboard: bool) -> li
     if tensorboard:
         writers.append(_board(stack, folder))
     return writers
+
+
+def _step_of(line: str, path: Path) -> int:
+    """The number of the step of a line of the log."""
+    row = parse_json(line, f"log {path}")
+    number = row.get("step") if isinstance(row, dict) else None
+    if type(number) is not int:
+        raise ValueError(f"log {path}: expected rows with a step, got {line[:100]}")
+    return number
 
 
 def _board(stack: ExitStack, folder: Path) -> _Writer:

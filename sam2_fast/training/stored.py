@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from sam2_fast.data.listing import IMAGES, files_by_stem, same_number
 from sam2_fast.data.sa1b import Sa1bAnnotations
 from sam2_fast.data.sav import SavAnnotations
 from sam2_fast.io.images import load_image
+from sam2_fast.io.json_files import read_text
 from sam2_fast.io.video import open_video
 from sam2_fast.training.augment import FLIPPED, Augmentation, Pixels, augment
 from sam2_fast.training.batches import Clip
@@ -31,7 +32,7 @@ class Video(ABC):
         """Number of annotated frames."""
 
     @abstractmethod
-    def masks(self, t: int) -> dict[int, Mask]:
+    def masks(self, t: int) -> Mapping[int, Mask]:
         """Masks [H, W] of annotated frame `t`, by object."""
 
     @abstractmethod
@@ -210,7 +211,7 @@ class _SavVideo(Video):
     def __len__(self) -> int:
         return len(self._masks)
 
-    def masks(self, t: int) -> dict[int, Mask]:
+    def masks(self, t: int) -> Mapping[int, Mask]:
         return self._masks.read(t)
 
     def image(self, t: int) -> Pixels:
@@ -277,7 +278,7 @@ def _listed(masks: str, listed: str | None) -> list[str]:
     if listed is not None:
         listed_names = [
             line.strip()
-            for line in Path(listed).read_text(encoding="utf-8-sig").splitlines()
+            for line in read_text(listed, "list of videos", advice="split it").splitlines()
             if line.strip()
         ]
         if missing := sorted(set(listed_names) - set(names)):

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from sam2_fast.io.json_files import read_text
+
+MAX_YAML_BYTES = 2**16
+"""Largest YAML file, in bytes; PyYAML needs seconds for it."""
+MAX_YAML_VALUES = 100_000
+"""Most values of a YAML file, with repeated ones."""
 
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 _NOT_THE_PROGRAMS = ("pkg://hydra.conf", "structured://", "pkg://sam2")
@@ -24,8 +32,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"config_file {path}: reading it needs PyYAML: pip install pyyaml"
         ) from error
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        document = yaml.safe_load(
+            read_text(path, "config_file", max_bytes=MAX_YAML_BYTES, advice="shorten it")
+        )
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
+        if str(error).startswith("config_file"):
+            raise
         raise ValueError(f"config_file {path}: not a readable YAML file: {error}") from error
     if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
         keys = [*document] if isinstance(document, dict) else type(document).__name__
@@ -35,19 +47,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"config_file {path}: expected a complete configuration, got one with 'defaults'; "
             "initialise Hydra with its folder (hydra.initialize_config_dir), then pass its name"
         )
-    document = _with_numbers(document)
+    try:
+        document = _with_numbers(document, itertools.count())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"config_file {path}: {error}") from error
     if _has_interpolations(document["model"]):
         document = _resolved(document, path)
     tree: dict[str, Any] = document["model"]
     return tree
 
 
-def _with_numbers(value: Any) -> Any:
-    """Numbers such as 1e-6, which YAML 1.1 reads as strings, as Hydra reads them."""
+def _with_numbers(value: Any, count: Iterator[int]) -> Any:
+    """Numbers such as 1e-6, which YAML 1.1 reads as strings, as Hydra reads them.
+
+    count: of the values so far. Names for values (`&a`, `*a`) can repeat them without end.
+    """
+    if next(count) > MAX_YAML_VALUES:
+        raise ValueError(f"has more than {MAX_YAML_VALUES} values")
     if isinstance(value, dict):
-        return {key: _with_numbers(child) for key, child in value.items()}
+        return {key: _with_numbers(child, count) for key, child in value.items()}
     if isinstance(value, list):
-        return [_with_numbers(child) for child in value]
+        return [_with_numbers(child, count) for child in value]
     is_number = isinstance(value, str) and _EXPONENT.fullmatch(value)
     return float(value) if is_number else value
 
