@@ -17,16 +17,23 @@ _LONGEST_NAME = 255  # bytes of a file name, on the usual file systems
 class PendingFile:
     """A file to be written: write to `temporary`, then call `commit` or `discard`.
 
-    `temporary` is in the directory of the file, which is created if it is missing. Its name is
-    random, because processes of different containers may have the same number.
+    `temporary` is in the directory of the file, which is created if it is missing, and exists,
+    empty, from the start. Its name is random, because processes of different containers may have
+    the same number. It is created exclusively, so a link with this name is never followed.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._target = Path(path)
         self._target.parent.mkdir(parents=True, exist_ok=True)
-        suffix = f".{secrets.token_hex(4)}{TEMPORARY}"
-        stem = os.fsencode(self._target.name)[: _LONGEST_NAME - len(suffix)]
-        self.temporary = self._target.with_name(os.fsdecode(stem) + suffix)
+        while True:
+            suffix = f".{secrets.token_hex(8)}{TEMPORARY}"
+            stem = os.fsencode(self._target.name)[: _LONGEST_NAME - len(suffix)]
+            self.temporary = self._target.with_name(os.fsdecode(stem) + suffix)
+            try:
+                self.temporary.touch(exist_ok=False)
+                return
+            except FileExistsError:
+                continue
 
     def commit(self) -> None:
         """Rename the temporary file to its final name; an older file is replaced."""

@@ -14,6 +14,12 @@ MAX_PIXELS = 2**27
 MAX_FRAMES = 1_000_000
 """Most frames of one video (9 hours at 30 frames per second)."""
 
+FRAMES_AT_ONCE = 4
+"""Frames of a video or an animation that are in memory at once, at least, and so count together."""
+
+MAX_STREAMS = 100
+"""Most streams (tracks) of a video file."""
+
 MAX_TOTAL_PIXELS = 2**32
 """Most pixels of all masks of a JSON file, or of one frame or image of it (4.3 gigapixels)."""
 
@@ -35,6 +41,21 @@ def check_pixels(width: int, height: int, max_pixels: int, label: str) -> None:
         raise ValueError(
             f"{label}: {width} x {height} is {width * height} pixels, the limit is {max_pixels}; "
             f"raise it with max_pixels="
+        )
+
+
+def check_frames(width: int, height: int, count: int, max_pixels: int, label: str) -> None:
+    """Raise ValueError if the frames of a video that are in memory at once are too large.
+
+    count: the number of frames. label: the name of the video in the error message.
+    """
+    check_pixels(width, height, max_pixels, label)
+    at_once = min(count, FRAMES_AT_ONCE)
+    if at_once * width * height > max_pixels:
+        raise ValueError(
+            f"{label}: {at_once} frames of {width} x {height}, which are in memory at once, are "
+            f"{at_once * width * height} pixels, the limit is {max_pixels}; raise it with "
+            f"max_pixels="
         )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def save_davis(path: str | os.PathLike[str], masks: Masks) -> None:
     Raises ValueError for ids outside 1..255.
     """
     labels: npt.NDArray[np.uint8] | None = None
-    for object_id, mask in pairs(masks):
+    for object_id, mask in _with_integers(masks):
         if not 1 <= object_id <= MAX_IDS:
             raise ValueError(
                 f"masks: a palette PNG holds the ids 1 to {MAX_IDS}, got {object_id}; write one "
@@ -64,9 +65,24 @@ def as_mask(mask: npt.NDArray[Any]) -> Mask:
     return pixels
 
 
-def pairs(masks: Masks) -> Iterable[tuple[int, Mask]]:
-    """Masks as pairs (id, mask)."""
-    return masks.items() if isinstance(masks, Mapping) else masks
+def pairs(masks: Masks) -> Iterator[tuple[int, Mask]]:
+    """Masks as pairs (id, mask).
+
+    Raises ValueError for an id that is not an integer of 0 or more; ids become names of folders.
+    """
+    for object_id, mask in _with_integers(masks):
+        if object_id < 0:
+            raise ValueError(f"masks: expected ids of 0 or more, got {object_id}")
+        yield object_id, mask
+
+
+def _with_integers(masks: Masks) -> Iterator[tuple[int, Mask]]:
+    for object_id, mask in masks.items() if isinstance(masks, Mapping) else masks:
+        try:
+            number = operator.index(object_id)
+        except TypeError as error:
+            raise ValueError(f"masks: expected integers as ids, got {object_id!r:.200}") from error
+        yield number, mask
 
 
 def png_info() -> PngInfo:

@@ -158,8 +158,18 @@ class JsonWriter:
 
 
 def frame_file(frame: int | FrameLabel) -> str:
-    """The name of the PNG file of a frame."""
-    return f"{frame.name}.png" if isinstance(frame, FrameLabel) else f"{frame:05d}.png"
+    """The name of the PNG file of a frame.
+
+    Raises ValueError for a number that is negative or no integer, and for a name with a folder.
+    """
+    if not isinstance(frame, FrameLabel):
+        if not isinstance(frame, (int, np.integer)) or frame < 0:
+            raise ValueError(f"frame: expected a number of 0 or more, or a label, got {frame!r}")
+        return f"{frame:05d}.png"
+    name = str(frame.name)
+    if not name or any(character in name for character in "/\\\0"):
+        raise ValueError(f"frame: expected a name without a folder, got {name!r:.200}")
+    return f"{name}.png"
 
 
 def frame_entry(frame: int | FrameLabel, objects: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -6,8 +6,10 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
+from sam2_fast.io.limits import MAX_STREAMS
+
 MAX_SOUND_SAMPLES = 10_000_000
-"""Most samples of one compressed sound track (60 hours). Uncompressed sound needs no table."""
+"""Most samples of the compressed sound of a file (60 hours). Uncompressed sound has no table."""
 
 _MAX_BOXES = 500_000
 _FIRST_KINDS = frozenset(
@@ -22,29 +24,38 @@ class _Box(NamedTuple):
 
 
 def check_sample_counts(stream: BinaryIO, size: int, max_frames: int, label: str) -> None:
-    """Raise ValueError if a track or fragment claims more samples than its limit.
+    """Raise ValueError if tracks and fragments together claim more samples than their limit.
 
-    Reads headers only. Files of other formats pass.
+    Decoders build a table of all samples, a sample of which may take no byte of the file. Reads
+    headers only. Files of other formats pass.
     stream: seekable, `size` bytes long; its position is 0 on return.
     label: the name of the video in the error message.
     """
     reader = _Reader(stream)
     stream.seek(0)
     if stream.read(8)[4:8] in _FIRST_KINDS:
-        for outer in reader.boxes(0, size):
-            for inner in (
-                reader.boxes(outer.start, outer.stop) if outer.kind in (b"moov", b"moof") else ()
-            ):
-                if inner.kind == b"cmov":
+        limits = {
+            b"vide": max_frames,
+            b"soun": max(MAX_SOUND_SAMPLES, max_frames),
+            b"traf": max_frames + MAX_SOUND_SAMPLES,
+        }
+        counts = dict.fromkeys(limits, 0)
+        tracks = 0
+        for box in reader.inner_boxes(size):
+            if box.kind == b"cmov":
+                raise ValueError(
+                    f"{label}: compressed MOV headers are not supported; rewrite the file with "
+                    f"another tool"
+                )
+            tracks += box.kind == b"trak"
+            if tracks > MAX_STREAMS:
+                raise ValueError(f"{label}: the header has more than {MAX_STREAMS} tracks")
+            for kind, count in reader.claims(box):
+                counts[kind] += count
+                if counts[kind] > limits[kind]:
                     raise ValueError(
-                        f"{label}: compressed MOV headers are not supported; rewrite the file with "
-                        f"another tool"
-                    )
-                count, limit = reader.claim(inner, max_frames)
-                if count > limit:
-                    raise ValueError(
-                        f"{label}: the header claims {count} samples, the limit is {limit}; raise "
-                        f"it with max_frames="
+                        f"{label}: the header claims {counts[kind]} samples, the limit is "
+                        f"{limits[kind]}; raise it with max_frames="
                     )
     if reader.box_count > _MAX_BOXES:
         raise ValueError(f"{label}: the header has more than {_MAX_BOXES} boxes")
@@ -91,13 +102,22 @@ class _Reader:
         self._stream.seek(position)
         return self._stream.read(count)
 
-    def claim(self, box: _Box, max_frames: int) -> tuple[int, int]:
-        """(claimed samples, limit) of a track (`trak`) or of its part of a fragment (`traf`)."""
+    def inner_boxes(self, size: int) -> Iterator[_Box]:
+        """The boxes of headers (`moov`) and fragments (`moof`)."""
+        for outer in self.boxes(0, size):
+            if outer.kind in (b"moov", b"moof"):
+                yield from self.boxes(outer.start, outer.stop)
+
+    def claims(self, box: _Box) -> Iterator[tuple[bytes, int]]:
+        """(kind, claimed samples) of a track (`trak`) or of its part of a fragment (`traf`).
+
+        The kind of a fragment is not known. Tracks of other kinds than sound count as video.
+        """
         if box.kind == b"traf":
-            counts = (self._number(run, 4) for run in self.descendants(box, b"trun"))
-            return max(counts, default=0), max(max_frames, MAX_SOUND_SAMPLES)
+            for run in self.descendants(box, b"trun"):
+                yield b"traf", self._number(run, 4)
         if box.kind != b"trak":
-            return 0, max_frames
+            return
         tables = (b"mdia", b"minf", b"stbl")
         sizes = [
             size for kind in (b"stsz", b"stz2") for size in self.descendants(box, *tables, kind)
@@ -107,13 +127,14 @@ class _Reader:
             self.read(handler.start + 8, 4) for handler in self.descendants(box, b"mdia", b"hdlr")
         }
         if handlers != {b"soun"}:
-            return count, max_frames
+            yield b"vide", count
+            return
         # Uncompressed sound: every sample lasts one tick, and all have the same size.
         uncompressed = all(
             self._number(times, 4) == self._number(times, 12) == 1
             for times in self.descendants(box, *tables, b"stts")
         ) and all(self._number(size, 4) for size in sizes)
-        return (0 if uncompressed else count), MAX_SOUND_SAMPLES
+        yield b"soun", 0 if uncompressed else count
 
     def _number(self, box: _Box, offset: int) -> int:
         body = self.read(box.start + offset, 4)

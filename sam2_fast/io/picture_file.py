@@ -15,7 +15,7 @@ from PIL import Image
 from sam2_fast.io.animation import frame_durations
 from sam2_fast.io.frames import Frame, FrameSource
 from sam2_fast.io.images import DECODE_ERRORS, from_pillow, identify, to_uint8
-from sam2_fast.io.limits import MAX_FRAMES, MAX_PIXELS, check_count, check_pixels
+from sam2_fast.io.limits import MAX_FRAMES, MAX_PIXELS, check_count, check_frames, check_pixels
 from sam2_fast.io.orientation import is_applied, stored_orientation, swaps_sides, upright_pixels
 
 _REDUCED = 1  # bit of TIFF's NewSubfileType: a smaller copy of another page
@@ -83,6 +83,8 @@ class PictureFile(FrameSource):
             stored = stored_orientation(image, stream) if upright else 1
             self._orientation = 1 if is_applied(image) else stored
             durations = self._list_frames(image, stream, max_frames)
+            if durations:
+                check_frames(*image.size, len(durations), max_pixels, self._label)
         width, height = image.size
         if swaps_sides(self._orientation):
             width, height = height, width

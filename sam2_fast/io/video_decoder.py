@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sam2_fast.io.limits import MAX_STREAMS
 from sam2_fast.io.video_stream import choose_stream, set_threads
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class VideoDecoder:
         self._label = label
         self._av = import_av()
         self._options = {"format_whitelist": CONTAINERS, "max_pixels": str(max_pixels)}
+        self._options["max_streams"] = str(MAX_STREAMS)
         self._container: Any = None
         self._stream: Any = None
         self._stream_index: int | None = None

@@ -25,7 +25,7 @@ from sam2_fast.io.frame_table import (
     seconds_of,
 )
 from sam2_fast.io.frames import Frame, FrameSource
-from sam2_fast.io.limits import MAX_FRAMES, MAX_PIXELS, check_count, check_pixels
+from sam2_fast.io.limits import MAX_FRAMES, MAX_PIXELS, check_count, check_frames, check_pixels
 from sam2_fast.io.mp4_header import check_sample_counts
 from sam2_fast.io.video_decoder import VideoDecoder, import_av
 from sam2_fast.io.video_stream import to_rgb
@@ -76,6 +76,7 @@ class VideoFile(VideoDecoder, FrameSource):
             context = cast(Any, self._stream).codec_context
             check_pixels(context.width, context.height, max_pixels, name)
             fps = self._list_frames(name, max_frames)
+            check_frames(context.width, context.height, len(self._times), max_pixels, name)
             first = self._first_frame(name)
         except self._av.FFmpegError as error:
             self._release()
