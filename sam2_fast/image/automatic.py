@@ -32,6 +32,7 @@ from sam2_fast.image.predictor import SAM2ImagePredictor
 from sam2_fast.io.images import as_rgb
 from sam2_fast.model import Sam2
 from sam2_fast.official.base import SAM2Base
+from sam2_fast.ops.core.exclusive import Exclusive, exclusively
 from sam2_fast.ops.core.transfer import upload
 from sam2_fast.ops.mask_postprocess import mask_postprocess
 from sam2_fast.ops.nms import nms
@@ -50,6 +51,7 @@ class SAM2AutomaticMaskGenerator:
 
     A grid of clicks is decoded, optionally on overlapping crops too. The masks are filtered by
     predicted IoU and stability, and duplicates are removed.
+    A generator is for one thread at a time: calls raise RuntimeError while another one runs.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class SAM2AutomaticMaskGenerator:
         self.point_grids = point_grids_of(
             points_per_side, point_grids, crop_n_layers, crop_n_points_downscale_factor
         )
+        self.guard = Exclusive("generator")
         low_res_area = min_mask_region_area if min_mask_region_area_at == "low_res" else 0
         self.predictor = SAM2ImagePredictor(
             model, max_hole_area=low_res_area, max_sprinkle_area=low_res_area
@@ -133,6 +136,7 @@ class SAM2AutomaticMaskGenerator:
         model = build_pretrained(SAM2Base, model_id, kwargs)
         return cls(model, **kwargs)
 
+    @exclusively
     def generate(self, image: Any) -> list[Record]:
         """All masks of an image, each as a dictionary; [] if there are none.
 
@@ -143,6 +147,7 @@ class SAM2AutomaticMaskGenerator:
         """
         return self.generate_batch([image])[0]
 
+    @exclusively
     @torch.no_grad()
     def generate_batch(
         self, images: Sequence[Any], images_per_batch: int = 1
@@ -153,10 +158,12 @@ class SAM2AutomaticMaskGenerator:
         """
         require_at_least(1, images_per_batch=images_per_batch)
         records = []
-        for start in range(0, len(images), images_per_batch):
-            pictures = [as_rgb(image) for image in images[start : start + images_per_batch]]
-            tables = self._generate_masks(pictures, images_per_batch)
-            records += [records_of(table, self.output_mode) for table in tables]
+        predictor = self.predictor
+        with predictor.guard.call("generate"), predictor.without_images():
+            for start in range(0, len(images), images_per_batch):
+                pictures = [as_rgb(image) for image in images[start : start + images_per_batch]]
+                tables = self._generate_masks(pictures, images_per_batch)
+                records += [records_of(table, self.output_mode) for table in tables]
         return records
 
     def _generate_masks(
@@ -177,7 +184,6 @@ class SAM2AutomaticMaskGenerator:
             )
             for index, (i, box, layer) in enumerate(batch):
                 tables[i].cat(self._process_crop(index, box, layer, pictures[i].shape[:2]))
-        self.predictor.reset_predictor()
         return [self._clean_up(table) for table in tables]
 
     def _clean_up(self, data: MaskData) -> MaskData:
@@ -319,6 +325,7 @@ class SAM2AutomaticMaskGenerator:
         """
         return remove_small_regions(mask_data, min_area, nms_thresh)
 
+    @exclusively
     def refine_with_m2m(
         self,
         points: Tensor,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sam2_fast.image.encoded import EncodedImages, FieldOfImages
 from sam2_fast.image.transforms import SAM2Transforms
 from sam2_fast.model import Sam2
 from sam2_fast.ops.core.transfer import upload_numbers
@@ -40,8 +41,12 @@ class PromptDecoder:
     graphs: Graphs | None
     mask_threshold: float
     _transforms: SAM2Transforms
-    _features: dict[str, Any] | None
-    _orig_hw: list[tuple[int, int]] | None
+    _images: EncodedImages
+    # The official names of what `_images` has. Programs read and write them.
+    _features: FieldOfImages[dict[str, Any] | None] = FieldOfImages("features")
+    _orig_hw: FieldOfImages[list[tuple[int, int]] | None] = FieldOfImages("sizes")
+    _is_image_set: FieldOfImages[bool] = FieldOfImages("is_set")
+    _is_batch: FieldOfImages[bool] = FieldOfImages("is_batch")
 
     @property
     def device(self) -> torch.device:

@@ -5,7 +5,8 @@ Source: official `sam2_image_predictor.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,14 @@ import torch
 from torch import Tensor
 
 from sam2_fast.image.decoding import PromptDecoder, num_prompts
+from sam2_fast.image.encoded import EncodedImages
 from sam2_fast.image.transforms import SAM2Transforms
 from sam2_fast.io.images import as_rgb
 from sam2_fast.io.transforms import resize_image
 from sam2_fast.model import Sam2
 from sam2_fast.official.base import SAM2Base
 from sam2_fast.official.overrides import needs_official_steps
+from sam2_fast.ops.core.exclusive import Exclusive, exclusively
 from sam2_fast.prompts import ImagePrompts, image_prompts, join_points
 from sam2_fast.recording.cache import Graphs
 from sam2_fast.weights.build import build_pretrained, warn_of_unknown
@@ -37,7 +40,12 @@ class SAM2ImagePredictor(PromptDecoder):
     the released models).
     graphs: CUDA graphs of the encoder and of prompts with repeated shapes, used if the model is on
         a GPU; set it to None to use none.
+    A predictor is for one thread at a time: calls raise RuntimeError while another one runs.
+    check_threads: calls also raise RuntimeError in a thread that has set an image which another
+        thread replaced. A thread that has never set an image uses the current one.
     """
+
+    check_threads: bool = True
 
     def __init__(
         self,
@@ -66,7 +74,8 @@ class SAM2ImagePredictor(PromptDecoder):
         self._transforms = SAM2Transforms(size, mask_threshold, max_hole_area, max_sprinkle_area)
         self.graphs: Graphs | None = Graphs()
         self._bb_feat_sizes = [(size // stride, size // stride) for stride in (4, 8, 16)]
-        self.reset_predictor()
+        self.guard = Exclusive("predictor")
+        self._images = EncodedImages()
 
     @classmethod
     def from_pretrained(cls, model_id: str, **kwargs: Any) -> SAM2ImagePredictor:
@@ -77,13 +86,12 @@ class SAM2ImagePredictor(PromptDecoder):
         model = build_pretrained(SAM2Base, model_id, kwargs)
         return cls(model, **kwargs)
 
+    @exclusively
     def reset_predictor(self) -> None:
         """Remove the image."""
-        self._is_image_set = False
-        self._is_batch = False
-        self._features: dict[str, Any] | None = None
-        self._orig_hw: list[tuple[int, int]] | None = None
+        self._images = self._images.removed()
 
+    @exclusively
     @torch.no_grad()
     def set_image(self, image: Any) -> None:
         """Encode one image.
@@ -94,6 +102,7 @@ class SAM2ImagePredictor(PromptDecoder):
         """
         self._encode([image], is_batch=False)
 
+    @exclusively
     @torch.no_grad()
     def set_image_batch(self, image_list: Sequence[Any]) -> None:
         """Encode images of any sizes together, for `predict_batch`.
@@ -117,10 +126,10 @@ class SAM2ImagePredictor(PromptDecoder):
                     f"image_list[{index}]: {error}" if is_batch else str(error)
                 ) from error
         batch = self._transform(pictures, is_batch)
-        self._features = self._encode_batch(batch)
-        self._orig_hw = [(int(p.shape[0]), int(p.shape[1])) for p in pictures]
-        self._is_batch = is_batch
-        self._is_image_set = True
+        features = self._encode_batch(batch)
+        sizes = [(int(p.shape[0]), int(p.shape[1])) for p in pictures]
+        setters = self._images.setters.after_set()
+        self._images = EncodedImages(features, sizes, True, is_batch, setters)
 
     def _transform(self, pictures: Sequence[Any], is_batch: bool) -> Tensor:
         """Pictures as model input [B, 3, S, S], by `_transforms`."""
@@ -161,14 +170,21 @@ class SAM2ImagePredictor(PromptDecoder):
         )
         return {"image_embed": low, "high_res_feats": [high, mid]}
 
+    @exclusively
     def get_image_embedding(self) -> Tensor:
-        """Features of the image, [1, 256, S / 16, S / 16]. Raises RuntimeError without an image."""
+        """A copy of the features of the image, [1, 256, S / 16, S / 16].
+
+        Raises RuntimeError without an image.
+        """
         if self._features is None:
             raise RuntimeError(
                 "An image must be set with .set_image(...) to generate an embedding."
             )
-        return self._features["image_embed"]
+        self._check_thread()
+        embedding: Tensor = self._features["image_embed"]
+        return embedding.clone()
 
+    @exclusively
     def predict(
         self,
         point_coords: Any = None,
@@ -189,7 +205,8 @@ class SAM2ImagePredictor(PromptDecoder):
         Returns masks [C, H, W] float32 of 0 and 1 (logits if return_logits), predicted IoU [C] and
         low-resolution logits [C, S / 4, S / 4] clamped to +-32; all have a leading dimension B if B
         is not 1.
-        Raises RuntimeError without an image, and ValueError for invalid prompts.
+        Raises RuntimeError without an image, or if another thread uses the predictor or has
+        replaced the image of this thread, and ValueError for invalid prompts.
         Source: official `predict`.
         """
         mask, coords, labels, boxes = self._prep_prompts(
@@ -200,6 +217,7 @@ class SAM2ImagePredictor(PromptDecoder):
         )
         return _arrays(outputs)
 
+    @exclusively
     def predict_batch(
         self,
         point_coords_batch: Sequence[Any] | None = None,
@@ -289,6 +307,7 @@ class SAM2ImagePredictor(PromptDecoder):
         )
         return prompts.mask, prompts.coords, prompts.labels, prompts.boxes
 
+    @exclusively
     @torch.no_grad()
     def _predict(
         self,
@@ -322,7 +341,23 @@ class SAM2ImagePredictor(PromptDecoder):
         """(height, width) of an image. Raises RuntimeError without an image."""
         if not self._is_image_set or self._orig_hw is None:
             raise RuntimeError(NOT_SET)
+        self._check_thread()
         return self._orig_hw[index]
+
+    def _check_thread(self) -> None:
+        if self.check_threads:
+            self._images.check_thread()
+
+    @contextmanager
+    def without_images(self) -> Iterator[None]:
+        """No image is set afterwards; after an error those that are set now are."""
+        images = self._images
+        try:
+            yield
+        except BaseException:
+            self._images = images
+            raise
+        self.reset_predictor()
 
     def is_overridden(self) -> bool:
         """Whether `_predict` or the transforms have been replaced, so that they must be called."""

@@ -14,10 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sam2_fast.exclusive import Exclusive
 from sam2_fast.memory import FrameMemory, MemoryBank, compact
 from sam2_fast.model import Sam2
 from sam2_fast.official.predictor_steps import KINDS, PER_OBJECT, State, add_object, appended
+from sam2_fast.ops.core.exclusive import Exclusive
 from sam2_fast.types import Points
 from sam2_fast.video.frames import AssignedFrames, FrameImages, Frames
 from sam2_fast.video.journal import Journal

@@ -18,7 +18,12 @@ from tests.video.conftest import freeze
 PACKAGE = Path(sam2_fast.__file__).parent
 STATE_FILES = frozenset(
     str(path)
-    for pattern in ("video/*.py", "memory/*.py", "exclusive.py", "official/predictor_steps.py")
+    for pattern in (
+        "video/*.py",
+        "memory/*.py",
+        "ops/core/exclusive.py",
+        "official/predictor_steps.py",
+    )
     for path in PACKAGE.glob(pattern)
 )
 """The files that change sessions."""

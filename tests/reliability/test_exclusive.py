@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sam2_fast.exclusive import Exclusive
+from sam2_fast.ops.core.exclusive import Exclusive
 
 
 def test_a_second_call_raises_and_a_later_one_does_not() -> None:

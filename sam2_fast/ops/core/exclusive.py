@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+
+class HasGuard(Protocol):
+    """An object with methods that `exclusively` guards."""
+
+    guard: Exclusive
 
 
 class Exclusive:
@@ -35,8 +43,39 @@ class Exclusive:
         """Whether a call runs."""
         return any(call.is_running() for call in [*self._calls.values()])
 
+    @property
+    def busy_here(self) -> bool:
+        """Whether the caller is part of a call that runs."""
+        thread = threading.get_ident()
+        return any(call.is_running(thread) for call in [*self._calls.values()])
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Exclusive, (self._subject,)
+
+
+Self = TypeVar("Self", bound=HasGuard)
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+
+def exclusively(
+    method: Callable[Concatenate[Self, P], Result],
+) -> Callable[Concatenate[Self, P], Result]:
+    """Decorator of a method of an object with a guard: it may run while no other call does.
+
+    A method that a guarded method calls, of a subclass for example, is part of that call.
+    """
+    verb = method.__name__
+
+    @functools.wraps(method)
+    def run(self: Self, *args: P.args, **kwargs: P.kwargs) -> Result:
+        guard = self.guard
+        if guard.busy_here:
+            return method(self, *args, **kwargs)
+        with guard.call(verb):
+            return method(self, *args, **kwargs)
+
+    return run
 
 
 class Call:
@@ -69,9 +108,14 @@ class Call:
     def __exit__(self, *_: object) -> None:
         self._frame = None
 
-    def is_running(self) -> bool:
-        """Whether the function that entered this call is being executed."""
+    def is_running(self, thread: int | None = None) -> bool:
+        """Whether the function that entered this call is being executed.
+
+        thread: by the thread of this number; None: by any thread.
+        """
         frame = self._frame
+        if thread is not None and thread != self._thread:
+            return False
         running = None if frame is None else sys._current_frames().get(self._thread)
         while running is not None:
             if running is frame:
