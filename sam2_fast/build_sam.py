@@ -47,7 +47,7 @@ def build_sam2(
         subclass of `SAM2Base`, which is built instead.
     image_size: pixels, a multiple of 32; short for the override `++model.image_size=N`.
     dtype: of the weights, torch.float32 (default), bfloat16 or float16.
-    seed: of random weights; the global generator is then not used.
+    seed: of random weights; the global generator is then not used, nor with `ckpt_path`.
     compile: run `torch.compile` on the trunk of the image encoder, which takes long for the first
         image of each size; by default nothing is compiled at run time.
     prove: False: run kernels on a GPU without proving each of them once on the machine

@@ -69,7 +69,7 @@ def build_model(
             tree["image_size"] = image_size
         build = partial(instantiate, tree)
     target = choose_device(device)
-    model = _construct(build, seed)
+    model = _construct(build, seed, replaced=state is not None)
     if state is not None:
         source = f"checkpoint {ckpt_path}" if isinstance(ckpt_path, (str, Path)) else "state dict"
         check_weights(model, state, source)
@@ -171,11 +171,19 @@ def _class(tree: Mapping[str, Any]) -> type[Sam2]:
     return kind
 
 
-def _construct(build: Callable[[], Model], seed: int | None) -> Model:
-    if seed is None:
+def _construct(build: Callable[[], Model], seed: int | None, replaced: bool) -> Model:
+    """A model with random weights.
+
+    The global generators are used only without a seed, and if weights do not replace all of them.
+    """
+    if seed is None and not replaced:
         return build()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    default = torch.get_default_device()
+    with torch.random.fork_rng([default] if default.type == "cuda" else []):
+        if seed is not None:  # `torch.manual_seed` would seed the generators of all GPUs
+            torch.default_generator.manual_seed(seed)
+            if default.type == "cuda":
+                torch.cuda.manual_seed(seed)
         return build()
 
 
