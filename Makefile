@@ -25,7 +25,7 @@ GPU_PIP := $(GPU)/bin/python -m pip --disable-pip-version-check -q
 TEST_PACKAGES := pytest pytest-timeout pytest-xdist hypothesis pillow safetensors tqdm \
   huggingface_hub typer av scipy onnx onnxscript onnxruntime
 
-.PHONY: setup demo test test-slow test-idioms test-floor bench lint format build clean \
+.PHONY: setup demo test test-slow faults test-idioms test-floor bench lint format build clean \
   floor-packages gpu-setup pack-gpu dry-run generated pictures docs docs-serve
 
 setup: $(STAMP)
@@ -50,6 +50,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(PY) -m pytest -q -m slow --timeout 1800
+
+faults: $(STAMP)  ## an error at every operation of calls on sessions, an interrupt at every line
+	$(PY) -m pytest -q -m slow --timeout 3000 tests/reliability
 
 test-idioms: $(STAMP)  ## scripts of other programs, with this and the official package
 	$(PY) -m pytest -q -m slow --timeout 1800 tests/compat/test_idioms.py
