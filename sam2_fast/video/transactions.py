@@ -37,7 +37,8 @@ def transact(
         with torch.inference_mode(), control.calls.call(verb):
             settle(control, wait=not is_frame)
             control.journal = journal
-            journal.set(session.state, "cached_features", session.state["cached_features"])
+            if "cached_features" in session.state:
+                journal.set(session.state, "cached_features", session.state["cached_features"])
             output = work()
             if journal.verdicts:
                 journal.append(control.unchecked, journal)
