@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 NO_OBJECT_LOGIT = -1024.0
 """Mask logit of an object that is absent from a frame (official `NO_OBJ_SCORE`)."""
+
+MAX_IMAGE_SIZE = 2**14
+"""Largest side of the images that a model computes with, in pixels."""
+
+_LARGEST = 2**20
+_WIDTHS = (
+    *("embed_dim", "num_heads", "hidden_dim", "memory_dim", "memory_layers", "memory_ffn_dim"),
+    *("decoder_mlp_dim", "num_maps", "fuser_dim"),
+)
 
 
 @dataclass(frozen=True)
@@ -40,19 +51,34 @@ class Sam2Config:
     def __post_init__(self) -> None:
         if self.version not in ("2.0", "2.1"):
             raise ValueError(f"version: expected '2.0' or '2.1', got {self.version!r}")
-        if self.image_size <= 0 or self.image_size % 32:
+        if not _is_whole(self.image_size, 32, MAX_IMAGE_SIZE) or self.image_size % 32:
             raise ValueError(
-                f"image_size: expected a positive multiple of 32 pixels, got {self.image_size}"
+                f"image_size: expected a positive multiple of 32 pixels up to {MAX_IMAGE_SIZE}, "
+                f"got {self.image_size!r}"
             )
-        if len(self.stages) != 4 or len(self.windows) != 4:
-            raise ValueError(
-                f"stages and windows: expected 4 entries each, got {self.stages} and {self.windows}"
-            )
-        for name in ("drop_path_rate", "dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
+        for name in ("stages", "windows", "global_blocks", "pos_grid"):
+            value = getattr(self, name)
+            lowest = 0 if name == "global_blocks" else 1
+            length = {"pos_grid": 2, "global_blocks": None}.get(name, 4)
+            if (
+                not isinstance(value, (tuple, list))
+                or len(value) != (len(value) if length is None else length)
+                or not all(_is_whole(number, lowest) for number in value)
+            ):
                 raise ValueError(
-                    f"{name}: expected at least 0 and below 1, got {getattr(self, name)}"
+                    f"{name}: expected {length or 'any number of'} entries, whole numbers from "
+                    f"{lowest}, got {value!r}"
                 )
+        for name in _WIDTHS:
+            if not _is_whole(getattr(self, name), 1):
+                raise ValueError(
+                    f"{name}: expected a whole number from 1 to {_LARGEST}, got "
+                    f"{getattr(self, name)!r}"
+                )
+        for name in ("drop_path_rate", "dropout"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0.0 <= value < 1.0:
+                raise ValueError(f"{name}: expected at least 0 and below 1, got {value!r}")
         if self.hidden_dim % self.memory_dim or self.hidden_dim % 8:
             raise ValueError(
                 f"hidden_dim {self.hidden_dim} must be a multiple of 8 and of memory_dim "
@@ -73,6 +99,20 @@ class Sam2Config:
     def stage_dims(self) -> tuple[int, ...]:
         """Channels of the four trunk stages."""
         return tuple(self.embed_dim * 2**i for i in range(4))
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value is a finite number; True and False are none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return math.isfinite(value)
+
+
+def _is_whole(value: object, lowest: int, highest: int = _LARGEST) -> bool:
+    """Whether a value is an integer, of any library, between two bounds."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        return False
+    return lowest <= operator.index(value) <= highest
 
 
 PRESETS: dict[str, Sam2Config] = {
@@ -124,6 +164,16 @@ def preset(name: str, version: str = "2.1", image_size: int | None = None) -> Sa
     return replace(known[name], version=version, image_size=image_size or known[name].image_size)
 
 
+_LOWEST = {
+    "multimask_min_pt_num": 0,
+    "multimask_max_pt_num": 0,
+    "memory_temporal_stride_for_eval": 1,
+    "max_cond_frames_in_attn": -1,
+    "max_obj_ptrs_in_encoder": 0,
+    "fill_hole_area": 0,
+}
+
+
 @dataclass
 class Options:
     """Inference options of the official configurations, under their official names.
@@ -151,6 +201,18 @@ class Options:
     non_overlap_masks: bool = False
     clear_non_cond_mem_around_input: bool = False
     add_all_frames_to_correct_as_cond: bool = False
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if isinstance(option.default, float) and not _is_number(value):
+                raise ValueError(f"option {option.name}: expected a finite number, got {value!r}")
+            lowest = _LOWEST.get(option.name)
+            if lowest is not None and not _is_whole(value, lowest):
+                raise ValueError(
+                    f"option {option.name}: expected a whole number from {lowest} to {_LARGEST}, "
+                    f"got {value!r}"
+                )
 
     def use_multimask(self, num_points: int, is_initial: bool) -> bool:
         """Whether three masks are decoded (official rule).

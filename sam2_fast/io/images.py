@@ -35,6 +35,7 @@ DECODE_ERRORS = (
 )
 """Errors that Pillow's decoders raise on damaged files."""
 
+_STRIP_PIXELS = 2**20
 
 RGB8 = npt.NDArray[np.uint8]
 
@@ -213,12 +214,25 @@ def from_pillow(image: Image.Image, max_pixels: int, label: str) -> RGB8 | npt.N
                     )
                 deep = deep.astype(np.uint16)
             return rgb_from_array(deep, label)
-        return np.array(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
+        return _rgb_in_strips(image)
     except DECODE_ERRORS as error:
         reason = str(error) or type(error).__name__
         raise ValueError(
             reason if reason.startswith(label) else f"{label}: cannot be decoded ({reason})"
         ) from error
+
+
+def _rgb_in_strips(image: Image.Image) -> RGB8:
+    """The colours [H, W, 3] of a Pillow image, strip by strip, because Pillow copies twice."""
+    image.load()
+    width, height = image.size
+    pixels = np.empty((height, width, 3), dtype=np.uint8)
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        whole = rows >= height
+        strip = image if whole else image.crop((0, top, width, min(top + rows, height)))
+        pixels[top : top + rows] = np.asarray(strip.convert("RGB"))
+    return pixels
 
 
 def to_uint8(pixels: RGB8 | npt.NDArray[np.float32]) -> RGB8:

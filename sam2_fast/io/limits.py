@@ -9,7 +9,10 @@ import stat
 from pathlib import Path
 
 MAX_PIXELS = 2**27
-"""Most pixels of one image or frame that is read from a file (134 million: 402 MB as RGB)."""
+"""Most pixels of one image or frame that is read from a file (134 million: 402 MB as RGB).
+
+Decoding needs up to 7 bytes a pixel: 4 of Pillow and 3 of the result.
+"""
 
 MAX_FRAMES = 1_000_000
 """Most frames of one video (9 hours at 30 frames per second)."""

@@ -23,7 +23,13 @@ from sam2_fast.weights.config_names import read_config
 from sam2_fast.weights.config_tree import model_tree
 from sam2_fast.weights.hub import download
 from sam2_fast.weights.instantiate import find_class, instantiate
-from sam2_fast.weights.overrides import Override, apply_plain, apply_to_tree, parse_overrides
+from sam2_fast.weights.overrides import (
+    Override,
+    apply_plain,
+    apply_to_tree,
+    check_values,
+    parse_overrides,
+)
 
 _log = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=Sam2)
@@ -64,6 +70,7 @@ def build_model(
             config = replace(config, image_size=image_size)
         build = partial(kind, config, options)
     else:
+        check_values(overrides)
         tree = _tree(kind, config, overrides, apply_postprocessing)
         if image_size is not None:
             tree["image_size"] = image_size

@@ -75,6 +75,14 @@ def apply_plain(
     return config, options
 
 
+def check_values(overrides: Sequence[Override]) -> None:
+    """Raise ValueError for a value of an option that no model can work with."""
+    for override in overrides:
+        key = override.key.removeprefix(f"{_EXTRA}.")
+        if override.is_plain and override.prefix != "~" and key not in FIXED_SETTINGS:
+            apply_plain(Sam2Config(), Options(), [override])
+
+
 def _require_fixed(key: str, override: Override) -> None:
     if override.prefix != "~" and override.value != FIXED_SETTINGS[key]:
         raise ValueError(

@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam2_fast.io import image_orientation, load_image, load_mask, open_video, read_mask_file
+from sam2_fast.io import (
+    as_rgb_uint8,
+    image_orientation,
+    load_image,
+    load_mask,
+    open_video,
+    read_mask_file,
+)
 from sam2_fast.io.images import image_size
 from sam2_fast.io.limits import MAX_STREAMS
 from sam2_fast.io.mp4_header import MAX_SOUND_SAMPLES, check_sample_counts
@@ -138,3 +145,21 @@ def test_pipes_are_refused_at_once(reader: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "0.png")
     with pytest.raises(ValueError, match=r"0\.png.*not a regular file"):
         READERS[reader](tmp_path / "0.png")
+
+
+@pytest.mark.reliability("F10")
+def test_decoding_an_image_needs_at_most_nine_bytes_a_pixel(tmp_path: Path) -> None:
+    Image.new("RGB", (6000, 5000), (1, 2, 3)).save(tmp_path / "a.png", compress_level=1)
+    outcome, _, megabytes = cost_of(
+        "from sam2_fast.io import load_image", "load_image(path)", tmp_path / "a.png"
+    )
+    assert outcome == "accepted" and megabytes < 9 * 30
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "YCbCr", "LA", "1"])
+def test_strips_give_the_pixels_of_the_whole(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (41, 30, 3)).astype(np.uint8)
+    image = Image.fromarray(noise).convert(mode)
+    expected = np.asarray(image.convert("RGB"))
+    monkeypatch.setattr("sam2_fast.io.images._STRIP_PIXELS", 100)
+    assert np.array_equal(as_rgb_uint8(image), expected)

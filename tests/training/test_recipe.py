@@ -62,7 +62,7 @@ def test_a_short_recipe_fine_tunes_a_released_checkpoint_with_defaults(tmp_path:
             "source 0: world: unknown hight",
         ),
         ({"annotator": {"points": 2}}, "annotator: points: expected probabilities"),
-        ({"model": {"stages": [1, 2]}}, "model: stages and windows: expected 4 entries"),
+        ({"model": {"stages": [1, 2]}}, "model: stages: expected 4 entries"),
         ({"model": None}, "expected `model`, `weights` or both"),
         ({"ema": 1.0}, r"expected ema in \[0, 1\)"),
         ({"lr": "fast"}, "stage 0: "),
