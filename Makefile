@@ -9,6 +9,10 @@ TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 BUILD_PACKAGES := "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.24" ninja
 
+# make fuzz: seconds of each target, and the engine, `seeded` or `atheris`.
+SECONDS ?= 60
+ENGINE ?= seeded
+
 # The lowest supported versions, in a virtual environment of their own. Triton 3.6's interpreter
 # needs numpy < 2.4.
 FLOOR ?= .venv-floor
@@ -25,7 +29,7 @@ GPU_PIP := $(GPU)/bin/python -m pip --disable-pip-version-check -q
 TEST_PACKAGES := pytest pytest-timeout pytest-xdist hypothesis pillow safetensors tqdm \
   huggingface_hub typer av scipy onnx onnxscript onnxruntime
 
-.PHONY: setup demo test test-slow faults test-idioms test-floor bench lint format build clean \
+.PHONY: setup demo test test-slow faults test-idioms test-floor fuzz bench lint format build clean \
   floor-packages gpu-setup pack-gpu dry-run generated pictures docs docs-serve
 
 setup: $(STAMP)
@@ -56,6 +60,10 @@ faults: $(STAMP)  ## an error at every operation of calls on sessions, an interr
 
 test-idioms: $(STAMP)  ## scripts of other programs, with this and the official package
 	$(PY) -m pytest -q -m slow --timeout 1800 tests/compat/test_idioms.py
+
+fuzz: $(STAMP)  ## mutated files through every reader; SECONDS of each, TARGET for one
+	$(PIP) install coverage
+	$(PY) -m tests.fuzz.run --seconds $(SECONDS) --engine $(ENGINE) $(addprefix --target ,$(TARGET))
 
 $(FLOOR)/.packages: Makefile
 	test -x $(FLOOR)/bin/python || $(FLOOR_PYTHON) -m venv $(FLOOR)

@@ -35,7 +35,7 @@ def groups_from_csv(
         if "video" not in names or column not in names:
             raise ValueError(
                 f"groups {path}: expected columns video and {column}, got "
-                f"{', '.join(names) or 'none'}"
+                f"{', '.join(' '.join(name.split()) for name in names) or 'none'}"
             )
         rows = list(reader)
     except csv.Error as error:

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sam2_fast.atomic import whole_file
+from sam2_fast.io.limits import check_regular
 from sam2_fast.memory import FrameMemory, compact
 from sam2_fast.model import Sam2
 from sam2_fast.video.positions import keep_positions, new_positions
@@ -76,17 +77,18 @@ def _load(session: VideoSession, model: Sam2, path: Path) -> None:
     if session.obj_ids:
         raise ValueError(f"session: expected one without objects, got {session.obj_ids}")
     tensors, objects = _read(path)
-    tracks = []
+    tracks: dict[int | str, ObjectTrack] = {}
     memories: list[FrameMemory] = []
-    for number, entry in enumerate(objects):
-        track = ObjectTrack()
-        for name in entry["tensors"]:
-            _store(track, name, tensors[f"{number}/{name}"], session)
-        for frame in entry["corrected"]:
-            track.bank.tracked[frame].corrected = True
-        track.passed.update({frame: {"reverse": reverse} for frame, reverse in entry["passed"]})
-        memories += [*track.bank.prompted.values(), *track.bank.tracked.values()]
-        tracks.append((entry["id"], track))
+    try:
+        for number, entry in enumerate(objects):
+            rows = {name: tensors[f"{number}/{name}"] for name in entry["tensors"]}
+            _check_rows(rows, model)
+            if not isinstance(entry["id"], (int, str)) or entry["id"] in tracks:
+                raise ValueError(f"object {number}: expected an id of its own")
+            track = tracks[entry["id"]] = _track_of(rows, entry, session)
+            memories += [*track.bank.prompted.values(), *track.bank.tracked.values()]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"session {path}: is damaged or of another model ({error})") from error
     with_map = [memory for memory in memories if memory.map is not None]
     if with_map:
         map_ = with_map[0].map
@@ -94,7 +96,7 @@ def _load(session: VideoSession, model: Sam2, path: Path) -> None:
         positions = new_positions(session, model, map_.dtype)
         for memory in with_map:
             memory.positions = positions
-    for obj_id, track in tracks:
+    for obj_id, track in tracks.items():
         stored = session.add(obj_id)
         for name in ("points", "masks", "passed"):
             getattr(stored, name).update(getattr(track, name))
@@ -119,6 +121,48 @@ def _tensors_of(track: ObjectTrack) -> Iterator[tuple[str, Tensor]]:
                     yield f"{kind}/{frame}/{field}", value
 
 
+def _check_rows(rows: dict[str, Tensor], model: Sam2) -> None:
+    """Raise ValueError unless the tensors of an object are whole, and of this model."""
+    config = model.config
+    logits = (1, 4 * config.grid, 4 * config.grid)
+    shapes = {
+        "pointer": (config.hidden_dim,),
+        "presence": (1,),
+        "map": (config.grid**2, config.memory_dim),
+        "logits": logits,
+        "mask": (1, 1, config.image_size, config.image_size),
+    }
+    for name, tensor in rows.items():
+        kind, frame, field = name.split("/")
+        fields = {"points": ("coords", "labels"), "masks": ("mask",)}.get(kind, _TENSORS)
+        if kind not in ("points", "masks", *_OUTPUTS) or field not in fields:
+            raise ValueError(f"unknown entry {name:.100}")
+        if str(int(frame)) != frame or int(frame) < 0:
+            raise ValueError(f"{name:.100}: expected the number of a frame")
+        if any(f"{kind}/{frame}/{other}" not in rows for other in fields[:2]):
+            raise ValueError(f"{name}: other entries of its frame are missing")
+        if field in shapes and tensor.shape != shapes[field]:
+            raise ValueError(f"{name}: expected {shapes[field]}, got {tuple(tensor.shape)}")
+        if field == "coords":
+            labels = rows[f"{kind}/{frame}/labels"]
+            if tensor.dim() != 3 or tensor.shape[2] != 2 or labels.shape != tensor.shape[:2]:
+                raise ValueError(f"{name}: expected points [1, N, 2] with labels [1, N]")
+
+
+def _track_of(rows: dict[str, Tensor], entry: dict[str, Any], session: VideoSession) -> ObjectTrack:
+    """The track of an object. entry: its description in the header of the file."""
+    track = ObjectTrack()
+    for name, tensor in rows.items():
+        _store(track, name, tensor, session)
+    for frame in entry["corrected"]:
+        track.bank.tracked[frame].corrected = True
+    for frame, reverse in entry["passed"]:
+        if type(frame) is not int or type(reverse) is not bool:
+            raise ValueError(f"passed: expected frames and directions, got {frame!r:.50}")
+        track.passed[frame] = {"reverse": reverse}
+    return track
+
+
 def _store(track: ObjectTrack, name: str, tensor: Tensor, session: VideoSession) -> None:
     """Store one tensor of `_tensors_of` in a track, on the device that it belongs to."""
     kind, number, field = name.split("/")
@@ -136,6 +180,7 @@ def _store(track: ObjectTrack, name: str, tensor: Tensor, session: VideoSession)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    check_regular(path, f"session {path}")
     try:
         with safe_open(path, framework="pt") as file:
             description = json.loads((file.metadata() or {})["session"])
@@ -144,5 +189,5 @@ def _read(path: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
             objects: list[dict[str, Any]] = description["objects"]
             names = [f"{n}/{name}" for n, entry in enumerate(objects) for name in entry["tensors"]]
             return {name: file.get_tensor(name) for name in names}, objects
-    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, OSError, SafetensorError) as error:
         raise ValueError(f"session {path}: not a {_FORMAT} file of version {_VERSION}") from error

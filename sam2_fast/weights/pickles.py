@@ -9,6 +9,7 @@ them.
 from __future__ import annotations
 
 import math
+import pickle
 import pickletools
 from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
@@ -126,7 +127,6 @@ class _Machine:
             "BINPERSID": lambda: self._push(self._storage(self.pop())),
             "REDUCE": lambda: self._push(self._called(*self._pop_last(2))),
             "BUILD": self._build,
-            "PROTO": lambda: None,
             "STOP": lambda: None,
         }
 
@@ -142,6 +142,9 @@ class _Machine:
             self._push(_CONSTANTS[name])
         elif name == "GLOBAL":
             self._push(_allowed(argument))
+        elif name == "PROTO":
+            if argument > pickle.HIGHEST_PROTOCOL:
+                raise ValueError(f"the pickle has the unknown protocol {argument}")
         elif name in self._steps:
             self._steps[name]()
         else:

@@ -216,10 +216,8 @@ def test_a_file_cannot_ask_for_a_model_larger_than_itself() -> None:
     key = "memory_attention.layers.3.linear1.weight"
     with pytest.raises(CheckpointError, match="expected layers"):
         infer_config({**state, key: torch.zeros(9, 256)})
-    empty = dict(state)
-    for name in state:
-        if name.endswith("linear1.weight"):
-            empty[name] = torch.zeros(2**40, 0)
+    names = [name for name in state if name.endswith("linear1.weight")]
+    empty = {**state, **dict.fromkeys(names, torch.zeros(2**40, 0))}
     with pytest.raises(CheckpointError, match="expected a matrix"):
         infer_config(empty)
 
