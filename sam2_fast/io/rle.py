@@ -18,6 +18,7 @@ from torch import Tensor
 from sam2_fast.io.limits import MAX_PIXELS
 from sam2_fast.ops.core.mask_values import as_bool, as_bool_tensor
 
+_BLOCK = 2**18  # counts that are unpacked at a time
 _LONGEST = 8  # characters of one count: 40 bits; pycocotools has 32
 
 
@@ -127,9 +128,24 @@ def _pack(counts: npt.NDArray[np.int64]) -> bytes:
 
 
 def _unpack(text: bytes) -> npt.NDArray[np.int64]:
-    codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
-    if codes.size == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+    codes = np.frombuffer(text, dtype=np.uint8) - np.uint8(48)
+    if codes.size == 0 or codes.max() > 63 or codes[-1] & 32:
         raise ValueError("rle counts: not a compressed COCO string")
+    ends = np.flatnonzero((codes & 32) == 0) + 1
+    values = np.empty(ends.size, dtype=np.int64)
+    start = 0
+    # In blocks, because each character needs some 50 bytes.
+    for number in range(0, ends.size, _BLOCK):
+        block = ends[number : number + _BLOCK]
+        values[number : number + _BLOCK] = _deltas(codes[start : block[-1]].astype(np.int64))
+        start = int(block[-1])
+    for counts in (values[1::2], values[2::2]):
+        np.cumsum(counts, out=counts)
+    return values
+
+
+def _deltas(codes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The numbers of whole groups of characters."""
     last = np.flatnonzero((codes & 32) == 0)
     first = np.concatenate(([0], last[:-1] + 1))
     lengths = last - first + 1
@@ -140,8 +156,6 @@ def _unpack(text: bytes) -> npt.NDArray[np.int64]:
     position = np.arange(codes.size) - np.repeat(first, lengths)
     values = np.add.reduceat((codes & 31) << (5 * position), first)
     values -= np.where(codes[last] & 16, np.int64(1) << (5 * lengths), 0)
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
     return values
 
 

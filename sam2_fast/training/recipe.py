@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from sam2_fast.config import Sam2Config
 from sam2_fast.data.synthetic import World
@@ -17,6 +18,8 @@ from sam2_fast.training.losses import LossWeights
 from sam2_fast.training.simulation import Annotator
 from sam2_fast.training.sources import Source, Synthetic
 from sam2_fast.training.stored import Folder, Sa1b, Sav, Stored
+
+_SCALARS = {int, float, bool, str, type(None)}
 
 SOURCES: dict[str, type[Source]] = {
     "synthetic": Synthetic,
@@ -193,6 +196,18 @@ def _source(values: Any, label: str) -> Source:
     return source
 
 
+def _check_scalar(value: Any, hint: Any, label: str) -> None:
+    """Raise ValueError unless a value has the type of its field, if that is a plain one."""
+    kinds = set(get_args(hint)) or {hint}
+    if not kinds <= _SCALARS:
+        return
+    if float in kinds and type(value) is int:
+        value = float(value) if abs(value) < 2**63 else math.inf
+    if type(value) not in kinds or (type(value) is float and not math.isfinite(value)):
+        expected = " or ".join(sorted("null" if k is type(None) else k.__name__ for k in kinds))
+        raise ValueError(f"{label}: expected {expected}, finite, got {value!r:.100}")
+
+
 def _build(kind: type, values: Mapping[str, Any], label: str) -> Any:
     """An instance of a dataclass. label: the part of the recipe, for error messages."""
     names = {f.name for f in fields(kind)}
@@ -204,6 +219,8 @@ def _build(kind: type, values: Mapping[str, Any], label: str) -> Any:
         raise ValueError(
             f"{label}: unknown {', '.join(unknown)}; expected keys of {', '.join(sorted(names))}"
         )
+    for key, value in values.items():
+        _check_scalar(value, get_type_hints(kind)[key], f"{label}: {key}")
     try:
         return kind(
             **{

@@ -38,7 +38,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         if str(error).startswith("config_file"):
             raise
-        raise ValueError(f"config_file {path}: not a readable YAML file: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"config_file {path}: not a readable YAML file: {reason}") from error
     if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
         keys = [*document] if isinstance(document, dict) else type(document).__name__
         raise ValueError(f"config_file {path}: expected the key 'model' with a model, got {keys}")
