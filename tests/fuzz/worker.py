@@ -41,10 +41,10 @@ def main(arguments: list[str]) -> int:
     warnings.simplefilter("ignore")
     options.folder.mkdir(parents=True, exist_ok=True)
     package = find_spec("sam2_fast")
-    assert package is not None and package.submodule_search_locations
+    assert package is not None and package.origin is not None
     lines = coverage.Coverage(
-        data_file=str(options.folder / "coverage"),
-        include=[f"{package.submodule_search_locations[0]}/*"],
+        data_file=str(options.folder.resolve() / "coverage"),
+        include=[f"{Path(package.origin).parent}/*"],
         config_file=False,
     )
     lines.start()
