@@ -41,7 +41,7 @@ def point_grids_of(
     """
     if points_per_side is not None:
         return list(build_all_layer_point_grids(points_per_side, n_layers, scale_per_layer))
-    grids = [np.asarray(grid, dtype=np.float64) for grid in point_grids or ()]
+    grids = [np.array(grid, dtype=np.float64) for grid in point_grids or ()]
     shapes = [grid.shape for grid in grids]
     valid = all(len(shape) == 2 and shape[0] > 0 and shape[1] == 2 for shape in shapes)
     if len(grids) <= n_layers or not valid:

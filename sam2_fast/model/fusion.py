@@ -167,9 +167,10 @@ class Fusion(Generic[W]):
     @property
     def cached_values(self) -> list[object]:
         """The weights and the values derived from them; empty if nothing is cached."""
-        if self._weights is None:
+        gathered = self._weights
+        if gathered is None:
             return []
-        weights = self._weights[1]
+        weights = gathered[1]
         derived = [] if weights.state is None else weights.state.cached_values
         return [weights, *derived]
 
@@ -190,9 +191,10 @@ class Fusion(Generic[W]):
 
     def _weights_of(self, examination: Examination) -> W | None:
         """The weights that were gathered after an examination, unless a tensor has changed."""
-        if self._weights is None:
+        gathered = self._weights  # read once: another thread may drop it
+        if gathered is None:
             return None
-        known, weights = self._weights
+        known, weights = gathered
         state = weights.state
         unchanged = known is examination and state is not None and state.is_unchanged()
         return weights if unchanged else None

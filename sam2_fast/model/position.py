@@ -107,7 +107,7 @@ class PositionEmbeddingSine(Part):
         elif table is None or table.device != x.device:
             with torch.inference_mode(False):
                 table = self.cache[height, width] = self._table(height, width).to(x.device)
-        return table.expand(x.shape[0], -1, -1, -1)
+        return table.repeat(x.shape[0], 1, 1, 1)  # a copy, as programs may write to it
 
     def _table(self, height: int, width: int) -> Tensor:
         scale = self.scale if self.normalize else None

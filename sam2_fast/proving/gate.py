@@ -229,7 +229,8 @@ class Gate:
         self, key: Hashable, kernel: Kernel, error: Exception, device: torch.device
     ) -> Verdict:
         """Refuse the kernel in this process only: another time there may be enough memory."""
-        reason = f"it could not be proved: {str(error).splitlines()[0]}"
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = f"it could not be proved: {first_line}"
         verdict = Verdict(kernel.op, kernel.backend, text_of(key), reason)
         self._set_verdict(key, verdict)
         self._warn(verdict, device)
@@ -253,12 +254,14 @@ class Gate:
 
     def _install(self, device: torch.device, measured: list[Choice]) -> None:
         if measured:
-            self._measured.setdefault(device, {}).update({c.at: c for c in measured})
+            # a new dictionary, as another thread may iterate over the old one
+            earlier = self._measured.get(device, {})
+            self._measured[device] = {**earlier, **{c.at: c for c in measured}}
             table = self.table(device)
             choices.install(device, table)
             for key, verdict in list(self._verdicts.items()):
                 if key[2] == device and not verdict.holds_with(table):  # type: ignore[index]
-                    del self._verdicts[key]  # proved again later, with the current forms
+                    self._verdicts.pop(key, None)  # proved again later, with the current forms
 
     def _warn(self, verdict: Verdict, device: torch.device) -> None:
         kernel = verdict.op, verdict.backend

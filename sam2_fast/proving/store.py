@@ -159,26 +159,26 @@ class Store:
         self.notes: list[str] = []
         """Why a file was set aside or could not be read."""
         self._card = asdict(card)
-        # modification time and size of the file that `_contents` was read from
-        self._version: tuple[int, int] | None = None
-        self._contents = Contents()
+        # modification time and size of the file, and what was read from it
+        self._known: tuple[tuple[int, int] | None, Contents] = (None, Contents())
 
     def read(self) -> Contents:
         """The contents of the file. An unusable file counts as empty; `notes` has the reason."""
         try:
             status = os.stat(self.path)
             version = status.st_mtime_ns, status.st_size
-            if version != self._version:
-                self._version = version
-                self._contents = Contents()
-                self._contents = self._parse()
-            return self._contents
+            known_version, contents = self._known
+            if version != known_version:
+                contents = self._parse()
+                self._known = version, contents
+            return contents
         except FileNotFoundError:
             return Contents()
         except OSError as error:
             self._note(f"{self.path} cannot be read: {error}")
         except ValueError as error:  # CorruptError, or bytes that are not text
             self._note(f"{self.path} is not used: {error}")
+            self._known = version, Contents()
         return Contents()
 
     def _parse(self) -> Contents:

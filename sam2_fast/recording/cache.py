@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -128,9 +129,10 @@ class Graphs:
         def from_graph() -> Features:
             entry = self._get(key)
             if entry is None:
+                captured = self._fingerprint
                 static = torch.empty_like(images).copy_(images)
                 entry = static, capture(recorder, lambda: model.encode_image(static))
-                self._insert(model, key, entry)
+                self._insert(model, key, entry, captured)
             static, replay = entry
             static.copy_(images)
             return Features(*(x.clone() for x in replay()))
@@ -173,6 +175,7 @@ class Graphs:
         def from_graph() -> Prediction:
             entry = self._get(key)
             if entry is None:
+                captured = self._fingerprint
                 static = [None if x is None else torch.empty_like(x).copy_(x) for x in inputs]
                 static_low = static[0]
                 assert static_low is not None
@@ -182,7 +185,7 @@ class Graphs:
                     static_points = Points(*static[4:7])  # type: ignore[arg-type]
                 arguments = static_low, static_features, static_points, static[-1], multimask
                 entry = static, capture(recorder, partial(model.decode, *arguments))
-                self._insert(model, key, entry)
+                self._insert(model, key, entry, captured)
             static, replay = entry
             for old, new in zip(static, inputs, strict=True):
                 if old is not None and new is not None:
@@ -228,9 +231,10 @@ class Graphs:
             graph = self._get(key)
             if graph is not None:
                 return graph.track(recorder, features, remembered)
+            captured = self._fingerprint
             graph = FrameGraph(model, features, room, remembered.longest, multimask, pointer_dtype)
             tracked = graph.track(recorder, features, remembered)
-            self._insert(model, key, graph)
+            self._insert(model, key, graph, captured)
             return tracked
 
         with recorder.exclusive():
@@ -299,8 +303,8 @@ class Graphs:
         if key in self._refused:  # another thread was faster
             return
         self._refused[key] = reason
-        while len(self._refused) > MAX_REFUSED:
-            del self._refused[next(iter(self._refused))]
+        for oldest in [*self._refused][:-MAX_REFUSED]:
+            self._refused.pop(oldest, None)
         warnings.warn(
             f"sam2_fast could not capture a CUDA graph of {WORK_NAMES[key[0]]} ({reason}). Work of "
             "these shapes runs without a CUDA graph from now on: the results are the same, each "
@@ -321,15 +325,21 @@ class Graphs:
         return recorder
 
     def _get(self, key: Key) -> Any:
-        if key in self._entries:
+        entry = self._entries.get(key)
+        with suppress(KeyError):  # another thread may remove it, with a lock of another recorder
             self._entries.move_to_end(key)
-        return self._entries.get(key)
+        return entry
 
-    def _insert(self, model: Sam2, key: Key, entry: Any) -> None:
-        self.validate(model).keep_alive(cached_values(model))
+    def _insert(self, model: Sam2, key: Key, entry: Any, captured: Fingerprint | None) -> None:
+        """Add a graph, unless the model has changed since `captured`, when its capture began."""
+        fingerprint = self.validate(model)
+        if fingerprint is not captured:
+            return
+        fingerprint.keep_alive(cached_values(model))
         self._entries[key] = entry
-        while len(self._entries) > MAX_GRAPHS:
-            self._entries.popitem(last=False)
+        with suppress(KeyError):  # another thread may remove graphs, too
+            while len(self._entries) > MAX_GRAPHS:
+                self._entries.popitem(last=False)
 
 
 def _options_key(model: Sam2) -> tuple[Hashable, ...]:

@@ -49,7 +49,7 @@ class Cache(Generic[Value]):
         """
         if tracing.recording_reason() is not None or is_differentiated(*parameters):
             return make()  # the computation is part of the recording; later calls cannot use it
-        key = (*arguments, torch.is_inference_mode_enabled())
+        key = (*arguments, torch.is_inference_mode_enabled(), _autocast_dtype(parameters))
         entry = self._entry
         if entry is not None and entry.key == key and entry.state.is_unchanged_for(parameters):
             return cast(Value, entry.value)
@@ -74,12 +74,18 @@ class Cache(Generic[Value]):
         return Cache, ()
 
 
+def _autocast_dtype(parameters: Sequence[Tensor]) -> torch.dtype | None:
+    """The dtype of the caller's autocast on the device of the parameters, or None."""
+    kind = parameters[0].device.type if parameters else "cpu"
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
 def derive(weights: Weights, name: str, make: Callable[[], Value]) -> Value:
     """`make()`, or its earlier result for the same unchanged `weights` and `name`.
 
-    `make` must depend on nothing else. The result is cached with `weights` until one of their
-    tensors is written or moved. Always calls `make()` if gradients are computed or operations are
-    recorded.
+    `make` must depend on nothing else; it runs without autocast. The result is cached with
+    `weights` until one of their tensors is written or moved. Always calls `make()` if gradients are
+    computed or operations are recorded.
     """
     state = weights.state
     if state is None or not state.counts_writes or tracing.recording_reason() is not None:
@@ -89,7 +95,8 @@ def derive(weights: Weights, name: str, make: Callable[[], Value]) -> Value:
     values = state.values()
     if name not in values:
         # inference-mode tensors have no version counter: what is derived from them is not cached
-        with torch.inference_mode(False), torch.no_grad():
+        kind = state.tensors[0].device.type
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, enabled=False):
             value = make()
         if any(map(capturing, state.tensors)):
             return value  # exists only after a replay of the graph; other streams cannot read it

@@ -21,16 +21,19 @@ from sam2_fast.ops.core.state import native_or
 class Watched(nn.Module):
     """A module that counts assignments to attributes of all its instances.
 
-    So a `ModuleState` compares attributes only after one of them has been assigned.
+    So a `ModuleState` compares attributes only after one of them has been assigned. It is counted
+    before, in case an error interrupts it, and after, in case another thread compares meanwhile.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
         _last_write[0] = next(_writes)
         super().__setattr__(name, value)
+        _last_write[0] = next(_writes)
 
     def __delattr__(self, name: str) -> None:
         _last_write[0] = next(_writes)
         super().__delattr__(name)
+        _last_write[0] = next(_writes)
 
 
 _writes = count(1)
