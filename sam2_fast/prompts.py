@@ -5,7 +5,6 @@ A prompt of a user is a list, an array or a tensor on any device.
 
 from __future__ import annotations
 
-import operator
 import os
 import sys
 import warnings
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import sam2_fast
-from sam2_fast.ops.core.mask_values import bool_tensor
+from sam2_fast.ops.core.mask_values import bool_tensor, plain_tensor
 from sam2_fast.ops.core.transfer import upload
 from sam2_fast.types import Points
 
@@ -41,38 +40,23 @@ def caller_stacklevel() -> int:
     return level
 
 
-def frame_number(frame_idx: Any, num_frames: int | None, name: str = "frame_idx") -> int:
-    """`frame_idx` as an int.
-
-    frame_idx: an integer of Python or numpy, or an integer tensor of one element, in
-        0 .. num_frames - 1. num_frames: None: any number from 0. name: of the argument, for errors.
-    Raises TypeError for floats and booleans, IndexError outside the range.
-    """
-    if isinstance(frame_idx, bool):
-        raise TypeError(f"{name}: expected an integer, got a bool")
-    try:
-        number = operator.index(frame_idx)
-    except TypeError:
-        raise TypeError(
-            f"{name}: expected an integer, got {type(frame_idx).__name__} {frame_idx!r}"
-        ) from None
-    if number < 0 or (num_frames is not None and number >= num_frames):
-        last = "" if num_frames is None else f"..{num_frames - 1}"
-        raise IndexError(f"{name}: expected 0{last}, got {number}")
-    return number
-
-
 def as_float(name: str, values: Any) -> Tensor:
-    """A detached float32 CPU copy. Raises ValueError for values that are not finite numbers."""
-    try:
-        if isinstance(values, Tensor):
-            tensor = values.detach().to("cpu", torch.float32)
-        else:
-            tensor = torch.from_numpy(np.array(values, np.float32))
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{name}: expected numbers, got {type(values).__name__} ({error})"
-        ) from None
+    """A detached float32 CPU copy of real numbers in a tensor, an array or nested lists.
+
+    Raises ValueError for anything else, and for NaN and infinity.
+    """
+    if isinstance(values, Tensor):
+        tensor = plain_tensor(values, name).to("cpu", torch.float32, copy=True)
+    else:
+        shown = type(values).__name__
+        try:
+            array = np.asarray(values)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{name}: expected numbers, got {shown} ({error})") from None
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"{name}: expected real numbers, got {shown} of {array.dtype}")
+        with np.errstate(over="ignore"):
+            tensor = torch.from_numpy(array.astype(np.float32))
     if not torch.isfinite(tensor).all():
         raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
     return tensor
@@ -182,17 +166,23 @@ def _ordered_corners(corners: Tensor) -> Tensor:
     return corners
 
 
-def _warn_if_outside(
-    coordinates: Sequence[Tensor], width: int, height: int, normalize: bool
+def _check_extent(
+    coordinates: Sequence[Tensor], width: int, height: int, normalize: bool, strict: bool
 ) -> None:
-    """Warn of points outside the image.
+    """Warn of points outside the image, or raise ValueError if `strict`.
 
     coordinates: [..., 2] each, pixels if `normalize`, else fractions of the image.
     """
     extent = torch.tensor([width, height], dtype=torch.float32) if normalize else torch.ones(2)
-    if any(((points < 0) | (points > extent)).any() for points in coordinates):
-        message = f"a point or box lies outside the {width} x {height} image; it is used as given"
-        warnings.warn(message, UserWarning, stacklevel=caller_stacklevel())
+    if not any(((points < 0) | (points > extent)).any() for points in coordinates):
+        return
+    if strict:
+        raise ValueError(
+            f"points, box: expected coordinates in the {width} x {height} image, got one outside "
+            "it; correct it, or set strict_prompts of the model to False"
+        )
+    message = f"a point or box lies outside the {width} x {height} image; it is used as given"
+    warnings.warn(message, UserWarning, stacklevel=caller_stacklevel())
 
 
 def to_model_points(
@@ -204,11 +194,13 @@ def to_model_points(
     size: int,
     normalize: bool,
     device: torch.device,
+    strict: bool = False,
 ) -> Points:
     """Clicks and a box of one object in model pixels: coords [1, P, 2], labels [1, P].
 
     The corners of the box come first, with labels 2 and 3.
     normalize: coordinates are pixels of the `width` x `height` image, otherwise fractions of it.
+    strict: raise ValueError for coordinates outside the image, instead of a warning.
     """
     coords, kinds = click_points(points, labels)
     if box is not None:
@@ -218,7 +210,7 @@ def to_model_points(
         raise ValueError(
             "at least one of points or box must be provided as input, got no point and no box"
         )
-    _warn_if_outside([coords], width, height, normalize)
+    _check_extent([coords], width, height, normalize, strict)
     extent = torch.tensor([width, height], dtype=torch.float32)
     coords = coords / extent * size if normalize else coords * size
     return Points(upload(coords[None], device), upload(kinds[None], device))
@@ -250,7 +242,7 @@ def to_model_mask(mask: Any, size: int, device: torch.device) -> Tensor:
 
 def _drawn(mask: Tensor) -> Tensor:
     """A mask tensor as bool, or as it is if it is soft: floating point of several values."""
-    tensor = mask.detach()
+    tensor = plain_tensor(mask, "mask")
     if not tensor.is_floating_point():
         return tensor != 0
     if not torch.isfinite(tensor).all():
@@ -303,12 +295,13 @@ def image_prompts(
     device: torch.device,
     transforms: CoordinateTransforms,
     transform_on: torch.device,
+    strict: bool = False,
 ) -> ImagePrompts:
     """Check prompts and convert them to model pixels, by `transforms` on a device.
 
     normalize: coordinates are pixels of the image, otherwise fractions of it.
     hw: (height, width) of the image. size: side of the model's input, pixels.
-    Raises ValueError, which names the argument.
+    strict: as in `to_model_points`. Raises ValueError, which names the argument.
     """
     coords, labels = batched_points(point_coords, point_labels)
     boxes = batched_corners(box)
@@ -331,7 +324,7 @@ def image_prompts(
     coordinates = [] if boxes is None else [boxes]
     if coords is not None and labels is not None:
         coordinates.append(coords[labels != -1])  # other points are padding
-    _warn_if_outside(coordinates, hw[1], hw[0], normalize)
+    _check_extent(coordinates, hw[1], hw[0], normalize, strict)
     coords, labels, boxes, mask = (
         None if x is None else upload(x, transform_on) for x in (coords, labels, boxes, mask)
     )

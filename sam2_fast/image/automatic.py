@@ -5,6 +5,7 @@ Source: official `automatic_mask_generator.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -24,8 +25,9 @@ from sam2_fast.image.crops import (
 from sam2_fast.image.generator_options import (
     point_grids_of,
     require,
-    require_at_least,
+    require_finite,
     require_one_of,
+    require_whole,
 )
 from sam2_fast.image.mask_table import MaskData, Record, batch_iterator, records_of
 from sam2_fast.image.predictor import SAM2ImagePredictor
@@ -94,13 +96,22 @@ class SAM2AutomaticMaskGenerator:
                 "points_per_side and point_grids: expected exactly one of them; pass "
                 "points_per_side=None with point_grids"
             )
-        require_at_least(1, points_per_batch=points_per_batch)
+        require_whole(1, points_per_batch=points_per_batch)
         if points_per_side is not None:
-            require_at_least(1, points_per_side=points_per_side)
-        require_at_least(0, crop_n_layers=crop_n_layers)
-        require("crop_overlap_ratio", crop_overlap_ratio, 0 <= crop_overlap_ratio < 1, "0 up to 1")
-        require_at_least(1, crop_n_points_downscale_factor=crop_n_points_downscale_factor)
-        require_at_least(0, min_mask_region_area=min_mask_region_area)
+            require_whole(1, points_per_side=points_per_side)
+        require_whole(0, crop_n_layers=crop_n_layers)
+        require_finite(0, crop_overlap_ratio=crop_overlap_ratio)
+        require("crop_overlap_ratio", crop_overlap_ratio, crop_overlap_ratio < 1, "0 up to 1")
+        require_whole(1, crop_n_points_downscale_factor=crop_n_points_downscale_factor)
+        require_finite(0, min_mask_region_area=min_mask_region_area)
+        require_finite(0, box_nms_thresh=box_nms_thresh, crop_nms_thresh=crop_nms_thresh)
+        require_finite(
+            -math.inf,
+            pred_iou_thresh=pred_iou_thresh,
+            stability_score_thresh=stability_score_thresh,
+            stability_score_offset=stability_score_offset,
+            mask_threshold=mask_threshold,
+        )
         require_one_of(("binary_mask", "uncompressed_rle", "coco_rle"), output_mode=output_mode)
         require_one_of(("image", "low_res"), min_mask_region_area_at=min_mask_region_area_at)
         self.point_grids = point_grids_of(
@@ -156,7 +167,7 @@ class SAM2AutomaticMaskGenerator:
 
         images_per_batch: images or crops that are encoded together.
         """
-        require_at_least(1, images_per_batch=images_per_batch)
+        require_whole(1, images_per_batch=images_per_batch)
         records = []
         predictor = self.predictor
         with predictor.guard.call("generate"), predictor.without_images():

@@ -47,7 +47,8 @@ def generate_crop_boxes(
 ) -> tuple[list[list[int]], list[int]]:
     """Boxes (x0, y0, x1, y1) of the image and its overlapping crops, and the layer of each.
 
-    im_size: (height, width). Layer i = 1 .. n_layers has 4**i crops, column by column.
+    im_size: (height, width). Layer i = 1 .. n_layers has 4**i crops, column by column. Crops
+        without pixels, of images of a few pixels, are left out.
     overlap_ratio: overlap in layer 1 as a fraction of the short side; halved with every layer.
     """
     height, width = im_size
@@ -61,8 +62,9 @@ def generate_crop_boxes(
         )
         for column, row in product(range(count), repeat=2):
             x0, y0 = column * (crop_w - overlap), row * (crop_h - overlap)
-            crops.append([x0, y0, min(x0 + crop_w, width), min(y0 + crop_h, height)])
-            layers.append(layer)
+            if x0 < width and y0 < height:
+                crops.append([x0, y0, min(x0 + crop_w, width), min(y0 + crop_h, height)])
+                layers.append(layer)
     return crops, layers
 
 

@@ -304,6 +304,7 @@ class SAM2ImagePredictor(PromptDecoder):
             self._transforms,
             # one copy to the device; other transforms get tensors on it, as in the official one
             torch.device("cpu") if self._has_standard_transforms() else self.device,
+            self.model.strict_prompts,
         )
         return prompts.mask, prompts.coords, prompts.labels, prompts.boxes
 

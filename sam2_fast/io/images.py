@@ -22,6 +22,7 @@ from sam2_fast.io.orientation import (
     upright_pixels,
 )
 from sam2_fast.io.pixels import rgb_from_array
+from sam2_fast.ops.core.mask_values import plain_tensor
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 """Formats that are read, whatever the file is called.
@@ -60,7 +61,7 @@ def as_rgb(image: Any, *, max_pixels: int = MAX_PIXELS) -> RGB8 | npt.NDArray[np
     if isinstance(image, Image.Image):
         return from_pillow(image, max_pixels, "image")
     if isinstance(image, torch.Tensor):
-        return rgb_from_array(_channels_last(image.detach().cpu()).numpy(), "image")
+        return rgb_from_array(_channels_last(plain_tensor(image, "image").cpu()).numpy(), "image")
     if isinstance(image, np.ndarray):
         return rgb_from_array(image, "image")
     raise TypeError(

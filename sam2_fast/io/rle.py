@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sam2_fast.io.limits import MAX_PIXELS
-from sam2_fast.ops.core.mask_values import as_bool, as_bool_tensor
+from sam2_fast.ops.core.mask_values import as_bool, as_bool_tensor, plain_tensor
 
 _BLOCK = 2**18  # counts that are unpacked at a time
 _LONGEST = 8  # characters of one count: 40 bits; pycocotools has 32
@@ -68,10 +68,11 @@ def mask_to_rle(masks: Tensor) -> list[Rle]:
     On any device; only the positions of changes are copied to the host.
     Raises ValueError for other floats, such as logits: threshold them first.
     """
+    plain = plain_tensor(masks, "masks")
     if masks.ndim != 3 or 0 in masks.shape[1:]:
         raise ValueError(f"masks: expected [N, H, W] with at least one pixel, got {[*masks.shape]}")
     count, height, width = masks.shape
-    flat = as_bool_tensor(masks, "masks").transpose(1, 2).reshape(count, height * width)
+    flat = as_bool_tensor(plain, "masks").transpose(1, 2).reshape(count, height * width)
     encoded: list[Rle] = []
     for rows in torch.split(flat, max(1, 2**30 // (height * width))):
         changes = (rows[:, 1:] != rows[:, :-1]).nonzero().cpu().numpy()

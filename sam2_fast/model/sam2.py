@@ -44,6 +44,8 @@ class Sam2(ModelOfParts, WithTables):
 
     prove: bool = True
     """Whether kernels on a GPU must be proved before this model runs them; see docs/proving.md."""
+    strict_prompts: bool = False
+    """Whether points and boxes outside the image are refused, instead of a warning."""
     postprocessing: ClassVar[Mapping[str, Any]] = IMAGE_POSTPROCESSING
     """Options that the builders set if `apply_postprocessing` is True."""
 

@@ -55,9 +55,10 @@ def model_input(frame: np.ndarray | Tensor, size: int, device: torch.device) -> 
 def own_pixels(frame: Any) -> np.ndarray:
     """A picture of any kind that `set_image` accepts as uint8 [H, W, 3], in memory of its own."""
     pixels = as_rgb_uint8(frame)
-    if isinstance(frame, (np.ndarray, Tensor)) and np.may_share_memory(pixels, np.asarray(frame)):
-        return pixels.copy()
-    return pixels
+    if isinstance(frame, Tensor):
+        return pixels.copy() if frame.device.type == "cpu" else pixels
+    shared = isinstance(frame, np.ndarray) and np.may_share_memory(pixels, frame)
+    return pixels.copy() if shared else pixels
 
 
 class StreamFrames:

@@ -21,12 +21,12 @@ from sam2_fast.io.video import open_video
 from sam2_fast.model.layers import WithTables
 from sam2_fast.official.construction import VIDEO_SETTINGS
 from sam2_fast.official.predictor_steps import PredictorSteps, State
-from sam2_fast.prompts import frame_number, to_model_mask, to_model_points
+from sam2_fast.prompts import to_model_mask, to_model_points
 from sam2_fast.recording.cache import Graphs
+from sam2_fast.video.arguments import frame_number, object_id
 from sam2_fast.video.frames import Frames, StreamFrames, own_pixels
 from sam2_fast.video.full_size import frame_masks, no_output
 from sam2_fast.video.inference_state import InferenceState, new_state, session_of
-from sam2_fast.video.object_ids import object_id
 from sam2_fast.video.program_frames import frames_of_program
 from sam2_fast.video.session import Keep, VideoSession
 from sam2_fast.video.tracker import Output, Tracker, tracker_for
@@ -95,9 +95,8 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
         offload_video_to_cpu: `state["images"]` returns frames on the host.
         offload_state_to_cpu: store memories in host memory.
         async_loading_frames: passed to a loader of the program; frames are always read lazily.
-        keep: "all" (default if the length is known) stores the memories of every frame, so that any
-            frame can be corrected; "reachable" (default for streams) stores only those that later
-            frames attend to, so that memory does not grow with the video.
+        keep: "all" (default if the length is known) stores the memories of every frame; "reachable"
+            (default for streams) only those that later frames attend to, in bounded memory.
         max_pixels, max_frames: limits on the input; None: the defaults of `io.video.open_video`.
         """
         arguments = {"max_pixels": max_pixels, "max_frames": max_frames}
@@ -161,6 +160,7 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
             self.config.image_size,
             normalize_coords,
             session.device,
+            self.strict_prompts,
         )
         tracker = self._tracker(session)
         tracker.preview_points(session, frame, object_id(obj_id), prompt, clear_old_points)
@@ -328,10 +328,9 @@ class SAM2VideoPredictor(PredictorSteps, metaclass=_ShortHelp):
         strict: bool = False,
         need_output: bool = True,
     ) -> tuple[list[Hashable], list[tuple[int, Tensor]]]:
-        """Remove an object.
+        """Remove an object; an unknown id is ignored, or raises RuntimeError if strict is True.
 
-        Returns the remaining ids, and the masks of the remaining objects on the frames on which the
-        object was prompted. An unknown id is ignored, or raises RuntimeError if strict is True.
+        Returns the remaining ids, and their masks on the frames on which the object was prompted.
         """
         session = session_of(inference_state)
         obj_id = object_id(obj_id)

@@ -1,4 +1,7 @@
-"""Masks in arrays and tensors as booleans: a number that is not clearly one is never an object."""
+"""Values of arguments: dense tensors, and masks as booleans.
+
+A number that is not clearly an object is never one.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,23 @@ from torch import Tensor
 Mask = npt.NDArray[np.bool_]
 
 
+def plain_tensor(tensor: Tensor, name: str) -> Tensor:
+    """A tensor of real numbers that are in memory, detached.
+
+    Raises ValueError for one of complex numbers, without data (meta), and for sparse, nested and
+    quantised ones.
+    name: of the argument, for errors.
+    """
+    is_plain = tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_quantized)
+    if not is_plain or tensor.is_meta or tensor.is_complex():
+        kind = "nested tensor" if tensor.is_nested else str(tensor.layout)
+        raise ValueError(
+            f"{name}: expected a dense tensor of real numbers, got {tensor.dtype} in {kind} on "
+            f"{tensor.device.type}"
+        )
+    return tensor.detach().resolve_neg()
+
+
 def as_bool(mask: Any, name: str = "mask") -> Mask:
     """Any mask as a bool array of the same shape; a bool array is returned as it is.
 
@@ -20,7 +40,7 @@ def as_bool(mask: Any, name: str = "mask") -> Mask:
     Raises ValueError for other numbers, such as logits or a soft mask.
     """
     if isinstance(mask, Tensor):
-        return as_bool_tensor(mask, name).detach().cpu().numpy()
+        return as_bool_tensor(plain_tensor(mask, name), name).cpu().numpy()
     pixels = np.asarray(mask)
     if pixels.dtype.kind == "b":
         return pixels
