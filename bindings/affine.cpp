@@ -36,6 +36,7 @@ void run(py::handle x_object, const AffineWeightsOwner& owner, py::handle out_ob
   out.require_shape({params.rows, owner.weights.channels});
   out.require_dtype_of(x);
   if (x.size() == 0) return;
+  require_output(out, {&x});
   params.x = x.data<const void>();
   params.out = out.data<void>();
   run_on_cpu(&affine_cpu, params, num_threads, isa_name);

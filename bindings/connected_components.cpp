@@ -3,6 +3,7 @@
 
 #include <limits>
 
+#include "bindings/outputs.h"
 #include "bindings/tensor.h"
 
 #ifdef SAM2_FAST_WITH_CUDA
@@ -39,8 +40,9 @@ void launch(const View& masks, const Params& params, int num_threads,
             void (*on_cpu)(const Params&, int),
             [[maybe_unused]] const char* (*on_cuda)(const Params&, void*)) {
   if (masks.t.device.type == dl::kCpu) {
+    require_threads(num_threads);
     py::gil_scoped_release release;
-    on_cpu(params, num_threads < 1 ? 1 : num_threads);
+    on_cpu(params, num_threads);
     return;
   }
 #ifdef SAM2_FAST_WITH_CUDA
@@ -66,6 +68,8 @@ void components(py::handle masks_object, py::handle labels_object, py::handle ar
     check_output(*out, masks);
     out->require_int32();
   }
+  require_output(labels, {&masks, &areas});
+  require_output(areas, {&masks});
   const ConnectedComponentsParams params{masks.data<const uint8_t>(),
                                          labels.data<int32_t>(),
                                          areas.data<int32_t>(),
@@ -84,6 +88,7 @@ void small(py::handle masks_object, py::handle small_object, int32_t max_area, i
   const Shape s = check_masks(masks);
   check_output(out, masks);
   out.require_byte();
+  require_output(out, {&masks});
   if (max_area < 1) refuse("max_area", "1 or more pixels", std::to_string(max_area));
   if (masks.t.device.type == dl::kCuda && max_area > kMaxLocalArea) {
     refuse("max_area", "at most " + std::to_string(kMaxLocalArea) + " on CUDA",

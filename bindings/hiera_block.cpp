@@ -83,6 +83,11 @@ void run(py::handle x_object, const HieraBlockWeightsOwner& owner, py::handle ou
   out.require_each_size(
       {params.batch, params.height / cell_side, params.width / cell_side, weights.dim_out});
   if (x.size() == 0) return;
+  if (pool || out.data<const void>() != x.data<const void>()) {
+    require_output(out, {&x});
+  } else {
+    require_output(out, {});
+  }
   params.x = x.data<const void>();
   params.out = out.data<void>();
   run_on_cpu(&hiera_block_cpu, params, num_threads, isa_name);

@@ -173,6 +173,9 @@ void run(py::handle image_object, py::handle mid_object, py::handle high_object,
   check_tokens(params);
   if (!present_object.is_none()) params.present = present_of(present_object, params);
   if (params.objects == 0 || height * width == 0) return;
+  require_output(logits, {&image, &mid, &high, &position, &prompts, &tokens, &quality});
+  require_output(tokens, {&image, &mid, &high, &position, &prompts, &quality});
+  require_output(quality, {&image, &mid, &high, &position, &prompts});
   params.image = image.data<const void>();
   params.mid_features = mid.data<const void>();
   params.high_features = high.data<const void>();

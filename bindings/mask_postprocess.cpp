@@ -66,6 +66,9 @@ py::list run(py::handle logits_object, int64_t height, int64_t width, int64_t ca
   params.outer = integers(outer, {params.count});
   params.inner = integers(inner, {params.count});
   params.boxes = integers(boxes, {params.count, 4});
+  require_output(outer, {&logits, &inner, &boxes});
+  require_output(inner, {&logits, &boxes});
+  require_output(boxes, {&logits});
   std::vector<int32_t*> runs(static_cast<size_t>(params.count), nullptr);
   std::vector<int64_t> lengths(static_cast<size_t>(params.count), 0);
   params.runs = runs.data();

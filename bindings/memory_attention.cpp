@@ -69,7 +69,7 @@ void require_below(const char* name, const std::vector<int64_t>& indices, int64_
 }
 
 std::vector<const void*> maps_of(const py::sequence& objects, const MemoryAttentionParams& params,
-                                 Storage* storage) {
+                                 const View& out, Storage* storage) {
   std::vector<const void*> maps;
   std::vector<View> views;
   views.reserve(py::len(objects));
@@ -80,6 +80,7 @@ std::vector<const void*> maps_of(const py::sequence& objects, const MemoryAttent
     map.require_shape({params.tokens, params.weights.memory_dim});
     *storage = storage_of(map);
     map.require_dtype_of(views.front());
+    require_output(out, {&map});
     maps.push_back(map.data<const void>());
   }
   return maps;
@@ -120,7 +121,7 @@ void run(py::handle x_object, const MemoryAttentionWeightsOwner& owner, py::hand
   params.map_positions = floats(map_positions, {params.tokens, memory_dim});
   const int64_t temporal_rows = temporal.t.shape[0], pointer_tokens = pointers.t.shape[0];
   params.temporal = floats(temporal, {temporal_rows, memory_dim});
-  const std::vector<const void*> maps = maps_of(map_objects, params, &params.map_storage);
+  const std::vector<const void*> maps = maps_of(map_objects, params, out, &params.map_storage);
   params.maps = maps.data();
   require_offsets("first", first, params.objects, static_cast<int64_t>(slots.size()));
   if (rows.size() != slots.size()) {
@@ -143,6 +144,7 @@ void run(py::handle x_object, const MemoryAttentionWeightsOwner& owner, py::hand
   params.first = first.data();
   params.first_pointer = first_pointer.data();
   if (params.objects == 0 || params.tokens == 0) return;
+  require_output(out, {&x, &table, &temporal, &map_positions, &pointers, &positions});
   params.x = x.data<const void>();
   params.out = out.data<void>();
   run_on_cpu(&memory_attention_cpu, params, num_threads, isa_name);

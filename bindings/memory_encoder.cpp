@@ -98,6 +98,7 @@ void run(py::handle low_object, py::handle logits_object, const MemoryEncoderWei
     refuse("logits", "1 pixel or more", text_of_sizes(logits.sizes()));
   }
   params.logits = floats(logits, {params.objects, params.logit_height, params.logit_width});
+  require_output(out, {&low, &logits});
   params.low = low.data<const void>();
   params.out = out.data<void>();
   run_on_cpu(&memory_encoder_cpu, params, num_threads, isa_name);

@@ -66,6 +66,7 @@ void run(py::handle pictures_object, bool bicubic, bool columns_first,
     refuse("pictures", "packed pixels, for bicubic",
            "strides " + text_of_sizes(strides) + (bicubic ? " for bicubic" : " for bilinear"));
   }
+  require_output(out, {&pictures});
   params.pictures = pictures.data<const uint8_t>();
   params.picture_stride = strides[0];
   params.row_stride = strides[1];

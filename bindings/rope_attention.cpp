@@ -39,6 +39,7 @@ void run(py::handle q_object, py::handle k_object, py::handle v_object, py::hand
                std::to_string(unrotated) + " unrotated tokens");
   }
   if (batch == 0 || queries == 0) return;
+  require_output(out, {&q, &k, &v, &table});
   params.q = q.data<const void>();
   params.k = k.data<const void>();
   params.v = v.data<const void>();

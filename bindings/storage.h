@@ -4,6 +4,7 @@
 #include <new>
 #include <string>
 
+#include "bindings/outputs.h"
 #include "bindings/tensor.h"
 #include "csrc/cpu/isa.h"
 #include "csrc/cpu/storage.h"
@@ -51,10 +52,11 @@ template <class Params>
 void run_on_cpu(bool (*kernel)(const Params&, int, Isa), const Params& params, int num_threads,
                 const std::string& isa_name) {
   const Isa isa = isa_of(isa_name);
+  require_threads(num_threads);
   bool done = false;
   {
     py::gil_scoped_release release;
-    done = kernel(params, num_threads < 1 ? 1 : num_threads, isa);
+    done = kernel(params, num_threads, isa);
   }
   if (!done) throw std::bad_alloc();
 }

@@ -41,6 +41,7 @@ void run(py::handle qkv_object, py::handle pad_object, py::handle out_object, in
   out.require_each_size(
       {params.batch, params.height / cell_side, params.width / cell_side, channels / 3});
   if (qkv.size() == 0) return;
+  require_output(out, {&qkv, &pad});
   params.qkv = qkv.data<const void>();
   params.out = out.data<void>();
   run_on_cpu(&window_attention_cpu, params, num_threads, isa_name);

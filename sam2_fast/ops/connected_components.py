@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -13,6 +14,9 @@ from sam2_fast.ops.core.native import native
 from sam2_fast.ops.core.op import Backend, Op
 from sam2_fast.ops.core.requirements import fits, on_one, plain
 from sam2_fast.proving.rules import FEW, Call, Rule, bits
+
+MAX_PIXELS = 2**31 - 1
+"""Pixels of the largest mask: labels are int32."""
 
 __all__ = ["connected_components", "small_components"]
 
@@ -62,9 +66,18 @@ def _flat_out(out: tuple[Tensor, Tensor], masks: Tensor, flat: Tensor) -> tuple[
                 f"out: {name}: expected memory that holds the numbers, got a lazily negated or "
                 "zero tensor; pass torch.empty"
             )
-    if out[0].data_ptr() == out[1].data_ptr() and out[0].numel():
+    if _overlap(*out):
         raise ValueError("out: expected separate memory for labels and areas, got the same")
+    for name, x in zip(("labels", "areas"), out, strict=True):
+        if _overlap(x, flat):
+            raise ValueError(f"out: {name}: expected memory separate from masks, got the same")
     return out[0].view(flat.shape), out[1].view(flat.shape)
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether contiguous tensors share memory."""
+    start, other = a.data_ptr(), b.data_ptr()
+    return start < other + b.nbytes and other < start + a.nbytes
 
 
 def small_components(masks: Tensor, max_area: int, *, backend: str = "auto") -> Tensor:
@@ -72,16 +85,24 @@ def small_components(masks: Tensor, max_area: int, *, backend: str = "auto") -> 
 
     masks as in `connected_components`; max_area: pixels, 0 or more. Returns bool of the same shape.
     """
-    if max_area < 0:
-        raise ValueError(f"max_area: expected 0 or more pixels, got {max_area}")
+    try:
+        most = operator.index(max_area)
+    except TypeError:
+        raise TypeError(
+            f"max_area: expected an integer, got {type(max_area).__name__} {max_area!r}"
+        ) from None
+    if most < 0:
+        raise ValueError(f"max_area: expected 0 or more pixels, got {most}")
     flat = _as_masks(masks)
-    if max_area == 0:
+    if most == 0:
         return torch.zeros_like(masks, dtype=torch.bool)
-    small: Tensor = _SMALL(backend, flat, max_area)
+    small: Tensor = _SMALL(backend, flat, min(most, MAX_PIXELS))
     return small.view(masks.shape)
 
 
 def _as_masks(masks: Tensor) -> Tensor:
+    if type(masks) is Tensor and masks.is_meta:
+        raise ValueError("masks: expected a tensor with values, got one on the device meta")
     if masks.dtype not in (torch.bool, torch.uint8):
         raise TypeError(
             f"masks: expected bool or uint8, got {masks.dtype}; compare logits with a threshold "
@@ -92,6 +113,11 @@ def _as_masks(masks: Tensor) -> Tensor:
     if masks.ndim != 3:
         raise ValueError(
             f"masks: expected shape [N, H, W] or [N, 1, H, W], got {tuple(masks.shape)}"
+        )
+    if masks.shape[1] * masks.shape[2] > MAX_PIXELS:  # before a copy of an expanded tensor
+        raise ValueError(
+            f"masks: expected fewer than 2^31 pixels a mask, got {tuple(masks.shape)}; cut it "
+            "into parts"
         )
     return masks.contiguous()
 
@@ -160,7 +186,7 @@ def _native_small(masks: Tensor, max_area: int) -> Tensor:
         areas = _native_components(masks)[1]
         return (areas > 0) & (areas <= max_area)
     small = torch.empty(masks.shape, dtype=torch.bool, device=masks.device)
-    module.small_components(masks, small, min(max_area, 2**31 - 1), torch.get_num_threads())
+    module.small_components(masks, small, max_area, torch.get_num_threads())
     return small
 
 
