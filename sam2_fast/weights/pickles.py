@@ -38,8 +38,9 @@ _ITEM_BYTES = {
 _TABLES = ("collections OrderedDict", "collections Counter")
 _REBUILD = "torch._utils _rebuild_"
 _TENSORS = (f"{_REBUILD}tensor", f"{_REBUILD}tensor_v2", f"{_REBUILD}tensor_v3")
-_PLAIN_CALLS = ("torch Size", "torch device")
-_GLOBALS = (*_TABLES, *_TENSORS, *_PLAIN_CALLS, f"{_REBUILD}parameter")
+_PLAIN_CALLS = ("torch Size", "torch device", "__builtin__ complex")
+_COPIES = ("__builtin__ set", "_codecs encode")
+_GLOBALS = (*_TABLES, *_TENSORS, *_PLAIN_CALLS, *_COPIES, f"{_REBUILD}parameter")
 
 
 class CodeError(ValueError):
@@ -220,8 +221,22 @@ class _Machine:
                 raise CodeError(f"a call of {function} with other arguments than tables")
             self.copied += sum(sizes)
             return _Table(sum(sizes))
+        if function in _COPIES:
+            return self._copied(function, arguments)
         if function not in _PLAIN_CALLS or len(str(arguments)) > 1000:
             raise CodeError(f"a call of {function}")
+        return arguments
+
+    def _copied(self, function: _Name, arguments: tuple[Any, ...]) -> Any:
+        """The stand-in for bytes and for a set, which copy their argument."""
+        source = arguments[0] if arguments else None
+        encoding = arguments[1:] in ((), ("latin1",))
+        if type(source) is not (str if function == "_codecs encode" else list) or not encoding:
+            raise CodeError(f"a call of {function} with other arguments")
+        # Other values may be nested so deeply that hashing them ends the process.
+        if not all(isinstance(value, (str, int, float)) for value in source):
+            raise TypeError("expected a set of names or numbers")
+        self.copied += len(source)
         return arguments
 
 
