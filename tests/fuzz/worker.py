@@ -13,9 +13,10 @@ import resource
 import sys
 import time
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import coverage
 
@@ -48,8 +49,9 @@ def main(arguments: list[str]) -> int:
         config_file=False,
     )
     lines.start()
-    from tests.fuzz.loop import Runner, run_seeded
-    from tests.fuzz.targets import TARGETS
+    with _instrumented(options.engine):
+        from tests.fuzz.loop import Runner, run_seeded
+        from tests.fuzz.targets import TARGETS
 
     target = TARGETS[options.name]
     folder = options.folder.resolve()
@@ -72,6 +74,15 @@ def main(arguments: list[str]) -> int:
     report(lines, runner.result, folder)
     faulthandler.cancel_dump_traceback_later()
     return bool(runner.result.findings)
+
+
+def _instrumented(engine: str) -> AbstractContextManager[Any]:
+    """The readers that are imported in the block report their branches to atheris."""
+    if engine != "atheris":
+        return nullcontext()
+    import atheris
+
+    return cast(AbstractContextManager[Any], atheris.instrument_imports(include=["sam2_fast"]))
 
 
 def report(lines: Any, result: Result, folder: Path) -> None:
@@ -107,7 +118,6 @@ def _run_atheris(target: Target, runner: Runner, options: Any, proceed: Any) -> 
         proceed(runner.result)
         runner.execute(data)
 
-    atheris.instrument_all()
     limits = [f"-max_total_time={int(options.seconds)}", f"-timeout={HANG_SECONDS}"]
     memory = [f"-rss_limit_mb={MAX_BYTES >> 20}", f"-seed={options.seed + 1}", "-max_len=1048576"]
     atheris.Setup([sys.argv[0], *limits, *memory, "corpus"], execute, custom_mutator=mutate)
