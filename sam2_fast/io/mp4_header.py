@@ -23,7 +23,9 @@ class _Box(NamedTuple):
     stop: int
 
 
-def check_sample_counts(stream: BinaryIO, size: int, max_frames: int, label: str) -> None:
+def check_sample_counts(
+    stream: BinaryIO, size: int, max_frames: int, label: str, max_streams: int = MAX_STREAMS
+) -> None:
     """Raise ValueError if tracks and fragments together claim more samples than their limit.
 
     Decoders build a table of all samples, a sample of which may take no byte of the file. Reads
@@ -48,8 +50,11 @@ def check_sample_counts(stream: BinaryIO, size: int, max_frames: int, label: str
                     f"another tool"
                 )
             tracks += box.kind == b"trak"
-            if tracks > MAX_STREAMS:
-                raise ValueError(f"{label}: the header has more than {MAX_STREAMS} tracks")
+            if tracks > max_streams:
+                raise ValueError(
+                    f"{label}: the header has more than {max_streams} tracks; raise the limit with "
+                    "max_streams="
+                )
             for kind, count in reader.claims(box):
                 counts[kind] += count
                 if counts[kind] > limits[kind]:

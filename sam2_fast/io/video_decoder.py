@@ -29,12 +29,14 @@ class VideoDecoder:
     After damage, one thread decodes; see `set_threads`.
     """
 
-    def __init__(self, source: Path | bytes, label: str, max_pixels: int) -> None:
+    def __init__(
+        self, source: Path | bytes, label: str, max_pixels: int, max_streams: int = MAX_STREAMS
+    ) -> None:
         self._source = source
         self._label = label
         self._av = import_av()
         self._options = {"format_whitelist": CONTAINERS, "max_pixels": str(max_pixels)}
-        self._options["max_streams"] = str(MAX_STREAMS)
+        self._options["max_streams"] = str(max_streams)
         self._container: Any = None
         self._stream: Any = None
         self._stream_index: int | None = None

@@ -25,7 +25,14 @@ from sam2_fast.io.frame_table import (
     seconds_of,
 )
 from sam2_fast.io.frames import Frame, FrameSource
-from sam2_fast.io.limits import MAX_FRAMES, MAX_PIXELS, check_count, check_frames, check_pixels
+from sam2_fast.io.limits import (
+    MAX_FRAMES,
+    MAX_PIXELS,
+    MAX_STREAMS,
+    check_count,
+    check_frames,
+    check_pixels,
+)
 from sam2_fast.io.mp4_header import check_sample_counts
 from sam2_fast.io.video_decoder import VideoDecoder, import_av
 from sam2_fast.io.video_stream import to_rgb
@@ -66,11 +73,16 @@ class VideoFile(VideoDecoder, FrameSource):
     reads_ahead = True
 
     def __init__(
-        self, source: Path | bytes, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES
+        self,
+        source: Path | bytes,
+        *,
+        max_pixels: int = MAX_PIXELS,
+        max_frames: int = MAX_FRAMES,
+        max_streams: int = MAX_STREAMS,
     ) -> None:
         name = f"video {source}" if isinstance(source, Path) else f"video of {len(source)} bytes"
-        VideoDecoder.__init__(self, source, name, max_pixels)
-        self._check_header(name, max_frames)
+        VideoDecoder.__init__(self, source, name, max_pixels, max_streams)
+        self._check_header(name, max_frames, max_streams)
         try:
             self._reopen()
             context = cast(Any, self._stream).codec_context
@@ -288,12 +300,16 @@ class VideoFile(VideoDecoder, FrameSource):
             break
         raise ValueError(f"{name}: no frames; the file is empty or damaged")
 
-    def _check_header(self, name: str, max_frames: int) -> None:
+    def _check_header(self, name: str, max_frames: int, max_streams: int) -> None:
         if isinstance(self._source, bytes):
-            check_sample_counts(io.BytesIO(self._source), len(self._source), max_frames, name)
+            check_sample_counts(
+                io.BytesIO(self._source), len(self._source), max_frames, name, max_streams
+            )
             return
         try:
             with self._source.open("rb") as stream:
-                check_sample_counts(stream, self._source.stat().st_size, max_frames, name)
+                check_sample_counts(
+                    stream, self._source.stat().st_size, max_frames, name, max_streams
+                )
         except OSError as error:
             raise ValueError(f"{name}: cannot be opened ({error.strerror})") from error

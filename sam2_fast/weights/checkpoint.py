@@ -20,7 +20,8 @@ from sam2_fast.weights.hugging_face import from_hugging_face, is_hugging_face
 from sam2_fast.weights.pickle_file import WeightsFileError, check_regular, read_pickle_file
 
 MAX_HEADER_BYTES = 16 << 20
-"""Largest safetensors header that is read; those of the released models have about 100 kB."""
+"""Largest description of the tensors that is read: the header of a safetensors file, or the pickle
+of a `.pt` file. Those of the released models have about 100 kB."""
 
 _BLOCK = re.compile(r"^image_encoder\.trunk\.blocks\.(\d+)\.")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
@@ -30,21 +31,24 @@ class CheckpointError(ValueError):
     """A weights file that cannot be used; the message names the file and the reason."""
 
 
-def read_state_dict(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
+def read_state_dict(
+    source: str | Path | Mapping[str, Any], *, max_header_bytes: int = MAX_HEADER_BYTES
+) -> dict[str, Tensor]:
     """A state dict with official names, on the CPU.
 
     source: a `.pt` or `.safetensors` file, or a mapping; the tensors may also be nested under
         "model" or "state_dict".
+    max_header_bytes: limit of the description of the tensors in a file.
     Raises FileNotFoundError, or CheckpointError for a file that is empty, truncated, no checkpoint,
     or would run code.
     """
     if isinstance(source, Mapping):
         return _plain(source, "the given mapping")
     path = Path(source)
-    return _plain(read_file(path), f"checkpoint {path}")
+    return _plain(read_file(path, max_header_bytes), f"checkpoint {path}")
 
 
-def read_file(path: Path) -> Any:
+def read_file(path: Path, max_header_bytes: int = MAX_HEADER_BYTES) -> Any:
     """The whole content of a `.safetensors` file, or of one of `torch.save`, on the CPU.
 
     Memory of at most a few times the size of the file is used. Raises FileNotFoundError, or
@@ -53,21 +57,26 @@ def read_file(path: Path) -> Any:
     try:
         check_regular(path)
         is_safetensors = path.suffix == ".safetensors"
-        return _read_safetensors(path) if is_safetensors else read_pickle_file(path)
+        read = _read_safetensors if is_safetensors else read_pickle_file
+        return read(path, max_header_bytes)
     except WeightsFileError as error:
         raise CheckpointError(f"checkpoint {path}: {error}") from error
 
 
-def _read_safetensors(path: Path) -> Mapping[str, Any]:
+def _read_safetensors(path: Path, max_header_bytes: int) -> Mapping[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
-    if header_bytes > min(MAX_HEADER_BYTES, path.stat().st_size):
+    if header_bytes > path.stat().st_size:
         raise WeightsFileError(
-            f"header of {header_bytes} bytes exceeds {MAX_HEADER_BYTES} or the file; not a "
-            f"safetensors file"
+            f"header of {header_bytes} bytes exceeds the file; not a safetensors file"
+        )
+    if header_bytes > max_header_bytes:
+        raise WeightsFileError(
+            f"its header has {header_bytes} bytes, the limit is {max_header_bytes}; raise it with "
+            "max_header_bytes="
         )
     try:
         return load_file(path, device="cpu")

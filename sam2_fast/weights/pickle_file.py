@@ -15,10 +15,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from sam2_fast.weights.pickles import MAX_PICKLE_BYTES, CodeError, Storage, inspect
-
-MAX_DIRECTORY_BYTES = 8 << 20
-"""Largest directory of an archive, in bytes: some 80,000 tensors."""
+from sam2_fast.weights.pickles import CodeError, Storage, inspect
 
 _MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.serialization.MAGIC_NUMBER as a pickle
 _END = b"PK\x05\x06"
@@ -36,15 +33,16 @@ class WeightsFileError(ValueError):
     """A PyTorch file that cannot be read; the message is the reason, without the file's name."""
 
 
-def read_pickle_file(path: Path) -> Any:
+def read_pickle_file(path: Path, max_header_bytes: int) -> Any:
     """The content of a file of `torch.save`, with tensors on the CPU. No code of the file runs.
 
     The structure is checked first. Memory of at most a few times the size of the file is used.
+    max_header_bytes: limit of its pickle, and of the directory of an archive.
     Raises WeightsFileError if the file is damaged, not of `torch.save`, compressed, or holds
     anything but tables of tensors and plain values.
     """
     try:
-        check_pickle_file(path)
+        check_pickle_file(path, max_header_bytes)
         return torch.load(path, map_location="cpu", weights_only=True)
     except (CodeError, pickle.UnpicklingError) as error:
         reason = f": {error}" if isinstance(error, CodeError) else ""
@@ -56,7 +54,7 @@ def read_pickle_file(path: Path) -> Any:
         raise WeightsFileError(f"not a readable PyTorch checkpoint ({reason[:200]})") from error
 
 
-def check_pickle_file(path: Path) -> None:
+def check_pickle_file(path: Path, max_header_bytes: int) -> None:
     """Raise ValueError or another of `READ_ERRORS` unless the file may be passed to `torch.load`.
 
     CodeError, a ValueError, is for files that ask for code. Reads headers and pickles, no numbers.
@@ -65,9 +63,9 @@ def check_pickle_file(path: Path) -> None:
         size = path.stat().st_size
         head = stream.read(2)
         if head == b"PK":
-            _check_archive(stream, size)
+            _check_archive(stream, size, max_header_bytes)
         else:
-            _check_legacy(stream, size)
+            _check_legacy(stream, size, max_header_bytes)
 
 
 def check_regular(path: Path) -> None:
@@ -80,8 +78,8 @@ def check_regular(path: Path) -> None:
         raise WeightsFileError("the file is empty (0 bytes); download it again")
 
 
-def _check_archive(stream: BinaryIO, size: int) -> None:
-    _check_directory(stream, size)
+def _check_archive(stream: BinaryIO, size: int, max_header_bytes: int) -> None:
+    _check_directory(stream, size, max_header_bytes)
     with zipfile.ZipFile(stream) as archive:
         members = archive.infolist()
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
@@ -93,9 +91,12 @@ def _check_archive(stream: BinaryIO, size: int) -> None:
             raise ValueError("two members of the archive have the same name")
         folder = members[0].filename.partition("/")[0]
         name = f"{folder}/data.pkl"
-        if sizes.get(name.casefold(), 0) > MAX_PICKLE_BYTES:
-            raise ValueError(f"its pickle is larger than {MAX_PICKLE_BYTES} bytes")
-        contents = inspect(io.BytesIO(archive.read(name)))
+        if sizes.get(name.casefold(), 0) > max_header_bytes:
+            raise ValueError(
+                f"its pickle is larger than {max_header_bytes} bytes; raise the limit with "
+                "max_header_bytes="
+            )
+        contents = inspect(io.BytesIO(archive.read(name)), max_header_bytes)
     for storage in contents.storages.values():
         if sizes.get(f"{folder}/data/{storage.key}".casefold(), -1) < storage.total_bytes:
             raise ValueError(
@@ -104,7 +105,7 @@ def _check_archive(stream: BinaryIO, size: int) -> None:
             )
 
 
-def _check_directory(stream: BinaryIO, size: int) -> None:
+def _check_directory(stream: BinaryIO, size: int, max_header_bytes: int) -> None:
     """Raise ValueError if the directory of a zip archive is too large to be listed."""
     start = max(0, size - 2**16 - 42)
     stream.seek(start)
@@ -117,24 +118,27 @@ def _check_directory(stream: BinaryIO, size: int) -> None:
         stream.seek(min(struct.unpack_from("<Q", tail, end - 12)[0], size))
         record = stream.read(56)
         directory = struct.unpack_from("<Q", record, 40)[0]
-    if directory > MAX_DIRECTORY_BYTES:
-        raise ValueError(f"the directory of the archive is larger than {MAX_DIRECTORY_BYTES} bytes")
+    if directory > max_header_bytes // 2:  # listing it needs several times its size
+        raise ValueError(
+            f"the directory of the archive is larger than {max_header_bytes // 2} bytes; raise the "
+            "limit with max_header_bytes="
+        )
     stream.seek(0)
 
 
-def _check_legacy(stream: BinaryIO, size: int) -> None:
+def _check_legacy(stream: BinaryIO, size: int, max_header_bytes: int) -> None:
     """Check the pickles of the older format: magic number, version, system, content, keys."""
     stream.seek(0)
-    head = io.BytesIO(stream.read(MAX_PICKLE_BYTES))
+    head = io.BytesIO(stream.read(max_header_bytes))
     start = head.getvalue()[: 2 + len(_MAGIC)]
     if start[:1] != b"\x80" or start[2:] != _MAGIC:
         # A file of pickle.dump, or no pickle at all.
-        inspect(head)
+        inspect(head, max_header_bytes)
         raise ValueError("the magic number of torch.save is missing")
     for _ in range(3):
-        inspect(head)
-    contents = inspect(head)
-    keys = inspect(head).value
+        inspect(head, max_header_bytes)
+    contents = inspect(head, max_header_bytes)
+    keys = inspect(head, max_header_bytes).value
     storages: list[Storage] = [*contents.storages.values()]
     if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(s.key for s in storages):
         raise ValueError("the list of its storages does not fit its tensors")

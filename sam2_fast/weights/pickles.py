@@ -16,10 +16,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-MAX_PICKLE_BYTES = 16 << 20
-"""Largest pickle of a weights file, in bytes, without the numbers of its tensors."""
-MAX_INSTRUCTIONS = 1_000_000
-"""Most instructions of a pickle. A training checkpoint of the large model has 120,000."""
+INSTRUCTION_BYTES = 16
+"""A pickle may have one instruction, or copied entry, for each as many bytes of its limit. That of
+a training checkpoint of the large model has 120,000."""
 
 _ITEM_BYTES = {
     "DoubleStorage": 8,
@@ -84,17 +83,22 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _VALUES = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE")
 
 
-def inspect(stream: BinaryIO) -> Contents:
+def inspect(stream: BinaryIO, max_header_bytes: int) -> Contents:
     """Follow one pickle of `stream`, which is at its start, and afterwards behind its end.
 
+    max_header_bytes: limit of its size, for the number of its instructions.
     Raises CodeError for anything but tables of tensors and plain values, and ValueError for a
     damaged pickle, for one that is too large and for tensors that are larger than their storage.
     """
     machine = _Machine()
+    max_instructions = max_header_bytes // INSTRUCTION_BYTES
     try:
         for count, (instruction, argument, _) in enumerate(pickletools.genops(stream)):
-            if count >= MAX_INSTRUCTIONS or machine.copied > MAX_INSTRUCTIONS:
-                raise ValueError(f"the pickle has more than {MAX_INSTRUCTIONS} instructions")
+            if max(count, machine.copied) >= max_instructions:
+                raise ValueError(
+                    f"the pickle has {max_instructions} instructions or more; raise the limit with "
+                    "max_header_bytes="
+                )
             machine.run(instruction.name, argument)
     except (IndexError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"the pickle is damaged ({error!r})") from error
