@@ -33,6 +33,15 @@ class Inputs(NamedTuple):
         return Inputs(self.x.to(dtype), self.weights.to(dtype))
 
 
+def call_native(module: Any) -> None:
+    """One call of the function of the native module, with plain arguments."""
+    x, weights = torch.ones(2, 8), AffineWeights(torch.ones(8), torch.ones(8))
+    out = torch.empty(2, 8)
+    module.affine(
+        x=x, weights=module.AffineWeights(weights), out=out, num_threads=1, isa="portable"
+    )
+
+
 def case(*shape: int, seed: int = 0) -> Inputs:
     generator = torch.Generator().manual_seed(seed)
 

@@ -10,6 +10,7 @@ import mmap
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ import torch
 from torch import Tensor
 
 from sam2_fast.image.predictor import SAM2ImagePredictor
-from sam2_fast.ops.affine import AffineWeights
 from tests.ops import test_bindings
 from tests.reliability.image_models import CLICK, picture, shared_model
 
@@ -88,11 +88,14 @@ def by_the_model(module: Any) -> None:
         model.encode_memory(zeros(1, 256, 4, 4), zeros(1, 1, 64, 64), zeros(1, 1), True)
 
 
-def affine(module: Any) -> None:
-    weights = module.AffineWeights(AffineWeights(torch.ones(8), torch.ones(8)))
-    module.affine(
-        x=torch.ones(2, 8), weights=weights, out=torch.ones(2, 8), num_threads=1, isa="portable"
-    )
+def calls_of_ops() -> Iterator[tuple[str, Callable[..., None]]]:
+    """`call_native` of the tests of ops, by the name of the op."""
+    for path in Path(test_bindings.__file__).parent.glob("test_*.py"):
+        if "def call_native(" in path.read_text(encoding="utf-8"):
+            yield (
+                path.stem.removeprefix("test_"),
+                import_module(f"tests.ops.{path.stem}").call_native,
+            )
 
 
 def small_components(module: Any) -> None:
@@ -102,7 +105,7 @@ def small_components(module: Any) -> None:
 
 CALLS: dict[str, Callable[..., None]] = {
     **{name: getattr(test_bindings, name) for name in FUNCTIONS},
-    "affine": affine,
+    **dict(calls_of_ops()),
     "small_components": small_components,
     "mask_decoder": by_the_model,
     "memory_encoder": by_the_model,

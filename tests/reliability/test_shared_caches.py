@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from torch import nn
 from sam2_fast.image.automatic import SAM2AutomaticMaskGenerator
 from sam2_fast.image.predictor import SAM2ImagePredictor
 from sam2_fast.model.position import PositionEmbeddingSine
-from sam2_fast.ops.affine import AffineWeights
 from sam2_fast.ops.core.cache import Cache, derive
 from sam2_fast.ops.core.module_state import ModuleState, Watched
+from sam2_fast.ops.core.weights import Weights, tensor
 from sam2_fast.proving.card import Card
 from sam2_fast.proving.store import Contents, Store, Verdict
 from sam2_fast.recording.cache import MAX_GRAPHS, Graphs
@@ -91,8 +92,15 @@ def test_a_cached_position_has_the_autocast_of_its_caller() -> None:
         assert torch.equal(encoder.dense_position(), expected)
 
 
+@dataclass(frozen=True, eq=False)
+class Scales(Weights, root=True):
+    """Scale of C channels."""
+
+    weight: torch.Tensor = tensor("C")  # noqa: RUF009 - a field of weights
+
+
 def test_values_derived_from_weights_do_not_depend_on_autocast() -> None:
-    weights = AffineWeights(torch.rand(8), torch.rand(8))
+    weights = Scales(torch.rand(8))
     matrix = torch.rand(8, 8)
 
     def make() -> torch.Tensor:
@@ -177,7 +185,7 @@ CARD = Card("card", 90, "1", "2", "3", "4", "5")
 
 
 def test_a_thread_never_reads_a_file_of_verdicts_as_empty(tmp_path: Path) -> None:
-    Store(tmp_path, CARD).merge([verdict("affine")], [])
+    Store(tmp_path, CARD).merge([verdict("nms")], [])
     for _ in range(5):
         store = Store(tmp_path, CARD)
         results = race(*[lambda store=store: len(store.read().verdicts)] * 4, repeats=5)
@@ -187,7 +195,7 @@ def test_a_thread_never_reads_a_file_of_verdicts_as_empty(tmp_path: Path) -> Non
 def test_an_interrupt_does_not_empty_the_verdicts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Store(tmp_path, CARD).merge([verdict("affine")], [])
+    Store(tmp_path, CARD).merge([verdict("nms")], [])
     store = Store(tmp_path, CARD)
 
     def interrupt(_: Store) -> Contents:
