@@ -162,6 +162,12 @@ def calls(folder: Path) -> dict[str, Callable[[], object]]:
         "add_new_mask": lambda: kept["video"].add_new_mask(
             kept["session"], 0, 2, np.eye(40, 60, dtype=bool)
         ),
+        "propagate_in_video": lambda: list(kept["video"].propagate_in_video(kept["session"])),
+        "frame_masks": lambda: list(kept["video"].frame_masks(kept["session"], 1)),
+        "clear_all_prompts_in_frame": lambda: kept["video"].clear_all_prompts_in_frame(
+            kept["session"], 0, 1
+        ),
+        "step": lambda: kept["video"].step(kept["video"].init_state(None), picture()),
         "remove_object": lambda: kept["video"].remove_object(kept["session"], 2),
         "reset_state": lambda: kept["video"].reset_state(kept["session"]),
     }
