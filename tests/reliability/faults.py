@@ -9,25 +9,30 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sam2_fast
-from tests.video.conftest import freeze
 
-PACKAGE = Path(sam2_fast.__file__).parent
-STATE_FILES = frozenset(
-    str(path)
-    for pattern in (
-        "video/*.py",
-        "memory/*.py",
-        "ops/core/exclusive.py",
-        "official/predictor_steps.py",
-    )
-    for path in PACKAGE.glob(pattern)
+PACKAGE = Path(str(sam2_fast.__file__)).parent
+HOW_MANY = [
+    pytest.param(12, id="sampled"),
+    pytest.param(10**9, id="whole", marks=[pytest.mark.slow, pytest.mark.timeout(3000)]),
+]
+"""How many positions of a call get a fault."""
+
+
+def files_of(*patterns: str) -> frozenset[str]:
+    """The files of the package that match."""
+    return frozenset(str(path) for pattern in patterns for path in PACKAGE.glob(pattern))
+
+
+STATE_FILES = files_of(
+    *("video/*.py", "memory/*.py", "ops/core/exclusive.py", "official/predictor_steps.py")
 )
 """The files that change sessions."""
-ALL_FILES = frozenset(map(str, PACKAGE.rglob("*.py")))
+ALL_FILES = files_of("**/*.py")
 
 
 class InjectedError(torch.OutOfMemoryError):
@@ -103,37 +108,22 @@ def sampled(count: int, most: int, seed: int = 0) -> list[int]:
     return sorted(others) + list(range(count - last, count))
 
 
-def state_of(session: Any) -> Any:
-    """Everything that a call may change in a session, as values that can be compared."""
-    state = session.state
-    control = session.control
-    frames = session.frames
-    stream = None
-    if hasattr(frames, "pushed"):
-        stream = (frames.pushed, list(frames._frames), frames.height, frames.width)
-    plain = {name: state[name] for name in ("obj_ids", "obj_id_to_idx", "obj_idx_to_id")}
-    order = [
-        [[*track.bank.prompted], [*track.bank.tracked], [*track.previews], [*track.corrections]]
-        for track in session.objects.values()
-    ]
-    return {
-        "frozen": freeze(session),
-        "plain": repr(plain),
-        "order": order,
-        "size": session.size,
-        "constants": [*state["constants"]],
-        "cached": {frame: id(entry) for frame, entry in state["cached_features"].items()},
-        "stream": stream,
-        "control": (control.resets, sorted(control.return_starts), len(control.unchecked)),
-        "busy": control.calls.busy,
-    }
+def positions_of(call: Callable[[], Any], counter: Any, most: int) -> list[int]:
+    """Where to put faults into a call, which is run once with a `counter`, a fault without `at`."""
+    with counter:
+        call()
+    return sampled(counter.count, most)
 
 
 def raises(call: Callable[[], Any], fault: Any) -> bool:
-    """Whether a call raises the error of a fault."""
+    """Whether a call raises the error of a fault, as it is or in an error of torch."""
     try:
         with fault:
             call()
-    except (InjectedError, KeyboardInterrupt):
+    except KeyboardInterrupt:
+        return True
+    except RuntimeError as error:
+        if "(injected at " not in str(error):
+            raise
         return True
     return False

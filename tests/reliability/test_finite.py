@@ -11,8 +11,8 @@ import torch
 
 from sam2_fast.types import Features
 from sam2_fast.video import finite, transactions
-from tests.reliability.faults import state_of
 from tests.reliability.session_calls import CLICK, CLIP, corrected, same, stream
+from tests.reliability.session_state import state_of
 from tests.video.conftest import moving_frames, small_predictor
 
 pytestmark = pytest.mark.reliability("F2", "40")

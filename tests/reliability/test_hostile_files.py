@@ -24,7 +24,7 @@ from sam2_fast.io import (
 from sam2_fast.io.images import image_size
 from sam2_fast.io.limits import MAX_STREAMS
 from sam2_fast.io.mp4_header import MAX_SOUND_SAMPLES, check_sample_counts
-from tests.reliability.injected import cost_of
+from tests.reliability.costs import cost_of
 
 
 def gif(side: int, frames: int) -> bytes:

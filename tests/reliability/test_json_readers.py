@@ -20,7 +20,7 @@ from sam2_fast.io.masks import JsonWriter
 from sam2_fast.training import Recipe
 from sam2_fast.training.run import _step_of
 from sam2_fast.weights.config_files import read_yaml
-from tests.reliability.injected import cost_of
+from tests.reliability.costs import cost_of
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "masks": load_masks_json,

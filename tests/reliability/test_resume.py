@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ import torch
 
 from sam2_fast.training import Recipe, Trainer
 from sam2_fast.weights.checkpoint import CheckpointError
-from tests.reliability.injected import FailAt, lines_of
+from tests.reliability.faults import (
+    HOW_MANY,
+    FailingOp,
+    InterruptedLine,
+    files_of,
+    positions_of,
+)
 from tests.training.recipes import SMALL, write_recipe
 
 TINY = {
@@ -143,26 +150,33 @@ def test_a_refused_checkpoint_changes_nothing(name: str, saved: Saved, tmp_path:
     assert len(str(caught.value)) < 2000 and not (tmp_path / "ran").exists()
 
 
-@pytest.mark.reliability("F17", "27")
-def test_a_failure_while_resuming_changes_everything_or_nothing(saved: Saved) -> None:
-    with FailAt() as counter:
-        saved.trainer.resume(saved.path)
+FILES_OF_RESUME = files_of("training/trainer.py", "training/resumed.py", "weights/checkpoint.py")
+FAULTS = {
+    "error": FailingOp,
+    "interrupt": lambda at=None: InterruptedLine(at, FILES_OF_RESUME),
+}
+
+
+@pytest.mark.reliability("F17", "27", "interrupts")
+@pytest.mark.parametrize("most", HOW_MANY)
+@pytest.mark.parametrize("kind", FAULTS)
+def test_resuming_that_raises_changes_everything_or_nothing(
+    saved: Saved, kind: str, most: int
+) -> None:
+    resume = partial(saved.trainer.resume, saved.path)
+    positions = positions_of(resume, FAULTS[kind](), most)
     assert equal(state_of(saved.trainer), saved.after)
     saved.restart()
-    for at in range(0, counter.count, counter.count // 6):
-        with FailAt(at), pytest.raises((RuntimeError, CheckpointError)):
-            saved.trainer.resume(saved.path)
-        assert equal(state_of(saved.trainer), saved.before)
-
-
-@pytest.mark.reliability("F17")
-def test_an_interrupt_while_resuming_changes_everything_or_nothing(saved: Saved) -> None:
-    files = ("training/trainer.py", "training/resumed.py", "weights/checkpoint.py")
-    count = lines_of(lambda: saved.trainer.resume(saved.path), files)
-    saved.restart()
-    for at in [*range(0, count, count // 4), *range(count - 3, count)]:
-        with pytest.raises(KeyboardInterrupt):
-            lines_of(lambda: saved.trainer.resume(saved.path), files, at)
+    for position in positions:
+        fault = FAULTS[kind](position)
+        try:
+            with fault:
+                resume()
+        except (RuntimeError, CheckpointError, KeyboardInterrupt):
+            pass
+        else:
+            raise AssertionError(f"{kind} {position} did not raise")
         state = state_of(saved.trainer)
-        assert equal(state, saved.before) or equal(state, saved.after)
-        saved.restart()
+        assert equal(state, saved.before) or equal(state, saved.after), fault.where
+        if not equal(state, saved.before):
+            saved.restart()

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.reliability.faults import state_of
 from tests.reliability.session_calls import CLICK, CLIP, clicked, propagated, same, stream, tracked
+from tests.reliability.session_state import state_of
 from tests.video.conftest import small_predictor
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -11,14 +10,15 @@ from typing import Any
 import pytest
 
 from tests.reliability.faults import (
+    HOW_MANY,
     FailingOp,
     InterruptedAnywhere,
     InterruptedLine,
+    positions_of,
     raises,
-    sampled,
-    state_of,
 )
 from tests.reliability.session_calls import CALLS, CLIP, PASSES, SessionCall, same, stream
+from tests.reliability.session_state import state_of
 from tests.video.conftest import small_predictor
 
 FAULTS = {
@@ -28,10 +28,6 @@ FAULTS = {
 }
 UNDISTURBED = {**dict.fromkeys(FAULTS, nullcontext), "error": FailingOp}
 """What calls without a fault run in, so that they compute as those with one."""
-HOW_MANY = [
-    pytest.param(12, id="sampled"),
-    pytest.param(10**9, id="whole", marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
-]
 
 
 class WithSteps(type(small_predictor())):  # type: ignore[misc]
@@ -54,14 +50,6 @@ def undisturbed(predictor: Any, case: SessionCall) -> tuple[Any, Any]:
     return case.call(predictor, session), case.probe(predictor, session)
 
 
-def positions_of(call: Callable[[], Any], kind: str, most: int) -> list[int]:
-    """Where to put faults into a call: `most` positions, or all of them."""
-    counter = FAULTS[kind]()
-    with counter:
-        call()
-    return sampled(counter.count, most)
-
-
 @pytest.mark.reliability("F1", "F6", "F7", "27", "28", "interrupts")
 @pytest.mark.parametrize("most", HOW_MANY)
 @pytest.mark.parametrize("kind", [*FAULTS])
@@ -73,7 +61,7 @@ def test_a_call_that_raises_leaves_the_session_as_it_was(
     expected, expected_probe = undisturbed(predictor, case)
     session = case.prepare(predictor)
     trial = copy.deepcopy(session)
-    positions = positions_of(lambda: case.call(predictor, trial), kind, most)
+    positions = positions_of(lambda: case.call(predictor, trial), FAULTS[kind](), most)
     before = state_of(session)
     for position in positions:
         fault = FAULTS[kind](position)
@@ -96,7 +84,7 @@ def test_a_pass_that_raises_keeps_the_finished_frames_and_continues(
     case = PASSES[name]
     prepared = case.prepare(predictor)
     trial = copy.deepcopy(prepared)
-    positions = positions_of(lambda: case.call(predictor, trial), kind, most)
+    positions = positions_of(lambda: case.call(predictor, trial), FAULTS[kind](), most)
     with UNDISTURBED[kind]():
         session = copy.deepcopy(prepared)
         expected, expected_probe = case.call(predictor, session), case.probe(predictor, session)

@@ -23,7 +23,15 @@ from sam2_fast.weights.checkpoint import (
     load_weights,
     read_state_dict,
 )
-from tests.reliability.injected import FailAt, InjectedError, cost_of, lines_of
+from tests.reliability.costs import cost_of
+from tests.reliability.faults import (
+    HOW_MANY,
+    FailingOp,
+    InterruptedLine,
+    files_of,
+    positions_of,
+    raises,
+)
 
 SMALL = Sam2Config(
     embed_dim=8,
@@ -230,30 +238,22 @@ def copied(model: Sam2) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-@pytest.mark.reliability("27", "38")
-def test_a_failed_load_leaves_all_weights_as_they_were() -> None:
+FAULTS = {
+    "error": FailingOp,
+    "interrupt": lambda at=None: InterruptedLine(at, files_of("weights/checkpoint.py")),
+}
+
+
+@pytest.mark.reliability("27", "38", "interrupts")
+@pytest.mark.parametrize("most", HOW_MANY)
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_load_that_raises_leaves_all_weights_as_they_were(kind: str, most: int) -> None:
     model = Sam2(SMALL)
     before = copied(model)
     state = {name: tensor + 1 for name, tensor in before.items()}
-    with FailAt() as counter:
-        load_weights(model, state)
+    positions = positions_of(lambda: load_weights(model, state), FAULTS[kind](), most)
     load_weights(model, before)
-    assert counter.count > 100
-    for at in range(0, counter.count, counter.count // 12):
-        with FailAt(at), pytest.raises((InjectedError, RuntimeError)):
-            load_weights(model, state)
-        assert equal(model.state_dict(), before)
-
-
-@pytest.mark.reliability("27", "38")
-def test_an_interrupted_load_leaves_old_or_new_weights() -> None:
-    model = Sam2(SMALL)
-    before = copied(model)
-    state = {name: tensor + 1 for name, tensor in before.items()}
-    files = ("weights/checkpoint.py", "nn/modules/module.py")
-    count = lines_of(lambda: load_weights(model, state), files)
-    for at in range(0, count, count // 15):
-        load_weights(model, before)
-        with pytest.raises(KeyboardInterrupt):
-            lines_of(lambda: load_weights(model, state), files, at)
-        assert equal(model.state_dict(), before) or equal(model.state_dict(), state)
+    for position in positions:
+        fault = FAULTS[kind](position)
+        assert raises(lambda: load_weights(model, state), fault)
+        assert equal(model.state_dict(), before), fault.where

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.reliability.faults import FailingOp, InterruptedLine, raises, state_of
+from tests.reliability.faults import FailingOp, InterruptedLine, raises
+from tests.reliability.session_state import state_of
 
 FRAMES = 6
 frames = st.integers(0, FRAMES - 1)
