@@ -13,6 +13,9 @@ BUILD_PACKAGES := "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.24" ninja
 SECONDS ?= 60
 ENGINE ?= seeded
 
+# make sanitize: processes of pytest
+WORKERS ?= 2
+
 # The lowest supported versions, in a virtual environment of their own. Triton 3.6's interpreter
 # needs numpy < 2.4.
 FLOOR ?= .venv-floor
@@ -29,8 +32,8 @@ GPU_PIP := $(GPU)/bin/python -m pip --disable-pip-version-check -q
 TEST_PACKAGES := pytest pytest-timeout pytest-xdist hypothesis pillow safetensors tqdm \
   huggingface_hub typer av scipy onnx onnxscript onnxruntime
 
-.PHONY: setup demo test test-slow faults test-idioms test-floor fuzz bench lint format build clean \
-  floor-packages gpu-setup pack-gpu dry-run generated pictures docs docs-serve
+.PHONY: setup demo test test-slow faults test-idioms test-floor fuzz sanitize bench lint format \
+  build clean floor-packages gpu-setup pack-gpu dry-run generated pictures docs docs-serve
 
 setup: $(STAMP)
 
@@ -64,6 +67,9 @@ test-idioms: $(STAMP)  ## scripts of other programs, with this and the official 
 fuzz: $(STAMP)  ## mutated files through every reader; SECONDS of each, TARGET for one
 	$(PIP) install coverage
 	$(PY) -m tests.fuzz.run --seconds $(SECONDS) --engine $(ENGINE) $(addprefix --target ,$(TARGET))
+
+sanitize: $(STAMP)  ## tests of kernels and bindings with AddressSanitizer and UBSan
+	$(PY) -m tools.sanitize --workers $(WORKERS)
 
 $(FLOOR)/.packages: Makefile
 	test -x $(FLOOR)/bin/python || $(FLOOR_PYTHON) -m venv $(FLOOR)
