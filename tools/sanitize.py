@@ -2,10 +2,11 @@
 
 python -m tools.sanitize [--workers N]
 
-Builds into build/sanitize; the installed module stays. Reports are written to files, because
-pytest captures the error output of a process that ends. Any report or failed test ends in exit
-code 1. Memory is filled with NaN before it is used, so that results show reads of what was not
-written. Leaks are not reported: Python, pybind11 and torch keep memory until the process ends.
+Builds into build/sanitize; the installed module stays. The first report or failed test ends the
+run with an exit code other than 0. ASan writes its reports to files and UBSan to the error output,
+so pytest captures no file descriptors. Memory is filled with NaN before it is used, so that results
+show reads of what was not written. Leaks are not reported: Python, pybind11 and torch keep memory
+until the process ends.
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ def run_tests(module: Path, workers: int) -> int:
     parallel = ["-n", str(workers), "--dist", "worksteal"] if workers > 1 else []
     words = " and ".join(f"not {word}" for word in SKIPPED_TESTS)
     command = [
-        *(sys.executable, "-m", "pytest", "-q", "-r", "fE", "-p", "loaded_module"),
-        *("--durations", "5", "-k", words, *parallel, *files()),
+        *(sys.executable, "-m", "pytest", "-q", "-x", "-r", "fE", "--capture=sys"),
+        *("-p", "loaded_module", "--durations", "5", "-k", words, *parallel, *files()),
     ]
     code = subprocess.run(command, cwd=ROOT, env=environment(module), check=False).returncode
     reports = sorted(REPORTS.iterdir())
