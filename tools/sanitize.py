@@ -29,11 +29,11 @@ RUNTIMES = ("libasan.so", "libubsan.so", "libstdc++.so")
 FILL = f"malloc_fill_byte=255:max_malloc_fill_size={2**30}"
 
 SKIPPED_FILES = (
-    *("errors", "launch", "nms", "object_heads", "recording", "registry", "second_device"),
-    *("scratch", "tracing", "weights"),
+    *("errors", "launch", "lazy_tensors", "nms", "object_heads", "recording", "registry"),
+    *("scratch", "second_device", "tracing", "weights"),
 )
-"""Files of tests/ops without native code, in addition to those of Triton. `scratch` fills memory
-by glibc's allocator, which ASan replaces."""
+"""Files of tests/ops about other code than kernels, in addition to those of Triton. `scratch`
+needs glibc's allocator, which ASan replaces."""
 FURTHER_FILES = ("tests/test_fingerprint.py", "tests/reliability/test_bindings_hostile.py")
 SKIPPED_TESTS = ("triton", "interpreter", "opcheck", "cuda", "torch", "compile")
 """Words in the names of tests without native code, or with the compilers of torch."""
