@@ -95,13 +95,13 @@ void check_heads(const MaskDecoderParams& params) {
 
 void check_tokens(const MaskDecoderParams& params) {
   const int64_t masks = params.weights.num_masks, values = params.weights.iou_values;
-  const int64_t end = params.first_mask_token + masks;
-  if (params.first_mask_token < 0 || end > params.prompt_tokens) {
+  if (params.first_mask_token < 0 || params.first_mask_token > params.prompt_tokens - masks) {
     refuse("first_mask_token",
            std::to_string(masks) + " mask tokens among " + std::to_string(params.prompt_tokens) +
                " prompt tokens",
            std::to_string(params.first_mask_token));
   }
+  const int64_t end = params.first_mask_token + masks;
   if (params.iou_token < 0 || params.iou_token >= params.first_mask_token ||
       end - params.iou_token - 1 > values) {
     refuse("iou_token",

@@ -22,12 +22,12 @@ void run(py::handle qkv_object, py::handle pad_object, py::handle out_object, in
   params.height = qkv.t.shape[1];
   params.width = qkv.t.shape[2];
   const int64_t channels = qkv.t.shape[3];
-  if (heads < 1 || channels % (3 * heads) != 0) {
+  if (heads < 1 || channels % 3 != 0 || channels / 3 % heads != 0) {  // 3 * heads may overflow
     refuse("qkv", "3 x heads x head_dim channels for " + std::to_string(heads) + " heads",
            std::to_string(channels));
   }
   params.heads = heads;
-  params.head_dim = channels / (3 * heads);
+  params.head_dim = channels / 3 / heads;
   params.window = window;
   params.pool = pool;
   if (params.head_dim < 2 || params.head_dim % 2 != 0 || params.head_dim > kMaxHead) {

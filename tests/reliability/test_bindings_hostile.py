@@ -12,6 +12,7 @@ import torch
 
 from sam2_fast.ops import connected_components, small_components
 from sam2_fast.ops.core.native import native
+from tests.ops import test_bindings
 from tests.reliability.native_arguments import CALLS, INTEGERS, read_only
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,6 +69,12 @@ def test_absurd_numbers_of_threads_are_refused(number: int) -> None:
     masks, labels, areas = torch.zeros(1, 2, 2).bool(), *torch.zeros(2, 1, 2, 2).int()
     with pytest.raises(ValueError, match=r"^num_threads: expected 1 to 1024, got"):
         module().connected_components(masks, labels, areas, number)
+
+
+def test_heads_whose_triple_overflows_are_refused() -> None:
+    heads = 0x5555555555555556  # 3 * heads is 2 modulo 2^64
+    with pytest.raises(ValueError, match=r"^qkv: expected 3 x heads x head_dim channels for"):
+        test_bindings.window_attention(module(), heads=heads)
 
 
 def test_an_output_that_overlaps_an_input_or_another_output_is_refused() -> None:
