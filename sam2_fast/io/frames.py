@@ -126,11 +126,14 @@ class FrameSource(ABC):
 
         Errors are raised later, when the frame is read.
         """
-        if not self.reads_ahead or self._closed or not 0 <= index < (self.num_frames or 0):
+        if not self.reads_ahead or not 0 <= index < (self.num_frames or 0):
             return
-        if self._reader is None:
-            self._reader = ThreadPoolExecutor(1, "sam2_fast-read-ahead")
-        self._reader.submit(self.__getitem__, index)
+        with self._window_lock:  # another thread may close the source
+            if self._closed:
+                return
+            if self._reader is None:
+                self._reader = ThreadPoolExecutor(1, "sam2_fast-read-ahead")
+            self._reader.submit(self.__getitem__, index)
 
     def __len__(self) -> int:
         if self.num_frames is None:
@@ -152,9 +155,9 @@ class FrameSource(ABC):
 
     def close(self) -> None:
         """Release files and frames. Later reads raise ValueError; closing twice is harmless."""
-        reader = self._reader
-        self._reader = None
-        self._closed = True
+        with self._window_lock:
+            reader, self._reader = self._reader, None
+            self._closed = True
         if reader is not None:
             reader.shutdown(cancel_futures=True)
         with self._window_lock:

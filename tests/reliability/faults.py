@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import linecache
 import random
+import re
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -62,7 +65,11 @@ class FailingOp(TorchDispatchMode):
 
 
 class InterruptedLine:
-    """Counts the lines that run in some files, and raises KeyboardInterrupt at number `at`."""
+    """Counts the lines that run in some files, and raises KeyboardInterrupt at number `at`.
+
+    Lines `with lock` do not count. They are traced a second time before the lock is released, where
+    no real interrupt arrives, and an error from there would leave the lock closed.
+    """
 
     def __init__(self, at: int | None = None, files: frozenset[str] = STATE_FILES) -> None:
         self.at = at
@@ -83,13 +90,18 @@ class InterruptedLine:
         return self._run_line if frame.f_code.co_filename in self._files else None
 
     def _run_line(self, frame: FrameType, event: str, _: Any) -> Any:
-        if event == "line":
+        if event == "line" and not is_lock(frame.f_code.co_filename, frame.f_lineno):
             number = self.count
             self.count += 1
             if number == self.at:
                 self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
                 raise KeyboardInterrupt
         return self._run_line
+
+
+@cache
+def is_lock(file: str, line: int) -> bool:
+    return re.match(r"\s*with .*lock", linecache.getline(file, line)) is not None
 
 
 class InterruptedAnywhere(InterruptedLine):
