@@ -54,7 +54,7 @@ def as_float(name: str, values: Any) -> Tensor:
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{name}: expected numbers, got {shown} ({error})") from None
         if array.dtype.kind not in "biuf":
-            raise ValueError(f"{name}: expected real numbers, got {shown} of {array.dtype}")
+            raise ValueError(f"{name}: expected numbers, got {shown} of {array.dtype}")
         with np.errstate(over="ignore"):
             tensor = torch.from_numpy(array.astype(np.float32))
     if not torch.isfinite(tensor).all():

@@ -132,7 +132,7 @@ def test_images_of_every_kind_give_the_same_records(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"points_per_batch": 0}, "points_per_batch: expected 1 or more, got 0"),
+        ({"points_per_batch": 0}, "points_per_batch: expected an integer of 1 or more, got 0"),
         ({"points_per_side": 0}, "points_per_side"),
         ({"points_per_side": None}, "exactly one"),
         ({"point_grids": [np.zeros((1, 2))]}, "exactly one"),

@@ -78,7 +78,7 @@ def test_views_with_a_negative_bit_are_used_as_their_values(predictor: Any) -> N
 )
 def test_coordinates_that_are_no_numbers_are_refused(predictor: Any, points: Any) -> None:
     predictor.set_image(picture(0))
-    with pytest.raises(ValueError, match=r"^point_coords: expected real numbers, got "):
+    with pytest.raises(ValueError, match=r"^point_coords: expected numbers, got "):
         predictor.predict(points, [1])
 
 
