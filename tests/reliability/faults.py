@@ -67,8 +67,8 @@ class FailingOp(TorchDispatchMode):
 class InterruptedLine:
     """Counts the lines that run in some files, and raises KeyboardInterrupt at number `at`.
 
-    Lines `with lock` do not count. They are traced a second time before the lock is released, where
-    no real interrupt arrives, and an error from there would leave the lock closed.
+    Lines `with lock` do not count. They are traced a second time before the lock is released. No
+    real interrupt arrives then, and an error would leave the lock closed.
     """
 
     def __init__(self, at: int | None = None, files: frozenset[str] = STATE_FILES) -> None:
