@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sam2_fast.ops.core.exclusive import Exclusive
+from tests.reliability.racing import race
 
 
 def test_a_second_call_raises_and_a_later_one_does_not() -> None:
@@ -96,16 +97,7 @@ def test_of_many_threads_one_at_a_time_is_running() -> None:
             except RuntimeError as error:
                 errors.append(error)
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=use) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
+    race(*[use] * 4)
     assert max(most) == 1 and len(most) + len(errors) == 1200
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +13,7 @@ from PIL import Image
 
 from sam2_fast.io.video import FrameGoneError, open_video
 from tests.reliability.faults import HOW_MANY, InterruptedLine, files_of, positions_of, raises
+from tests.reliability.racing import race
 from tests.video.conftest import moving_frames
 
 CLIP = moving_frames(9)
@@ -103,15 +102,6 @@ def test_threads_may_share_a_source(name: str, tmp_path: Path) -> None:
             if not np.array_equal(frames[number], expected[number]):
                 wrong.append((seed, number))
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-        frames.close()
+    with frames:
+        race(*[partial(read, seed) for seed in range(4)])
     assert wrong == []

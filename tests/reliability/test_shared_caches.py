@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import sys
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,25 +24,9 @@ from sam2_fast.proving.card import Card
 from sam2_fast.proving.store import Contents, Store, Verdict
 from sam2_fast.recording.cache import MAX_GRAPHS, Graphs
 from tests.reliability.image_models import answer, picture, shared_model
+from tests.reliability.racing import race
 
 pytestmark = pytest.mark.reliability("37")
-
-
-def race(*calls: Callable[[], object], repeats: int = 1) -> list[Any]:
-    """The results of calls that threads run at the same time, with very short time slices."""
-    barrier = threading.Barrier(len(calls))
-
-    def run(call: Callable[[], object]) -> list[object]:
-        barrier.wait(60)
-        return [call() for _ in range(repeats)]
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        with ThreadPoolExecutor(len(calls)) as pool:
-            return [f.result(120) for f in [pool.submit(run, call) for call in calls]]
-    finally:
-        sys.setswitchinterval(interval)
 
 
 MODES: list[Callable[[ExitStack], object]] = [

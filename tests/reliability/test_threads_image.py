@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 from sam2_fast.image.automatic import SAM2AutomaticMaskGenerator
 from sam2_fast.image.predictor import SAM2ImagePredictor
 from tests.reliability.image_models import CLICK, answer, picture, predictor, shared_model
+from tests.reliability.racing import race
 
 Result = TypeVar("Result")
 pytestmark = [pytest.mark.reliability("F3"), pytest.mark.reliability("37")]
@@ -234,16 +235,7 @@ def test_of_racing_threads_each_gets_its_own_masks_or_an_error() -> None:
             else:
                 equal.append(np.array_equal(result, expected[seed]))
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=use, args=(seed,)) for seed in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
+    race(*[partial(use, seed) for seed in range(4)])
     assert all(equal) and len(equal) + len(refused) == 16
     assert all("in use" in text or "another image" in text for text in refused)
     shared.set_image(picture(0))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-import sys
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
+from tests.reliability.racing import race
 from tests.reliability.session_calls import CLICK, same
 from tests.video.conftest import moving_frames, small_predictor
 
@@ -60,19 +60,6 @@ def outputs_of(predictor: Any, session: Any, clip: Any) -> Any:
 def test_sessions_in_threads_of_all_modes_and_dtypes_equal_serial_ones() -> None:
     predictors = [small_predictor(), small_predictor().bfloat16()]
     serial = [use(copy.deepcopy(predictors), thread) for thread in range(8)]
-    parallel: list[Any] = [None] * 8
-
-    def run(thread: int) -> None:
-        parallel[thread] = use(predictors, thread)
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(8)]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
+    calls = [partial(use, predictors, thread) for thread in range(8)]
+    parallel = [results[0] for results in race(*calls, seconds=280)]
     assert [same(a, b) for a, b in zip(serial, parallel, strict=True)] == [True] * 8
