@@ -47,11 +47,11 @@ def main(arguments: list[str]) -> int:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         results = [*pool.map(lambda name: run_target(name, options), names)]
     failures = [line for result in results for line in result["findings"]]
-    print("\n".join(failures) or "no findings")
     percent = print_coverage(names)
     is_low = options.target is None and percent < LEAST_PERCENT
     if is_low:
         print(f"the coverage is below {LEAST_PERCENT:.0f} %")
+    print("\n".join(failures) or "no findings")  # last: a log that is cut keeps its end
     return 1 if failures or is_low else 0
 
 

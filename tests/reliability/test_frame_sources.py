@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from sam2_fast.io.video import FrameGoneError, open_video
+from sam2_fast.io.video_writer import VideoWriter
 from tests.reliability.faults import HOW_MANY, InterruptedLine, files_of, positions_of, raises
 from tests.reliability.racing import race
 from tests.video.conftest import moving_frames
@@ -20,14 +21,11 @@ CLIP = moving_frames(9)
 
 
 def video_file(folder: Path) -> Any:
-    av = pytest.importorskip("av")
+    pytest.importorskip("av")
     path = folder / "clip.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=8)
-        stream.width, stream.height, stream.pix_fmt = 72, 48, "yuv420p"
+    with VideoWriter(path, *CLIP.shape[1:3]) as writer:
         for frame in CLIP:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
-        container.mux(stream.encode())
+            writer.write(frame)
     return path
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -40,6 +41,20 @@ class Slow(SAM2ImagePredictor):
         return super()._encode_batch(batch)
 
 
+@contextmanager
+def while_it_encodes(call: Callable[[], Result]) -> Iterator[Future[Result]]:
+    """Run the block while a thread makes the call, which waits in a `Slow` predictor."""
+    Slow.encodes.clear()
+    Slow.may_go_on.clear()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(call)
+        try:
+            assert Slow.encodes.wait(60)
+            yield future
+        finally:
+            Slow.may_go_on.set()
+
+
 CALLS: dict[str, Callable[[SAM2ImagePredictor], object]] = {
     "set_image": lambda p: p.set_image(picture(1)),
     "set_image_batch": lambda p: p.set_image_batch([picture(1)]),
@@ -54,17 +69,10 @@ CALLS: dict[str, Callable[[SAM2ImagePredictor], object]] = {
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_during_another_one_raises_and_changes_nothing(name: str) -> None:
     image_predictor = Slow(shared_model())
-    Slow.encodes.clear()
-    Slow.may_go_on.clear()
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(image_predictor.set_image, picture())
-        assert Slow.encodes.wait(60)
-        try:
-            with pytest.raises(RuntimeError, match=rf"^{name}: this predictor is in use"):
-                CALLS[name](image_predictor)
-        finally:
-            Slow.may_go_on.set()
-        first.result(60)
+    in_use = pytest.raises(RuntimeError, match=rf"^{name}: this predictor is in use")
+    with while_it_encodes(lambda: image_predictor.set_image(picture())) as first, in_use:
+        CALLS[name](image_predictor)
+    first.result(60)
     expected = predictor()
     expected.set_image(picture())
     np.testing.assert_array_equal(answer(image_predictor), answer(expected))
@@ -176,20 +184,13 @@ def generator(model: Any = None) -> SAM2AutomaticMaskGenerator:
 def test_a_generator_and_its_predictor_refuse_calls_while_it_generates() -> None:
     slow = generator()
     slow.predictor = Slow(shared_model())
-    Slow.encodes.clear()
-    Slow.may_go_on.clear()
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(slow.generate, picture())
-        assert Slow.encodes.wait(60)
-        try:
-            for call in (slow.generate, lambda image: slow.generate_batch([image])):
-                with pytest.raises(RuntimeError, match="this generator is in use"):
-                    call(picture(1))
-            with pytest.raises(RuntimeError, match=r"^set_image: this predictor is in use"):
-                slow.predictor.set_image(picture(1))
-        finally:
-            Slow.may_go_on.set()
-        records = first.result(60)
+    with while_it_encodes(lambda: slow.generate(picture())) as first:
+        for call in (slow.generate, lambda image: slow.generate_batch([image])):
+            with pytest.raises(RuntimeError, match="this generator is in use"):
+                call(picture(1))
+        with pytest.raises(RuntimeError, match=r"^set_image: this predictor is in use"):
+            slow.predictor.set_image(picture(1))
+    records = first.result(60)
     expected = generator().generate(picture())
     assert len(records) == len(expected) > 0
     for record, other in zip(records, expected, strict=True):

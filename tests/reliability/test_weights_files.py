@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import save
 
 from sam2_fast.build_sam import build_sam2
-from sam2_fast.config import Sam2Config
 from sam2_fast.model import Sam2
 from sam2_fast.weights.checkpoint import (
     CheckpointError,
@@ -32,20 +31,8 @@ from tests.reliability.faults import (
     positions_of,
     raises,
 )
+from tests.video.sessions import SMALL
 
-SMALL = Sam2Config(
-    embed_dim=8,
-    stages=(1, 1, 1, 1),
-    global_blocks=(),
-    image_size=64,
-    hidden_dim=32,
-    memory_dim=16,
-    memory_layers=1,
-    memory_ffn_dim=32,
-    decoder_mlp_dim=32,
-    num_maps=2,
-    fuser_dim=32,
-)
 TABLE = {"model": {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4)}, "epoch": 3}
 
 

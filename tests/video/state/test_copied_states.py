@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sam2_fast.io.video_writer import VideoWriter
 from sam2_fast.memory import FrameMemory
 from tests.video.conftest import moving_frames
 from tests.video.states import CLICK, COND, NON_COND, clicked, masks
@@ -55,14 +56,11 @@ def opened(clip: np.ndarray, source: str, folder: Path) -> Any:
         for i, frame in enumerate(clip):
             Image.fromarray(frame).save(folder / f"{i}.png")
         return folder
-    av = pytest.importorskip("av")
+    pytest.importorskip("av")
     path = folder / "clip.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=8)
-        stream.width, stream.height, stream.pix_fmt = 72, 48, "yuv420p"
+    with VideoWriter(path, *clip.shape[1:3]) as writer:
         for frame in clip:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
-        container.mux(stream.encode())
+            writer.write(frame)
     return path
 
 
