@@ -15,6 +15,7 @@ from urllib.parse import urlparse
 
 from sam2_fast.cli.options import Size
 from sam2_fast.cli.report import note
+from sam2_fast.reasons import reason_of
 from sam2_fast.weights import hub
 from sam2_fast.weights.hub import WeightsUnavailableError
 
@@ -45,7 +46,7 @@ def choose_weights(weights: str | None, size: Size | None) -> WeightsChoice:
     try:
         path = hub.cached(model_id) or _download(model_id)
     except WeightsUnavailableError as error:
-        return _fallback(size, " ".join(str(error).split()))
+        return _fallback(size, reason_of(error))
     return WeightsChoice(config, path, None, f"{model_id} ({path.name})")
 
 

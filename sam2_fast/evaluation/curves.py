@@ -12,6 +12,7 @@ from typing import Any
 from sam2_fast.atomic import whole_file
 from sam2_fast.io.json_files import read_text
 from sam2_fast.io.limits import MAX_JSON_BYTES
+from sam2_fast.reasons import reason_of
 
 PathLike = str | os.PathLike[str]
 
@@ -39,7 +40,7 @@ def groups_from_csv(
             )
         rows = list(reader)
     except csv.Error as error:
-        raise ValueError(f"groups {path}: not a CSV file ({error})") from error
+        raise ValueError(f"groups {path}: not a CSV file ({reason_of(error)})") from error
     if any(row["video"] is None or row[column] is None for row in rows):
         raise ValueError(f"groups {path}: expected a value of video and {column} in each row")
     if "object" in names:

@@ -23,6 +23,7 @@ from sam2_fast.io.orientation import (
 )
 from sam2_fast.io.pixels import rgb_from_array
 from sam2_fast.ops.core.mask_values import plain_tensor
+from sam2_fast.reasons import reason_of
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 """Formats that are read, whatever the file is called.
@@ -134,7 +135,7 @@ def open_image(
         try:
             image.load()
         except DECODE_ERRORS as error:
-            raise ValueError(f"image {file}: cannot be decoded ({error})") from error
+            raise ValueError(f"image {file}: cannot be decoded ({reason_of(error)})") from error
         yield image
 
 
@@ -217,7 +218,7 @@ def from_pillow(image: Image.Image, max_pixels: int, label: str) -> RGB8 | npt.N
             return rgb_from_array(deep, label)
         return _rgb_in_strips(image)
     except DECODE_ERRORS as error:
-        reason = str(error) or type(error).__name__
+        reason = reason_of(error)
         raise ValueError(
             reason if reason.startswith(label) else f"{label}: cannot be decoded ({reason})"
         ) from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sam2_fast.io.limits import BYTES_PER_VALUE, MAX_JSON_BYTES, check_regular
+from sam2_fast.reasons import reason_of
 
 
 def read_text(
@@ -34,7 +35,7 @@ def read_text(
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: not text in UTF-8 ({error})") from error
+        raise ValueError(f"{name}: not text in UTF-8 ({reason_of(error)})") from error
 
 
 def read_json(path: str | os.PathLike[str], label: str, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
@@ -60,7 +61,7 @@ def parse_json(text: str | bytes, name: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name}: not JSON ({error})") from error
+        raise ValueError(f"{name}: not JSON ({reason_of(error)})") from error
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:

@@ -17,6 +17,7 @@ from sam2_fast.io.frames import Frame, FrameSource
 from sam2_fast.io.images import DECODE_ERRORS, from_pillow, identify, to_uint8
 from sam2_fast.io.limits import MAX_FRAMES, MAX_PIXELS, check_count, check_frames, check_pixels
 from sam2_fast.io.orientation import is_applied, stored_orientation, swaps_sides, upright_pixels
+from sam2_fast.reasons import reason_of
 
 _REDUCED = 1  # bit of TIFF's NewSubfileType: a smaller copy of another page
 _NEW_SUBFILE_TYPE = 254
@@ -174,7 +175,7 @@ class PictureFile(FrameSource):
             yield
         except DECODE_ERRORS as error:
             self._rewind()
-            reason = str(error) or type(error).__name__
+            reason = reason_of(error)
             if reason.startswith(self._label) or isinstance(error, FileNotFoundError):
                 raise
             raise ValueError(f"{self._label}: {position}cannot be decoded ({reason})") from error

@@ -20,6 +20,7 @@ from sam2_fast.atomic import whole_file
 from sam2_fast.io.limits import check_regular
 from sam2_fast.memory import FrameMemory, compact
 from sam2_fast.model import Sam2
+from sam2_fast.reasons import reason_of
 from sam2_fast.video.positions import keep_positions, new_positions
 from sam2_fast.video.session import ObjectTrack, VideoSession
 from sam2_fast.video.transactions import transact
@@ -88,7 +89,9 @@ def _load(session: VideoSession, model: Sam2, path: Path) -> None:
             track = tracks[entry["id"]] = _track_of(rows, entry, session)
             memories += [*track.bank.prompted.values(), *track.bank.tracked.values()]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"session {path}: is damaged or of another model ({error})") from error
+        raise ValueError(
+            f"session {path}: is damaged or of another model ({reason_of(error)})"
+        ) from error
     with_map = [memory for memory in memories if memory.map is not None]
     if with_map:
         map_ = with_map[0].map

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sam2_fast.config import NANO, PRESETS, Sam2Config
 from sam2_fast.model import Sam2
+from sam2_fast.reasons import reason_of
 from sam2_fast.weights.hugging_face import from_hugging_face, is_hugging_face
 from sam2_fast.weights.pickle_file import WeightsFileError, check_regular, read_pickle_file
 
@@ -81,7 +82,7 @@ def _read_safetensors(path: Path, max_header_bytes: int) -> Mapping[str, Any]:
     try:
         return load_file(path, device="cpu")
     except (SafetensorError, ValueError, OSError) as error:
-        raise WeightsFileError(f"not a readable safetensors file ({error})") from error
+        raise WeightsFileError(f"not a readable safetensors file ({reason_of(error)})") from error
 
 
 def _plain(loaded: Any, name: str) -> dict[str, Tensor]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sam2_fast.io.json_files import read_text
+from sam2_fast.reasons import reason_of
+from sam2_fast.weights.interpolations import has_interpolations, resolved_model
 
 MAX_YAML_BYTES = 2**16
 """Largest YAML file, in bytes; PyYAML needs seconds for it."""
@@ -38,8 +40,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         if str(error).startswith("config_file"):
             raise
-        reason = " ".join(str(error).split())
-        raise ValueError(f"config_file {path}: not a readable YAML file: {reason}") from error
+        raise ValueError(
+            f"config_file {path}: not a readable YAML file: {reason_of(error)}"
+        ) from error
     if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
         keys = [*document] if isinstance(document, dict) else type(document).__name__
         raise ValueError(f"config_file {path}: expected the key 'model' with a model, got {keys}")
@@ -52,10 +55,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         document = _with_numbers(document, itertools.count())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"config_file {path}: {error}") from error
-    if _has_interpolations(document["model"]):
-        document = _resolved(document, path)
     tree: dict[str, Any] = document["model"]
-    return tree
+    return resolved_model(document, path) if has_interpolations(tree) else tree
 
 
 def _with_numbers(value: Any, count: Iterator[int]) -> Any:
@@ -71,31 +72,6 @@ def _with_numbers(value: Any, count: Iterator[int]) -> Any:
         return [_with_numbers(child, count) for child in value]
     is_number = isinstance(value, str) and _EXPONENT.fullmatch(value)
     return float(value) if is_number else value
-
-
-def _has_interpolations(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(map(_has_interpolations, value.values()))
-    if isinstance(value, list):
-        return any(map(_has_interpolations, value))
-    return isinstance(value, str) and "${" in value
-
-
-def _resolved(document: dict[str, Any], path: Path) -> dict[str, Any]:
-    try:
-        from omegaconf import OmegaConf
-        from omegaconf.errors import OmegaConfBaseException
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"config_file {path}: its interpolations (${{...}}) need OmegaConf: pip install "
-            "hydra-core"
-        ) from error
-    try:
-        config = OmegaConf.create(document)
-        resolved: Any = OmegaConf.to_container(config.model, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ValueError(f"config_file {path}: {error}") from error
-    return {"model": resolved}
 
 
 def composed_by_hydra(name: str, overrides: Sequence[str] = ()) -> dict[str, Any] | None:

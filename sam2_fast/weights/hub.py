@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sam2_fast.reasons import reason_of
+
 HF_MODEL_ID_TO_FILENAMES: dict[str, tuple[str, str]] = {
     f"facebook/sam2{dot}-hiera-{size}": (
         f"configs/sam2{dot}/sam2{dot}_hiera_{short}.yaml",
@@ -62,16 +64,16 @@ def download(model_id: str) -> Path:
         try:
             return Path(hf_hub_download(model_id, name))
         except LocalEntryNotFoundError as error:  # offline, or the Hub cannot be reached
-            reason = str(error)
+            reason = reason_of(error)
             break
         except EntryNotFoundError as error:
-            reason = str(error)
+            reason = reason_of(error)
         except (HfHubHTTPError, HFValidationError, OSError) as error:
-            reason = str(error)
+            reason = reason_of(error)
             break
     raise WeightsUnavailableError(
         f"weights {model_id!r}: no such file, not in the Hugging Face cache, and the download "
-        f"failed ({reason.splitlines()[0]}); give the path of a .pt or .safetensors file"
+        f"failed ({reason}); give the path of a .pt or .safetensors file"
     )
 
 

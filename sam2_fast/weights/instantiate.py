@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from sam2_fast.reasons import reason_of
+
 OFFICIAL = "sam2"
 SHIM = "sam2_fast.compat"
 
@@ -40,7 +42,7 @@ def instantiate(tree: Any, path: str = "model") -> Any:
         inspect.signature(target).bind(**arguments)
         return target(**arguments)
     except (TypeError, AttributeError, AssertionError) as error:
-        raise ValueError(f"{path}: {target.__qualname__}(): {error}") from error
+        raise ValueError(f"{path}: {target.__qualname__}(): {reason_of(error)}") from error
 
 
 def find_class(target: Any, path: str = "model") -> type[nn.Module]:
@@ -73,14 +75,14 @@ def _import(target: str, name: str) -> Any:
         try:
             value: Any = import_module(module_name)
         except ModuleNotFoundError as error:
-            reason = reason or str(error)
+            reason = reason or reason_of(error)
             continue
         try:
             for attribute in parts[length:]:
                 value = getattr(value, attribute)
         except AttributeError as error:
             raise ValueError(
-                f"{name}: expected an existing class, got {target}: {error}"
+                f"{name}: expected an existing class, got {target}: {reason_of(error)}"
             ) from error
         return value
     raise ValueError(f"{name}: expected an existing class, got {target}: {reason or 'no module'}")

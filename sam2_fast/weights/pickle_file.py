@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from sam2_fast.reasons import reason_of
 from sam2_fast.weights.pickles import CodeError, Storage, inspect
 
 _MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.serialization.MAGIC_NUMBER as a pickle
@@ -50,8 +51,8 @@ def read_pickle_file(path: Path, max_header_bytes: int) -> Any:
             f"refused: not a plain table of tensors, or loading it would run code{reason}"
         ) from error
     except READ_ERRORS as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise WeightsFileError(f"not a readable PyTorch checkpoint ({reason[:200]})") from error
+        reason = reason_of(error)[:200]
+        raise WeightsFileError(f"not a readable PyTorch checkpoint ({reason})") from error
 
 
 def check_pickle_file(path: Path, max_header_bytes: int) -> None:

@@ -205,7 +205,8 @@ def yaml() -> list[bytes]:
     text = (
         "model:\n  _target_: sam2.modeling.sam2_base.SAM2Base\n  image_size: 1024\n  x: [1, 1e-6]\n"
     )
-    return [text.encode(), b"a: &a [1, 2]\nmodel: {b: *a, c: null}\n"]
+    interpolated = b"a: {x: 1}\nmodel:\n  b: ${a.x}\n  c: [${..b}, 'x ${a}']\n"
+    return [text.encode(), b"a: &a [1, 2]\nmodel: {b: *a, c: null}\n", interpolated]
 
 
 def lines(texts: tuple[str, ...]) -> list[bytes]:

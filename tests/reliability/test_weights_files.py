@@ -184,14 +184,16 @@ def shared_header() -> bytes:
         save({"a": torch.zeros(4)})[:-1],
         save({"a": torch.zeros(4)}) + b"\0",
         BYTEARRAY,
+        save({"a": torch.zeros(4)}).replace(b'"F32"', b'"F\\n"'),
     ],
-    ids=["byte", "header", "nested", "overlap", "cut", "longer", "pickle"],
+    ids=["byte", "header", "nested", "overlap", "cut", "longer", "pickle", "two lines"],
 )
 def test_damaged_safetensors_are_checkpoint_errors(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "bad.safetensors"
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"bad\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"bad\.safetensors") as caught:
         read_state_dict(path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.reliability("38")
