@@ -12,6 +12,7 @@ BUILD_PACKAGES := "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.24" ninja
 # make fuzz: seconds of each target, and the engine, `seeded` or `atheris`.
 SECONDS ?= 60
 ENGINE ?= seeded
+SEED ?= 0
 
 # make sanitize: processes of pytest
 WORKERS ?= 2
@@ -64,9 +65,10 @@ faults: $(STAMP)  ## an error at every operation of calls on sessions, an interr
 test-idioms: $(STAMP)  ## scripts of other programs, with this and the official package
 	$(PY) -m pytest -q -m slow --timeout 1800 tests/compat/test_idioms.py
 
-fuzz: $(STAMP)  ## mutated files through every reader; SECONDS of each, TARGET for one
+fuzz: $(STAMP)  ## mutated files through every reader; SECONDS or EXECUTIONS of each, TARGET, SEED
 	$(PIP) install coverage
-	$(PY) -m tests.fuzz.run --seconds $(SECONDS) --engine $(ENGINE) $(addprefix --target ,$(TARGET))
+	$(PY) -m tests.fuzz.run --seconds $(SECONDS) --engine $(ENGINE) --seed $(SEED) \
+	  $(addprefix --executions ,$(EXECUTIONS)) $(addprefix --target ,$(TARGET))
 
 sanitize: $(STAMP)  ## tests of kernels and bindings with AddressSanitizer and UBSan
 	$(PY) -m tools.sanitize --workers $(WORKERS)

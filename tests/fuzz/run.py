@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,7 @@ def main(arguments: list[str]) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=60, help="of each target")
+    parser.add_argument("--executions", type=int, help="of each target; replaces the seconds")
     parser.add_argument("--target", action="append", choices=[*TARGETS], help="repeatable")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -65,10 +67,16 @@ def run_target(name: str, options: argparse.Namespace) -> dict[str, Any]:
         *("--seed", str(options.seed), "--engine", options.engine, "--folder", str(folder)),
         *("--findings", str(findings)),
     ]
+    limit = options.seconds + START_SECONDS
+    if options.executions is not None:
+        command += ["--executions", str(options.executions)]
+        limit = None  # a worker ends itself if an input hangs
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # the targets share the cores
     with (folder / "stderr.txt").open("wb") as log:
         try:
-            limit = options.seconds + START_SECONDS
-            code = subprocess.run(command, stdout=log, stderr=log, timeout=limit).returncode
+            code = subprocess.run(
+                command, stdout=log, stderr=log, timeout=limit, env=environment
+            ).returncode
         except subprocess.TimeoutExpired:
             code = -1
     file = folder / "result.json"
