@@ -83,5 +83,5 @@ def test_others_are_refused_fast_in_one_line(name: str, tmp_path: Path) -> None:
     started = time.process_time()
     with pytest.raises(ValueError, match=reason) as caught:
         read(tmp_path, document)
-    assert time.process_time() - started < 10
+    assert time.process_time() - started < 1
     assert str(caught.value).startswith("config_file ") and "\n" not in str(caught.value)

@@ -16,9 +16,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-INSTRUCTION_BYTES = 16
-"""A pickle may have one instruction, or copied entry, for each as many bytes of its limit. That of
-a training checkpoint of the large model has 120,000."""
+INSTRUCTION_BYTES = 64
+"""A pickle may have one instruction, or copied entry, for each as many bytes of its limit: 262,144
+by default. That of a training checkpoint of the large model has 120,000."""
 
 _ITEM_BYTES = {
     "DoubleStorage": 8,

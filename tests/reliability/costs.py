@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+MOST_SECONDS = 1
+MOST_MEGABYTES = 300
+
 _COST = """
 import resource, sys, time
 from pathlib import Path
@@ -41,3 +44,17 @@ def cost_of(
     outcome, numbers = result.stdout.splitlines()[-2:]
     seconds, megabytes = map(float, numbers.split())
     return outcome, seconds, megabytes
+
+
+def refusal_of(imports: str, call: str, path: Path, errors: str = "ValueError") -> str:
+    """The error of a hostile file, which must cost less than a CPU second and 300 MB.
+
+    Other processes on the same cores slow a process down, so a slow one has two more attempts.
+    """
+    for _ in range(3):
+        outcome, seconds, megabytes = cost_of(imports, call, path, errors)
+        if seconds < MOST_SECONDS:
+            break
+    assert outcome != "accepted"
+    assert megabytes < MOST_MEGABYTES and seconds < MOST_SECONDS
+    return outcome
