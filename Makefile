@@ -66,7 +66,7 @@ test-idioms: $(STAMP)  ## scripts of other programs, with this and the official 
 	$(PY) -m pytest -q -m slow --timeout 1800 tests/compat/test_idioms.py
 
 fuzz: $(STAMP)  ## mutated files through every reader; SECONDS or EXECUTIONS of each, TARGET, SEED
-	$(PIP) install coverage
+	$(PIP) install coverage $(filter atheris,$(ENGINE))
 	$(PY) -m tests.fuzz.run --seconds $(SECONDS) --engine $(ENGINE) --seed $(SEED) \
 	  $(addprefix --executions ,$(EXECUTIONS)) $(addprefix --target ,$(TARGET))
 
