@@ -219,8 +219,9 @@ def _build(kind: type, values: Mapping[str, Any], label: str) -> Any:
         raise ValueError(
             f"{label}: unknown {', '.join(unknown)}; expected keys of {', '.join(sorted(names))}"
         )
+    types = get_type_hints(kind)
     for key, value in values.items():
-        _check_scalar(value, get_type_hints(kind)[key], f"{label}: {key}")
+        _check_scalar(value, types[key], f"{label}: {key}")
     try:
         return kind(
             **{

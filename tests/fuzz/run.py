@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ import coverage
 from tests.fuzz.targets import TARGETS
 
 FOLDER = Path("build/fuzz")
+MEMORY = Path("/dev/shm")
+"""A folder in memory for the inputs, if there is one: the readers open millions of files."""
 PACKAGE = Path("sam2_fast")
 LEAST_PERCENT = 80.0
 AT_ONCE = 2
@@ -62,10 +65,35 @@ def run_target(name: str, options: argparse.Namespace) -> dict[str, Any]:
     folder = FOLDER / "work" / name
     folder.mkdir(parents=True)
     findings = (FOLDER / "findings" / name).resolve()
+    in_memory = str(MEMORY) if os.access(MEMORY, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="sam2_fast_fuzz_", dir=in_memory) as inputs:
+        code = run_worker(name, options, folder, findings, inputs)
+        file = folder / "result.json"
+        result: dict[str, Any] = {"executions": 0, "accepted": 0, "findings": []}
+        if file.exists():
+            result = json.loads(file.read_text(encoding="utf-8"))
+        if code not in (0, 1) or (code == 1 and not result["findings"]):
+            findings.mkdir(parents=True, exist_ok=True)
+            for path in Path(inputs).glob("input*"):
+                shutil.copy(path, findings / f"crash{path.suffix}")
+            tail = (folder / "stderr.txt").read_text(errors="replace").strip()[-500:]
+            result["findings"].append(f"{name}: the process ended with {code}: {tail}")
+    print(
+        f"{name:18} {result['executions']:8} executions, {result['accepted']:7} accepted, "
+        f"{len(result['findings'])} findings",
+        flush=True,
+    )
+    return result
+
+
+def run_worker(
+    name: str, options: argparse.Namespace, folder: Path, findings: Path, inputs: str
+) -> int:
+    """The exit code of a worker, which writes its results to `folder`; -1 if it does not end."""
     command = [
         *(sys.executable, "-m", "tests.fuzz.worker", name, "--seconds", str(options.seconds)),
         *("--seed", str(options.seed), "--engine", options.engine, "--folder", str(folder)),
-        *("--findings", str(findings)),
+        *("--findings", str(findings), "--inputs", inputs),
     ]
     limit = options.seconds + START_SECONDS
     if options.executions is not None:
@@ -74,27 +102,11 @@ def run_target(name: str, options: argparse.Namespace) -> dict[str, Any]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # the targets share the cores
     with (folder / "stderr.txt").open("wb") as log:
         try:
-            code = subprocess.run(
+            return subprocess.run(
                 command, stdout=log, stderr=log, timeout=limit, env=environment
             ).returncode
         except subprocess.TimeoutExpired:
-            code = -1
-    file = folder / "result.json"
-    result: dict[str, Any] = {"executions": 0, "accepted": 0, "findings": []}
-    if file.exists():
-        result = json.loads(file.read_text(encoding="utf-8"))
-    if code not in (0, 1) or (code == 1 and not result["findings"]):
-        findings.mkdir(parents=True, exist_ok=True)
-        for path in folder.glob("input*"):
-            shutil.copy(path, findings / f"crash{path.suffix}")
-        tail = (folder / "stderr.txt").read_text(errors="replace").strip()[-500:]
-        result["findings"].append(f"{name}: the process ended with {code}: {tail}")
-    print(
-        f"{name:18} {result['executions']:8} executions, {result['accepted']:7} accepted, "
-        f"{len(result['findings'])} findings",
-        flush=True,
-    )
-    return result
+            return -1
 
 
 def print_coverage(names: list[str]) -> float:

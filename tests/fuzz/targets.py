@@ -181,9 +181,20 @@ def _session_seeds() -> list[bytes]:
     return [path.read_bytes()]
 
 
-def _session(path: Path) -> None:
+@cache
+def _session_state() -> InferenceState:
     state: InferenceState = _predictor().init_state(frames(3))
-    load_session(state, _predictor(), path)
+    return state
+
+
+def _session(path: Path) -> None:
+    state = _session_state()
+    _predictor().reset_state(state)
+    try:
+        load_session(state, _predictor(), path)
+    except ValueError:
+        assert not state.obj_ids, "a refused file changed the session"
+        raise
 
 
 _WEIGHTS = ("weights/checkpoint.py", "weights/pickle_file.py", "weights/pickles.py")

@@ -42,6 +42,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--engine", choices=("seeded", "atheris"), default="seeded")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--findings", type=Path, required=True)
+    parser.add_argument("--inputs", type=Path, required=True, help="a folder for the input")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -59,9 +60,9 @@ def main(arguments: list[str]) -> int:
     from tests.fuzz.targets import TARGETS
 
     target = TARGETS[options.name]
-    os.chdir(folder)
+    os.chdir(options.inputs)
     resource.setrlimit(resource.RLIMIT_DATA, (MAX_BYTES, MAX_BYTES))
-    runner = Runner(target, folder, options.findings)
+    runner = Runner(target, options.inputs, options.findings)
     watch = Watch(lines, runner.result, options)
     if options.engine == "atheris":
         _run_atheris(target, runner, options, watch)
