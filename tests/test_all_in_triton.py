@@ -114,6 +114,7 @@ def masks_and_boxes(
     return logits, [record["bbox"] for record in generator.generate(picture)]
 
 
+@pytest.mark.timeout(900)  # three minutes of Triton's interpreter on an idle machine
 def test_masks_err_at_most_twice_as_much_as_those_of_torch() -> None:
     pytest.importorskip("triton")
     interpret(PROGRAM)

@@ -13,7 +13,7 @@ from typing import Any
 
 Mutation = Callable[[random.Random, bytes, Sequence[bytes]], bytes]
 BROKEN = (
-    *(ValueError, LookupError, RecursionError, OverflowError, NotImplementedError, EOFError),
+    *(ValueError, LookupError, RuntimeError, OverflowError, EOFError),
     *(zipfile.BadZipFile, zlib.error, struct.error, OSError),
 )
 """Errors of a mutation if an earlier one has destroyed the structure that it changes."""

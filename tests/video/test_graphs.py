@@ -76,6 +76,7 @@ def image_predictors(model: SAM2VideoPredictor) -> tuple[SAM2ImagePredictor, SAM
     return with_graphs, eager
 
 
+@pytest.mark.timeout(900)  # minutes of Triton's interpreter on a machine with other work
 @pytest.mark.parametrize(
     ("session", "masks", "ops"),
     [
