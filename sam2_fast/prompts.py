@@ -20,7 +20,6 @@ from torch import Tensor
 import sam2_fast
 from sam2_fast.ops.core.mask_values import bool_tensor, plain_tensor
 from sam2_fast.ops.core.transfer import upload
-from sam2_fast.reasons import reason_of
 from sam2_fast.types import Points
 
 LABELS = (-1, 0, 1)
@@ -53,9 +52,7 @@ def as_float(name: str, values: Any) -> Tensor:
         try:
             array = np.asarray(values)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"{name}: expected numbers, got {shown} ({reason_of(error)})"
-            ) from None
+            raise ValueError(f"{name}: expected numbers, got {shown} ({error})") from None
         if array.dtype.kind not in "biuf":
             raise ValueError(f"{name}: expected numbers, got {shown} of {array.dtype}")
         with np.errstate(over="ignore"):

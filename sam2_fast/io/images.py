@@ -22,8 +22,8 @@ from sam2_fast.io.orientation import (
     upright_pixels,
 )
 from sam2_fast.io.pixels import rgb_from_array
+from sam2_fast.io.reasons import reason_of
 from sam2_fast.ops.core.mask_values import plain_tensor
-from sam2_fast.reasons import reason_of
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 """Formats that are read, whatever the file is called.

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from sam2_fast.atomic import whole_file
 from sam2_fast.io.limits import check_regular
+from sam2_fast.io.reasons import reason_of
 from sam2_fast.memory import FrameMemory, compact
 from sam2_fast.model import Sam2
-from sam2_fast.reasons import reason_of
 from sam2_fast.video.positions import keep_positions, new_positions
 from sam2_fast.video.session import ObjectTrack, VideoSession
 from sam2_fast.video.transactions import transact

@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from sam2_fast.config import NANO, PRESETS, Sam2Config
+from sam2_fast.io.reasons import reason_of
 from sam2_fast.model import Sam2
-from sam2_fast.reasons import reason_of
 from sam2_fast.weights.hugging_face import from_hugging_face, is_hugging_face
 from sam2_fast.weights.pickle_file import WeightsFileError, check_regular, read_pickle_file
 

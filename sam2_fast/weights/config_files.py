@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sam2_fast.io.json_files import read_text
-from sam2_fast.reasons import reason_of
+from sam2_fast.io.reasons import reason_of
 from sam2_fast.weights.interpolations import has_interpolations, resolved_model
 
 MAX_YAML_BYTES = 2**16

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from sam2_fast.reasons import reason_of
+from sam2_fast.io.reasons import reason_of
 from sam2_fast.weights.pickles import CodeError, Storage, inspect
 
 _MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.serialization.MAGIC_NUMBER as a pickle
