@@ -38,6 +38,7 @@ def train_to(
     workers: int = 0,
     tensorboard: bool = False,
     progress: bool = True,
+    max_log_bytes: int = MAX_LOG_BYTES,
 ) -> dict[str, float]:
     """Train by `recipe` into the folder `output`. Returns the mean losses of the last steps.
 
@@ -46,6 +47,8 @@ def train_to(
     with too few annotated frames. Raises FileExistsError if `output` has files of an earlier run,
     unless `resume` or `overwrite`, which removes them, and FileNotFoundError if it has no
     checkpoint and `resume` is True.
+
+    max_log_bytes: limit of the log of a training that is resumed; ValueError above it.
     """
     folder = Path(output)
     rank = int(os.environ.get("RANK", "0"))
@@ -69,7 +72,9 @@ def train_to(
             folder.mkdir(parents=True, exist_ok=True)
             for name in () if resume else earlier:
                 (folder / name).unlink()
-        writers = _writers(stack, folder, trainer.step, tensorboard) if rank == 0 else []
+        writers = []
+        if rank == 0:
+            writers = _writers(stack, folder, trainer.step, tensorboard, max_log_bytes)
         last: deque[dict[str, float]] = deque(maxlen=LAST)
         for losses in trainer.run(folder / CHECKPOINT, every, progress=progress and rank == 0):
             last.append(losses)
@@ -116,7 +121,9 @@ def _join_group(stack: ExitStack, device: torch.device, processes: int) -> torch
 _Writer = Callable[[int, dict[str, float]], None]
 
 
-def _writers(stack: ExitStack, folder: Path, step: int, tensorboard: bool) -> list[_Writer]:
+def _writers(
+    stack: ExitStack, folder: Path, step: int, tensorboard: bool, max_log_bytes: int
+) -> list[_Writer]:
     """Functions that write the losses of a step to the log and to TensorBoard.
 
     Steps after `step` are removed from an existing log.
@@ -124,7 +131,8 @@ def _writers(stack: ExitStack, folder: Path, step: int, tensorboard: bool) -> li
     path = folder / LOG
     earlier = ""
     if step and path.is_file():
-        lines = read_text(path, "log", max_bytes=MAX_LOG_BYTES, advice="remove it").splitlines()
+        advice = "remove it, or raise the limit with max_log_bytes="
+        lines = read_text(path, "log", max_bytes=max_log_bytes, advice=advice).splitlines()
         earlier = "".join(f"{line}\n" for line in lines if _step_of(line, path) <= step)
     with whole_file(path) as beside:
         beside.write_text(earlier, encoding="utf-8")

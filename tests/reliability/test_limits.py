@@ -22,6 +22,7 @@ from sam2_fast.io import (
     open_video,
 )
 from sam2_fast.training import Recipe
+from sam2_fast.training.run import MAX_LOG_BYTES, train_to
 from sam2_fast.weights.checkpoint import MAX_HEADER_BYTES, read_state_dict
 
 ROW = re.compile(r"^\| `([\w.]+)\.([A-Z_]+)` \| (\d+) \| (?:`(\w+)`)? ?\|", re.MULTILINE)
@@ -35,6 +36,7 @@ READERS = {
     "max_frames": (open_video,),
     "max_streams": (open_video,),
     "max_header_bytes": (read_state_dict,),
+    "max_log_bytes": (train_to,),
     "max_total_pixels": (load_masks_json, SavAnnotations, Sa1bAnnotations),
     "max_bytes": (
         *(load_masks_json, SavAnnotations, Sa1bAnnotations, Recipe.load, read_prompts),
@@ -46,6 +48,7 @@ DEFAULTS = {
     "max_frames": limits.MAX_FRAMES,
     "max_streams": limits.MAX_STREAMS,
     "max_header_bytes": MAX_HEADER_BYTES,
+    "max_log_bytes": MAX_LOG_BYTES,
     "max_total_pixels": limits.MAX_TOTAL_PIXELS,
     "max_bytes": limits.MAX_JSON_BYTES,
 }

@@ -74,6 +74,20 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: P
     assert all(torch.equal(expected[name], weights[name]) for name in expected)
 
 
+@pytest.mark.reliability("F10")
+def test_a_log_above_the_limit_is_kept_and_the_limit_can_be_raised(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    recipe = Recipe.load(path)
+    output = tmp_path / "run"
+    train_to(output, recipe, device="cpu", progress=False)
+    log = (output / LOG).read_text()
+    with pytest.raises(ValueError, match=r"log .* larger than 9 bytes.*max_log_bytes="):
+        train_to(output, recipe, resume=True, device="cpu", progress=False, max_log_bytes=9)
+    assert (output / LOG).read_text() == log
+    train_to(output, recipe, resume=True, device="cpu", progress=False, max_log_bytes=len(log))
+    assert (output / LOG).read_text() == log
+
+
 def save_checkpoint_of_step_4(path: Path, folder: Path) -> None:
     trainer = Trainer(Recipe.load(path))
     for _ in zip(range(4), trainer.run(progress=False), strict=False):
