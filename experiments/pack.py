@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from sam2_fast.atomic import whole_file
 from sam2_fast.config import NANO
+from sam2_fast.files.atomic import whole_file
 from sam2_fast.weights.checkpoint import infer_config, read_state_dict
 from sam2_fast.weights.hub import PACKAGED
 

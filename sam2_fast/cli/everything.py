@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from sam2_fast.atomic import whole_file
 from sam2_fast.cli import options as o
 from sam2_fast.cli.inputs import read_picture
 from sam2_fast.cli.report import Summary, guarded
@@ -19,6 +18,7 @@ from sam2_fast.cli.results import (
 )
 from sam2_fast.cli.signals import deferred_signals
 from sam2_fast.cli.weights import choose_weights
+from sam2_fast.files.atomic import whole_file
 from sam2_fast.io.json_files import to_json
 from sam2_fast.io.mask_png import MAX_IDS
 from sam2_fast.io.masks import Mask, save_davis, save_mask

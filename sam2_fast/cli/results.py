@@ -12,9 +12,9 @@ from typing import Protocol
 
 from PIL import Image, UnidentifiedImageError
 
-from sam2_fast.atomic import TEMPORARY, PendingFile
 from sam2_fast.cli.report import note
 from sam2_fast.cli.signals import deferred_signals
+from sam2_fast.files.atomic import TEMPORARY, PendingFile
 from sam2_fast.io.mask_png import SOFTWARE
 
 RUN = "run.json"

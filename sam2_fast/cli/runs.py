@@ -15,8 +15,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from sam2_fast.atomic import whole_file
 from sam2_fast.cli.results import RUN, UNFINISHED
+from sam2_fast.files.atomic import whole_file
 from sam2_fast.io.frame_folder import frame_files
 from sam2_fast.io.json_files import parse_json, read_json, to_json
 from sam2_fast.io.mask_writers import FrameLabel

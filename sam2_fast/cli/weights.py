@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 
 from sam2_fast.cli.options import Size
 from sam2_fast.cli.report import note
-from sam2_fast.io.reasons import reason_of
+from sam2_fast.files.reasons import reason_of
 from sam2_fast.weights import hub
 from sam2_fast.weights.hub import WeightsUnavailableError
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sam2_fast.atomic import whole_file
+from sam2_fast.files.atomic import whole_file
+from sam2_fast.files.reasons import reason_of
 from sam2_fast.io.json_files import read_text
 from sam2_fast.io.limits import MAX_JSON_BYTES
-from sam2_fast.io.reasons import reason_of
 
 PathLike = str | os.PathLike[str]
 

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sam2_fast.atomic import whole_file
 from sam2_fast.evaluation.metrics import BOUND, boundary_accuracy, region_similarity
+from sam2_fast.files.atomic import whole_file
 from sam2_fast.io.json_files import finite, to_json
 from sam2_fast.ops.core.mask_values import as_bool
 

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sam2_fast.atomic import whole_file
 from sam2_fast.data.folders import Annotations, PathLike, videos_in
 from sam2_fast.data.listing import files_by_stem, same_number
 from sam2_fast.evaluation.folders import refuse_unjudged
@@ -30,6 +29,7 @@ from sam2_fast.evaluation.interactive import (
 from sam2_fast.evaluation.metrics import BOUND
 from sam2_fast.evaluation.scores import Mask, Unjudged
 from sam2_fast.evaluation.semi_supervised import Prompt, semi_supervised
+from sam2_fast.files.atomic import whole_file
 from sam2_fast.io.frames import FrameSource
 from sam2_fast.io.json_files import to_json
 from sam2_fast.io.progress import Bar

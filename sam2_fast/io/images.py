@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from sam2_fast.files.reasons import reason_of
 from sam2_fast.io.limits import MAX_PIXELS, check_pixels, check_seekable
 from sam2_fast.io.orientation import (
     is_applied,
@@ -22,7 +23,6 @@ from sam2_fast.io.orientation import (
     upright_pixels,
 )
 from sam2_fast.io.pixels import rgb_from_array
-from sam2_fast.io.reasons import reason_of
 from sam2_fast.ops.core.mask_values import plain_tensor
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")

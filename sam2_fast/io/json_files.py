@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from sam2_fast.files.reasons import reason_of
 from sam2_fast.io.limits import BYTES_PER_VALUE, MAX_JSON_BYTES, check_regular
-from sam2_fast.io.reasons import reason_of
 
 
 def read_text(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sam2_fast.atomic import whole_file
+from sam2_fast.files.atomic import whole_file
 from sam2_fast.io.palette import DAVIS_PALETTE
 from sam2_fast.ops.core.mask_values import as_bool
 

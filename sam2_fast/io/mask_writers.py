@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from sam2_fast.atomic import PendingFile
+from sam2_fast.files.atomic import PendingFile
 from sam2_fast.io.json_files import to_json
 from sam2_fast.io.mask_png import Mask, Masks, as_mask, pairs, save_davis, save_mask
 from sam2_fast.io.rle import encode_rle

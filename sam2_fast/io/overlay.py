@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from sam2_fast.atomic import whole_file
+from sam2_fast.files.atomic import whole_file
 from sam2_fast.io.mask_png import png_info
 from sam2_fast.io.video_writer import VideoWriter
 

@@ -12,12 +12,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from sam2_fast.files.reasons import reason_of
 from sam2_fast.io.animation import frame_durations
 from sam2_fast.io.frames import Frame, FrameSource
 from sam2_fast.io.images import DECODE_ERRORS, from_pillow, identify, to_uint8
 from sam2_fast.io.limits import MAX_FRAMES, MAX_PIXELS, check_count, check_frames, check_pixels
 from sam2_fast.io.orientation import is_applied, stored_orientation, swaps_sides, upright_pixels
-from sam2_fast.io.reasons import reason_of
 
 _REDUCED = 1  # bit of TIFF's NewSubfileType: a smaller copy of another page
 _NEW_SUBFILE_TYPE = 254

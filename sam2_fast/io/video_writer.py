@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from sam2_fast.atomic import PendingFile
+from sam2_fast.files.atomic import PendingFile
 
 RGB8 = npt.NDArray[np.uint8]
 

@@ -17,6 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_fast.config import Sam2Config
+from sam2_fast.files.pickle_file import (
+    MAX_HEADER_BYTES,
+    WeightsFileError,
+    check_regular,
+    read_pickle_file,
+)
 from sam2_fast.model.fusion import Fusion, OpModule, Part, unusual_setting
 from sam2_fast.model.layers import MLP, DropPath, linear_of, norm_of
 from sam2_fast.ops.core.cache import Cache
@@ -231,7 +237,8 @@ class Hiera(Part):
     q_pool: how many stages pool their queries at first, by q_stride.
     window_pos_embed_bkg_spatial_size: the grid of positions that is resized to the map, tokens.
     window_spec: windows of each stage, tokens. global_att_blocks: blocks without windows.
-    weights_path: a `.pt` file with some or all weights of the trunk, or None.
+    weights_path: a `.pt` file with some or all weights of the trunk, or None. Raises
+        FileNotFoundError, or ValueError for another file.
     """
 
     def __init__(
@@ -296,7 +303,7 @@ class Hiera(Part):
         self.channel_list = [self.blocks[i].dim_out for i in reversed(ends)]
         self._fusion: Fusion[HieraBlockWeights] = Fusion({"": self})
         if weights_path is not None:
-            state = torch.load(weights_path, map_location="cpu", weights_only=True)
+            state = _read_weights(Path(weights_path))
             _log.info("weights of the trunk: %s", self.load_state_dict(state, strict=False))
 
     @classmethod
@@ -365,3 +372,14 @@ class Hiera(Part):
             if last or (i in self.stage_ends and self.return_interm_layers):
                 maps.append(x.permute(0, 3, 1, 2))
         return maps
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        check_regular(path)
+        state = read_pickle_file(path, MAX_HEADER_BYTES)
+        if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+            raise WeightsFileError(f"expected a table of tensors, got {type(state).__name__}")
+        return state
+    except WeightsFileError as error:
+        raise ValueError(f"weights_path: checkpoint {path}: {error}") from error

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sam2_fast.atomic import whole_file
+from sam2_fast.files.atomic import whole_file
 from sam2_fast.kernels.choices import Form, Key
 from sam2_fast.proving.card import Card
 from sam2_fast.proving.files import ProgressFile, begin, locked

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from sam2_fast.atomic import whole_file
+from sam2_fast.files.atomic import whole_file
 from sam2_fast.io.json_files import parse_json, read_text, to_json
 from sam2_fast.training.recipe import Recipe
 from sam2_fast.training.trainer import Trainer

@@ -20,8 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
-from sam2_fast.atomic import whole_file
 from sam2_fast.config import Options
+from sam2_fast.files.atomic import whole_file
 from sam2_fast.io.progress import Bar
 from sam2_fast.model import Sam2
 from sam2_fast.official.base import SAM2Base

@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sam2_fast.atomic import whole_file
+from sam2_fast.files.atomic import whole_file
+from sam2_fast.files.reasons import reason_of
 from sam2_fast.io.limits import check_regular
-from sam2_fast.io.reasons import reason_of
 from sam2_fast.memory import FrameMemory, compact
 from sam2_fast.model import Sam2
 from sam2_fast.video.positions import keep_positions, new_positions

@@ -15,14 +15,15 @@ from typing import Any
 from torch import Tensor
 
 from sam2_fast.config import NANO, PRESETS, Sam2Config
-from sam2_fast.io.reasons import reason_of
+from sam2_fast.files.pickle_file import (
+    MAX_HEADER_BYTES,
+    WeightsFileError,
+    check_regular,
+    read_pickle_file,
+)
+from sam2_fast.files.reasons import reason_of
 from sam2_fast.model import Sam2
 from sam2_fast.weights.hugging_face import from_hugging_face, is_hugging_face
-from sam2_fast.weights.pickle_file import WeightsFileError, check_regular, read_pickle_file
-
-MAX_HEADER_BYTES = 16 << 20
-"""Largest description of the tensors that is read: the header of a safetensors file, or the pickle
-of a `.pt` file. Those of the released models have about 100 kB."""
 
 _BLOCK = re.compile(r"^image_encoder\.trunk\.blocks\.(\d+)\.")
 _PREFIXES = ("module.", "_orig_mod.", "model.")

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sam2_fast.files.reasons import reason_of
 from sam2_fast.io.json_files import read_text
-from sam2_fast.io.reasons import reason_of
 from sam2_fast.weights.interpolations import has_interpolations, resolved_model
 
 MAX_YAML_BYTES = 2**16

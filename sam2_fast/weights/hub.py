@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sam2_fast.io.reasons import reason_of
+from sam2_fast.files.reasons import reason_of
 
 HF_MODEL_ID_TO_FILENAMES: dict[str, tuple[str, str]] = {
     f"facebook/sam2{dot}-hiera-{size}": (

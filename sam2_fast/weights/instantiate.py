@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from sam2_fast.io.reasons import reason_of
+from sam2_fast.files.reasons import reason_of
 
 OFFICIAL = "sam2"
 SHIM = "sam2_fast.compat"

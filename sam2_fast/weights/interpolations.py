@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sam2_fast.io.reasons import reason_of
+from sam2_fast.files.reasons import reason_of
 
 MAX_RESOLVED_CHARACTERS = 2**17
 """Most characters of a model with its interpolations replaced: twice those of the largest file.

@@ -197,7 +197,7 @@ def _session(path: Path) -> None:
         raise
 
 
-_WEIGHTS = ("weights/checkpoint.py", "weights/pickle_file.py", "weights/pickles.py")
+_WEIGHTS = ("weights/checkpoint.py", "files/pickle_file.py", "files/pickles.py")
 _MASKS = ("io/mask_files.py", "io/mask_levels.py")
 _IMAGES = ("io/images.py", "io/orientation.py")
 _ANIMATED = ("io/picture_file.py", "io/animation.py")

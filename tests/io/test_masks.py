@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam2_fast.atomic import whole_file
+from sam2_fast.files.atomic import whole_file
 from sam2_fast.io.masks import (
     DAVIS_PALETTE,
     DavisWriter,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -228,3 +230,35 @@ def test_a_model_with_another_part_computes_what_its_parts_compute(
 def test_settings_that_do_not_fit_are_refused(build: Callable[[], object], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         build()
+
+
+def test_a_trunk_loads_its_weights_from_a_file(tmp_path: Path) -> None:
+    other = Hiera(embed_dim=8, stages=(1, 1, 1, 1), global_att_blocks=())
+    state = {name: torch.full_like(x, 0.5) for name, x in other.state_dict().items()}
+    stored = dict([*state.items()][:5])
+    torch.save(stored, tmp_path / "few.pt")
+    with torch.random.fork_rng():
+        trunk = Hiera(
+            embed_dim=8,
+            stages=(1, 1, 1, 1),
+            global_att_blocks=(),
+            weights_path=str(tmp_path / "few.pt"),
+        )
+    for name, value in trunk.state_dict().items():
+        assert torch.equal(value, state[name]) == (name in stored)
+
+
+@pytest.mark.reliability("F16", "38")
+def test_weights_of_a_trunk_that_claim_memory_or_are_none_are_refused(tmp_path: Path) -> None:
+    files = {
+        "claims": {"a": torch.zeros(1).expand(2**31)},
+        "other": [torch.zeros(1)],
+    }
+    for name, content in files.items():
+        torch.save(content, tmp_path / name)
+    (tmp_path / "code").write_bytes(pickle.dumps(print, 2))
+    for name, reason in {"claims": "claims", "other": "a table", "code": "run code"}.items():
+        with pytest.raises(ValueError, match=rf"weights_path: checkpoint .*{name}: .*{reason}"):
+            Hiera(weights_path=tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="missing"):
+        Hiera(weights_path=tmp_path / "missing.pt")

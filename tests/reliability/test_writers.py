@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from sam2_fast import atomic
-from sam2_fast.atomic import whole_file
+from sam2_fast.files import atomic
+from sam2_fast.files.atomic import whole_file
 from sam2_fast.io import FrameLabel, load_mask, save_davis, save_mask
 from sam2_fast.io.mask_writers import DavisWriter, JsonWriter, PngWriter
 from sam2_fast.io.video_writer import VideoWriter

@@ -15,12 +15,16 @@ from typing import Any, BinaryIO
 
 import torch
 
-from sam2_fast.io.reasons import reason_of
-from sam2_fast.weights.pickles import CodeError, Storage, inspect
+from sam2_fast.files.pickles import CodeError, Storage, inspect
+from sam2_fast.files.reasons import reason_of
 
 _MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.serialization.MAGIC_NUMBER as a pickle
 _END = b"PK\x05\x06"
 _LOCATOR = b"PK\x06\x07"
+
+MAX_HEADER_BYTES = 16 << 20
+"""Largest description of the tensors that is read: the header of a safetensors file, or the pickle
+of a `.pt` file. Those of the released models have about 100 kB."""
 
 READ_ERRORS = (
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError),
