@@ -122,7 +122,11 @@ _Writer = Callable[[int, dict[str, float]], None]
 
 
 def _writers(
-    stack: ExitStack, folder: Path, step: int, tensorboard: bool, max_log_bytes: int
+    stack: ExitStack,
+    folder: Path,
+    step: int,
+    tensorboard: bool,
+    max_log_bytes: int = MAX_LOG_BYTES,
 ) -> list[_Writer]:
     """Functions that write the losses of a step to the log and to TensorBoard.
 
