@@ -1,6 +1,14 @@
-"""The errors of other libraries as a part of the library's own messages."""
+"""Errors of other libraries, and texts of files, as a part of the library's own messages."""
 
 from __future__ import annotations
+
+
+def one_line(text: str) -> str:
+    """Text of a file, such as a name, in one line and without control characters."""
+    line = " ".join(text.split())
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def reason_of(error: BaseException) -> str:
@@ -8,4 +16,4 @@ def reason_of(error: BaseException) -> str:
 
     Messages of other libraries have several lines, or quote a file that has them.
     """
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(str(error)) or type(error).__name__

@@ -23,6 +23,7 @@ from sam2_fast.files.pickle_file import (
     check_regular,
     read_pickle_file,
 )
+from sam2_fast.files.reasons import reason_of
 from sam2_fast.model.fusion import Fusion, OpModule, Part, unusual_setting
 from sam2_fast.model.layers import MLP, DropPath, linear_of, norm_of
 from sam2_fast.ops.core.cache import Cache
@@ -382,4 +383,4 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             raise WeightsFileError(f"expected a table of tensors, got {type(state).__name__}")
         return state
     except WeightsFileError as error:
-        raise ValueError(f"weights_path: checkpoint {path}: {error}") from error
+        raise ValueError(f"weights_path: checkpoint {path}: {reason_of(error)}") from error

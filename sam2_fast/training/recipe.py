@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 from sam2_fast.config import Sam2Config
 from sam2_fast.data.synthetic import World
+from sam2_fast.files.reasons import one_line
 from sam2_fast.io.json_files import read_json
 from sam2_fast.io.limits import MAX_JSON_BYTES
 from sam2_fast.training.augment import Augmentation
@@ -217,7 +218,8 @@ def _build(kind: type, values: Mapping[str, Any], label: str) -> Any:
         )
     if unknown := sorted(set(values) - names):
         raise ValueError(
-            f"{label}: unknown {', '.join(unknown)}; expected keys of {', '.join(sorted(names))}"
+            f"{label}: unknown {one_line(', '.join(unknown))}; expected keys of "
+            f"{', '.join(sorted(names))}"
         )
     types = get_type_hints(kind)
     for key, value in values.items():

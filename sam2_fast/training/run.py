@@ -156,7 +156,7 @@ def _step_of(line: str, path: Path) -> int:
     row = parse_json(line, f"log {path}")
     number = row.get("step") if isinstance(row, dict) else None
     if type(number) is not int:
-        raise ValueError(f"log {path}: expected rows with a step, got {line[:100]}")
+        raise ValueError(f"log {path}: expected rows with a step, got {line!r:.100}")
     return number
 
 

@@ -21,7 +21,7 @@ from sam2_fast.files.pickle_file import (
     check_regular,
     read_pickle_file,
 )
-from sam2_fast.files.reasons import reason_of
+from sam2_fast.files.reasons import one_line, reason_of
 from sam2_fast.model import Sam2
 from sam2_fast.weights.hugging_face import from_hugging_face, is_hugging_face
 
@@ -62,7 +62,7 @@ def read_file(path: Path, max_header_bytes: int = MAX_HEADER_BYTES) -> Any:
         read = _read_safetensors if is_safetensors else read_pickle_file
         return read(path, max_header_bytes)
     except WeightsFileError as error:
-        raise CheckpointError(f"checkpoint {path}: {error}") from error
+        raise CheckpointError(f"checkpoint {path}: {reason_of(error)}") from error
 
 
 def _read_safetensors(path: Path, max_header_bytes: int) -> Mapping[str, Any]:
@@ -222,5 +222,5 @@ def version_of(state: Mapping[str, Tensor]) -> str:
 
 
 def _shortened(names: list[str], limit: int = 8) -> str:
-    first = ", ".join(names[:limit]) or "none"
+    first = one_line(", ".join(names[:limit])) or "none"
     return first if len(names) <= limit else f"{first} and {len(names) - limit} more"

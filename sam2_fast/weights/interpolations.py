@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sam2_fast.files.reasons import reason_of
+from sam2_fast.files.reasons import one_line, reason_of
 
 MAX_RESOLVED_CHARACTERS = 2**17
 """Most characters of a model with its interpolations replaced: twice those of the largest file.
@@ -68,7 +68,9 @@ class _Sizes:
             self._sizes[keys] = self._size_of(keys, value)
         size = self._sizes[keys]
         if size is None:
-            raise ValueError(f"{'.'.join(keys)}: its interpolations name itself; {_HYDRA}")
+            raise ValueError(
+                f"{one_line('.'.join(keys))}: its interpolations name itself; {_HYDRA}"
+            )
         return size
 
     def _entry(self, keys: tuple[str, ...]) -> tuple[tuple[str, ...], Any]:
@@ -108,8 +110,8 @@ def _references(text: str, keys: tuple[str, ...]) -> list[tuple[str, ...]]:
         is_known = match["end"] and (not key.startswith("oc.") or key == "oc.env")
         if not is_known:
             raise ValueError(
-                f"{'.'.join(keys)}: expected interpolations of keys (${{a.b}}), got {text!r:.100}; "
-                f"{_HYDRA}"
+                f"{one_line('.'.join(keys))}: expected interpolations of keys (${{a.b}}), got "
+                f"{text!r:.100}; {_HYDRA}"
             )
         if match["end"] == "}":
             parts = tuple(part for part in re.split(r"[.\[\]]+", key) if part)

@@ -42,8 +42,8 @@ class Runner:
             self._target.run(self._file)
             self.result.accepted += 1
         except self._target.documented as error:
-            if "\n" in str(error).strip():
-                self._report(data, "error of several lines", error)
+            if not str(error).isprintable():
+                self._report(data, "error of several lines, or with control characters", error)
         except Exception as error:  # noqa: BLE001 - every other error is a finding
             self._report(data, type(error).__name__, error)
 

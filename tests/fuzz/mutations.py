@@ -21,6 +21,7 @@ BROKEN = (
 _NUMBERS = (0, 1, 2, 7, 8, 255, 256, 32767, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1)
 _VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 1.5, 1e308, 10**400, 2**31, 2**63, "", "a", "../../x", "\0"),
+    "two\nlines",
     *([], {}, [[]], [None], {"a": 1}, "NaN", [0] * 5, float("nan"), float("inf")),
 )
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -71,7 +72,7 @@ def _changed(rng: random.Random, value: Any, depth: int) -> Any:
         if action == 0:
             return {k: v for k, v in value.items() if k != key}
         if action == 1:
-            return {**value, rng.choice(["a", "id", ""]): rng.choice(_VALUES)}
+            return {**value, rng.choice(["a", "id", "", "two\nlines"]): rng.choice(_VALUES)}
         return {**value, key: _changed(rng, value[key], depth + 1)}
     if isinstance(value, list) and value:
         at = rng.randrange(len(value))
