@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from sam2_fast.files.atomic import whole_file
-from sam2_fast.files.reasons import reason_of
+from sam2_fast.files.reasons import one_line, reason_of
 from sam2_fast.io.json_files import read_text
 from sam2_fast.io.limits import MAX_JSON_BYTES
 
 PathLike = str | os.PathLike[str]
+
+MAX_DIGITS = 18
+"""Most digits of the number of an object."""
 
 
 def groups_from_csv(
@@ -36,7 +39,7 @@ def groups_from_csv(
         if "video" not in names or column not in names:
             raise ValueError(
                 f"groups {path}: expected columns video and {column}, got "
-                f"{', '.join(' '.join(name.split()) for name in names) or 'none'}"
+                f"{one_line(', '.join(names)) or 'none'}"
             )
         rows = list(reader)
     except csv.Error as error:
@@ -50,10 +53,10 @@ def groups_from_csv(
 
 def _object(row: dict[str, str], path: PathLike) -> int:
     text = row["object"] or ""
-    if not text.strip().isdecimal():
+    if not text.strip().isdecimal() or len(text) > MAX_DIGITS:
         raise ValueError(
-            f"groups {path}: expected a number in the column object, got {text!r} for video "
-            f"{row['video']}"
+            f"groups {path}: expected a number in the column object, got {text!r:.50} for video "
+            f"{row['video']!r:.100}"
         )
     return int(text)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from sam2_fast.evaluation.curves import groups_from_csv
 from sam2_fast.files.reasons import one_line, reason_of
 from sam2_fast.model import Sam2
 from sam2_fast.training import Recipe
@@ -44,11 +45,23 @@ def of_log(folder: Path) -> None:
     _step_of('{"two":\n"lines"}', folder)
 
 
+def of_table(folder: Path) -> None:
+    (folder / "a.csv").write_text('video,kind,object\n"two\nlines\x1b",x,y')
+    groups_from_csv(folder / "a.csv", "kind")
+
+
+def of_digits(folder: Path) -> None:
+    (folder / "a.csv").write_text(f"video,kind,object\ntwo,x,{'1' * 5000}")
+    groups_from_csv(folder / "a.csv", "kind")
+
+
 QUOTES: dict[str, Callable[[Path], Any]] = {
     "recipe": of_recipe,
     "pickle": of_pickle,
     "names": of_names,
     "log": of_log,
+    "table": of_table,
+    "digits": of_digits,
 }
 
 
