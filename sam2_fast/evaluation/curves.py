@@ -56,7 +56,7 @@ def _object(row: dict[str, str], path: PathLike) -> int:
     if not text.strip().isdecimal() or len(text) > MAX_DIGITS:
         raise ValueError(
             f"groups {path}: expected a number in the column object, got {text!r:.50} for video "
-            f"{row['video']!r:.100}"
+            f"{one_line(row['video'])}"
         )
     return int(text)
 
