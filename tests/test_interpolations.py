@@ -66,6 +66,15 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "lists": ({"a0": [1], **PAIRS, "model": {"a": "${a39}"}}, "the limit is"),
     "one long string": ({"a0": "x" * 9000, "model": {"a": "${a0}" * 900}}, "the limit is"),
     "a table": ({"a": {"x0": 1, **TABLE}, "b": "${a}", "model": {"c": "${b.x39}"}}, "itself"),
+    "behind a missing key": (
+        {
+            "a0": "x",
+            **doubled("{0}{0}", 40),
+            "b": {"c": "${a39}"},
+            "model": {"a": "${b.nothing}", "c": "${b}"},
+        },
+        "the limit is",
+    ),
     "itself": ({"model": {"a": "${model.a}"}}, "name itself"),
     "each other": ({"a": "${b}", "b": "${a}", "model": {"a": "${a}"}}, "name itself"),
     "a chain": ({"a0": 1, **doubled("{0}", 2000), "model": {"a": "${a1999}"}}, "recursion"),

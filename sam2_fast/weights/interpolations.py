@@ -57,7 +57,7 @@ class _Sizes:
     """An upper bound of the characters of each entry with its interpolations replaced."""
 
     def __init__(self, document: dict[str, Any]) -> None:
-        self._document = document
+        self._tables = _tables(document)
         self._sizes: dict[tuple[str, ...], int | None] = {}  # None: not yet known
 
     def of(self, keys: tuple[str, ...]) -> int:
@@ -76,30 +76,30 @@ class _Sizes:
     def _entry(self, keys: tuple[str, ...]) -> tuple[tuple[str, ...], Any]:
         """The entry at a path, or the last one before it that is not a table or a list.
 
-        That one is an interpolation, or OmegaConf refuses the path.
+        That one is an interpolation, or OmegaConf refuses the path, as it refuses missing keys.
         """
-        value: Any = self._document
+        value = self._tables
         for depth, key in enumerate(keys):
-            children = _children(value)
-            if key not in children:
-                return keys[:depth], value if children == {} else None
-            value = children[key]
+            if not isinstance(value, dict):
+                return keys[:depth], value
+            value = value.get(key)
         return keys, value
 
     def _size_of(self, keys: tuple[str, ...], value: Any) -> int:
-        children = _children(value)
-        size = len(children) + sum(len(key) + self.of((*keys, key)) for key in children)
-        if not isinstance(value, str):
-            return size or len(str(value))
-        return len(value) + sum(map(self.of, _references(value, keys)))
+        if isinstance(value, dict):
+            return sum(1 + len(key) + self.of((*keys, key)) for key in value)
+        if isinstance(value, str):
+            return len(value) + sum(map(self.of, _references(value, keys)))
+        return len(str(value))
 
 
-def _children(value: Any) -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {str(key): child for key, child in value.items()}
+def _tables(value: Any) -> Any:
+    """A value with tables for lists, and text as the keys of all tables, as paths name them."""
     if isinstance(value, list):
-        return {str(index): child for index, child in enumerate(value)}
-    return {}
+        value = dict(enumerate(value))
+    if isinstance(value, dict):
+        return {str(key): _tables(child) for key, child in value.items()}
+    return value
 
 
 def _references(text: str, keys: tuple[str, ...]) -> list[tuple[str, ...]]:
