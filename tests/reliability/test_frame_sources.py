@@ -12,21 +12,11 @@ import pytest
 from PIL import Image
 
 from sam2_fast.io.video import FrameGoneError, open_video
-from sam2_fast.io.video_writer import VideoWriter
 from tests.reliability.faults import HOW_MANY, InterruptedLine, files_of, positions_of, raises
 from tests.reliability.racing import race
-from tests.video.conftest import moving_frames
+from tests.video.conftest import moving_frames, write_clip
 
 CLIP = moving_frames(9)
-
-
-def video_file(folder: Path) -> Any:
-    pytest.importorskip("av")
-    path = folder / "clip.mp4"
-    with VideoWriter(path, *CLIP.shape[1:3]) as writer:
-        for frame in CLIP:
-            writer.write(frame)
-    return path
 
 
 def animation(folder: Path) -> Any:
@@ -42,7 +32,7 @@ def images(folder: Path) -> Any:
 
 
 SOURCES: dict[str, Callable[[Path], Any]] = {
-    "video": video_file,
+    "video": lambda folder: write_clip(folder / "clip.mp4", CLIP),
     "animation": animation,
     "folder": images,
     "array": lambda folder: CLIP,

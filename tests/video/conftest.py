@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from sam2_fast.config import VIDEO_POSTPROCESSING, Options, Sam2Config
+from sam2_fast.io.video_writer import VideoWriter
 from sam2_fast.video.predictor import SAM2VideoPredictor
 from sam2_fast.video.session import VideoSession
 
@@ -52,6 +54,15 @@ def moving_frames(count: int, height: int = 48, width: int = 72, seed: int = 0) 
         left = (8 + 2 * t) % (width - 16)
         clip[t, 10:26, left : left + 16] += 120
     return clip
+
+
+def write_clip(path: Path, clip: np.ndarray) -> Path:
+    """Write frames [N, H, W, 3] uint8 to a video file. Skips the test without PyAV."""
+    pytest.importorskip("av")
+    with VideoWriter(path, *clip.shape[1:3]) as writer:
+        for frame in clip:
+            writer.write(frame)
+    return path
 
 
 @pytest.fixture(scope="session")

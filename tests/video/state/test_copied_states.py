@@ -13,9 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sam2_fast.io.video_writer import VideoWriter
 from sam2_fast.memory import FrameMemory
-from tests.video.conftest import moving_frames
+from tests.video.conftest import moving_frames, write_clip
 from tests.video.states import CLICK, COND, NON_COND, clicked, masks
 
 # copies
@@ -56,12 +55,7 @@ def opened(clip: np.ndarray, source: str, folder: Path) -> Any:
         for i, frame in enumerate(clip):
             Image.fromarray(frame).save(folder / f"{i}.png")
         return folder
-    pytest.importorskip("av")
-    path = folder / "clip.mp4"
-    with VideoWriter(path, *clip.shape[1:3]) as writer:
-        for frame in clip:
-            writer.write(frame)
-    return path
+    return write_clip(folder / "clip.mp4", clip)
 
 
 def test_a_copy_of_many_objects_is_not_larger_than_the_memories(
